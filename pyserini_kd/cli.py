@@ -1,0 +1,76 @@
+"""How commands behave: errors become one line and an exit code, help carries an example, logs go to stderr."""
+
+from __future__ import annotations
+
+import functools
+import logging
+import os
+import sys
+from collections.abc import Callable
+from typing import Any
+
+import click
+
+from pyserini_kd.files import InputError
+
+
+class UserError(click.ClickException):
+    """One clear line on stderr, exit code 2, no traceback."""
+
+    exit_code = 2
+
+
+def command(name: str, example: str, epilog: str = "", **settings: Any) -> Callable[[Callable[..., Any]], click.Command]:
+    """A click command whose help ends with an example and which turns InputError and OSError into UserError."""
+
+    def decorate(function: Callable[..., Any]) -> click.Command:
+        @functools.wraps(function)
+        def run(*args: Any, **kwargs: Any) -> Any:
+            logging.basicConfig(format="%(message)s", level=logging.INFO, stream=sys.stderr)
+            quiet_libraries()
+            try:
+                return function(*args, **kwargs)
+            except InputError as error:
+                raise UserError(str(error)) from error
+            except BrokenPipeError:  # `pyserini-kd ... | head`
+                os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+                sys.exit(141)
+            except OSError as error:
+                raise UserError(f"{error.filename or 'input/output'}: {error.strerror or error}") from error
+            except KeyboardInterrupt:
+                click.echo("Interrupted; nothing half-written was left behind.", err=True)
+                sys.exit(130)
+
+        text = "\b\n" + f"Example: {example}" + (f"\n\n{epilog}" if epilog else "")
+        context = {"help_option_names": ["-h", "--help"], "show_default": True, "max_content_width": 120}
+        return click.command(name=name, epilog=text, context_settings=context, **settings)(run)
+
+    return decorate
+
+
+def quiet_libraries() -> None:
+    """Keep libraries from talking over our own messages: no advice, no bars but ours."""
+    for name in ("transformers", "sentence_transformers", "httpx", "huggingface_hub", "faiss", "faiss.loader"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+    os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
+
+
+class Runs(click.Option):
+    """An option that takes any number of values after one flag (`--runs A B C`), as Pyserini's argparse does."""
+
+    def add_to_parser(self, parser: Any, ctx: click.Context) -> None:
+        """Let the parser swallow the words that follow until the next flag."""
+        super().add_to_parser(parser, ctx)
+        for flag in self.opts:
+            option = parser._long_opt.get(flag)
+            if option is None:
+                continue
+            process = option.process
+
+            def swallow(value: str, state: Any, process: Callable[..., None] = process) -> None:
+                process(value, state)
+                while state.rargs and not state.rargs[0].startswith("-"):
+                    process(state.rargs.pop(0), state)
+
+            option.process = swallow

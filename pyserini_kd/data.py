@@ -1,0 +1,361 @@
+"""Queries, documents, relevance judgements, and the files they come in.
+
+Readers stream; ids are always strings (`007` stays `007`, `NA` stays `NA`); a malformed line is an InputError that
+names file and line.
+"""
+
+from __future__ import annotations
+
+import gzip
+import hashlib
+import html
+import json
+import re
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from typing import IO, Any, NamedTuple
+
+import numpy as np
+
+from pyserini_kd.files import InputError, atomic_file, require_file
+
+Qrels = dict[str, dict[str, int]]
+"""query_id -> {doc_id: relevance}."""
+
+
+class Query(NamedTuple):
+    """A topic: its id and its text."""
+
+    query_id: str
+    text: str
+
+
+class Doc(NamedTuple):
+    """A document (or passage): its id, its title (may be empty) and its text."""
+
+    doc_id: str
+    title: str
+    text: str
+
+    @property
+    def contents(self) -> str:
+        """Title, space, text: what BM25 indexes and what encoders see."""
+        return f"{self.title} {self.text}" if self.title else self.text
+
+
+# --------------------------------------------------------------------------------------------------- collections
+
+
+def read_collection(path: str | Path) -> Iterator[Doc]:
+    """Stream the documents of a collection.
+
+    Accepts a BEIR folder (`corpus.jsonl`), a folder of Pyserini JSONL files, or one file: JSONL (`id` and `contents`,
+    or `_id`, `title`, `text`) or MS MARCO TSV (`id text` or `id url title body`); each may end in `.gz`.
+    """
+    path = Path(path)
+    if not path.exists():
+        raise InputError(f"collection not found: {path}")
+    if path.is_dir():
+        if (path / "corpus.jsonl").exists() or (path / "corpus.jsonl.gz").exists():
+            files = [p for p in (path / "corpus.jsonl", path / "corpus.jsonl.gz") if p.exists()][:1]
+        else:
+            files = sorted(p for p in path.rglob("*") if _kind(p) in ("jsonl", "tsv"))
+        if not files:
+            raise InputError(f"collection folder {path} holds no .jsonl, .json or .tsv file (.gz allowed)")
+    else:
+        files = [path]
+    for file in files:
+        yield from _read_doc_file(file)
+
+
+def _kind(path: Path) -> str:
+    name = path.name.removesuffix(".gz")
+    return {".jsonl": "jsonl", ".json": "jsonl", ".tsv": "tsv"}.get(Path(name).suffix, "")
+
+
+def _read_doc_file(path: Path) -> Iterator[Doc]:
+    kind = _kind(path)
+    if not kind:
+        raise InputError(f"collection file {path}: expected .jsonl, .json or .tsv (.gz allowed)")
+    for where, line in _lines(path, "collection"):
+        yield _json_doc(line, where) if kind == "jsonl" else _tsv_doc(line, where)
+
+
+def _json_doc(line: str, where: str) -> Doc:
+    record = _json_line(line, where)
+    doc_id = _json_id(record, ("id", "_id", "docid", "doc_id"), where)
+    title = _json_text(record, "title", where)
+    if "contents" in record:
+        contents = _json_text(record, "contents", where)
+        if not title and "\n" in contents:  # Pyserini's convention: the title is the first line
+            title, contents = contents.split("\n", 1)
+        return Doc(doc_id, _one_line(title), contents.strip())
+    for name in ("text", "body", "segment", "passage"):
+        if name in record:
+            return Doc(doc_id, _one_line(title), _json_text(record, name, where).strip())
+    raise InputError(f"{where}: a document needs `contents` or `text`, found {sorted(record)}")
+
+
+def _tsv_doc(line: str, where: str) -> Doc:
+    fields = line.split("\t")
+    if len(fields) == 2:
+        return Doc(_id(fields[0], where), "", fields[1].strip())
+    if len(fields) == 4:  # MS MARCO documents: id, url, title, body
+        return Doc(_id(fields[0], where), _one_line(fields[2]), fields[3].strip())
+    raise InputError(f"{where}: expected `id<TAB>text` or `id<TAB>url<TAB>title<TAB>body`, found {len(fields)} columns")
+
+
+def write_collection(docs: Iterable[Doc], path: str | Path, *, overwrite: bool = False) -> int:
+    """Write Pyserini JSONL (`id`, `contents` = title, newline, text); returns the number of documents."""
+    count = 0
+    with atomic_file(path, overwrite=overwrite) as out:
+        for doc in docs:
+            contents = f"{doc.title}\n{doc.text}" if doc.title else doc.text
+            out.write(json.dumps({"id": doc.doc_id, "contents": contents}, ensure_ascii=False) + "\n")
+            count += 1
+    return count
+
+
+def unique_docs(docs: Iterable[Doc], reread: Callable[[], Iterable[Doc]], block: int = 10_000) -> Iterator[Doc]:
+    """Pass documents on; InputError at the first id seen twice.
+
+    Keeps 8 bytes per document (sorted 64-bit hashes), not the ids. `reread` opens the collection again: it confirms that
+    a repeated hash is a repeated id, so a collision never refuses a good collection.
+    """
+    seen = np.empty(0, dtype=np.uint64)
+    confirmed: set[str] = set()  # ids whose hash collides with another id's
+    pending: list[Doc] = []
+
+    def flush() -> Iterator[Doc]:
+        nonlocal seen
+        hashes = np.array([id_hash(doc.doc_id) for doc in pending], dtype=np.uint64)
+        old = seen[np.minimum(np.searchsorted(seen, hashes), len(seen) - 1)] == hashes if len(seen) else hashes != hashes
+        values, first, counts = np.unique(hashes, return_index=True, return_counts=True)
+        repeated = set(np.nonzero(old)[0]) | {int(i) for i in np.nonzero(np.isin(hashes, values[counts > 1]))[0]}
+        for row in sorted(int(i) for i in repeated):
+            doc_id = pending[row].doc_id
+            if doc_id not in confirmed:
+                if sum(doc.doc_id == doc_id for doc in reread()) > 1:
+                    raise InputError(f"duplicate document id {doc_id!r} in the collection")
+                confirmed.add(doc_id)
+        seen = np.union1d(seen, values)
+        yield from pending
+        pending.clear()
+
+    for doc in docs:
+        pending.append(doc)
+        if len(pending) == block:
+            yield from flush()
+    if pending:
+        yield from flush()
+
+
+def id_hash(text: str) -> int:
+    """Stable 64-bit hash of a string (unlike `hash()`, the same in every process)."""
+    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "big")
+
+
+# -------------------------------------------------------------------------------------------------------- topics
+
+
+def read_topics(path: str | Path) -> list[Query]:
+    """Read topics: TSV (`id<TAB>text`), BEIR `queries.jsonl`, or TREC topics (`<top>` or `<DOC>` blocks); `.gz` allowed.
+
+    Blank queries are kept (they retrieve nothing); a duplicate id is an InputError.
+    """
+    path = require_file(path, "topics file")
+    first = next((line for _, line in _lines(path, "topics file")), "")
+    if first.lstrip().startswith("{"):
+        queries = list(_json_topics(path))
+    elif re.match(r"\s*<(top|doc)\b", first, re.IGNORECASE):
+        queries = list(_trec_topics(path))
+    elif "\t" in first:
+        queries = [_tsv_topic(line, where) for where, line in _lines(path, "topics file")]
+    else:
+        raise InputError(
+            f"{path}:1: topics format unknown; expected TSV (id<TAB>text), JSON lines (_id, text) or TREC <top> blocks"
+        )
+    return unique_queries(queries, str(path))
+
+
+def unique_queries(queries: Iterable[Query], source: str) -> list[Query]:
+    """The queries as a list; InputError if there are none or an id comes twice."""
+    found: dict[str, Query] = {}
+    for query in queries:
+        if query.query_id in found:
+            raise InputError(f"{source}: duplicate query id {query.query_id!r}")
+        found[query.query_id] = query
+    if not found:
+        raise InputError(f"{source}: no topics found")
+    return list(found.values())
+
+
+def _tsv_topic(line: str, where: str) -> Query:
+    query_id, tab, text = line.partition("\t")
+    if not tab:
+        raise InputError(f"{where}: expected `id<TAB>text`, found no tab")
+    return Query(_id(query_id, where), _one_line(text))
+
+
+def _json_topics(path: Path) -> Iterator[Query]:
+    for where, line in _lines(path, "topics file"):
+        record = _json_line(line, where)
+        query_id = _json_id(record, ("_id", "id", "query_id", "qid"), where)
+        name = next((n for n in ("text", "query", "title", "contents", "question") if n in record), None)
+        if name is None:
+            raise InputError(f"{where}: a topic needs `text`, found {sorted(record)}")
+        yield Query(query_id, _one_line(_json_text(record, name, where)))
+
+
+_TOPIC = re.compile(r"<(top|doc)>(.*?)(?=</\1>|<\1>|\Z)", re.IGNORECASE | re.DOTALL)
+_NUMBER = re.compile(r"<num>\s*(?:Number:)?\s*(\S+?)\s*(?=<|\n|$)|<docno>\s*(\S+)\s*</docno>", re.IGNORECASE)
+_TITLE = re.compile(r"<title>\s*(?:Topic:)?(.*?)(?=<|\Z)", re.IGNORECASE | re.DOTALL)
+
+
+def _trec_topics(path: Path) -> Iterator[Query]:
+    """TREC ad hoc topics (`<num>`, `<title>`) and CACM's (`<DOCNO>`, then bare text)."""
+    with _open(path) as handle:
+        content = handle.read()
+    for block in _TOPIC.finditer(content):
+        where = f"{path}:{content.count(chr(10), 0, block.start()) + 1}"
+        body = block.group(2)
+        number = _NUMBER.search(body)
+        if number is None:
+            raise InputError(f"{where}: topic without <num> or <DOCNO>")
+        title = _TITLE.search(body)
+        text = title.group(1) if title else re.sub(r"<[^>]*>", " ", body[number.end() :])
+        yield Query(_id(number.group(1) or number.group(2), where), _one_line(html.unescape(text)))
+
+
+def write_topics(queries: Iterable[Query], path: str | Path, *, overwrite: bool = False) -> None:
+    """Write topics as TSV: `id<TAB>text`."""
+    with atomic_file(path, overwrite=overwrite) as out:
+        out.writelines(f"{query.query_id}\t{_one_line(query.text)}\n" for query in queries)
+
+
+# --------------------------------------------------------------------------------------------------------- qrels
+
+
+def read_qrels(path: str | Path) -> Qrels:
+    """Read TREC qrels (`qid 0 docid rel`) or BEIR's TSV with a header (`query-id corpus-id score`)."""
+    path = require_file(path, "qrels file")
+    qrels: Qrels = {}
+    for where, line in _lines(path, "qrels file"):
+        fields = line.split()
+        if where.endswith(":1") and fields[:1] == ["query-id"]:
+            continue
+        if len(fields) == 4:
+            query_id, _, doc_id, relevance = fields
+        elif len(fields) == 3:
+            query_id, doc_id, relevance = fields
+        else:
+            raise InputError(f"{where}: expected `qid 0 docid relevance`, found {len(fields)} columns")
+        try:
+            grade = int(relevance)
+        except ValueError:
+            raise InputError(f"{where}: relevance must be a whole number, found {relevance!r}") from None
+        judged = qrels.setdefault(query_id, {})
+        if judged.setdefault(doc_id, grade) != grade:
+            raise InputError(f"{where}: document {doc_id} is judged twice, differently, for query {query_id}")
+    return qrels
+
+
+def write_qrels(qrels: Qrels, path: str | Path, *, overwrite: bool = False) -> None:
+    """Write TREC qrels."""
+    with atomic_file(path, overwrite=overwrite) as out:
+        for query_id, judged in qrels.items():
+            out.writelines(f"{query_id} 0 {doc_id} {grade}\n" for doc_id, grade in judged.items())
+
+
+# --------------------------------------------------------------------------------------------------- ir_datasets
+
+
+def read_ir_dataset(dataset_id: str, what: str) -> Any:
+    """Documents (stream), queries (list) or qrels of an ir_datasets id; `what` is `docs`, `queries` or `qrels`."""
+    import ir_datasets
+
+    try:
+        dataset = ir_datasets.load(dataset_id)
+    except KeyError:
+        raise InputError(f"ir_datasets has no dataset {dataset_id!r}; `ir_datasets list` shows what exists") from None
+    if not getattr(dataset, f"has_{what}")():
+        raise InputError(f"ir_datasets:{dataset_id} has no {what}")
+    if what == "docs":
+        return (_ir_doc(doc) for doc in dataset.docs_iter())
+    if what == "queries":
+        return unique_queries(
+            (Query(q.query_id, _one_line(q.default_text())) for q in dataset.queries_iter()), dataset_id
+        )
+    qrels: Qrels = {}
+    for qrel in dataset.qrels_iter():
+        qrels.setdefault(qrel.query_id, {})[qrel.doc_id] = qrel.relevance
+    return qrels
+
+
+def _ir_doc(doc: Any) -> Doc:
+    title = getattr(doc, "title", "") or ""
+    for name in ("text", "abstract", "body"):
+        if hasattr(doc, name):
+            return Doc(doc.doc_id, _one_line(title), (getattr(doc, name) or "").strip())
+    return Doc(doc.doc_id, "", doc.default_text().strip())
+
+
+# --------------------------------------------------------------------------------------------------------- lines
+
+
+def _open(path: Path) -> IO[str]:
+    if path.suffix == ".gz":
+        return gzip.open(path, "rt", encoding="utf-8")
+    return open(path, encoding="utf-8")
+
+
+def _lines(path: Path, what: str) -> Iterator[tuple[str, str]]:
+    """(`file:line`, text) of every line that is not blank. Splits at newlines alone: texts may hold U+2028."""
+    number = 0
+    require_file(path, what)
+    try:
+        with _open(path) as handle:
+            for number, line in enumerate(handle, start=1):
+                if line.strip():
+                    yield f"{path}:{number}", line.rstrip("\r\n")
+    except UnicodeDecodeError:
+        raise InputError(f"{path}:{number + 1}: not valid UTF-8") from None
+    except (gzip.BadGzipFile, EOFError):
+        raise InputError(f"{path}: not a complete gzip file") from None
+
+
+def _json_line(line: str, where: str) -> dict[str, Any]:
+    try:
+        record = json.loads(line)
+    except json.JSONDecodeError as error:
+        raise InputError(f"{where}: not valid JSON ({error.msg})") from None
+    if not isinstance(record, dict):
+        raise InputError(f"{where}: expected a JSON object, found {type(record).__name__}")
+    return record
+
+
+def _json_id(record: dict[str, Any], names: tuple[str, ...], where: str) -> str:
+    for name in names:
+        if isinstance(record.get(name), (str, int)):
+            return _id(str(record[name]), where)
+    raise InputError(f"{where}: no id; expected one of {', '.join(names)} as a string")
+
+
+def _json_text(record: dict[str, Any], name: str, where: str) -> str:
+    value = record.get(name)
+    if value is None:
+        return ""
+    if isinstance(value, str):
+        return value
+    raise InputError(f"{where}: `{name}` must be a string, found {type(value).__name__}")
+
+
+def _id(text: str, where: str) -> str:
+    text = text.strip()
+    if not text or len(text.split()) != 1:
+        raise InputError(f"{where}: an id must be one word without blanks, found {text!r}")
+    return text
+
+
+def _one_line(text: str) -> str:
+    return " ".join(text.split())

@@ -1,0 +1,153 @@
+"""What lies on disk: folders, atomic writes, checksums, records.
+
+Nothing here knows about retrieval. Every file of this package is written to a temporary sibling and renamed when it is
+complete, so that a crash, a full disk or Ctrl-C never leaves half a result under a final name.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import importlib.metadata
+import json
+import os
+import platform
+import shutil
+import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import IO, Any
+
+
+class InputError(ValueError):
+    """The user's input is wrong; the message says what, where and what was expected. Commands exit with code 2."""
+
+
+def home() -> Path:
+    """Folder that holds `indexes/`, `runs/` and `models/`: PYSERINI_KD_HOME, or the current directory."""
+    return Path(os.environ.get("PYSERINI_KD_HOME") or ".")
+
+
+def require_file(path: str | Path, what: str) -> Path:
+    """The path, if it is a file with something in it; otherwise InputError."""
+    path = Path(path)
+    if not path.exists():
+        raise InputError(f"{what} not found: {path}")
+    if path.is_dir():
+        raise InputError(f"{what} must be a file, but {path} is a folder")
+    if path.stat().st_size == 0:
+        raise InputError(f"{what} is empty: {path}")
+    return path
+
+
+def refuse_existing(path: Path, overwrite: bool) -> None:
+    """InputError if something lies under `path` that may not be replaced."""
+    if not overwrite and path.exists() and not (path.is_dir() and not any(path.iterdir())):
+        raise InputError(f"{path} exists; give --overwrite to replace it, or another name")
+
+
+@contextlib.contextmanager
+def atomic_file(path: str | Path, *, overwrite: bool = True, binary: bool = False) -> Iterator[IO[Any]]:
+    """Open a temporary sibling for writing; it takes the final name only when the block ends without an error."""
+    path = Path(path)
+    refuse_existing(path, overwrite)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".partial")
+    try:
+        with os.fdopen(handle, "wb" if binary else "w", **({} if binary else {"encoding": "utf-8"})) as out:
+            yield out
+            out.flush()
+            os.fsync(out.fileno())
+        os.chmod(name, 0o666 & ~_umask())
+        os.replace(name, path)
+    except BaseException:
+        Path(name).unlink(missing_ok=True)
+        raise
+
+
+@contextlib.contextmanager
+def atomic_folder(path: str | Path, *, overwrite: bool = False) -> Iterator[Path]:
+    """Give a temporary sibling folder; it takes the final name only when the block ends without an error."""
+    path = Path(path)
+    refuse_existing(path, overwrite)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}.", suffix=".partial"))
+    try:
+        yield partial
+        os.chmod(partial, 0o777 & ~_umask())
+        replace_folder(partial, path)
+    except BaseException:
+        shutil.rmtree(partial, ignore_errors=True)
+        raise
+
+
+def replace_folder(new: Path, path: Path) -> None:
+    """Give the finished folder `new` its final name; what lay there before goes only after that."""
+    old = None
+    if path.exists():
+        old = path.with_name(f".{path.name}.{os.getpid()}.old")
+        os.replace(path, old)
+    try:
+        os.replace(new, path)
+    except BaseException:
+        if old is not None:
+            os.replace(old, path)
+        raise
+    if old is not None:
+        shutil.rmtree(old)
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
+
+
+def write_json(path: str | Path, record: dict[str, Any]) -> None:
+    """Write a record atomically, keys in the given order, one line per entry."""
+    with atomic_file(path) as out:
+        json.dump(record, out, indent=2, ensure_ascii=False)
+        out.write("\n")
+
+
+def read_json(path: str | Path, what: str) -> dict[str, Any]:
+    """Read a JSON object; InputError names the file and line where it is not one."""
+    path = require_file(path, what)
+    try:
+        record = json.loads(path.read_text(encoding="utf-8"))
+    except json.JSONDecodeError as error:
+        raise InputError(f"{path}:{error.lineno}: not valid JSON ({error.msg})") from error
+    if not isinstance(record, dict):
+        raise InputError(f"{path}:1: expected a JSON object, found {type(record).__name__}")
+    return record
+
+
+def sha256(*paths: str | Path) -> str:
+    """Hex SHA-256 over the contents of the files, in the given order."""
+    digest = hashlib.sha256()
+    for path in paths:
+        with open(path, "rb") as handle:
+            while chunk := handle.read(1 << 20):
+                digest.update(chunk)
+    return digest.hexdigest()
+
+
+def environment() -> dict[str, Any]:
+    """Versions and machine for a record beside a result."""
+    names = ["pyserini-kd", "pyserini", "faiss-cpu", "torch", "transformers", "trectools", "numpy"]
+    versions = {"python": platform.python_version()}
+    for name in names:
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            versions[name] = importlib.metadata.version(name)
+    return {"versions": versions, "machine": platform.machine(), "cpus": os.cpu_count()}
+
+
+def command_line() -> str:
+    """The command as the user typed it, for records."""
+    name = Path(sys.argv[0]).name
+    if name == "__main__.py":
+        name = "python -m pyserini_kd"
+    elif name.endswith(".py") and Path(sys.argv[0]).parent.name == "pyserini_kd":
+        name = f"python -m pyserini_kd.{name[:-3]}"
+    return " ".join([name, *sys.argv[1:]])
