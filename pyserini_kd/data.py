@@ -87,13 +87,17 @@ def _json_doc(line: str, where: str) -> Doc:
     title = _json_text(record, "title", where)
     if "contents" in record:
         contents = _json_text(record, "contents", where)
-        if not title and "\n" in contents:  # Pyserini's convention: the title is the first line
-            title, contents = contents.split("\n", 1)
-        return Doc(doc_id, _one_line(title), contents.strip())
+        return Doc(doc_id, _one_line(title), contents.strip()) if title.strip() else Doc(doc_id, *split_contents(contents))
     for name in ("text", "body", "segment", "passage"):
         if name in record:
             return Doc(doc_id, _one_line(title), _json_text(record, name, where).strip())
     raise InputError(f"{where}: a document needs `contents` or `text`, found {sorted(record)}")
+
+
+def split_contents(contents: str) -> tuple[str, str]:
+    """(title, text) of Pyserini's `contents`, whose first line is the title where there are several lines."""
+    title, newline, text = contents.partition("\n")
+    return (_one_line(title), text.strip()) if newline else ("", contents.strip())
 
 
 def _tsv_doc(line: str, where: str) -> Doc:

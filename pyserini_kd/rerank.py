@@ -1,0 +1,154 @@
+"""Reranking: rescore the top of a Run with a checkpoint. Documents below `depth` are dropped, never mixed in."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import click
+import numpy as np
+
+from pyserini_kd import inference, lucene, sources
+from pyserini_kd.cli import command
+from pyserini_kd.data import Doc, Query
+from pyserini_kd.files import InputError, refuse_existing
+from pyserini_kd.index import DenseIndex
+from pyserini_kd.models import checkpoints
+from pyserini_kd.runs import Run
+
+logger = logging.getLogger(__name__)
+
+Fetch = Callable[[Sequence[str]], Iterator[Doc]]
+
+
+def rerank(
+    run: Run,
+    model: Any,
+    queries: Sequence[Query],
+    fetch: Fetch,
+    *,
+    depth: int = 100,
+    precision: str = "auto",
+    batch_size: int | None = None,
+    tag: str = "rerank",
+) -> Run:
+    """Rescore the first `depth` documents of each query; the rest are dropped.
+
+    Args:
+        run: a first-stage run.
+        model: any checkpoint of ours (cross-encoder, BERT_DOT, ColBERT).
+        queries: texts of the run's queries.
+        fetch: gives the documents for ids, in the order asked.
+        depth: documents rescored a query.
+        precision: arithmetic, as in `inference`.
+        batch_size: pairs (or texts) a batch; by token budget where None.
+        tag: the new run's tag.
+    """
+    texts = {query.query_id: query.text for query in queries}
+    missing = [query_id for query_id in run if query_id not in texts]
+    if missing:
+        raise InputError(f"{len(missing)} queries of the run are not among the topics, e.g. {missing[0]}")
+    top = run.top(depth)
+    wanted = list(dict.fromkeys(doc_id for hits in top.values() for doc_id in hits.doc_ids))
+    contents = {doc.doc_id: doc.contents for doc in fetch(wanted)}
+    pairs = [(query_id, doc_id) for query_id, hits in top.items() for doc_id in hits.doc_ids]
+    scores = inference.score(
+        model,
+        [texts[query_id] for query_id, _ in pairs],
+        [contents[doc_id] for _, doc_id in pairs],
+        precision=precision,
+        batch_size=batch_size,
+    )
+    ends = np.cumsum([len(hits.doc_ids) for hits in top.values()])
+    pieces = np.split(scores, ends[:-1])
+    return Run.from_hits(tag, ((q, hits.doc_ids, s) for (q, hits), s in zip(top.items(), pieces, strict=True)))
+
+
+def fetch_from(source: str | Iterable[Doc]) -> Fetch:
+    """How to get documents by id: from an index folder (Lucene or ours), a prebuilt index, or a collection (read once)."""
+    if isinstance(source, str):
+        path = Path(source)
+        if path.is_dir() and (path / "docid").exists():
+            index = DenseIndex.load(path)
+            if not index.has_docs:
+                raise InputError(f"index {source} stores no text; name the --collection instead")
+            return index.docs
+        if lucene.is_lucene_index(path) or not _is_collection(source):
+            return lambda doc_ids: lucene.fetch_docs(source, doc_ids)
+    docs = sources.collection(source) if isinstance(source, str) else source
+
+    def scan(doc_ids: Sequence[str]) -> Iterator[Doc]:
+        wanted = set(doc_ids)
+        found = {doc.doc_id: doc for doc in docs if doc.doc_id in wanted}
+        missing = [doc_id for doc_id in doc_ids if doc_id not in found]
+        if missing:
+            raise InputError(f"{len(missing)} documents are not in the collection {source}, e.g. {missing[0]}")
+        return (found[doc_id] for doc_id in doc_ids)
+
+    return scan
+
+
+def _is_collection(source: str) -> bool:
+    return Path(source).exists() or source == "pydocs" or source.startswith(sources.IR_DATASETS)
+
+
+@command(
+    name="rerank",
+    example="pyserini-kd rerank --run runs/run.docs.bm25.test.txt --encoder models/reranker --collection docs.jsonl "
+    "--topics test.tsv --depth 100 --output runs/run.docs.reranked.test.txt",
+)
+@click.option("--run", "run_path", required=True, type=click.Path(path_type=Path), help="First-stage run to rescore.")
+@click.option("--encoder", required=True, help="Checkpoint: name, folder or hub id; any architecture.")
+@click.option("--collection", help="Texts: a path, ir_datasets:<id> or pydocs.")
+@click.option("--index", help="Texts from an index instead (Lucene, prebuilt name, or a dense index of ours).")
+@click.option("--topics", required=True, help="Topics of the run: a file, ir_datasets:<id>, pydocs:SPLIT, a Pyserini set.")
+@click.option("--depth", default=100, type=click.IntRange(1), help="Documents rescored a query; the others are dropped.")
+@click.option("--output", required=True, type=click.Path(path_type=Path), help="Run to write.")
+@click.option("--output-format", default="trec", type=click.Choice(["trec", "msmarco"]), help="Run format.")
+@click.option("--runtag", help="[default: the checkpoint's name]")
+@click.option("--batch-size", "--batch", type=click.IntRange(1), help="Pairs a batch [default: by token budget].")
+@click.option("--max-length", type=click.IntRange(3), help="Tokens a document or pair [default: from the checkpoint].")
+@click.option("--precision", default="auto", type=click.Choice(list(inference.PRECISIONS)), help="Arithmetic.")
+@click.option("--device", default="cpu", help="cpu, cuda or cuda:N.")
+@click.option("--overwrite", is_flag=True, help="Replace the output if it exists.")
+def main(
+    run_path: Path,
+    encoder: str,
+    collection: str | None,
+    index: str | None,
+    topics: str,
+    depth: int,
+    output: Path,
+    output_format: str,
+    runtag: str | None,
+    batch_size: int | None,
+    max_length: int | None,
+    precision: str,
+    device: str,
+    overwrite: bool,
+) -> None:
+    """Rerank a run with a cross-encoder, a BERT_DOT student or a ColBERT."""
+    refuse_existing(output, overwrite)
+    if (collection is None) == (index is None):
+        raise InputError("say where the texts are: --collection or --index (one of them)")
+    run = Run.read(run_path)
+    queries = sources.topics(topics)
+    model = checkpoints.load(encoder, max_doc_len=max_length).to(inference.check_device(device))
+    reranked = rerank(
+        run,
+        model,
+        queries,
+        fetch_from(collection or index or ""),
+        depth=depth,
+        precision=precision,
+        batch_size=batch_size,
+        tag=runtag or checkpoints.resolve(encoder).name,
+    )
+    reranked.write(output, output_format=output_format, overwrite=overwrite)
+    click.echo(f"{output}: {len(reranked)} queries, {reranked.n_hits} lines")
+
+
+if __name__ == "__main__":
+    main()

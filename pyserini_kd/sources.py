@@ -1,0 +1,78 @@
+"""From a name to data: where a collection, topics or qrels are named, a path, `ir_datasets:<id>` and `pydocs` all work.
+
+Topics may also be named as Pyserini names its own sets (`dl19-passage`); such a set is looked up once, through Java, and
+kept as TSV under `PYSERINI_KD_HOME/indexes/topics/`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+from pyserini_kd import data, pydocs
+from pyserini_kd.data import Doc, Qrels, Query
+from pyserini_kd.files import InputError, home
+
+IR_DATASETS = "ir_datasets:"
+
+
+def collection(spec: str) -> Iterator[Doc]:
+    """Stream a collection; duplicate ids are an InputError."""
+
+    def read() -> Iterator[Doc]:
+        if spec == "pydocs":
+            return pydocs.docs()
+        if spec.startswith(IR_DATASETS):
+            docs: Iterator[Doc] = data.read_ir_dataset(spec.removeprefix(IR_DATASETS), "docs")
+            return docs
+        return data.read_collection(spec)
+
+    return data.unique_docs(read(), read)
+
+
+def topics(spec: str) -> list[Query]:
+    """Topics: a file, `ir_datasets:<id>`, `pydocs:SPLIT` (`pydocs` alone is its test split), or a Pyserini topic set."""
+    if spec.split(":")[0] == "pydocs":
+        return pydocs.topics(_split(spec))
+    if spec.startswith(IR_DATASETS):
+        queries: list[Query] = data.read_ir_dataset(spec.removeprefix(IR_DATASETS), "queries")
+        return queries
+    if Path(spec).exists():
+        return data.read_topics(spec)
+    kept = home() / "indexes" / "topics" / f"{spec}.tsv"
+    if kept.exists():
+        return data.read_topics(kept)
+    if "/" not in spec and "." not in spec:
+        from pyserini_kd import lucene
+
+        found = lucene.read_topic_set(spec)
+        if found is not None:
+            data.write_topics(found, kept, overwrite=True)
+            return found
+    raise InputError(
+        f"topics not found: {spec} is neither a file, `ir_datasets:<id>`, `pydocs:SPLIT` nor a topic set of Pyserini"
+    )
+
+
+def qrels(spec: str) -> Qrels:
+    """Qrels: a file, `ir_datasets:<id>`, or `pydocs:SPLIT` (`pydocs` alone is its test split)."""
+    if spec.split(":")[0] == "pydocs":
+        return pydocs.qrels(_split(spec))
+    if spec.startswith(IR_DATASETS):
+        found: Qrels = data.read_ir_dataset(spec.removeprefix(IR_DATASETS), "qrels")
+        return found
+    return data.read_qrels(spec)
+
+
+def short_name(spec: str) -> str:
+    """A word for file names: the last part of a path or id without its endings (`queries.dl19.tsv` -> `queries.dl19`)."""
+    name = spec.removeprefix(IR_DATASETS).rstrip("/").replace(":", "-")
+    if Path(spec).exists():
+        name = Path(spec).resolve().name
+        for ending in (".gz", ".tsv", ".jsonl", ".json", ".txt"):
+            name = name.removesuffix(ending)
+    return name.replace("/", "-")
+
+
+def _split(spec: str) -> str:
+    return spec.partition(":")[2] or "test"

@@ -1,0 +1,323 @@
+"""Teacher scores: score candidates once, keep the raw scores and who gave them; the published 5-column file.
+
+A teacher is a checkpoint or a run (BM25's, for one); an ensemble's score is the mean of its teachers' weighted raw scores.
+"""
+
+from __future__ import annotations
+
+import collections
+import json
+import logging
+import time
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import click
+import numpy as np
+import numpy.typing as npt
+
+from pyserini_kd import inference, sources
+from pyserini_kd.cli import Runs, command
+from pyserini_kd.data import Doc, Query
+from pyserini_kd.files import InputError, atomic_file, command_line, environment, refuse_existing, require_file, sha256
+from pyserini_kd.index import DenseIndex, check_encoder
+from pyserini_kd.mine import Group, pairs, read_candidates
+from pyserini_kd.models import checkpoints
+from pyserini_kd.runs import Run
+
+logger = logging.getLogger(__name__)
+
+Floats = npt.NDArray[np.float32]
+TeacherScores = dict[str, dict[str, float]]
+"""query_id -> {doc_id: score}: raw, of the ensemble."""
+
+
+class Taught(NamedTuple):
+    """Scores of (query, document) pairs: one column a teacher, and their ensemble."""
+
+    query_ids: list[str]
+    doc_ids: list[str]
+    raw: dict[str, Floats]
+    score: Floats
+
+
+def weighted(name: str) -> tuple[str, float | None]:
+    """Split `NAME@WEIGHT`; no weight is None."""
+    name, at, weight = name.rpartition("@") if "@" in name else (name, "", "")
+    if not at:
+        return name, None
+    try:
+        return name, float(weight)
+    except ValueError:
+        raise InputError(f"teacher {name}@{weight}: the weight after @ must be a number") from None
+
+
+def score_run(run: Run, query_ids: Sequence[str], doc_ids: Sequence[str]) -> tuple[Floats, int]:
+    """A run as a teacher: its scores, 0 for documents it did not return; and how many those are."""
+    by_query = {q: dict(zip(hits.doc_ids, hits.scores.tolist(), strict=True)) for q, hits in run.items()}
+    found = [by_query.get(q, {}).get(d) for q, d in zip(query_ids, doc_ids, strict=True)]
+    return np.array([0.0 if s is None else s for s in found], dtype=np.float32), sum(s is None for s in found)
+
+
+def score_checkpoint(
+    name: str,
+    query_ids: Sequence[str],
+    doc_ids: Sequence[str],
+    queries: Mapping[str, str],
+    docs: Mapping[str, str],
+    *,
+    index: DenseIndex | None = None,
+    precision: str = "auto",
+    batch_size: int | None = None,
+    device: str = "cpu",
+) -> tuple[Floats, dict[str, Any]]:
+    """A checkpoint as a teacher: raw scores of pairs and a record of who gave them.
+
+    `index` holds the document vectors of this very checkpoint (BERT_DOT only), so that documents are not encoded again.
+    """
+    model = checkpoints.load(name).to(inference.check_device(device))
+    folder = checkpoints.resolve(name)
+    record: dict[str, Any] = {"name": folder.name, "sha256": checkpoints.fingerprint(folder), "dtype": "float32"}
+    record |= {"architecture": model.architecture, "precision": inference.choose_precision(precision, device)}
+    record |= {"settings": vars(model.settings)} if model.architecture != "cross_encoder" else {"max_len": model.max_len}  # type: ignore[union-attr]
+    texts = [queries[q] for q in query_ids]
+    if index is None:
+        contents = [docs[d] for d in doc_ids]
+        return inference.score(model, texts, contents, precision=precision, batch_size=batch_size), record
+    if model.architecture != "bert_dot":
+        raise InputError(f"--index holds vectors of a bert_dot; teacher {name} is a {model.architecture}")
+    check_encoder(index, model, folder)  # type: ignore[arg-type]
+    query_vecs = inference.encode(model, texts, "query", precision=precision, label="encode queries")  # type: ignore[arg-type]
+    distinct, rows = np.unique(np.array(doc_ids, dtype=object), return_inverse=True)
+    doc_vecs = index.vectors(distinct.tolist())
+    step = 1 << 16
+    pieces = [
+        np.einsum("ph,ph->p", query_vecs[i : i + step], doc_vecs[rows[i : i + step]]) for i in range(0, len(doc_ids), step)
+    ]
+    return np.concatenate(pieces).astype(np.float32), record
+
+
+def is_bounded(name: str) -> bool:
+    """Whether a checkpoint's scores lie in [-1, 1]: margins that small teach an unbounded student nothing."""
+    folder = checkpoints.resolve(name)
+    return checkpoints.architecture_of(folder) == "bert_dot" and checkpoints.settings_of(folder).l2_norm
+
+
+def ensemble(raw: Mapping[str, Floats], weights: Mapping[str, float]) -> Floats:
+    """Mean over teachers of weight x raw score. With weights of 1, Hofstätter et al.'s T2.
+
+    >>> ensemble({"a": np.float32([1, 2]), "b": np.float32([3, 6])}, {"a": 1.0, "b": 1.0})
+    array([2., 4.], dtype=float32)
+    """
+    return np.mean([weights[name] * scores for name, scores in raw.items()], axis=0, dtype=np.float64).astype(np.float32)
+
+
+# --------------------------------------------------------------------------------------------------------- files
+
+
+def write_scores(taught: Taught, path: str | Path, record: dict[str, Any], *, overwrite: bool = False) -> None:
+    """Write the score store: parquet with query_id, doc_id, score, one `raw:NAME` column a teacher, and the record."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    columns: dict[str, Any] = {
+        "query_id": pa.array(taught.query_ids).dictionary_encode(),
+        "doc_id": pa.array(taught.doc_ids).dictionary_encode(),
+        "score": taught.score,
+    }
+    columns |= {f"raw:{name}": scores for name, scores in taught.raw.items()}
+    table = pa.table(columns).replace_schema_metadata({"pyserini_kd": json.dumps(record)})
+    with atomic_file(path, overwrite=overwrite, binary=True) as out:
+        pq.write_table(table, out)
+
+
+def write_triples(groups: Iterable[Group], scores: TeacherScores, path: str | Path, *, overwrite: bool = False) -> int:
+    """Write the published format, no header: `pos_score neg_score query_id pos_id neg_id`, tab-separated."""
+    count = 0
+    with atomic_file(path, overwrite=overwrite) as out:
+        for group in groups:
+            found = scores[group.query_id]
+            for pos, neg in pairs(group):
+                out.write(f"{found[pos]:.9g}\t{found[neg]:.9g}\t{group.query_id}\t{pos}\t{neg}\n")
+                count += 1
+    return count
+
+
+def read_scores(path: str | Path) -> TeacherScores:
+    """Read a score store (parquet) or the published 5-column file (anything else)."""
+    path = require_file(path, "score file")
+    if path.suffix == ".parquet":
+        return _read_parquet(path)
+    scores: TeacherScores = collections.defaultdict(dict)
+    for pos_score, neg_score, query_id, pos, neg in _five_columns(path):
+        scores[query_id][pos] = pos_score
+        scores[query_id][neg] = neg_score
+    return dict(scores)
+
+
+def _read_parquet(path: Path) -> TeacherScores:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        table = pq.read_table(path, columns=["query_id", "doc_id", "score"])
+    except (pa.ArrowException, KeyError) as error:
+        raise InputError(f"{path} is not a score store: {str(error).splitlines()[0]}") from error
+    scores: TeacherScores = collections.defaultdict(dict)
+    columns = (table[name].to_pylist() for name in ("query_id", "doc_id", "score"))
+    for query_id, doc_id, score in zip(*columns, strict=True):
+        scores[query_id][doc_id] = score
+    return dict(scores)
+
+
+def _five_columns(path: Path) -> Iterator[tuple[float, float, str, str, str]]:
+    with open(path, encoding="utf-8") as lines:
+        for number, line in enumerate(lines, start=1):
+            fields = line.rstrip("\n").split("\t")
+            where = f"{path}:{number}"
+            if len(fields) != 5:
+                raise InputError(f"{where}: expected `pos_score neg_score query_id pos_id neg_id`, found {len(fields)} columns")
+            try:
+                pos_score, neg_score = float(fields[0]), float(fields[1])
+            except ValueError:
+                raise InputError(f"{where}: the first two columns must be scores, found {fields[0]!r}, {fields[1]!r}") from None
+            if not np.isfinite([pos_score, neg_score]).all():
+                raise InputError(f"{where}: scores must be finite")
+            yield pos_score, neg_score, fields[2], fields[3], fields[4]
+
+
+def groups_of_triples(path: str | Path) -> list[Group]:
+    """The triples of a 5-column file as groups of two."""
+    found = _five_columns(require_file(path, "score file"))
+    return [Group(query_id, [pos, neg], [1, 0], row) for row, (_, _, query_id, pos, neg) in enumerate(found)]
+
+
+# ------------------------------------------------------------------------------------------------------- command
+
+
+def load_texts(
+    groups: Sequence[Group], queries: Iterable[Query], docs: Iterable[Doc]
+) -> tuple[dict[str, str], dict[str, str]]:
+    """Texts of the queries and documents of groups; InputError counts the ids that are missing."""
+    query_texts = {query.query_id: query.text for query in queries}
+    missing = sorted({group.query_id for group in groups} - query_texts.keys())
+    if missing:
+        raise InputError(f"{len(missing)} queries of the candidates are not among the topics, e.g. {missing[0]}")
+    wanted = {doc_id for group in groups for doc_id in group.doc_ids}
+    doc_texts = {doc.doc_id: doc.contents for doc in docs if doc.doc_id in wanted}
+    missing = sorted(wanted - doc_texts.keys())
+    if missing:
+        raise InputError(f"{len(missing)} documents of the candidates are not in the collection, e.g. {missing[0]}")
+    return query_texts, doc_texts
+
+
+@command(
+    name="teach",
+    example="pyserini-kd teach --candidates candidates.jsonl --collection docs.jsonl --topics train.tsv "
+    "--teacher models/teacher --output scores.parquet",
+    epilog="A weight follows @: `--teacher models/bi-encoder@40 --teacher-run runs/bm25.txt@0.4`. The ensemble's score is the "
+    "mean of weight x raw score. A teacher with scores in [-1, 1] (cosine) needs a weight.",
+)
+@click.option("--candidates", required=True, type=click.Path(path_type=Path), help="Groups or triples, from mine.")
+@click.option("--collection", required=True, help="Collection: a path, ir_datasets:<id> or pydocs.")
+@click.option("--topics", required=True, help="Topics of the candidates.")
+@click.option("--teacher", "teachers", cls=Runs, multiple=True, help="Checkpoint, or CHECKPOINT@WEIGHT; any number.")
+@click.option("--teacher-run", "teacher_runs", cls=Runs, multiple=True, help="Run, or RUN@WEIGHT, as a teacher; absent = 0.")
+@click.option("--index", type=click.Path(path_type=Path), help="Dense index of the (one, bert_dot) teacher: vectors reused.")
+@click.option("--output", required=True, type=click.Path(path_type=Path), help="Score store to write (.parquet).")
+@click.option("--triples", type=click.Path(path_type=Path), help="Also write the published 5-column file.")
+@click.option("--batch-size", "--batch", type=click.IntRange(1), help="[default: by token budget]")
+@click.option("--precision", default="auto", type=click.Choice(list(inference.PRECISIONS)), help="Arithmetic.")
+@click.option("--device", default="cpu", help="cpu, cuda or cuda:N.")
+@click.option("--overwrite", is_flag=True, help="Replace outputs that exist.")
+def main(
+    candidates: Path,
+    collection: str,
+    topics: str,
+    teachers: tuple[str, ...],
+    teacher_runs: tuple[str, ...],
+    index: Path | None,
+    output: Path,
+    triples: Path | None,
+    batch_size: int | None,
+    precision: str,
+    device: str,
+    overwrite: bool,
+) -> None:
+    """Score candidates with one teacher or an ensemble."""
+    for path in (output, triples):
+        if path is not None:
+            refuse_existing(path, overwrite)
+    if not teachers and not teacher_runs:
+        raise InputError("give a --teacher or a --teacher-run")
+    if index and len(teachers) != 1:
+        raise InputError("--index holds the vectors of one --teacher")
+    for teacher in teachers:
+        name, weight = weighted(teacher)
+        if weight is None and is_bounded(name):
+            raise InputError(
+                f"teacher {name} gives cosines in [-1, 1]; margins that small teach little: give it a weight, e.g. {name}@20"
+            )
+    groups = read_candidates(candidates)
+    texts, docs = load_texts(groups, sources.topics(topics), sources.collection(collection))
+    taught, record = teach(
+        groups,
+        texts,
+        docs,
+        teachers,
+        teacher_runs,
+        index=DenseIndex.load(index) if index else None,
+        precision=precision,
+        batch_size=batch_size,
+        device=device,
+    )
+    record["candidates_sha256"] = sha256(candidates)
+    write_scores(taught, output, record, overwrite=overwrite)
+    click.echo(f"{output}: {len(taught.score)} pairs, {agreement(groups, taught):.1%} of positives above their negatives")
+    if triples:
+        count = write_triples(groups, read_scores(output), triples, overwrite=overwrite)
+        click.echo(f"{triples}: {count} triples")
+
+
+def teach(
+    groups: Sequence[Group],
+    queries: Mapping[str, str],
+    docs: Mapping[str, str],
+    teachers: Sequence[str],
+    teacher_runs: Sequence[str] = (),
+    **settings: Any,
+) -> tuple[Taught, dict[str, Any]]:
+    """Score every (query, document) pair of the groups once with each teacher."""
+    started = time.monotonic()
+    distinct = dict.fromkeys((group.query_id, doc_id) for group in groups for doc_id in group.doc_ids)
+    query_ids, doc_ids = [q for q, _ in distinct], [d for _, d in distinct]
+    raw: dict[str, Floats] = {}
+    weights: dict[str, float] = {}
+    who = []
+    for teacher in teacher_runs:
+        name, weight = weighted(teacher)
+        run = Run.read(name)
+        raw[name], absent = score_run(run, query_ids, doc_ids)
+        weights[name] = 1.0 if weight is None else weight
+        logger.info("%s: %d of %d pairs are not in the run and score 0", name, absent, len(query_ids))
+        who.append({"name": name, "sha256": sha256(name), "weight": weights[name], "absent": absent})
+    for teacher in teachers:
+        name, weight = weighted(teacher)
+        raw[name], record = score_checkpoint(name, query_ids, doc_ids, queries, docs, **settings)
+        weights[name] = 1.0 if weight is None else weight
+        who.append({**record, "weight": weights[name]})
+    taught = Taught(query_ids, doc_ids, raw, ensemble(raw, weights))
+    seconds = round(time.monotonic() - started, 1)
+    return taught, {"teachers": who, "n_pairs": len(query_ids), "seconds": seconds, "command": command_line(), **environment()}
+
+
+def agreement(groups: Sequence[Group], taught: Taught) -> float:
+    """Share of (positive, negative) pairs that the ensemble orders as the labels do."""
+    scores = dict(zip(zip(taught.query_ids, taught.doc_ids, strict=True), taught.score.tolist(), strict=True))
+    right = [scores[g.query_id, pos] > scores[g.query_id, neg] for g in groups for pos, neg in pairs(g)]
+    return sum(right) / len(right)
+
+
+if __name__ == "__main__":
+    main()

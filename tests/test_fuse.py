@@ -1,0 +1,245 @@
+"""Fusion: formulas worked by hand, pyserini.fusion as the oracle, and no dependence on the order of the runs."""
+
+import numpy as np
+import pytest
+from click.testing import CliRunner
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from pyserini_kd import fuse
+from pyserini_kd.files import InputError
+from pyserini_kd.fuse import average, interpolation, main, normalize, rrf
+from pyserini_kd.runs import Run
+
+A = Run.from_scores("a", {"q1": {"x": 9.0, "y": 8.0, "z": 4.0}, "only_a": {"x": 1.0}})
+B = Run.from_scores("b", {"q1": {"y": 0.75, "w": 0.5}, "only_b": {"v": 0.5, "u": 0.25}})
+
+DOCS = st.dictionaries(st.sampled_from([f"d{i}" for i in range(12)]), st.integers(-4, 4).map(float), max_size=10)
+RUN = st.dictionaries(st.sampled_from(["q1", "q2", "007"]), DOCS, max_size=3).map(lambda scores: Run.from_scores("r", scores))
+RUNS = st.lists(RUN, min_size=2, max_size=5)
+
+
+def scores(run, query_id):
+    hits = run[query_id]
+    return dict(zip(hits.doc_ids, hits.scores.tolist(), strict=True))
+
+
+def content(run):
+    return {query_id: scores(run, query_id) for query_id in run}
+
+
+# -------------------------------------------------------------------------------------------------- worked by hand
+
+
+@pytest.mark.parametrize("engine", ["trectools", "fast", "auto"])
+def test_rrf_by_hand(engine):
+    fused = rrf([A, B], engine=engine, tag="hybrid")
+    assert fused.tag == "hybrid"
+    assert fused["q1"].doc_ids == ["y", "x", "w", "z"]
+    assert scores(fused, "q1") == pytest.approx({"y": 1 / 62 + 1 / 61, "x": 1 / 61, "w": 1 / 62, "z": 1 / 63})
+    assert scores(fused, "only_a") == pytest.approx({"x": 1 / 61})
+    assert scores(fused, "only_b") == pytest.approx({"v": 1 / 61, "u": 1 / 62})
+    assert list(fused) == ["q1", "only_a", "only_b"]
+
+
+@pytest.mark.parametrize("engine", ["trectools", "fast"])
+def test_rrf_constant_depth_and_k(engine):
+    assert scores(rrf([A, B], rrf_k=0, engine=engine), "q1")["y"] == pytest.approx(1 / 2 + 1)
+    assert scores(rrf([A, B], depth=1, engine=engine), "q1") == pytest.approx({"x": 1 / 61, "y": 1 / 61})
+    assert rrf([A, B], depth=1, engine=engine)["q1"].doc_ids == ["y", "x"]  # a tie: doc_id descending
+    assert rrf([A, B], k=2, engine=engine)["q1"].doc_ids == ["y", "x"]
+
+
+@pytest.mark.parametrize("engine", ["trectools", "fast"])
+def test_k_cuts_ties_in_our_order(engine):
+    a, b = Run.from_scores("a", {"q": {"d1": 1.0}}), Run.from_scores("b", {"q": {"d2": 1.0}})
+    assert rrf([a, b], k=1, engine=engine)["q"].doc_ids == ["d2"]
+
+
+@pytest.mark.parametrize("engine", ["trectools", "fast"])
+def test_tied_inputs_are_ranked_by_doc_id_descending(engine):
+    tied = Run.from_scores("a", {"q": {"d1": 1.0, "d2": 1.0}})
+    assert scores(rrf([tied, tied], engine=engine), "q") == pytest.approx({"d2": 2 / 61, "d1": 2 / 62})
+
+
+def test_interpolation_by_hand():
+    fused = interpolation(A, B, alpha=0.25)
+    expected = {"x": 0.25 * 9, "y": 0.25 * 8 + 0.75 * 0.75, "z": 0.25 * 4, "w": 0.75 * 0.5}
+    assert scores(fused, "q1") == pytest.approx(expected)
+    assert scores(fused, "only_b") == pytest.approx({"v": 0.75 * 0.5, "u": 0.75 * 0.25})
+    assert scores(interpolation(A, B, alpha=1.0), "q1")["y"] == 8.0
+
+
+def test_average_and_normalize_by_hand():
+    assert scores(average([A, B, A]), "q1")["y"] == pytest.approx((8 + 0.75 + 8) / 3)
+    assert scores(normalize([A, B]), "q1") == pytest.approx({"x": 1, "y": (8 - 4) / (9 - 4) + 1, "z": 0, "w": 0})
+    assert scores(normalize([A, B]), "only_a") == {"x": 1.0}  # all scores equal
+
+
+# --------------------------------------------------------------------------------------------------------- oracles
+
+
+def tie_free(seed, n_queries=5, n_docs=40):
+    rng = np.random.default_rng(seed)
+    docs = np.array([f"d{i}" for i in range(60)])
+    return Run.from_scores(
+        f"r{seed}",
+        {
+            f"q{number}": dict(zip(rng.permutation(docs)[:n_docs].tolist(), rng.normal(size=n_docs).tolist(), strict=True))
+            for number in range(n_queries)
+            if number != seed % n_queries  # each run lacks a query
+        },
+    )
+
+
+@pytest.mark.parametrize("depth", [None, 15])
+@pytest.mark.parametrize("method", ["rrf", "interpolation", "average", "normalize"])
+def test_equals_pyserini_fusion(method, depth, tmp_path):
+    import pyserini.fusion
+    from pyserini.trectools import TrecRun
+
+    ours = [tie_free(seed) for seed in (1, 2, 3)][: 2 if method == "interpolation" else 3]
+    for number, run in enumerate(ours):
+        run.write(tmp_path / str(number))
+    theirs = [TrecRun(str(tmp_path / str(number))) for number in range(len(ours))]
+    if method == "rrf":
+        fused, oracle = rrf(ours, 20, depth), pyserini.fusion.reciprocal_rank_fusion(theirs, 20, depth)
+    elif method == "interpolation":
+        fused, oracle = interpolation(*ours, 0.3, depth), pyserini.fusion.interpolation(theirs, 0.3, depth)
+    else:
+        fused = {"average": average, "normalize": normalize}[method](ours, depth)
+        oracle = getattr(pyserini.fusion._base, method)(theirs, depth)
+    expected = {q: dict(zip(group["docid"], group["score"], strict=True)) for q, group in oracle.run_data.groupby("topic")}
+    assert fused.keys() == expected.keys() and len(expected) == 5
+    for query_id, docs in expected.items():
+        assert scores(fused, query_id) == pytest.approx(docs, abs=1e-6)
+
+
+@settings(max_examples=60, deadline=None)
+@given(RUNS, st.sampled_from([0, 1, 60]), st.sampled_from([None, 1, 4]), st.sampled_from([None, 1, 5]))
+def test_trectools_equals_the_kernel(runs, rrf_k, depth, k):
+    one, other = (rrf(runs, rrf_k, depth, k, engine=engine) for engine in ("trectools", "fast"))
+    assert content(one) == content(other)
+    assert [hits.doc_ids for hits in one.values()] == [hits.doc_ids for hits in other.values()]
+    assert list(one) == list(other)
+
+
+@settings(max_examples=60, deadline=None)
+@given(RUNS, st.randoms(use_true_random=False))
+def test_the_order_of_the_runs_changes_nothing(runs, random):
+    shuffled = random.sample(runs, len(runs))
+    for method in (lambda runs: rrf(runs, engine="fast"), lambda runs: rrf(runs, engine="trectools"), average, normalize):
+        assert content(method(shuffled)) == content(method(runs))
+    one, other = interpolation(runs[0], runs[1], 0.25), interpolation(runs[1], runs[0], 0.75)
+    assert content(one) == content(other)
+
+
+# ---------------------------------------------------------------------------------------------------- engine's choice
+
+
+def test_trectools_is_never_asked_for_more_than_it_reads():
+    deep = Run.from_scores("deep", {"q": {f"d{i}": -float(i) for i in range(1, 1201)}})
+    fused = rrf([deep, A], k=None)
+    assert scores(fused, "q")["d1200"] == pytest.approx(1 / 1260)
+    with pytest.raises(InputError, match="at most 1000 hits a query, but a run has 1200"):
+        rrf([deep, A], engine="trectools")
+    assert content(rrf([deep, A], depth=1000, engine="trectools")) == content(rrf([deep, A], depth=1000, engine="fast"))
+
+
+def test_large_runs_are_left_to_the_kernel(monkeypatch):
+    monkeypatch.setattr(fuse, "_rrf_by_trectools", lambda *_: "trectools")
+    assert rrf([A, B]) == "trectools"
+    monkeypatch.setattr(fuse, "TRECTOOLS_WORK", 3 * 8 - 1)  # three queries, eight rows
+    assert rrf([A, B])["q1"].doc_ids == ["y", "x", "w", "z"]
+
+
+def test_runs_without_hits():
+    empty = Run.from_hits("e", [("q1", [], [])])
+    for engine in ("trectools", "fast"):
+        assert content(rrf([empty, empty], engine=engine)) == {"q1": {}}
+    assert scores(normalize([empty, A]), "q1") == pytest.approx({"x": 1, "y": 0.8, "z": 0})
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: rrf([A]), "at least two runs, not 1"),
+        (lambda: average([]), "at least two runs, not 0"),
+        (lambda: rrf([A, B], rrf_k=-1), "rrf_k must be 0 or more"),
+        (lambda: rrf([A, B], depth=0), "depth must be 1 or more"),
+        (lambda: normalize([A, B], k=0), "k must be 1 or more"),
+        (lambda: interpolation(A, B, alpha=1.5), "alpha must lie between 0 and 1, not 1.5"),
+        (lambda: interpolation(A, B, alpha=float("nan")), "alpha must lie between 0 and 1"),
+        (lambda: rrf([A, B], engine="ranx"), "auto, trectools, fast"),
+    ],
+)
+def test_wrong_arguments(call, message):
+    with pytest.raises(InputError, match=message):
+        call()
+
+
+# --------------------------------------------------------------------------------------------------------- command
+
+
+@pytest.fixture
+def files(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    A.write("a.txt")
+    B.write("b.txt")
+    return tmp_path
+
+
+def run_command(*args):
+    return CliRunner().invoke(main, [*args])
+
+
+def test_command_writes_the_fused_run(files):
+    result = run_command("--runs", "a.txt", "b.txt", "--output", "c.txt", "--rrf.k", "10", "--k", "2", "--runtag", "hybrid")
+    assert result.exit_code == 0, result.output
+    assert (files / "c.txt").read_text().splitlines()[:2] == [
+        f"q1 Q0 y 1 {np.float32(1 / 12 + 1 / 11):.9g} hybrid",
+        f"q1 Q0 x 2 {np.float32(1 / 11):.9g} hybrid",
+    ]
+    assert list(Run.read("c.txt")) == ["q1", "only_a", "only_b"]
+
+
+@pytest.mark.parametrize(
+    ("method", "value"), [("rrf", 1 / 61 + 1 / 62), ("interpolation", 8 * 0.9 + 0.75 * 0.1), ("average", 4.375), ("normalize", 1.8)]
+)
+def test_command_knows_every_method(files, method, value):
+    result = run_command("--method", method, "--alpha", "0.9", "--output", "c.txt", "--runs", "a.txt", "b.txt")
+    assert result.exit_code == 0, result.output
+    assert scores(Run.read("c.txt"), "q1")["y"] == pytest.approx(value)
+
+
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        (["--runs", "a.txt"], "at least two runs, found 1"),
+        (["--runs", "a.txt", "b.txt", "./a.txt"], "names a run twice"),
+        (["--runs", "a.txt", "none.txt"], "run file not found: none.txt"),
+        (["--runs", "a.txt", "faulty.txt"], "faulty.txt:2: score nan is not finite"),
+        (["--runs", "a.txt", "b.txt", "--method", "interpolation", "--alpha", "2"], "alpha must lie between 0 and 1"),
+        (["--runs", "a.txt", "b.txt", "faulty.txt", "--method", "interpolation"], "exactly two runs, found 3"),
+        (["--runs", "a.txt", "b.txt", "--method", "average", "--engine", "trectools"], "for rrf only"),
+        (["--runs", "a.txt", "b.txt", "--runtag", "two words"], "one word"),
+        (["--runs", "a.txt", "b.txt", "--method", "borda"], "borda"),
+        ([], "--runs"),
+    ],
+)
+def test_bad_input_is_one_line_exit_code_2_and_no_file(files, args, message):
+    (files / "faulty.txt").write_text("q Q0 a 1 1.0 t\nq Q0 b 2 nan t\n")
+    before = sorted(path.name for path in files.iterdir())
+    result = run_command(*args, "--output", "c.txt")
+    assert result.exit_code == 2
+    assert message in result.stderr and "Traceback" not in result.stderr
+    assert sorted(path.name for path in files.iterdir()) == before
+
+
+def test_an_existing_output_is_kept_unless_told(files):
+    (files / "c.txt").write_text("mine")
+    result = run_command("--runs", "a.txt", "none.txt", "--output", "c.txt")
+    assert result.exit_code == 2 and "c.txt exists" in result.stderr  # said before any run is read
+    assert (files / "c.txt").read_text() == "mine"
+    assert run_command("--runs", "a.txt", "b.txt", "--output", "c.txt", "--overwrite").exit_code == 0
+    assert (files / "c.txt").read_text().startswith("q1 Q0 y 1 ")
