@@ -13,6 +13,7 @@ import json
 import logging
 import math
 import re
+import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
@@ -141,7 +142,9 @@ def compare(per_query: PerQuery, baseline: PerQuery) -> tuple[float, float]:
         return 0.0, 1.0
     if len(ours) == 1:
         return difference, math.nan
-    return difference, float(ttest_rel(ours, theirs).pvalue)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", RuntimeWarning)  # differences that are all alike: p is 0
+        return difference, float(ttest_rel(ours, theirs).pvalue)
 
 
 def _ids(mapping: Mapping[str, object]) -> str:

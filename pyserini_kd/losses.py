@@ -110,5 +110,3 @@ LOSSES: dict[str, Loss] = {
     "listwise_ce": listwise_ce,
     "listwise_kl": listwise_kl,
 }
-SOFT_LOSSES = frozenset({"margin_mse", "weighted_ranknet", "pointwise_mse", "listwise_kl"})
-"""The losses that need teacher scores."""

@@ -115,9 +115,11 @@ def start_jvm() -> Java:
             jnius_config.add_options("--add-modules=jdk.incubator.vector")
         # -Xrs: Java leaves signals alone; otherwise Ctrl-C ends the process on the spot, half-written files and all
         jnius_config.add_options("-Xrs", "-Dslf4j.internal.verbosity=ERROR")
-        import jnius  # noqa: F401  (importing starts the machine)
+        import jnius  # importing starts the machine
 
         _quiet_java()
+        # Lucene refuses a query of more than 1024 different words; a document may be the query
+        jnius.autoclass("org.apache.lucene.search.IndexSearcher").setMaxClauseCount(1 << 16)
     return java
 
 
@@ -283,6 +285,7 @@ def search(
     size = max(1, min(100_000 // hits, len(asked) // threads + 1))  # documents in memory are bounded; so are idle threads
     chunks = [asked[start : start + size] for start in range(0, len(asked), size)]
     found: dict[str, tuple[list[str], Scores]] = {}
+    _mapper(), _generator()  # here, not in the threads: jnius may load a class in one thread at a time
     pool = concurrent.futures.ThreadPoolExecutor(threads)
     try:
         results = pool.map(functools.partial(find, searcher, hits), chunks)
@@ -304,11 +307,10 @@ def _find(searcher: Any, hits: int, queries: Sequence[Query]) -> dict[str, tuple
     """
     import jnius
 
+    java, mapper, generator = searcher.object, _mapper(), _generator()
+    analyzer, lucene, order = java.get_analyzer(), java.searcher, java.BREAK_SCORE_TIES_BY_DOCID
+    found = {}
     try:
-        java = searcher.object
-        generator = jnius.autoclass("io.anserini.search.query.BagOfWordsQueryGenerator")()
-        mapper, analyzer, lucene, order = _mapper(), java.get_analyzer(), java.searcher, java.BREAK_SCORE_TIES_BY_DOCID
-        found = {}
         for query in queries:
             top = lucene.search(generator.buildQuery("contents", analyzer, query.text), hits, order, True)
             found[query.query_id] = _parse_hits(mapper.writeValueAsString(top))
@@ -323,10 +325,11 @@ def _find_with_anserini(searcher: Any, hits: int, queries: Sequence[Query]) -> d
     """Hits by LuceneSearcher itself: for RM3, and for indexes of Lucene 8."""
     import jnius
 
+    mapper = _mapper()
+    found = {}
     try:
-        found = {}
         for query in queries:
-            rows = json.loads(_mapper().writeValueAsString(searcher.object.search(query.text, hits)))
+            rows = json.loads(mapper.writeValueAsString(searcher.object.search(query.text, hits)))
             found[query.query_id] = ([doc_id for doc_id, _ in rows], np.array([s for _, s in rows], np.float32))
         return found
     except jnius.JavaException as error:
@@ -335,6 +338,14 @@ def _find_with_anserini(searcher: Any, hits: int, queries: Sequence[Query]) -> d
         jnius.detach()
 
 
+@functools.cache
+def _generator() -> Any:
+    from jnius import autoclass
+
+    return autoclass("io.anserini.search.query.BagOfWordsQueryGenerator")()
+
+
+@functools.cache
 def _mapper() -> Any:
     """Jackson, told to write hits as bare arrays: `[[[score,["id in base64",length]]],...]` or `[["id",score],...]`."""
     from jnius import autoclass

@@ -5,7 +5,9 @@ from __future__ import annotations
 from typing import NamedTuple
 
 from pyserini_kd.files import InputError
-from pyserini_kd.losses import SOFT_LOSSES
+
+SOFT_LOSSES = frozenset({"margin_mse", "weighted_ranknet", "pointwise_mse", "listwise_kl"})
+"""The losses that need teacher scores."""
 
 
 class Recipe(NamedTuple):

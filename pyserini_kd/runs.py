@@ -217,13 +217,8 @@ def _read_fast(path: Path) -> tuple[npt.NDArray[np.int64], list[str], list[str],
             read_options=pyarrow.csv.ReadOptions(column_names=columns, block_size=1 << 24),
             parse_options=pyarrow.csv.ParseOptions(delimiter=" ", quote_char=False),
             convert_options=pyarrow.csv.ConvertOptions(
-                include_columns=["query", "doc", "score", "tag"],
-                column_types={
-                    "query": pa.dictionary(pa.int32(), pa.string()),
-                    "doc": pa.string(),
-                    "score": pa.float64(),
-                    "tag": pa.dictionary(pa.int32(), pa.string()),
-                },
+                column_types=dict.fromkeys(columns, pa.dictionary(pa.int32(), pa.string()))
+                | {"doc": pa.string(), "rank": pa.int64(), "score": pa.float64()},
                 null_values=[],
                 strings_can_be_null=False,
             ),
@@ -231,14 +226,16 @@ def _read_fast(path: Path) -> tuple[npt.NDArray[np.int64], list[str], list[str],
     except (pa.ArrowInvalid, pa.ArrowKeyError):
         return None
     table = table.unify_dictionaries()
+    doc_ids = table["doc"].to_pylist()
     queries, tags = table["query"].combine_chunks(), table["tag"].combine_chunks()
-    if table.num_rows == 0 or "" in tags.dictionary.to_pylist() or "" in queries.dictionary.to_pylist():
+    words = [table[name].combine_chunks().dictionary.to_pylist() for name in ("query", "q0", "tag")]
+    if table.num_rows == 0 or any("" in column for column in (doc_ids, *words)):  # two blanks in a row
         return None
     codes = queries.indices.to_numpy(zero_copy_only=False).astype(np.int64)
     return (
         codes,
         queries.dictionary.to_pylist(),
-        table["doc"].to_pylist(),
+        doc_ids,
         table["score"].to_numpy(),
         tags.dictionary[0].as_py(),
     )
@@ -289,6 +286,7 @@ def _score(text: str, where: str, reciprocal: bool) -> float:
         score = 1.0 / int(text) if reciprocal else float(text)
     except (ValueError, ZeroDivisionError):
         raise InputError(f"{where}: expected a {'rank' if reciprocal else 'score'}, found {text!r}") from None
-    if not abs(score) <= float(np.finfo(np.float32).max):
-        raise InputError(f"{where}: score {text} is not finite (as float32)")
+    with np.errstate(over="ignore"):
+        if not np.isfinite(np.float32(score)):
+            raise InputError(f"{where}: score {text} is not finite (as float32)")
     return score

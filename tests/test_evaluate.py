@@ -84,7 +84,7 @@ def test_no_engine_depends_on_the_order_of_the_file(tmp_path):
     (tmp_path / "run.txt").write_text("".join(np.random.default_rng(0).permutation(lines)))
     for engine in ("trectools", "fast"):
         shuffled = evaluate(Run.read(tmp_path / "run.txt"), qrels, ["nDCG@10", "AP"], engine)
-        assert shuffled == pytest.approx(evaluate(run, qrels, ["nDCG@10", "AP"], engine))
+        assert shuffled == evaluate(run, qrels, ["nDCG@10", "AP"], engine)
 
 
 # ------------------------------------------------------------------------------------------------ worked by hand
@@ -256,7 +256,7 @@ def run_command(*args):
     return CliRunner().invoke(main, ["--qrels", "qrels.txt", *args])
 
 
-EXPECTED = "run        RR    P@1\none.txt  0.2500  0.0000\ntwo.txt  0.7500  0.5000\n"
+EXPECTED = "run          RR     P@1\none.txt  0.2500  0.0000\ntwo.txt  0.7500  0.5000\n"
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,51 @@
+"""`pyserini-kd`: collects the commands, each imported only when it is asked for."""
+
+from __future__ import annotations
+
+import importlib
+
+import click
+
+COMMANDS = {
+    "demo": "Run the main job on the embedded default.",
+    "search": "Search sparse, dense or hybrid, rerank, write a TREC run.",
+    "index": "Index a collection: BM25 or dense.",
+    "mine": "Mine negatives for training.",
+    "teach": "Score candidates with teachers.",
+    "train": "Train a student by one of the papers' procedures.",
+    "rerank": "Rerank a run.",
+    "fuse": "Fuse runs.",
+    "evaluate": "Measure runs.",
+    "pydocs": "Write the embedded collection out.",
+    "doctor": "Say what works on this machine.",
+}
+
+
+class Lazy(click.Group):
+    """A group that imports a command's module when the command is used."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """The commands in the order of a user's work."""
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        """The click command at the bottom of the module of that name."""
+        if cmd_name not in COMMANDS:
+            return None
+        command: click.Command = importlib.import_module(f"pyserini_kd.{cmd_name}").main
+        return command
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """List the commands without importing them."""
+        with formatter.section("Commands"):
+            formatter.write_dl(list(COMMANDS.items()))
+
+
+@click.group(cls=Lazy, context_settings={"help_option_names": ["-h", "--help"]}, epilog="Example: pyserini-kd search --help")
+@click.version_option(package_name="pyserini-kd")
+def main() -> None:
+    """Distilled BERT rankers for Pyserini."""
+
+
+if __name__ == "__main__":
+    main(prog_name="pyserini-kd")

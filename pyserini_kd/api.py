@@ -1,0 +1,54 @@
+"""For programs: the stages as functions of names, paths and Runs.
+
+>>> from pyserini_kd.api import evaluate, mean, rerank, rrf, search
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from pyserini_kd import inference, lucene, sources
+from pyserini_kd import rerank as reranking
+from pyserini_kd import retrieve as retrieving
+from pyserini_kd.data import Query
+from pyserini_kd.evaluate import evaluate, mean
+from pyserini_kd.fuse import interpolation, rrf
+from pyserini_kd.index import DenseIndex, check_encoder, load_encoder
+from pyserini_kd.models import checkpoints
+from pyserini_kd.runs import Run
+
+__all__ = ["evaluate", "interpolation", "mean", "rerank", "rrf", "search"]
+
+
+def search(queries: str | Sequence[Query], index: str, encoder: str = "student", *, hits: int = 1000, **settings: Any) -> Run:
+    """Search an index; returns a Run.
+
+    Args:
+        queries: Query tuples, or whatever `--topics` takes (a file, `ir_datasets:<id>`, `pydocs:test`).
+        index: a dense index folder, or for `bm25` a Lucene index folder or prebuilt name.
+        encoder: a checkpoint (name, folder, hub id), or `bm25`.
+        hits: documents a query.
+        settings: of `retrieve.dense` or `lucene.search`.
+    """
+    asked = sources.topics(queries) if isinstance(queries, str) else list(queries)
+    if encoder == "bm25":
+        return lucene.search(index, asked, hits=hits, **{"threads": inference.threads(), **settings})
+    opened, model = DenseIndex.load(index), load_encoder(encoder)
+    check_encoder(opened, model, checkpoints.resolve(encoder))
+    return retrieving.dense(opened, model, asked, hits=hits, **settings)
+
+
+def rerank(run: Run, queries: str | Sequence[Query], texts: str, encoder: str, *, depth: int = 100, **settings: Any) -> Run:
+    """Rescore the top of a run with a checkpoint of any architecture; returns a Run.
+
+    Args:
+        run: the first stage.
+        queries: as for `search`.
+        texts: where the documents' texts are: an index folder, a prebuilt name, or whatever `--collection` takes.
+        encoder: the checkpoint.
+        depth: documents rescored a query; the others are dropped.
+        settings: of `rerank.rerank`.
+    """
+    asked = sources.topics(queries) if isinstance(queries, str) else list(queries)
+    return reranking.rerank(run, checkpoints.load(encoder), asked, reranking.fetch_from(texts), depth=depth, **settings)

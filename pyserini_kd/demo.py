@@ -1,0 +1,226 @@
+"""The embedded default, end to end: collection, BM25, teacher, teacher scores, student, indexes, runs, measures.
+
+Every step is skipped where its result is there already; a step that was cut short starts (or resumes) on its own.
+Figures behind the choices below are in docs/demo.md.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import click
+
+from pyserini_kd import evaluate, fuse, index, inference, lucene, mine, pydocs, rerank, retrieve, teach, train
+from pyserini_kd.cli import command
+from pyserini_kd.files import command_line, environment, home, sha256, write_json
+from pyserini_kd.index import DenseIndex
+from pyserini_kd.models import checkpoints
+from pyserini_kd.runs import Run
+
+logger = logging.getLogger(__name__)
+
+BLOCK = 32  # queries that share their documents: 31 negatives each for one document encoded
+QUERY_LEN = 40
+TEACHER_TRAIN_LEN, TEACHER_LEN = 64, 128  # trained on the head of a docstring, used on more of it
+STUDENT_LEN = 96
+TEACHER_WEIGHT, BM25_WEIGHT = 40.0, 0.4  # their mean: 20 x cosine + 0.2 x BM25
+ALPHAS = (0.2, 0.3, 0.4, 0.5, 0.6)
+RERANK_DEPTH = 20
+MEASURES = ("RR@10", "nDCG@10", "R@100")
+
+
+class Paths(NamedTuple):
+    """Where the parts of the embedded default lie."""
+
+    bm25: Path
+    teacher_index: Path
+    index: Path
+    teacher: Path
+    student: Path
+    reranker: Path
+    training: Path
+
+
+def paths() -> Paths:
+    """The default folders, under PYSERINI_KD_HOME or the current directory."""
+    indexes, models = home() / "indexes", home() / "models"
+    return Paths(
+        bm25=indexes / "pydocs.bm25",
+        teacher_index=indexes / "pydocs.teacher",
+        index=indexes / "pydocs.student",
+        teacher=models / "teacher",
+        student=models / "student",
+        reranker=models / "reranker",
+        training=indexes / "pydocs.training",
+    )
+
+
+def prepare() -> Paths:
+    """Make whatever is missing of the embedded default; returns where its parts lie."""
+    at = paths()
+    _step("collection: docstrings of the installed packages", at.bm25, _make_bm25)
+    if not at.student.exists():
+        _step("training candidates", at.training / "candidates.jsonl", _make_candidates)
+        _step("teacher: MiniLM fine-tuned as a bi-encoder", at.teacher, _make_teacher)
+        _step("teacher's index", at.teacher_index, _make_teacher_index)
+        _step("teacher scores", at.training / "scores.parquet", _make_scores)
+        _step("student: BERT_DOT by Margin-MSE", at.student, _make_student)
+    _step("student's index", at.index, _make_index)
+    return at
+
+
+def _step(what: str, result: Path, make: Callable[[Paths], None]) -> None:
+    if result.exists():
+        return
+    started = time.monotonic()
+    logger.info("[%s] ...", what)
+    make(paths())
+    logger.info("[%s] %.0f s", what, time.monotonic() - started)
+
+
+def _make_bm25(at: Paths) -> None:
+    count = lucene.build_index(pydocs.docs(), at.bm25, threads=inference.threads())
+    logger.info("%d documents, %d / %d / %d topics", count, *(len(pydocs.topics(split)) for split in pydocs.SPLITS))
+
+
+def _make_candidates(at: Paths) -> None:
+    mined = mine.mine(pydocs.topics("train"), pydocs.qrels("train"), [], pydocs.docs(), negatives=0, shared=BLOCK)
+    mine.write_candidates(mined.groups, at.training / "candidates.jsonl", overwrite=True)
+
+
+def _make_teacher(at: Paths) -> None:
+    config = train.TrainConfig(
+        recipe="contrastive", init="minilm", max_doc_len=TEACHER_TRAIN_LEN, max_query_len=QUERY_LEN, batch_size=BLOCK
+    )
+    _train(config, at, at.teacher)
+
+
+def _make_teacher_index(at: Paths) -> None:
+    model = index.load_encoder(str(at.teacher), max_doc_len=TEACHER_LEN)
+    index.build(pydocs.docs(), model, at.teacher, at.teacher_index)
+
+
+def _make_scores(at: Paths) -> None:
+    _check_teacher(at)
+    bm25 = at.training / "run.bm25.train.txt"
+    lucene.search(str(at.bm25), pydocs.topics("train"), hits=50, threads=inference.threads()).write(bm25, overwrite=True)
+    groups = mine.read_candidates(at.training / "candidates.jsonl")
+    queries, docs = teach.load_texts(groups, pydocs.topics("train"), pydocs.docs())
+    teachers, runs = [f"{at.teacher}@{TEACHER_WEIGHT}"], [f"{bm25}@{BM25_WEIGHT}"]
+    taught, record = teach.teach(groups, queries, docs, teachers, runs, index=DenseIndex.load(at.teacher_index))
+    teach.write_scores(taught, at.training / "scores.parquet", record, overwrite=True)
+
+
+def _check_teacher(at: Paths) -> None:
+    """Say what the teacher ensemble is worth on dev topics, loudly if that is less than BM25."""
+    queries, qrels = pydocs.topics("dev"), pydocs.qrels("dev")
+    sparse = lucene.search(str(at.bm25), queries, hits=200, threads=inference.threads())
+    teacher = index.load_encoder(str(at.teacher))
+    dense = retrieve.dense(DenseIndex.load(at.teacher_index), teacher, queries, hits=200)
+    together = fuse.interpolation(sparse, dense, alpha=BM25_WEIGHT / (BM25_WEIGHT + TEACHER_WEIGHT))
+    worth = {name: _rr(run, qrels) for name, run in (("BM25", sparse), ("teacher", dense), ("ensemble", together))}
+    logger.info("on dev topics, RR@10: %s", ", ".join(f"{name} {value:.4f}" for name, value in worth.items()))
+    write_json(at.training / "teacher.json", worth)
+    if worth["ensemble"] <= worth["BM25"]:
+        logger.warning("WARNING: the teacher does not beat BM25 (%.4f <= %.4f)", worth["ensemble"], worth["BM25"])
+
+
+def _rr(run: Run, qrels: Any) -> float:
+    return evaluate.mean(evaluate.evaluate(run, qrels, ["RR@10"])["RR@10"])
+
+
+def _make_student(at: Paths) -> None:
+    config = train.TrainConfig(
+        recipe="margin-mse", init=str(at.teacher), max_doc_len=STUDENT_LEN, max_query_len=QUERY_LEN, batch_size=BLOCK
+    )
+    _train(config, at, at.student, at.training / "scores.parquet")
+
+
+def _train(config: train.TrainConfig, at: Paths, output: Path, scores: Path | None = None) -> None:
+    candidates = at.training / "candidates.jsonl"
+    groups = mine.read_candidates(candidates)
+    queries, docs = teach.load_texts(groups, pydocs.topics("train"), pydocs.docs())
+    data = {"collection": "pydocs", "topics": "pydocs:train", "candidates_sha256": sha256(candidates)}
+    if scores:
+        data["scores_sha256"] = sha256(scores)
+    train.train(
+        config, groups, queries, docs, output, scores=teach.read_scores(scores) if scores else None, data=data
+    )
+
+
+def _make_index(at: Paths) -> None:
+    index.build(pydocs.docs(), index.load_encoder(str(at.student)), at.student, at.index)
+
+
+def _make_reranker(at: Paths) -> None:
+    """The teacher read as a ColBERT: its token states, L2-normalised, compared one by one. No further training."""
+    model = checkpoints.load(str(at.teacher), architecture="colbert", max_doc_len=TEACHER_LEN)
+    checkpoints.save(model, at.reranker, record={"from": "models/teacher, read as a ColBERT; not trained further"})
+
+
+def choose_alpha(at: Paths) -> float:
+    """The weight of BM25 in the interpolation with the student: best RR@10 on dev topics."""
+    queries, qrels = pydocs.topics("dev"), pydocs.qrels("dev")
+    sparse = lucene.search(str(at.bm25), queries, hits=200, threads=inference.threads())
+    dense = retrieve.dense(DenseIndex.load(at.index), index.load_encoder(str(at.student)), queries, hits=200)
+    worth = {alpha: _rr(fuse.interpolation(sparse, dense, alpha=alpha), qrels) for alpha in ALPHAS}
+    return max(worth, key=lambda alpha: (worth[alpha], -alpha))
+
+
+@command(
+    name="demo",
+    example="pyserini-kd demo",
+    epilog="Prepares what is missing (minutes to half an hour, once), then searches pydocs test topics and prints measures.",
+)
+def main() -> None:
+    """Run the main job on the embedded default, from nothing to a table of measures."""
+    started = time.monotonic()
+    at = prepare()
+    _step("reranker: the teacher's token vectors", at.reranker, _make_reranker)
+    alpha = choose_alpha(at)
+    queries, qrels = pydocs.topics("test"), pydocs.qrels("test")
+    rows: list[list[str | float]] = []
+    previous: dict[str, Any] = {}
+
+    def measured(name: str, system: str, work: Callable[[], Run]) -> Run:
+        begun = time.monotonic()
+        run = work()
+        seconds = time.monotonic() - begun
+        path = home() / "runs" / f"run.pydocs.{system}.test.txt"
+        run.write(path, overwrite=True)
+        results = evaluate.evaluate(run, qrels, MEASURES)
+        means = {measure: evaluate.mean(values) for measure, values in results.items()}
+        record = {"system": name, "measures": means, "seconds": seconds, "command": command_line(), **environment()}
+        write_json(path.with_suffix(".json"), record)
+        gain = evaluate.compare(results["RR@10"], previous["BM25"])[1] if "BM25" in previous else None
+        previous[name] = results["RR@10"]
+        p_value = "" if gain is None else f"{gain:.2g}"
+        rows.append([name, *means.values(), p_value, f"{1000 * seconds / len(queries):.1f}", str(path)])
+        return run
+
+    def dense() -> Run:
+        encoder = index.load_encoder(str(at.student))
+        return retrieve.dense(DenseIndex.load(at.index), encoder, queries, tag="student")
+
+    def reranked() -> Run:
+        model = checkpoints.load(str(at.reranker))
+        return rerank.rerank(hybrid, model, queries, DenseIndex.load(at.index).docs, depth=RERANK_DEPTH, tag="reranked")
+
+    bm25 = measured("BM25", "bm25", lambda: lucene.search(str(at.bm25), queries, threads=inference.threads()))
+    student = measured("student, dense", "student", dense)
+    measured("hybrid, RRF", "hybrid-rrf", lambda: fuse.rrf([bm25, student], tag="hybrid-rrf"))
+    name = f"hybrid, {alpha} BM25 + {1 - alpha:.1f} student"
+    hybrid = measured(name, "hybrid", lambda: fuse.interpolation(bm25, student, alpha=alpha, tag="hybrid"))
+    measured(f"hybrid, top {RERANK_DEPTH} reranked", "reranked", reranked)
+    click.echo(f"\npydocs test: {len(queries)} topics over {sum(1 for _ in pydocs.docs())} documents\n")
+    click.echo(evaluate.table(["system", *MEASURES, "p (RR@10, to BM25)", "ms/query", "run"], rows))
+    click.echo(f"\n{time.monotonic() - started:.0f} s in all. Next: python -m pyserini_kd.search --encoder student")
+    click.echo('or: python -m pyserini_kd.search --query "merge two sorted arrays"')
+
+
+if __name__ == "__main__":
+    main()

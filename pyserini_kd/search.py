@@ -1,0 +1,348 @@
+"""The user's command: sparse, dense or hybrid search, reranking, measures; with no arguments, the embedded default."""
+
+from __future__ import annotations
+
+import logging
+import textwrap
+import time
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import click
+
+from pyserini_kd import inference, sources
+from pyserini_kd.cli import command
+from pyserini_kd.data import Qrels, Query
+from pyserini_kd.files import InputError, command_line, environment, home, refuse_existing, write_json
+from pyserini_kd.runs import Run
+
+logger = logging.getLogger(__name__)
+
+MEASURES = ("RR@10", "nDCG@10", "AP", "R@100", "R@1000")
+QUERY_HITS = 10
+EMBEDDED = "pydocs"
+
+# What Pyserini's search commands have and this one does not: refused by name, with the place to go.
+ELSEWHERE = {
+    "pyserini.search.lucene": (
+        ["--impact", "--qld", "--rocchio", "--rocchio-use-negative", "--pretokenized", "--dismax", "--remove-duplicates"],
+        ["--onnx-encoder", "--language", "--fields", "--tokenizer", "--stopwords", "--topics-format", "--min-idf"],
+    ),
+    "pyserini.search.faiss": (
+        ["--normalize-distances", "--multimodal", "--fp16"],
+        ["--encoded-queries", "--prf-depth", "--prf-method", "--faiss-device", "--pca-model", "--searcher", "--binary-hits"],
+    ),
+}
+
+
+class Settings(NamedTuple):
+    """The command's options, as click read them."""
+
+    encoder: str
+    index: str | None
+    sparse_index: str | None
+    topics: str | None
+    query: str | None
+    qrels: str | None
+    output: Path | None
+    output_format: str
+    runtag: str | None
+    hits: int
+    k1: float | None
+    b: float | None
+    rm3: bool
+    fusion: str
+    rrf_k: int
+    alpha: float
+    rerank: str | None
+    depth: int
+    remove_query: bool
+    batch_size: int | None
+    threads: int | None
+    device: str
+    precision: str
+    max_length: int | None
+    ef_search: int | None
+    pooling: str | None
+    l2_norm: bool | None
+    query_prefix: str | None
+    ignore_encoder_mismatch: bool
+    overwrite: bool
+
+
+def _refuse_elsewhere(context: click.Context, parameter: click.Parameter, value: Any) -> None:
+    if value:
+        module = next(m for m, (flags, valued) in ELSEWHERE.items() if parameter.opts[0] in flags + valued)
+        raise InputError(f"{parameter.opts[0]} is not offered here; use `python -m {module} {parameter.opts[0]} ...`")
+
+
+def _hidden_options(function: Any) -> Any:
+    for flags, valued in ELSEWHERE.values():
+        for name in flags:
+            option = click.option(name, is_flag=True, hidden=True, expose_value=False, callback=_refuse_elsewhere)
+            function = option(function)
+        for name in valued:
+            function = click.option(name, hidden=True, expose_value=False, callback=_refuse_elsewhere)(function)
+    return function
+
+
+@command(
+    name="search",
+    example="python -m pyserini_kd.search --encoder student",
+    epilog="""\b
+More: pyserini-kd search --index indexes/docs.student --encoder models/student --topics test.tsv --output run.txt
+      pyserini-kd search --encoder bm25 --index indexes/docs.bm25 --topics test.tsv --qrels test.qrels
+      pyserini-kd search --encoder student --query "merge two sorted arrays" """,
+)
+@click.option("--encoder", default="student", help="Checkpoint (name, folder or hub id), or bm25 for sparse search.")
+@click.option("--index", help="Index: a folder, or a Pyserini prebuilt name [default: the embedded one].")
+@click.option("--topics", help="A file, ir_datasets:<id>, a Pyserini topic set [default: pydocs:test].")
+@click.option("--query", help="Search one query typed here and show the hits.")
+@click.option("--qrels", help="Print measures at the end: a file, ir_datasets:<id> or pydocs:SPLIT.")
+@click.option("--output", type=click.Path(path_type=Path), help="Run to write [default: under runs/].")
+@click.option("--output-format", default="trec", type=click.Choice(["trec", "msmarco"]), help="Run format.")
+@click.option("--runtag", help="[default: the encoder's name]")
+@click.option("--hits", type=click.IntRange(1), help="Hits a query [default: 1000, with --query 10].")
+@click.option("--k1", type=float, help="BM25's k1 [default: 0.9, or Pyserini's for its prebuilt indexes].")
+@click.option("--b", type=float, help="BM25's b [default: 0.4, or Pyserini's for its prebuilt indexes].")
+@click.option("--bm25", "bm25_flag", is_flag=True, hidden=True, help="The same as --encoder bm25.")
+@click.option("--rm3", is_flag=True, help="Expand sparse queries by RM3.")
+@click.option("--sparse-index", help="Hybrid: fuse with BM25 over this index.")
+@click.option("--fusion", type=click.Choice(["rrf", "interpolation"]), help="How to fuse  [default: rrf]")
+@click.option("--rrf.k", "rrf_k", default=60, type=click.IntRange(1), help="RRF's constant.")
+@click.option("--alpha", default=0.5, type=click.FloatRange(0, 1), help="Interpolation: alpha x sparse + (1-alpha) x dense.")
+@click.option("--rerank", help="Rerank with this checkpoint.")
+@click.option("--depth", default=100, type=click.IntRange(1), help="Documents reranked a query; the others are dropped.")
+@click.option("--remove-query", is_flag=True, help="Drop the document whose id is the query's.")
+@click.option("--batch-size", "--batch", type=click.IntRange(1), help="Queries a batch [default: by token budget].")
+@click.option("--threads", type=click.IntRange(1), help="[default: all processors]")
+@click.option("--device", default="cpu", help="cpu, cuda or cuda:N.")
+@click.option("--precision", default="auto", type=click.Choice(list(inference.PRECISIONS)), help="Arithmetic.")
+@click.option("--max-length", type=click.IntRange(3), help="Tokens a query [default: from the checkpoint].")
+@click.option("--ef-search", type=click.IntRange(1), help="HNSW's efSearch.")
+@click.option("--pooling", type=click.Choice(["cls", "mean"]), help="[default: from the checkpoint]")
+@click.option("--l2-norm/--no-l2-norm", default=None, help="[default: from the checkpoint]")
+@click.option("--query-prefix", help="[default: from the checkpoint]")
+@click.option("--encoder-class", hidden=True, type=click.Choice(["auto"]), expose_value=False)
+@click.option("--ignore-encoder-mismatch", is_flag=True, help="Search an index that another encoder made.")
+@click.option("--overwrite", is_flag=True, help="Replace --output if it exists.")
+@_hidden_options
+def main(bm25_flag: bool, hits: int | None, fusion: str | None, **options: Any) -> None:
+    """Search sparse, dense or hybrid, rerank, write a TREC run, print measures.
+
+    With `--encoder student` and nothing else: prepares what is missing of the embedded default and searches it.
+    """
+    if bm25_flag:
+        options["encoder"] = "bm25"
+    hits = hits or (QUERY_HITS if options["query"] is not None else 1000)
+    settings = Settings(hits=hits, fusion=fusion or "rrf", **options)
+    if fusion and not (settings.sparse_index and settings.encoder != "bm25"):
+        raise InputError("--fusion needs a dense --encoder and a --sparse-index")
+    if settings.query is not None and settings.topics:
+        raise InputError("give --query or --topics, not both")
+    if settings.output:
+        refuse_existing(settings.output, settings.overwrite)
+    if settings.threads:
+        import torch
+
+        torch.set_num_threads(settings.threads)
+    settings = _with_defaults(settings)
+    started = time.monotonic()
+    queries = _queries(settings)
+    judged = _judged(settings, queries)
+    from pyserini_kd import retrieve
+
+    retrieve.warn_blank(queries)
+    run, timing = search(settings, queries)
+    if settings.query is not None:
+        _show(settings, run)
+        if not settings.output:
+            return
+    _finish(settings, run, judged, {"seconds": round(time.monotonic() - started, 2), **timing})
+
+
+def _with_defaults(settings: Settings) -> Settings:
+    """Fill in the embedded default where no index is named; a bare search for `student` prepares what is missing."""
+    if settings.index:
+        if settings.topics is None and settings.query is None:
+            raise InputError("--topics (or --query) is needed with --index")
+        return settings
+    if settings.topics and not settings.topics.startswith(EMBEDDED):
+        raise InputError("--index is needed with --topics")
+    index = home() / "indexes" / f"{EMBEDDED}.{Path(settings.encoder).name}"
+    if settings.encoder == "student":
+        from pyserini_kd import demo
+
+        demo.prepare()
+    elif not index.exists():
+        raise InputError(
+            f"no index given and {index} is not there; make it: pyserini-kd index --collection {EMBEDDED} "
+            f"--encoder {settings.encoder} --index {index}"
+        )
+    topics = settings.topics or (None if settings.query is not None else f"{EMBEDDED}:test")
+    qrels = settings.qrels or topics
+    return settings._replace(index=str(index), topics=topics, qrels=qrels)
+
+
+def _queries(settings: Settings) -> list[Query]:
+    if settings.query is not None:
+        if not settings.query.strip():
+            raise InputError("--query is blank")
+        return [Query("1", " ".join(settings.query.split()))]
+    return sources.topics(settings.topics or "")
+
+
+def _judged(settings: Settings, queries: list[Query]) -> Qrels | None:
+    """Qrels, read before the search, so that a wrong file costs no search."""
+    if not settings.qrels or settings.query is not None:
+        return None
+    judged = sources.qrels(settings.qrels)
+    if not any(query.query_id in judged for query in queries):
+        raise InputError(f"qrels {settings.qrels} and topics {settings.topics} share no query")
+    return judged
+
+
+def search(settings: Settings, queries: list[Query]) -> tuple[Run, dict[str, Any]]:
+    """Retrieve, fuse and rerank as the settings say; the run and the seconds of each stage."""
+    from pyserini_kd import fuse, lucene, rerank
+
+    index = settings.index or ""
+    tag = settings.runtag or Path(settings.encoder).name
+    timing: dict[str, Any] = {}
+
+    def timed(stage: str, begun: float) -> None:
+        timing[f"{stage}_seconds"] = round(time.monotonic() - begun, 3)
+
+    def sparse(lucene_index: str) -> Run:
+        begun = time.monotonic()
+        threads = settings.threads or inference.threads()
+        bm25 = {"k1": settings.k1, "b": settings.b, "rm3": settings.rm3}
+        run = lucene.search(lucene_index, queries, hits=settings.hits, threads=threads, tag=tag, **bm25)
+        timed("sparse", begun)
+        return run
+
+    if settings.encoder == "bm25":
+        run = sparse(index)
+    else:
+        begun = time.monotonic()
+        run = _dense(settings, queries, tag)
+        timed("dense", begun)
+        if settings.sparse_index:
+            other = sparse(settings.sparse_index)
+            begun = time.monotonic()
+            if settings.fusion == "rrf":
+                run = fuse.rrf([other, run], rrf_k=settings.rrf_k, k=settings.hits, tag=tag)
+                timing["fusion"] = f"sum of 1 / ({settings.rrf_k} + rank)"
+            else:
+                run = fuse.interpolation(other, run, alpha=settings.alpha, k=settings.hits, tag=tag)
+                timing["fusion"] = f"{settings.alpha} * sparse + {1 - settings.alpha:g} * dense, missing = 0"
+            timed("fuse", begun)
+    if settings.remove_query:
+        run = run.without_query_docs()
+    if settings.rerank:
+        begun = time.monotonic()
+        run = _rerank(settings, run, queries, rerank)
+        timed("rerank", begun)
+    return run, timing
+
+
+def _dense(settings: Settings, queries: list[Query], tag: str) -> Run:
+    from pyserini_kd import index as indexes
+    from pyserini_kd import lucene, retrieve
+    from pyserini_kd.models import checkpoints
+
+    folder = Path(settings.index or "")
+    index = indexes.DenseIndex.load(folder if folder.exists() else lucene.prebuilt_faiss(settings.index or ""))
+    encoder = indexes.load_encoder(
+        settings.encoder,
+        settings.device,
+        pooling=settings.pooling,
+        l2_norm=settings.l2_norm,
+        query_prefix=settings.query_prefix,
+        max_query_len=settings.max_length,
+    )
+    checkpoint = checkpoints.resolve(settings.encoder)
+    indexes.check_encoder(index, encoder, checkpoint, ignore=settings.ignore_encoder_mismatch)
+    return retrieve.dense(
+        index,
+        encoder,
+        queries,
+        hits=settings.hits,
+        ef_search=settings.ef_search,
+        precision=settings.precision,
+        batch_size=settings.batch_size,
+        tag=tag,
+    )
+
+
+def _rerank(settings: Settings, run: Run, queries: list[Query], rerank: Any) -> Run:
+    from pyserini_kd.models import checkpoints
+
+    model = checkpoints.load(settings.rerank or "").to(inference.check_device(settings.device))
+    fetch = _fetch(settings)
+    if fetch is None:
+        raise InputError("--rerank needs texts: an index of ours that stores them, or a --sparse-index")
+    reranked: Run = rerank.rerank(
+        run, model, queries, fetch, depth=settings.depth, precision=settings.precision, batch_size=settings.batch_size,
+        tag=settings.runtag or Path(settings.rerank or "").name,
+    )  # fmt: skip
+    return reranked
+
+
+def _fetch(settings: Settings) -> Any:
+    """Where texts come from: our dense index, else the sparse one; None where neither has them."""
+    from pyserini_kd import rerank
+    from pyserini_kd.index import DenseIndex
+
+    if settings.encoder == "bm25":
+        return rerank.fetch_from(settings.index or "")
+    folder = Path(settings.index or "")
+    if folder.is_dir() and (folder / "docs.jsonl").exists():
+        return DenseIndex.load(folder).docs
+    return rerank.fetch_from(settings.sparse_index) if settings.sparse_index else None
+
+
+def _show(settings: Settings, run: Run) -> None:
+    """Print the hits of one query: rank, score, id, title and the start of the text."""
+    hits = run["1"]
+    fetch = _fetch(settings)
+    docs = {doc.doc_id: doc for doc in fetch(hits.doc_ids)} if fetch else {}
+    for rank, (doc_id, score) in enumerate(zip(hits.doc_ids, hits.scores.tolist(), strict=True), start=1):
+        doc = docs.get(doc_id)
+        title = f"  {doc.title}" if doc and doc.title else ""
+        click.echo(f"{rank:3}  {score:9.4f}  {doc_id}{title}")
+        if doc:
+            click.echo(textwrap.shorten(doc.text, 110, initial_indent=" " * 16, placeholder=" ..."))
+    if not hits.doc_ids:
+        click.echo("no hits")
+
+
+def _finish(settings: Settings, run: Run, judged: Qrels | None, timing: dict[str, Any]) -> None:
+    """Write the run and its record, print measures."""
+    output = settings.output or _default_output(settings)
+    run.write(output, output_format=settings.output_format, overwrite=settings.overwrite or settings.output is None)
+    click.echo(f"{output}: {len(run)} queries, {run.n_hits} lines, {timing['seconds']} s")
+    record: dict[str, Any] = {"command": command_line(), "config": settings._asdict(), **timing, **environment()}
+    record["config"] |= {"output": str(output)}
+    if judged is not None:
+        from pyserini_kd import evaluate
+
+        means = {m: evaluate.mean(values) for m, values in evaluate.evaluate(run, judged, MEASURES).items()}
+        click.echo(evaluate.table(["run", *means], [[run.tag, *means.values()]]))
+        record["measures"] = means
+    write_json(output.with_suffix(".json"), record)
+
+
+def _default_output(settings: Settings) -> Path:
+    topics = "query" if settings.query is not None else sources.short_name(settings.topics or "").removeprefix(f"{EMBEDDED}-")
+    system = Path(settings.encoder).name
+    collection = Path(settings.index or "").name.removesuffix(f".{system}")
+    if settings.sparse_index:
+        system += f"+bm25-{settings.fusion}"
+    if settings.rerank:
+        system += f"+{Path(settings.rerank).name}"
+    return home() / "runs" / f"run.{collection}.{system}.{topics}.txt"
+
+
+if __name__ == "__main__":
+    main()
