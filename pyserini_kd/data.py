@@ -11,11 +11,13 @@ import hashlib
 import html
 import json
 import re
+import zlib
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import IO, Any, NamedTuple
 
 import numpy as np
+import numpy.typing as npt
 
 from pyserini_kd.files import InputError, atomic_file, require_file
 
@@ -46,11 +48,15 @@ class Doc(NamedTuple):
 # --------------------------------------------------------------------------------------------------- collections
 
 
+NOT_DOCS = (".", "queries", "topics", "qrels")  # how the names of a folder's other files start
+
+
 def read_collection(path: str | Path) -> Iterator[Doc]:
     """Stream the documents of a collection.
 
     Accepts a BEIR folder (`corpus.jsonl`), a folder of Pyserini JSONL files, or one file: JSONL (`id` and `contents`,
-    or `_id`, `title`, `text`) or MS MARCO TSV (`id text` or `id url title body`); each may end in `.gz`.
+    or `_id`, `title`, `text`) or MS MARCO TSV (`id text` or `id url title body`); each may end in `.gz`. In a folder, hidden
+    files and files named `queries*`, `topics*` or `qrels*` are no documents.
     """
     path = Path(path)
     if not path.exists():
@@ -59,7 +65,7 @@ def read_collection(path: str | Path) -> Iterator[Doc]:
         if (path / "corpus.jsonl").exists() or (path / "corpus.jsonl.gz").exists():
             files = [p for p in (path / "corpus.jsonl", path / "corpus.jsonl.gz") if p.exists()][:1]
         else:
-            files = sorted(p for p in path.rglob("*") if _kind(p) in ("jsonl", "tsv"))
+            files = sorted(p for p in path.rglob("*") if _kind(p) and not p.name.startswith(NOT_DOCS))
         if not files:
             raise InputError(f"collection folder {path} holds no .jsonl, .json or .tsv file (.gz allowed)")
     else:
@@ -114,7 +120,8 @@ def write_collection(docs: Iterable[Doc], path: str | Path, *, overwrite: bool =
     count = 0
     with atomic_file(path, overwrite=overwrite) as out:
         for doc in docs:
-            contents = f"{doc.title}\n{doc.text}" if doc.title else doc.text
+            title = _one_line(doc.title)
+            contents = f"{title}\n{doc.text}" if title or "\n" in doc.text else doc.text
             out.write(json.dumps({"id": doc.doc_id, "contents": contents}, ensure_ascii=False) + "\n")
             count += 1
     return count
@@ -123,26 +130,28 @@ def write_collection(docs: Iterable[Doc], path: str | Path, *, overwrite: bool =
 def unique_docs(docs: Iterable[Doc], reread: Callable[[], Iterable[Doc]], block: int = 10_000) -> Iterator[Doc]:
     """Pass documents on; InputError at the first id seen twice.
 
-    Keeps 8 bytes per document (sorted 64-bit hashes), not the ids. `reread` opens the collection again: it confirms that
-    a repeated hash is a repeated id, so a collision never refuses a good collection.
+    Keeps 8 bytes per document (64-bit hashes, in sorted arrays that are merged as they grow), not the ids. `reread` opens
+    the collection again: it confirms that a repeated hash is a repeated id, so a collision never refuses a good collection.
     """
-    seen = np.empty(0, dtype=np.uint64)
+    seen: list[npt.NDArray[np.uint64]] = []  # sorted; each at least twice as long as the next
     confirmed: set[str] = set()  # ids whose hash collides with another id's
     pending: list[Doc] = []
 
     def flush() -> Iterator[Doc]:
-        nonlocal seen
         hashes = np.array([id_hash(doc.doc_id) for doc in pending], dtype=np.uint64)
-        old = seen[np.minimum(np.searchsorted(seen, hashes), len(seen) - 1)] == hashes if len(seen) else hashes != hashes
-        values, first, counts = np.unique(hashes, return_index=True, return_counts=True)
-        repeated = set(np.nonzero(old)[0]) | {int(i) for i in np.nonzero(np.isin(hashes, values[counts > 1]))[0]}
-        for row in sorted(int(i) for i in repeated):
+        values, codes, counts = np.unique(hashes, return_inverse=True, return_counts=True)
+        suspect = counts[codes] > 1
+        for old in seen:
+            suspect |= old[np.minimum(np.searchsorted(old, hashes), len(old) - 1)] == hashes
+        for row in np.flatnonzero(suspect).tolist():
             doc_id = pending[row].doc_id
             if doc_id not in confirmed:
                 if sum(doc.doc_id == doc_id for doc in reread()) > 1:
                     raise InputError(f"duplicate document id {doc_id!r} in the collection")
                 confirmed.add(doc_id)
-        seen = np.union1d(seen, values)
+        seen.append(values)
+        while len(seen) > 1 and 2 * len(seen[-1]) > len(seen[-2]):
+            seen[-2:] = [np.union1d(seen[-2], seen[-1])]
         yield from pending
         pending.clear()
 
@@ -213,13 +222,12 @@ def _json_topics(path: Path) -> Iterator[Query]:
 
 _TOPIC = re.compile(r"<(top|doc)>(.*?)(?=</\1>|<\1>|\Z)", re.IGNORECASE | re.DOTALL)
 _NUMBER = re.compile(r"<num>\s*(?:Number:)?\s*(\S+?)\s*(?=<|\n|$)|<docno>\s*(\S+)\s*</docno>", re.IGNORECASE)
-_TITLE = re.compile(r"<title>\s*(?:Topic:)?(.*?)(?=<|\Z)", re.IGNORECASE | re.DOTALL)
+_TITLE = re.compile(r"<title>\s*(?:Topic:)?(.*?)(?=</?[a-z]|\Z)", re.IGNORECASE | re.DOTALL)
 
 
 def _trec_topics(path: Path) -> Iterator[Query]:
     """TREC ad hoc topics (`<num>`, `<title>`) and CACM's (`<DOCNO>`, then bare text)."""
-    with _open(path) as handle:
-        content = handle.read()
+    content = "\n".join(line for _, line in _lines(path, "topics file", blank=True))
     for block in _TOPIC.finditer(content):
         where = f"{path}:{content.count(chr(10), 0, block.start()) + 1}"
         body = block.group(2)
@@ -227,7 +235,7 @@ def _trec_topics(path: Path) -> Iterator[Query]:
         if number is None:
             raise InputError(f"{where}: topic without <num> or <DOCNO>")
         title = _TITLE.search(body)
-        text = title.group(1) if title else re.sub(r"<[^>]*>", " ", body[number.end() :])
+        text = title.group(1) if title else re.sub(r"</?[a-z][^>]*>", " ", body[number.end() :], flags=re.IGNORECASE)
         yield Query(_id(number.group(1) or number.group(2), where), _one_line(html.unescape(text)))
 
 
@@ -261,6 +269,8 @@ def read_qrels(path: str | Path) -> Qrels:
         judged = qrels.setdefault(query_id, {})
         if judged.setdefault(doc_id, grade) != grade:
             raise InputError(f"{where}: document {doc_id} is judged twice, differently, for query {query_id}")
+    if not qrels:
+        raise InputError(f"{path}: no judgements found")
     return qrels
 
 
@@ -285,15 +295,22 @@ def read_ir_dataset(dataset_id: str, what: str) -> Any:
     if not getattr(dataset, f"has_{what}")():
         raise InputError(f"ir_datasets:{dataset_id} has no {what}")
     if what == "docs":
-        return (_ir_doc(doc) for doc in dataset.docs_iter())
+        return (_ir_doc(doc) for doc in _ir_records(dataset.docs_iter, dataset_id))
     if what == "queries":
-        return unique_queries(
-            (Query(q.query_id, _one_line(q.default_text())) for q in dataset.queries_iter()), dataset_id
-        )
+        records = _ir_records(dataset.queries_iter, dataset_id)
+        return unique_queries((Query(q.query_id, _one_line(q.default_text())) for q in records), dataset_id)
     qrels: Qrels = {}
-    for qrel in dataset.qrels_iter():
+    for qrel in _ir_records(dataset.qrels_iter, dataset_id):
         qrels.setdefault(qrel.query_id, {})[qrel.doc_id] = qrel.relevance
     return qrels
+
+
+def _ir_records(read: Callable[[], Iterator[Any]], dataset_id: str) -> Iterator[Any]:
+    """Records of ir_datasets, which downloads on first use and lets every kind of exception through."""
+    try:
+        yield from read()
+    except Exception as error:
+        raise InputError(f"ir_datasets:{dataset_id} could not be had: {error}") from error
 
 
 def _ir_doc(doc: Any) -> Doc:
@@ -308,24 +325,28 @@ def _ir_doc(doc: Any) -> Doc:
 
 
 def _open(path: Path) -> IO[str]:
+    # utf-8-sig: a byte order mark is no text. newline: only \n ends a line, texts may hold a lone \r or U+2028.
     if path.suffix == ".gz":
-        return gzip.open(path, "rt", encoding="utf-8")
-    return open(path, encoding="utf-8")
+        return gzip.open(path, "rt", encoding="utf-8-sig", newline="\n")
+    return open(path, encoding="utf-8-sig", newline="\n")
 
 
-def _lines(path: Path, what: str) -> Iterator[tuple[str, str]]:
-    """(`file:line`, text) of every line that is not blank. Splits at newlines alone: texts may hold U+2028."""
+def _lines(path: Path, what: str, blank: bool = False) -> Iterator[tuple[str, str]]:
+    """(`file:line`, text) of every line; blank ones only if asked for."""
     number = 0
     require_file(path, what)
     try:
         with _open(path) as handle:
             for number, line in enumerate(handle, start=1):
-                if line.strip():
+                if blank or line.strip():
                     yield f"{path}:{number}", line.rstrip("\r\n")
     except UnicodeDecodeError:
-        raise InputError(f"{path}:{number + 1}: not valid UTF-8") from None
-    except (gzip.BadGzipFile, EOFError):
+        raise InputError(f"{path}: not valid UTF-8, in or after line {number + 1}") from None
+    except (gzip.BadGzipFile, EOFError, zlib.error):
         raise InputError(f"{path}: not a complete gzip file") from None
+
+
+_HALF_PAIR = re.compile(r"\\u[dD][89a-fA-F]")
 
 
 def _json_line(line: str, where: str) -> dict[str, Any]:
@@ -335,12 +356,17 @@ def _json_line(line: str, where: str) -> dict[str, Any]:
         raise InputError(f"{where}: not valid JSON ({error.msg})") from None
     if not isinstance(record, dict):
         raise InputError(f"{where}: expected a JSON object, found {type(record).__name__}")
+    if _HALF_PAIR.search(line):
+        try:
+            json.dumps(record, ensure_ascii=False).encode()
+        except UnicodeEncodeError:
+            raise InputError(f"{where}: text with half of a surrogate pair, which is no character") from None
     return record
 
 
 def _json_id(record: dict[str, Any], names: tuple[str, ...], where: str) -> str:
     for name in names:
-        if isinstance(record.get(name), (str, int)):
+        if isinstance(record.get(name), (str, int)) and not isinstance(record[name], bool):
             return _id(str(record[name]), where)
     raise InputError(f"{where}: no id; expected one of {', '.join(names)} as a string")
 

@@ -10,7 +10,6 @@ from __future__ import annotations
 import csv
 import difflib
 import json
-import logging
 import math
 import re
 import warnings
@@ -29,8 +28,6 @@ if TYPE_CHECKING:
     import pandas as pd
     import trectools
 
-logger = logging.getLogger(__name__)
-
 PerQuery = dict[str, float]
 """query_id -> value, for every judged query."""
 Results = Mapping[str, Mapping[str, PerQuery]]
@@ -39,7 +36,7 @@ Results = Mapping[str, Mapping[str, PerQuery]]
 DEFAULT_MEASURES = ("nDCG@10", "RR@10", "AP", "R@100", "R@1000")
 ENGINES = ("auto", "trectools", "fast")
 TRECTOOLS_ROWS = 200_000
-"""Judged rows up to which `auto` asks trectools: five measures then take it 1.2 seconds, and our own kernels 0.02."""
+"""Rows up to which `auto` asks trectools: five measures then take it 1.2 seconds, and our own kernels 0.02."""
 
 _NAMES = {"nDCG": "nDCG@10", "RR": "RR@10", "AP": "AP", "P": "P@10", "R": "R@1000"}
 _OTHER_NAMES = {"ndcg": "nDCG", "ndcg_cut": "nDCG", "recip_rank": "RR", "mrr": "RR", "map": "AP", "map_cut": "AP"} | {
@@ -109,9 +106,14 @@ def evaluate(run: Run, qrels: Qrels, measures: Sequence[str], engine: str = "aut
     if not judged:
         raise InputError(f"run {run.tag} and the qrels share no query: {_ids(run)} against {_ids(qrels)}")
     if engine == "auto":
-        engine = "trectools" if judged.n_hits <= TRECTOOLS_ROWS else "fast"
+        engine = choose_engine(run)
     compute = _by_trectools if engine == "trectools" else _by_kernels
     return compute(judged, qrels, parsed)
+
+
+def choose_engine(run: Run) -> str:
+    """What `auto` means for this run: trectools, or our own kernels where that would take long."""
+    return "trectools" if run.n_hits <= TRECTOOLS_ROWS else "fast"
 
 
 def mean(per_query: PerQuery) -> float:
@@ -342,12 +344,15 @@ def _split_words(words: Iterable[str]) -> tuple[tuple[str, ...], tuple[str, ...]
     measures: list[str] = []
     paths: list[str] = []
     for word in words:
-        if Path(word).is_file():
+        names = word.replace(",", " ").split()
+        try:
+            for name in names:
+                Measure.parse(name)
+            measures += names
+        except InputError as error:
+            if not Path(word).is_file():
+                raise InputError(f"{error} (nor is there a run file of that name)") from None
             paths.append(word)
-            continue
-        for name in word.replace(",", " ").split():
-            Measure.parse(name)
-            measures.append(name)
     if not measures:
         raise InputError("--measures names no measure")
     return tuple(dict.fromkeys(measures)), tuple(paths)

@@ -61,7 +61,7 @@ def rrf(
         raise InputError(f"rrf_k must be 0 or more, not {rrf_k}")
     _check(runs, depth, k)
     if engine == "auto":
-        engine = _choose_engine(runs, depth)
+        engine = choose_engine(runs, depth)
     if engine == "trectools":
         return _rrf_by_trectools(runs, rrf_k, depth, k, tag)
     parts = 1 / (rrf_k + np.arange(1.0, max(run.depth for run in runs) + 1))
@@ -144,7 +144,8 @@ def _sum(
 # ---------------------------------------------------------------------------------------------------- trectools
 
 
-def _choose_engine(runs: Sequence[Run], depth: int | None) -> str:
+def choose_engine(runs: Sequence[Run], depth: int | None) -> str:
+    """What `auto` means for these runs: trectools where it is quick and reads all of them, otherwise our own sum."""
     small = len(_queries(runs)) * sum(run.n_hits for run in runs) <= TRECTOOLS_WORK
     return "trectools" if small and _read_depth(runs, depth) <= TRECTOOLS_DEPTH else "fast"
 

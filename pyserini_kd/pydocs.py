@@ -111,7 +111,10 @@ def _package_entries(package: str) -> Iterator[Entry]:
         module = ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", SyntaxWarning)  # stray escapes in foreign docstrings
-            tree = ast.parse(path.read_bytes())
+            try:
+                tree = ast.parse(path.read_bytes())
+            except SyntaxError:  # a template, or written for a newer Python
+                continue
         yield from _node_entries(tree, module, module)
 
 

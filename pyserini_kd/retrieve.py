@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -11,8 +12,10 @@ from pyserini_kd import inference
 from pyserini_kd.data import Query
 from pyserini_kd.index import DenseIndex
 from pyserini_kd.lucene import search as sparse
-from pyserini_kd.models.bert_dot import BertDot
 from pyserini_kd.runs import Run, Scores
+
+if TYPE_CHECKING:
+    from pyserini_kd.models.bert_dot import BertDot
 
 __all__ = ["dense", "sparse", "warn_blank"]
 

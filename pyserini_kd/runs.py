@@ -218,7 +218,7 @@ def _read_fast(path: Path) -> tuple[npt.NDArray[np.int64], list[str], list[str],
             parse_options=pyarrow.csv.ParseOptions(delimiter=" ", quote_char=False),
             convert_options=pyarrow.csv.ConvertOptions(
                 column_types=dict.fromkeys(columns, pa.dictionary(pa.int32(), pa.string()))
-                | {"doc": pa.string(), "rank": pa.int64(), "score": pa.float64()},
+                | {"doc": pa.string(), "score": pa.float64()},
                 null_values=[],
                 strings_can_be_null=False,
             ),
@@ -228,7 +228,7 @@ def _read_fast(path: Path) -> tuple[npt.NDArray[np.int64], list[str], list[str],
     table = table.unify_dictionaries()
     doc_ids = table["doc"].to_pylist()
     queries, tags = table["query"].combine_chunks(), table["tag"].combine_chunks()
-    words = [table[name].combine_chunks().dictionary.to_pylist() for name in ("query", "q0", "tag")]
+    words = [table[name].combine_chunks().dictionary.to_pylist() for name in ("query", "q0", "rank", "tag")]
     if table.num_rows == 0 or any("" in column for column in (doc_ids, *words)):  # two blanks in a row
         return None
     codes = queries.indices.to_numpy(zero_copy_only=False).astype(np.int64)

@@ -3,9 +3,13 @@
 import os
 from pathlib import Path
 
+os.environ["HF_HUB_OFFLINE"] = "1"  # no test asks a hub; the code that would is tested to say so clearly
+
 import pytest
 
-os.environ.setdefault("HF_HUB_OFFLINE", "1")
+from pyserini_kd.data import Doc, Query
+
+ANIMALS = ["cat", "dog", "horse", "cow", "sheep", "goat", "duck", "goose", "hen", "pig"]
 
 
 @pytest.fixture(scope="session")
@@ -14,3 +18,111 @@ def shared_data() -> Path:
     if not folder.is_dir():
         pytest.skip("the real collections (../shared/data) are not on this machine")
     return folder
+
+
+@pytest.fixture(scope="session")
+def corpus() -> list[Doc]:
+    """Twenty documents: what each animal eats, and where it sleeps."""
+    eats = [Doc(f"eat-{name}", name.title(), f"the {name} eats hay and drinks water") for name in ANIMALS]
+    sleeps = [Doc(f"sleep-{name}", "", f"at night the {name} sleeps in the barn") for name in ANIMALS]
+    return eats + sleeps
+
+
+@pytest.fixture(scope="session")
+def queries() -> list[Query]:
+    return [Query(f"q{n}", f"what the {name} eats") for n, name in enumerate(ANIMALS)]
+
+
+@pytest.fixture(scope="session")
+def qrels() -> dict:
+    return {f"q{n}": {f"eat-{name}": 1} for n, name in enumerate(ANIMALS)}
+
+
+@pytest.fixture(scope="session")
+def tokenizer(tmp_path_factory, corpus, queries):
+    from transformers import BertTokenizer
+
+    words = sorted({w for doc in corpus for w in doc.contents.lower().split()} | {w for q in queries for w in q.text.split()})
+    folder = tmp_path_factory.mktemp("vocab")
+    vocab = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *words]
+    (folder / "vocab.txt").write_text("\n".join(vocab) + "\n")
+    return BertTokenizer(vocab={w: i for i, w in enumerate(vocab)}, do_lower_case=True)
+
+
+def tiny_config(tokenizer, layers=2):
+    from transformers import BertConfig
+
+    return BertConfig(
+        vocab_size=len(tokenizer), hidden_size=32, num_hidden_layers=layers, num_attention_heads=4, intermediate_size=64,
+        max_position_embeddings=64, hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0, initializer_range=0.2,
+    )
+
+
+@pytest.fixture(scope="session")
+def tiny_dot(tmp_path_factory, tokenizer) -> Path:
+    """A saved BERT_DOT: 2 layers, random, mean pooling, not normalised."""
+    import torch
+    from transformers import BertModel
+
+    from pyserini_kd.models import checkpoints
+    from pyserini_kd.models.bert_dot import BertDot, EncoderSettings
+
+    torch.manual_seed(0)
+    model = BertDot(BertModel(tiny_config(tokenizer), add_pooling_layer=False), tokenizer, EncoderSettings("mean", False, 16, 24))
+    return checkpoints.save(model, tmp_path_factory.mktemp("models") / "tiny-dot")
+
+
+@pytest.fixture(scope="session")
+def tiny_cross(tmp_path_factory, tokenizer) -> Path:
+    """A saved cross-encoder: 2 layers, random, one logit."""
+    import torch
+    from transformers import BertForSequenceClassification
+
+    from pyserini_kd.models import checkpoints
+    from pyserini_kd.models.cross_encoder import CrossEncoder
+
+    torch.manual_seed(1)
+    config = tiny_config(tokenizer)
+    config.num_labels = 1
+    model = CrossEncoder(BertForSequenceClassification(config).eval(), tokenizer, 48)
+    return checkpoints.save(model, tmp_path_factory.mktemp("models") / "tiny-cross")
+
+
+@pytest.fixture(scope="session")
+def dense_index(tmp_path_factory, tiny_dot, corpus) -> Path:
+    from pyserini_kd import index
+
+    folder = tmp_path_factory.mktemp("indexes") / "corpus.tiny"
+    index.build(corpus, index.load_encoder(str(tiny_dot)), tiny_dot, folder, precision="fp32")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def bm25_index(tmp_path_factory, corpus) -> Path:
+    from pyserini_kd import lucene
+
+    folder = tmp_path_factory.mktemp("indexes") / "corpus.bm25"
+    lucene.build_index(corpus, folder)
+    return folder
+
+
+@pytest.fixture
+def files(tmp_path, corpus, queries, qrels) -> dict[str, str]:
+    """The corpus, topics and qrels as files."""
+    from pyserini_kd import data
+
+    data.write_collection(corpus, tmp_path / "docs.jsonl")
+    data.write_topics(queries, tmp_path / "topics.tsv")
+    data.write_qrels(qrels, tmp_path / "qrels.txt")
+    return {name: str(tmp_path / f) for name, f in {"docs": "docs.jsonl", "topics": "topics.tsv", "qrels": "qrels.txt"}.items()}
+
+
+@pytest.fixture
+def invoke():
+    """Run a command in this process: invoke(command, 'words and flags') -> result with exit_code and output."""
+    from click.testing import CliRunner
+
+    def run(command, *words):
+        return CliRunner().invoke(command, [str(word) for word in words])
+
+    return run

@@ -1,0 +1,164 @@
+"""files.py: a final name holds a complete result or nothing, whatever interrupts the writing."""
+
+import errno
+import hashlib
+import json
+import os
+import stat
+
+import pytest
+
+from pyserini_kd import files
+from pyserini_kd.files import InputError, atomic_file, atomic_folder
+
+INTERRUPTIONS = [RuntimeError("bug"), KeyboardInterrupt(), OSError(errno.ENOSPC, "No space left on device")]
+
+
+def names(folder):
+    return sorted(os.listdir(folder))
+
+
+@pytest.mark.parametrize("error", INTERRUPTIONS, ids=["error", "ctrl-c", "disk full"])
+def test_interrupted_file_leaves_nothing(tmp_path, error):
+    with pytest.raises(type(error)):
+        with atomic_file(tmp_path / "run.txt") as out:
+            out.write("half")
+            raise error
+    assert names(tmp_path) == []
+
+
+@pytest.mark.parametrize("error", INTERRUPTIONS, ids=["error", "ctrl-c", "disk full"])
+def test_interrupted_overwrite_keeps_the_old_file(tmp_path, error):
+    (tmp_path / "run.txt").write_text("old")
+    with pytest.raises(type(error)):
+        with atomic_file(tmp_path / "run.txt", overwrite=True) as out:
+            out.write("half")
+            raise error
+    assert names(tmp_path) == ["run.txt"] and (tmp_path / "run.txt").read_text() == "old"
+
+
+def test_disk_full_at_the_last_moment(tmp_path, monkeypatch):
+    """The write itself seems to work; the disk is full when the data are forced out."""
+
+    def full(_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(OSError, match="No space left"):
+        with atomic_file(tmp_path / "run.txt") as out:
+            out.write("all of it")
+    assert names(tmp_path) == []
+
+
+def test_file_is_not_visible_before_it_is_complete(tmp_path):
+    with atomic_file(tmp_path / "deep" / "er" / "run.txt") as out:
+        out.write("ä\n")
+        assert not (tmp_path / "deep" / "er" / "run.txt").exists()
+    assert (tmp_path / "deep" / "er" / "run.txt").read_bytes() == "ä\n".encode()
+    assert names(tmp_path / "deep" / "er") == ["run.txt"]
+
+
+def test_file_has_the_usual_permissions(tmp_path):
+    with atomic_file(tmp_path / "a") as out:
+        out.write("x")
+    (tmp_path / "b").write_text("x")
+    assert stat.S_IMODE((tmp_path / "a").stat().st_mode) == stat.S_IMODE((tmp_path / "b").stat().st_mode)
+
+
+def test_existing_file_is_refused_before_anything_is_written(tmp_path):
+    (tmp_path / "run.txt").write_text("old")
+    with pytest.raises(InputError, match="run.txt exists; give --overwrite"):
+        with atomic_file(tmp_path / "run.txt", overwrite=False):
+            pytest.fail("the block must not run")
+    assert (tmp_path / "run.txt").read_text() == "old"
+
+
+@pytest.mark.parametrize("error", INTERRUPTIONS, ids=["error", "ctrl-c", "disk full"])
+def test_interrupted_folder_leaves_nothing(tmp_path, error):
+    with pytest.raises(type(error)):
+        with atomic_folder(tmp_path / "index") as partial:
+            (partial / "half").write_text("half")
+            raise error
+    assert names(tmp_path) == []
+
+
+@pytest.mark.parametrize("error", INTERRUPTIONS, ids=["error", "ctrl-c", "disk full"])
+def test_interrupted_folder_keeps_the_old_one(tmp_path, error):
+    (tmp_path / "index").mkdir()
+    (tmp_path / "index" / "old").write_text("old")
+    with pytest.raises(type(error)):
+        with atomic_folder(tmp_path / "index", overwrite=True) as partial:
+            (partial / "new").write_text("new")
+            raise error
+    assert names(tmp_path) == ["index"] and names(tmp_path / "index") == ["old"]
+
+
+def test_failed_rename_puts_the_old_folder_back(tmp_path, monkeypatch):
+    (tmp_path / "index").mkdir()
+    (tmp_path / "index" / "old").write_text("old")
+    rename, calls = os.replace, []
+
+    def second_fails(source, target):
+        calls.append(source)
+        if len(calls) == 2:
+            raise OSError(errno.EIO, "Input/output error")
+        rename(source, target)
+
+    monkeypatch.setattr(os, "replace", second_fails)
+    with pytest.raises(OSError, match="Input/output"):
+        with atomic_folder(tmp_path / "index", overwrite=True) as partial:
+            (partial / "new").write_text("new")
+    assert len(calls) == 3
+    assert names(tmp_path) == ["index"] and names(tmp_path / "index") == ["old"]
+
+
+def test_folder_is_replaced_as_a_whole(tmp_path):
+    for content, overwrite in (("one", False), ("two", True)):
+        with atomic_folder(tmp_path / "index", overwrite=overwrite) as partial:
+            (partial / content).write_text(content)
+    assert names(tmp_path) == ["index"] and names(tmp_path / "index") == ["two"]
+
+
+def test_existing_folder_is_refused_but_an_empty_one_is_filled(tmp_path):
+    (tmp_path / "index").mkdir()
+    with atomic_folder(tmp_path / "index") as partial:
+        (partial / "a").write_text("a")
+    with pytest.raises(InputError, match="index exists; give --overwrite"):
+        with atomic_folder(tmp_path / "index"):
+            pytest.fail("the block must not run")
+    assert names(tmp_path / "index") == ["a"]
+
+
+def test_require_file(tmp_path):
+    (tmp_path / "empty").touch()
+    (tmp_path / "full").write_text("x")
+    assert files.require_file(tmp_path / "full", "run file") == tmp_path / "full"
+    for name, message in (("none", "run file not found"), ("empty", "run file is empty"), (".", "is a folder")):
+        with pytest.raises(InputError, match=message):
+            files.require_file(tmp_path / name, "run file")
+
+
+def test_json_round_trip_and_faults(tmp_path):
+    record = {"b": 1, "a": ["ä", None]}
+    files.write_json(tmp_path / "r.json", record)
+    assert files.read_json(tmp_path / "r.json", "record") == record
+    assert list(json.loads((tmp_path / "r.json").read_text())) == ["b", "a"]
+    (tmp_path / "bad.json").write_text('{"a": 1,\n oops}\n')
+    with pytest.raises(InputError, match=r"bad\.json:2: not valid JSON"):
+        files.read_json(tmp_path / "bad.json", "record")
+    (tmp_path / "list.json").write_text("[1]")
+    with pytest.raises(InputError, match=r"list\.json:1: expected a JSON object, found list"):
+        files.read_json(tmp_path / "list.json", "record")
+
+
+def test_sha256_is_over_the_contents_in_order(tmp_path):
+    (tmp_path / "a").write_bytes(b"one")
+    (tmp_path / "b").write_bytes(b"two")
+    assert files.sha256(tmp_path / "a", tmp_path / "b") == hashlib.sha256(b"onetwo").hexdigest()
+
+
+def test_home_follows_the_environment(monkeypatch):
+    monkeypatch.delenv("PYSERINI_KD_HOME", raising=False)
+    assert str(files.home()) == "."
+    monkeypatch.setenv("PYSERINI_KD_HOME", "elsewhere")
+    assert str(files.home()) == "elsewhere"

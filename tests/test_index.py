@@ -1,0 +1,160 @@
+"""Dense indexes: brute force as the oracle, resuming, mismatches, incomplete folders."""
+
+import json
+import shutil
+
+import faiss
+import numpy as np
+import pytest
+
+from pyserini_kd import index, inference, retrieve
+from pyserini_kd.data import Doc, Query
+from pyserini_kd.files import InputError
+
+
+@pytest.fixture(scope="module")
+def encoder(tiny_dot):
+    return index.load_encoder(str(tiny_dot))
+
+
+def vectors(encoder, corpus):
+    return inference.encode(encoder, [doc.contents for doc in corpus], "doc", precision="fp32")
+
+
+def test_search_is_brute_force(dense_index, encoder, corpus, queries):
+    run = retrieve.dense(index.DenseIndex.load(dense_index), encoder, queries, hits=7, precision="fp32")
+    doc_vecs = vectors(encoder, corpus)
+    query_vecs = inference.encode(encoder, [q.text for q in queries], "query", precision="fp32")
+    for query, scores in zip(queries, query_vecs @ doc_vecs.T, strict=True):
+        best = np.argsort(-scores)[:7]
+        assert run[query.query_id].doc_ids == [corpus[i].doc_id for i in best]
+        assert np.allclose(run[query.query_id].scores, scores[best], atol=1e-4)
+
+
+def test_more_hits_than_documents_and_blank_queries(dense_index, encoder, caplog):
+    queries = [Query("full", "the cat"), Query("blank", "  ")]
+    run = retrieve.dense(index.DenseIndex.load(dense_index), encoder, queries, hits=1000)
+    assert len(run["full"].doc_ids) == 20
+    assert run["blank"].doc_ids == []
+    retrieve.warn_blank(queries)
+    assert "1 blank queries get no hits: blank" in caplog.text
+
+
+@pytest.mark.parametrize("kind", ["Flat", "SQ8", "HNSW8", "IVF2,Flat"])
+def test_kinds_keep_inner_product_order(tmp_path, encoder, tiny_dot, corpus, queries, kind):
+    many = [Doc(f"{doc.doc_id}-{n}", doc.title, f"{doc.text} {n * 'hay '}") for n in range(10) for doc in corpus]
+    index.build(many, encoder, tiny_dot, tmp_path / "x", kind=kind, precision="fp32")
+    opened = index.DenseIndex.load(tmp_path / "x")
+    assert opened.index.metric_type == faiss.METRIC_INNER_PRODUCT
+    if kind.startswith("IVF"):
+        opened.index.nprobe = 2
+    query_vecs = inference.encode(encoder, [q.text for q in queries], "query", precision="fp32")
+    exact = np.argsort(-(query_vecs @ vectors(encoder, many).T), axis=1)[:, :10]
+    _, rows = opened.search(query_vecs, 10)
+    overlap = np.mean([len(set(a) & set(b)) / 10 for a, b in zip(exact, rows, strict=True)])
+    assert overlap >= (1.0 if kind in ("Flat", "IVF2,Flat") else 0.8)
+
+
+def test_manifest_and_stored_documents(dense_index, corpus):
+    opened = index.DenseIndex.load(dense_index)
+    assert opened.manifest["n_docs"] == 20 and opened.manifest["encoder"]["pooling"] == "mean"
+    assert list(opened.docs(["sleep-cat", "eat-dog"])) == [corpus[10], corpus[1]]
+    with pytest.raises(InputError, match="not in the index"):
+        list(opened.docs(["nobody"]))
+    assert np.allclose(opened.vectors(["eat-dog"]), opened.index.reconstruct(1))
+
+
+def test_an_unfinished_build_goes_on(tmp_path, encoder, tiny_dot, corpus, monkeypatch):
+    monkeypatch.setattr(index, "BLOCK", 6)
+    index.build(corpus, encoder, tiny_dot, tmp_path / "whole", precision="fp32")
+    calls = []
+    encode = inference.encode
+
+    def dying(model, texts, *args, **kwargs):
+        calls.append(len(texts))
+        if len(calls) == 3:
+            raise KeyboardInterrupt
+        return encode(model, texts, *args, **kwargs)
+
+    monkeypatch.setattr(inference, "encode", dying)
+    with pytest.raises(KeyboardInterrupt):
+        index.build(corpus, encoder, tiny_dot, tmp_path / "cut", precision="fp32")
+    assert not (tmp_path / "cut").exists()
+    index.build(corpus, encoder, tiny_dot, tmp_path / "cut", precision="fp32")
+    assert calls == [6, 6, 6, 6, 2]  # the two finished blocks are not encoded again
+    for name in ("index", "docid", "docs.jsonl", "docs.offsets"):
+        assert (tmp_path / "cut" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
+    assert not list(tmp_path.glob(".*"))
+
+
+def test_a_changed_collection_is_encoded_again(tmp_path, encoder, tiny_dot, corpus, monkeypatch):
+    monkeypatch.setattr(index, "BLOCK", 6)
+    assemble = index._assemble
+    monkeypatch.setattr(index, "_assemble", lambda *a: (_ for _ in ()).throw(KeyboardInterrupt))
+    with pytest.raises(KeyboardInterrupt):
+        index.build(corpus, encoder, tiny_dot, tmp_path / "x", precision="fp32")
+    monkeypatch.setattr(index, "_assemble", assemble)
+    changed = [corpus[0]._replace(text="the pig sleeps"), *corpus[1:8]]
+    assert index.build(changed, encoder, tiny_dot, tmp_path / "x", precision="fp32") == 8
+    opened = index.DenseIndex.load(tmp_path / "x")
+    assert opened.index.ntotal == 8
+    assert np.allclose(opened.index.reconstruct_n(0, 8), vectors(encoder, changed), atol=1e-5)
+
+
+def test_folders_that_do_not_fit(tmp_path, dense_index, caplog):
+    with pytest.raises(InputError, match="not found"):
+        index.DenseIndex.load(tmp_path / "nothing")
+    broken = tmp_path / "broken"
+    shutil.copytree(dense_index, broken)
+    (broken / "docid").unlink()
+    with pytest.raises(InputError, match="incomplete: no file `docid`"):
+        index.DenseIndex.load(broken)
+    (broken / "docid").write_text("a\nb\n")
+    with pytest.raises(InputError, match="20 vectors but 2 document ids"):
+        index.DenseIndex.load(broken)
+    (broken / "index").write_bytes(b"no index at all")
+    with pytest.raises(InputError, match="not a FAISS index"):
+        index.DenseIndex.load(broken)
+    foreign = tmp_path / "foreign"
+    foreign.mkdir()
+    faiss.write_index(faiss.IndexFlatL2(4), str(foreign / "index"))
+    (foreign / "docid").write_text("")
+    with pytest.raises(InputError, match="empty|L2"):
+        index.DenseIndex.load(foreign)
+
+
+def test_encoder_must_match(dense_index, tiny_dot, tmp_path, encoder):
+    opened = index.DenseIndex.load(dense_index)
+    index.check_encoder(opened, encoder, tiny_dot)
+    other = index.load_encoder(str(tiny_dot), pooling="cls")
+    with pytest.raises(InputError, match="pooling is cls, the index was made with mean"):
+        index.check_encoder(opened, other, tiny_dot)
+    index.check_encoder(opened, other, tiny_dot, ignore=True)
+    manifest = json.loads((dense_index / "manifest.json").read_text())
+    manifest["encoder"]["sha256"] = "0" * 64
+    with pytest.raises(InputError, match="sha256"):
+        index.check_encoder(index.dataclasses.replace(opened, manifest=manifest), encoder, tiny_dot)
+    with pytest.raises(InputError, match="vectors of 384"):
+        index.check_encoder(opened, index.load_encoder("minilm"), tiny_dot)
+
+
+def test_command(tmp_path, invoke, files, tiny_dot, tiny_cross):
+    good = ["--collection", files["docs"], "--encoder", tiny_dot, "--index", tmp_path / "out"]
+    result = invoke(index.main, *good, "--no-store-docs")
+    assert result.exit_code == 0 and "20 documents" in result.output
+    assert not index.DenseIndex.load(tmp_path / "out").has_docs
+    assert invoke(index.main, *good).exit_code == 2  # exists
+    for wrong, word in (
+        (["--faiss", "Magic7"], "factory string"),
+        (["--collection-class", "HtmlCollection"], "bm25"),
+        (["--collection", tmp_path / "nowhere"], "not found"),
+        (["--encoder", tiny_cross], "bert_dot"),
+        (["--encoder", "unheard-of"], "cannot be had"),
+        (["--device", "cuda:99"], "--device"),
+    ):
+        result = invoke(index.main, *good, "--overwrite", *wrong)
+        assert result.exit_code == 2 and word in result.output, result.output
+    (tmp_path / "twice.jsonl").write_text('{"id": "a", "contents": "x"}\n{"id": "a", "contents": "y"}\n')
+    result = invoke(index.main, "--collection", tmp_path / "twice.jsonl", "--encoder", tiny_dot, "--index", tmp_path / "dup")
+    assert result.exit_code == 2 and "duplicate document id 'a'" in result.output
+    assert not (tmp_path / "dup").exists()

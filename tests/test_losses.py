@@ -1,0 +1,98 @@
+"""Losses: hand-worked values, a slow loop over pairs, and the properties the papers rely on."""
+
+import math
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from pyserini_kd import losses, recipes
+
+
+def group(student, teacher, labels, mask=None):
+    s, t, y = torch.tensor(student), torch.tensor(teacher), torch.tensor(labels)
+    return s, t, y, torch.ones_like(y, dtype=torch.bool) if mask is None else torch.tensor(mask)
+
+
+def test_hand_worked_triple():
+    s, t, y, m = group([[3.0, 1.0]], [[9.0, 4.0]], [[1, 0]])
+    assert float(losses.margin_mse(s, t, y, m)) == pytest.approx((2 - 5) ** 2)
+    assert float(losses.pointwise_mse(s, t, y, m)) == pytest.approx(0.5 * ((3 - 9) ** 2 + (1 - 4) ** 2))
+    assert float(losses.ranknet(s, None, y, m)) == pytest.approx(math.log(1 + math.exp(-2)))
+    assert float(losses.weighted_ranknet(s, t, y, m)) == pytest.approx(5 * math.log(1 + math.exp(-2)))
+    assert float(losses.listwise_ce(s, None, y, m)) == pytest.approx(math.log(1 + math.exp(1 - 3)))
+
+
+def test_negative_teacher_margin_is_kept():
+    s, t, y, m = group([[0.0, 0.0]], [[1.0, 4.0]], [[1, 0]])
+    assert float(losses.margin_mse(s, t, y, m)) == pytest.approx(9)
+    assert float(losses.weighted_ranknet(s, t, y, m)) == pytest.approx(-3 * math.log(2))
+
+
+def test_kl_of_equal_scores_is_zero_and_known_otherwise():
+    s, t, y, m = group([[0.0, 0.0]], [[math.log(3.0), 0.0]], [[1, 0]])
+    assert float(losses.listwise_kl(s, t, y, m)) == pytest.approx(0.75 * math.log(0.75 / 0.5) + 0.25 * math.log(0.25 / 0.5))
+    assert float(losses.listwise_kl(t, t, y, m)) == pytest.approx(0, abs=1e-7)
+
+
+scores = st.lists(st.floats(-20, 20, width=32), min_size=4, max_size=4)
+
+
+@given(st.lists(scores, min_size=1, max_size=4), st.randoms(use_true_random=False))
+@settings(max_examples=50, deadline=None)
+def test_group_loss_is_the_mean_over_pairs(rows, random):
+    student = torch.tensor(rows)
+    teacher = torch.tensor([[random.uniform(-9, 9) for _ in row] for row in rows])
+    labels = torch.tensor([[1, 0, random.randint(0, 1), 0] for _ in rows])
+    mask = torch.tensor([[True, True, random.random() < 0.5, random.random() < 0.5] for _ in rows])
+    expected = []
+    for b in range(len(rows)):
+        for i in range(4):
+            for j in range(4):
+                if mask[b, i] and mask[b, j] and labels[b, i] > 0 and labels[b, j] == 0:
+                    margin = student[b, i] - student[b, j]
+                    expected.append(float((margin - (teacher[b, i] - teacher[b, j])) ** 2))
+    got = float(losses.margin_mse(student, teacher, labels, mask))
+    assert got == pytest.approx(sum(expected) / len(expected), rel=1e-4, abs=1e-4)
+
+
+def test_margin_mse_ignores_a_constant_per_query():  # papers.md P3-C1
+    s, t, y, m = group([[3.0, 1.0, 0.5], [2.0, 2.5, 9.0]], [[9.0, 4.0, 1.0], [1.0, 2.0, 3.0]], [[1, 0, 0], [1, 0, 0]])
+    base = losses.margin_mse(s, t, y, m)
+    shift = torch.tensor([[100.0], [-7.0]])
+    assert torch.allclose(losses.margin_mse(s + shift, t, y, m), base, rtol=1e-4)
+    assert torch.allclose(losses.margin_mse(s, t - shift, y, m), base, rtol=1e-4)
+    assert not torch.allclose(losses.pointwise_mse(s + shift, t, y, m), losses.pointwise_mse(s, t, y, m))
+
+
+def test_margin_mse_is_twice_pointwise_mse_per_pair_when_negatives_agree():
+    s, t, y, m = group([[3.0, 1.0]], [[9.0, 1.0]], [[1, 0]])
+    assert float(losses.margin_mse(s, t, y, m)) == pytest.approx(2 * float(losses.pointwise_mse(s, t, y, m)))
+
+
+def test_gradient_signs():
+    s, t, y, m = group([[0.0, 0.0]], [[5.0, 0.0]], [[1, 0]])
+    s.requires_grad_()
+    losses.margin_mse(s, t, y, m).backward()
+    assert s.grad[0, 0] < 0 < s.grad[0, 1]  # descent raises the positive, lowers the negative
+
+
+def test_masked_documents_do_not_count():
+    s, t, y, m = group([[3.0, 1.0, 50.0]], [[9.0, 4.0, -80.0]], [[1, 0, 0]], [[True, True, False]])
+    for loss in losses.LOSSES.values():
+        assert torch.allclose(loss(s, t, y, m), loss(s[:, :2], t[:, :2], y[:, :2], m[:, :2]), atol=1e-5)
+
+
+def test_bad_shapes_and_missing_teachers_are_errors():
+    s, t, y, m = group([[3.0, 1.0]], [[9.0, 4.0]], [[1, 0]])
+    with pytest.raises(ValueError, match="shape"):
+        losses.margin_mse(s, t[:, :1], y, m)
+    with pytest.raises(ValueError, match="pair"):
+        losses.ranknet(s, None, torch.zeros_like(y), m)
+    for name, loss in losses.LOSSES.items():
+        if name in recipes.SOFT_LOSSES:
+            with pytest.raises(ValueError, match="teacher"):
+                loss(s, None, y, m)
+        else:
+            loss(s, None, y, m)
