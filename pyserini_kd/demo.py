@@ -6,11 +6,12 @@ Figures behind the choices below are in docs/demo.md.
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import click
 
@@ -33,7 +34,8 @@ RERANK_DEPTH = 20
 MEASURES = ("RR@10", "nDCG@10", "R@100")
 
 
-class Paths(NamedTuple):
+@dataclasses.dataclass(frozen=True)
+class Paths:
     """Where the parts of the embedded default lie."""
 
     bm25: Path

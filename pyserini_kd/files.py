@@ -55,7 +55,7 @@ def atomic_file(path: str | Path, *, overwrite: bool = True, binary: bool = Fals
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".partial")
     try:
-        with os.fdopen(handle, "wb" if binary else "w", **({} if binary else {"encoding": "utf-8"})) as out:
+        with os.fdopen(handle, "wb" if binary else "w", encoding=None if binary else "utf-8") as out:
             yield out
             out.flush()
             os.fsync(out.fileno())

@@ -190,7 +190,7 @@ def build(
     refuse_existing(folder, overwrite)
     started = time.monotonic()
     faiss_index = _new_index(encoder.width, kind)
-    settings = {
+    settings: dict[str, Any] = {
         "encoder": encoder_record(encoder, checkpoint),
         "precision": inference.choose_precision(precision, str(next(encoder.parameters()).device)),
         "block": BLOCK,

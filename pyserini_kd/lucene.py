@@ -231,32 +231,39 @@ def is_lucene_index(path: Path) -> bool:
 
 @functools.cache
 def open_searcher(index: str) -> Any:
-    """Pyserini's LuceneSearcher over a folder, or over a prebuilt index (downloaded where it is missing)."""
+    """Anserini's SimpleSearcher over a folder, or over a prebuilt index of Pyserini (downloaded where it is missing).
+
+    It is the Java object inside Pyserini's LuceneSearcher; importing that class would take seven seconds.
+    """
     path = Path(index)
-    if path.exists():
-        if not is_lucene_index(path):
-            raise InputError(f"{path} is not a Lucene index (no segments file); an interrupted copy, or a FAISS folder?")
-        start_jvm()
-        from pyserini.search.lucene import LuceneSearcher
-
-        return LuceneSearcher(str(path))
+    if not path.exists():
+        path = _prebuilt_index(index)
+    if not is_lucene_index(path):
+        raise InputError(f"{path} is not a Lucene index (no segments file); an interrupted copy, or a FAISS folder?")
     start_jvm()
-    from pyserini.prebuilt_index_info import TF_INDEX_INFO
-    from pyserini.search.lucene import LuceneSearcher
+    from jnius import JavaException, autoclass
 
-    if index not in TF_INDEX_INFO:
-        near = difflib.get_close_matches(index, TF_INDEX_INFO, n=3)
+    try:
+        return autoclass("io.anserini.search.SimpleSearcher")(str(path.resolve()))
+    except JavaException as error:  # written by another Lucene, or damaged
+        raise InputError(f"{path} cannot be opened: {_java_message(error)}") from error
+
+
+def _prebuilt_index(name: str) -> Path:
+    start_jvm()  # before Pyserini does, in its own way
+    from pyserini.prebuilt_index_info import TF_INDEX_INFO
+    from pyserini.util import download_prebuilt_index
+
+    if name not in TF_INDEX_INFO:
+        near = difflib.get_close_matches(name, TF_INDEX_INFO, n=3)
         hint = f"; did you mean {', '.join(near)}?" if near else ""
-        raise InputError(f"index not found: {index} is neither a folder nor a prebuilt BM25 index of Pyserini{hint}")
+        raise InputError(f"index not found: {name} is neither a folder nor a prebuilt BM25 index of Pyserini{hint}")
     try:
         with contextlib.redirect_stdout(sys.stderr):  # Pyserini prints
-            searcher = LuceneSearcher.from_prebuilt_index(index)
-    except Exception as error:  # Pyserini lets everything through: wrong checksum, a newer Lucene, a full disk
-        raise InputError(f"prebuilt index {index} could not be had: {_java_message(error)}") from error
-    if searcher is None:
-        where = TF_INDEX_INFO[index]["urls"][0]
-        raise InputError(f"prebuilt index {index} could not be downloaded from {where}; is the network there?")
-    return searcher
+            return Path(download_prebuilt_index(name))
+    except Exception as error:  # no network, wrong checksum, full disk: Pyserini has no common class for them
+        where = TF_INDEX_INFO[name]["urls"][0]
+        raise InputError(f"prebuilt index {name} could not be had from {where}: {error}") from error
 
 
 def search(
@@ -277,11 +284,11 @@ def search(
     tuned = TUNED_BM25.get(index, (DEFAULT_K1, DEFAULT_B))
     searcher.set_bm25(tuned[0] if k1 is None else k1, tuned[1] if b is None else b)
     if rm3:
-        searcher.set_rm3()
-    elif searcher.is_using_rm3():
+        _set_rm3(searcher, index)
+    else:
         searcher.unset_rm3()
     asked = [query for query in queries if query.text.strip()]
-    find = _find_with_anserini if rm3 or searcher.object.backwardsCompatibilityLucene8 else _find
+    find = _find_with_anserini if rm3 or searcher.backwardsCompatibilityLucene8 else _find
     size = max(1, min(100_000 // hits, len(asked) // threads + 1))  # documents in memory are bounded; so are idle threads
     chunks = [asked[start : start + size] for start in range(0, len(asked), size)]
     found: dict[str, tuple[list[str], Scores]] = {}
@@ -299,6 +306,14 @@ def search(
     return Run.from_hits(tag, ((q.query_id, *found.get(q.query_id, none)) for q in queries))
 
 
+def _set_rm3(searcher: Any, index: str) -> None:
+    """Pyserini's RM3, with its settings; terms come from document vectors, or from the text of the known MS MARCO indexes."""
+    vectors = searcher.reader.getTermVectors(0) is not None
+    if not vectors and index not in TUNED_BM25:
+        raise InputError(f"RM3 needs an index with document vectors; {index} has none")
+    searcher.set_rm3(None if vectors else "JsonCollection", 10, 10, 0.5, False, True)
+
+
 def _find(searcher: Any, hits: int, queries: Sequence[Query]) -> dict[str, tuple[list[str], Scores]]:
     """What LuceneSearcher finds, without its detour.
 
@@ -307,8 +322,8 @@ def _find(searcher: Any, hits: int, queries: Sequence[Query]) -> dict[str, tuple
     """
     import jnius
 
-    java, mapper, generator = searcher.object, _mapper(), _generator()
-    analyzer, lucene, order = java.get_analyzer(), java.searcher, java.BREAK_SCORE_TIES_BY_DOCID
+    mapper, generator = _mapper(), _generator()
+    analyzer, lucene, order = searcher.get_analyzer(), searcher.searcher, searcher.BREAK_SCORE_TIES_BY_DOCID
     found = {}
     try:
         for query in queries:
@@ -329,7 +344,7 @@ def _find_with_anserini(searcher: Any, hits: int, queries: Sequence[Query]) -> d
     found = {}
     try:
         for query in queries:
-            rows = json.loads(mapper.writeValueAsString(searcher.object.search(query.text, hits)))
+            rows = json.loads(mapper.writeValueAsString(searcher.search(query.text, hits)))
             found[query.query_id] = ([doc_id for doc_id, _ in rows], np.array([s for _, s in rows], np.float32))
         return found
     except jnius.JavaException as error:
@@ -404,14 +419,12 @@ def fetch_docs(index: str, doc_ids: Iterable[str]) -> Iterator[Doc]:
         document = searcher.doc(doc_id)
         if document is None:
             raise InputError(f"document {doc_id!r} is not in the index {index}")
-        raw = document.raw()
-        if raw is None:
-            contents = document.contents()
-            if contents is None:
-                raise InputError(f"index {index} stores no text; name the --collection instead")
-            yield Doc(doc_id, "", contents)
-            continue
-        yield _stored_doc(doc_id, raw)
+        if (raw := document.get("raw")) is not None:
+            yield _stored_doc(doc_id, raw)
+        elif (contents := document.get("contents")) is not None:
+            yield Doc(doc_id, *split_contents(contents))
+        else:
+            raise InputError(f"index {index} stores no text; name the --collection instead")
 
 
 def _stored_doc(doc_id: str, raw: str) -> Doc:
@@ -432,6 +445,20 @@ def _stored_doc(doc_id: str, raw: str) -> Doc:
 
 def _bare(markup: str) -> str:
     return " ".join(html.unescape(re.sub(r"<[^>]*>", " ", markup)).split())
+
+
+def prebuilt_faiss(name: str) -> Path:
+    """The folder of one of Pyserini's prebuilt FAISS indexes, downloaded where it is missing."""
+    start_jvm()
+    from pyserini.prebuilt_index_info import FAISS_INDEX_INFO
+    from pyserini.util import download_prebuilt_index
+
+    if name not in FAISS_INDEX_INFO:
+        raise InputError(f"index not found: {name} is neither a folder nor the name of a Pyserini prebuilt FAISS index")
+    try:
+        return Path(download_prebuilt_index(name, verbose=False))
+    except Exception as error:  # no network, wrong checksum, disk full
+        raise InputError(f"prebuilt index {name} could not be had: {error}") from error
 
 
 # -------------------------------------------------------------------------------------------------------- topics

@@ -46,7 +46,7 @@ def entries() -> tuple[Entry, ...]:
 
     Parsing takes seconds, so the entries are kept under `indexes/`, by the versions of the packages and of this file.
     """
-    state = [f"{name} {importlib.metadata.version(DISTRIBUTIONS.get(name, name))}" for name in PACKAGES]
+    state = [f"{name} {_version(name)}" for name in PACKAGES]
     state.append(Path(__file__).read_text(encoding="utf-8"))
     kept = home() / "indexes" / f"pydocs-{id_hash(' '.join(state)):016x}.jsonl"
     if kept.exists():
@@ -56,6 +56,13 @@ def entries() -> tuple[Entry, ...]:
     with atomic_file(kept) as out:
         out.writelines(json.dumps(entry) + "\n" for entry in found)
     return found
+
+
+def _version(package: str) -> str:
+    try:
+        return importlib.metadata.version(DISTRIBUTIONS.get(package, package))
+    except importlib.metadata.PackageNotFoundError:  # not there (said where it is parsed), or installed without a record
+        return ""
 
 
 def _find_entries() -> tuple[Entry, ...]:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 import textwrap
 import time
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import click
 
@@ -35,7 +36,8 @@ ELSEWHERE = {
 }
 
 
-class Settings(NamedTuple):
+@dataclasses.dataclass(frozen=True)
+class Settings:
     """The command's options, as click read them."""
 
     encoder: str
@@ -73,7 +75,7 @@ class Settings(NamedTuple):
 def _refuse_elsewhere(context: click.Context, parameter: click.Parameter, value: Any) -> None:
     if value:
         module = next(m for m, (flags, valued) in ELSEWHERE.items() if parameter.opts[0] in flags + valued)
-        raise InputError(f"{parameter.opts[0]} is not offered here; use `python -m {module} {parameter.opts[0]} ...`")
+        raise click.UsageError(f"{parameter.opts[0]} is not offered here; use `python -m {module} {parameter.opts[0]} ...`")
 
 
 def _hidden_options(function: Any) -> Any:
@@ -181,7 +183,7 @@ def _with_defaults(settings: Settings) -> Settings:
         )
     topics = settings.topics or (None if settings.query is not None else f"{EMBEDDED}:test")
     qrels = settings.qrels or topics
-    return settings._replace(index=str(index), topics=topics, qrels=qrels)
+    return dataclasses.replace(settings, index=str(index), topics=topics, qrels=qrels)
 
 
 def _queries(settings: Settings) -> list[Query]:
@@ -216,7 +218,7 @@ def search(settings: Settings, queries: list[Query]) -> tuple[Run, dict[str, Any
     def sparse(lucene_index: str) -> Run:
         begun = time.monotonic()
         threads = settings.threads or inference.threads()
-        bm25 = {"k1": settings.k1, "b": settings.b, "rm3": settings.rm3}
+        bm25: dict[str, Any] = {"k1": settings.k1, "b": settings.b, "rm3": settings.rm3}
         run = lucene.search(lucene_index, queries, hits=settings.hits, threads=threads, tag=tag, **bm25)
         timed("sparse", begun)
         return run
@@ -322,7 +324,7 @@ def _finish(settings: Settings, run: Run, judged: Qrels | None, timing: dict[str
     output = settings.output or _default_output(settings)
     run.write(output, output_format=settings.output_format, overwrite=settings.overwrite or settings.output is None)
     click.echo(f"{output}: {len(run)} queries, {run.n_hits} lines, {timing['seconds']} s")
-    record: dict[str, Any] = {"command": command_line(), "config": settings._asdict(), **timing, **environment()}
+    record: dict[str, Any] = {"command": command_line(), "config": dataclasses.asdict(settings), **timing, **environment()}
     record["config"] |= {"output": str(output)}
     if judged is not None:
         from pyserini_kd import evaluate

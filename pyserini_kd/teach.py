@@ -80,7 +80,7 @@ def score_checkpoint(
     folder = checkpoints.resolve(name)
     record: dict[str, Any] = {"name": folder.name, "sha256": checkpoints.fingerprint(folder), "dtype": "float32"}
     record |= {"architecture": model.architecture, "precision": inference.choose_precision(precision, device)}
-    record |= {"settings": vars(model.settings)} if model.architecture != "cross_encoder" else {"max_len": model.max_len}  # type: ignore[union-attr]
+    record |= {"settings": vars(model.settings)} if model.architecture != "cross_encoder" else {"max_len": model.max_len}
     texts = [queries[q] for q in query_ids]
     if index is None:
         contents = [docs[d] for d in doc_ids]
@@ -110,7 +110,8 @@ def ensemble(raw: Mapping[str, Floats], weights: Mapping[str, float]) -> Floats:
     >>> ensemble({"a": np.float32([1, 2]), "b": np.float32([3, 6])}, {"a": 1.0, "b": 1.0})
     array([2., 4.], dtype=float32)
     """
-    return np.mean([weights[name] * scores for name, scores in raw.items()], axis=0, dtype=np.float64).astype(np.float32)
+    scores = np.stack([weights[name] * scores.astype(np.float64) for name, scores in raw.items()])
+    return scores.mean(axis=0).astype(np.float32)
 
 
 # --------------------------------------------------------------------------------------------------------- files

@@ -342,6 +342,9 @@ def _trainer(
             terms = {name: float(np.mean(values)) for name, values in learner.terms.items()}
             learner.terms.clear()
             log.append({"step": state.global_step, "lr": logs["learning_rate"], **terms})
+            if args.disable_tqdm:
+                shown = ", ".join(f"{name} {value:.4g}" for name, value in terms.items())
+                logger.info("step %d of %d: %s", state.global_step, state.max_steps, shown)
             if terms["score_std"] < 1e-4:
                 logger.warning("step %d: all scores are nearly equal; the model has collapsed", state.global_step)
 

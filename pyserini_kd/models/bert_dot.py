@@ -40,9 +40,9 @@ class BertDot(nn.Module):
 
     architecture = "bert_dot"
 
-    def __init__(self, encoder: nn.Module, tokenizer: Any, settings: EncoderSettings) -> None:
+    def __init__(self, encoder: Any, tokenizer: Any, settings: EncoderSettings) -> None:
         super().__init__()
-        self.encoder = encoder
+        self.encoder: Any = encoder
         self.tokenizer = tokenizer
         self.settings = settings
 

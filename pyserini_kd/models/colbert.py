@@ -20,15 +20,15 @@ class ColBert(nn.Module):
 
     architecture = "colbert"
 
-    def __init__(self, encoder: nn.Module, tokenizer: Any, settings: EncoderSettings) -> None:
+    def __init__(self, encoder: Any, tokenizer: Any, settings: EncoderSettings) -> None:
         super().__init__()
-        self.encoder = encoder
+        self.encoder: Any = encoder
         self.tokenizer = tokenizer
         self.settings = settings
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
         """Token vectors float32 (N, T, H); zero where there is padding."""
-        states = self.encoder(input_ids=input_ids, attention_mask=attention_mask).last_hidden_state.float()
+        states: Tensor = self.encoder(input_ids=input_ids, attention_mask=attention_mask).last_hidden_state.float()
         if self.settings.l2_norm:
             states = F.normalize(states, dim=-1)
         return states * attention_mask.unsqueeze(-1)

@@ -13,9 +13,9 @@ class CrossEncoder(nn.Module):
 
     architecture = "cross_encoder"
 
-    def __init__(self, classifier: nn.Module, tokenizer: Any, max_len: int) -> None:
+    def __init__(self, classifier: Any, tokenizer: Any, max_len: int) -> None:
         super().__init__()
-        self.classifier = classifier
+        self.classifier: Any = classifier
         self.tokenizer = tokenizer
         self.max_len = max_len
 
@@ -25,7 +25,7 @@ class CrossEncoder(nn.Module):
         return logits[:, 0]
 
 
-def fold_two_classes(classifier: nn.Module) -> None:
+def fold_two_classes(classifier: Any) -> None:
     """Turn a two-class head into one logit in place: z1 - z0, which orders as the probability of class 1 does.
 
     The last linear layer of a Hugging Face sequence classifier is `classifier`, or `classifier.out_proj`.

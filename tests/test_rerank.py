@@ -1,0 +1,66 @@
+"""Reranking: only the top, in the model's order; texts from wherever they are."""
+
+import numpy as np
+import pytest
+
+from pyserini_kd import inference, rerank
+from pyserini_kd.files import InputError
+from pyserini_kd.models import checkpoints
+from pyserini_kd.runs import Run
+
+
+@pytest.fixture(scope="module")
+def first(queries, corpus):
+    scores = {q.query_id: {doc.doc_id: float(20 - n) for n, doc in enumerate(corpus)} for q in queries}
+    return Run.from_scores("first", scores)
+
+
+@pytest.mark.parametrize("kind", ["bert_dot", "colbert", "cross_encoder"])
+def test_top_is_rescored_and_the_rest_dropped(first, queries, corpus, tiny_dot, tiny_cross, kind):
+    model = checkpoints.load(str(tiny_cross if kind == "cross_encoder" else tiny_dot), architecture=kind)
+    run = rerank.rerank(first, model, queries, rerank.fetch_from(corpus), depth=5, precision="fp32", tag="t")
+    assert run.tag == "t" and list(run) == list(first)
+    texts = {doc.doc_id: doc.contents for doc in corpus}
+    for query in queries:
+        top = first[query.query_id].doc_ids[:5]
+        expected = inference.score(model, [query.text] * 5, [texts[d] for d in top], precision="fp32")
+        assert run[query.query_id].doc_ids == [top[i] for i in np.argsort(-expected, kind="stable")]
+        assert np.allclose(run[query.query_id].scores, np.sort(expected)[::-1], atol=1e-4)
+
+
+def test_texts_from_every_place_are_the_same(first, queries, corpus, tiny_dot, dense_index, bm25_index, files):
+    model = checkpoints.load(str(tiny_dot))
+    runs = [
+        rerank.rerank(first, model, queries, rerank.fetch_from(source), depth=20, precision="fp32")
+        for source in (corpus, str(dense_index), str(bm25_index), files["docs"])
+    ]
+    for run in runs[1:]:
+        for query_id in run:
+            assert run[query_id].doc_ids == runs[0][query_id].doc_ids
+            assert np.allclose(run[query_id].scores, runs[0][query_id].scores, atol=1e-5)
+
+
+def test_missing_documents_and_queries(first, queries, corpus, tiny_dot):
+    model = checkpoints.load(str(tiny_dot))
+    with pytest.raises(InputError, match="1 documents are not in the collection"):
+        rerank.rerank(first, model, queries, rerank.fetch_from(corpus[1:]), depth=5)
+    with pytest.raises(InputError, match="1 queries of the run are not among the topics, e.g. q0"):
+        rerank.rerank(first, model, queries[1:], rerank.fetch_from(corpus))
+    with pytest.raises(InputError, match="not found"):
+        rerank.rerank(first, model, queries, rerank.fetch_from("no-such-index"))
+
+
+def test_command(tmp_path, invoke, first, files, tiny_dot, dense_index):
+    first.write(tmp_path / "first.txt")
+    base = ["--run", tmp_path / "first.txt", "--encoder", tiny_dot, "--topics", files["topics"], "--output", tmp_path / "out.txt"]
+    result = invoke(rerank.main, *base, "--index", dense_index, "--depth", 3)
+    assert result.exit_code == 0 and "10 queries, 30 lines" in result.output, result.output
+    assert Run.read(tmp_path / "out.txt").tag == tiny_dot.name
+    for wrong, word in (
+        (["--index", dense_index], "exists"),
+        (["--overwrite"], "--collection or --index"),
+        (["--overwrite", "--index", dense_index, "--run", tmp_path / "no.txt"], "not found"),
+        (["--overwrite", "--index", dense_index, "--device", "tpu0"], "--device"),
+    ):
+        result = invoke(rerank.main, *base, *wrong)
+        assert result.exit_code == 2 and word in result.output, result.output
