@@ -17,7 +17,7 @@ import click
 
 from pyserini_kd import evaluate, fuse, index, inference, lucene, mine, pydocs, rerank, retrieve, teach, train
 from pyserini_kd.cli import command
-from pyserini_kd.files import command_line, environment, home, sha256, write_json
+from pyserini_kd.files import home, sha256, write_json, write_record
 from pyserini_kd.index import DenseIndex
 from pyserini_kd.models import checkpoints
 from pyserini_kd.runs import Run
@@ -196,8 +196,7 @@ def main() -> None:
         run.write(path, overwrite=True)
         results = evaluate.evaluate(run, qrels, MEASURES)
         means = {measure: evaluate.mean(values) for measure, values in results.items()}
-        record = {"system": name, "measures": means, "seconds": seconds, "command": command_line(), **environment()}
-        write_json(path.with_suffix(".json"), record)
+        write_record(path, system=name, measures=means, engine=evaluate.choose_engine(run), seconds=round(seconds, 2))
         gain = evaluate.compare(results["RR@10"], previous["BM25"])[1] if "BM25" in previous else None
         previous[name] = results["RR@10"]
         p_value = "" if gain is None else f"{gain:.2g}"

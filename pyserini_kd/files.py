@@ -111,6 +111,22 @@ def write_json(path: str | Path, record: dict[str, Any]) -> None:
         out.write("\n")
 
 
+def record_path(output: Path) -> Path:
+    """Where the record of a run lies: the same stem, `.json`."""
+    return output.with_name(f"{output.name}.record.json") if output.suffix == ".json" else output.with_suffix(".json")
+
+
+def refuse_existing_run(output: Path, overwrite: bool) -> None:
+    """InputError if a run, or the record beside it, would be replaced without leave."""
+    refuse_existing(output, overwrite)
+    refuse_existing(record_path(output), overwrite)
+
+
+def write_record(output: Path, **fields: Any) -> None:
+    """Write the record beside a run: command, what the caller adds, versions."""
+    write_json(record_path(output), {"command": command_line(), **fields, **environment()})
+
+
 def read_json(path: str | Path, what: str) -> dict[str, Any]:
     """Read a JSON object; InputError names the file and line where it is not one."""
     path = require_file(path, what)

@@ -18,7 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from pyserini_kd.cli import Runs, command
-from pyserini_kd.files import InputError, refuse_existing
+from pyserini_kd.files import InputError, refuse_existing_run, write_record
 from pyserini_kd.runs import Hits, Run
 
 logger = logging.getLogger(__name__)
@@ -202,7 +202,7 @@ def main(
     overwrite: bool,
 ) -> None:
     """Fuse runs into one, as pyserini.fusion does."""
-    refuse_existing(output, overwrite)
+    refuse_existing_run(output, overwrite)
     _check_command(runs, method, runtag, engine)
     started = time.perf_counter()
     inputs = [Run.read(path) for path in runs]
@@ -214,6 +214,9 @@ def main(
         fused = (average if method == "average" else normalize)(inputs, depth, k, runtag)
     fused.write(output, overwrite=overwrite)
     seconds = time.perf_counter() - started
+    config = {"runs": list(runs), "method": method, "rrf_k": rrf_k, "alpha": alpha, "depth": depth, "k": k}
+    chosen = choose_engine(inputs, depth) if method == "rrf" and engine == "auto" else engine
+    write_record(output, config=config, engine=chosen, seconds=round(seconds, 2))
     logger.info("fused %d runs by %s into %s (%d queries, %.1f s)", len(runs), method, output, len(fused), seconds)
 
 

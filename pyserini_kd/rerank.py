@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ import numpy as np
 from pyserini_kd import inference, lucene, sources
 from pyserini_kd.cli import command
 from pyserini_kd.data import Doc, Query
-from pyserini_kd.files import InputError, refuse_existing
+from pyserini_kd.files import InputError, refuse_existing_run, write_record
 from pyserini_kd.index import DenseIndex
 from pyserini_kd.models import checkpoints
 from pyserini_kd.runs import Run
@@ -130,7 +131,8 @@ def main(
     overwrite: bool,
 ) -> None:
     """Rerank a run with a cross-encoder, a BERT_DOT student or a ColBERT."""
-    refuse_existing(output, overwrite)
+    refuse_existing_run(output, overwrite)
+    started = time.monotonic()
     if (collection is None) == (index is None):
         raise InputError("say where the texts are: --collection or --index (one of them)")
     run = Run.read(run_path)
@@ -147,6 +149,9 @@ def main(
         tag=runtag or checkpoints.resolve(encoder).name,
     )
     reranked.write(output, output_format=output_format, overwrite=overwrite)
+    config = {"run": str(run_path), "encoder": encoder, "sha256": checkpoints.fingerprint(checkpoints.resolve(encoder))}
+    config |= {"depth": depth, "topics": topics, "precision": inference.choose_precision(precision, device)}
+    write_record(output, config=config, seconds=round(time.monotonic() - started, 2))
     click.echo(f"{output}: {len(reranked)} queries, {reranked.n_hits} lines")
 
 

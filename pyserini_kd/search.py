@@ -14,7 +14,7 @@ import click
 from pyserini_kd import inference, sources
 from pyserini_kd.cli import command
 from pyserini_kd.data import Qrels, Query
-from pyserini_kd.files import InputError, command_line, environment, home, refuse_existing, write_json
+from pyserini_kd.files import InputError, home, refuse_existing_run, write_record
 from pyserini_kd.runs import Run
 
 logger = logging.getLogger(__name__)
@@ -143,7 +143,7 @@ def main(bm25_flag: bool, hits: int | None, fusion: str | None, **options: Any) 
     if settings.query is not None and settings.topics:
         raise InputError("give --query or --topics, not both")
     if settings.output:
-        refuse_existing(settings.output, settings.overwrite)
+        refuse_existing_run(settings.output, settings.overwrite)
     if settings.threads:
         import torch
 
@@ -324,15 +324,14 @@ def _finish(settings: Settings, run: Run, judged: Qrels | None, timing: dict[str
     output = settings.output or _default_output(settings)
     run.write(output, output_format=settings.output_format, overwrite=settings.overwrite or settings.output is None)
     click.echo(f"{output}: {len(run)} queries, {run.n_hits} lines, {timing['seconds']} s")
-    record: dict[str, Any] = {"command": command_line(), "config": dataclasses.asdict(settings), **timing, **environment()}
-    record["config"] |= {"output": str(output)}
+    record: dict[str, Any] = {"config": dataclasses.asdict(settings) | {"output": str(output)}, **timing}
     if judged is not None:
         from pyserini_kd import evaluate
 
         means = {m: evaluate.mean(values) for m, values in evaluate.evaluate(run, judged, MEASURES).items()}
         click.echo(evaluate.table(["run", *means], [[run.tag, *means.values()]]))
-        record["measures"] = means
-    write_json(output.with_suffix(".json"), record)
+        record |= {"measures": means, "engine": evaluate.choose_engine(run)}
+    write_record(output, **record)
 
 
 def _default_output(settings: Settings) -> Path:

@@ -117,7 +117,7 @@ def test_settings_come_from_the_checkpoint(tiny_dot, tmp_path, caplog):
 def test_names(tmp_path, monkeypatch, tiny_dot):
     monkeypatch.setenv("PYSERINI_KD_HOME", str(tmp_path))
     checkpoints.resolve.cache_clear()
-    assert checkpoints.resolve("minilm").name == "model"
+    assert checkpoints.resolve("minilm") == checkpoints.resolve("sentence-transformers/all-MiniLM-L6-v2")
     with pytest.raises(InputError, match=r"'student' cannot be had; tried: no folder student; no folder .*models/student"):
         checkpoints.resolve("student")  # reserved: never asks a hub
     with pytest.raises(InputError, match="hub id nobody/nothing: "):

@@ -69,7 +69,8 @@ def resolve(name: str) -> Path:
         if (folder / "config.json").is_file():
             return folder
         tried.append(f"{folder} is a folder without config.json" if folder.is_dir() else f"no folder {folder}")
-    known = KNOWN.get(name.lower(), Known())
+    by_hub_id = (known for known in KNOWN.values() if known.hub and known.hub.lower() == name.lower())
+    known = KNOWN.get(name.lower()) or next(by_hub_id, Known())
     if known.package:
         spec = importlib.util.find_spec(known.package)
         if spec is not None and spec.origin is not None:
