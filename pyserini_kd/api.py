@@ -14,7 +14,7 @@ from pyserini_kd import retrieve as retrieving
 from pyserini_kd.data import Query
 from pyserini_kd.evaluate import evaluate, mean
 from pyserini_kd.fuse import interpolation, rrf
-from pyserini_kd.index import DenseIndex, check_encoder, load_encoder
+from pyserini_kd.index import open_with_encoder
 from pyserini_kd.models import checkpoints
 from pyserini_kd.runs import Run
 
@@ -34,8 +34,7 @@ def search(queries: str | Sequence[Query], index: str, encoder: str = "student",
     asked = sources.topics(queries) if isinstance(queries, str) else list(queries)
     if encoder == "bm25":
         return lucene.search(index, asked, hits=hits, **{"threads": inference.threads(), **settings})
-    opened, model = DenseIndex.load(index), load_encoder(encoder)
-    check_encoder(opened, model, checkpoints.resolve(encoder))
+    opened, model = open_with_encoder(index, encoder)
     return retrieving.dense(opened, model, asked, hits=hits, **settings)
 
 

@@ -83,7 +83,7 @@ def _read_doc_file(path: Path) -> Iterator[Doc]:
     kind = _kind(path)
     if not kind:
         raise InputError(f"collection file {path}: expected .jsonl, .json or .tsv (.gz allowed)")
-    for where, line in _lines(path, "collection"):
+    for where, line in numbered_lines(path, "collection"):
         yield _json_doc(line, where) if kind == "jsonl" else _tsv_doc(line, where)
 
 
@@ -177,13 +177,13 @@ def read_topics(path: str | Path) -> list[Query]:
     Blank queries are kept (they retrieve nothing); a duplicate id is an InputError.
     """
     path = require_file(path, "topics file")
-    first = next((line for _, line in _lines(path, "topics file")), "")
+    first = next((line for _, line in numbered_lines(path, "topics file")), "")
     if first.lstrip().startswith("{"):
         queries = list(_json_topics(path))
     elif re.match(r"\s*<(top|doc)\b", first, re.IGNORECASE):
         queries = list(_trec_topics(path))
     elif "\t" in first:
-        queries = [_tsv_topic(line, where) for where, line in _lines(path, "topics file")]
+        queries = [_tsv_topic(line, where) for where, line in numbered_lines(path, "topics file")]
     else:
         raise InputError(
             f"{path}:1: topics format unknown; expected TSV (id<TAB>text), JSON lines (_id, text) or TREC <top> blocks"
@@ -211,7 +211,7 @@ def _tsv_topic(line: str, where: str) -> Query:
 
 
 def _json_topics(path: Path) -> Iterator[Query]:
-    for where, line in _lines(path, "topics file"):
+    for where, line in numbered_lines(path, "topics file"):
         record = _json_line(line, where)
         query_id = _json_id(record, ("_id", "id", "query_id", "qid"), where)
         name = next((n for n in ("text", "query", "title", "contents", "question") if n in record), None)
@@ -227,7 +227,7 @@ _TITLE = re.compile(r"<title>\s*(?:Topic:)?(.*?)(?=</?[a-z]|\Z)", re.IGNORECASE 
 
 def _trec_topics(path: Path) -> Iterator[Query]:
     """TREC ad hoc topics (`<num>`, `<title>`) and CACM's (`<DOCNO>`, then bare text)."""
-    content = "\n".join(line for _, line in _lines(path, "topics file", blank=True))
+    content = "\n".join(line for _, line in numbered_lines(path, "topics file", blank=True))
     for block in _TOPIC.finditer(content):
         where = f"{path}:{content.count(chr(10), 0, block.start()) + 1}"
         body = block.group(2)
@@ -252,7 +252,7 @@ def read_qrels(path: str | Path) -> Qrels:
     """Read TREC qrels (`qid 0 docid rel`) or BEIR's TSV with a header (`query-id corpus-id score`)."""
     path = require_file(path, "qrels file")
     qrels: Qrels = {}
-    for where, line in _lines(path, "qrels file"):
+    for where, line in numbered_lines(path, "qrels file"):
         fields = line.split()
         if where.endswith(":1") and fields[:1] == ["query-id"]:
             continue
@@ -331,7 +331,7 @@ def _open(path: Path) -> IO[str]:
     return open(path, encoding="utf-8-sig", newline="\n")
 
 
-def _lines(path: Path, what: str, blank: bool = False) -> Iterator[tuple[str, str]]:
+def numbered_lines(path: Path, what: str, blank: bool = False) -> Iterator[tuple[str, str]]:
     """(`file:line`, text) of every line; blank ones only if asked for."""
     number = 0
     require_file(path, what)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import logging
+import shutil
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -17,7 +18,7 @@ import click
 
 from pyserini_kd import evaluate, fuse, index, inference, lucene, mine, pydocs, rerank, retrieve, teach, train
 from pyserini_kd.cli import command
-from pyserini_kd.files import home, sha256, write_json, write_record
+from pyserini_kd.files import home, read_json, sha256, write_json, write_record
 from pyserini_kd.index import DenseIndex
 from pyserini_kd.models import checkpoints
 from pyserini_kd.runs import Run
@@ -25,11 +26,11 @@ from pyserini_kd.runs import Run
 logger = logging.getLogger(__name__)
 
 BLOCK = 32  # queries that share their documents: 31 negatives each for one document encoded
-QUERY_LEN = 40
-TEACHER_TRAIN_LEN, TEACHER_LEN = 64, 128  # trained on the head of a docstring, used on more of it
-STUDENT_LEN = 96
+LENGTHS: dict[str, Any] = {"max_query_len": 32, "max_doc_len": 128, "train_len": 64}  # trained on heads, used on more
 TEACHER_WEIGHT, BM25_WEIGHT = 40.0, 0.4  # their mean: 20 x cosine + 0.2 x BM25
-ALPHAS = (0.2, 0.3, 0.4, 0.5, 0.6)
+# Unit vectors, scores x 20 in the loss: an unnormalised student spends this short training on its vectors' lengths
+STUDENT: dict[str, Any] = {"l2_norm": True, "score_scale": 20.0, "lr": 5e-5}
+ALPHAS = (0.005, 0.01, 0.015, 0.02, 0.03)  # BM25 scores are around 15, the student's below 1
 RERANK_DEPTH = 20
 MEASURES = ("RR@10", "nDCG@10", "R@100")
 
@@ -68,20 +69,32 @@ def prepare() -> Paths:
     if not at.student.exists():
         _step("training candidates", at.training / "candidates.jsonl", _make_candidates)
         _step("teacher: MiniLM fine-tuned as a bi-encoder", at.teacher, _make_teacher)
-        _step("teacher's index", at.teacher_index, _make_teacher_index)
+        _step("teacher's index", at.teacher_index, _make_teacher_index, made_from=at.teacher)
         _step("teacher scores", at.training / "scores.parquet", _make_scores)
         _step("student: BERT_DOT by Margin-MSE", at.student, _make_student)
-    _step("student's index", at.index, _make_index)
+    _step("student's index", at.index, _make_index, made_from=at.student)
     return at
 
 
-def _step(what: str, result: Path, make: Callable[[Paths], None]) -> None:
-    if result.exists():
+def _step(what: str, result: Path, make: Callable[[Paths], None], *, made_from: Path | None = None) -> None:
+    """Make `result` where it is missing, or was made from another checkpoint than the one that is there now."""
+    known = made_from is None or not made_from.exists()
+    if result.exists() and (known or _maker(result) == checkpoints.fingerprint(made_from or result)):
         return
+    if result.exists():
+        logger.info("%s was made with another checkpoint; making it again", result)
+        shutil.rmtree(result)
     started = time.monotonic()
     logger.info("[%s] ...", what)
     make(paths())
     logger.info("[%s] %.0f s", what, time.monotonic() - started)
+
+
+def _maker(result: Path) -> str:
+    """Checksum of the checkpoint that an index or a checkpoint folder was made from."""
+    if (result / "manifest.json").exists():
+        return str(read_json(result / "manifest.json", "manifest")["encoder"]["sha256"])
+    return str(read_json(result / "training.json", "record")["from_sha256"])
 
 
 def _make_bm25(at: Paths) -> None:
@@ -96,14 +109,13 @@ def _make_candidates(at: Paths) -> None:
 
 def _make_teacher(at: Paths) -> None:
     config = train.TrainConfig(
-        recipe="contrastive", init="minilm", max_doc_len=TEACHER_TRAIN_LEN, max_query_len=QUERY_LEN, batch_size=BLOCK
+        recipe="contrastive", init="minilm", batch_size=BLOCK, **LENGTHS
     )
     _train(config, at, at.teacher)
 
 
 def _make_teacher_index(at: Paths) -> None:
-    model = index.load_encoder(str(at.teacher), max_doc_len=TEACHER_LEN)
-    index.build(pydocs.docs(), model, at.teacher, at.teacher_index)
+    index.build(pydocs.docs(), index.load_encoder(str(at.teacher)), at.teacher, at.teacher_index)
 
 
 def _make_scores(at: Paths) -> None:
@@ -121,8 +133,7 @@ def _check_teacher(at: Paths) -> None:
     """Say what the teacher ensemble is worth on dev topics, loudly if that is less than BM25."""
     queries, qrels = pydocs.topics("dev"), pydocs.qrels("dev")
     sparse = lucene.search(str(at.bm25), queries, hits=200, threads=inference.threads())
-    teacher = index.load_encoder(str(at.teacher))
-    dense = retrieve.dense(DenseIndex.load(at.teacher_index), teacher, queries, hits=200)
+    dense = retrieve.dense(*index.open_with_encoder(at.teacher_index, str(at.teacher)), queries, hits=200)
     together = fuse.interpolation(sparse, dense, alpha=BM25_WEIGHT / (BM25_WEIGHT + TEACHER_WEIGHT))
     worth = {name: _rr(run, qrels) for name, run in (("BM25", sparse), ("teacher", dense), ("ensemble", together))}
     logger.info("on dev topics, RR@10: %s", ", ".join(f"{name} {value:.4f}" for name, value in worth.items()))
@@ -137,7 +148,7 @@ def _rr(run: Run, qrels: Any) -> float:
 
 def _make_student(at: Paths) -> None:
     config = train.TrainConfig(
-        recipe="margin-mse", init=str(at.teacher), max_doc_len=STUDENT_LEN, max_query_len=QUERY_LEN, batch_size=BLOCK
+        recipe="margin-mse", init=str(at.teacher), batch_size=BLOCK, **STUDENT, **LENGTHS
     )
     _train(config, at, at.student, at.training / "scores.parquet")
 
@@ -160,15 +171,17 @@ def _make_index(at: Paths) -> None:
 
 def _make_reranker(at: Paths) -> None:
     """The teacher read as a ColBERT: its token states, L2-normalised, compared one by one. No further training."""
-    model = checkpoints.load(str(at.teacher), architecture="colbert", max_doc_len=TEACHER_LEN)
-    checkpoints.save(model, at.reranker, record={"from": "models/teacher, read as a ColBERT; not trained further"})
+    model = checkpoints.load(str(at.teacher), architecture="colbert")
+    what = "models/teacher, read as a ColBERT; not trained further"
+    record = {"from": what, "from_sha256": checkpoints.fingerprint(at.teacher)}
+    checkpoints.save(model, at.reranker, record=record)
 
 
 def choose_alpha(at: Paths) -> float:
     """The weight of BM25 in the interpolation with the student: best RR@10 on dev topics."""
     queries, qrels = pydocs.topics("dev"), pydocs.qrels("dev")
     sparse = lucene.search(str(at.bm25), queries, hits=200, threads=inference.threads())
-    dense = retrieve.dense(DenseIndex.load(at.index), index.load_encoder(str(at.student)), queries, hits=200)
+    dense = retrieve.dense(*index.open_with_encoder(at.index, str(at.student)), queries, hits=200)
     worth = {alpha: _rr(fuse.interpolation(sparse, dense, alpha=alpha), qrels) for alpha in ALPHAS}
     return max(worth, key=lambda alpha: (worth[alpha], -alpha))
 
@@ -182,7 +195,7 @@ def main() -> None:
     """Run the main job on the embedded default, from nothing to a table of measures."""
     started = time.monotonic()
     at = prepare()
-    _step("reranker: the teacher's token vectors", at.reranker, _make_reranker)
+    _step("reranker: the teacher's token vectors", at.reranker, _make_reranker, made_from=at.teacher)
     alpha = choose_alpha(at)
     queries, qrels = pydocs.topics("test"), pydocs.qrels("test")
     rows: list[list[str | float]] = []
@@ -204,8 +217,7 @@ def main() -> None:
         return run
 
     def dense() -> Run:
-        encoder = index.load_encoder(str(at.student))
-        return retrieve.dense(DenseIndex.load(at.index), encoder, queries, tag="student")
+        return retrieve.dense(*index.open_with_encoder(at.index, str(at.student)), queries, tag="student")
 
     def reranked() -> Run:
         model = checkpoints.load(str(at.reranker))
@@ -214,9 +226,10 @@ def main() -> None:
     bm25 = measured("BM25", "bm25", lambda: lucene.search(str(at.bm25), queries, threads=inference.threads()))
     student = measured("student, dense", "student", dense)
     measured("hybrid, RRF", "hybrid-rrf", lambda: fuse.rrf([bm25, student], tag="hybrid-rrf"))
-    name = f"hybrid, {alpha} BM25 + {1 - alpha:.1f} student"
+    name = f"hybrid, {alpha:g} BM25 + {1 - alpha:g} student"
     hybrid = measured(name, "hybrid", lambda: fuse.interpolation(bm25, student, alpha=alpha, tag="hybrid"))
-    measured(f"hybrid, top {RERANK_DEPTH} reranked", "reranked", reranked)
+    late = measured(f"hybrid, top {RERANK_DEPTH} reranked", "reranked", reranked)
+    measured("hybrid and reranked, RRF", "reranked-rrf", lambda: fuse.rrf([hybrid.top(RERANK_DEPTH), late], tag="reranked-rrf"))
     click.echo(f"\npydocs test: {len(queries)} topics over {sum(1 for _ in pydocs.docs())} documents\n")
     click.echo(evaluate.table(["system", *MEASURES, "p (RR@10, to BM25)", "ms/query", "run"], rows))
     click.echo(f"\n{time.monotonic() - started:.0f} s in all. Next: python -m pyserini_kd.search --encoder student")

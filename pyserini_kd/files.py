@@ -85,6 +85,8 @@ def atomic_folder(path: str | Path, *, overwrite: bool = False) -> Iterator[Path
 def replace_folder(new: Path, path: Path) -> None:
     """Give the finished folder `new` its final name; what lay there before goes only after that."""
     old = None
+    if path.exists() and not path.is_dir():
+        raise InputError(f"{path} is a file; a folder was to be written there")
     if path.exists():
         old = path.with_name(f".{path.name}.{os.getpid()}.old")
         os.replace(path, old)

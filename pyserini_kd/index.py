@@ -157,6 +157,30 @@ def check_encoder(index: DenseIndex, encoder: BertDot, checkpoint: Path, *, igno
             )
 
 
+def open_with_encoder(
+    folder: str | Path,
+    name: str,
+    *,
+    device: str = "cpu",
+    ignore_mismatch: bool = False,
+    **overrides: Any,
+) -> tuple[DenseIndex, BertDot]:
+    """Open an index together with the query encoder `name`; InputError where the two do not match.
+
+    Pooling, normalisation and prefixes come from `overrides`, else from the index's manifest where this checkpoint made
+    it, else from the checkpoint.
+    """
+    index = DenseIndex.load(folder)
+    checkpoint = checkpoints.resolve(name)
+    made_by = (index.manifest or {}).get("encoder", {})
+    if made_by and made_by.get("sha256") == checkpoints.fingerprint(checkpoint):
+        kept = {field: made_by.get(field) for field in ("pooling", "l2_norm", "query_prefix", "doc_prefix")}
+        overrides = kept | {field: value for field, value in overrides.items() if value is not None}
+    encoder = load_encoder(name, device, **overrides)
+    check_encoder(index, encoder, checkpoint, ignore=ignore_mismatch)
+    return index, encoder
+
+
 def encoder_record(encoder: BertDot, checkpoint: Path) -> dict[str, Any]:
     """What a manifest says about an encoder."""
     return {

@@ -88,12 +88,14 @@ def check_device(device: str) -> str:
     """The device, or InputError where it is not there."""
     import torch
 
-    if device.startswith("cuda") and not torch.cuda.is_available():
-        raise InputError(f"--device {device}: no GPU that torch can use")
     try:
-        torch.device(device)
+        parsed = torch.device(device)
     except RuntimeError:
         raise InputError(f"--device must be cpu, cuda or cuda:N, not {device!r}") from None
+    if parsed.type not in ("cpu", "cuda"):
+        raise InputError(f"--device must be cpu, cuda or cuda:N, not {device!r}")
+    if parsed.type == "cuda" and (parsed.index or 0) >= torch.cuda.device_count():
+        raise InputError(f"--device {device}: no such GPU that torch can use")
     return device
 
 
@@ -181,6 +183,8 @@ def encode(
     Texts longer than the model's window are cut; how many is logged for documents.
     """
     max_len, prefix = _side(model, kind)
+    if not texts:
+        return np.zeros((0, model.width), dtype=np.float32)
     distinct, places = _unique(texts)
     vectors = np.zeros((len(distinct), model.width), dtype=np.float32)
     records, cut = tokenize(model.tokenizer, [prefix + text for text in distinct], max_len)

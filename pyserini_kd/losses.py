@@ -17,8 +17,8 @@ from torch import Tensor
 Loss = Callable[[Tensor, Tensor | None, Tensor, Tensor], Tensor]
 
 
-def _pairs(student: Tensor, teacher: Tensor | None, labels: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
-    """Margins (positive minus negative) of all pairs of each group: student (P,), teacher (P,)."""
+def margins(student: Tensor, teacher: Tensor | None, labels: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+    """Margins (positive minus negative) of all pairs of each group: student (P,), teacher (P,), float32."""
     if student.shape != labels.shape or student.shape != mask.shape or student.numel() == 0:
         raise ValueError(f"scores {tuple(student.shape)}, labels {tuple(labels.shape)} and mask must be (B, G), B > 0")
     if teacher is not None and teacher.shape != student.shape:
@@ -51,7 +51,7 @@ def margin_mse(student: Tensor, teacher: Tensor | None, labels: Tensor, mask: Te
     >>> float(margin_mse(s, t, torch.tensor([[1, 0]]), torch.ones(1, 2, dtype=torch.bool)))  # (2 - 5)^2
     9.0
     """
-    student_margin, teacher_margin = _pairs(student, _needs_teacher(teacher), labels, mask)
+    student_margin, teacher_margin = margins(student, _needs_teacher(teacher), labels, mask)
     return F.mse_loss(student_margin, teacher_margin)
 
 
@@ -62,7 +62,7 @@ def ranknet(student: Tensor, teacher: Tensor | None, labels: Tensor, mask: Tenso
     >>> round(float(ranknet(s, None, torch.tensor([[1, 0]]), torch.ones(1, 2, dtype=torch.bool))), 4)  # log 2
     0.6931
     """
-    student_margin, _ = _pairs(student, None, labels, mask)
+    student_margin, _ = margins(student, None, labels, mask)
     return F.softplus(-student_margin).mean()
 
 
@@ -71,7 +71,7 @@ def weighted_ranknet(student: Tensor, teacher: Tensor | None, labels: Tensor, ma
 
     Hofstätter et al. 2020, the loss ablation.
     """
-    student_margin, teacher_margin = _pairs(student, _needs_teacher(teacher), labels, mask)
+    student_margin, teacher_margin = margins(student, _needs_teacher(teacher), labels, mask)
     return (teacher_margin * F.softplus(-student_margin)).mean()
 
 

@@ -36,7 +36,15 @@ logger = logging.getLogger(__name__)
 MIN_JAVA = 21
 DEFAULT_K1, DEFAULT_B = 0.9, 0.4
 # Pyserini tunes BM25 for some prebuilt indexes by their name; so do we.
-TUNED_BM25 = {"msmarco-v1-passage": (0.82, 0.68), "msmarco-v1-doc": (4.46, 0.82), "msmarco-v1-doc-segmented": (2.16, 0.61)}
+_TUNED = {  # (k1, b) -> names, from Pyserini's set_bm25_parameters
+    (0.82, 0.68): ("msmarco-v1-passage", "msmarco-v1-passage-slim", "msmarco-v1-passage-full", "msmarco-passage"),
+    (2.18, 0.86): ("msmarco-v1-passage.d2q-t5", "msmarco-v1-passage.d2q-t5-docvectors", "msmarco-v1-passage-d2q-t5"),
+    (4.46, 0.82): ("msmarco-v1-doc", "msmarco-v1-doc-slim", "msmarco-v1-doc-full"),
+    (2.16, 0.61): ("msmarco-v1-doc-segmented", "msmarco-v1-doc-segmented-slim", "msmarco-v1-doc-segmented-full"),
+    (4.68, 0.87): ("msmarco-v1-doc.d2q-t5", "msmarco-v1-doc.d2q-t5-docvectors"),
+    (2.56, 0.59): ("msmarco-v1-doc-segmented.d2q-t5", "msmarco-v1-doc-segmented.d2q-t5-docvectors"),
+}
+TUNED_BM25 = {name: values for values, names in _TUNED.items() for name in names}
 
 
 class Java(NamedTuple):

@@ -17,9 +17,9 @@ import click
 import numpy as np
 from tqdm import tqdm
 
-from pyserini_kd import sources
+from pyserini_kd import inference, sources
 from pyserini_kd.cli import Runs, command
-from pyserini_kd.data import Doc, Qrels, Query, id_hash
+from pyserini_kd.data import Doc, Qrels, Query, id_hash, numbered_lines
 from pyserini_kd.files import InputError, atomic_file, refuse_existing, require_file
 from pyserini_kd.runs import Run
 
@@ -132,15 +132,15 @@ def read_candidates(path: str | Path) -> list[Group]:
     """Read groups (JSON lines) or triples (TSV); every triple is a group of two in a block of its own."""
     path = require_file(path, "candidates file")
     groups: list[Group] = []
-    with open(path, encoding="utf-8") as lines:
-        for number, line in enumerate(lines, start=1):
-            where = f"{path}:{number}"
-            if not line.strip():
-                continue
-            group = _json_group(line, where) if line.lstrip().startswith("{") else _triple(line, where, number)
-            if not any(label > 0 for label in group.labels):
-                raise InputError(f"{where}: query {group.query_id} has no positive document")
-            groups.append(group)
+    for number, (where, line) in enumerate(numbered_lines(path, "candidates file"), start=1):
+        group = _json_group(line, where) if line.lstrip().startswith("{") else _triple(line, where, number)
+        if not any(label > 0 for label in group.labels):
+            raise InputError(f"{where}: query {group.query_id} has no positive document")
+        if all(label > 0 for label in group.labels):
+            raise InputError(f"{where}: query {group.query_id} has no negative document")
+        if len(set(group.doc_ids)) != len(group.doc_ids):
+            raise InputError(f"{where}: query {group.query_id} lists a document twice")
+        groups.append(group)
     if not groups:
         raise InputError(f"candidates file is empty: {path}")
     return groups
@@ -149,7 +149,8 @@ def read_candidates(path: str | Path) -> list[Group]:
 def _json_group(line: str, where: str) -> Group:
     try:
         record = json.loads(line)
-        group = Group(record["query_id"], record["doc_ids"], record["labels"], int(record.get("block", -1)))
+        doc_ids, labels = [str(d) for d in record["doc_ids"]], [int(label) for label in record["labels"]]
+        group = Group(str(record["query_id"]), doc_ids, labels, int(record.get("block", -1)))
     except (json.JSONDecodeError, KeyError, TypeError, ValueError):
         raise InputError(f"{where}: expected an object with query_id, doc_ids, labels and block") from None
     if len(group.doc_ids) != len(group.labels):
@@ -177,7 +178,7 @@ def _triple(line: str, where: str, number: int) -> Group:
 @click.option("--depth", default=100, type=click.IntRange(1), help="How deep negatives may lie.")
 @click.option("--negatives", default=1, type=click.IntRange(0), help="Hard negatives a query.")
 @click.option("--shared", default=0, type=click.IntRange(0), help="Queries a block that share their documents.")
-@click.option("--seed", default=42, help="Seed of the sampling.")
+@click.option("--seed", default=42, type=click.IntRange(0), help="Seed of the sampling.")
 @click.option("--output", required=True, type=click.Path(path_type=Path), help="Groups (.jsonl) or triples (.tsv).")
 @click.option("--overwrite", is_flag=True, help="Replace the output if it exists.")
 def main(
@@ -204,7 +205,8 @@ def main(
     if index:
         from pyserini_kd import lucene
 
-        found = [lucene.search(index, [q for q in queries if q.query_id in judged], hits=depth)]
+        asked = [q for q in queries if q.query_id in judged]
+        found = [lucene.search(index, asked, hits=depth, threads=inference.threads())]
     mined = mine(
         queries,
         judged,

@@ -62,6 +62,8 @@ def rerank(
         precision=precision,
         batch_size=batch_size,
     )
+    if not pairs:
+        return Run.from_hits(tag, ((query_id, [], []) for query_id in top))
     ends = np.cumsum([len(hits.doc_ids) for hits in top.values()])
     pieces = np.split(scores, ends[:-1])
     return Run.from_hits(tag, ((q, hits.doc_ids, s) for (q, hits), s in zip(top.items(), pieces, strict=True)))
@@ -149,7 +151,7 @@ def main(
         tag=runtag or checkpoints.resolve(encoder).name,
     )
     reranked.write(output, output_format=output_format, overwrite=overwrite)
-    config = {"run": str(run_path), "encoder": encoder, "sha256": checkpoints.fingerprint(checkpoints.resolve(encoder))}
+    config: dict[str, Any] = {"run": str(run_path), "encoder": encoder, "sha256": checkpoints.fingerprint(checkpoints.resolve(encoder))}
     config |= {"depth": depth, "topics": topics, "precision": inference.choose_precision(precision, device)}
     write_record(output, config=config, seconds=round(time.monotonic() - started, 2))
     click.echo(f"{output}: {len(reranked)} queries, {reranked.n_hits} lines")

@@ -126,6 +126,8 @@ class Run(Mapping[str, Hits]):
 
     def write(self, path: str | Path, *, output_format: str = "trec", overwrite: bool = False) -> None:
         """Write the run atomically: `trec` (scores with 9 significant digits) or `msmarco` (`qid docid rank`)."""
+        if len(self.tag.split()) != 1:
+            raise InputError(f"a run's tag must be one word without blanks, found {self.tag!r}")
         if output_format not in ("trec", "msmarco"):
             raise InputError(f"output format must be trec or msmarco, not {output_format!r}")
         with atomic_file(path, overwrite=overwrite) as out:
@@ -261,7 +263,7 @@ def _read_slowly(path: Path) -> Run:
     """Read line by line, checking everything; for files that are faulty or unusual."""
     hits: dict[str, dict[str, float]] = {}
     tag, columns = path.stem, 0
-    with open(path, encoding="utf-8", errors="replace") as lines:
+    with open(path, encoding="utf-8-sig") as lines:
         for number, line in enumerate(lines, start=1):
             fields = line.split()
             if not fields:

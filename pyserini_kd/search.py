@@ -21,17 +21,21 @@ logger = logging.getLogger(__name__)
 
 MEASURES = ("RR@10", "nDCG@10", "AP", "R@100", "R@1000")
 QUERY_HITS = 10
+FUSION_DEPTH = 1000  # hits of each run that fusion sees, at least
 EMBEDDED = "pydocs"
 
 # What Pyserini's search commands have and this one does not: refused by name, with the place to go.
 ELSEWHERE = {
     "pyserini.search.lucene": (
-        ["--impact", "--qld", "--rocchio", "--rocchio-use-negative", "--pretokenized", "--dismax", "--remove-duplicates"],
-        ["--onnx-encoder", "--language", "--fields", "--tokenizer", "--stopwords", "--topics-format", "--min-idf"],
+        ["--impact", "--qld", "--rocchio", "--rocchio-use-negative", "--pretokenized", "--dismax", "--remove-duplicates"]
+        + ["--prcl", "--dense", "--hnsw", "--flat", "--max-passage"],
+        ["--onnx-encoder", "--language", "--fields", "--tokenizer", "--stopwords", "--topics-format", "--min-idf"]
+        + ["--max-passage-hits", "--max-passage-delimiter", "--dismax.tiebreaker"],
     ),
     "pyserini.search.faiss": (
         ["--normalize-distances", "--multimodal", "--fp16"],
-        ["--encoded-queries", "--prf-depth", "--prf-method", "--faiss-device", "--pca-model", "--searcher", "--binary-hits"],
+        ["--encoded-queries", "--ance-prf-encoder", "--rocchio-alpha", "--rocchio-beta", "--rocchio-gamma"]
+        + ["--prf-depth", "--prf-method", "--faiss-device", "--pca-model", "--searcher", "--binary-hits"],
     ),
 }
 
@@ -68,6 +72,7 @@ class Settings:
     pooling: str | None
     l2_norm: bool | None
     query_prefix: str | None
+    doc_prefix: str | None
     ignore_encoder_mismatch: bool
     overwrite: bool
 
@@ -105,8 +110,8 @@ More: pyserini-kd search --index indexes/docs.student --encoder models/student -
 @click.option("--output-format", default="trec", type=click.Choice(["trec", "msmarco"]), help="Run format.")
 @click.option("--runtag", help="[default: the encoder's name]")
 @click.option("--hits", type=click.IntRange(1), help="Hits a query [default: 1000, with --query 10].")
-@click.option("--k1", type=float, help="BM25's k1 [default: 0.9, or Pyserini's for its prebuilt indexes].")
-@click.option("--b", type=float, help="BM25's b [default: 0.4, or Pyserini's for its prebuilt indexes].")
+@click.option("--k1", type=click.FloatRange(0), help="BM25's k1 [default: 0.9, or Pyserini's for its prebuilt indexes].")
+@click.option("--b", type=click.FloatRange(0, 1), help="BM25's b [default: 0.4, or Pyserini's for its prebuilt indexes].")
 @click.option("--bm25", "bm25_flag", is_flag=True, hidden=True, help="The same as --encoder bm25.")
 @click.option("--rm3", is_flag=True, help="Expand sparse queries by RM3.")
 @click.option("--sparse-index", help="Hybrid: fuse with BM25 over this index.")
@@ -125,6 +130,7 @@ More: pyserini-kd search --index indexes/docs.student --encoder models/student -
 @click.option("--pooling", type=click.Choice(["cls", "mean"]), help="[default: from the checkpoint]")
 @click.option("--l2-norm/--no-l2-norm", default=None, help="[default: from the checkpoint]")
 @click.option("--query-prefix", help="[default: from the checkpoint]")
+@click.option("--doc-prefix", help="What the index was made with [default: from its manifest].")
 @click.option("--encoder-class", hidden=True, type=click.Choice(["auto"]), expose_value=False)
 @click.option("--ignore-encoder-mismatch", is_flag=True, help="Search an index that another encoder made.")
 @click.option("--overwrite", is_flag=True, help="Replace --output if it exists.")
@@ -140,6 +146,10 @@ def main(bm25_flag: bool, hits: int | None, fusion: str | None, **options: Any) 
     settings = Settings(hits=hits, fusion=fusion or "rrf", **options)
     if fusion and not (settings.sparse_index and settings.encoder != "bm25"):
         raise InputError("--fusion needs a dense --encoder and a --sparse-index")
+    if settings.encoder == "bm25" and (settings.sparse_index or settings.ef_search or settings.pooling):
+        raise InputError("--sparse-index, --ef-search and --pooling are for a dense --encoder")
+    if settings.encoder != "bm25" and not settings.sparse_index and (settings.rm3 or settings.k1 or settings.b):
+        raise InputError("--rm3, --k1 and --b are for --encoder bm25 or a --sparse-index")
     if settings.query is not None and settings.topics:
         raise InputError("give --query or --topics, not both")
     if settings.output:
@@ -172,6 +182,8 @@ def _with_defaults(settings: Settings) -> Settings:
     if settings.topics and not settings.topics.startswith(EMBEDDED):
         raise InputError("--index is needed with --topics")
     index = home() / "indexes" / f"{EMBEDDED}.{Path(settings.encoder).name}"
+    if settings.encoder == "student" and settings.query is not None and not index.exists():
+        raise InputError("the embedded student is not there yet; `python -m pyserini_kd.search --encoder student` prepares it")
     if settings.encoder == "student":
         from pyserini_kd import demo
 
@@ -209,6 +221,9 @@ def search(settings: Settings, queries: list[Query]) -> tuple[Run, dict[str, Any
     from pyserini_kd import fuse, lucene, rerank
 
     index = settings.index or ""
+    hits = settings.hits  # what comes out; the first stage goes deeper where something is fused or reranked
+    deep = max(hits, FUSION_DEPTH if settings.sparse_index else 0, settings.depth if settings.rerank else 0)
+    settings = dataclasses.replace(settings, hits=deep)
     tag = settings.runtag or Path(settings.encoder).name
     timing: dict[str, Any] = {}
 
@@ -233,10 +248,10 @@ def search(settings: Settings, queries: list[Query]) -> tuple[Run, dict[str, Any
             other = sparse(settings.sparse_index)
             begun = time.monotonic()
             if settings.fusion == "rrf":
-                run = fuse.rrf([other, run], rrf_k=settings.rrf_k, k=settings.hits, tag=tag)
+                run = fuse.rrf([other, run], rrf_k=settings.rrf_k, k=deep, tag=tag)
                 timing["fusion"] = f"sum of 1 / ({settings.rrf_k} + rank)"
             else:
-                run = fuse.interpolation(other, run, alpha=settings.alpha, k=settings.hits, tag=tag)
+                run = fuse.interpolation(other, run, alpha=settings.alpha, k=deep, tag=tag)
                 timing["fusion"] = f"{settings.alpha} * sparse + {1 - settings.alpha:g} * dense, missing = 0"
             timed("fuse", begun)
     if settings.remove_query:
@@ -245,26 +260,25 @@ def search(settings: Settings, queries: list[Query]) -> tuple[Run, dict[str, Any
         begun = time.monotonic()
         run = _rerank(settings, run, queries, rerank)
         timed("rerank", begun)
-    return run, timing
+    return run.top(hits), timing
 
 
 def _dense(settings: Settings, queries: list[Query], tag: str) -> Run:
     from pyserini_kd import index as indexes
     from pyserini_kd import lucene, retrieve
-    from pyserini_kd.models import checkpoints
 
     folder = Path(settings.index or "")
-    index = indexes.DenseIndex.load(folder if folder.exists() else lucene.prebuilt_faiss(settings.index or ""))
-    encoder = indexes.load_encoder(
+    index, encoder = indexes.open_with_encoder(
+        folder if folder.exists() else lucene.prebuilt_faiss(settings.index or ""),
         settings.encoder,
-        settings.device,
+        device=settings.device,
+        ignore_mismatch=settings.ignore_encoder_mismatch,
         pooling=settings.pooling,
         l2_norm=settings.l2_norm,
         query_prefix=settings.query_prefix,
+        doc_prefix=settings.doc_prefix,
         max_query_len=settings.max_length,
     )
-    checkpoint = checkpoints.resolve(settings.encoder)
-    indexes.check_encoder(index, encoder, checkpoint, ignore=settings.ignore_encoder_mismatch)
     return retrieve.dense(
         index,
         encoder,

@@ -19,7 +19,7 @@ import numpy.typing as npt
 
 from pyserini_kd import inference, sources
 from pyserini_kd.cli import Runs, command
-from pyserini_kd.data import Doc, Query
+from pyserini_kd.data import Doc, Query, numbered_lines
 from pyserini_kd.files import InputError, atomic_file, command_line, environment, refuse_existing, require_file, sha256
 from pyserini_kd.index import DenseIndex, check_encoder
 from pyserini_kd.mine import Group, pairs, read_candidates
@@ -48,9 +48,12 @@ def weighted(name: str) -> tuple[str, float | None]:
     if not at:
         return name, None
     try:
-        return name, float(weight)
+        value = float(weight)
     except ValueError:
-        raise InputError(f"teacher {name}@{weight}: the weight after @ must be a number") from None
+        value = float("nan")
+    if not np.isfinite(value):
+        raise InputError(f"teacher {name}@{weight}: the weight after @ must be a number")
+    return name, value
 
 
 def score_run(run: Run, query_ids: Sequence[str], doc_ids: Sequence[str]) -> tuple[Floats, int]:
@@ -88,6 +91,7 @@ def score_checkpoint(
     if model.architecture != "bert_dot":
         raise InputError(f"--index holds vectors of a bert_dot; teacher {name} is a {model.architecture}")
     check_encoder(index, model, folder)  # type: ignore[arg-type]
+    record["index"] = (index.manifest or {}).get("encoder")  # the lengths and precision its vectors were made with
     query_vecs = inference.encode(model, texts, "query", precision=precision, label="encode queries")  # type: ignore[arg-type]
     distinct, rows = np.unique(np.array(doc_ids, dtype=object), return_inverse=True)
     doc_vecs = index.vectors(distinct.tolist())
@@ -173,19 +177,17 @@ def _read_parquet(path: Path) -> TeacherScores:
 
 
 def _five_columns(path: Path) -> Iterator[tuple[float, float, str, str, str]]:
-    with open(path, encoding="utf-8") as lines:
-        for number, line in enumerate(lines, start=1):
-            fields = line.rstrip("\n").split("\t")
-            where = f"{path}:{number}"
-            if len(fields) != 5:
-                raise InputError(f"{where}: expected `pos_score neg_score query_id pos_id neg_id`, found {len(fields)} columns")
-            try:
-                pos_score, neg_score = float(fields[0]), float(fields[1])
-            except ValueError:
-                raise InputError(f"{where}: the first two columns must be scores, found {fields[0]!r}, {fields[1]!r}") from None
-            if not np.isfinite([pos_score, neg_score]).all():
-                raise InputError(f"{where}: scores must be finite")
-            yield pos_score, neg_score, fields[2], fields[3], fields[4]
+    for where, line in numbered_lines(path, "score file"):
+        fields = line.split("\t")
+        if len(fields) != 5:
+            raise InputError(f"{where}: expected `pos_score neg_score query_id pos_id neg_id`, found {len(fields)} columns")
+        try:
+            pos_score, neg_score = float(fields[0]), float(fields[1])
+        except ValueError:
+            raise InputError(f"{where}: the first two columns must be scores, found {fields[0]!r}, {fields[1]!r}") from None
+        if not np.isfinite([pos_score, neg_score]).all():
+            raise InputError(f"{where}: scores must be finite")
+        yield pos_score, neg_score, fields[2], fields[3], fields[4]
 
 
 def groups_of_triples(path: str | Path) -> list[Group]:
@@ -250,6 +252,11 @@ def main(
     for path in (output, triples):
         if path is not None:
             refuse_existing(path, overwrite)
+    if output.suffix != ".parquet":
+        raise InputError(f"--output {output} must end in .parquet; the 5-column file is --triples")
+    names = [weighted(teacher)[0] for teacher in (*teachers, *teacher_runs)]
+    if len(set(names)) != len(names):
+        raise InputError("a teacher is named twice")
     if not teachers and not teacher_runs:
         raise InputError("give a --teacher or a --teacher-run")
     if index and len(teachers) != 1:

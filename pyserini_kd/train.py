@@ -15,13 +15,15 @@ import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import click
 import numpy as np
 
 from pyserini_kd import inference, recipes, sources
 from pyserini_kd.cli import command
+from pyserini_kd.data import Doc, Qrels, Query
+from pyserini_kd.evaluate import Measure
 from pyserini_kd.files import (
     InputError,
     command_line,
@@ -31,8 +33,10 @@ from pyserini_kd.files import (
     sha256,
     write_json,
 )
-from pyserini_kd.mine import Group, read_candidates
+from pyserini_kd.mine import Group, mine, read_candidates
 from pyserini_kd.models import checkpoints
+from pyserini_kd.rerank import rerank
+from pyserini_kd.runs import Run
 from pyserini_kd.teach import TeacherScores, groups_of_triples, load_texts, read_scores
 
 if TYPE_CHECKING:
@@ -55,7 +59,8 @@ class TrainConfig:
     pooling: str | None = None
     l2_norm: bool | None = None
     max_query_len: int | None = None
-    max_doc_len: int | None = None
+    max_doc_len: int | None = None  # of the checkpoint
+    train_len: int | None = None  # tokens of a document (or pair) while training; None: max_doc_len
     score_scale: float | None = None
     lr: float | None = None
     epochs: float | None = None
@@ -66,6 +71,9 @@ class TrainConfig:
     weight_decay: float = 0.0
     max_grad_norm: float = 1.0
     save_steps: int = 200
+    metric: str = "nDCG@10"  # on dev topics, where there are any
+    eval_steps: int = 100
+    patience: int | None = None  # evaluations without a better one before training stops; None: never
     seed: int = 42
     precision: str = "auto"
     device: str = "cpu"
@@ -76,6 +84,15 @@ class TrainConfig:
         names = ("lr", "epochs", "warmup", "score_scale", "l2_norm")
         filled = {name: getattr(recipe, name) for name in names if getattr(self, name) is None}
         return dataclasses.replace(self, **filled)
+
+
+class Dev(NamedTuple):
+    """Dev topics: the top of a first-stage run, reranked by the student every `eval_steps`, decides the best checkpoint."""
+
+    queries: list[Query]
+    qrels: Qrels
+    run: Run
+    docs: dict[str, Doc]
 
 
 # ------------------------------------------------------------------------------------------------------- batches
@@ -97,9 +114,16 @@ class Collator:
     """Turns a batch of groups into tensors; each distinct document of the batch is tokenised and encoded once."""
 
     def __init__(
-        self, model: Any, queries: Mapping[str, str], docs: Mapping[str, str], scores: TeacherScores | None
+        self,
+        model: Any,
+        queries: Mapping[str, str],
+        docs: Mapping[str, str],
+        scores: TeacherScores | None,
+        train_len: int | None = None,
     ) -> None:
         self.model, self.queries, self.docs, self.scores = model, queries, docs, scores
+        own = model.max_len if model.architecture == "cross_encoder" else model.settings.max_doc_len
+        self.doc_len = min(train_len or own, own)
 
     def __call__(self, items: Sequence[Sequence[Group]]) -> dict[str, Any]:
         """One batch: token tensors, and labels / mask / teacher / rows, all (B, G)."""
@@ -131,13 +155,13 @@ class Collator:
         pad_id = model.tokenizer.pad_token_id or 0
         if model.architecture == "cross_encoder":
             texts, pairs = [self.queries[q] for q, _ in keys], [self.docs[d] for _, d in keys]
-            records, _ = inference.tokenize(model.tokenizer, texts, model.max_len, pairs)
+            records, _ = inference.tokenize(model.tokenizer, texts, self.doc_len, pairs)
             return {f"pair_{name}": t for name, t in inference.pad(records, pad_id, "cpu").items()}
         settings = model.settings
         queries = [settings.query_prefix + self.queries[q] for q in query_ids]
         docs = [settings.doc_prefix + self.docs[d] for d in keys]
         query_records, _ = inference.tokenize(model.tokenizer, queries, settings.max_query_len)
-        doc_records, _ = inference.tokenize(model.tokenizer, docs, settings.max_doc_len)
+        doc_records, _ = inference.tokenize(model.tokenizer, docs, self.doc_len)
         batch = {f"query_{name}": t for name, t in inference.pad(query_records, pad_id, "cpu").items()}
         return batch | {f"doc_{name}": t for name, t in inference.pad(doc_records, pad_id, "cpu").items()}
 
@@ -155,6 +179,14 @@ def group_scores(model: Any, batch: Mapping[str, Any]) -> Tensor:
         scores: Tensor = model(**_part(batch, "pair_"))[rows]
         return scores
     query_vecs, doc_vecs = model(**_part(batch, "query_")), model(**_part(batch, "doc_"))
+    with torch.autocast(query_vecs.device.type, enabled=False):  # margins of sums around 100 need all of float32
+        return _late_scores(model, query_vecs, doc_vecs, batch)
+
+
+def _late_scores(model: Any, query_vecs: Tensor, doc_vecs: Tensor, batch: Mapping[str, Any]) -> Tensor:
+    import torch
+
+    rows = batch["rows"]
     if model.architecture == "bert_dot":
         return torch.gather(query_vecs @ doc_vecs.T, 1, rows)
     real = batch["doc_attention_mask"].bool()
@@ -170,6 +202,8 @@ def make_learner(model: Any, losses: Mapping[str, float], score_scale: float) ->
     from pyserini_kd.losses import LOSSES
 
     class Learner(torch.nn.Module):
+        accepts_loss_kwargs = False  # or Trainer would sum, not average, over accumulated batches
+
         def __init__(self) -> None:
             super().__init__()
             self.student = model
@@ -178,10 +212,11 @@ def make_learner(model: Any, losses: Mapping[str, float], score_scale: float) ->
         def forward(self, **batch: Any) -> dict[str, Tensor]:
             scores = group_scores(self.student, batch) * score_scale
             total = torch.zeros((), device=scores.device)
-            for name, weight in losses.items():
-                term = LOSSES[name](scores, batch.get("teacher"), batch["labels"], batch["mask"])
-                self.terms.setdefault(name, []).append(float(term.detach()))
-                total = total + weight * term
+            with torch.autocast(scores.device.type, enabled=False):
+                for name, weight in losses.items():
+                    term = LOSSES[name](scores, batch.get("teacher"), batch["labels"], batch["mask"])
+                    self.terms.setdefault(name, []).append(float(term.detach()))
+                    total = total + weight * term
             self.terms.setdefault("score_std", []).append(float(scores.detach()[batch["mask"]].std()))
             if not torch.isfinite(total):
                 raise FloatingPointError("the loss is not finite")
@@ -190,21 +225,22 @@ def make_learner(model: Any, losses: Mapping[str, float], score_scale: float) ->
     return Learner()
 
 
-def match_scale(model: Any, collator: Collator, batches: Sequence[Sequence[Group]]) -> float:
+def match_scale(model: Any, collator: Collator, batches: Sequence[Sequence[Group]], score_scale: float = 1.0) -> float:
     """Scale a bert_dot student's vectors so that its mean margin is the teacher's; returns the factor.
 
     Margin-MSE compares margins in the teacher's units; a student that starts a factor off spends its training on that.
     """
     import torch
 
-    from pyserini_kd.losses import _pairs
+    from pyserini_kd.losses import margins
     from pyserini_kd.models.bert_dot import scale_outputs
 
     student, teacher = [], []
-    with inference.running(model, "fp32"):
+    with inference.running(model, "fp32") as device:
         for groups in batches[:SCALE_BATCHES]:
-            batch = collator([groups])
-            mine, theirs = _pairs(group_scores(model, batch), batch["teacher"], batch["labels"], batch["mask"])
+            batch = {name: tensor.to(device) for name, tensor in collator([groups]).items()}
+            scores = group_scores(model, batch) * score_scale
+            mine, theirs = margins(scores, batch["teacher"], batch["labels"], batch["mask"])
             student.append(mine.clone())
             teacher.append(theirs)
     ratio = float(torch.cat(teacher).mean() / torch.cat(student).mean())
@@ -226,6 +262,7 @@ def train(
     output: str | Path,
     *,
     scores: TeacherScores | None = None,
+    dev: Dev | None = None,
     data: Mapping[str, Any] | None = None,
     overwrite: bool = False,
 ) -> Path:
@@ -238,6 +275,7 @@ def train(
         docs: doc_id -> text.
         output: checkpoint folder to write.
         scores: teacher scores, where the recipe needs them.
+        dev: dev topics; the checkpoint with the best `config.metric` on them is the one written.
         data: what is known of the data (names, checksums), for training.json.
         overwrite: replace the folder if it exists.
 
@@ -257,19 +295,23 @@ def train(
     transformers.set_seed(config.seed)
     model = _student(config)
     batches = cut_batches(groups, config.batch_size, config.seed)
-    collator = Collator(model, queries, docs, scores)
+    collator = Collator(model, queries, docs, scores, config.train_len)
     factor = 1.0
     if recipe.match_scale and config.architecture == "bert_dot" and not model.settings.l2_norm:
-        factor = match_scale(model, collator, batches)
+        factor = match_scale(model, collator, batches, float(config.score_scale or 1.0))
     learner = make_learner(model, recipe.losses, float(config.score_scale or 1.0))
     partial = output.with_name(output.name + ".partial")
     resume = _start_or_resume(partial, config, data)
     trainer, log = _trainer(config, learner, batches, collator, partial)
+    watch = _watch(config, model, dev, partial) if dev else None
+    if watch:
+        trainer.add_callback(watch)
     try:
         with _quiet():
             result = trainer.train(resume_from_checkpoint=resume)
     except FloatingPointError as error:
-        raise InputError(f"{error} (lr {config.lr}); the last good state is kept in {partial}; try a lower --lr") from None
+        raise InputError(f"{error} (lr {config.lr}); try a lower --lr; what was logged before lies in {partial}") from None
+    measured = watch.take_best() if watch else []
     record = {
         "recipe": recipe._asdict(),
         "config": dataclasses.asdict(config),
@@ -278,6 +320,7 @@ def train(
         "steps": result.global_step,
         "seconds": round(time.monotonic() - started, 1),
         "log": log,
+        "dev": measured,
         "command": command_line(),
         **environment(),
     }
@@ -380,6 +423,54 @@ def _trainer(
     return trainer, log
 
 
+def _watch(config: TrainConfig, model: Any, dev: Dev, partial: Path) -> Any:
+    """A Trainer callback that measures the student on dev topics, keeps the best weights, and may stop training."""
+    import transformers
+    from safetensors.torch import load_model, save_model
+
+    from pyserini_kd.evaluate import evaluate, mean
+
+    class Watch(transformers.TrainerCallback):
+        def __init__(self) -> None:
+            self.kept = partial / "best.safetensors"
+            self.measured: list[dict[str, float]] = []
+
+        def measure(self, step: int) -> bool:
+            """Measure; True where it is the best so far."""
+            run = rerank(dev.run, model, dev.queries, lambda ids: (dev.docs[i] for i in ids), depth=dev.run.depth)
+            value = mean(evaluate(run, dev.qrels, [config.metric])[config.metric])
+            best = value > max((entry[config.metric] for entry in self.measured), default=-1.0)
+            self.measured.append({"step": step, config.metric: value})
+            logger.info("step %d: %s %.4f on dev topics%s", step, config.metric, value, " (best)" if best else "")
+            if best:
+                save_model(model, str(self.kept))
+            write_json(partial / "dev.json", {"measured": self.measured})
+            return best
+
+        def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+            if state.global_step and (partial / "dev.json").exists():  # going on after a crash
+                before = read_json(partial / "dev.json", "dev measures")["measured"]
+                self.measured = [entry for entry in before if entry["step"] <= state.global_step]
+
+        def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+            last = state.global_step == state.max_steps
+            if state.global_step % config.eval_steps and not last:
+                return
+            self.measure(state.global_step)
+            values = [entry[config.metric] for entry in self.measured]
+            if config.patience is not None and len(values) - 1 - values.index(max(values)) >= config.patience:
+                logger.info("no better for %d evaluations: training stops", config.patience)
+                control.should_training_stop = True
+
+        def take_best(self) -> list[dict[str, float]]:
+            """Put the best weights into the model; returns what was measured."""
+            if self.kept.exists():
+                load_model(model, str(self.kept))
+            return self.measured
+
+    return Watch()
+
+
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
     """Trainer's own chatter off; its progress bar stays."""
@@ -414,14 +505,23 @@ def _quiet() -> Iterator[None]:
 @click.option("--l2-norm/--no-l2-norm", default=None, help="[default: from the recipe]")
 @click.option("--max-query-length", "max_query_len", type=click.IntRange(3), help="Tokens [default: from the checkpoint].")
 @click.option("--max-length", "max_doc_len", type=click.IntRange(3), help="Tokens a document or pair [default: checkpoint].")
-@click.option("--score-scale", type=float, help="Student scores times this in the loss [default: from the recipe].")
-@click.option("--lr", type=float, help="[default: from the recipe]")
-@click.option("--epochs", type=float, help="[default: from the recipe]")
+@click.option("--train-length", "train_len", type=click.IntRange(3), help="Tokens in training [default: --max-length].")
+@click.option("--qrels", help="Without --candidates: their positives, with the other queries of a batch as negatives.")
+@click.option("--dev-topics", help="Dev topics: the best checkpoint on them is kept.")
+@click.option("--dev-qrels", help="Their judgements.")
+@click.option("--dev-run", type=click.Path(path_type=Path), help="First-stage run of them; its top is reranked.")
+@click.option("--dev-depth", default=20, type=click.IntRange(1), help="Documents reranked a dev query.")
+@click.option("--metric", default="nDCG@10", help="Measure on dev topics.")
+@click.option("--eval-steps", default=100, type=click.IntRange(1), help="Steps between measures on dev topics.")
+@click.option("--patience", type=click.IntRange(1), help="Stop after so many measures without a better one.")
+@click.option("--score-scale", type=click.FloatRange(0, min_open=True), help="Factor of scores in the loss [default: from the recipe].")
+@click.option("--lr", type=click.FloatRange(0, min_open=True), help="[default: from the recipe]")
+@click.option("--epochs", type=click.FloatRange(0, min_open=True), help="[default: from the recipe]")
 @click.option("--max-steps", type=click.IntRange(1), help="Stop after so many optimiser steps.")
 @click.option("--batch-size", "--batch", default=32, type=click.IntRange(1), help="Queries (groups) a batch.")
 @click.option("--accumulate", default=1, type=click.IntRange(1), help="Batches an optimiser step.")
 @click.option("--warmup", type=float, help="Share of steps [default: from the recipe].")
-@click.option("--seed", default=42, help="Seed of dropout and batch order.")
+@click.option("--seed", default=42, type=click.IntRange(0), help="Seed of dropout and batch order.")
 @click.option("--precision", default="auto", type=click.Choice(list(inference.PRECISIONS)), help="Arithmetic.")
 @click.option("--device", default="cpu", help="cpu, cuda or cuda:N.")
 @click.option("--output", type=click.Path(path_type=Path), help="Checkpoint folder to write.")
@@ -433,6 +533,11 @@ def main(
     topics: str | None,
     candidates: Path | None,
     scores: Path | None,
+    qrels: str | None,
+    dev_topics: str | None,
+    dev_qrels: str | None,
+    dev_run: Path | None,
+    dev_depth: int,
     layers: str | None,
     output: Path | None,
     overwrite: bool,
@@ -457,8 +562,17 @@ def main(
         groups = read_candidates(candidates)
     elif scores and scores.suffix != ".parquet":
         groups = groups_of_triples(scores)
+    elif qrels:
+        judged = sources.qrels(qrels)
+        size, seed = settings["batch_size"], settings["seed"]
+        found = mine(sources.topics(topics), judged, [], sources.collection(collection), negatives=0, shared=size, seed=seed)
+        groups = found.groups
     else:
-        raise InputError("--candidates is needed (only a 5-column score file brings its own triples)")
+        raise InputError("--candidates is needed (or --qrels, or a 5-column score file, which brings its own triples)")
+    if not groups:
+        raise InputError("no query has both a positive in the collection and a negative")
+    dev = _read_dev(dev_topics, dev_qrels, dev_run, dev_depth, collection)
+    Measure.parse(settings["metric"])
     queries, docs = load_texts(groups, sources.topics(topics), sources.collection(collection))
     files = {"candidates": candidates, "scores": scores}
     data = {name: {"path": str(path), "sha256": sha256(path)} for name, path in files.items() if path}
@@ -470,10 +584,26 @@ def main(
         docs,
         output,
         scores=read_scores(scores) if scores else None,
+        dev=dev,
         data={"collection": collection, "topics": topics, **data},
         overwrite=overwrite,
     )
     click.echo(f"{output}: trained on {len(groups)} queries")
+
+
+def _read_dev(topics: str | None, qrels: str | None, run: Path | None, depth: int, collection: str) -> Dev | None:
+    given = [name for name in (topics, qrels, run) if name is not None]
+    if not given:
+        return None
+    if topics is None or qrels is None or run is None:
+        raise InputError("--dev-topics, --dev-qrels and --dev-run go together")
+    first = Run.read(run).top(depth)
+    wanted = {doc_id for hits in first.values() for doc_id in hits.doc_ids}
+    docs = {doc.doc_id: doc for doc in sources.collection(collection) if doc.doc_id in wanted}
+    missing = wanted - docs.keys()
+    if missing:
+        raise InputError(f"{len(missing)} documents of {run} are not in the collection, e.g. {min(missing)}")
+    return Dev(sources.topics(topics), sources.qrels(qrels), first, docs)
 
 
 def parse_layers(text: str | None) -> tuple[int, ...] | None:

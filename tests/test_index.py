@@ -117,9 +117,11 @@ def test_folders_that_do_not_fit(tmp_path, dense_index, caplog):
         index.DenseIndex.load(broken)
     foreign = tmp_path / "foreign"
     foreign.mkdir()
-    faiss.write_index(faiss.IndexFlatL2(4), str(foreign / "index"))
-    (foreign / "docid").write_text("")
-    with pytest.raises(InputError, match="empty|L2"):
+    other = faiss.IndexFlatL2(4)
+    other.add(np.ones((1, 4), np.float32))
+    faiss.write_index(other, str(foreign / "index"))
+    (foreign / "docid").write_text("a\n")
+    with pytest.raises(InputError, match="L2 distance"):
         index.DenseIndex.load(foreign)
 
 
@@ -136,6 +138,22 @@ def test_encoder_must_match(dense_index, tiny_dot, tmp_path, encoder):
         index.check_encoder(index.dataclasses.replace(opened, manifest=manifest), encoder, tiny_dot)
     with pytest.raises(InputError, match="vectors of 384"):
         index.check_encoder(opened, index.load_encoder("minilm"), tiny_dot)
+
+
+def test_prefixes_of_the_index_are_known_to_the_search(tmp_path, tiny_dot, corpus, queries):
+    made = index.load_encoder(str(tiny_dot), doc_prefix="barn ", pooling="cls")
+    index.build(corpus, made, tiny_dot, tmp_path / "x", precision="fp32")
+    opened, encoder = index.open_with_encoder(tmp_path / "x", str(tiny_dot))
+    assert (encoder.settings.doc_prefix, encoder.settings.pooling) == ("barn ", "cls")
+    with pytest.raises(InputError, match="pooling is mean, the index was made with cls"):
+        index.open_with_encoder(tmp_path / "x", str(tiny_dot), pooling="mean")
+
+
+def test_a_file_is_never_replaced_by_a_folder(tmp_path, encoder, tiny_dot, corpus):
+    (tmp_path / "x").write_text("mine")
+    with pytest.raises(InputError, match="is a file"):
+        index.build(corpus, encoder, tiny_dot, tmp_path / "x", overwrite=True)
+    assert (tmp_path / "x").read_text() == "mine"
 
 
 def test_command(tmp_path, invoke, files, tiny_dot, tiny_cross):

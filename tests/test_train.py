@@ -62,6 +62,15 @@ def test_each_document_of_a_block_is_encoded_once(data, tiny_dot):
     assert batch["rows"].shape == (5, 5)
 
 
+def test_documents_may_be_shorter_in_training_than_in_the_checkpoint(data, tiny_dot):
+    groups, queries, docs = data
+    model = checkpoints.load(str(tiny_dot))
+    whole = train.Collator(model, queries, docs, None)([groups[:5]])["doc_input_ids"]
+    head = train.Collator(model, queries, docs, None, 5)([groups[:5]])["doc_input_ids"]
+    assert whole.shape[1] > head.shape[1] == 5
+    assert torch.equal(head[:, :4], whole[:, :4]) and model.settings.max_doc_len == 24
+
+
 def test_start_scale_meets_the_teacher_s_margin(data, scores, tiny_dot):
     groups, queries, docs = data
     model = checkpoints.load(str(tiny_dot))
@@ -69,20 +78,18 @@ def test_start_scale_meets_the_teacher_s_margin(data, scores, tiny_dot):
     batches = train.cut_batches(groups, 5, 0)
 
     def mean_margin():
-        from pyserini_kd.losses import _pairs
+        from pyserini_kd.losses import margins
 
         batch = [collator([b]) for b in batches]
         with torch.no_grad():
-            pairs = [_pairs(train.group_scores(model, b), b["teacher"], b["labels"], b["mask"]) for b in batch]
+            pairs = [margins(train.group_scores(model, b), b["teacher"], b["labels"], b["mask"]) for b in batch]
         return [float(torch.cat(side).mean()) for side in zip(*pairs, strict=True)]
 
     before = mean_margin()
     factor = train.match_scale(model, collator, batches)
     student, teacher = mean_margin()
-    if before[0] > 0:
-        assert student == pytest.approx(teacher, rel=1e-3)
-    else:
-        assert factor == 1.0
+    assert before[0] > 0  # or there is nothing to scale
+    assert factor != 1.0 and student == pytest.approx(teacher, rel=1e-3)
 
 
 @pytest.mark.parametrize(
@@ -127,6 +134,51 @@ def test_same_seed_same_weights_and_a_cut_run_resumes_to_them(tmp_path, data, sc
     assert checkpoints.fingerprint(train.train(config, *data, tmp_path / "cut", scores=scores)) == whole
 
 
+def test_the_best_checkpoint_on_dev_topics_is_kept(tmp_path, data, scores, tiny_dot, corpus, qrels, queries):
+    from pyserini_kd import api, rerank
+    from pyserini_kd.runs import Run
+
+    first = Run.from_scores("first", {q.query_id: {d.doc_id: float(n) for n, d in enumerate(corpus)} for q in queries})
+    dev = train.Dev(list(queries), qrels, first, {doc.doc_id: doc for doc in corpus})
+    config = TrainConfig("margin-mse", str(tiny_dot), lr=3e-3, max_steps=30, batch_size=5, precision="fp32",
+                         metric="RR@10", eval_steps=5, patience=2)  # fmt: skip
+    out = train.train(config, *data, tmp_path / "out", scores=scores, dev=dev)
+    record = json.loads((out / "training.json").read_text())
+    values = [entry["RR@10"] for entry in record["dev"]]
+    assert values[-1] > values[0] or max(values) == 1.0
+    model = checkpoints.load(str(out))
+    run = rerank.rerank(first, model, queries, rerank.fetch_from(corpus), depth=20, precision="fp32")
+    assert api.mean(api.evaluate(run, qrels, ["RR@10"])["RR@10"]) == pytest.approx(max(values), abs=1e-6)
+    assert record["steps"] == record["dev"][-1]["step"] <= 30
+    assert len(values) - 1 - values.index(max(values)) <= 2
+
+
+def test_accumulated_batches_are_averaged(tmp_path, data, scores, tiny_dot):
+    """Trainer divides by the number of accumulated batches: same first step from twice the same batch as from one."""
+    groups, queries, docs = data
+    same = [group._replace(block=0) for group in groups[:5]]
+    twice = same + [group._replace(block=1) for group in groups[:5]]
+    kwargs = {"lr": 1e-3, "max_steps": 1, "batch_size": 5, "precision": "fp32", "warmup": 0.0, "max_grad_norm": 1e-3}
+    one = train.train(TrainConfig("margin-mse", str(tiny_dot), **kwargs), same, queries, docs, tmp_path / "a", scores=scores)
+    two = train.train(TrainConfig("margin-mse", str(tiny_dot), accumulate=2, **kwargs), twice, queries, docs, tmp_path / "b",
+                      scores=scores)  # fmt: skip
+    a, b = (checkpoints.load(str(folder)).state_dict() for folder in (one, two))
+    assert all(torch.allclose(a[name], b[name], atol=1e-6) for name in a)
+    learner = train.make_learner(checkpoints.load(str(tiny_dot)), {"margin_mse": 1.0}, 1.0)
+    assert learner.accepts_loss_kwargs is False
+
+
+def test_scores_keep_float32_under_autocast(data, scores, tiny_dot):
+    groups, queries, docs = data
+    model = checkpoints.load(str(tiny_dot))
+    batch = train.Collator(model, queries, docs, scores)([groups[:5]])
+    with torch.autocast("cpu", torch.bfloat16):
+        got = train.group_scores(model, batch)
+        vectors = [model(**train._part(batch, side)) for side in ("query_", "doc_")]
+    exact = torch.gather(vectors[0].double() @ vectors[1].double().T, 1, batch["rows"])
+    assert got.dtype == torch.float32 and torch.allclose(got.double(), exact, rtol=1e-5)
+
+
 def test_a_loss_that_is_not_finite_stops(tmp_path, data, scores, tiny_dot):
     bad = {q: {d: float("inf") if d.startswith("eat-cat") else s for d, s in docs.items()} for q, docs in scores.items()}
     with pytest.raises(InputError, match="not finite"):
@@ -162,6 +214,8 @@ def test_command(tmp_path, invoke, files, data, scores, tiny_dot):
         (["--recipe", "ranknet", *more, "--layers", "zero"], "--layers"),
         (["--recipe", "ranknet", *more, "--layers", "7"], "layers"),
         (["--recipe", "ranknet", "--overwrite"], "--candidates"),
+        (["--recipe", "ranknet", *more, "--dev-topics", files["topics"]], "go together"),
+        (["--recipe", "ranknet", *more, "--metric", "nDGC@10"], "nDCG@10"),
         (["--recipe", "ranknet", "--candidates", tmp_path / "c.jsonl"], "exists"),
     ):
         result = invoke(train.main, *base, *wrong)

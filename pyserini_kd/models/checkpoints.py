@@ -53,8 +53,7 @@ KNOWN = {
     "distilbert": Known(hub="distilbert-base-uncased"),
     "bert-base": Known(hub="bert-base-uncased"),
 }
-RESERVED = ("student", "teacher", "reranker", "bm25")
-"""Names the demo makes under models/ (and BM25, which is no checkpoint); they never reach a hub."""
+
 
 
 @functools.cache
@@ -76,7 +75,8 @@ def resolve(name: str) -> Path:
         if spec is not None and spec.origin is not None:
             return _checked(Path(spec.origin).parent / "model", known)
         tried.append(f"package {known.package} is not installed")
-    hub = known.hub or (name if name.count("/") == 1 and not name.startswith((".", "/")) else None)
+    is_hub_id = name.count("/") == 1 and not name.startswith((".", "/")) and not Path(name).parent.exists()
+    hub = known.hub or (name if is_hub_id else None)
     if hub:
         try:
             return _download(hub)
@@ -145,7 +145,9 @@ def load(
             if architecture == "cross_encoder":
                 return _load_cross_encoder(folder, layers, overrides)
             return _load_encoder(folder, architecture, layers, overrides)
-    except (OSError, KeyError, json.JSONDecodeError) as error:
+    except InputError:
+        raise
+    except Exception as error:  # transformers and safetensors raise a dozen kinds for broken or foreign folders
         raise InputError(f"checkpoint {folder} cannot be loaded: {str(error).splitlines()[0]}") from error
 
 
@@ -186,6 +188,8 @@ def _load_encoder(
         keep_layers(encoder, layers)
     settings = settings_of(folder, config.max_position_embeddings)
     settings = dataclasses.replace(settings, **{k: v for k, v in overrides.items() if v is not None})
+    if max(settings.max_doc_len, settings.max_query_len) > config.max_position_embeddings:
+        raise InputError(f"{folder} reads {config.max_position_embeddings} tokens at most; a longer length was asked for")
     model = (BertDot if architecture == "bert_dot" else ColBert)(encoder, _tokenizer(folder), settings)
     return model.eval()
 
