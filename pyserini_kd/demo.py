@@ -30,7 +30,7 @@ LENGTHS: dict[str, Any] = {"max_query_len": 32, "max_doc_len": 128, "train_len":
 TEACHER_WEIGHT, BM25_WEIGHT = 40.0, 0.4  # their mean: 20 x cosine + 0.2 x BM25
 # Unit vectors, scores x 20 in the loss: an unnormalised student spends this short training on its vectors' lengths
 STUDENT: dict[str, Any] = {"l2_norm": True, "score_scale": 20.0, "lr": 5e-5}
-ALPHAS = (0.005, 0.01, 0.015, 0.02, 0.03)  # BM25 scores are around 15, the student's below 1
+ALPHAS = (0.005, 0.01, 0.015, 0.02, 0.025)  # BM25 scores are around 15, the student's below 1
 RERANK_DEPTH = 20
 MEASURES = ("RR@10", "nDCG@10", "R@100")
 

@@ -151,7 +151,8 @@ def main(
         tag=runtag or checkpoints.resolve(encoder).name,
     )
     reranked.write(output, output_format=output_format, overwrite=overwrite)
-    config: dict[str, Any] = {"run": str(run_path), "encoder": encoder, "sha256": checkpoints.fingerprint(checkpoints.resolve(encoder))}
+    sha256 = checkpoints.fingerprint(checkpoints.resolve(encoder))
+    config: dict[str, Any] = {"run": str(run_path), "encoder": encoder, "sha256": sha256}
     config |= {"depth": depth, "topics": topics, "precision": inference.choose_precision(precision, device)}
     write_record(output, config=config, seconds=round(time.monotonic() - started, 2))
     click.echo(f"{output}: {len(reranked)} queries, {reranked.n_hits} lines")

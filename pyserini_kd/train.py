@@ -514,7 +514,7 @@ def _quiet() -> Iterator[None]:
 @click.option("--metric", default="nDCG@10", help="Measure on dev topics.")
 @click.option("--eval-steps", default=100, type=click.IntRange(1), help="Steps between measures on dev topics.")
 @click.option("--patience", type=click.IntRange(1), help="Stop after so many measures without a better one.")
-@click.option("--score-scale", type=click.FloatRange(0, min_open=True), help="Factor of scores in the loss [default: from the recipe].")
+@click.option("--score-scale", type=click.FloatRange(0, min_open=True), help="[default: from the recipe]")
 @click.option("--lr", type=click.FloatRange(0, min_open=True), help="[default: from the recipe]")
 @click.option("--epochs", type=click.FloatRange(0, min_open=True), help="[default: from the recipe]")
 @click.option("--max-steps", type=click.IntRange(1), help="Stop after so many optimiser steps.")
