@@ -1,7 +1,7 @@
 """Distilled BERT rankers for Pyserini: train them, index with them, search, rerank, fuse and evaluate, on CPUs.
 
 The names below are imported when they are first used; `import pyserini_kd` itself costs nothing. Functions for programs
-(`search`, `rerank`, `fuse`, `evaluate`) are in `pyserini_kd.api`.
+(`search`, `rerank`, `rrf`, `interpolation`, `evaluate`) are in `pyserini_kd.api`.
 """
 
 from __future__ import annotations

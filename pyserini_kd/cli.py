@@ -38,7 +38,7 @@ def command(name: str, example: str, epilog: str = "", **settings: Any) -> Calla
             except OSError as error:
                 raise UserError(f"{error.filename or 'input/output'}: {error.strerror or error}") from error
             except KeyboardInterrupt:
-                click.echo("Interrupted; nothing half-written was left behind.", err=True)
+                click.echo("Interrupted; no file or folder was left half-written under its final name.", err=True)
                 sys.exit(130)
 
         text = "\b\n" + f"Example: {example}" + (f"\n\n{epilog}" if epilog else "")

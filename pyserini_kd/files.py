@@ -12,6 +12,7 @@ import importlib.metadata
 import json
 import os
 import platform
+import shlex
 import shutil
 import sys
 import tempfile
@@ -168,4 +169,4 @@ def command_line() -> str:
         name = "python -m pyserini_kd"
     elif name.endswith(".py") and Path(sys.argv[0]).parent.name == "pyserini_kd":
         name = f"python -m pyserini_kd.{name[:-3]}"
-    return " ".join([name, *sys.argv[1:]])
+    return f"{name} {shlex.join(sys.argv[1:])}".strip()

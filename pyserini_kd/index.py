@@ -14,7 +14,7 @@ import logging
 import os
 import shutil
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -79,8 +79,7 @@ class DenseIndex:
             index = faiss.read_index(str(folder / "index"))
         except RuntimeError as error:
             raise InputError(f"{folder / 'index'} is not a FAISS index: {str(error).splitlines()[0]}") from error
-        ids = require_file(folder / "docid", "docid file").read_text(encoding="utf-8").split("\n")
-        doc_ids = np.array([line.rstrip() for line in (ids[:-1] if ids[-1] == "" else ids)], dtype=object)
+        doc_ids = np.array(_read_doc_ids(folder), dtype=object)
         if index.ntotal != len(doc_ids):
             raise InputError(f"index folder {folder} does not fit: {index.ntotal} vectors but {len(doc_ids)} document ids")
         if index.metric_type != faiss.METRIC_INNER_PRODUCT:
@@ -122,20 +121,31 @@ class DenseIndex:
         """doc_id -> row."""
         return {doc_id: row for row, doc_id in enumerate(self.doc_ids.tolist())}
 
-    @property
-    def has_docs(self) -> bool:
-        """Whether the folder holds the texts."""
-        return (self.folder / "docs.jsonl").exists() and (self.folder / "docs.offsets").exists()
 
-    def docs(self, doc_ids: Iterable[str]) -> Iterator[Doc]:
-        """Stored documents by id, in the order asked."""
-        offsets = np.fromfile(self.folder / "docs.offsets", dtype="<u8")
-        with open(self.folder / "docs.jsonl", "rb") as handle:
+def has_docs(folder: Path) -> bool:
+    """Whether an index folder of ours holds the texts."""
+    return all((folder / name).is_file() for name in ("docid", "docs.jsonl", "docs.offsets"))
+
+
+def stored_docs(folder: Path) -> Callable[[Iterable[str]], Iterator[Doc]]:
+    """A function from ids to stored documents, in the order asked; the vectors are not loaded."""
+    rows = {doc_id: row for row, doc_id in enumerate(_read_doc_ids(folder))}
+    offsets = np.fromfile(folder / "docs.offsets", dtype="<u8")
+
+    def fetch(doc_ids: Iterable[str]) -> Iterator[Doc]:
+        with open(folder / "docs.jsonl", "rb") as handle:
             for doc_id in doc_ids:
-                if doc_id not in self.rows:
-                    raise InputError(f"document {doc_id!r} is not in the index {self.folder}")
-                handle.seek(int(offsets[self.rows[doc_id]]))
+                if doc_id not in rows:
+                    raise InputError(f"document {doc_id!r} is not in the index {folder}")
+                handle.seek(int(offsets[rows[doc_id]]))
                 yield Doc(*json.loads(handle.readline()))
+
+    return fetch
+
+
+def _read_doc_ids(folder: Path) -> list[str]:
+    lines = require_file(folder / "docid", "docid file").read_text(encoding="utf-8").split("\n")
+    return [line.rstrip() for line in (lines[:-1] if lines[-1] == "" else lines)]
 
 
 def check_encoder(index: DenseIndex, encoder: BertDot, checkpoint: Path, *, ignore: bool = False) -> None:
@@ -287,6 +297,7 @@ def _encode_blocks(
     docs: Iterable[Doc], encoder: BertDot, work: Path, precision: str, batch_size: int | None, store_docs: bool
 ) -> int:
     count = number = 0
+    cut: list[int] = []
     with tqdm(desc="encode", unit=" docs", disable=None) as bar:
         for number, block in enumerate(_blocks(docs, BLOCK)):
             digest = hashlib.sha256(json.dumps(block, ensure_ascii=False).encode()).hexdigest()
@@ -299,14 +310,14 @@ def _encode_blocks(
                     out.writelines(json.dumps(doc, ensure_ascii=False).encode() + b"\n" for doc in block)
             if not (vectors_path.exists() and digest_path.exists() and digest_path.read_text() == digest):
                 digest_path.unlink(missing_ok=True)
-                vectors = inference.encode(
-                    encoder, [doc.contents for doc in block], "doc", precision=precision, batch_size=batch_size
-                )
+                texts = [doc.contents for doc in block]
+                vectors = inference.encode(encoder, texts, "doc", precision=precision, batch_size=batch_size, cut=cut)
                 with atomic_file(vectors_path, binary=True) as out:
                     np.save(out, vectors)
                 with atomic_file(digest_path) as out:
                     out.write(digest)
             bar.update(len(block))
+    inference.log_cut(sum(cut), count, encoder.settings.max_doc_len, "documents")
     for path in work.glob("[0-9]*"):  # blocks of a longer collection, from an earlier start
         if count == 0 or int(path.stem) > number:
             path.unlink()
@@ -332,7 +343,10 @@ def _assemble(work: Path, new: Path, index: Any, kind: str, store_docs: bool) ->
     for path in vectors:
         index.add(np.load(path))
     faiss.omp_set_num_threads(threads)
-    faiss.write_index(index, str(new / "index"))
+    try:
+        faiss.write_index(index, str(new / "index"))
+    except RuntimeError as error:  # FAISS's word for a full disk
+        raise InputError(f"{new / 'index'} could not be written: {str(error).splitlines()[0]}") from error
     with open(new / "docid", "wb") as out:
         for path in sorted(work.glob("*.ids")):
             out.write(path.read_bytes())

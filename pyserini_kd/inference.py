@@ -31,8 +31,10 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 Floats = npt.NDArray[np.float32]
+Rows = npt.NDArray[np.int64]
 
 BATCH_TOKENS = 8192  # tokens of a batch, padding included, where the user does not fix the batch size
+CHUNK = 1 << 15  # texts tokenised at a time
 COLBERT_BYTES = 1 << 30  # token vectors held at a time while reranking
 PRECISIONS = ("auto", "fp32", "bf16")
 
@@ -177,25 +179,43 @@ def encode(
     precision: str = "auto",
     batch_size: int | None = None,
     label: str = "encode",
+    cut: list[int] | None = None,
 ) -> Floats:
     """Vectors float32 (N, H) of texts; `kind` is `query` or `doc` and decides length and prefix.
 
-    Texts longer than the model's window are cut; how many is logged for documents.
+    Texts longer than the model's window are cut; how many is logged, or appended to `cut` where the caller adds them up.
     """
     max_len, prefix = _side(model, kind)
-    if not texts:
-        return np.zeros((0, model.width), dtype=np.float32)
     distinct, places = _unique(texts)
     vectors = np.zeros((len(distinct), model.width), dtype=np.float32)
-    records, cut = tokenize(model.tokenizer, [prefix + text for text in distinct], max_len)
-    if cut and kind == "doc":
-        logger.info("%d of %d texts are longer than %d tokens and were cut", cut, len(distinct), max_len)
+    counts = [] if cut is None else cut
+    for start in range(0, len(distinct), CHUNK):  # tokens of a chunk are in memory at a time
+        records, n_cut = tokenize(model.tokenizer, [prefix + text for text in distinct[start : start + CHUNK]], max_len)
+        counts.append(n_cut)
 
-    def use(rows: list[int], output: torch.Tensor, _: torch.Tensor) -> None:
-        vectors[rows] = output.numpy()
+        def use(rows: list[int], output: torch.Tensor, _: torch.Tensor, start: int = start) -> None:
+            vectors[np.array(rows) + start] = output.numpy()
 
-    run_batches(model, records, use, precision=precision, batch_size=batch_size, label=label)
+        run_batches(model, records, use, precision=precision, batch_size=batch_size, label=label)
+    if cut is None:
+        log_cut(sum(counts), len(distinct), max_len, f"{kind} texts")
     return vectors[places]
+
+
+def log_cut(count: int, total: int, max_len: int, what: str) -> None:
+    """Say how many texts were longer than the model's window."""
+    if count:
+        logger.info("%d of %d %s are longer than %d tokens and were cut", count, total, what, max_len)
+
+
+def dot_rows(query_vecs: Floats, query_rows: Rows, doc_vecs: Floats, doc_rows: Rows) -> Floats:
+    """Dot products float32 (P,) of row pairs, some at a time: (P, H) is never built whole."""
+    step = 1 << 16
+    pieces = [
+        np.einsum("ph,ph->p", query_vecs[query_rows[i : i + step]], doc_vecs[doc_rows[i : i + step]])
+        for i in range(0, len(query_rows), step)
+    ]
+    return np.concatenate(pieces).astype(np.float32) if pieces else np.empty(0, np.float32)
 
 
 def _side(model: BertDot | ColBert, kind: str) -> tuple[int, str]:
@@ -231,7 +251,7 @@ def score(
     if model.architecture == "bert_dot":
         query_vecs = encode(model, distinct_queries, "query", label="encode queries", **settings)
         doc_vecs = encode(model, distinct_docs, "doc", label="encode documents", **settings)
-        return np.einsum("ph,ph->p", query_vecs[query_rows], doc_vecs[doc_rows])
+        return dot_rows(query_vecs, query_rows, doc_vecs, doc_rows)
     return _score_late(model, distinct_queries, query_rows, distinct_docs, doc_rows, **settings)
 
 
@@ -240,15 +260,18 @@ def _score_pairs(model: CrossEncoder, queries: Sequence[str], docs: Sequence[str
     rows: dict[tuple[str, str], int] = {}
     places = np.array([rows.setdefault(pair, len(rows)) for pair in pairs])
     distinct = list(rows)
-    records, cut = tokenize(model.tokenizer, [q for q, _ in distinct], model.max_len, [d for _, d in distinct])
-    if cut:
-        logger.info("%d of %d pairs are longer than %d tokens and were cut", cut, len(distinct), model.max_len)
     scores = np.zeros(len(distinct), dtype=np.float32)
+    cut = 0
+    for start in range(0, len(distinct), CHUNK):
+        some = distinct[start : start + CHUNK]
+        records, n_cut = tokenize(model.tokenizer, [q for q, _ in some], model.max_len, [d for _, d in some])
+        cut += n_cut
 
-    def use(rows: list[int], output: torch.Tensor, _: torch.Tensor) -> None:
-        scores[rows] = output.numpy()
+        def use(rows: list[int], output: torch.Tensor, _: torch.Tensor, start: int = start) -> None:
+            scores[np.array(rows) + start] = output.numpy()
 
-    run_batches(model, records, use, label="score pairs", **settings)
+        run_batches(model, records, use, label="score pairs", **settings)
+    log_cut(cut, len(distinct), model.max_len, "pairs")
     return scores[places]
 
 

@@ -15,7 +15,7 @@ from pyserini_kd import inference, lucene, sources
 from pyserini_kd.cli import command
 from pyserini_kd.data import Doc, Query
 from pyserini_kd.files import InputError, refuse_existing_run, write_record
-from pyserini_kd.index import DenseIndex
+from pyserini_kd.index import has_docs, stored_docs
 from pyserini_kd.models import checkpoints
 from pyserini_kd.runs import Run
 
@@ -74,10 +74,9 @@ def fetch_from(source: str | Iterable[Doc]) -> Fetch:
     if isinstance(source, str):
         path = Path(source)
         if path.is_dir() and (path / "docid").exists():
-            index = DenseIndex.load(path)
-            if not index.has_docs:
+            if not has_docs(path):
                 raise InputError(f"index {source} stores no text; name the --collection instead")
-            return index.docs
+            return stored_docs(path)
         if lucene.is_lucene_index(path) or not _is_collection(source):
             return lambda doc_ids: lucene.fetch_docs(source, doc_ids)
     docs = sources.collection(source) if isinstance(source, str) else source

@@ -306,15 +306,14 @@ def _rerank(settings: Settings, run: Run, queries: list[Query], rerank: Any) -> 
 
 
 def _fetch(settings: Settings) -> Any:
-    """Where texts come from: our dense index, else the sparse one; None where neither has them."""
+    """Where texts come from: our dense index, else the sparse one; None where neither is there to have them."""
+    from pyserini_kd import index as indexes
     from pyserini_kd import rerank
-    from pyserini_kd.index import DenseIndex
 
     if settings.encoder == "bm25":
         return rerank.fetch_from(settings.index or "")
-    folder = Path(settings.index or "")
-    if folder.is_dir() and (folder / "docs.jsonl").exists():
-        return DenseIndex.load(folder).docs
+    if indexes.has_docs(Path(settings.index or "")):
+        return indexes.stored_docs(Path(settings.index or ""))
     return rerank.fetch_from(settings.sparse_index) if settings.sparse_index else None
 
 
@@ -322,7 +321,11 @@ def _show(settings: Settings, run: Run) -> None:
     """Print the hits of one query: rank, score, id, title and the start of the text."""
     hits = run["1"]
     fetch = _fetch(settings)
-    docs = {doc.doc_id: doc for doc in fetch(hits.doc_ids)} if fetch else {}
+    try:
+        docs = {doc.doc_id: doc for doc in fetch(hits.doc_ids)} if fetch else {}
+    except InputError as error:  # an index without stored texts: ids and scores are still an answer
+        logger.warning("no texts to show: %s", error)
+        docs = {}
     for rank, (doc_id, score) in enumerate(zip(hits.doc_ids, hits.scores.tolist(), strict=True), start=1):
         doc = docs.get(doc_id)
         title = f"  {doc.title}" if doc and doc.title else ""
@@ -339,6 +342,11 @@ def _finish(settings: Settings, run: Run, judged: Qrels | None, timing: dict[str
     run.write(output, output_format=settings.output_format, overwrite=settings.overwrite or settings.output is None)
     click.echo(f"{output}: {len(run)} queries, {run.n_hits} lines, {timing['seconds']} s")
     record: dict[str, Any] = {"config": dataclasses.asdict(settings) | {"output": str(output)}, **timing}
+    if settings.encoder != "bm25":
+        from pyserini_kd.models import checkpoints
+
+        record["encoder_sha256"] = checkpoints.fingerprint(checkpoints.resolve(settings.encoder))
+        record["precision"] = inference.choose_precision(settings.precision, settings.device)
     if judged is not None:
         from pyserini_kd import evaluate
 

@@ -95,11 +95,7 @@ def score_checkpoint(
     query_vecs = inference.encode(model, texts, "query", precision=precision, label="encode queries")  # type: ignore[arg-type]
     distinct, rows = np.unique(np.array(doc_ids, dtype=object), return_inverse=True)
     doc_vecs = index.vectors(distinct.tolist())
-    step = 1 << 16
-    pieces = [
-        np.einsum("ph,ph->p", query_vecs[i : i + step], doc_vecs[rows[i : i + step]]) for i in range(0, len(doc_ids), step)
-    ]
-    return np.concatenate(pieces).astype(np.float32), record
+    return inference.dot_rows(query_vecs, np.arange(len(texts)), doc_vecs, rows), record
 
 
 def is_bounded(name: str) -> bool:

@@ -58,9 +58,10 @@ def test_kinds_keep_inner_product_order(tmp_path, encoder, tiny_dot, corpus, que
 def test_manifest_and_stored_documents(dense_index, corpus):
     opened = index.DenseIndex.load(dense_index)
     assert opened.manifest["n_docs"] == 20 and opened.manifest["encoder"]["pooling"] == "mean"
-    assert list(opened.docs(["sleep-cat", "eat-dog"])) == [corpus[10], corpus[1]]
+    fetch = index.stored_docs(dense_index)
+    assert list(fetch(["sleep-cat", "eat-dog"])) == [corpus[10], corpus[1]]
     with pytest.raises(InputError, match="not in the index"):
-        list(opened.docs(["nobody"]))
+        list(fetch(["nobody"]))
     assert np.allclose(opened.vectors(["eat-dog"]), opened.index.reconstruct(1))
 
 
@@ -160,7 +161,7 @@ def test_command(tmp_path, invoke, files, tiny_dot, tiny_cross):
     good = ["--collection", files["docs"], "--encoder", tiny_dot, "--index", tmp_path / "out"]
     result = invoke(index.main, *good, "--no-store-docs")
     assert result.exit_code == 0 and "20 documents" in result.output
-    assert not index.DenseIndex.load(tmp_path / "out").has_docs
+    assert not index.has_docs(tmp_path / "out")
     assert invoke(index.main, *good).exit_code == 2  # exists
     for wrong, word in (
         (["--faiss", "Magic7"], "factory string"),

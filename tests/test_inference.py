@@ -22,6 +22,16 @@ def test_batching_order_and_padding_change_nothing(model, corpus):
     assert np.allclose(inference.encode(model, texts[::-1], "doc", precision="fp32"), alone[::-1], atol=1e-5)
 
 
+def test_small_chunks_change_nothing(model, tiny_cross, corpus, monkeypatch):
+    texts = [doc.contents for doc in corpus]
+    cross = checkpoints.load(str(tiny_cross))
+    whole = inference.encode(model, texts, "doc", precision="fp32"), inference.score(cross, texts, texts, precision="fp32")
+    monkeypatch.setattr(inference, "CHUNK", 3)
+    assert np.allclose(inference.encode(model, texts, "doc", precision="fp32"), whole[0], atol=1e-5)
+    assert np.allclose(inference.score(cross, texts, texts, precision="fp32"), whole[1], atol=1e-5)
+    assert inference.encode(model, [], "doc").shape == (0, 32)
+
+
 def test_equal_texts_are_computed_once(model, monkeypatch):
     seen = []
     forward = type(model).forward
@@ -43,7 +53,7 @@ def test_long_texts_are_cut_and_counted(model, caplog):
     caplog.set_level("INFO")
     long = "the cat eats hay " * 20
     cut = inference.encode(model, [long, "the cat"], "doc", precision="fp32")
-    assert "1 of 2 texts are longer than 24 tokens" in caplog.text
+    assert "1 of 2 doc texts are longer than 24 tokens" in caplog.text
     assert np.allclose(cut[0], inference.encode(model, [long + "and then some"], "doc", precision="fp32")[0], atol=1e-6)
 
 
