@@ -42,8 +42,13 @@ def require_file(path: str | Path, what: str) -> Path:
     return path
 
 
+OURS = ("manifest.json", "pyserini_kd.json", "config.json", "docid")  # what a folder that we may replace holds
+
+
 def refuse_existing(path: Path, overwrite: bool) -> None:
-    """InputError if something lies under `path` that may not be replaced."""
+    """InputError if something lies under `path` that may not be replaced: anything, or with `overwrite` foreign folders."""
+    if overwrite and path.is_dir() and any(path.iterdir()) and not any((path / name).exists() for name in OURS):
+        raise InputError(f"{path} is neither an index nor a checkpoint; --overwrite does not replace such a folder")
     if not overwrite and path.exists() and not (path.is_dir() and not any(path.iterdir())):
         raise InputError(f"{path} exists; give --overwrite to replace it, or another name")
 

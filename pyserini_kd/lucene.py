@@ -245,7 +245,7 @@ def open_searcher(index: str) -> Any:
     """
     path = Path(index)
     if not path.exists():
-        path = _prebuilt_index(index)
+        path = prebuilt_index(index)
     if not is_lucene_index(path):
         raise InputError(f"{path} is not a Lucene index (no segments file); an interrupted copy, or a FAISS folder?")
     start_jvm()
@@ -257,21 +257,22 @@ def open_searcher(index: str) -> Any:
         raise InputError(f"{path} cannot be opened: {_java_message(error)}") from error
 
 
-def _prebuilt_index(name: str) -> Path:
+def prebuilt_index(name: str, kind: str = "BM25") -> Path:
+    """The folder of one of Pyserini's prebuilt indexes (`BM25` or `FAISS`), downloaded where it is missing."""
     start_jvm()  # before Pyserini does, in its own way
-    from pyserini.prebuilt_index_info import TF_INDEX_INFO
+    from pyserini import prebuilt_index_info
     from pyserini.util import download_prebuilt_index
 
-    if name not in TF_INDEX_INFO:
-        near = difflib.get_close_matches(name, TF_INDEX_INFO, n=3)
+    known = prebuilt_index_info.TF_INDEX_INFO if kind == "BM25" else prebuilt_index_info.FAISS_INDEX_INFO
+    if name not in known:
+        near = difflib.get_close_matches(name, known, n=3)
         hint = f"; did you mean {', '.join(near)}?" if near else ""
-        raise InputError(f"index not found: {name} is neither a folder nor a prebuilt BM25 index of Pyserini{hint}")
+        raise InputError(f"index not found: {name} is neither a folder nor a prebuilt {kind} index of Pyserini{hint}")
     try:
         with contextlib.redirect_stdout(sys.stderr):  # Pyserini prints
             return Path(download_prebuilt_index(name))
     except Exception as error:  # no network, wrong checksum, full disk: Pyserini has no common class for them
-        where = TF_INDEX_INFO[name]["urls"][0]
-        raise InputError(f"prebuilt index {name} could not be had from {where}: {error}") from error
+        raise InputError(f"prebuilt index {name} could not be had from {known[name]['urls'][0]}: {error}") from error
 
 
 def search(
@@ -453,20 +454,6 @@ def _stored_doc(doc_id: str, raw: str) -> Doc:
 
 def _bare(markup: str) -> str:
     return " ".join(html.unescape(re.sub(r"<[^>]*>", " ", markup)).split())
-
-
-def prebuilt_faiss(name: str) -> Path:
-    """The folder of one of Pyserini's prebuilt FAISS indexes, downloaded where it is missing."""
-    start_jvm()
-    from pyserini.prebuilt_index_info import FAISS_INDEX_INFO
-    from pyserini.util import download_prebuilt_index
-
-    if name not in FAISS_INDEX_INFO:
-        raise InputError(f"index not found: {name} is neither a folder nor the name of a Pyserini prebuilt FAISS index")
-    try:
-        return Path(download_prebuilt_index(name, verbose=False))
-    except Exception as error:  # no network, wrong checksum, disk full
-        raise InputError(f"prebuilt index {name} could not be had: {error}") from error
 
 
 # -------------------------------------------------------------------------------------------------------- topics

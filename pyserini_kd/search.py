@@ -269,7 +269,7 @@ def _dense(settings: Settings, queries: list[Query], tag: str) -> Run:
 
     folder = Path(settings.index or "")
     index, encoder = indexes.open_with_encoder(
-        folder if folder.exists() else lucene.prebuilt_faiss(settings.index or ""),
+        folder if folder.exists() else lucene.prebuilt_index(settings.index or "", "FAISS"),
         settings.encoder,
         device=settings.device,
         ignore_mismatch=settings.ignore_encoder_mismatch,

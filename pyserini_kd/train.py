@@ -355,9 +355,13 @@ def _start_or_resume(partial: Path, config: TrainConfig, data: Mapping[str, Any]
     """The last complete Trainer checkpoint of an unfinished run with the same settings and data, or None."""
     wanted = json.loads(json.dumps({"config": dataclasses.asdict(config), "data": dict(data or {})}))
     record = partial / "config.json"
+    if partial.exists() and any(partial.iterdir()) and not record.exists():
+        raise InputError(f"{partial} is in the way: training keeps its state there; move it")
     if not record.exists() or read_json(record, "training settings") != wanted:
-        shutil.rmtree(partial, ignore_errors=True)
-        partial.mkdir(parents=True)
+        if record.exists():
+            logger.warning("%s holds a run with other settings or data; starting anew", partial)
+            shutil.rmtree(partial)
+        partial.mkdir(parents=True, exist_ok=True)
         write_json(record, wanted)
         return None
     states = sorted(partial.glob("checkpoint-*"), key=lambda path: int(path.name.rpartition("-")[2]))

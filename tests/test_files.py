@@ -85,17 +85,17 @@ def test_interrupted_folder_leaves_nothing(tmp_path, error):
 @pytest.mark.parametrize("error", INTERRUPTIONS, ids=["error", "ctrl-c", "disk full"])
 def test_interrupted_folder_keeps_the_old_one(tmp_path, error):
     (tmp_path / "index").mkdir()
-    (tmp_path / "index" / "old").write_text("old")
+    (tmp_path / "index" / "docid").write_text("old")
     with pytest.raises(type(error)):
         with atomic_folder(tmp_path / "index", overwrite=True) as partial:
             (partial / "new").write_text("new")
             raise error
-    assert names(tmp_path) == ["index"] and names(tmp_path / "index") == ["old"]
+    assert names(tmp_path) == ["index"] and names(tmp_path / "index") == ["docid"]
 
 
 def test_failed_rename_puts_the_old_folder_back(tmp_path, monkeypatch):
     (tmp_path / "index").mkdir()
-    (tmp_path / "index" / "old").write_text("old")
+    (tmp_path / "index" / "docid").write_text("old")
     rename, calls = os.replace, []
 
     def second_fails(source, target):
@@ -109,14 +109,14 @@ def test_failed_rename_puts_the_old_folder_back(tmp_path, monkeypatch):
         with atomic_folder(tmp_path / "index", overwrite=True) as partial:
             (partial / "new").write_text("new")
     assert len(calls) == 3
-    assert names(tmp_path) == ["index"] and names(tmp_path / "index") == ["old"]
+    assert names(tmp_path) == ["index"] and names(tmp_path / "index") == ["docid"]
 
 
 def test_folder_is_replaced_as_a_whole(tmp_path):
-    for content, overwrite in (("one", False), ("two", True)):
+    for content, overwrite in (("docid", False), ("config.json", True)):
         with atomic_folder(tmp_path / "index", overwrite=overwrite) as partial:
             (partial / content).write_text(content)
-    assert names(tmp_path) == ["index"] and names(tmp_path / "index") == ["two"]
+    assert names(tmp_path) == ["index"] and names(tmp_path / "index") == ["config.json"]
 
 
 def test_existing_folder_is_refused_but_an_empty_one_is_filled(tmp_path):
@@ -162,3 +162,16 @@ def test_home_follows_the_environment(monkeypatch):
     assert str(files.home()) == "."
     monkeypatch.setenv("PYSERINI_KD_HOME", "elsewhere")
     assert str(files.home()) == "elsewhere"
+
+
+def test_overwrite_spares_folders_that_are_not_ours(tmp_path):
+    mine = tmp_path / "models"
+    (mine / "student").mkdir(parents=True)
+    (mine / "student" / "config.json").write_text("{}")
+    with pytest.raises(InputError, match="neither an index nor a checkpoint"):
+        with atomic_folder(mine, overwrite=True):
+            pass
+    assert (mine / "student" / "config.json").exists()
+    with atomic_folder(mine / "student", overwrite=True) as new:
+        (new / "config.json").write_text("new")
+    assert (mine / "student" / "config.json").read_text() == "new"
