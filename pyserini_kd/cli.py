@@ -13,6 +13,8 @@ import click
 
 from pyserini_kd.files import InputError
 
+DISK_FULL = "No space left on device"
+
 
 class UserError(click.ClickException):
     """One clear line on stderr, exit code 2, no traceback."""
@@ -37,6 +39,10 @@ def command(name: str, example: str, epilog: str = "", **settings: Any) -> Calla
                 sys.exit(141)
             except OSError as error:
                 raise UserError(f"{error.filename or 'input/output'}: {error.strerror or error}") from error
+            except Exception as error:
+                if DISK_FULL not in str(error):  # safetensors, Lucene and FAISS wrap what the system said in types of their own
+                    raise
+                raise UserError(f"the disk is full: {str(error).splitlines()[0]}") from error
             except KeyboardInterrupt:
                 click.echo("Interrupted; no file or folder was left half-written under its final name.", err=True)
                 sys.exit(130)

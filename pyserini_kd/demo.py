@@ -16,8 +16,9 @@ from typing import Any
 
 import click
 
-from pyserini_kd import evaluate, fuse, index, inference, lucene, mine, pydocs, rerank, retrieve, teach, train
+from pyserini_kd import evaluate, fuse, index, inference, lucene, mine, pydocs, rerank, retrieve, teach, train, tune
 from pyserini_kd.cli import command
+from pyserini_kd.data import Query
 from pyserini_kd.files import home, read_json, sha256, write_json, write_record
 from pyserini_kd.index import DenseIndex
 from pyserini_kd.models import checkpoints
@@ -30,8 +31,9 @@ LENGTHS: dict[str, Any] = {"max_query_len": 32, "max_doc_len": 128, "train_len":
 TEACHER_WEIGHT, BM25_WEIGHT = 40.0, 0.4  # their mean: 20 x cosine + 0.2 x BM25
 # Unit vectors, scores x 20 in the loss: an unnormalised student spends this short training on its vectors' lengths
 STUDENT: dict[str, Any] = {"l2_norm": True, "score_scale": 20.0, "lr": 5e-5}
-ALPHAS = (0.005, 0.01, 0.015, 0.02, 0.025)  # BM25 scores are around 15, the student's below 1
+ALPHAS = (0.0025, 0.005, 0.01, 0.015, 0.02, 0.025, 0.03, 0.035, 0.04, 0.05, 0.07)  # BM25 is around 15, the student below 1
 RERANK_DEPTH = 20
+WEIGHTS = (0.5, 0.6, 0.7, 0.8, 0.85, 0.9, 0.95, 0.98)  # of the hybrid's scores (below 1) beside MaxSim's (around 10)
 MEASURES = ("RR@10", "nDCG@10", "R@100")
 
 
@@ -76,7 +78,7 @@ def prepare() -> Paths:
     return at
 
 
-def _step(what: str, result: Path, make: Callable[[Paths], None], *, made_from: Path | None = None) -> None:
+def _step(what: str, result: Path, make: Callable[[Paths], object], *, made_from: Path | None = None) -> None:
     """Make `result` where it is missing, or was made from another checkpoint than the one that is there now."""
     known = made_from is None or not made_from.exists()
     if result.exists() and (known or _maker(result) == checkpoints.fingerprint(made_from or result)):
@@ -177,13 +179,26 @@ def _make_reranker(at: Paths) -> None:
     checkpoints.save(model, at.reranker, record=record)
 
 
-def choose_alpha(at: Paths) -> float:
-    """The weight of BM25 in the interpolation with the student: best RR@10 on dev topics."""
+def late_interaction(at: Paths, run: Run, queries: list[Query]) -> Run:
+    """The top of a run, rescored by the reranker."""
+    fetch = index.stored_docs(at.index)
+    return rerank.rerank(run, checkpoints.load(str(at.reranker)), queries, fetch, depth=RERANK_DEPTH, tag="maxsim")
+
+
+def choose_weights(at: Paths) -> tuple[float, float]:
+    """Chosen on dev topics: the weight of BM25 beside the student, and that of their hybrid beside the reranker."""
+    chosen = at.training / "weights.json"
+    made_from = checkpoints.fingerprint(at.student) + checkpoints.fingerprint(at.reranker)
+    if chosen.exists() and (record := read_json(chosen, "weights"))["made_from"] == made_from:
+        return float(record["alpha"]), float(record["weight"])
     queries, qrels = pydocs.topics("dev"), pydocs.qrels("dev")
-    sparse = lucene.search(str(at.bm25), queries, hits=200, threads=inference.threads())
-    dense = retrieve.dense(*index.open_with_encoder(at.index, str(at.student)), queries, hits=200)
-    worth = {alpha: _rr(fuse.interpolation(sparse, dense, alpha=alpha), qrels) for alpha in ALPHAS}
-    return max(worth, key=lambda alpha: (worth[alpha], -alpha))
+    sparse = lucene.search(str(at.bm25), queries, threads=inference.threads())
+    dense = retrieve.dense(*index.open_with_encoder(at.index, str(at.student)), queries)
+    alpha = tune.best_alpha(sparse, dense, qrels, ALPHAS, "RR@10")
+    hybrid = fuse.interpolation(sparse, dense, alpha=alpha).top(RERANK_DEPTH)
+    weight = tune.best_alpha(hybrid, late_interaction(at, hybrid, queries), qrels, WEIGHTS, "RR@10")
+    write_json(chosen, {"made_from": made_from, "topics": "pydocs:dev", "alpha": alpha, "weight": weight})
+    return alpha, weight
 
 
 @command(
@@ -196,10 +211,11 @@ def main() -> None:
     started = time.monotonic()
     at = prepare()
     _step("reranker: the teacher's token vectors", at.reranker, _make_reranker, made_from=at.teacher)
-    alpha = choose_alpha(at)
+    _step("weights of the hybrid and of the reranker, on dev topics", at.training / "weights.json", choose_weights)
+    alpha, weight = choose_weights(at)
     queries, qrels = pydocs.topics("test"), pydocs.qrels("test")
     rows: list[list[str | float]] = []
-    previous: dict[str, Any] = {}
+    values: dict[str, evaluate.PerQuery] = {}
 
     def measured(name: str, system: str, work: Callable[[], Run]) -> Run:
         begun = time.monotonic()
@@ -210,28 +226,29 @@ def main() -> None:
         results = evaluate.evaluate(run, qrels, MEASURES)
         means = {measure: evaluate.mean(values) for measure, values in results.items()}
         write_record(path, system=name, measures=means, engine=evaluate.choose_engine(run), seconds=round(seconds, 2))
-        gain = evaluate.compare(results["RR@10"], previous["BM25"])[1] if "BM25" in previous else None
-        previous[name] = results["RR@10"]
-        p_value = "" if gain is None else f"{gain:.2g}"
-        rows.append([name, *means.values(), p_value, f"{1000 * seconds / len(queries):.1f}", str(path)])
+        values[system] = results["RR@10"]
+        rows.append([name, *means.values(), f"{1000 * seconds / len(queries):.1f}", str(path)])
         return run
 
     def dense() -> Run:
         return retrieve.dense(*index.open_with_encoder(at.index, str(at.student)), queries, tag="student")
-
-    def reranked() -> Run:
-        model = checkpoints.load(str(at.reranker))
-        return rerank.rerank(hybrid, model, queries, index.stored_docs(at.index), depth=RERANK_DEPTH, tag="reranked")
 
     bm25 = measured("BM25", "bm25", lambda: lucene.search(str(at.bm25), queries, threads=inference.threads()))
     student = measured("student, dense", "student", dense)
     measured("hybrid, RRF", "hybrid-rrf", lambda: fuse.rrf([bm25, student], tag="hybrid-rrf"))
     name = f"hybrid, {alpha:g} BM25 + {1 - alpha:g} student"
     hybrid = measured(name, "hybrid", lambda: fuse.interpolation(bm25, student, alpha=alpha, tag="hybrid"))
-    late = measured(f"hybrid, top {RERANK_DEPTH} reranked", "reranked", reranked)
-    measured("hybrid and reranked, RRF", "reranked-rrf", lambda: fuse.rrf([hybrid.top(RERANK_DEPTH), late], tag="reranked-rrf"))
+
+    def reranked() -> Run:
+        late = late_interaction(at, hybrid, queries)
+        return fuse.interpolation(hybrid.top(RERANK_DEPTH), late, alpha=weight, tag="reranked")
+
+    measured(f"reranked, {weight:g} hybrid + {1 - weight:g} MaxSim", "reranked", reranked)
     click.echo(f"\npydocs test: {len(queries)} topics over {sum(1 for _ in pydocs.docs())} documents\n")
-    click.echo(evaluate.table(["system", *MEASURES, "p (RR@10, to BM25)", "ms/query", "run"], rows))
+    click.echo(evaluate.table(["system", *MEASURES, "ms/query", "run"], rows) + "\n")
+    for better, worse in (("hybrid", "bm25"), ("hybrid", "student"), ("reranked", "hybrid")):
+        difference, p_value = evaluate.compare(values[better], values[worse])
+        click.echo(f"RR@10, {better} against {worse}: {difference:+.4f} (p = {p_value:.2g}, paired t-test)")
     click.echo(f"\n{time.monotonic() - started:.0f} s in all. Next: python -m pyserini_kd.search --encoder student")
     click.echo('or: python -m pyserini_kd.search --query "merge two sorted arrays"')
 

@@ -14,7 +14,7 @@ PACKAGE = Path(pyserini_kd.__file__).parent
 ROOMS = [
     "files", "cli", "data", "pydocs", "runs", "lucene", "sources", "losses",
     "models.bert_dot", "models.cross_encoder", "models.colbert", "models.checkpoints", "models",
-    "inference", "mine", "index", "retrieve", "rerank", "fuse", "evaluate", "teach", "recipes", "train", "demo", "search", "api",
+    "inference", "mine", "index", "retrieve", "rerank", "fuse", "evaluate", "tune", "teach", "recipes", "train", "demo", "search", "api",
     "doctor", "__main__", "__init__",
 ]  # fmt: skip
 
