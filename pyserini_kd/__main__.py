@@ -15,7 +15,11 @@ COMMANDS = {
     "train": "Train a student by one of the papers' procedures.",
     "rerank": "Rerank a run.",
     "fuse": "Fuse runs.",
+    "tune": "Tune a fusion on dev topics, cross-validated.",
     "evaluate": "Measure runs.",
+    "report": "Show runs in one HTML page, and as figures.",
+    "check": "Check that a run is fit for submission.",
+    "reproduce": "Run known experiments again, compare the measures.",
     "pydocs": "Write the embedded collection out.",
     "doctor": "Say what works on this machine.",
 }

@@ -10,7 +10,7 @@ import dataclasses
 import logging
 import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -217,15 +217,20 @@ def main() -> None:
     rows: list[list[str | float]] = []
     values: dict[str, evaluate.PerQuery] = {}
 
-    def measured(name: str, system: str, work: Callable[[], Run]) -> Run:
+    def path_of(system: str) -> Path:
+        return home() / "runs" / f"run.pydocs.{system}.test.txt"
+
+    def measured(name: str, system: str, work: Callable[[], Run], made_of: Sequence[str] = ()) -> Run:
         begun = time.monotonic()
         run = work()
         seconds = time.monotonic() - begun
-        path = home() / "runs" / f"run.pydocs.{system}.test.txt"
+        path = path_of(system)
+        config = {"runs": [str(path_of(other)) for other in made_of]}  # their time counts too
         run.write(path, overwrite=True)
         results = evaluate.evaluate(run, qrels, MEASURES)
         means = {measure: evaluate.mean(values) for measure, values in results.items()}
-        write_record(path, system=name, measures=means, engine=evaluate.choose_engine(run), seconds=round(seconds, 2))
+        engine = evaluate.choose_engine(run)
+        write_record(path, config=config, system=name, measures=means, engine=engine, seconds=round(seconds, 2))
         values[system] = results["RR@10"]
         rows.append([name, *means.values(), f"{1000 * seconds / len(queries):.1f}", str(path)])
         return run
@@ -235,15 +240,16 @@ def main() -> None:
 
     bm25 = measured("BM25", "bm25", lambda: lucene.search(str(at.bm25), queries, threads=inference.threads()))
     student = measured("student, dense", "student", dense)
-    measured("hybrid, RRF", "hybrid-rrf", lambda: fuse.rrf([bm25, student], tag="hybrid-rrf"))
+    both = ("bm25", "student")
+    measured("hybrid, RRF", "hybrid-rrf", lambda: fuse.rrf([bm25, student], tag="hybrid-rrf"), both)
     name = f"hybrid, {alpha:g} BM25 + {1 - alpha:g} student"
-    hybrid = measured(name, "hybrid", lambda: fuse.interpolation(bm25, student, alpha=alpha, tag="hybrid"))
+    hybrid = measured(name, "hybrid", lambda: fuse.interpolation(bm25, student, alpha=alpha, tag="hybrid"), both)
 
     def reranked() -> Run:
         late = late_interaction(at, hybrid, queries)
         return fuse.interpolation(hybrid.top(RERANK_DEPTH), late, alpha=weight, tag="reranked")
 
-    measured(f"reranked, {weight:g} hybrid + {1 - weight:g} MaxSim", "reranked", reranked)
+    measured(f"reranked, {weight:g} hybrid + {1 - weight:g} MaxSim", "reranked", reranked, ("hybrid",))
     click.echo(f"\npydocs test: {len(queries)} topics over {sum(1 for _ in pydocs.docs())} documents\n")
     click.echo(evaluate.table(["system", *MEASURES, "ms/query", "run"], rows) + "\n")
     for better, worse in (("hybrid", "bm25"), ("hybrid", "student"), ("reranked", "hybrid")):

@@ -8,82 +8,47 @@ where a run is too large for it, our own kernels do, with equal numbers.
 from __future__ import annotations
 
 import csv
-import difflib
+import io
 import json
+import logging
 import math
 import re
-import warnings
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from itertools import combinations
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import click
 
+from pyserini_kd import caveats, significance
 from pyserini_kd.cli import Runs, command
 from pyserini_kd.data import Qrels
-from pyserini_kd.files import InputError, atomic_file, refuse_existing
+from pyserini_kd.files import InputError, atomic_file, command_line, refuse_existing, require_file
+from pyserini_kd.measures import DEFAULT_MEASURES, PRESETS, Measure, by_kernels
 from pyserini_kd.runs import Run
 
 if TYPE_CHECKING:
     import pandas as pd
     import trectools
 
+logger = logging.getLogger(__name__)
+
 PerQuery = dict[str, float]
 """query_id -> value, for every judged query."""
 Results = Mapping[str, Mapping[str, PerQuery]]
 """run -> measure -> query_id -> value."""
+Comparisons = Mapping[str, Mapping[str, significance.Comparison]]
+"""run -> measure -> how it compares to the baseline."""
 
-DEFAULT_MEASURES = ("nDCG@10", "RR@10", "AP", "R@100", "R@1000")
 ENGINES = ("auto", "trectools", "fast")
 TRECTOOLS_ROWS = 200_000
 """Rows up to which `auto` asks trectools: five measures then take it 1.2 seconds, and our own kernels 0.02."""
-
-_NAMES = {"nDCG": "nDCG@10", "RR": "RR@10", "AP": "AP", "P": "P@10", "R": "R@1000"}
-_OTHER_NAMES = {"ndcg": "nDCG", "ndcg_cut": "nDCG", "recip_rank": "RR", "mrr": "RR", "map": "AP", "map_cut": "AP"} | {
-    "precision": "P",
-    "recall": "R",
-}
-
-
-class Measure(NamedTuple):
-    """What to compute: `nDCG@10`, `RR`, `AP(rel=2)`, `P@10`, `R@1000` (the names of ir_measures)."""
-
-    name: str
-    cutoff: int | None
-    rel: int
-    """The least relevance that counts as relevant; nDCG uses the grades and has no such level."""
-
-    @classmethod
-    def parse(cls, text: str) -> Measure:
-        """Read a measure's name.
-
-        >>> Measure.parse("RR(rel=2)@10")
-        Measure(name='RR', cutoff=10, rel=2)
-
-        Raises:
-            InputError: no such measure; the message names the nearest one.
-        """
-        match = re.fullmatch(r"(nDCG|RR|AP|P|R)(?:\(rel=([1-9]\d*)\))?(?:@([1-9]\d*))?", text)
-        if match is None:
-            raise InputError(f"unknown measure {text!r}; {_suggest(text)}")
-        name, rel, cutoff = match.groups()
-        if name in ("P", "R") and cutoff is None:
-            raise InputError(f"measure {text} needs a cut-off, for example {text}@{_NAMES[name].partition('@')[2]}")
-        if name == "nDCG" and rel is not None:
-            raise InputError(f"measure {text}: nDCG uses the relevance grades themselves and takes no (rel=N)")
-        return cls(name, int(cutoff) if cutoff else None, int(rel or 1))
-
-
-def _suggest(text: str) -> str:
-    """The measure that was probably meant by a name such as `ndcg_cut.10`, `MRR@10` or `nDGC@10`."""
-    word, _, rest = text.partition("(") if "(" in text else re.split(r"([.@]|(?<=\D)(?=\d))", text + ".", maxsplit=1)
-    names = {name.lower(): name for name in _NAMES} | _OTHER_NAMES
-    near = difflib.get_close_matches(word.lower().rstrip("._"), names, n=1, cutoff=0.5)
-    if not near:
-        return "measures are " + ", ".join(_NAMES.values()) + "; binary ones also as AP(rel=2), RR(rel=2)@10"
-    name = names[near[0]]
-    cutoff = re.search(r"(?<!=)\b\d+", rest)
-    return f"did you mean {name}@{cutoff.group()}?" if cutoff else f"did you mean {_NAMES[name]}?"
+TRECTOOLS_MEASURES = ("nDCG", "RR", "AP", "P", "R", "RBP")
+"""What trectools computes rightly. Its Rprec and bpref are wrong, and it has no Judged and no Success."""
+TOLERANCE = 1e-6
+"""How far a value may be from pytrec_eval's."""
+ALPHA = 0.05
+"""p-values below it are marked."""
 
 
 # ---------------------------------------------------------------------------------------------------- evaluation
@@ -107,7 +72,7 @@ def evaluate(run: Run, qrels: Qrels, measures: Sequence[str], engine: str = "aut
         raise InputError(f"run {run.tag} and the qrels share no query: {_ids(run)} against {_ids(qrels)}")
     if engine == "auto":
         engine = choose_engine(run)
-    compute = _by_trectools if engine == "trectools" else _by_kernels
+    compute = _by_trectools if engine == "trectools" else by_kernels
     return compute(judged, qrels, parsed)
 
 
@@ -128,25 +93,14 @@ def mean(per_query: PerQuery) -> float:
 def compare(per_query: PerQuery, baseline: PerQuery) -> tuple[float, float]:
     """Mean difference to the baseline and the p-value of a two-sided paired t-test over all judged queries.
 
-    The p-value is 1 where the two agree on every query, and NaN where there is but one query.
+    For more (other tests, corrections, effect sizes, intervals) see `significance.compare`.
 
     >>> difference, p_value = compare({"q1": 0.5, "q2": 0.75, "q3": 1.0}, {"q1": 0.5, "q2": 0.5, "q3": 0.5})
     >>> round(difference, 4), round(p_value, 4)
     (0.25, 0.2254)
     """
-    from scipy.stats import ttest_rel
-
-    if per_query.keys() != baseline.keys():
-        raise ValueError("compare: both sides must hold the same queries, those of one qrels")
-    ours, theirs = list(per_query.values()), [baseline[query_id] for query_id in per_query]
-    difference = mean(per_query) - mean(baseline)
-    if ours == theirs:
-        return 0.0, 1.0
-    if len(ours) == 1:
-        return difference, math.nan
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", RuntimeWarning)  # differences that are all alike: p is 0
-        return difference, float(ttest_rel(ours, theirs).pvalue)
+    found = significance.compare({"baseline": {"": baseline}, "run": {"": per_query}}, "baseline", samples=1)["run"][""]
+    return found.difference, found.p_value
 
 
 def _ids(mapping: Mapping[str, object]) -> str:
@@ -158,13 +112,18 @@ def _ids(mapping: Mapping[str, object]) -> str:
 
 
 def _by_trectools(run: Run, qrels: Qrels, measures: Mapping[str, Measure]) -> dict[str, PerQuery]:
-    """Ask trectools only what it computes rightly: ties broken for it, relevance levels cut for it, gaps filled."""
+    """Ask trectools only what it computes rightly: ties broken for it, relevance levels cut for it, gaps filled.
+
+    The rest comes from our own kernels.
+    """
     import trectools
 
     trec_run = run.to_trectools(distinct_scores=True)
     trec_qrels: dict[int | None, trectools.TrecQrel] = {}
-    results = {}
+    results = by_kernels(run, qrels, {n: measure for n, measure in measures.items() if measure.name not in TRECTOOLS_MEASURES})
     for name, measure in measures.items():
+        if measure.name not in TRECTOOLS_MEASURES:
+            continue
         level = None if measure.name == "nDCG" else measure.rel
         if level not in trec_qrels:
             trec_qrels[level] = _trec_qrel(qrels, level)
@@ -172,12 +131,14 @@ def _by_trectools(run: Run, qrels: Qrels, measures: Mapping[str, Measure]) -> di
         if run.n_hits and len(trec_qrels[level].qrels_data):  # trectools fails on empty frames
             evaluator = trectools.TrecEval(trec_run, trec_qrels[level])
             depth = measure.cutoff or max(run.depth, *map(len, qrels.values()))  # the whole run, the whole ideal
-            found = _trectools_measure(evaluator, measure.name, depth).iloc[:, 0].fillna(0.0).to_dict()
+            found = _trectools_measure(evaluator, measure, depth).iloc[:, 0].fillna(0.0).to_dict()
         results[name] = {query_id: float(found.get(query_id, 0.0)) for query_id in qrels}
-    return results
+    return {name: results[name] for name in measures}
 
 
-def _trectools_measure(evaluator: trectools.TrecEval, name: str, depth: int) -> pd.DataFrame:
+def _trectools_measure(evaluator: trectools.TrecEval, measure: Measure, depth: int) -> pd.DataFrame:
+    if measure.name == "RBP":
+        return evaluator.get_rbp(p=measure.p, depth=depth, per_query=True, average_ties=False)[0]
     functions = {
         "nDCG": evaluator.get_ndcg,
         "RR": evaluator.get_reciprocal_rank,
@@ -185,7 +146,7 @@ def _trectools_measure(evaluator: trectools.TrecEval, name: str, depth: int) -> 
         "P": evaluator.get_precision,
         "R": evaluator.get_recall,
     }
-    return functions[name](depth=depth, per_query=True)
+    return functions[measure.name](depth=depth, per_query=True)
 
 
 def _trec_qrel(qrels: Qrels, level: int | None) -> trectools.TrecQrel:
@@ -205,61 +166,51 @@ def _trec_qrel(qrels: Qrels, level: int | None) -> trectools.TrecQrel:
     return trec_qrel
 
 
-# --------------------------------------------------------------------------------------------- engine: our own
+# -------------------------------------------------------------------------------------------------- cross-check
+
+_TREC_EVAL = {
+    "nDCG": ("ndcg", "ndcg_cut"), "RR": ("recip_rank", None), "AP": ("map", "map_cut"), "P": (None, "P"), "R": (None, "recall"),
+    "Rprec": ("Rprec", None), "Bpref": ("bpref", None), "Success": (None, "success"),
+}  # fmt: skip
+"""trec_eval's names, without and with a cut-off. Its recip_rank takes none: the run is cut instead."""
 
 
-class _Topic(NamedTuple):
-    """All that a measure needs of one topic: which relevant documents there are, and where the run put them."""
+def by_pytrec_eval(run: Run, qrels: Qrels, measures: Sequence[str]) -> dict[str, PerQuery]:
+    """The same as `evaluate`, by pytrec_eval; without the measures that it does not know (RBP, Judged)."""
+    import pytrec_eval
 
-    found: list[tuple[int, int]]
-    """(rank, relevance) of each relevant document found, best rank first."""
-    relevant: list[int]
-    """Relevance of every relevant document, highest first."""
-
-
-def _by_kernels(run: Run, qrels: Qrels, measures: Mapping[str, Measure]) -> dict[str, PerQuery]:
-    kernels = {"nDCG": _ndcg, "RR": _reciprocal_rank, "AP": _average_precision, "P": _precision, "R": _recall}
-    results: dict[str, PerQuery] = {name: {} for name in measures}
-    for query_id, docs in qrels.items():
-        relevant = {doc_id: rel for doc_id, rel in docs.items() if rel > 0}
-        ranking = run[query_id].doc_ids if query_id in run else []
-        topic = _Topic(
-            [(rank, relevant[doc_id]) for rank, doc_id in enumerate(ranking, start=1) if doc_id in relevant],
-            sorted(relevant.values(), reverse=True),
-        )
-        for name, (kind, cutoff, rel) in measures.items():
-            results[name][query_id] = kernels[kind](topic, cutoff or math.inf, rel)
-    return results
-
-
-def _ndcg(topic: _Topic, k: float, rel: int) -> float:
-    ideal = sum(gain / math.log2(rank + 1) for rank, gain in enumerate(topic.relevant, start=1) if rank <= k)
-    return sum(gain / math.log2(rank + 1) for rank, gain in topic.found if rank <= k) / ideal if ideal else 0.0
+    groups: dict[tuple[int, int | None], dict[str, str]] = {}
+    for name, measure in ((name, Measure.parse(name)) for name in measures):
+        if measure.name in _TREC_EVAL:
+            whole, cut = _TREC_EVAL[measure.name]
+            trec_name = f"{cut}.{measure.cutoff}" if cut and measure.cutoff else str(whole)
+            run_cut = measure.cutoff if measure.name == "RR" else None
+            groups.setdefault((measure.rel, run_cut), {})[name] = trec_name
+    results: dict[str, PerQuery] = {}
+    useful = {q: docs for q, docs in qrels.items() if any(rel > 0 for rel in docs.values())}  # others may crash pytrec_eval
+    for (level, run_cut), names in groups.items():
+        hits = {query_id: run[query_id] for query_id in useful if query_id in run}
+        scores = {q: dict(zip(h.doc_ids[:run_cut], h.scores[:run_cut].tolist(), strict=True)) for q, h in hits.items()}
+        found = pytrec_eval.RelevanceEvaluator(useful, set(names.values()), relevance_level=level).evaluate(scores)
+        for name, trec_name in names.items():
+            key = trec_name.replace(".", "_")
+            results[name] = {query_id: found[query_id][key] if query_id in found else 0.0 for query_id in qrels}
+    return {name: results[name] for name in measures if name in results}
 
 
-def _reciprocal_rank(topic: _Topic, k: float, rel: int) -> float:
-    return next((1 / rank for rank, grade in topic.found if grade >= rel and rank <= k), 0.0)
-
-
-def _average_precision(topic: _Topic, k: float, rel: int) -> float:
-    ranks = [rank for rank, grade in topic.found if grade >= rel and rank <= k]
-    return sum(n / rank for n, rank in enumerate(ranks, start=1)) / max(_n_relevant(topic, rel), 1)
-
-
-def _precision(topic: _Topic, k: float, rel: int) -> float:
-    return _n_found(topic, k, rel) / k
-
-
-def _recall(topic: _Topic, k: float, rel: int) -> float:
-    return _n_found(topic, k, rel) / max(_n_relevant(topic, rel), 1)
-
-
-def _n_found(topic: _Topic, k: float, rel: int) -> int:
-    return sum(grade >= rel and rank <= k for rank, grade in topic.found)
-
-
-def _n_relevant(topic: _Topic, rel: int) -> int:
-    return sum(grade >= rel for grade in topic.relevant)
+def disagreement(ours: Mapping[str, PerQuery], theirs: Mapping[str, PerQuery]) -> str | None:
+    """Where two engines differ by more than 1e-6: one line with the worst case, or None."""
+    worst = [
+        (abs(values[query_id] - value), measure, query_id)
+        for measure, values in theirs.items()
+        for query_id, value in ours[measure].items()
+        if not abs(values[query_id] - value) <= TOLERANCE
+    ]
+    if not worst:
+        return None
+    _, measure, query_id = max(worst)
+    values = f"{ours[measure][query_id]:.7f} here, {theirs[measure][query_id]:.7f} by pytrec_eval"
+    return f"{len(worst)} values differ by more than {TOLERANCE:g}; the worst is {measure} of query {query_id}: {values}"
 
 
 # ------------------------------------------------------------------------------------------------------ report
@@ -275,68 +226,299 @@ def table(header: Sequence[str], rows: Iterable[Sequence[str | float]]) -> str:
     """
     cells = [list(header)] + [[f"{x:.4f}" if isinstance(x, float) else x for x in row] for row in rows]
     widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
-    return "\n".join(
-        "  ".join([row[0].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:])]).rstrip() for row in cells
-    )
+    return "\n".join("  ".join([row[0].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:])]).rstrip() for row in cells)
+
+
+def markdown(header: Sequence[str], rows: Iterable[Sequence[str | float]]) -> str:
+    """A table in GitHub's Markdown.
+
+    >>> print(markdown(["run", "AP"], [["bm25", 0.25]]))
+    | run | AP |
+    |:--|--:|
+    | bm25 | 0.2500 |
+    """
+    lines = [list(header), *([f"{x:.4f}" if isinstance(x, float) else x for x in row] for row in rows)]
+    text = ["| " + " | ".join(line) + " |" for line in lines]
+    return "\n".join([text[0], "|:--" + "|--:" * (len(header) - 1) + "|", *text[1:]])
+
+
+def latex(header: Sequence[str], rows: Iterable[Sequence[str | float]]) -> str:
+    """A tabular environment with booktabs' rules; words must be escaped already."""
+    lines = [list(header), *([f"{x:.4f}" if isinstance(x, float) else x for x in row] for row in rows)]
+    text = ["  " + " & ".join(line) + r" \\" for line in lines]
+    body = [r"  \toprule", text[0], r"  \midrule", *text[1:], r"  \bottomrule"]
+    return "\n".join([rf"\begin{{tabular}}{{l{'r' * (len(header) - 1)}}}", *body, r"\end{tabular}"])
+
+
+def _escape_latex(text: str) -> str:
+    special = {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "<": "$<$"}
+    return re.sub(r"[\\~^<&%$#_{}]", lambda match: special.get(match.group(), "\\" + match.group()), text)
+
+
+class Style(NamedTuple):
+    """How a format for readers shows a table, a word, a title, the best value of a column, and a significant one."""
+
+    table: Callable[[Sequence[str], Iterable[Sequence[str | float]]], str]
+    escape: Callable[[str], str] = str
+    title: str = "{}"
+    best: str = "{}"
+    mark: str = "*"
+    no_mark: str = ""
+
+
+STYLES = {
+    "table": Style(table, no_mark=" "),
+    "markdown": Style(markdown, lambda text: text.replace("|", r"\|"), "{}\n", "**{}**", r"\*"),
+    "latex": Style(latex, _escape_latex, "% {}", r"\textbf{{{}}}", "$^{*}$"),
+}
+
+
+class Report(NamedTuple):
+    """All that is shown of one evaluation."""
+
+    results: Results
+    baseline: str | None
+    comparisons: Comparisons
+    settings: Mapping[str, Any]
+    """test, correction, samples and seed of the comparisons"""
+
+    def readable(self, output_format: str) -> str:
+        """Means, then, with a baseline, how each run differs from it: as plain text, Markdown or LaTeX."""
+        style = STYLES[output_format]
+        names = {path: style.escape(name) for path, name in _short_names(list(self.results)).items()}
+        measures = list(next(iter(self.results.values())))
+        headings = [style.escape(measure) for measure in measures]
+        text = style.table(["run", *headings], [[names[path], *self._means(path, style)] for path in self.results])
+        if not self.comparisons:
+            return text
+        corrected = self.settings["correction"] != "none"
+        header = ["run", "measure", "difference", "95% interval", "p", *(["p corrected"] if corrected else []), "d", "W/T/L"]
+        rows = [
+            [names[path], style.escape(measure), *(style.escape(cell) for cell in _comparison_cells(found, corrected))]
+            for path, by_measure in self.comparisons.items()
+            for measure, found in by_measure.items()
+        ]
+        title = style.escape(self._title()) if output_format != "latex" else self._title()
+        return f"{text}\n\n{style.title.format(title)}\n{style.table([style.escape(word) for word in header], rows)}"
+
+    def _means(self, path: str, style: Style) -> list[str]:
+        cells = []
+        for measure, per_query in self.results[path].items():
+            cell = f"{mean(per_query):.4f}"
+            best = max(f"{mean(values[measure]):.4f}" for values in self.results.values())
+            if cell == best and len(self.results) > 1:
+                cell = style.best.format(cell)
+            found = self.comparisons.get(path, {}).get(measure)
+            if self.comparisons:
+                cell += style.mark if found is not None and found.corrected < ALPHA else style.no_mark
+            cells.append(cell)
+        return cells
+
+    def _title(self) -> str:
+        per_query = next(iter(next(iter(self.results.values())).values()))
+        count = sum(map(len, self.comparisons.values()))
+        correction = {"none": "not corrected", "holm": "Holm", "bonferroni": "Bonferroni"}[self.settings["correction"]]
+        if correction != "not corrected":
+            correction += f"'s correction for all {count} comparisons"
+        baseline = _short_names(list(self.results))[str(self.baseline)]
+        test = significance.TEST_NAMES[self.settings["test"]]
+        return (
+            f"Difference to {baseline}: {test} over {len(per_query)} queries, {correction} (* p < {ALPHA}); "
+            "d = Cohen's d; wins/ties/losses"
+        )
+
+    def records(self) -> dict[str, dict[str, dict[str, float | None]]]:
+        """Run -> measure -> mean and, with a baseline, the fields of its Comparison; None where there is no number."""
+        found: dict[str, dict[str, dict[str, float | None]]] = {}
+        for path, by_measure in self.results.items():
+            found[path] = {measure: {"mean": mean(per_query)} for measure, per_query in by_measure.items()}
+            for measure, comparison in self.comparisons.get(path, {}).items():
+                fields = comparison._asdict().items()
+                found[path][measure] |= {name: value if math.isfinite(value) else None for name, value in fields}
+        return found
+
+    def as_csv(self) -> str:
+        """A line per run and measure, all digits."""
+        fields = ["mean", *(significance.Comparison._fields if self.comparisons else [])]
+        out = io.StringIO()
+        writer = csv.writer(out, lineterminator="\n")
+        writer.writerow(["run", "measure", *fields])
+        for path, by_measure in self.records().items():
+            for measure, record in by_measure.items():
+                writer.writerow([path, measure, *(record.get(field) for field in fields)])
+        return out.getvalue().rstrip("\n")
+
+    def as_json(self) -> str:
+        """The same as nested objects, with the command and what was compared how."""
+        compared = {"baseline": self.baseline, **self.settings} if self.comparisons else {}
+        queries = len(next(iter(next(iter(self.results.values())).values())))
+        return json.dumps({"command": command_line(), "queries": queries, **compared, "runs": self.records()}, indent=2)
+
+
+def _short_names(paths: Sequence[str]) -> dict[str, str]:
+    """File names without their folders, where that leaves them distinct."""
+    short = {path: Path(path).name for path in paths}
+    return short if len(set(short.values())) == len(short) else {path: path for path in paths}
+
+
+def _comparison_cells(found: significance.Comparison, corrected: bool) -> list[str]:
+    p_values = [found.p_value, found.corrected] if corrected else [found.p_value]
+    shown = ["-" if math.isnan(p) else "<0.0001" if p < 0.0001 else f"{p:.4f}" for p in p_values]
+    interval = f"[{found.low:+.4f}, {found.high:+.4f}]"
+    effect = "-" if math.isnan(found.effect_size) else f"{found.effect_size:+.2f}"
+    return [f"{found.difference:+.4f}", interval, *shown, effect, f"{found.wins}/{found.ties}/{found.losses}"]
 
 
 def write_per_query(path: str | Path, results: Results, *, overwrite: bool = False) -> None:
-    """Write CSV: a line per run and query, a column per measure."""
+    """Write a line per run and query, a column per measure, as CSV or parquet by the file's ending."""
+    path = Path(path)
+    _check_per_query(path)
+    measures = list(next(iter(results.values())))
+    columns: dict[str, list[Any]] = {name: [] for name in ("run", "query_id", *measures)}
+    for name, by_measure in results.items():
+        query_ids = list(by_measure[measures[0]])
+        columns["run"] += [name] * len(query_ids)
+        columns["query_id"] += query_ids
+        for measure in measures:
+            columns[measure] += [by_measure[measure][query_id] for query_id in query_ids]
+    if path.suffix == ".parquet":
+        import pyarrow as pa
+        import pyarrow.parquet
+
+        with atomic_file(path, overwrite=overwrite, binary=True) as out:
+            pyarrow.parquet.write_table(pa.table(columns), out)
+        return
     with atomic_file(path, overwrite=overwrite) as out:
         writer = csv.writer(out, lineterminator="\n")
-        for number, (name, measures) in enumerate(results.items()):
-            if number == 0:
-                writer.writerow(["run", "query_id", *measures])
-            for query_id in next(iter(measures.values())):
-                writer.writerow([name, query_id, *(per_query[query_id] for per_query in measures.values())])
+        writer.writerow(columns)
+        writer.writerows(zip(*columns.values(), strict=True))
+
+
+def _check_per_query(path: Path) -> None:
+    if path.suffix not in (".csv", ".parquet"):
+        raise InputError(f"--per-query writes .csv or .parquet, not {path.name!r}")
+
+
+# ------------------------------------------------------------------------------------------------------- command
 
 
 @command(
     "evaluate",
-    "evaluate --qrels qrels.dl19.txt --measures nDCG@10 'AP(rel=2)' --baseline run.bm25.txt run.student.txt",
-    "Measures: nDCG@k, RR[@k], AP[@k], P@k, R@k; AP(rel=2), RR(rel=2)@10 and so on count relevance from 2 only.",
+    "evaluate --qrels qrels.dl19.txt --preset dl19 --baseline run.bm25.txt run.student.txt",
+    "\b\nMeasures: nDCG@k RR[@k] AP[@k] P@k R@k Rprec Bpref RBP(p=0.8)[@k] Judged@k Success@k; binary ones count\n"
+    "relevance from 1, or from 2 as in AP(rel=2), RR(rel=2)@10. Presets: "
+    + "".join(f"\n  {name}: {' '.join(preset.measures)}" for name, preset in PRESETS.items()),
 )
 @click.argument("runs", metavar="RUN...", nargs=-1)
 @click.option("--qrels", required=True, metavar="QRELS", help="A file, ir_datasets:<id>, or pydocs:test.")
-@click.option("--measures", "-m", cls=Runs, multiple=True, default=DEFAULT_MEASURES, metavar="M...", help="Which ones.")
-@click.option("--baseline", metavar="RUN", help="Also show each run's difference to this one, with a paired t-test.")
-@click.option("--per-query", metavar="FILE.csv", type=click.Path(path_type=Path), help="Write each query's values.")
+@click.option("--measures", "-m", cls=Runs, multiple=True, metavar="M...", help=f"[default: {' '.join(DEFAULT_MEASURES)}]")
+@click.option("--preset", type=click.Choice(list(PRESETS)), help="The collection's measures, before those of --measures.")
+@click.option("--baseline", metavar="RUN", help="Also compare each run to this one.")
+@click.option("--test", type=click.Choice(list(significance.TESTS)), help="Against --baseline  [default: t]")
+@click.option(
+    "--correction", type=click.Choice(list(significance.CORRECTIONS)), help="For all runs x measures  [default: holm]"
+)
+@click.option("--samples", type=click.IntRange(1), default=significance.SAMPLES, help="Of the bootstrap and randomisation.")
+@click.option("--seed", type=click.IntRange(0), default=significance.SEED, help="Of the bootstrap and randomisation.")
+@click.option("--per-query", metavar="FILE", type=click.Path(path_type=Path), help="Write each query's values: .csv, .parquet.")
 @click.option("--overwrite", is_flag=True, help="Replace the --per-query file if it exists.")
 @click.option("--engine", type=click.Choice(ENGINES), default="auto", help="auto is trectools where the run is small.")
-@click.option("--format", "output_format", type=click.Choice(["table", "json"]), default="table", help="What to print.")
+@click.option("--cross-check", is_flag=True, help="Fail where a value is further than 1e-6 from pytrec_eval's.")
+@click.option("--format", "output_format", type=click.Choice([*STYLES, "csv", "json"]), default="table", help="What to print.")
 def main(
     runs: tuple[str, ...],
     qrels: str,
     measures: tuple[str, ...],
+    preset: str | None,
     baseline: str | None,
+    test: str | None,
+    correction: str | None,
+    samples: int,
+    seed: int,
     per_query: Path | None,
     overwrite: bool,
     engine: str,
+    cross_check: bool,
     output_format: str,
 ) -> None:
-    """Measure runs against relevance judgements, as trec_eval -c does."""
+    """Measure runs against relevance judgements, as trec_eval -c does; say where the numbers may mislead."""
     from pyserini_kd import sources
 
-    measures, swallowed = _split_words(measures)
-    paths = [*([baseline] if baseline else []), *(path for path in (*runs, *swallowed) if path != baseline)]
-    if not runs and not swallowed:
-        raise click.UsageError("Missing argument 'RUN...'.")
+    names, swallowed = _split_words(measures)
+    names = tuple(dict.fromkeys((*(PRESETS[preset].measures if preset else ()), *names))) or DEFAULT_MEASURES
+    paths = _paths((*runs, *swallowed), baseline)
+    if baseline is None and (test or correction):
+        raise InputError("--test and --correction compare runs to a --baseline; name one")
     if per_query is not None:
+        _check_per_query(per_query)
         refuse_existing(per_query, overwrite)
     judgements = sources.qrels(qrels)
-    results = {path: _evaluate_file(path, judgements, measures, engine) for path in paths}
+    for line in caveats.of_levels(judgements, names, preset):
+        logger.warning("%s: %s", qrels, line)
+    results = _evaluate_files(paths, qrels, judgements, names, engine, cross_check)
     if per_query is not None:
         write_per_query(per_query, results, overwrite=overwrite)
-    report = _report_json if output_format == "json" else _report_table
-    click.echo(report(results, baseline))
+    settings: dict[str, Any] = {"test": test or "t", "correction": correction or "holm", "samples": samples, "seed": seed}
+    comparisons = significance.compare(results, baseline, **settings) if baseline is not None else {}
+    report = Report(results, baseline, comparisons, settings)
+    machine = {"csv": report.as_csv, "json": report.as_json}
+    click.echo(machine[output_format]() if output_format in machine else report.readable(output_format))
 
 
-def _evaluate_file(path: str, qrels: Qrels, measures: Sequence[str], engine: str) -> dict[str, PerQuery]:
-    run = Run.read(path)
-    try:
-        return evaluate(run, qrels, measures, engine)
-    except InputError as error:
-        raise InputError(f"{path}: {error}") from error
+def _paths(runs: Sequence[str], baseline: str | None) -> list[str]:
+    """The baseline, then the runs, each once and each there."""
+    if not runs:
+        raise click.UsageError("Missing argument 'RUN...'.")
+    named: dict[Path, str] = {}
+    for path in runs:
+        other = named.get(Path(path).resolve())
+        if other is not None:
+            raise InputError(f"run {path} is named twice" + (f" (also as {other})" if other != path else ""))
+        named[Path(path).resolve()] = path
+    if baseline is not None:
+        named.pop(Path(baseline).resolve(), None)  # a pattern such as runs/*.txt may name it too
+    paths = [*([] if baseline is None else [baseline]), *named.values()]
+    for path in paths:
+        require_file(path, "run file")
+    return paths
+
+
+def _evaluate_files(
+    paths: Sequence[str], qrels: str, judgements: Qrels, measures: Sequence[str], engine: str, cross_check: bool
+) -> dict[str, dict[str, PerQuery]]:
+    """Read and measure one run after another, and say what should be known of them."""
+    from tqdm import tqdm
+
+    results: dict[str, dict[str, PerQuery]] = {}
+    covered: dict[str, set[str]] = {}
+    depths: dict[str, int] = {}
+    for path in tqdm(paths, unit="run", disable=None, leave=False):
+        run = Run.read(path)
+        try:
+            results[path] = evaluate(run, judgements, measures, engine)
+        except InputError as error:
+            raise InputError(f"{path}: {error}") from error
+        if cross_check:
+            _cross_check(path, run, judgements, results[path])
+        for line in (*caveats.of_run(run, judgements), *caveats.of_training(path, run, qrels)):
+            logger.warning("%s: %s", path, line)
+        covered[path], depths[path] = run.keys() & judgements.keys(), run.depth
+    for one, other in combinations(paths, 2):
+        if not covered[one] & covered[other]:
+            raise InputError(f"runs {one} and {other} share no judged query, so their means cannot be compared")
+    for line in caveats.of_depths(depths, measures):
+        logger.warning("%s", line)
+    return results
+
+
+def _cross_check(path: str, run: Run, qrels: Qrels, ours: Mapping[str, PerQuery]) -> None:
+    theirs = by_pytrec_eval(run, qrels, list(ours))
+    wrong = disagreement(ours, theirs)
+    if wrong is not None:
+        raise click.ClickException(f"{path}: {wrong}")
+    skipped = [name for name in ours if name not in theirs]
+    text = f"{', '.join(theirs)} equal pytrec_eval's" if theirs else "nothing to compare"
+    logger.info("%s: %s%s", path, text, f"; it does not know {', '.join(skipped)}" if skipped else "")
 
 
 def _split_words(words: Iterable[str]) -> tuple[tuple[str, ...], tuple[str, ...]]:
@@ -344,7 +526,7 @@ def _split_words(words: Iterable[str]) -> tuple[tuple[str, ...], tuple[str, ...]
     measures: list[str] = []
     paths: list[str] = []
     for word in words:
-        names = word.replace(",", " ").split()
+        names = [re.sub(r"\s", "", name) for name in re.split(r"[,\s]+(?![^(]*\))", word) if name]
         try:
             for name in names:
                 Measure.parse(name)
@@ -353,36 +535,9 @@ def _split_words(words: Iterable[str]) -> tuple[tuple[str, ...], tuple[str, ...]
             if not Path(word).is_file():
                 raise InputError(f"{error} (nor is there a run file of that name)") from None
             paths.append(word)
-    if not measures:
+    if words and not measures:
         raise InputError("--measures names no measure")
     return tuple(dict.fromkeys(measures)), tuple(paths)
-
-
-def _report_table(results: Results, baseline: str | None) -> str:
-    measures = list(next(iter(results.values())))
-    short = {path: Path(path).name for path in results}
-    names = short if len(set(short.values())) == len(short) else {path: path for path in results}
-    text = table(["run", *measures], [[names[path], *map(mean, values.values())] for path, values in results.items()])
-    if baseline is not None and len(results) > 1:
-        rows = [
-            [names[path], *("{:+.4f} ({:.4f})".format(*compare(values[m], results[baseline][m])) for m in measures)]
-            for path, values in results.items()
-            if path != baseline
-        ]
-        text += f"\n\nDifference to {names[baseline]} (p-value of a paired t-test)\n" + table(["run", *measures], rows)
-    return text
-
-
-def _report_json(results: Results, baseline: str | None) -> str:
-    report: dict[str, dict[str, dict[str, float | None]]] = {}
-    for path, values in results.items():
-        report[path] = {measure: {"mean": mean(per_query)} for measure, per_query in values.items()}
-        if baseline is not None and path != baseline:
-            for measure, per_query in values.items():
-                difference, p_value = compare(per_query, results[baseline][measure])
-                p = None if math.isnan(p_value) else p_value
-                report[path][measure] |= {"difference": difference, "p_value": p}
-    return json.dumps(report, indent=2)
 
 
 if __name__ == "__main__":

@@ -7,6 +7,7 @@ complete, so that a crash, a full disk or Ctrl-C never leaves half a result unde
 from __future__ import annotations
 
 import contextlib
+import functools
 import hashlib
 import importlib.metadata
 import json
@@ -14,6 +15,7 @@ import os
 import platform
 import shlex
 import shutil
+import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
@@ -131,8 +133,24 @@ def refuse_existing_run(output: Path, overwrite: bool) -> None:
 
 
 def write_record(output: Path, **fields: Any) -> None:
-    """Write the record beside a run: command, what the caller adds, versions."""
-    write_json(record_path(output), {"command": command_line(), **fields, **environment()})
+    """Write the record beside a run: command, what the caller adds, checksums, versions, commit, hardware, energy.
+
+    Checksums are those of the run and of what `config` names: files that are not huge, manifests of index folders.
+    """
+    named = [word for value in fields.get("config", {}).values() for word in (value if isinstance(value, list) else [value])]
+    paths = {word: _digestible(word) for word in (str(output), *map(str, named))}
+    checksums = {word: sha256(path) for word, path in paths.items() if path}
+    record = {"command": command_line(), **fields, "sha256": checksums, **environment()}
+    write_json(record_path(output), record | ({"energy_joules": joules} if (joules := energy()) else {}))
+
+
+HUGE = 1 << 29  # bytes; reading less for a checksum takes a second at most
+
+
+def _digestible(word: str) -> str | None:
+    """The file whose checksum stands for a path, if it is one."""
+    path = os.path.join(word, "manifest.json") if os.path.isdir(word) else word
+    return path if os.path.isfile(path) and os.path.getsize(path) < HUGE else None
 
 
 def read_json(path: str | Path, what: str) -> dict[str, Any]:
@@ -158,13 +176,66 @@ def sha256(*paths: str | Path) -> str:
 
 
 def environment() -> dict[str, Any]:
-    """Versions and machine for a record beside a result."""
+    """Versions, commit (of a checkout) and hardware for a record beside a result."""
     names = ["pyserini-kd", "pyserini", "faiss-cpu", "torch", "transformers", "trectools", "numpy"]
     versions = {"python": platform.python_version()}
     for name in names:
         with contextlib.suppress(importlib.metadata.PackageNotFoundError):
             versions[name] = importlib.metadata.version(name)
-    return {"versions": versions, "machine": platform.machine(), "cpus": os.cpu_count()}
+    commit = _commit()
+    return {"versions": versions, **({"commit": commit} if commit else {}), "hardware": _hardware()}
+
+
+@functools.cache
+def _commit() -> str | None:
+    """The commit that this package is a checkout of, with `-dirty` where files differ from it; None for an installed one."""
+    checkout = Path(__file__).parents[1]
+    if not (checkout / ".git").exists():
+        return None
+    describe = ["git", "-C", str(checkout), "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
+    with contextlib.suppress(OSError, subprocess.SubprocessError):  # no git here, or a very slow disk
+        return subprocess.run(describe, capture_output=True, text=True, timeout=10, check=True).stdout.strip() or None
+    return None
+
+
+def _hardware() -> dict[str, Any]:
+    cpu = platform.processor()
+    with contextlib.suppress(OSError):  # Linux
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                cpu = line.partition(":")[2].strip()
+                break
+    hardware: dict[str, Any] = {"machine": platform.machine(), "cpu": cpu, "cpus": os.cpu_count()}
+    with contextlib.suppress(ValueError, OSError):
+        hardware["memory_gib"] = round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30, 1)
+    torch = sys.modules.get("torch")
+    if torch is not None and torch.cuda.is_initialized():
+        hardware["gpu"] = torch.cuda.get_device_name()
+    return hardware
+
+
+RAPL = Path("/sys/class/powercap")  # Linux's counters of processor packages, in microjoules; mostly readable by root only
+
+
+def _counters() -> dict[Path, int]:
+    counters = {}
+    for zone in RAPL.glob("intel-rapl:?"):
+        with contextlib.suppress(OSError, ValueError):
+            counters[zone] = int((zone / "energy_uj").read_text())
+    return counters
+
+
+_AT_START = _counters()
+
+
+def energy() -> float | None:
+    """Joules that the processor packages took since this process began, everything else on them included; None if unknown."""
+    total = 0
+    for zone, now in _counters().items():
+        if zone in _AT_START:
+            spent = now - _AT_START[zone]
+            total += spent if spent >= 0 else spent + int((zone / "max_energy_range_uj").read_text())  # began again at 0
+    return round(total / 1e6, 1) if total else None
 
 
 def command_line() -> str:

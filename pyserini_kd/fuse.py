@@ -1,17 +1,18 @@
-"""Fusion of Runs: reciprocal ranks, interpolation, average, normalised sum, each as pyserini.fusion computes it.
+"""Fusion of Runs: by ranks, by scores, by votes.
 
-Every method gives each hit of each run a part, and a document's score is the sum of its parts; a run that lacks the
-document adds nothing. Parts are summed exactly and compared as float32: the order in which runs are named changes
-nothing, except where a method weighs them differently.
+Every method gives each hit of each run a part (from its rank, or from its normalised score), and combines a document's
+parts into its score. A topic that one run lacks still appears. Parts are sorted before they are added and compared as
+float32: the order in which runs are named changes nothing, except where they are weighed differently. One topic at a time
+is in work.
 """
 
 from __future__ import annotations
 
 import logging
-import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import click
 import numpy as np
@@ -24,6 +25,10 @@ from pyserini_kd.runs import Hits, Run
 logger = logging.getLogger(__name__)
 
 Parts = npt.NDArray[np.float64]
+PartsOf = Callable[[Hits], Parts]
+"""One run's ranking of a topic -> the part of each hit, best first."""
+Combine = Callable[[Parts], Parts]
+"""Parts (runs, documents) of one topic, NaN where a run lacks a document -> scores (documents,)."""
 
 TAG = "pyserini_kd.fusion"
 ENGINES = ("auto", "trectools", "fast")
@@ -65,7 +70,7 @@ def rrf(
     if engine == "trectools":
         return _rrf_by_trectools(runs, rrf_k, depth, k, tag)
     parts = 1 / (rrf_k + np.arange(1.0, max(run.depth for run in runs) + 1))
-    return _sum(runs, [lambda hits: parts[: len(hits.doc_ids)]] * len(runs), depth, k, tag)
+    return _fuse(runs, [lambda hits: parts[: len(hits.doc_ids)]] * len(runs), add, depth, k, tag)
 
 
 def interpolation(
@@ -80,13 +85,13 @@ def interpolation(
     if not 0 <= alpha <= 1:
         raise InputError(f"alpha must lie between 0 and 1, not {alpha}")
     _check([a, b], depth, k)
-    return _sum([a, b], [lambda hits: alpha * _scores(hits), lambda hits: (1 - alpha) * _scores(hits)], depth, k, tag)
+    return _fuse([a, b], [lambda hits: alpha * _scores(hits), lambda hits: (1 - alpha) * _scores(hits)], add, depth, k, tag)
 
 
 def average(runs: Sequence[Run], depth: int | None = None, k: int | None = 1000, tag: str = TAG) -> Run:
     """Mean of raw scores over all runs; a missing score is 0."""
     _check(runs, depth, k)
-    return _sum(runs, [lambda hits: _scores(hits) * (1 / len(runs))] * len(runs), depth, k, tag)
+    return _fuse(runs, [lambda hits: _scores(hits) * (1 / len(runs))] * len(runs), add, depth, k, tag)
 
 
 def normalize(runs: Sequence[Run], depth: int | None = None, k: int | None = 1000, tag: str = TAG) -> Run:
@@ -95,18 +100,198 @@ def normalize(runs: Sequence[Run], depth: int | None = None, k: int | None = 100
     Where all scores of a ranking are equal they become 1, as in Pyserini: to be found is more than to be missing.
     """
     _check(runs, depth, k)
-    return _sum(runs, [_min_max] * len(runs), depth, k, tag)
+    return _fuse(runs, [_pyserini_min_max] * len(runs), add, depth, k, tag)
+
+
+def combine(
+    runs: Sequence[Run],
+    method: str,
+    *,
+    norm: str | None = None,
+    weights: Sequence[float] | None = None,
+    rbp_p: float = 0.8,
+    depth: int | None = None,
+    k: int | None = 1000,
+    tag: str = TAG,
+) -> Run:
+    """Fuse by one of `METHODS`.
+
+    Args:
+        runs: two or more.
+        method: its name.
+        norm: for methods on scores, how each ranking's scores are normalised first: one of `NORMS`; None is `none`.
+        weights: one a run, for `wsum` (all 1 where None).
+        rbp_p: for `rbp`, the persistence.
+        depth: hits read of each ranking; None reads all. Normalisation and ranks see only these.
+        k: results a query; None keeps all.
+        tag: name of the fused run.
+
+    >>> a, b = Run.from_scores("a", {"q": {"x": 3.0, "y": 1.0}}), Run.from_scores("b", {"q": {"y": 9.0, "z": 1.0}})
+    >>> combine([a, b], "combmnz", norm="minmax")["q"]
+    Hits(doc_ids=['y', 'x', 'z'], scores=array([2., 1., 0.], dtype=float32))
+    """
+    if method not in METHODS:
+        raise InputError(f"fusion method must be one of {', '.join((*OWN_METHODS, *METHODS))}, not {method!r}")
+    chosen = METHODS[method]
+    if norm is not None and norm not in NORMS:
+        raise InputError(f"norm must be one of {', '.join(NORMS)}, not {norm!r}")
+    if norm is not None and chosen.by_rank is not None:
+        raise InputError(f"{method} looks at ranks alone; a norm of scores has no meaning for it")
+    if weights is not None and method != "wsum":
+        raise InputError(f"weights are for wsum, not {method}")
+    if weights is not None and (len(weights) != len(runs) or not np.isfinite(weights).all()):
+        raise InputError(f"wsum needs one finite weight a run: {len(runs)} runs, weights {' '.join(map(str, weights))}")
+    if not 0 < rbp_p < 1:
+        raise InputError(f"rbp_p must lie between 0 and 1, not {rbp_p}")
+    _check(runs, depth, k)
+    if chosen.by_rank is not None:
+        ranks = np.arange(1.0, max(run.depth for run in runs) + 1)
+        parts = chosen.by_rank(ranks, rbp_p)
+        parts_of: list[PartsOf] = [lambda hits: parts[: len(hits.doc_ids)]] * len(runs)
+    else:
+        normalised = NORMS[norm or "none"]
+        parts_of = [_weighted(normalised, weight) for weight in (weights or [1.0] * len(runs))]
+    cut = [run.top(depth) for run in runs] if depth is not None else runs
+    return _fuse(cut, parts_of, chosen.combine, None, k, tag)
+
+
+def _weighted(normalised: Callable[[Parts], Parts], weight: float) -> PartsOf:
+    return lambda hits: weight * normalised(_scores(hits)) if len(hits.doc_ids) else _scores(hits)
+
+
+# ------------------------------------------------------------------------------------- parts: normalised scores
 
 
 def _scores(hits: Hits) -> Parts:
     return hits.scores.astype(np.float64)
 
 
-def _min_max(hits: Hits) -> Parts:
+def _pyserini_min_max(hits: Hits) -> Parts:
     scores = _scores(hits)
     if len(scores) == 0 or scores[0] == scores[-1]:  # best first
         return np.ones_like(scores)
     return (scores - scores[-1]) / (scores[0] - scores[-1])
+
+
+def min_max(scores: Parts) -> Parts:
+    """To [0, 1]; all-equal scores become 0.
+
+    >>> min_max(np.array([5.0, 4.0, 1.0])).tolist()
+    [1.0, 0.75, 0.0]
+    """
+    span = scores.max() - scores.min()
+    return (scores - scores.min()) / span if span else np.zeros_like(scores)
+
+
+def sum_to_one(scores: Parts) -> Parts:
+    """Shifted to a minimum of 0, then divided by their sum; all-equal scores become 0.
+
+    >>> sum_to_one(np.array([5.0, 4.0, 1.0])).round(4).tolist()
+    [0.5714, 0.4286, 0.0]
+    """
+    shifted = scores - scores.min()
+    total = shifted.sum()
+    return shifted / total if total else np.zeros_like(scores)
+
+
+def z_score(scores: Parts) -> Parts:
+    """Minus their mean, divided by their standard deviation (of the population); all-equal scores become 0.
+
+    >>> z_score(np.array([3.0, 1.0])).tolist()
+    [1.0, -1.0]
+    """
+    deviation = scores.std()
+    return (scores - scores.mean()) / deviation if deviation else np.zeros_like(scores)
+
+
+def rank_score(scores: Parts) -> Parts:
+    """1 - (rank - 1) / n: from 1 for the first of n down to 1/n.
+
+    >>> rank_score(np.array([9.0, 8.0, 0.5, 0.1])).tolist()
+    [1.0, 0.75, 0.5, 0.25]
+    """
+    return 1 - np.arange(len(scores)) / len(scores)
+
+
+NORMS: dict[str, Callable[[Parts], Parts]] = {
+    "none": lambda scores: scores,
+    "minmax": min_max,
+    "sum": sum_to_one,
+    "zscore": z_score,
+    "rank": rank_score,
+}
+"""How one ranking's scores (best first) are made comparable to another's."""
+
+
+# --------------------------------------------------------------------------------------- combining a topic's parts
+
+
+def add(parts: Parts) -> Parts:
+    """The sum of a document's parts, sorted first: floating-point sums depend on the order."""
+    filled = np.sort(np.nan_to_num(parts), axis=0)
+    total: Parts = filled[0].copy()
+    for row in filled[1:]:
+        total += row
+    return total
+
+
+def count(parts: Parts) -> Parts:
+    """How many runs have each document."""
+    return (~np.isnan(parts)).sum(axis=0).astype(np.float64)
+
+
+def borda(parts: Parts) -> Parts:
+    """Borda count: of n documents the first gets n points, the next n - 1; those a run lacks share what it has left.
+
+    `parts` are 1-based ranks. Aslam and Montague 2001.
+    """
+    n = parts.shape[1]
+    listed = (~np.isnan(parts)).sum(axis=1, keepdims=True)
+    return add(np.where(np.isnan(parts), (n - listed + 1) / 2, n + 1 - parts))
+
+
+def condorcet(parts: Parts) -> Parts:
+    """Condorcet's pairwise majorities, counted as Copeland does: documents beaten, and half of those tied with.
+
+    `parts` are 1-based ranks; a run prefers what it lists to what it lacks. Montague and Aslam 2002 sort by the majority
+    relation, which may run in circles; the count of wins agrees with it where it does not.
+    """
+    ranks = np.where(np.isnan(parts), np.inf, parts)
+    votes = np.zeros((ranks.shape[1], ranks.shape[1]), dtype=np.int32)
+    for run in ranks:
+        votes += (run[:, None] < run[None, :]).astype(np.int32) - (run[:, None] > run[None, :])
+    return (votes > 0).sum(axis=1) + (votes == 0).sum(axis=1) / 2 - 0.5
+
+
+class Method(NamedTuple):
+    """A way to fuse: what a hit's part is, and how parts become a score."""
+
+    what: str
+    combine: Combine
+    by_rank: Callable[[Parts, float], Parts] | None = None  # (ranks, rbp_p) -> parts; None: normalised scores
+
+
+METHODS = {
+    "isr": Method(
+        "number of runs x sum of 1 / rank^2 (Mourao et al. 2014)",
+        lambda parts: add(parts) * count(parts),
+        lambda ranks, p: 1 / ranks**2,
+    ),
+    "combsum": Method("sum of scores (Fox and Shaw 1994)", add),
+    "combmnz": Method("sum of scores x number of runs", lambda parts: add(parts) * count(parts)),
+    "combanz": Method("mean of the scores a document has", lambda parts: add(parts) / count(parts)),
+    "combmax": Method("best score", lambda parts: np.nanmax(parts, axis=0)),
+    "combmin": Method("worst of the scores a document has", lambda parts: np.nanmin(parts, axis=0)),
+    "combmed": Method("median of the scores a document has", lambda parts: np.nanmedian(parts, axis=0)),
+    "wsum": Method("weighted sum of scores (--weights)", add),
+    "rbp": Method(
+        "sum of (1 - p) p^(rank - 1) (Bailey et al. 2017)", add, lambda ranks, p: (1 - p) * p ** (ranks - 1)
+    ),
+    "borda": Method("Borda count (Aslam and Montague 2001)", borda, lambda ranks, p: ranks),
+    "condorcet": Method("pairwise majorities, as Copeland counts them", condorcet, lambda ranks, p: ranks),
+}
+OWN_METHODS = ("rrf", "interpolation", "average", "normalize")
+"""Those with functions of their own: as pyserini.fusion computes them."""
 
 
 def _check(runs: Sequence[Run], depth: int | None, k: int | None) -> None:
@@ -122,22 +307,31 @@ def _queries(runs: Sequence[Run]) -> list[str]:
     return list(dict.fromkeys(query_id for run in runs for query_id in run))
 
 
-def _sum(
-    runs: Sequence[Run], parts_of: Sequence[Callable[[Hits], Parts]], depth: int | None, k: int | None, tag: str
+def _fuse(
+    runs: Sequence[Run], parts_of: Sequence[PartsOf], combined: Combine, depth: int | None, k: int | None, tag: str
 ) -> Run:
-    """Sum, per query and document, the parts that each run's function gives to its whole ranking."""
+    """Give every hit its part, topic by topic, and combine them; the first `depth` hits of each ranking, k results."""
 
-    def fused() -> Iterator[tuple[str, list[str], list[float]]]:
+    def fused() -> Iterator[tuple[str, list[str], Parts]]:
         for query_id in _queries(runs):
-            parts: dict[str, list[float]] = {}
+            columns: dict[str, int] = {}
+            found: list[tuple[list[int], Parts]] = []
             for run, function in zip(runs, parts_of, strict=True):
                 if query_id in run:
                     hits = run[query_id]
-                    for doc_id, part in zip(hits.doc_ids[:depth], function(hits)[:depth].tolist(), strict=True):
-                        parts.setdefault(doc_id, []).append(part)
-            yield query_id, list(parts), list(map(math.fsum, parts.values()))
+                    places = [columns.setdefault(doc_id, len(columns)) for doc_id in hits.doc_ids[:depth]]
+                    found.append((places, function(hits)[:depth]))
+                else:
+                    found.append(([], np.empty(0)))
+            if not columns:
+                yield query_id, [], np.empty(0)
+                continue
+            parts = np.full((len(runs), len(columns)), np.nan)
+            for row, (places, values) in enumerate(found):
+                parts[row, places] = values
+            yield query_id, list(columns), combined(parts)
 
-    merged = Run.from_hits(tag, fused())
+    merged = Run.from_hits(tag, ((q, doc_ids, scores.astype(np.float32)) for q, doc_ids, scores in fused()))
     return merged if k is None else merged.top(k)
 
 
@@ -178,9 +372,17 @@ def _rrf_by_trectools(runs: Sequence[Run], rrf_k: int, depth: int | None, k: int
 # ------------------------------------------------------------------------------------------------------ command
 
 
-@command("fuse", "fuse --runs run.bm25.txt run.student.txt --method rrf --output run.hybrid.txt")
+@command(
+    "fuse",
+    "fuse --runs run.bm25.txt run.student.txt --method rrf --output run.hybrid.txt",
+    "\b\nrrf: sum of 1 / (k + rank). interpolation, average, normalize: as pyserini.fusion.\n"
+    + "\n".join(f"{name}: {method.what}" for name, method in METHODS.items()),
+)
 @click.option("--runs", cls=Runs, multiple=True, required=True, metavar="RUN...", help="Two or more run files.")
-@click.option("--method", type=click.Choice(["rrf", "interpolation", "average", "normalize"]), default="rrf")
+@click.option("--method", type=click.Choice([*OWN_METHODS, *METHODS]), default="rrf", help="How to fuse; see below.")
+@click.option("--norm", type=click.Choice(list(NORMS)), help="For comb* and wsum: how scores are normalised  [default: none]")
+@click.option("--weights", cls=Runs, multiple=True, metavar="W...", help="For wsum: one weight a run  [default: all 1]")
+@click.option("--rbp.p", "rbp_p", type=float, default=0.8, help="For rbp: the persistence.")
 @click.option("--output", required=True, metavar="RUN", type=click.Path(path_type=Path), help="The fused run.")
 @click.option("--rrf.k", "rrf_k", type=int, default=60, help="The constant of rrf: the sum of 1/(k + rank).")
 @click.option("--alpha", type=float, default=0.5, help="For interpolation: the weight of the first run.")
@@ -192,6 +394,9 @@ def _rrf_by_trectools(runs: Sequence[Run], rrf_k: int, depth: int | None, k: int
 def main(
     runs: tuple[str, ...],
     method: str,
+    norm: str | None,
+    weights: tuple[str, ...],
+    rbp_p: float,
     output: Path,
     rrf_k: int,
     alpha: float,
@@ -201,23 +406,34 @@ def main(
     engine: str,
     overwrite: bool,
 ) -> None:
-    """Fuse runs into one, as pyserini.fusion does."""
+    """Fuse runs into one."""
     refuse_existing_run(output, overwrite)
     _check_command(runs, method, runtag, engine)
+    numbers = _numbers(weights)
     started = time.perf_counter()
     inputs = [Run.read(path) for path in runs]
     if method == "rrf":
         fused = rrf(inputs, rrf_k, depth, k, runtag, engine)
     elif method == "interpolation":
         fused = interpolation(inputs[0], inputs[1], alpha, depth, k, runtag)
+    elif method in METHODS:
+        fused = combine(inputs, method, norm=norm, weights=numbers, rbp_p=rbp_p, depth=depth, k=k, tag=runtag)
     else:
         fused = (average if method == "average" else normalize)(inputs, depth, k, runtag)
     fused.write(output, overwrite=overwrite)
     seconds = time.perf_counter() - started
     config = {"runs": list(runs), "method": method, "rrf_k": rrf_k, "alpha": alpha, "depth": depth, "k": k}
-    chosen = choose_engine(inputs, depth) if method == "rrf" and engine == "auto" else engine
+    config |= {"norm": norm, "weights": numbers, "rbp_p": rbp_p}
+    chosen = (choose_engine(inputs, depth) if engine == "auto" else engine) if method == "rrf" else "fast"
     write_record(output, config=config, engine=chosen, seconds=round(seconds, 2))
     logger.info("fused %d runs by %s into %s (%d queries, %.1f s)", len(runs), method, output, len(fused), seconds)
+
+
+def _numbers(words: Sequence[str]) -> list[float] | None:
+    try:
+        return [float(word) for word in words] or None
+    except ValueError:
+        raise InputError(f"--weights must be numbers, found {' '.join(words)}") from None
 
 
 def _check_command(runs: Sequence[str], method: str, runtag: str, engine: str) -> None:

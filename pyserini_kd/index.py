@@ -23,7 +23,7 @@ import numpy as np
 import numpy.typing as npt
 from tqdm import tqdm
 
-from pyserini_kd import inference, lucene, sources
+from pyserini_kd import inference, lucene, passages, sources, token_index
 from pyserini_kd.cli import command
 from pyserini_kd.data import Doc
 from pyserini_kd.files import (
@@ -371,7 +371,15 @@ def _assemble(work: Path, new: Path, index: Any, kind: str, store_docs: bool) ->
 @click.option("--collection", required=True, help="Collection: a path, ir_datasets:<id> or pydocs.")
 @click.option("--encoder", required=True, help="Checkpoint (name, folder or hub id), or bm25 for a Lucene index.")
 @click.option("--index", "folder", required=True, type=click.Path(path_type=Path), help="Index folder to write.")
+@click.option(
+    "--for",
+    "architecture",
+    type=click.Choice(list(token_index.ARCHITECTURES)),
+    help="Store what this architecture's reranking reuses of a document, instead of a FAISS index.",
+)
+@click.option("--dtype", default="fp16", type=click.Choice(list(token_index.DTYPES)), help="With --for: numbers stored.")
 @click.option("--faiss", "kind", default="Flat", help="FAISS factory string: Flat, HNSW32, SQ8, IVF4096,PQ64 ...")
+@click.option("--segment", metavar="WORDS:STRIDE", help="Index passages `docid#n` of so many words, e.g. 150:75.")
 @click.option("--collection-class", help="With bm25: one of Anserini's readers (HtmlCollection, ...) for a folder.")
 @click.option("--batch-size", "--batch", type=click.IntRange(1), help="Documents a batch [default: by token budget].")
 @click.option("--max-length", type=click.IntRange(3), help="Tokens a document [default: from the checkpoint].")
@@ -387,7 +395,10 @@ def main(
     collection: str,
     encoder: str,
     folder: Path,
+    architecture: str | None,
+    dtype: str,
     kind: str,
+    segment: str | None,
     collection_class: str | None,
     batch_size: int | None,
     max_length: int | None,
@@ -404,13 +415,31 @@ def main(
     refuse_existing(folder, overwrite)
     started = time.monotonic()
     count_threads = threads or inference.threads()
-    if encoder == "bm25":
+    if segment and collection_class:
+        raise InputError("--segment cuts what we read ourselves, not what a --collection-class reads")
+    if segment:
+        passages.parse(segment)
+    docs = passages.segment(sources.collection(collection), segment) if segment else sources.collection(collection)
+    if architecture:
+        if collection_class or encoder == "bm25":
+            raise InputError("--for stores what a checkpoint computes; it does not go with bm25 or --collection-class")
+        reader = token_index.load_model(encoder, architecture, l2_norm=l2_norm, doc_prefix=doc_prefix, max_doc_len=max_length)
+        count = token_index.build(
+            docs,
+            reader.to(inference.check_device(device)),
+            checkpoints.resolve(encoder),
+            folder,
+            dtype=dtype,
+            precision=precision,
+            batch_size=batch_size,
+            overwrite=overwrite,
+        )
+    elif encoder == "bm25":
         if collection_class:
             count = lucene.build_index_with_reader(
                 Path(collection), collection_class, folder, threads=count_threads, overwrite=overwrite
             )
         else:
-            docs = sources.collection(collection)
             count = lucene.build_index(docs, folder, threads=count_threads, overwrite=overwrite)
     else:
         if collection_class:
@@ -419,7 +448,7 @@ def main(
             encoder, device, threads, pooling=pooling, l2_norm=l2_norm, doc_prefix=doc_prefix, max_doc_len=max_length
         )
         count = build(
-            sources.collection(collection),
+            docs,
             model,
             checkpoints.resolve(encoder),
             folder,

@@ -20,6 +20,7 @@ from tqdm import tqdm
 
 from pyserini_kd.files import InputError
 from pyserini_kd.models import checkpoints
+from pyserini_kd.models.tokens import pad, side_records, tokenize
 
 if TYPE_CHECKING:
     import torch
@@ -27,6 +28,8 @@ if TYPE_CHECKING:
     from pyserini_kd.models.bert_dot import BertDot
     from pyserini_kd.models.colbert import ColBert
     from pyserini_kd.models.cross_encoder import CrossEncoder
+    from pyserini_kd.models.prettr import PreTtr
+    from pyserini_kd.models.tk import Tk
 
 logger = logging.getLogger(__name__)
 
@@ -35,7 +38,7 @@ Rows = npt.NDArray[np.int64]
 
 BATCH_TOKENS = 8192  # tokens of a batch, padding included, where the user does not fix the batch size
 CHUNK = 1 << 15  # texts tokenised at a time
-COLBERT_BYTES = 1 << 30  # token vectors held at a time while reranking
+LATE_BYTES = 1 << 30  # token vectors held at a time while reranking
 PRECISIONS = ("auto", "fp32", "bf16")
 
 
@@ -101,39 +104,7 @@ def check_device(device: str) -> str:
     return device
 
 
-# ----------------------------------------------------------------------------------------------------- tokenising
-
-
-def tokenize(tokenizer: Any, texts: Sequence[str], max_len: int, pairs: Sequence[str] | None = None) -> tuple[list[Any], int]:
-    """Token records of texts (or text pairs, cut longest-first), and how many texts were cut at `max_len` tokens."""
-    batch = tokenizer(
-        list(texts),
-        list(pairs) if pairs is not None else None,
-        truncation="longest_first",
-        max_length=max_len,
-        return_attention_mask=False,
-    )
-    cut = sum(bool(encoding.overflowing) for encoding in batch.encodings)
-    names = [name for name in ("input_ids", "token_type_ids") if name in batch and (pairs is not None or name == "input_ids")]
-    return [{name: batch[name][i] for name in names} for i in range(len(texts))], cut
-
-
-def pad(records: Sequence[Any], pad_id: int, device: Any) -> dict[str, torch.Tensor]:
-    """Token records as padded tensors (N, T) with their attention mask."""
-    import torch
-
-    longest = max(len(record["input_ids"]) for record in records)
-    batch = {
-        name: torch.full((len(records), longest), pad_id if name == "input_ids" else 0, dtype=torch.long)
-        for name in records[0]
-    }
-    mask = torch.zeros(len(records), longest, dtype=torch.long)
-    for row, record in enumerate(records):
-        length = len(record["input_ids"])
-        mask[row, :length] = 1
-        for name, values in record.items():
-            batch[name][row, :length] = torch.tensor(values)
-    return {name: tensor.to(device) for name, tensor in batch.items()} | {"attention_mask": mask.to(device)}
+# -------------------------------------------------------------------------------------------------------- batches
 
 
 def batches(lengths: Sequence[int], batch_size: int | None = None) -> Iterator[list[int]]:
@@ -161,13 +132,14 @@ def run_batches(
     precision: str,
     batch_size: int | None,
     label: str,
+    **extra: Any,
 ) -> None:
     """Run the model over token records in length-bucketed batches; `use(rows, output, attention mask)` takes the results."""
     with running(model, precision) as device, tqdm(total=len(records), desc=label, unit=" texts", disable=None) as bar:
         pad_id = model.tokenizer.pad_token_id or 0
         for rows in batches([len(record["input_ids"]) for record in records], batch_size):
             batch = pad([records[row] for row in rows], pad_id, device)
-            use(rows, model(**batch).float().cpu(), batch["attention_mask"].cpu())
+            use(rows, model(**batch, **extra).float().cpu(), batch["attention_mask"].cpu())
             bar.update(len(rows))
 
 
@@ -185,12 +157,11 @@ def encode(
 
     Texts longer than the model's window are cut; how many is logged, or appended to `cut` where the caller adds them up.
     """
-    max_len, prefix = _side(model, kind)
     distinct, places = _unique(texts)
     vectors = np.zeros((len(distinct), model.width), dtype=np.float32)
     counts = [] if cut is None else cut
     for start in range(0, len(distinct), CHUNK):  # tokens of a chunk are in memory at a time
-        records, n_cut = tokenize(model.tokenizer, [prefix + text for text in distinct[start : start + CHUNK]], max_len)
+        records, n_cut = side_records(model, distinct[start : start + CHUNK], kind)
         counts.append(n_cut)
 
         def use(rows: list[int], output: torch.Tensor, _: torch.Tensor, start: int = start) -> None:
@@ -198,6 +169,7 @@ def encode(
 
         run_batches(model, records, use, precision=precision, batch_size=batch_size, label=label)
     if cut is None:
+        max_len = model.settings.max_query_len if kind == "query" else model.settings.max_doc_len
         log_cut(sum(counts), len(distinct), max_len, f"{kind} texts")
     return vectors[places]
 
@@ -216,15 +188,6 @@ def dot_rows(query_vecs: Floats, query_rows: Rows, doc_vecs: Floats, doc_rows: R
         for i in range(0, len(query_rows), step)
     ]
     return np.concatenate(pieces).astype(np.float32) if pieces else np.empty(0, np.float32)
-
-
-def _side(model: BertDot | ColBert, kind: str) -> tuple[int, str]:
-    settings = model.settings
-    if kind == "query":
-        return settings.max_query_len, settings.query_prefix
-    if kind == "doc":
-        return settings.max_doc_len, settings.doc_prefix
-    raise ValueError(f"kind must be query or doc, not {kind!r}")
 
 
 # -------------------------------------------------------------------------------------------------------- scoring
@@ -252,7 +215,8 @@ def score(
         query_vecs = encode(model, distinct_queries, "query", label="encode queries", **settings)
         doc_vecs = encode(model, distinct_docs, "doc", label="encode documents", **settings)
         return dot_rows(query_vecs, query_rows, doc_vecs, doc_rows)
-    return _score_late(model, distinct_queries, query_rows, distinct_docs, doc_rows, **settings)
+    late = _score_joined if model.architecture == "prettr" else _score_late
+    return late(model, distinct_queries, query_rows, distinct_docs, doc_rows, **settings)
 
 
 def _score_pairs(model: CrossEncoder, queries: Sequence[str], docs: Sequence[str], **settings: Any) -> Floats:
@@ -276,22 +240,15 @@ def _score_pairs(model: CrossEncoder, queries: Sequence[str], docs: Sequence[str
 
 
 def _score_late(
-    model: ColBert,
-    queries: list[str],
-    query_rows: npt.NDArray[np.int64],
-    docs: list[str],
-    doc_rows: npt.NDArray[np.int64],
-    **settings: Any,
+    model: ColBert | Tk, queries: list[str], query_rows: Rows, docs: list[str], doc_rows: Rows, **settings: Any
 ) -> Floats:
-    """MaxSim of pairs; token vectors of documents are held for some queries at a time, within COLBERT_BYTES."""
+    """Scores of pairs from token vectors, which are held for some queries' documents at a time, within LATE_BYTES."""
     import torch
-
-    from pyserini_kd.models.colbert import max_sim
 
     query_vecs = token_vectors(model, queries, "query", label="encode queries", **settings)
     scores = np.zeros(len(query_rows), dtype=np.float32)
     by_query = np.argsort(query_rows, kind="stable")
-    limit = max(1, COLBERT_BYTES // (4 * model.settings.max_doc_len * int(model.encoder.config.hidden_size)))
+    limit = max(1, LATE_BYTES // (4 * model.settings.max_doc_len * model.width))
     for chunk in _chunks(by_query, doc_rows, limit):
         needed = sorted(set(doc_rows[chunk].tolist()))
         place = {doc: i for i, doc in enumerate(needed)}
@@ -303,7 +260,36 @@ def _score_late(
                 padded = torch.nn.utils.rnn.pad_sequence(some, batch_first=True)
                 lengths = torch.tensor([len(vectors) for vectors in some])
                 mask = torch.arange(padded.shape[1])[None, :] < lengths[:, None]
-                scores[pairs] = max_sim(query_vecs[query_rows[pairs[0]]], padded, mask).numpy()
+                query = query_vecs[query_rows[pairs[0]]][None]
+                scores[pairs] = model.late_scores(query, torch.ones(query.shape[:2]), padded, mask)[0].numpy()
+    return scores
+
+
+def _score_joined(
+    model: PreTtr,
+    queries: list[str],
+    query_rows: Rows,
+    docs: list[str],
+    doc_rows: Rows,
+    *,
+    precision: str,
+    batch_size: int | None,
+) -> Floats:
+    """Scores of pairs by a PreTTR, in batches of like document length; its lower layers run once a text of a batch."""
+    scores = np.zeros(len(query_rows), dtype=np.float32)
+    lengths = np.array([min(len(docs[row]) // 4, model.settings.max_doc_len) + model.offset for row in doc_rows.tolist()])
+    with running(model, precision) as device, tqdm(total=len(scores), desc="score pairs", unit=" pairs", disable=None) as bar:
+        for pairs in batches(lengths.tolist(), batch_size):
+            some_queries, q = np.unique(query_rows[pairs], return_inverse=True)
+            some_docs, d = np.unique(doc_rows[pairs], return_inverse=True)
+            batch = model.pair_batch(
+                [queries[row] for row in some_queries.tolist()],
+                [docs[row] for row in some_docs.tolist()],
+                list(zip(q.tolist(), d.tolist(), strict=True)),
+            )
+            batch = {name: tensor.to(device) for name, tensor in batch.items()}
+            scores[pairs] = model.pair_scores(batch).cpu().numpy()
+            bar.update(len(pairs))
     return scores
 
 
@@ -321,17 +307,17 @@ def _chunks(
     yield by_query[start:]
 
 
-def token_vectors(model: ColBert, texts: Sequence[str], kind: str, *, label: str, **settings: Any) -> list[torch.Tensor]:
+def token_vectors(model: ColBert | Tk, texts: Sequence[str], kind: str, *, label: str, **settings: Any) -> list[torch.Tensor]:
     """Token vectors of each text: float32 (T, H), padding left out."""
-    max_len, prefix = _side(model, kind)
-    records, _ = tokenize(model.tokenizer, [prefix + text for text in texts], max_len)
+    records, _ = side_records(model, texts, kind)
     found: list[Any] = [None] * len(texts)
 
     def use(rows: list[int], output: torch.Tensor, mask: torch.Tensor) -> None:
         for row, vectors, kept in zip(rows, output, mask, strict=True):
             found[row] = vectors[: int(kept.sum())].clone()
 
-    run_batches(model, records, use, label=label, **settings)
+    extra: dict[str, Any] = {"kind": kind} if model.architecture == "tk" else {}
+    run_batches(model, records, use, label=label, **settings, **extra)
     return found
 
 

@@ -4,10 +4,14 @@ Every loss sees groups: one query and G documents. B groups in a batch; scores f
 relevant and 0 for not; mask bool (B, G), false where a group is shorter than the longest one. A triple (query, positive,
 negative) is a group of two. Pairwise losses run over all (positive, negative) pairs of a group, so that n-way groups and
 triples are the same code. Everything is computed in float32, whatever the model's precision.
+
+A cross-encoder here has one logit z. A head with two classes and logits z0, z1 is the same ranker with z = z1 - z0: its
+softmax is (1 - sigmoid(z), sigmoid(z)).
 """
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 
 import torch
@@ -41,6 +45,13 @@ def _needs_teacher(teacher: Tensor | None) -> Tensor:
     return teacher
 
 
+def _same_shape(student: Tensor, teacher: Tensor | None) -> Tensor:
+    teacher = _needs_teacher(teacher)
+    if teacher.shape != student.shape:
+        raise ValueError(f"teacher scores {tuple(teacher.shape)} must have the student's shape {tuple(student.shape)}")
+    return teacher
+
+
 def margin_mse(student: Tensor, teacher: Tensor | None, labels: Tensor, mask: Tensor) -> Tensor:
     """Mean squared difference of student and teacher margins.
 
@@ -66,6 +77,29 @@ def ranknet(student: Tensor, teacher: Tensor | None, labels: Tensor, mask: Tenso
     return F.softplus(-student_margin).mean()
 
 
+def hinge(student: Tensor, teacher: Tensor | None, labels: Tensor, mask: Tensor) -> Tensor:
+    """Hinge loss of the student's margins, max(0, 1 - margin); no teacher.
+
+    >>> s = torch.tensor([[1.5, 1.0]])
+    >>> float(hinge(s, None, torch.tensor([[1, 0]]), torch.ones(1, 2, dtype=torch.bool)))  # 1 - 0.5
+    0.5
+    """
+    student_margin, _ = margins(student, None, labels, mask)
+    return F.relu(1.0 - student_margin).mean()
+
+
+def bce(student: Tensor, teacher: Tensor | None, labels: Tensor, mask: Tensor) -> Tensor:
+    """Binary cross-entropy of each document's label; no teacher.
+
+    Equal to the cross-entropy of a two-class head: the hard-label term of Chen et al. 2021, arXiv 2009.07531.
+
+    >>> s = torch.tensor([[0.0, 0.0]])
+    >>> round(float(bce(s, None, torch.tensor([[1, 0]]), torch.ones(1, 2, dtype=torch.bool))), 4)  # log 2
+    0.6931
+    """
+    return F.binary_cross_entropy_with_logits(student.float()[mask], (labels > 0).float()[mask])
+
+
 def weighted_ranknet(student: Tensor, teacher: Tensor | None, labels: Tensor, mask: Tensor) -> Tensor:
     """RankNet weighted by the teacher's margin, which is not clamped: negative where the teacher disagrees with the label.
 
@@ -75,12 +109,36 @@ def weighted_ranknet(student: Tensor, teacher: Tensor | None, labels: Tensor, ma
     return (teacher_margin * F.softplus(-student_margin)).mean()
 
 
+def soft_ranknet(student: Tensor, teacher: Tensor | None, labels: Tensor, mask: Tensor, temperature: float = 1.0) -> Tensor:
+    """RankNet on the teacher's preferences: cross-entropy of sigmoid(student margin) and sigmoid(teacher margin / temperature).
+
+    >>> s, t = torch.tensor([[0.0, 0.0]]), torch.tensor([[9.0, 4.0]])
+    >>> round(float(soft_ranknet(s, t, torch.tensor([[1, 0]]), torch.ones(1, 2, dtype=torch.bool))), 4)  # log 2
+    0.6931
+    """
+    student_margin, teacher_margin = margins(student, _needs_teacher(teacher), labels, mask)
+    return F.binary_cross_entropy_with_logits(student_margin, torch.sigmoid(teacher_margin / temperature))
+
+
 def pointwise_mse(student: Tensor, teacher: Tensor | None, labels: Tensor, mask: Tensor) -> Tensor:
     """Mean squared difference of raw scores, over all documents of all groups. Hofstätter et al. 2020, the loss ablation."""
-    teacher = _needs_teacher(teacher)
-    if teacher.shape != student.shape:
-        raise ValueError(f"teacher scores {tuple(teacher.shape)} must have the student's shape {tuple(student.shape)}")
+    teacher = _same_shape(student, teacher)
     return F.mse_loss(student.float()[mask], teacher.float()[mask])
+
+
+def soft_ce(student: Tensor, teacher: Tensor | None, labels: Tensor, mask: Tensor, temperature: float = 1.0) -> Tensor:
+    """Soft cross-entropy of two classes, as TinyBERT distils its prediction layer: half of BCE on the teacher's probability.
+
+    Both sides are divided by the temperature; there is no factor temperature squared. The published code averages over
+    examples and the two classes, hence the half. Jiao et al. 2020, arXiv 1909.10351; Chen et al. 2021, arXiv 2009.07531.
+
+    >>> s, t = torch.tensor([[0.0, 0.0]]), torch.tensor([[9.0, -4.0]])
+    >>> round(float(soft_ce(s, t, torch.tensor([[1, 0]]), torch.ones(1, 2, dtype=torch.bool))), 4)  # log 2 / 2
+    0.3466
+    """
+    teacher = _same_shape(student, teacher)
+    target = torch.sigmoid(teacher.float()[mask] / temperature)
+    return F.binary_cross_entropy_with_logits(student.float()[mask] / temperature, target) / 2
 
 
 def listwise_ce(student: Tensor, teacher: Tensor | None, labels: Tensor, mask: Tensor) -> Tensor:
@@ -94,19 +152,49 @@ def listwise_ce(student: Tensor, teacher: Tensor | None, labels: Tensor, mask: T
     return (torch.logaddexp(scores, rest) - scores)[positive].mean()
 
 
-def listwise_kl(student: Tensor, teacher: Tensor | None, labels: Tensor, mask: Tensor) -> Tensor:
-    """KL divergence of the student's softmax over a group from the teacher's; mean over groups."""
-    teacher = _needs_teacher(teacher)
+def listnet(student: Tensor, teacher: Tensor | None, labels: Tensor, mask: Tensor) -> Tensor:
+    """ListNet, top one: cross-entropy of the softmax of the labels and the student's softmax over a group; no teacher.
+
+    Mean over groups. Cao et al. 2007. `listwise_kl` is the same with the teacher's scores for the labels, less a constant.
+
+    >>> s = torch.tensor([[0.0, 0.0]])
+    >>> round(float(listnet(s, None, torch.tensor([[1, 0]]), torch.ones(1, 2, dtype=torch.bool))), 4)  # log 2
+    0.6931
+    """
     log_p = F.log_softmax(student.float().masked_fill(~mask, -1e9), dim=1)
-    log_t = F.log_softmax(teacher.float().masked_fill(~mask, -1e9), dim=1)
+    target = F.softmax(labels.float().masked_fill(~mask, -1e9), dim=1)
+    return -(target * log_p).sum(dim=1).mean()
+
+
+def listwise_kl(student: Tensor, teacher: Tensor | None, labels: Tensor, mask: Tensor, temperature: float = 1.0) -> Tensor:
+    """KL divergence of the student's softmax over a group from the teacher's, both at the temperature; mean over groups."""
+    teacher = _same_shape(student, teacher)
+    log_p = F.log_softmax((student.float() / temperature).masked_fill(~mask, -1e9), dim=1)
+    log_t = F.log_softmax((teacher.float() / temperature).masked_fill(~mask, -1e9), dim=1)
     return F.kl_div(log_p, log_t, reduction="batchmean", log_target=True)
 
 
 LOSSES: dict[str, Loss] = {
-    "margin_mse": margin_mse,
     "ranknet": ranknet,
-    "weighted_ranknet": weighted_ranknet,
-    "pointwise_mse": pointwise_mse,
+    "hinge": hinge,
+    "bce": bce,
     "listwise_ce": listwise_ce,
+    "listnet": listnet,
+    "margin_mse": margin_mse,
+    "weighted_ranknet": weighted_ranknet,
+    "soft_ranknet": soft_ranknet,
+    "pointwise_mse": pointwise_mse,
+    "soft_ce": soft_ce,
     "listwise_kl": listwise_kl,
 }
+TEMPERED: dict[str, Callable[..., Tensor]] = {
+    "soft_ranknet": soft_ranknet,
+    "soft_ce": soft_ce,
+    "listwise_kl": listwise_kl,
+}
+"""The losses that take a temperature."""
+
+
+def loss(name: str, temperature: float = 1.0) -> Loss:
+    """The loss of that name, at that temperature where it takes one."""
+    return functools.partial(TEMPERED[name], temperature=temperature) if name in TEMPERED else LOSSES[name]

@@ -17,7 +17,7 @@ import click
 import numpy as np
 from tqdm import tqdm
 
-from pyserini_kd import inference, sources
+from pyserini_kd import inference, passages, sources
 from pyserini_kd.cli import Runs, command
 from pyserini_kd.data import Doc, Qrels, Query, id_hash, numbered_lines
 from pyserini_kd.files import InputError, atomic_file, refuse_existing, require_file
@@ -169,6 +169,8 @@ def _triple(line: str, where: str, number: int) -> Group:
     name="mine",
     example="pyserini-kd mine --collection docs.jsonl --topics train.tsv --qrels train.txt --index indexes/docs.bm25 "
     "--output candidates.jsonl",
+    epilog="With --segment, every passage of a positive document is a positive, and --index or --runs hold passages cut in the "
+    "same way (`index --segment`); `teach --segment` scores them.",
 )
 @click.option("--collection", required=True, help="Collection: a path, ir_datasets:<id> or pydocs.")
 @click.option("--topics", required=True, help="Training topics: a file, ir_datasets:<id> or pydocs:train.")
@@ -178,6 +180,7 @@ def _triple(line: str, where: str, number: int) -> Group:
 @click.option("--depth", default=100, type=click.IntRange(1), help="How deep negatives may lie.")
 @click.option("--negatives", default=1, type=click.IntRange(0), help="Hard negatives a query.")
 @click.option("--shared", default=0, type=click.IntRange(0), help="Queries a block that share their documents.")
+@click.option("--segment", metavar="WORDS:STRIDE", help="Candidates are passages `docid#n` of so many words, e.g. 150:75.")
 @click.option("--seed", default=42, type=click.IntRange(0), help="Seed of the sampling.")
 @click.option("--output", required=True, type=click.Path(path_type=Path), help="Groups (.jsonl) or triples (.tsv).")
 @click.option("--overwrite", is_flag=True, help="Replace the output if it exists.")
@@ -190,6 +193,7 @@ def main(
     depth: int,
     negatives: int,
     shared: int,
+    segment: str | None,
     seed: int,
     output: Path,
     overwrite: bool,
@@ -201,6 +205,10 @@ def main(
     if negatives and not (index or runs):
         raise InputError("hard negatives need --index or --runs (or --negatives 0 with --shared)")
     queries, judged = sources.topics(topics), sources.qrels(qrels)
+    docs = sources.collection(collection)
+    if segment:
+        judged = passages.segment_qrels(judged, passages.segment(docs, segment))
+        docs = passages.segment(sources.collection(collection), segment)
     found = [Run.read(run) for run in runs]
     if index:
         from pyserini_kd import lucene
@@ -211,7 +219,7 @@ def main(
         queries,
         judged,
         found,
-        sources.collection(collection),
+        docs,
         depth=depth,
         negatives=negatives,
         shared=shared,

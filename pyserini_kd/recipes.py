@@ -1,36 +1,86 @@
-"""The papers' training procedures as data: which losses with which weights, which labels, which defaults."""
+"""The papers' training procedures as data: stages, and for each its losses with their weights, and its defaults."""
 
 from __future__ import annotations
 
+import dataclasses
+import math
+from collections.abc import Sequence
 from typing import NamedTuple
 
 from pyserini_kd.files import InputError
 
-SOFT_LOSSES = frozenset({"margin_mse", "weighted_ranknet", "pointwise_mse", "listwise_kl"})
-"""The losses that need teacher scores."""
+HARD_LOSSES = ("ranknet", "hinge", "bce", "listwise_ce", "listnet", "in_batch")
+"""On labels alone. `in_batch`: `listwise_ce` over all documents of the batch, for BERT_DOT."""
+SOFT_LOSSES = ("margin_mse", "weighted_ranknet", "soft_ranknet", "pointwise_mse", "soft_ce", "listwise_kl")
+"""On teacher scores: from a score file, or from a live teacher."""
+LAYER_LOSSES = ("hidden", "attention")
+"""On the layers of a live teacher, for cross-encoders."""
+LOSSES = (*HARD_LOSSES, *SOFT_LOSSES, *LAYER_LOSSES)
 
 
-class Recipe(NamedTuple):
-    """One procedure; every default can be overridden on the command line."""
+class Stage(NamedTuple):
+    """One training run of a procedure; every default can be overridden on the command line, for all stages at once."""
+
+    name: str
+    losses: dict[str, float]
+    text: bool = False  # on the plain text of the collection, with a language model for a teacher; else on candidates
+    lr: float = 1e-4
+    epochs: float = 1.0
+    warmup: float = 0.1  # share of the steps
+    schedule: str = "linear"  # after the warm-up: linear to zero, or constant
+    weight_decay: float = 0.0
+    match_scale: bool = False  # scale a bert_dot's vectors at the start so that its mean margin is the teacher's
+
+    @property
+    def needs_scores(self) -> bool:
+        """Whether the stage needs teacher scores."""
+        return any(loss in SOFT_LOSSES for loss in self.losses)
+
+    @property
+    def needs_layers(self) -> bool:
+        """Whether the stage needs a live teacher's layers."""
+        return any(loss in LAYER_LOSSES for loss in self.losses)
+
+
+@dataclasses.dataclass(frozen=True)
+class Recipe:
+    """One procedure: where it comes from, what its student starts from, and its stages, one after the other."""
 
     name: str
     source: str
     what: str
-    losses: dict[str, float]
-    lr: float = 1e-4
-    epochs: float = 1.0
-    warmup: float = 0.1
+    stages: tuple[Stage, ...]
+    start: str = "any checkpoint"
+    student: str = "bert_dot"  # the architecture where none is asked for
     score_scale: float = 1.0  # student scores are multiplied by this before the loss
-    l2_norm: bool | None = None  # None: as the starting checkpoint (bert_dot students of the papers: False)
-    match_scale: bool = False  # scale the student's vectors at the start so that its mean margin is the teacher's
+    l2_norm: bool | None = None  # None: as the starting checkpoint (students of the papers: False)
+    distilled_start: bool = True  # whether the student may start from a distilled language model
 
-    @property
-    def needs_scores(self) -> bool:
-        """Whether a teacher-score file is part of the procedure."""
-        return any(loss in SOFT_LOSSES for loss in self.losses)
+    def describe(self) -> str:
+        """What `train --list` prints."""
+        lines = [f"{self.name:22} {self.what}", f"{'':22} {self.source}"]
+        lines.append(f"{'':22} student: {self.student} by default; starts from {self.start}")
+        for number, stage in enumerate(self.stages, start=1):
+            losses = " + ".join(name if weight == 1 else f"{weight:g} {name}" for name, weight in stage.losses.items())
+            where = "plain text" if stage.text else "candidates"
+            lines.append(
+                f"{'':22} stage {number}, {stage.name}: {losses}; on {where}; lr {stage.lr:g}, {stage.epochs:g} epochs, "
+                f"warm-up {stage.warmup:g}, {stage.schedule}, weight decay {stage.weight_decay:g}"
+            )
+        return "\n".join(lines)
 
 
+UNDERSTANDING = "Gao, Dai and Callan 2020, arXiv 2007.11088"
 CROSS_ARCHITECTURE = "Hofstätter et al. 2020, arXiv 2010.02666"
+SIMPLIFIED = "Chen et al. 2021, arXiv 2009.07531"
+UNIFORM = "Qin et al. 2023, arXiv 2302.04112"
+LAYERS = {"hidden": 1.0, "attention": 1.0}
+DISTILLED = "a distilled language model (from lm-distill, or a general TinyBERT)"
+
+# The schedules of TinyBERT's own code; which ones Gao et al. used on MS MARCO is not known
+LM_STAGE = Stage("language model", LAYERS, text=True, lr=5e-5, epochs=3.0)
+LAYER_STAGE = Stage("ranker's layers", LAYERS, lr=5e-5, epochs=10.0, warmup=0.0, schedule="constant", weight_decay=0.01)
+SCORE_STAGE = Stage("ranker's scores", {"soft_ce": 1.0}, lr=3e-5, epochs=3.0, weight_decay=0.01)
 
 RECIPES = {
     recipe.name: recipe
@@ -39,40 +89,102 @@ RECIPES = {
             "margin-mse",
             f"{CROSS_ARCHITECTURE}, section 3",
             "Margin-MSE on teacher scores; triples or n-way groups",
-            {"margin_mse": 1.0},
+            (Stage("scores", {"margin_mse": 1.0}, match_scale=True),),
             l2_norm=False,
-            match_scale=True,
         ),
         Recipe(
             "ranknet",
             f"{CROSS_ARCHITECTURE}, the undistilled baseline",
             "RankNet on labels, no teacher",
-            {"ranknet": 1.0},
+            (Stage("labels", {"ranknet": 1.0}),),
             l2_norm=False,
         ),
         Recipe(
             "weighted-ranknet",
             f"{CROSS_ARCHITECTURE}, loss ablation",
             "RankNet weighted by the teacher's margin",
-            {"weighted_ranknet": 1.0},
+            (Stage("scores", {"weighted_ranknet": 1.0}),),
             l2_norm=False,
         ),
         Recipe(
             "pointwise-mse",
             f"{CROSS_ARCHITECTURE}, loss ablation",
             "MSE on raw teacher scores",
-            {"pointwise_mse": 1.0},
+            (Stage("scores", {"pointwise_mse": 1.0}, match_scale=True),),
             l2_norm=False,
-            match_scale=True,
         ),
         Recipe(
             "contrastive",
             "Karpukhin et al. 2020 (in-batch negatives); makes bi-encoder teachers",
             "softmax over a group's documents on labels, cosine at temperature 1/20",
-            {"listwise_ce": 1.0},
-            lr=5e-5,
+            (Stage("labels", {"listwise_ce": 1.0}, lr=5e-5),),
             score_scale=20.0,
             l2_norm=True,
+        ),
+        Recipe(
+            "ranker-distill",
+            f"{UNDERSTANDING}: Ranker Distill",
+            "TinyBERT distillation from a ranker, without any distillation of the language model",
+            (LAYER_STAGE, SCORE_STAGE),
+            start="random (--init random:4/312) or layers of the teacher; never a distilled language model",
+            student="cross_encoder",
+            distilled_start=False,
+        ),
+        Recipe(
+            "lm-distill",
+            f"{UNDERSTANDING}: the first half of LM Distill; general distillation of TinyBERT",
+            "a small language model from a large one on plain text; writes an encoder, not a ranker",
+            (LM_STAGE,),
+            start="random (--init random:4/312) or layers of the --lm-teacher",
+            student="cross_encoder",
+        ),
+        Recipe(
+            "lm-distill+ft",
+            f"{UNDERSTANDING}: LM Distill + Fine-Tuning",
+            "distil the language model, then fine-tune it on labels; the ranker teacher is never used",
+            (LM_STAGE, Stage("fine-tuning", {"bce": 1.0}, lr=3e-5, epochs=3.0, weight_decay=0.01)),
+            start="random or layers of the --lm-teacher; with --start-stage 2, " + DISTILLED,
+            student="cross_encoder",
+        ),
+        Recipe(
+            "lm+ranker-distill",
+            f"{UNDERSTANDING}: LM Distill + Ranker Distill",
+            "distil the language model, then the ranker",
+            (LM_STAGE, LAYER_STAGE, SCORE_STAGE),
+            start="random or layers of the --lm-teacher; with --start-stage 2, " + DISTILLED,
+            student="cross_encoder",
+        ),
+        Recipe(
+            "tinybert",
+            f"Jiao et al. 2020, arXiv 1909.10351; the baseline TinyBERT of {SIMPLIFIED}",
+            "TinyBERT: the ranker's layers first, its scores afterwards; no labels",
+            (LAYER_STAGE, SCORE_STAGE),
+            start=DISTILLED,
+            student="cross_encoder",
+        ),
+        Recipe(
+            "simplified-tinybert",
+            f"{SIMPLIFIED}: Simplified TinyBERT",
+            "TinyBERT's two stages merged, with hard labels; all weights 1",
+            (Stage("all", {**LAYERS, "soft_ce": 1.0, "bce": 1.0}, lr=5e-5, epochs=2.0, weight_decay=0.01),),
+            start=DISTILLED,
+            student="cross_encoder",
+        ),
+        Recipe(
+            "standard-kd",
+            f"{SIMPLIFIED}: the baseline Standard KD",
+            "half soft cross-entropy with the teacher, half cross-entropy with the labels",
+            (Stage("scores", {"soft_ce": 0.5, "bce": 0.5}, lr=5e-5, epochs=2.0, weight_decay=0.01),),
+            start=DISTILLED,
+            student="cross_encoder",
+        ),
+        Recipe(
+            "uniform",
+            f"{UNIFORM}: its losses, each to be switched with --loss NAME=WEIGHT",
+            "hard and soft pairwise losses, no layers; a start for the study's grid",
+            (Stage("all", {"ranknet": 1.0, "margin_mse": 1.0}, lr=5e-5),),
+            start="a small pretrained cross-encoder or language model",
+            student="cross_encoder",
         ),
     )
 }
@@ -83,3 +195,57 @@ def get(name: str) -> Recipe:
     if name not in RECIPES:
         raise InputError(f"unknown recipe {name!r}; expected one of {', '.join(RECIPES)}")
     return RECIPES[name]
+
+
+def with_losses(recipe: Recipe, changes: Sequence[str]) -> Recipe:
+    """The recipe with `NAME=WEIGHT` changes; weight 0 or `none` drops a loss, `none` alone drops all that were there before.
+
+    A change applies to each stage that has the loss; a loss that no stage has joins the last one. A stage without losses goes.
+
+    >>> with_losses(get("standard-kd"), ["bce=none", "ranknet=2"]).stages[0].losses
+    {'soft_ce': 0.5, 'ranknet': 2.0}
+    """
+    losses = [dict(stage.losses) for stage in recipe.stages]
+    for change in changes:
+        if change == "none":
+            losses = [{} for _ in losses]
+            continue
+        name, weight = _parse(change)
+        places = [own for own in losses if name in own] or losses[-1:]
+        for own in places:
+            own[name] = weight
+    kept = [{name: weight for name, weight in own.items() if weight} for own in losses]
+    stages = tuple(stage._replace(losses=own) for stage, own in zip(recipe.stages, kept, strict=True) if own)
+    if not stages:
+        raise InputError(f"no loss is left of recipe {recipe.name}; add one with --loss NAME=WEIGHT")
+    for stage in stages:
+        foreign = [name for name in stage.losses if stage.text and name not in LAYER_LOSSES]
+        if foreign:
+            raise InputError(f"--loss {foreign[0]}: plain text can only be distilled by {' and '.join(LAYER_LOSSES)}")
+    return dataclasses.replace(recipe, stages=stages)
+
+
+def _parse(change: str) -> tuple[str, float]:
+    name, equals, text = change.partition("=")
+    if name not in LOSSES:
+        raise InputError(f"--loss {change}: unknown loss {name!r}; expected one of {', '.join(LOSSES)}")
+    try:
+        weight = 0.0 if text == "none" else float(text)
+    except ValueError:
+        weight = math.nan
+    if not equals or not math.isfinite(weight) or weight < 0:
+        raise InputError(f"--loss {change}: expected {name}=WEIGHT, a number from 0, or {name}=none")
+    return name, weight
+
+
+def check_student(recipe: Recipe, architecture: str) -> None:
+    """InputError where a student of this architecture cannot be trained so; says which recipes are for it."""
+    needs = {loss: "cross_encoder" for loss in LAYER_LOSSES} | {"in_batch": "bert_dot"}
+    for stage in recipe.stages:
+        for loss in stage.losses:
+            if needs.get(loss, architecture) != architecture:
+                fit = [r.name for r in RECIPES.values() if not any(stage.needs_layers for stage in r.stages)]
+                raise InputError(
+                    f"recipe {recipe.name} with the loss {loss} is for a {needs[loss]} student, not a {architecture}; "
+                    f"for every student: {', '.join(fit)}"
+                )

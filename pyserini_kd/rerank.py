@@ -11,7 +11,7 @@ from typing import Any
 import click
 import numpy as np
 
-from pyserini_kd import inference, lucene, sources
+from pyserini_kd import inference, lucene, passages, sources, token_index
 from pyserini_kd.cli import command
 from pyserini_kd.data import Doc, Query
 from pyserini_kd.files import InputError, refuse_existing_run, write_record
@@ -28,9 +28,11 @@ def rerank(
     run: Run,
     model: Any,
     queries: Sequence[Query],
-    fetch: Fetch,
+    fetch: Fetch | token_index.TokenIndex,
     *,
     depth: int = 100,
+    segment: str | None = None,
+    aggregate: str = "maxp",
     precision: str = "auto",
     batch_size: int | None = None,
     tag: str = "rerank",
@@ -41,8 +43,10 @@ def rerank(
         run: a first-stage run.
         model: any checkpoint of ours (cross-encoder, BERT_DOT, ColBERT).
         queries: texts of the run's queries.
-        fetch: gives the documents for ids, in the order asked.
+        fetch: gives the documents for ids, in the order asked; or holds their representations, stored by this model.
         depth: documents rescored a query.
+        segment: `WORDS:STRIDE` cuts documents into passages, each scored with the query; None takes documents whole.
+        aggregate: how passages' scores become their document's: maxp, firstp, sump or avgp.
         precision: arithmetic, as in `inference`.
         batch_size: pairs (or texts) a batch; by token budget where None.
         tag: the new run's tag.
@@ -53,8 +57,18 @@ def rerank(
         raise InputError(f"{len(missing)} queries of the run are not among the topics, e.g. {missing[0]}")
     top = run.top(depth)
     wanted = list(dict.fromkeys(doc_id for hits in top.values() for doc_id in hits.doc_ids))
-    contents = {doc.doc_id: doc.contents for doc in fetch(wanted)}
-    pairs = [(query_id, doc_id) for query_id, hits in top.items() for doc_id in hits.doc_ids]
+    if isinstance(fetch, token_index.TokenIndex):
+        if segment:
+            raise InputError("--segment needs texts; stored token states are of whole documents")
+        pairs = [(texts[query_id], doc_id) for query_id, hits in top.items() for doc_id in hits.doc_ids]
+        stored = token_index.score(fetch, model, [q for q, _ in pairs], [d for _, d in pairs], precision=precision,
+                                   batch_size=batch_size)  # fmt: skip
+        cuts = np.split(stored, np.cumsum([len(hits.doc_ids) for hits in top.values()])[:-1]) if pairs else [stored] * len(top)
+        return Run.from_hits(tag, ((q, hits.doc_ids, s) for (q, hits), s in zip(top.items(), cuts, strict=True)))
+    parts = {doc.doc_id: list(passages.segment([doc], segment)) if segment else [doc] for doc in fetch(wanted)}
+    contents = {part.doc_id: part.contents for found in parts.values() for part in found}
+    candidates = {q: [part.doc_id for doc_id in hits.doc_ids for part in parts[doc_id]] for q, hits in top.items()}
+    pairs = [(query_id, doc_id) for query_id, doc_ids in candidates.items() for doc_id in doc_ids]
     scores = inference.score(
         model,
         [texts[query_id] for query_id, _ in pairs],
@@ -64,9 +78,10 @@ def rerank(
     )
     if not pairs:
         return Run.from_hits(tag, ((query_id, [], []) for query_id in top))
-    ends = np.cumsum([len(hits.doc_ids) for hits in top.values()])
+    ends = np.cumsum([len(doc_ids) for doc_ids in candidates.values()])
     pieces = np.split(scores, ends[:-1])
-    return Run.from_hits(tag, ((q, hits.doc_ids, s) for (q, hits), s in zip(top.items(), pieces, strict=True)))
+    rescored = Run.from_hits(tag, ((q, ids, s) for (q, ids), s in zip(candidates.items(), pieces, strict=True)))
+    return passages.aggregate(rescored, aggregate) if segment else rescored
 
 
 def fetch_from(source: str | Iterable[Doc]) -> Fetch:
@@ -107,6 +122,8 @@ def _is_collection(source: str) -> bool:
 @click.option("--index", help="Texts from an index instead (Lucene, prebuilt name, or a dense index of ours).")
 @click.option("--topics", required=True, help="Topics of the run: a file, ir_datasets:<id>, pydocs:SPLIT, a Pyserini set.")
 @click.option("--depth", default=100, type=click.IntRange(1), help="Documents rescored a query; the others are dropped.")
+@click.option("--segment", metavar="WORDS:STRIDE", help="Cut documents into passages of so many words, e.g. 150:75.")
+@click.option("--aggregate", type=click.Choice(list(passages.AGGREGATES)), help="With --segment  [default: maxp]")
 @click.option("--output", required=True, type=click.Path(path_type=Path), help="Run to write.")
 @click.option("--output-format", default="trec", type=click.Choice(["trec", "msmarco"]), help="Run format.")
 @click.option("--runtag", help="[default: the checkpoint's name]")
@@ -122,6 +139,8 @@ def main(
     index: str | None,
     topics: str,
     depth: int,
+    segment: str | None,
+    aggregate: str | None,
     output: Path,
     output_format: str,
     runtag: str | None,
@@ -136,15 +155,31 @@ def main(
     started = time.monotonic()
     if (collection is None) == (index is None):
         raise InputError("say where the texts are: --collection or --index (one of them)")
+    if segment:
+        passages.parse(segment)
+    elif aggregate:
+        raise InputError("--aggregate brings passages back as documents: it needs --segment")
     run = Run.read(run_path)
     queries = sources.topics(topics)
-    model = checkpoints.load(encoder, max_doc_len=max_length).to(inference.check_device(device))
+    stored_for = token_index.architecture_in(index) if index else None
+    fetch: Fetch | token_index.TokenIndex
+    if index and stored_for:
+        if segment:
+            raise InputError(f"{index} holds representations, no texts to cut; give --segment to `index --for` instead")
+        model = token_index.load_model(encoder, stored_for, max_doc_len=max_length)
+        fetch = token_index.TokenIndex.load(index)
+        token_index.check_encoder(fetch, model, checkpoints.resolve(encoder))
+    else:
+        model, fetch = checkpoints.load(encoder, max_doc_len=max_length), fetch_from(collection or index or "")
+    model = model.to(inference.check_device(device))
     reranked = rerank(
         run,
         model,
         queries,
-        fetch_from(collection or index or ""),
+        fetch,
         depth=depth,
+        segment=segment,
+        aggregate=aggregate or "maxp",
         precision=precision,
         batch_size=batch_size,
         tag=runtag or checkpoints.resolve(encoder).name,
@@ -153,6 +188,7 @@ def main(
     sha256 = checkpoints.fingerprint(checkpoints.resolve(encoder))
     config: dict[str, Any] = {"run": str(run_path), "encoder": encoder, "sha256": sha256}
     config |= {"depth": depth, "topics": topics, "precision": inference.choose_precision(precision, device)}
+    config |= {"segment": segment, "aggregate": aggregate or "maxp"} if segment else {}
     write_record(output, config=config, seconds=round(time.monotonic() - started, 2))
     click.echo(f"{output}: {len(reranked)} queries, {reranked.n_hits} lines")
 

@@ -108,7 +108,8 @@ class Run(Mapping[str, Hits]):
     def read(cls, path: str | Path) -> Run:
         """Read a TREC run (six columns) or an MS MARCO run (`qid docid rank`, scored 1/rank).
 
-        Documents are put in canonical order by score; the file's rank column is not trusted.
+        Documents are put in canonical order by score; the file's rank column is not trusted. ir_metadata at the top is
+        passed over.
 
         Raises:
             InputError: missing or empty file; a malformed line, a duplicate document or a score that is not finite (with
@@ -124,13 +125,19 @@ class Run(Mapping[str, Hits]):
         except InputError:
             return _read_slowly(path)
 
-    def write(self, path: str | Path, *, output_format: str = "trec", overwrite: bool = False) -> None:
-        """Write the run atomically: `trec` (scores with 9 significant digits) or `msmarco` (`qid docid rank`)."""
+    def write(
+        self, path: str | Path, *, output_format: str = "trec", overwrite: bool = False, comments: Iterable[str] = ()
+    ) -> None:
+        """Write the run atomically: `trec` (scores with 9 significant digits) or `msmarco` (`qid docid rank`).
+
+        Comments (ir_metadata) are written at the top, each behind `# `; trec_eval does not know such lines.
+        """
         if len(self.tag.split()) != 1:
             raise InputError(f"a run's tag must be one word without blanks, found {self.tag!r}")
         if output_format not in ("trec", "msmarco"):
             raise InputError(f"output format must be trec or msmarco, not {output_format!r}")
         with atomic_file(path, overwrite=overwrite) as out:
+            out.writelines(f"# {line}\n" for line in comments)
             for query_id, (doc_ids, scores) in self._hits.items():
                 if output_format == "trec":
                     lines = [
@@ -216,7 +223,7 @@ def _read_fast(path: Path) -> tuple[npt.NDArray[np.int64], list[str], list[str],
     try:
         table = pyarrow.csv.read_csv(
             path,
-            read_options=pyarrow.csv.ReadOptions(column_names=columns, block_size=1 << 24),
+            read_options=pyarrow.csv.ReadOptions(column_names=columns, block_size=1 << 24, skip_rows=_header(path)),
             parse_options=pyarrow.csv.ParseOptions(delimiter=" ", quote_char=False),
             convert_options=pyarrow.csv.ConvertOptions(
                 column_types=dict.fromkeys(columns, pa.dictionary(pa.int32(), pa.string()))
@@ -259,14 +266,25 @@ def _by_query(
         yield names[codes[start]], doc_ids[start:end], floats[start:end]
 
 
+def _header(path: Path) -> int:
+    """Number of lines that ir_metadata take at the top of a run."""
+    with open(path, "rb") as lines:
+        if next(lines, b"").rstrip() == b"# ir_metadata.start":
+            for number, line in enumerate(lines, start=2):
+                if line.rstrip() == b"# ir_metadata.end":
+                    return number
+            raise InputError(f"{path}:1: ir_metadata has no `# ir_metadata.end`")
+    return 0
+
+
 def _read_slowly(path: Path) -> Run:
     """Read line by line, checking everything; for files that are faulty or unusual."""
     hits: dict[str, dict[str, float]] = {}
-    tag, columns = path.stem, 0
+    tag, columns, header = path.stem, 0, _header(path)
     with open(path, encoding="utf-8-sig") as lines:
         for number, line in enumerate(lines, start=1):
             fields = line.split()
-            if not fields:
+            if not fields or number <= header:
                 continue
             where = f"{path}:{number}"
             columns = columns or len(fields)

@@ -4,23 +4,24 @@ from __future__ import annotations
 
 import dataclasses
 import logging
-import textwrap
+import platform
 import time
 from pathlib import Path
 from typing import Any
 
 import click
 
-from pyserini_kd import inference, sources
+from pyserini_kd import inference, passages, snippet, sources
 from pyserini_kd.cli import command
 from pyserini_kd.data import Qrels, Query
-from pyserini_kd.files import InputError, home, refuse_existing_run, write_record
+from pyserini_kd.files import InputError, command_line, environment, home, refuse_existing_run, write_record
 from pyserini_kd.runs import Run
 
 logger = logging.getLogger(__name__)
 
 MEASURES = ("RR@10", "nDCG@10", "AP", "R@100", "R@1000")
 QUERY_HITS = 10
+STAGES = {"sparse": "BM25", "dense": "dense", "fuse": "fused", "rerank": "reranked"}  # as --explain names them
 FUSION_DEPTH = 1000  # hits of each run that fusion sees, at least
 EMBEDDED = "pydocs"
 
@@ -28,9 +29,9 @@ EMBEDDED = "pydocs"
 ELSEWHERE = {
     "pyserini.search.lucene": (
         ["--impact", "--qld", "--rocchio", "--rocchio-use-negative", "--pretokenized", "--dismax", "--remove-duplicates"]
-        + ["--prcl", "--dense", "--hnsw", "--flat", "--max-passage"],
+        + ["--prcl", "--dense", "--hnsw", "--flat"],
         ["--onnx-encoder", "--language", "--fields", "--tokenizer", "--stopwords", "--topics-format", "--min-idf"]
-        + ["--max-passage-hits", "--max-passage-delimiter", "--dismax.tiebreaker"],
+        + ["--dismax.tiebreaker"],
     ),
     "pyserini.search.faiss": (
         ["--normalize-distances", "--multimodal", "--fp16"],
@@ -49,6 +50,7 @@ class Settings:
     sparse_index: str | None
     topics: str | None
     query: str | None
+    explain: bool
     qrels: str | None
     output: Path | None
     output_format: str
@@ -63,6 +65,9 @@ class Settings:
     rerank: str | None
     depth: int
     remove_query: bool
+    max_passage: bool
+    max_passage_hits: int
+    max_passage_delimiter: str
     batch_size: int | None
     threads: int | None
     device: str
@@ -74,6 +79,7 @@ class Settings:
     query_prefix: str | None
     doc_prefix: str | None
     ignore_encoder_mismatch: bool
+    ir_metadata: bool
     overwrite: bool
 
 
@@ -105,6 +111,7 @@ More: pyserini-kd search --index indexes/docs.student --encoder models/student -
 @click.option("--index", help="Index: a folder, or a Pyserini prebuilt name [default: the embedded one].")
 @click.option("--topics", help="A file, ir_datasets:<id>, a Pyserini topic set [default: pydocs:test].")
 @click.option("--query", help="Search one query typed here and show the hits.")
+@click.option("--explain", is_flag=True, help="With --query: each hit's rank and score in every stage.")
 @click.option("--qrels", help="Print measures at the end: a file, ir_datasets:<id> or pydocs:SPLIT.")
 @click.option("--output", type=click.Path(path_type=Path), help="Run to write [default: under runs/].")
 @click.option("--output-format", default="trec", type=click.Choice(["trec", "msmarco"]), help="Run format.")
@@ -121,6 +128,9 @@ More: pyserini-kd search --index indexes/docs.student --encoder models/student -
 @click.option("--rerank", help="Rerank with this checkpoint.")
 @click.option("--depth", default=100, type=click.IntRange(1), help="Documents reranked a query; the others are dropped.")
 @click.option("--remove-query", is_flag=True, help="Drop the document whose id is the query's.")
+@click.option("--max-passage", is_flag=True, help="Bring passages back as documents, each with its best passage's score.")
+@click.option("--max-passage-hits", default=100, type=click.IntRange(1), help="With --max-passage: documents a query.")
+@click.option("--max-passage-delimiter", default="#", help="What ends the document's id in a passage's.")
 @click.option("--batch-size", "--batch", type=click.IntRange(1), help="Queries a batch [default: by token budget].")
 @click.option("--threads", type=click.IntRange(1), help="[default: all processors]")
 @click.option("--device", default="cpu", help="cpu, cuda or cuda:N.")
@@ -133,6 +143,7 @@ More: pyserini-kd search --index indexes/docs.student --encoder models/student -
 @click.option("--doc-prefix", help="What the index was made with [default: from its manifest].")
 @click.option("--encoder-class", hidden=True, type=click.Choice(["auto"]), expose_value=False)
 @click.option("--ignore-encoder-mismatch", is_flag=True, help="Search an index that another encoder made.")
+@click.option("--ir-metadata", is_flag=True, help="Begin the run with ir_metadata comments (trec_eval does not know them).")
 @click.option("--overwrite", is_flag=True, help="Replace --output if it exists.")
 @_hidden_options
 def main(bm25_flag: bool, hits: int | None, fusion: str | None, **options: Any) -> None:
@@ -144,14 +155,7 @@ def main(bm25_flag: bool, hits: int | None, fusion: str | None, **options: Any) 
         options["encoder"] = "bm25"
     hits = hits or (QUERY_HITS if options["query"] is not None else 1000)
     settings = Settings(hits=hits, fusion=fusion or "rrf", **options)
-    if fusion and not (settings.sparse_index and settings.encoder != "bm25"):
-        raise InputError("--fusion needs a dense --encoder and a --sparse-index")
-    if settings.encoder == "bm25" and (settings.sparse_index or settings.ef_search or settings.pooling):
-        raise InputError("--sparse-index, --ef-search and --pooling are for a dense --encoder")
-    if settings.encoder != "bm25" and not settings.sparse_index and (settings.rm3 or settings.k1 or settings.b):
-        raise InputError("--rm3, --k1 and --b are for --encoder bm25 or a --sparse-index")
-    if settings.query is not None and settings.topics:
-        raise InputError("give --query or --topics, not both")
+    _refuse_contradictions(settings, fusion)
     if settings.output:
         refuse_existing_run(settings.output, settings.overwrite)
     if settings.threads:
@@ -165,12 +169,36 @@ def main(bm25_flag: bool, hits: int | None, fusion: str | None, **options: Any) 
     from pyserini_kd import retrieve
 
     retrieve.warn_blank(queries)
-    run, timing = search(settings, queries)
+    stages: dict[str, Run] | None = {} if settings.explain else None
+    run, timing = search(settings, queries, stages)
     if settings.query is not None:
-        _show(settings, run)
+        _show(settings, run, stages or {})
+        if settings.explain:
+            click.echo(", ".join(f"{name} {value}" for name, value in timing.items()))
         if not settings.output:
             return
     _finish(settings, run, judged, {"seconds": round(time.monotonic() - started, 2), **timing})
+
+
+def _refuse_contradictions(settings: Settings, fusion: str | None) -> None:
+    if fusion and not (settings.sparse_index and settings.encoder != "bm25"):
+        raise InputError("--fusion needs a dense --encoder and a --sparse-index")
+    if settings.encoder == "bm25" and (settings.sparse_index or settings.ef_search or settings.pooling):
+        raise InputError("--sparse-index, --ef-search and --pooling are for a dense --encoder")
+    if settings.encoder != "bm25" and not settings.sparse_index and (settings.rm3 or settings.k1 or settings.b):
+        raise InputError("--rm3, --k1 and --b are for --encoder bm25 or a --sparse-index")
+    if settings.query is not None and settings.topics:
+        raise InputError("give --query or --topics, not both")
+    if settings.explain and settings.query is None:
+        raise InputError("--explain needs a --query")
+    if settings.max_passage and settings.query is not None:
+        raise InputError("--max-passage is for --topics; --query shows passages")
+    if not settings.max_passage and (settings.max_passage_hits != 100 or settings.max_passage_delimiter != "#"):
+        raise InputError("--max-passage-hits and --max-passage-delimiter need --max-passage")
+    if not settings.max_passage_delimiter:
+        raise InputError("--max-passage-delimiter is empty")
+    if settings.ir_metadata and settings.output_format != "trec":
+        raise InputError("--ir-metadata is for --output-format trec")
 
 
 def _with_defaults(settings: Settings) -> Settings:
@@ -216,8 +244,10 @@ def _judged(settings: Settings, queries: list[Query]) -> Qrels | None:
     return judged
 
 
-def search(settings: Settings, queries: list[Query]) -> tuple[Run, dict[str, Any]]:
-    """Retrieve, fuse and rerank as the settings say; the run and the seconds of each stage."""
+def search(
+    settings: Settings, queries: list[Query], stages: dict[str, Run] | None = None
+) -> tuple[Run, dict[str, Any]]:
+    """Retrieve, fuse and rerank as the settings say; the run and the seconds of each stage. `stages` takes their runs."""
     from pyserini_kd import fuse, lucene, rerank
 
     index = settings.index or ""
@@ -227,15 +257,17 @@ def search(settings: Settings, queries: list[Query]) -> tuple[Run, dict[str, Any
     tag = settings.runtag or Path(settings.encoder).name
     timing: dict[str, Any] = {}
 
-    def timed(stage: str, begun: float) -> None:
+    def timed(stage: str, begun: float, result: Run) -> None:
         timing[f"{stage}_seconds"] = round(time.monotonic() - begun, 3)
+        if stages is not None:
+            stages[stage] = result
 
     def sparse(lucene_index: str) -> Run:
         begun = time.monotonic()
         threads = settings.threads or inference.threads()
         bm25: dict[str, Any] = {"k1": settings.k1, "b": settings.b, "rm3": settings.rm3}
         run = lucene.search(lucene_index, queries, hits=settings.hits, threads=threads, tag=tag, **bm25)
-        timed("sparse", begun)
+        timed("sparse", begun, run)
         return run
 
     if settings.encoder == "bm25":
@@ -243,7 +275,7 @@ def search(settings: Settings, queries: list[Query]) -> tuple[Run, dict[str, Any
     else:
         begun = time.monotonic()
         run = _dense(settings, queries, tag)
-        timed("dense", begun)
+        timed("dense", begun, run)
         if settings.sparse_index:
             other = sparse(settings.sparse_index)
             begun = time.monotonic()
@@ -253,14 +285,17 @@ def search(settings: Settings, queries: list[Query]) -> tuple[Run, dict[str, Any
             else:
                 run = fuse.interpolation(other, run, alpha=settings.alpha, k=deep, tag=tag)
                 timing["fusion"] = f"{settings.alpha} * sparse + {1 - settings.alpha:g} * dense, missing = 0"
-            timed("fuse", begun)
+            timed("fuse", begun, run)
     if settings.remove_query:
         run = run.without_query_docs()
     if settings.rerank:
         begun = time.monotonic()
         run = _rerank(settings, run, queries, rerank)
-        timed("rerank", begun)
-    return run.top(hits), timing
+        timed("rerank", begun, run)
+    run = run.top(hits)
+    if settings.max_passage:
+        run = passages.max_passage(run, settings.max_passage_hits, settings.max_passage_delimiter)
+    return run, timing
 
 
 def _dense(settings: Settings, queries: list[Query], tag: str) -> Run:
@@ -317,8 +352,8 @@ def _fetch(settings: Settings) -> Any:
     return rerank.fetch_from(settings.sparse_index) if settings.sparse_index else None
 
 
-def _show(settings: Settings, run: Run) -> None:
-    """Print the hits of one query: rank, score, id, title and the start of the text."""
+def _show(settings: Settings, run: Run, stages: dict[str, Run]) -> None:
+    """Print the hits of one query: rank, score, id, title, the best piece of the text, the query's words bold on a terminal."""
     hits = run["1"]
     fetch = _fetch(settings)
     try:
@@ -326,20 +361,39 @@ def _show(settings: Settings, run: Run) -> None:
     except InputError as error:  # an index without stored texts: ids and scores are still an answer
         logger.warning("no texts to show: %s", error)
         docs = {}
+    wanted = snippet.stems(settings.query or "")
+
+    def bold(text: str) -> str:
+        return snippet.mark(text, wanted, lambda word: click.style(word, bold=True))
+
     for rank, (doc_id, score) in enumerate(zip(hits.doc_ids, hits.scores.tolist(), strict=True), start=1):
         doc = docs.get(doc_id)
-        title = f"  {doc.title}" if doc and doc.title else ""
+        title = f"  {bold(doc.title)}" if doc and doc.title else ""
         click.echo(f"{rank:3}  {score:9.4f}  {doc_id}{title}")
         if doc:
-            click.echo(textwrap.shorten(doc.text, 110, initial_indent=" " * 16, placeholder=" ..."))
+            click.echo(f"{'':16}{bold(snippet.snippet(doc.text, wanted))}")
+        if stages:
+            places = (_place(name, stages[stage], doc_id) for stage, name in STAGES.items() if stage in stages)
+            click.echo(f"{'':16}{'  '.join(places)}")
     if not hits.doc_ids:
         click.echo("no hits")
+
+
+def _place(name: str, stage: Run, doc_id: str) -> str:
+    """Where a stage put a document: `BM25 3 (12.4103)`, or `BM25 -` where it did not find it."""
+    doc_ids, scores = stage["1"]
+    if doc_id not in doc_ids:
+        return f"{name} -"
+    row = doc_ids.index(doc_id)
+    return f"{name} {row + 1} ({scores[row]:.4f})"
 
 
 def _finish(settings: Settings, run: Run, judged: Qrels | None, timing: dict[str, Any]) -> None:
     """Write the run and its record, print measures."""
     output = settings.output or _default_output(settings)
-    run.write(output, output_format=settings.output_format, overwrite=settings.overwrite or settings.output is None)
+    comments = _ir_metadata(settings, run.tag) if settings.ir_metadata else []
+    overwrite = settings.overwrite or settings.output is None
+    run.write(output, output_format=settings.output_format, overwrite=overwrite, comments=comments)
     click.echo(f"{output}: {len(run)} queries, {run.n_hits} lines, {timing['seconds']} s")
     record: dict[str, Any] = {"config": dataclasses.asdict(settings) | {"output": str(output)}, **timing}
     if settings.encoder != "bm25":
@@ -354,6 +408,30 @@ def _finish(settings: Settings, run: Run, judged: Qrels | None, timing: dict[str
         click.echo(evaluate.table(["run", *means], [[run.tag, *means.values()]]))
         record |= {"measures": means, "engine": evaluate.choose_engine(run)}
     write_record(output, **record)
+
+
+def _ir_metadata(settings: Settings, tag: str) -> list[str]:
+    """What is known of the run's making as ir_metadata lines (Breuer, Keller, Schaer 2022; www.ir-metadata.org)."""
+    import yaml
+
+    made = environment()
+    hardware = made["hardware"]
+    cpu = {"model": hardware["cpu"], "architecture": hardware["machine"], "number of cores": hardware["cpus"]}
+    stages = {"index": settings.index, "encoder": settings.encoder}
+    stages |= {"sparse index": settings.sparse_index, "reranker": settings.rerank}
+    metadata = {
+        "tag": tag,
+        "platform": {
+            "hardware": {"cpu": cpu, "ram": f"{hardware.get('memory_gib', 'unknown')} GiB"},
+            "operating system": {"platform": platform.system(), "kernel": platform.release()},
+            "software": {"libraries": {"python": [f"{name} {version}" for name, version in made["versions"].items()]}},
+        },
+        "implementation": {"executable": {"cmd": command_line()}, "source": {"lang": "python", "commit": made.get("commit")}},
+        "method": {"automatic": True, "retrieval": [{"name": tag} | {name: value for name, value in stages.items() if value}]},
+        "data": {"test collection": {"topics": settings.topics, "qrels": settings.qrels}},
+    }
+    text = yaml.safe_dump(metadata, sort_keys=False, allow_unicode=True, width=4096)
+    return ["ir_metadata.start", *text.splitlines(), "ir_metadata.end"]
 
 
 def _default_output(settings: Settings) -> Path:

@@ -6,10 +6,12 @@ A teacher is a checkpoint or a run (BM25's, for one); an ensemble's score is the
 from __future__ import annotations
 
 import collections
+import hashlib
 import json
 import logging
+import shutil
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -17,9 +19,9 @@ import click
 import numpy as np
 import numpy.typing as npt
 
-from pyserini_kd import inference, sources
+from pyserini_kd import evaluate, inference, passages, sources
 from pyserini_kd.cli import Runs, command
-from pyserini_kd.data import Doc, Query, numbered_lines
+from pyserini_kd.data import Doc, Qrels, Query, numbered_lines
 from pyserini_kd.files import InputError, atomic_file, command_line, environment, refuse_existing, require_file, sha256
 from pyserini_kd.index import DenseIndex, check_encoder
 from pyserini_kd.mine import Group, pairs, read_candidates
@@ -27,6 +29,10 @@ from pyserini_kd.models import checkpoints
 from pyserini_kd.runs import Run
 
 logger = logging.getLogger(__name__)
+
+CHECK_DEPTH = 20  # documents of each check query that the ensemble reranks
+CHECK_MEASURES = ("RR@10", "nDCG@10")
+BLOCK = 1 << 16  # pairs scored, and kept against a kill, at a time
 
 Floats = npt.NDArray[np.float32]
 TeacherScores = dict[str, dict[str, float]]
@@ -74,8 +80,11 @@ def score_checkpoint(
     precision: str = "auto",
     batch_size: int | None = None,
     device: str = "cpu",
+    work: Path | None = None,
 ) -> tuple[Floats, dict[str, Any]]:
     """A checkpoint as a teacher: raw scores of pairs and a record of who gave them.
+
+    Scores are written under `work` a block of pairs at a time; a later call for the same texts and settings goes on there.
 
     `index` holds the document vectors of this very checkpoint (BERT_DOT only), so that documents are not encoded again.
     """
@@ -87,7 +96,12 @@ def score_checkpoint(
     texts = [queries[q] for q in query_ids]
     if index is None:
         contents = [docs[d] for d in doc_ids]
-        return inference.score(model, texts, contents, precision=precision, batch_size=batch_size), record
+
+        def score(some: slice) -> Floats:
+            return inference.score(model, texts[some], contents[some], precision=precision, batch_size=batch_size)
+
+        key = hashlib.sha256(json.dumps([record, batch_size, device, texts, contents]).encode()).hexdigest()
+        return _in_blocks(score, len(texts), work / key if work else None), record
     if model.architecture != "bert_dot":
         raise InputError(f"--index holds vectors of a bert_dot; teacher {name} is a {model.architecture}")
     check_encoder(index, model, folder)  # type: ignore[arg-type]
@@ -96,6 +110,21 @@ def score_checkpoint(
     distinct, rows = np.unique(np.array(doc_ids, dtype=object), return_inverse=True)
     doc_vecs = index.vectors(distinct.tolist())
     return inference.dot_rows(query_vecs, np.arange(len(texts)), doc_vecs, rows), record
+
+
+def _in_blocks(score: Callable[[slice], Floats], count: int, work: Path | None) -> Floats:
+    """Scores of `count` pairs, block by block; a block that lies under `work` already is read, not scored again."""
+    blocks = []
+    for number, start in enumerate(range(0, count, BLOCK)):
+        path = work / f"{number:06d}.npy" if work else None
+        if path is not None and path.exists():
+            blocks.append(np.load(path))
+            continue
+        blocks.append(score(slice(start, start + BLOCK)))
+        if path is not None:
+            with atomic_file(path, binary=True) as out:
+                np.save(out, blocks[-1])
+    return np.concatenate(blocks) if blocks else np.empty(0, np.float32)
 
 
 def is_bounded(name: str) -> bool:
@@ -216,16 +245,21 @@ def load_texts(
     example="pyserini-kd teach --candidates candidates.jsonl --collection docs.jsonl --topics train.tsv "
     "--teacher models/teacher --output scores.parquet",
     epilog="A weight follows @: `--teacher models/bi-encoder@40 --teacher-run runs/bm25.txt@0.4`. The ensemble's score is the "
-    "mean of weight x raw score. A teacher with scores in [-1, 1] (cosine) needs a weight.",
+    "mean of weight x raw score. A teacher with scores in [-1, 1] (cosine) needs a weight. A killed `teach` that is started "
+    "again goes on where it was.",
 )
 @click.option("--candidates", required=True, type=click.Path(path_type=Path), help="Groups or triples, from mine.")
 @click.option("--collection", required=True, help="Collection: a path, ir_datasets:<id> or pydocs.")
 @click.option("--topics", required=True, help="Topics of the candidates.")
 @click.option("--teacher", "teachers", cls=Runs, multiple=True, help="Checkpoint, or CHECKPOINT@WEIGHT; any number.")
 @click.option("--teacher-run", "teacher_runs", cls=Runs, multiple=True, help="Run, or RUN@WEIGHT, as a teacher; absent = 0.")
+@click.option("--segment", metavar="WORDS:STRIDE", help="The candidates are passages cut like this, as in mine.")
 @click.option("--index", type=click.Path(path_type=Path), help="Dense index of the (one, bert_dot) teacher: vectors reused.")
 @click.option("--output", required=True, type=click.Path(path_type=Path), help="Score store to write (.parquet).")
 @click.option("--triples", type=click.Path(path_type=Path), help="Also write the published 5-column file.")
+@click.option("--check-run", type=click.Path(path_type=Path), help="Dev run that the teachers should beat.")
+@click.option("--check-topics", help="Its topics.")
+@click.option("--check-qrels", help="Its judgements.")
 @click.option("--batch-size", "--batch", type=click.IntRange(1), help="[default: by token budget]")
 @click.option("--precision", default="auto", type=click.Choice(list(inference.PRECISIONS)), help="Arithmetic.")
 @click.option("--device", default="cpu", help="cpu, cuda or cuda:N.")
@@ -236,9 +270,13 @@ def main(
     topics: str,
     teachers: tuple[str, ...],
     teacher_runs: tuple[str, ...],
+    segment: str | None,
     index: Path | None,
     output: Path,
     triples: Path | None,
+    check_run: Path | None,
+    check_topics: str | None,
+    check_qrels: str | None,
     batch_size: int | None,
     precision: str,
     device: str,
@@ -248,6 +286,37 @@ def main(
     for path in (output, triples):
         if path is not None:
             refuse_existing(path, overwrite)
+    _refuse_contradictions(output, teachers, teacher_runs, segment, index)
+    groups = read_candidates(candidates)
+    checked = _read_check(check_run, check_topics, check_qrels)
+
+    def documents() -> Iterator[Doc]:
+        found = sources.collection(collection)
+        return passages.segment(found, segment) if segment else found
+
+    texts, docs = load_texts(groups, sources.topics(topics), documents())
+    work = output.with_name(f"{output.name}.partial")
+    settings: dict[str, Any] = {"precision": precision, "batch_size": batch_size, "device": device, "work": work}
+    settings["index"] = DenseIndex.load(index) if index else None
+    taught, record = teach(groups, texts, docs, teachers, teacher_runs, **settings)
+    record["candidates_sha256"] = sha256(candidates)
+    write_scores(taught, output, record, overwrite=overwrite)
+    shutil.rmtree(work, ignore_errors=True)
+    click.echo(f"{output}: {len(taught.score)} pairs, {agreement(groups, taught):.1%} of positives above their negatives")
+    if triples:
+        count = write_triples(groups, read_scores(output), triples, overwrite=overwrite)
+        click.echo(f"{triples}: {count} triples")
+    if checked:
+        first, queries, judged = checked
+        asked = [Group(query_id, hits.doc_ids, [], 0) for query_id, hits in first.items()]
+        found = load_texts(asked, queries, documents())
+        reranked, _ = teach(asked, *found, teachers, teacher_runs, **settings | {"work": None})
+        check(first, reranked, judged)
+
+
+def _refuse_contradictions(
+    output: Path, teachers: Sequence[str], teacher_runs: Sequence[str], segment: str | None, index: Path | None
+) -> None:
     if output.suffix != ".parquet":
         raise InputError(f"--output {output} must end in .parquet; the 5-column file is --triples")
     names = [weighted(teacher)[0] for teacher in (*teachers, *teacher_runs)]
@@ -255,6 +324,8 @@ def main(
         raise InputError("a teacher is named twice")
     if not teachers and not teacher_runs:
         raise InputError("give a --teacher or a --teacher-run")
+    if segment:
+        passages.parse(segment)
     if index and len(teachers) != 1:
         raise InputError("--index holds the vectors of one --teacher")
     for teacher in teachers:
@@ -263,25 +334,32 @@ def main(
             raise InputError(
                 f"teacher {name} gives cosines in [-1, 1]; margins that small teach little: give it a weight, e.g. {name}@20"
             )
-    groups = read_candidates(candidates)
-    texts, docs = load_texts(groups, sources.topics(topics), sources.collection(collection))
-    taught, record = teach(
-        groups,
-        texts,
-        docs,
-        teachers,
-        teacher_runs,
-        index=DenseIndex.load(index) if index else None,
-        precision=precision,
-        batch_size=batch_size,
-        device=device,
-    )
-    record["candidates_sha256"] = sha256(candidates)
-    write_scores(taught, output, record, overwrite=overwrite)
-    click.echo(f"{output}: {len(taught.score)} pairs, {agreement(groups, taught):.1%} of positives above their negatives")
-    if triples:
-        count = write_triples(groups, read_scores(output), triples, overwrite=overwrite)
-        click.echo(f"{triples}: {count} triples")
+
+
+def _read_check(run: Path | None, topics: str | None, qrels: str | None) -> tuple[Run, list[Query], Qrels] | None:
+    """The first-stage run that the ensemble is to beat, its topics and judgements; None if none is asked for."""
+    if run and topics and qrels:
+        first, judged = Run.read(run).top(CHECK_DEPTH), sources.qrels(qrels)
+        evaluate.evaluate(first, judged, CHECK_MEASURES)  # they must share queries: say so before the work
+        return first, sources.topics(topics), judged
+    if run or topics or qrels:
+        raise InputError("--check-run, --check-topics and --check-qrels belong together")
+    return None
+
+
+def check(first: Run, taught: Taught, qrels: Qrels) -> None:
+    """Print the measures of a first-stage run and of the same documents in the ensemble's order; warn where it is no better."""
+    scores: dict[str, dict[str, float]] = {query_id: {} for query_id in first}
+    for query_id, doc_id, score in zip(taught.query_ids, taught.doc_ids, taught.score.tolist(), strict=True):
+        scores[query_id][doc_id] = score
+    before = evaluate.evaluate(first, qrels, CHECK_MEASURES)
+    after = evaluate.evaluate(Run.from_scores("teachers", scores), qrels, CHECK_MEASURES)
+    for measure in CHECK_MEASURES:
+        difference, p_value = evaluate.compare(after[measure], before[measure])
+        means = f"{evaluate.mean(before[measure]):.4f} -> {evaluate.mean(after[measure]):.4f}"
+        click.echo(f"check {measure} of the top {CHECK_DEPTH}: {means} (p = {p_value:.4f})")
+        if difference <= 0:
+            logger.warning("the teachers do not beat the first stage in %s: a student would learn to be no better", measure)
 
 
 def teach(

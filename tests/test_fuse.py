@@ -223,7 +223,7 @@ def test_command_knows_every_method(files, method, value):
         (["--runs", "a.txt", "b.txt", "faulty.txt", "--method", "interpolation"], "exactly two runs, found 3"),
         (["--runs", "a.txt", "b.txt", "--method", "average", "--engine", "trectools"], "for rrf only"),
         (["--runs", "a.txt", "b.txt", "--runtag", "two words"], "one word"),
-        (["--runs", "a.txt", "b.txt", "--method", "borda"], "borda"),
+        (["--runs", "a.txt", "b.txt", "--method", "vote"], "borda"),
         ([], "--runs"),
     ],
 )
@@ -243,3 +243,111 @@ def test_an_existing_output_is_kept_unless_told(files):
     assert (files / "c.txt").read_text() == "mine"
     assert run_command("--runs", "a.txt", "b.txt", "--output", "c.txt", "--overwrite").exit_code == 0
     assert (files / "c.txt").read_text().startswith("q1 Q0 y 1 ")
+
+
+# ------------------------------------------------------------------------------------------------- other methods
+
+FIRST = Run.from_scores("a", {"q": {"x": 3.0, "y": 1.0}})
+SECOND = Run.from_scores("b", {"q": {"y": 9.0, "z": 5.0}})
+THIRD = Run.from_scores("c", {"q": {"y": 2.0}, "r": {"w": 1.0}})
+
+
+@pytest.mark.parametrize(
+    ("method", "expected"),
+    [
+        ("isr", {"x": 1 * 1 / 1, "y": 3 * (1 / 4 + 1 + 1), "z": 1 * 1 / 4}),
+        ("combsum", {"x": 3, "y": 1 + 9 + 2, "z": 5}),
+        ("combmnz", {"x": 3, "y": 3 * (1 + 9 + 2), "z": 5}),
+        ("combanz", {"x": 3, "y": (1 + 9 + 2) / 3, "z": 5}),
+        ("combmax", {"x": 3, "y": 9, "z": 5}),
+        ("combmin", {"x": 3, "y": 1, "z": 5}),
+        ("combmed", {"x": 3, "y": 2, "z": 5}),
+        ("rbp", {"x": 0.2, "y": 0.2 * 0.8 + 0.2 + 0.2, "z": 0.2 * 0.8}),
+        # three documents: 3, 2, 1 points; what a run lacks shares the rest: a gives z 1, b gives x 1, c gives x and z 1.5
+        ("borda", {"x": 3 + 1 + 1.5, "y": 2 + 3 + 3, "z": 1 + 2 + 1.5}),
+        # y beats x (b, c against a) and z (all); x and z: a against b, a tie
+        ("condorcet", {"x": 0.5, "y": 2, "z": 0.5}),
+    ],
+)
+def test_methods_by_hand(method, expected):
+    fused = fuse.combine([FIRST, SECOND, THIRD], method)
+    assert scores(fused, "q") == pytest.approx(expected)
+    assert list(fused) == ["q", "r"] and fused["r"].doc_ids == ["w"]  # a topic of one run alone still appears
+
+
+@pytest.mark.parametrize(
+    ("norm", "expected"),
+    [
+        ("minmax", {"x": 1.0, "y": 0.0 + 1.0, "z": 0.0}),
+        ("sum", {"x": 1.0, "y": 0.0 + 1.0, "z": 0.0}),
+        ("zscore", {"x": 1.0, "y": -1.0 + 1.0, "z": -1.0}),
+        ("rank", {"x": 1.0, "y": 0.5 + 1.0, "z": 0.5}),
+    ],
+)
+def test_normalised_sums_by_hand(norm, expected):
+    assert scores(fuse.combine([FIRST, SECOND], "combsum", norm=norm), "q") == pytest.approx(expected)
+
+
+@pytest.mark.parametrize("norm", ["minmax", "sum", "zscore"])
+def test_equal_scores_normalise_to_nothing(norm):
+    flat = Run.from_scores("flat", {"q": {"x": 7.0, "y": 7.0}})
+    assert scores(fuse.combine([flat, flat], "combsum", norm=norm), "q") == {"x": 0.0, "y": 0.0}
+
+
+def test_weighted_sum():
+    assert scores(fuse.combine([FIRST, SECOND, THIRD], "wsum", weights=[1.0, 0.5, -1.0]), "q") == pytest.approx(
+        {"x": 3.0, "y": 1 + 4.5 - 2, "z": 2.5}
+    )
+    assert content(fuse.combine([FIRST, SECOND], "wsum", weights=[0.3, 0.7])) == content(interpolation(FIRST, SECOND, alpha=0.3))
+
+
+@pytest.mark.parametrize("method", ["sum", "max", "min", "mnz"])
+def test_equals_trectools_where_both_runs_list_all(method):
+    """trectools takes a missing score for 0, and fails on three runs: here are two that list the same documents."""
+    import trectools.fusion
+
+    rng = np.random.default_rng(3)
+    docs = [f"d{n}" for n in range(30)]
+    runs = [Run.from_scores(t, {q: dict(zip(docs, rng.random(30) + 1, strict=True)) for q in ("1", "2")}) for t in "ab"]
+    theirs = Run.from_trectools(trectools.fusion.combos([r.to_trectools() for r in runs], strategy=method), "t")
+    ours = fuse.combine(runs, f"comb{method}")
+    for query_id in ours:
+        assert ours[query_id].doc_ids == theirs[query_id].doc_ids
+        assert ours[query_id].scores == pytest.approx(theirs[query_id].scores, rel=1e-6)
+
+
+@pytest.mark.parametrize("method", sorted(fuse.METHODS))
+@given(seed=st.integers(0, 1000))
+@settings(max_examples=10, deadline=None)
+def test_no_method_depends_on_the_order_of_the_runs(method, seed):
+    rng = np.random.default_rng(seed)
+    runs = [
+        Run.from_scores(t, {"q": {f"d{d}": float(rng.normal()) for d in rng.permutation(12)[: rng.integers(1, 12)]}})
+        for t in "abcd"
+    ]
+    assert content(fuse.combine(runs, method)) == content(fuse.combine(runs[::-1], method))
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"method": "vote"}, "fusion method must be one of rrf, interpolation"),
+        ({"method": "combsum", "norm": "max"}, "norm must be one of none, minmax"),
+        ({"method": "borda", "norm": "minmax"}, "looks at ranks alone"),
+        ({"method": "combsum", "weights": [1, 2]}, "weights are for wsum"),
+        ({"method": "wsum", "weights": [1, 2, 3]}, "one finite weight a run: 2 runs, weights 1 2 3"),
+        ({"method": "wsum", "weights": [1, float("nan")]}, "one finite weight a run"),
+        ({"method": "rbp", "rbp_p": 1.0}, "rbp_p must lie between 0 and 1"),
+    ],
+)
+def test_wrong_settings(settings, message):
+    with pytest.raises(InputError, match=message):
+        fuse.combine([FIRST, SECOND], **settings)
+
+
+def test_the_command_takes_weights(files):
+    words = ("--runs", "a.txt", "b.txt", "--method", "wsum", "--weights", "1", "0.5", "--output", "c.txt")
+    result = run_command(*words)
+    assert result.exit_code == 0, result.output
+    bad = run_command("--runs", "a.txt", "b.txt", "--method", "wsum", "--weights", "1", "x", "--output", "d.txt")
+    assert bad.exit_code == 2 and "--weights must be numbers" in bad.output

@@ -84,7 +84,7 @@ def test_late_interaction_in_small_pieces_is_the_same(tiny_dot, corpus, queries,
     model = checkpoints.load(str(tiny_dot), architecture="colbert")
     pairs = [(q.text, doc.contents) for doc in corpus for q in queries]
     whole = inference.score(model, [q for q, _ in pairs], [d for _, d in pairs], precision="fp32")
-    monkeypatch.setattr(inference, "COLBERT_BYTES", 4 * 24 * 32 * 3)  # three documents at a time
+    monkeypatch.setattr(inference, "LATE_BYTES", 4 * 24 * 32 * 3)  # three documents at a time
     assert np.allclose(inference.score(model, [q for q, _ in pairs], [d for _, d in pairs], precision="fp32"), whole, atol=1e-4)
 
 

@@ -12,10 +12,10 @@ from pyserini_kd.__main__ import COMMANDS
 
 PACKAGE = Path(pyserini_kd.__file__).parent
 ROOMS = [
-    "files", "cli", "data", "pydocs", "runs", "lucene", "sources", "losses",
-    "models.bert_dot", "models.cross_encoder", "models.colbert", "models.checkpoints", "models",
-    "inference", "mine", "index", "retrieve", "rerank", "fuse", "evaluate", "tune", "teach", "recipes", "train", "demo", "search", "api",
-    "doctor", "__main__", "__init__",
+    "files", "cli", "data", "snippet", "pydocs", "runs", "lucene", "sources", "losses", "layer_losses",
+    "models.tokens", "models.bert_dot", "models.cross_encoder", "models.colbert", "models.prettr", "models.tk", "models.glove", "models.published", "models.checkpoints", "models",
+    "inference", "token_index", "passages", "mine", "index", "retrieve", "rerank", "fuse", "measures", "significance", "caveats", "evaluate", "tune", "check", "teach", "recipes", "batches", "learner", "validation", "stages", "train", "figures", "report", "demo", "search", "api",
+    "doctor", "reproduce", "__main__", "__init__",
 ]  # fmt: skip
 
 

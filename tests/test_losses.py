@@ -24,6 +24,41 @@ def test_hand_worked_triple():
     assert float(losses.listwise_ce(s, None, y, m)) == pytest.approx(math.log(1 + math.exp(1 - 3)))
 
 
+def sigmoid(x):
+    return 1 / (1 + math.exp(-x))
+
+
+def test_hand_worked_hard_losses():
+    s, _, y, m = group([[0.5, 1.0, -2.0]], [[0.0, 0.0, 0.0]], [[1, 0, 0]])
+    assert float(losses.hinge(s, None, y, m)) == pytest.approx((1.5 + 0) / 2)  # margins -0.5 and 2.5
+    expected = -(math.log(sigmoid(0.5)) + math.log(1 - sigmoid(1.0)) + math.log(1 - sigmoid(-2.0))) / 3
+    assert float(losses.bce(s, None, y, m)) == pytest.approx(expected, rel=1e-6)
+    weights = [math.e, 1.0, 1.0]
+    log_z = math.log(sum(math.exp(x) for x in (0.5, 1.0, -2.0)))
+    expected = -sum(w / sum(weights) * (x - log_z) for w, x in zip(weights, (0.5, 1.0, -2.0), strict=True))
+    assert float(losses.listnet(s, None, y, m)) == pytest.approx(expected, rel=1e-6)
+
+
+@pytest.mark.parametrize("temperature", [1.0, 2.0])
+def test_hand_worked_soft_losses(temperature):
+    s, t, y, m = group([[3.0, 1.0]], [[-1.0, 4.0]], [[1, 0]])
+    p = sigmoid(-5 / temperature)
+    expected = -p * math.log(sigmoid(2)) - (1 - p) * math.log(1 - sigmoid(2))
+    assert float(losses.soft_ranknet(s, t, y, m, temperature)) == pytest.approx(expected, rel=1e-6)
+    # the published code: softmax of two classes on both sides, -sum over classes, mean over examples and classes
+    two = [torch.stack([torch.zeros_like(x), x], dim=-1)[m] / temperature for x in (s, t)]
+    published = -(two[1].softmax(-1) * two[0].log_softmax(-1)).mean()
+    assert float(losses.soft_ce(s, t, y, m, temperature)) == pytest.approx(float(published), rel=1e-6)
+    halves = losses.listwise_kl(s / temperature, t / temperature, y, m)
+    assert float(losses.loss("listwise_kl", temperature)(s, t, y, m)) == pytest.approx(float(halves), rel=1e-6)
+
+
+def test_soft_ranknet_of_a_sure_teacher_is_ranknet():
+    s, t, y, m = group([[0.3, 1.0]], [[50.0, -50.0]], [[1, 0]])
+    assert torch.allclose(losses.soft_ranknet(s, t, y, m), losses.ranknet(s, None, y, m))
+    assert torch.allclose(losses.soft_ce(s, t, y, m), losses.bce(s, None, y, m) / 2)
+
+
 def test_negative_teacher_margin_is_kept():
     s, t, y, m = group([[0.0, 0.0]], [[1.0, 4.0]], [[1, 0]])
     assert float(losses.margin_mse(s, t, y, m)) == pytest.approx(9)
@@ -71,11 +106,20 @@ def test_margin_mse_is_twice_pointwise_mse_per_pair_when_negatives_agree():
     assert float(losses.margin_mse(s, t, y, m)) == pytest.approx(2 * float(losses.pointwise_mse(s, t, y, m)))
 
 
-def test_gradient_signs():
-    s, t, y, m = group([[0.0, 0.0]], [[5.0, 0.0]], [[1, 0]])
+@pytest.mark.parametrize("name", losses.LOSSES)
+def test_gradient_signs(name):
+    s, t, y, m = group([[0.0, 0.0]], [[5.0, -5.0]], [[1, 0]])
     s.requires_grad_()
-    losses.margin_mse(s, t, y, m).backward()
+    losses.LOSSES[name](s, t, y, m).backward()
     assert s.grad[0, 0] < 0 < s.grad[0, 1]  # descent raises the positive, lowers the negative
+
+
+@pytest.mark.parametrize("name", [name for name in recipes.SOFT_LOSSES])
+def test_a_teacher_that_disagrees_with_the_labels_is_followed(name):
+    s, t, y, m = group([[0.0, 0.0]], [[-5.0, 5.0]], [[1, 0]])
+    s.requires_grad_()
+    losses.LOSSES[name](s, t, y, m).backward()
+    assert s.grad[0, 0] > 0 > s.grad[0, 1]
 
 
 def test_masked_documents_do_not_count():

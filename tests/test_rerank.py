@@ -64,3 +64,43 @@ def test_command(tmp_path, invoke, first, files, tiny_dot, dense_index):
     ):
         result = invoke(rerank.main, *base, *wrong)
         assert result.exit_code == 2 and word in result.output, result.output
+
+
+def test_long_documents_are_scored_by_passage(first, queries, corpus, tiny_cross):
+    model = checkpoints.load(str(tiny_cross))
+    fetch = rerank.fetch_from(corpus)
+    for how, merge in (("maxp", max), ("firstp", lambda s: s[0]), ("sump", sum), ("avgp", lambda s: sum(s) / len(s))):
+        run = rerank.rerank(first, model, queries, fetch, depth=4, segment="3:2", aggregate=how, precision="fp32", tag="t")
+        query = queries[3]
+        expected = {}
+        for doc in corpus[:4]:
+            cut = [f"{doc.title} {part}" for part in windows(doc.text.split(), 3, 2)]
+            scores = inference.score(model, [query.text] * len(cut), cut, precision="fp32").tolist()
+            expected[doc.doc_id] = merge(scores)
+        found = dict(zip(run["q3"].doc_ids, run["q3"].scores.tolist(), strict=True))
+        assert found == pytest.approx(expected, abs=1e-4) and run.tag == "t"
+    whole = rerank.rerank(first, model, queries, fetch, depth=4, precision="fp32")
+    cut = rerank.rerank(first, model, queries, fetch, depth=4, segment="999:999", precision="fp32")
+    assert all(cut[q].doc_ids == whole[q].doc_ids for q in whole)  # one passage is the document
+
+
+def windows(words, size, stride):
+    """The oracle: windows until one holds the last word."""
+    start = 0
+    while True:
+        yield " ".join(words[start : start + size])
+        if start + size >= len(words):
+            return
+        start += stride
+
+
+def test_segment_options(tmp_path, invoke, first, files, tiny_dot, dense_index):
+    first.write(tmp_path / "first.txt")
+    base = ["--run", tmp_path / "first.txt", "--encoder", tiny_dot, "--topics", files["topics"], "--output", tmp_path / "out.txt"]
+    base += ["--index", dense_index, "--depth", 3]
+    for wrong, word in ((["--segment", "3:4"], "WORDS:STRIDE"), (["--aggregate", "sump"], "needs --segment")):
+        result = invoke(rerank.main, *base, *wrong)
+        assert result.exit_code == 2 and word in result.output, result.output
+    result = invoke(rerank.main, *base, "--segment", "3:2", "--aggregate", "avgp")
+    assert result.exit_code == 0 and "10 queries, 30 lines" in result.output, result.output
+    assert '"aggregate": "avgp"' in (tmp_path / "out.json").read_text()

@@ -195,3 +195,32 @@ def test_api_takes_queries_or_names(files, dense_index, tiny_dot, queries):
     assert dict(by_name) .keys() == {q.query_id for q in queries}
     one = api.search([Query("x", "the cat")], str(dense_index), str(tiny_dot), hits=3)
     assert len(one["x"].doc_ids) == 3
+
+
+@pytest.mark.parametrize("encoder", ["dense", "bm25"])
+def test_passages_are_indexed_and_come_back_as_documents(invoke, files, tiny_dot, tmp_path, encoder):
+    from pyserini_kd import index
+
+    name = tiny_dot if encoder == "dense" else "bm25"
+    words = ["--collection", files["docs"], "--encoder", name, "--index", tmp_path / "cut"]
+    result = invoke(index.main, *words, "--segment", "4:2")
+    assert result.exit_code == 0, result.output
+    base = ["--index", tmp_path / "cut", "--encoder", name, "--topics", files["topics"], "--hits", 12]
+    assert invoke(search.main, *base, "--output", tmp_path / "passages.txt").exit_code == 0
+    options = ["--max-passage", "--max-passage-hits", 3]
+    assert invoke(search.main, *base, *options, "--output", tmp_path / "documents.txt").exit_code == 0
+    cut, whole = Run.read(tmp_path / "passages.txt"), Run.read(tmp_path / "documents.txt")
+    for query_id in cut:
+        best: dict = {}
+        for doc_id, score in zip(*cut[query_id], strict=True):
+            best[doc_id.partition("#")[0]] = max(score, best.get(doc_id.partition("#")[0], score))
+        expected = sorted(best.items(), key=lambda item: (item[1], item[0]), reverse=True)[:3]
+        assert list(zip(*whole[query_id], strict=True)) == expected
+    for wrong, word in (
+        (["--max-passage-hits", 3], "need --max-passage"),
+        (["--max-passage", "--max-passage-delimiter", ""], "is empty"),
+        (["--max-passage-hits", 0, "--max-passage"], "--max-passage-hits"),
+    ):
+        result = invoke(search.main, *base, *wrong, "--output", tmp_path / "no.txt")
+        assert result.exit_code == 2 and word in result.output, result.output
+    assert invoke(index.main, *words, "--overwrite", "--segment", "2:4").exit_code == 2

@@ -101,3 +101,78 @@ def test_command(tmp_path, invoke, files, groups, tiny_dot):
     ):
         result = invoke(teach.main, *base, *out, *wrong)
         assert result.exit_code == 2 and word in result.output, result.output
+
+
+def test_a_killed_teach_goes_on_and_gives_the_same_bytes(tmp_path, monkeypatch, groups, texts, tiny_cross):
+    monkeypatch.setattr(teach, "BLOCK", 12)
+    score, sizes = inference.score, []
+
+    def counted(model, queries, docs, **settings):
+        if len(sizes) == 2:
+            raise KeyboardInterrupt
+        sizes.append(len(queries))
+        return score(model, queries, docs, **settings)
+
+    unbroken, _ = teach.teach(groups, *texts, [str(tiny_cross)], precision="fp32")
+    monkeypatch.setattr(inference, "score", counted)
+    settings = {"precision": "fp32", "work": tmp_path / "work"}
+    with pytest.raises(KeyboardInterrupt):
+        teach.teach(groups, *texts, [str(tiny_cross)], **settings)
+    sizes[:] = [0] * 5  # no more kills
+    resumed, _ = teach.teach(groups, *texts, [str(tiny_cross)], **settings)
+    assert sizes[5:] == [12, 12, 2]  # 50 pairs, of which two blocks of 12 were kept
+    assert resumed.score.tobytes() == unbroken.score.tobytes()
+    sizes[:] = [0] * 5
+    teach.teach(groups, *texts, [str(tiny_cross)], **{**settings, "precision": "auto", "batch_size": 3})
+    assert sum(sizes[5:]) == 50  # other settings, other scores
+
+
+def test_a_cross_encoder_with_a_sigmoid_in_its_config_gives_raw_logits(tmp_path, groups, texts, tiny_cross):
+    import json
+    import shutil
+
+    bounded = shutil.copytree(tiny_cross, tmp_path / "bounded")
+    config = json.loads((bounded / "config.json").read_text())
+    config["sentence_transformers"] = {"activation_fn": "torch.nn.modules.activation.Sigmoid"}
+    (bounded / "config.json").write_text(json.dumps(config))
+    raw, _ = teach.teach(groups, *texts, [str(tiny_cross)], precision="fp32")
+    found, _ = teach.teach(groups, *texts, [str(bounded)], precision="fp32")
+    assert found.score.tobytes() == raw.score.tobytes()
+    assert (raw.score < 0).any() or (raw.score > 1).any()
+
+
+def test_mined_and_taught_passages(tmp_path, invoke, files, tiny_dot):
+    base = ["--collection", files["docs"], "--topics", files["topics"], "--segment", "4:2"]
+    mined = ["--qrels", files["qrels"], "--negatives", 0, "--shared", 5, "--output", tmp_path / "c.jsonl"]
+    result = invoke(mine.main, *base, *mined)
+    assert result.exit_code == 0, result.output
+    groups = {g.query_id: g for g in mine.read_candidates(tmp_path / "c.jsonl")}
+    assert [d for d, label in zip(groups["q0"].doc_ids, groups["q0"].labels, strict=True) if label] == [
+        "eat-cat#0", "eat-cat#1", "eat-cat#2"]  # fmt: skip
+    taught = ["--candidates", tmp_path / "c.jsonl", "--output", tmp_path / "s.parquet", "--teacher", tiny_dot]
+    result = invoke(teach.main, *base, *taught)
+    assert result.exit_code == 0 and "150 pairs" in result.output, result.output
+    assert not (tmp_path / "s.parquet.partial").exists()
+    result = invoke(teach.main, *base, *taught, "--overwrite", "--segment", "4")
+    assert result.exit_code == 2 and "WORDS:STRIDE" in result.output
+
+
+def test_a_teacher_that_does_not_beat_the_first_stage_is_not_distilled_in_silence(tmp_path, invoke, files, groups, caplog):
+    mine.write_candidates(groups, tmp_path / "c.jsonl")
+    good = Run.from_scores("good", {f"q{n}": {g: 2.0, "sleep-pig": 1.0} for n, g in enumerate(EATS)})
+    bad = Run.from_scores("bad", {f"q{n}": {g: 1.0, "sleep-pig": 2.0} for n, g in enumerate(EATS)})
+    good.write(tmp_path / "good.txt")
+    bad.write(tmp_path / "bad.txt")
+    base = ["--candidates", tmp_path / "c.jsonl", "--collection", files["docs"], "--topics", files["topics"], "--overwrite"]
+    base += ["--output", tmp_path / "s.parquet", "--check-topics", files["topics"], "--check-qrels", files["qrels"]]
+    result = invoke(teach.main, *base, "--teacher-run", tmp_path / "good.txt", "--check-run", tmp_path / "bad.txt")
+    assert "check RR@10 of the top 20: 0.5000 -> 1.0000 (p = 0.0000)" in result.output, result.output
+    assert "do not beat" not in caplog.text
+    result = invoke(teach.main, *base, "--teacher-run", tmp_path / "bad.txt", "--check-run", tmp_path / "good.txt")
+    assert result.exit_code == 0 and "1.0000 -> 0.5000" in result.output, result.output
+    assert "do not beat the first stage in RR@10" in caplog.text and "in nDCG@10" in caplog.text
+    result = invoke(teach.main, *base, "--teacher-run", tmp_path / "bad.txt")
+    assert result.exit_code == 2 and "belong together" in result.output
+
+
+EATS = [f"eat-{name}" for name in ["cat", "dog", "horse", "cow", "sheep", "goat", "duck", "goose", "hen", "pig"]]

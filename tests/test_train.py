@@ -1,16 +1,23 @@
 """Training: batches, scores with gradients, learning, resuming, refusals."""
 
+import dataclasses
 import json
+import multiprocessing
+import os
+import signal
+import socket
 
 import numpy as np
 import pytest
 import torch
 
-from pyserini_kd import inference, mine, recipes, teach, train
+from pyserini_kd import batches, inference, learner, mine, teach, train
+from pyserini_kd.data import read_collection, read_topics
 from pyserini_kd.files import InputError
 from pyserini_kd.mine import Group
 from pyserini_kd.models import checkpoints
-from pyserini_kd.train import TrainConfig
+from pyserini_kd.stages import TrainConfig
+from pyserini_kd.validation import Dev
 
 
 @pytest.fixture(scope="module")
@@ -29,25 +36,28 @@ def scores(data, qrels):
 
 def test_batches_never_cross_blocks():
     groups = [Group(str(n), ["p", "n"], [1, 0], n // 4) for n in range(10)]
-    batches = train.cut_batches(groups, 3, seed=0)
-    assert [[g.query_id for g in batch] for batch in batches] == [["0", "1", "2"], ["3"], ["4", "5", "6"], ["7"], ["8", "9"]]
+    cut = batches.cut_batches(groups, 3, seed=0)
+    assert [[g.query_id for g in batch] for batch in cut] == [["0", "1", "2"], ["3"], ["4", "5", "6"], ["7"], ["8", "9"]]
 
 
 def test_triples_are_shuffled_into_full_batches():
     groups = [Group(str(n), ["p", "n"], [1, 0], n) for n in range(10)]
-    batches = train.cut_batches(groups, 4, seed=0)
-    assert [len(b) for b in batches] == [4, 4, 2]
-    assert sorted(g.query_id for b in batches for g in b) == sorted(str(n) for n in range(10))
-    assert batches == train.cut_batches(groups, 4, seed=0) != train.cut_batches(groups, 4, seed=1)
+    cut = batches.cut_batches(groups, 4, seed=0)
+    assert [len(b) for b in cut] == [4, 4, 2]
+    assert sorted(g.query_id for b in cut for g in b) == sorted(str(n) for n in range(10))
+    assert cut == batches.cut_batches(groups, 4, seed=0) != batches.cut_batches(groups, 4, seed=1)
+    lengths = [5, 1, 4, 1, 5, 9, 2, 6, 5, 3]
+    cut = batches.cut_batches(groups, 4, seed=0, lengths=lengths)
+    assert [sorted(lengths[int(g.query_id)] for g in batch) for batch in cut] == [[1, 1, 2, 3], [4, 5, 5, 5], [6, 9]]
 
 
-@pytest.mark.parametrize("architecture", ["bert_dot", "colbert", "cross_encoder"])
+@pytest.mark.parametrize("architecture", ["bert_dot", "colbert", "cross_encoder", "tk"])
 def test_training_scores_are_inference_scores(data, scores, tiny_dot, tiny_cross, architecture):
     groups, queries, docs = data
     path = tiny_cross if architecture == "cross_encoder" else tiny_dot
     model = checkpoints.load(str(path), architecture=architecture)
-    batch = train.Collator(model, queries, docs, scores)([groups[:3]])
-    got = train.group_scores(model, batch).detach().numpy()
+    batch = batches.Collator(model, queries, docs, scores)([groups[:3]])
+    got = learner.group_scores(model, batch).detach().numpy()
     for row, group in enumerate(groups[:3]):
         texts = [docs[d] for d in group.doc_ids]
         expected = inference.score(model, [queries[group.query_id]] * len(texts), texts, precision="fp32")
@@ -55,38 +65,76 @@ def test_training_scores_are_inference_scores(data, scores, tiny_dot, tiny_cross
         assert batch["teacher"][row, : len(texts)].tolist() == [scores[group.query_id][d] for d in group.doc_ids]
 
 
-def test_each_document_of_a_block_is_encoded_once(data, tiny_dot):
-    groups, queries, docs = data
-    batch = train.Collator(checkpoints.load(str(tiny_dot)), queries, docs, None)([groups[:5]])
-    assert len(batch["doc_input_ids"]) == 5  # five queries with five documents each, all shared
-    assert batch["rows"].shape == (5, 5)
+class Spy:
+    """A model that keeps what it is asked to tokenise."""
+
+    architecture, max_len = "cross_encoder", 48
+
+    def pair_batch(self, queries, docs, pairs, max_doc_len=None):
+        self.asked = (queries, docs, pairs, max_doc_len)
+        return {"input_ids": torch.tensor(pairs)}
 
 
-def test_documents_may_be_shorter_in_training_than_in_the_checkpoint(data, tiny_dot):
+def test_each_query_document_and_pair_is_tokenised_once(data):
     groups, queries, docs = data
-    model = checkpoints.load(str(tiny_dot))
-    whole = train.Collator(model, queries, docs, None)([groups[:5]])["doc_input_ids"]
-    head = train.Collator(model, queries, docs, None, 5)([groups[:5]])["doc_input_ids"]
-    assert whole.shape[1] > head.shape[1] == 5
-    assert torch.equal(head[:, :4], whole[:, :4]) and model.settings.max_doc_len == 24
+    spy = Spy()
+    batch = batches.Collator(spy, queries, docs, train_len=20)([groups[:5]])
+    assert [len(x) for x in spy.asked[:3]] == [5, 5, 25] and spy.asked[3] == 20  # a block shares its documents
+    assert batch["rows"].shape == (5, 5) and int(batch["pairs"]) == 25
+    twice = [groups[0], groups[0]._replace(doc_ids=groups[0].doc_ids[:2], labels=groups[0].labels[:2])]
+    batch = batches.Collator(spy, queries, docs)([twice])
+    assert [len(x) for x in spy.asked[:3]] == [1, 5, 5] and spy.asked[3] == 48
+    assert batch["rows"].tolist() == [[0, 1, 2, 3, 4], [0, 1, 0, 0, 0]] and batch["mask"].sum(1).tolist() == [5, 2]
+    for (query, doc), place in zip(spy.asked[2], batch["rows"][0].tolist(), strict=True):
+        assert spy.asked[0][query] == queries[groups[0].query_id] and spy.asked[1][doc] == docs[groups[0].doc_ids[place]]
+
+
+def test_in_batch_negatives_pair_every_query_with_every_document():
+    groups = [Group("a", ["x", "y"], [1, 0], 0), Group("b", ["z", "x"], [1, 0], 0), Group("a", ["z", "y"], [1, 0], 1)]
+    spy = Spy()
+    batch = batches.Collator(spy, {"a": "A", "b": "B"}, {"x": "X", "y": "Y", "z": "Z"}, in_batch=True)([groups])
+    assert batch["batch_labels"].tolist() == [[1, 0, 1], [0, 0, 1], [1, 0, 1]]  # columns x, y, z; a has two positives
+    places = [[(spy.asked[0][q], spy.asked[1][d]) for q, d in (spy.asked[2][row] for row in rows)] for rows in batch["batch_rows"]]
+    assert places == [[(query, doc) for doc in "XYZ"] for query in "ABA"]
+    assert int(batch["pairs"]) == 6
+
+
+def test_shares_cover_every_pair_once(data):
+    groups, queries, docs = data
+    for world in (1, 2, 3, 40):
+        ends = [batches.Share(rank, world).of(25) for rank in range(world)]
+        assert [row for start, end in ends for row in range(start, end)] == list(range(25))
+    spy = Spy()
+    whole = batches.Collator(spy, queries, docs)([groups[:5]])["student"]["input_ids"]
+    assert len(whole) == 25
+    half = batches.Collator(spy, queries, docs, share=batches.Share(1, 2))([groups[:5]])
+    assert len(half["student"]["input_ids"]) == 13 and half["rows"].shape == (5, 5) and int(half["pairs"]) == 25
+
+
+def test_texts_are_cut_into_batches_of_like_length():
+    texts = [f"{n:03}" + "x" * (n % 50) for n in range(200)]
+    cut = batches.cut_texts(texts, 8, seed=0)
+    assert sorted(t for batch in cut for t in batch) == sorted(texts) and {len(batch) for batch in cut} == {8}
+    assert max(len(batch[-1]) - len(batch[0]) for batch in cut) <= 3
+    assert cut == batches.cut_texts(texts, 8, seed=0) != batches.cut_texts(texts, 8, seed=1)
 
 
 def test_start_scale_meets_the_teacher_s_margin(data, scores, tiny_dot):
     groups, queries, docs = data
     model = checkpoints.load(str(tiny_dot))
-    collator = train.Collator(model, queries, docs, scores)
-    batches = train.cut_batches(groups, 5, 0)
+    collator = batches.Collator(model, queries, docs, scores)
+    cut = batches.cut_batches(groups, 5, 0)
 
     def mean_margin():
         from pyserini_kd.losses import margins
 
-        batch = [collator([b]) for b in batches]
+        batch = [collator([b]) for b in cut]
         with torch.no_grad():
-            pairs = [margins(train.group_scores(model, b), b["teacher"], b["labels"], b["mask"]) for b in batch]
+            pairs = [margins(learner.group_scores(model, b), b["teacher"], b["labels"], b["mask"]) for b in batch]
         return [float(torch.cat(side).mean()) for side in zip(*pairs, strict=True)]
 
     before = mean_margin()
-    factor = train.match_scale(model, collator, batches)
+    factor = learner.match_scale(model, collator, cut)
     student, teacher = mean_margin()
     assert before[0] > 0  # or there is nothing to scale
     assert factor != 1.0 and student == pytest.approx(teacher, rel=1e-3)
@@ -94,16 +142,20 @@ def test_start_scale_meets_the_teacher_s_margin(data, scores, tiny_dot):
 
 @pytest.mark.parametrize(
     ("recipe", "architecture"),
-    [("margin-mse", "bert_dot"), ("ranknet", "cross_encoder"), ("margin-mse", "colbert"), ("contrastive", "bert_dot")],
+    [("margin-mse", "bert_dot"), ("ranknet", "cross_encoder"), ("margin-mse", "colbert"), ("contrastive", "bert_dot"),
+     ("margin-mse", "prettr"), ("ranknet", "tk")],
 )
 def test_recipes_learn(tmp_path, data, scores, tiny_dot, tiny_cross, recipe, architecture):
     init = tiny_cross if architecture == "cross_encoder" else tiny_dot
-    config = TrainConfig(recipe, str(init), architecture, lr=3e-3, max_steps=40, batch_size=5, precision="fp32")
+    settings = {"prettr": ("join_layer=1",), "tk": ("heads=4",)}.get(architecture, ())
+    lr = 3e-2 if architecture == "tk" else 3e-3
+    config = TrainConfig(recipe, str(init), architecture, lr=lr, max_steps=40, batch_size=5, precision="fp32", settings=settings)
     out = train.train(config, *data, tmp_path / "out", scores=scores)
     record = json.loads((out / "training.json").read_text())
-    loss = next(iter(recipes.get(recipe).losses))
-    assert record["log"][-1][loss] < 0.5 * record["log"][0][loss]
-    assert record["steps"] == 40 and record["config"]["lr"] == 3e-3
+    (stage,) = record["stages"]
+    (loss,) = stage["losses"]
+    assert stage["log"][-1][loss] < 0.5 * stage["log"][0][loss]
+    assert stage["steps"] == 40 and record["config"]["lr"] == lr
     groups, queries, docs = data
     model = checkpoints.load(str(out))
     assert model.architecture == architecture
@@ -128,7 +180,7 @@ def test_same_seed_same_weights_and_a_cut_run_resumes_to_them(tmp_path, data, sc
         train.train(config, *data, tmp_path / "cut", scores=scores)
     assert not (tmp_path / "cut").exists()
     monkeypatch.setattr(transformers.Trainer, "training_step", step)
-    broken = tmp_path / "cut.partial" / "checkpoint-6"  # killed while saving: no trainer_state.json
+    broken = tmp_path / "cut.partial" / "stage-1" / "checkpoint-6"  # killed while saving: no trainer_state.json
     broken.mkdir()
     (broken / "model.safetensors").write_bytes(b"half")
     assert checkpoints.fingerprint(train.train(config, *data, tmp_path / "cut", scores=scores)) == whole
@@ -139,11 +191,11 @@ def test_the_best_checkpoint_on_dev_topics_is_kept(tmp_path, data, scores, tiny_
     from pyserini_kd.runs import Run
 
     first = Run.from_scores("first", {q.query_id: {d.doc_id: float(n) for n, d in enumerate(corpus)} for q in queries})
-    dev = train.Dev(list(queries), qrels, first, {doc.doc_id: doc for doc in corpus})
+    dev = Dev(list(queries), qrels, first, {doc.doc_id: doc for doc in corpus})
     config = TrainConfig("margin-mse", str(tiny_dot), lr=3e-3, max_steps=30, batch_size=5, precision="fp32",
                          metric="RR@10", eval_steps=5, patience=2)  # fmt: skip
     out = train.train(config, *data, tmp_path / "out", scores=scores, dev=dev)
-    record = json.loads((out / "training.json").read_text())
+    (record,) = json.loads((out / "training.json").read_text())["stages"]
     values = [entry["RR@10"] for entry in record["dev"]]
     assert values[-1] > values[0] or max(values) == 1.0
     model = checkpoints.load(str(out))
@@ -164,19 +216,16 @@ def test_accumulated_batches_are_averaged(tmp_path, data, scores, tiny_dot):
                       scores=scores)  # fmt: skip
     a, b = (checkpoints.load(str(folder)).state_dict() for folder in (one, two))
     assert all(torch.allclose(a[name], b[name], atol=1e-6) for name in a)
-    learner = train.make_learner(checkpoints.load(str(tiny_dot)), {"margin_mse": 1.0}, 1.0)
-    assert learner.accepts_loss_kwargs is False
+    assert learner.Learner(checkpoints.load(str(tiny_dot)), {"margin_mse": 1.0}).accepts_loss_kwargs is False
 
 
 def test_scores_keep_float32_under_autocast(data, scores, tiny_dot):
     groups, queries, docs = data
     model = checkpoints.load(str(tiny_dot))
-    batch = train.Collator(model, queries, docs, scores)([groups[:5]])
+    batch = batches.Collator(model, queries, docs, scores)([groups[:5]])
     with torch.autocast("cpu", torch.bfloat16):
-        got = train.group_scores(model, batch)
-        vectors = [model(**train._part(batch, side)) for side in ("query_", "doc_")]
-    exact = torch.gather(vectors[0].double() @ vectors[1].double().T, 1, batch["rows"])
-    assert got.dtype == torch.float32 and torch.allclose(got.double(), exact, rtol=1e-5)
+        got = learner.group_scores(model, batch)
+    assert got.dtype == torch.float32 and not torch.equal(got, got.bfloat16().float())
 
 
 def test_a_loss_that_is_not_finite_stops(tmp_path, data, scores, tiny_dot):
@@ -220,3 +269,390 @@ def test_command(tmp_path, invoke, files, data, scores, tiny_dot):
     ):
         result = invoke(train.main, *base, *wrong)
         assert result.exit_code == 2 and word in result.output, result.output
+
+
+def test_data_that_does_not_fit_is_refused(tmp_path, invoke, files, data, scores, tiny_dot):
+    groups, *_ = data
+    base = ["--collection", files["docs"], "--topics", files["topics"], "--init", tiny_dot, "--output", tmp_path / "m"]
+    (tmp_path / "foreign.tsv").write_text("9\t1\tq1\teat-dog\tno-such-doc\n")
+    (tmp_path / "lonely.jsonl").write_text(json.dumps(Group("q1", ["eat-cow", "eat-pig"], [0, 0], 0)._asdict()) + "\n")
+    (tmp_path / "elsewhere.jsonl").write_text(json.dumps(Group("q1", ["eat-dog", "absent"], [1, 0], 0)._asdict()) + "\n")
+    mine.write_candidates(groups, tmp_path / "c.jsonl")
+    from transformers import GPT2Config, GPT2Model
+
+    folder = tmp_path / "gpt"
+    GPT2Model(GPT2Config(n_layer=1, n_embd=4, n_head=1, vocab_size=9, n_positions=512)).save_pretrained(folder)
+    for wrong, words in (
+        (["--recipe", "margin-mse", "--scores", tmp_path / "foreign.tsv"], "1 documents of the candidates are not in the collection"),
+        (["--recipe", "margin-mse", "--scores", tmp_path / "foreign.tsv", "--candidates", tmp_path / "c.jsonl"], "pairs have no teacher score"),
+        (["--recipe", "ranknet", "--candidates", tmp_path / "elsewhere.jsonl"], "e.g. absent"),
+        (["--recipe", "ranknet", "--candidates", tmp_path / "lonely.jsonl"], "query q1 has no positive document"),
+        (["--recipe", "ranknet", "--candidates", tmp_path / "c.jsonl", "--init", folder], "is a GPT2Model; students are made from BERT"),
+        (["--recipe", "ranknet", "--candidates", tmp_path / "c.jsonl", "--loss", "rank=1"], "unknown loss 'rank'"),
+        (["--recipe", "tinybert", "--candidates", tmp_path / "c.jsonl", "--student", "bert_dot"], "is for a cross_encoder student, not a bert_dot"),
+        (["--recipe", "ranknet", "--candidates", tmp_path / "c.jsonl", "--start-stage", 2], "has 1 stage"),
+        (["--recipe", "ranknet", "--candidates", tmp_path / "c.jsonl", "--setting", "masks"], "NAME=NUMBER such as join_layer=3"),
+        (["--recipe", "ranknet", "--candidates", tmp_path / "c.jsonl", "--setting", "magic=3"], "--setting magic: a bert_dot has pooling"),
+        (["--recipe", "ranknet", "--candidates", tmp_path / "c.jsonl", "--glove", "x.txt"], "for a tk student, not a bert_dot"),
+        (["--recipe", "ranknet", "--candidates", tmp_path / "c.jsonl", "--student", "cross_encoder", "--setting", "masks=8"], "no settings of its own"),
+    ):
+        result = invoke(train.main, *base, *wrong)
+        assert result.exit_code == 2 and words in result.output, result.output
+        assert not (tmp_path / "m").exists()
+    result = invoke(train.main, "--recipe", "ranknet", "--collection", files["docs"], "--output", tmp_path / "m")
+    assert result.exit_code == 2 and "--topics" in result.output
+
+
+# ------------------------------------------------------------------------------------- layers, live teachers, stages
+
+
+def save_cross(tokenizer, folder, *, layers=4, width=48, heads=4, dropout=0.0, seed=5):
+    from conftest import tiny_config
+    from transformers import BertForSequenceClassification
+
+    from pyserini_kd.models.cross_encoder import CrossEncoder
+
+    torch.manual_seed(seed)
+    config = tiny_config(tokenizer, layers)
+    config.hidden_size, config.num_attention_heads, config.num_labels = width, heads, 1
+    config.hidden_dropout_prob = config.attention_probs_dropout_prob = dropout
+    return checkpoints.save(CrossEncoder(BertForSequenceClassification(config).eval(), tokenizer, 48), folder)
+
+
+@pytest.fixture(scope="module")
+def teacher(tmp_path_factory, tokenizer):
+    """A random cross-encoder of 4 layers, wider than the student."""
+    return str(save_cross(tokenizer, tmp_path_factory.mktemp("teachers") / "ranker"))
+
+
+@pytest.fixture(scope="module")
+def lm(tmp_path_factory, tokenizer):
+    """A random language model of 4 layers."""
+    from conftest import tiny_config
+    from transformers import BertModel
+
+    torch.manual_seed(6)
+    folder = tmp_path_factory.mktemp("teachers") / "lm"
+    BertModel(tiny_config(tokenizer, 4)).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return str(folder)
+
+
+def cross(recipe, init, **settings):
+    settings = {"max_steps": 4, "batch_size": 5, "lr": 1e-3, "precision": "fp32", **settings}
+    return TrainConfig(recipe, str(init), "cross_encoder", **settings)
+
+
+def stages_of(folder):
+    return json.loads((folder / "training.json").read_text())["stages"]
+
+
+def test_simplified_tinybert_learns_layers_scores_and_labels(tmp_path, data, tiny_cross, teacher):
+    out = train.train(cross("simplified-tinybert", tiny_cross, teacher=teacher, max_steps=60, lr=3e-3), *data, tmp_path / "out")
+    (stage,) = stages_of(out)
+    first, last = stage["log"][0], stage["log"][-1]
+    assert {"hidden", "attention", "soft_ce", "bce", "score_std", "grad_norm"} <= set(first)
+    assert all(last[name] < first[name] for name in ("hidden", "attention"))
+    from transformers import AutoModelForSequenceClassification
+
+    weights = AutoModelForSequenceClassification.from_pretrained(out).state_dict()
+    assert not any("projection" in name for name in weights)
+    assert weights.keys() == checkpoints.load(str(tiny_cross)).classifier.state_dict().keys()
+    assert checkpoints.load(str(out)).classifier.config.hidden_size == 32
+
+
+def test_a_live_teacher_gives_the_scores_of_a_score_file(tmp_path, data, tiny_dot, teacher):
+    groups, queries, docs = data
+    model = checkpoints.load(teacher)
+    scores = {g.query_id: dict(zip(g.doc_ids, inference.score(
+        model, [queries[g.query_id]] * len(g.doc_ids), [docs[d] for d in g.doc_ids], precision="fp32").tolist(), strict=True))
+        for g in groups}  # fmt: skip
+    config = TrainConfig("margin-mse", str(tiny_dot), lr=1e-3, max_steps=6, batch_size=5, precision="fp32")
+    stored = train.train(config, *data, tmp_path / "stored", scores=scores)
+    live = train.train(dataclasses.replace(config, teacher=teacher), *data, tmp_path / "live")
+    a, b = (stages_of(folder)[0] for folder in (stored, live))
+    assert a["start_scale"] == pytest.approx(b["start_scale"], rel=1e-4)
+    assert [x["margin_mse"] for x in a["log"]] == pytest.approx([x["margin_mse"] for x in b["log"]], rel=1e-3)
+
+
+def test_the_teacher_sleeps_unless_its_dropout_is_asked_for(tmp_path, data, tokenizer, tiny_cross):
+    noisy = save_cross(tokenizer, tmp_path / "noisy", dropout=0.5)
+    groups, queries, docs = data
+    student, model = checkpoints.load(str(tiny_cross)), checkpoints.load(str(noisy))
+    batch = batches.Collator(student, queries, docs, teacher=model, same_inputs=True)([groups[:3]])
+
+    def losses_of(**settings):
+        torch.manual_seed(0)
+        module = learner.Learner(student, {"hidden": 1.0, "attention": 1.0}, teacher=model, **settings).train()
+        assert not any("teacher" in name for name in module.state_dict())
+        return [float(module(**batch)["loss"].detach()) for _ in range(2)]
+
+    quiet, loud = losses_of(), losses_of(teacher_dropout=True)
+    assert quiet[0] == quiet[1] and loud[0] != loud[1]
+
+
+def test_in_batch_negatives_join_margin_mse(data, scores, tiny_dot):
+    from pyserini_kd.losses import listwise_ce
+
+    groups, queries, docs = data
+    model = checkpoints.load(str(tiny_dot))
+    batch = batches.Collator(model, queries, docs, scores, in_batch=True)([[groups[0], groups[5]]])  # of two blocks
+    module = learner.Learner(model, {"margin_mse": 1.0, "in_batch": 0.5})
+    total = float(module(**batch)["loss"].detach())
+    distinct = list(dict.fromkeys([*groups[0].doc_ids, *groups[5].doc_ids]))
+    labels = torch.tensor([[int((d, 1) in zip(g.doc_ids, g.labels, strict=True)) for d in distinct] for g in (groups[0], groups[5])])
+    own = [inference.score(model, [queries[g.query_id]] * len(distinct), [docs[d] for d in distinct], precision="fp32")
+           for g in (groups[0], groups[5])]  # fmt: skip
+    expected = float(listwise_ce(torch.tensor(np.stack(own)), None, labels, torch.ones_like(labels, dtype=torch.bool)))
+    assert module.terms["in_batch"] == [pytest.approx(expected, rel=1e-4)]
+    assert total == pytest.approx(module.terms["margin_mse"][0] + 0.5 * expected, rel=1e-4)
+
+
+@pytest.mark.parametrize("where", [(1, 3), (2, 1)], ids=lambda where: f"stage{where[0]}-step{where[1]}")
+def test_a_recipe_of_two_stages_resumes_where_it_was_killed(tmp_path, data, tiny_cross, teacher, whole_tinybert, monkeypatch, where):
+    import transformers
+
+    step, begun = transformers.Trainer.training_step, []
+
+    def killed(self, *args, **kwargs):
+        stage = int(str(self.args.output_dir)[-1])
+        begun.append(stage)
+        if (stage, self.state.global_step) == where:
+            raise KeyboardInterrupt
+        return step(self, *args, **kwargs)
+
+    config = cross("tinybert", tiny_cross, teacher=teacher, save_steps=2)
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(transformers.Trainer, "training_step", killed)
+        train.train(config, *data, tmp_path / "cut")
+    assert not (tmp_path / "cut").exists() and (tmp_path / "cut.partial" / "stage-1.json").exists() == (where[0] == 2)
+    begun.clear()
+    with monkeypatch.context() as patch:
+        patch.setattr(transformers.Trainer, "training_step", lambda self, *a, **k: begun.append(self.state.global_step) or step(self, *a, **k))
+        out = train.train(config, *data, tmp_path / "cut")
+    assert len(begun) == {(1, 3): 6, (2, 1): 4}[where]  # of 8 steps
+    assert checkpoints.fingerprint(out) == checkpoints.fingerprint(whole_tinybert)
+    assert [[entry["step"] for entry in stage["log"]] for stage in stages_of(out)] == [[1, 2, 3, 4]] * 2
+
+
+@pytest.fixture(scope="module")
+def whole_tinybert(tmp_path_factory, data, tiny_cross, teacher):
+    return train.train(cross("tinybert", tiny_cross, teacher=teacher, save_steps=2), *data, tmp_path_factory.mktemp("whole") / "out")
+
+
+def test_tinybert_trains_layers_then_scores(whole_tinybert):
+    first, second = stages_of(whole_tinybert)
+    assert {"hidden", "attention"} <= set(first["log"][0]) and not {"soft_ce", "score_std"} & set(first["log"][0])
+    assert "soft_ce" in second["log"][0] and "hidden" not in second["log"][0]
+    assert {entry["lr"] for entry in first["log"]} == {1e-3} and second["log"][-1]["lr"] < 1e-3  # constant, then linear
+
+
+def test_language_models_are_distilled_on_plain_text_alone(tmp_path, data, corpus, files, invoke, lm, teacher):
+    base = ["--collection", files["docs"], "--batch-size", 4, "--lr", 3e-3, "--precision", "fp32"]
+    result = invoke(train.main, "--recipe", "lm-distill", *base, "--lm-teacher", lm, "--init", "random:2/16",
+                    "--max-steps", 20, "--output", tmp_path / "small")  # fmt: skip
+    assert result.exit_code == 0, result.output
+    assert "20 plain texts" in result.output
+    (stage,) = stages_of(tmp_path / "small")
+    assert stage["log"][-1]["hidden"] < stage["log"][0]["hidden"]
+    from transformers import AutoModel
+
+    assert AutoModel.from_pretrained(tmp_path / "small").config.num_hidden_layers == 2
+    groups = data[0]
+    mine.write_candidates(groups, tmp_path / "c.jsonl")
+    more = ["--topics", files["topics"], "--candidates", tmp_path / "c.jsonl", "--max-steps", 2, "--init", tmp_path / "small"]
+    result = invoke(train.main, "--recipe", "ranker-distill", *base, *more, "--teacher", teacher, "--output", tmp_path / "x")
+    assert result.exit_code == 2 and "distilled language model, which ranker-distill must not start from" in result.output
+    result = invoke(train.main, "--recipe", "lm+ranker-distill", *base, *more, "--teacher", teacher, "--start-stage", 2,
+                    "--output", tmp_path / "ranker")  # fmt: skip
+    assert result.exit_code == 0, result.output
+    assert [stage["name"] for stage in stages_of(tmp_path / "ranker")] == ["ranker's layers", "ranker's scores"]
+    assert json.loads((tmp_path / "ranker" / "training.json").read_text())["distilled_lm"] is True
+
+
+def test_lm_distill_and_fine_tuning_in_one_command_never_sees_a_ranker(tmp_path, data, lm):
+    out = train.train(cross("lm-distill+ft", "random:2/16", lm_teacher=lm), *data, tmp_path / "out", texts=list(data[2].values()))
+    first, second = stages_of(out)
+    assert "hidden" in first["log"][0] and "bce" in second["log"][0] and not {"hidden", "soft_ce"} & set(second["log"][0])
+    assert checkpoints.load(str(out)).architecture == "cross_encoder"
+
+
+def test_the_published_start_of_ranker_distill_is_layers_of_the_teacher(tmp_path, data, teacher, caplog):
+    config = cross("ranker-distill", teacher, teacher=teacher, layers=(1, 3), max_steps=1)
+    out = train.train(config, *data, tmp_path / "out")
+    assert checkpoints.load(str(out)).classifier.config.num_hidden_layers == 2 and "distilled language" not in caplog.text
+
+
+def test_the_last_good_checkpoint_is_kept(tmp_path, data, scores, tiny_dot, monkeypatch):
+    from pyserini_kd import losses
+
+    calls = []
+
+    def broken(student, *args):
+        calls.append(1)
+        return losses.margin_mse(student, *args) * (float("nan") if len(calls) > 3 else 1.0)
+
+    monkeypatch.setitem(losses.LOSSES, "margin_mse", broken)
+    config = TrainConfig("margin-mse", str(tiny_dot), max_steps=8, batch_size=5, save_steps=2, precision="fp32")
+    with pytest.raises(InputError, match="not finite .*last good checkpoint is .*out.last-good"):
+        train.train(config, *data, tmp_path / "out", scores=scores)
+    assert not (tmp_path / "out").exists()
+    kept = checkpoints.load(str(tmp_path / "out.last-good")).state_dict()
+    start = checkpoints.load(str(tiny_dot)).state_dict()
+    assert any(not torch.equal(kept[name], start[name]) for name in kept)
+
+
+def test_refusals_of_layer_distillation(tmp_path, data, scores, tokenizer, tiny_dot, tiny_cross, teacher, lm):
+    def refused(match, config, **more):
+        with pytest.raises(InputError, match=match):
+            train.train(config, *data, tmp_path / "x", **more)
+        assert not (tmp_path / "x").exists()
+
+    refused("give --teacher", cross("tinybert", tiny_cross))
+    refused("give --lm-teacher, or --start-stage 2", cross("lm-distill+ft", tiny_cross))
+    refused("and there is none", cross("lm-distill", tiny_cross, lm_teacher=lm))
+    refused("has 2 stage", cross("tinybert", tiny_cross, teacher=teacher, start_stage=3))
+    refused("for a cross_encoder student, not a bert_dot", TrainConfig("tinybert", str(tiny_dot), teacher=teacher))
+    refused("is a bert_dot; layers are those of a cross-encoder", cross("tinybert", tiny_cross, teacher=str(tiny_dot)))
+    three = save_cross(tokenizer, tmp_path / "three", layers=3)
+    refused("4 layers cannot be mapped onto a student of 3", cross("tinybert", three, teacher=teacher))
+    heads = save_cross(tokenizer, tmp_path / "heads", layers=2, heads=8)
+    refused("8 attention heads, the teacher 4", cross("tinybert", heads, teacher=teacher))
+    train.train(cross("tinybert", heads, teacher=teacher, losses=("attention=0",), max_steps=1), *data, tmp_path / "fine")
+    from transformers import BertTokenizer
+
+    other = BertTokenizer(vocab={word: row for row, word in enumerate(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "cat"])})
+    refused("different vocabularies", cross("tinybert", tiny_cross, teacher=str(save_cross(other, tmp_path / "other"))))
+    short = checkpoints.load(teacher)
+    short.max_len = 20
+    short = checkpoints.save(short, tmp_path / "short")
+    refused("reads 20 tokens a pair, the student 48: .* --train-length 20", cross("tinybert", tiny_cross, teacher=str(short)))
+    train.train(cross("tinybert", tiny_cross, teacher=str(short), train_len=20, max_steps=1), *data, tmp_path / "cut")
+    refused("random:LAYERS/WIDTH", cross("ranker-distill", "random:4", teacher=teacher))
+    refused("multiple of the teacher's 4 heads", cross("ranker-distill", "random:2/30", teacher=teacher))
+    refused("takes vocabulary and heads", cross("ranknet", "random:2/16"))
+    refused("makes a cross_encoder", TrainConfig("ranknet", "random:2/16"))
+    refused("unknown loss", cross("uniform", tiny_cross, losses=("magic=1",)), scores=scores)
+
+
+def test_tokenizers_that_cut_words_differently_are_refused(data, tokenizer, tiny_cross, teacher):
+    from transformers import BertTokenizer
+
+    groups, queries, docs = data
+    student, other = checkpoints.load(str(tiny_cross)), checkpoints.load(teacher)
+    other.tokenizer = BertTokenizer(vocab=tokenizer.get_vocab(), do_lower_case=False)  # same vocabulary
+    with pytest.raises(InputError, match="do not see the same tokens"):
+        batches.Collator(student, queries, docs, teacher=other, same_inputs=True)([groups[:5]])
+
+
+@pytest.mark.parametrize(("shape", "millions"), [("6/768", 66.96), ("4/312", 14.35), ("3/384", 17.39), ("12/768", 109.5)])
+def test_random_students_have_the_papers_sizes(shape, millions):
+    from types import SimpleNamespace
+
+    from transformers import BertConfig
+
+    encoder = SimpleNamespace(config=BertConfig())  # BERT-base's vocabulary, window and heads
+    like = SimpleNamespace(architecture="cross_encoder", classifier=SimpleNamespace(base_model=encoder), tokenizer=None, max_len=512)
+    with torch.device("meta"):  # no memory, no numbers
+        model = learner.random_student(shape, like)
+    assert sum(p.numel() for p in model.parameters()) / 1e6 == pytest.approx(millions, rel=0.005)
+    assert learner.encoder_of(model).config.num_attention_heads == 12
+
+
+def test_ranker_distill_warns_of_public_distilled_models(tmp_path, tokenizer, data, teacher, caplog):
+    init = save_cross(tokenizer, tmp_path / "my-tinybert", layers=2)
+    train.train(cross("ranker-distill", init, teacher=teacher, max_steps=1), *data, tmp_path / "out")
+    assert "looks like a distilled language model; with it this is not ranker-distill" in caplog.text
+
+
+def test_a_collapsed_model_is_said_so(tmp_path, data, tokenizer, caplog):
+    folder = save_cross(tokenizer, tmp_path / "flat", layers=2)
+    model = checkpoints.load(str(folder))
+    torch.nn.init.zeros_(model.classifier.classifier.weight)
+    flat = checkpoints.save(model, tmp_path / "flatter")
+    train.train(cross("ranknet", flat, max_steps=1, lr=1e-9), *data, tmp_path / "out")
+    assert "collapsed" in caplog.text
+
+
+# ------------------------------------------------------------------------------------------------- several processes
+
+FRESH = multiprocessing.get_context("forkserver")  # fresh processes that share one import of torch and transformers
+FRESH.set_forkserver_preload(["pyserini_kd.train", "pyserini_kd.learner", "transformers.trainer", "transformers.models.bert.modeling_bert"])
+
+
+def run_in_process(folder, docs, topics, threads, environment, killed_in=None):
+    """Train what `runs.json` says, in a fresh process; killed by signal 9 while it saves a state of stage `killed_in`."""
+    import transformers
+
+    os.environ.update(environment)
+    torch.set_num_threads(threads)
+    save = transformers.Trainer._save_optimizer_and_scheduler
+
+    def save_or_die(self, state):
+        save(self, state)
+        if killed_in is not None and killed_in in state:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    transformers.Trainer._save_optimizer_and_scheduler = save_or_die
+    groups = mine.read_candidates(folder / "c.jsonl")
+    queries, texts = teach.load_texts(groups, read_topics(topics), read_collection(docs))
+    scores = json.loads((folder / "scores.json").read_text())
+    for name, settings in json.loads((folder / "runs.json").read_text()).items():
+        config = TrainConfig(**{key: tuple(value) if isinstance(value, list) else value for key, value in settings.items()})
+        train.train(config, groups, queries, texts, folder / name, scores=scores)
+
+
+def free_port():
+    with socket.socket() as found:
+        found.bind(("127.0.0.1", 0))
+        return found.getsockname()[1]
+
+
+def test_two_processes_train_like_one(tmp_path, data, scores, files, tiny_dot, tiny_cross, teacher):
+    """As torchrun starts them: same loss at each step, same weights in the end, also with uneven shares of the pairs."""
+    groups = [group._replace(doc_ids=group.doc_ids[: 5 - n % 3], labels=group.labels[: 5 - n % 3]) for n, group in enumerate(data[0])]
+    common = {"max_steps": 10, "batch_size": 3, "lr": 1e-3, "precision": "fp32", "save_steps": 4}
+    layered = {**common, "init": str(tiny_cross), "architecture": "cross_encoder", "teacher": teacher}
+    runs = {
+        "dot": {**common, "recipe": "margin-mse", "init": str(tiny_dot), "losses": ["in_batch=0.5"], "accumulate": 2},
+        "tinybert": {**layered, "recipe": "tinybert", "max_steps": 5},
+    }
+    mine.write_candidates(groups, tmp_path / "c.jsonl")
+    (tmp_path / "runs.json").write_text(json.dumps(runs))
+    (tmp_path / "scores.json").write_text(json.dumps(scores))
+    environment = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "WORLD_SIZE": "2"}
+    started = [FRESH.Process(target=run_in_process, args=(tmp_path, files["docs"], files["topics"], 1,
+                             {**environment, "RANK": str(rank), "LOCAL_RANK": str(rank)})) for rank in range(2)]  # fmt: skip
+    for process in started:
+        process.start()
+    for process in started:
+        process.join(timeout=120)
+    assert [process.exitcode for process in started] == [0, 0]
+    for name, settings in runs.items():
+        config = TrainConfig(**{**settings, "losses": tuple(settings.get("losses", ()))})
+        one = train.train(config, groups, *data[1:], tmp_path / f"{name}-alone", scores=scores)
+        for alone, both in zip(stages_of(one), stages_of(tmp_path / name), strict=True):
+            assert len(alone["log"]) == len(both["log"]) == settings["max_steps"]
+            for a, b in zip(alone["log"], both["log"], strict=True):
+                assert a.keys() == b.keys() and b == pytest.approx(a, rel=1e-4)
+        a, b = (checkpoints.load(str(folder)).state_dict() for folder in (one, tmp_path / name))
+        noise = "key.bias"  # softmax takes it out: its gradient is rounding noise, which Adam scales up
+        assert all(torch.allclose(a[name], b[name], atol=2e-5) for name in a if not name.endswith(noise))
+        assert json.loads((tmp_path / name / "training.json").read_text())["processes"] == 2
+
+
+def test_a_run_killed_with_signal_9_in_its_second_stage_resumes_to_the_same_weights(
+    tmp_path, data, scores, files, tiny_cross, teacher, whole_tinybert
+):
+    mine.write_candidates(data[0], tmp_path / "c.jsonl")
+    (tmp_path / "scores.json").write_text(json.dumps(scores))
+    config = cross("tinybert", tiny_cross, teacher=teacher, save_steps=2)
+    (tmp_path / "runs.json").write_text(json.dumps({"out": dataclasses.asdict(config)}))
+    process = FRESH.Process(target=run_in_process, args=(tmp_path, files["docs"], files["topics"], torch.get_num_threads(), {}, "stage-2"))
+    process.start()
+    process.join(timeout=120)
+    assert process.exitcode == -signal.SIGKILL
+    half = tmp_path / "out.partial" / "stage-2" / "checkpoint-2"  # while saving: weights are there, trainer_state.json is not
+    assert (half / "model.safetensors").exists() and not (half / "trainer_state.json").exists()
+    out = train.train(config, *data, tmp_path / "out")
+    assert checkpoints.fingerprint(out) == checkpoints.fingerprint(whole_tinybert)

@@ -7,11 +7,14 @@ of the checkpoint, so that sentence-transformers models are read as what they ar
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+from pyserini_kd.models.tokens import part, two_sides
 
 POOLINGS = ("cls", "mean")
 
@@ -56,6 +59,19 @@ class BertDot(nn.Module):
         states = self.encoder(input_ids=input_ids, attention_mask=attention_mask).last_hidden_state.float()
         vectors = pool(states, attention_mask, self.settings.pooling)
         return F.normalize(vectors, dim=-1) if self.settings.l2_norm else vectors
+
+    def pair_batch(
+        self, queries: Sequence[str], docs: Sequence[str], pairs: Sequence[tuple[int, int]], max_doc_len: int | None = None
+    ) -> dict[str, Tensor]:
+        """Token tensors of P pairs (query row, document row); each text is tokenised once."""
+        return two_sides(self, queries, docs, pairs, max_doc_len)
+
+    def pair_scores(self, batch: Mapping[str, Tensor]) -> Tensor:
+        """Dot products float32 (P,) with gradients."""
+        query_vecs, doc_vecs = self(**part(batch, "query_")), self(**part(batch, "doc_"))
+        with torch.autocast(query_vecs.device.type, enabled=False):  # margins of sums around 100 need all of float32
+            scores: Tensor = (query_vecs @ doc_vecs.T)[batch["pairs"][:, 0], batch["pairs"][:, 1]]
+            return scores
 
 
 def pool(states: Tensor, attention_mask: Tensor, pooling: str) -> Tensor:

@@ -22,12 +22,15 @@ if TYPE_CHECKING:
     from pyserini_kd.models.bert_dot import BertDot, EncoderSettings
     from pyserini_kd.models.colbert import ColBert
     from pyserini_kd.models.cross_encoder import CrossEncoder
+    from pyserini_kd.models.prettr import PreTtr
+    from pyserini_kd.models.tk import Tk
 
-    Model = BertDot | ColBert | CrossEncoder
+    Model = BertDot | ColBert | CrossEncoder | PreTtr | Tk
 
 logger = logging.getLogger(__name__)
 
-ARCHITECTURES = ("bert_dot", "colbert", "cross_encoder")
+ARCHITECTURES = ("bert_dot", "colbert", "cross_encoder", "prettr", "tk")
+HEAD = "head.safetensors"
 OURS = "pyserini_kd.json"
 DEFAULT_DOC_LEN = 256
 
@@ -47,13 +50,17 @@ KNOWN = {
         "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db",
     ),
     "distilbert-dot-margin_mse-t2": Known(hub="sebastian-hofstaetter/distilbert-dot-margin_mse-T2-msmarco"),
+    "colbert-distilbert-margin_mse-t2": Known(hub="sebastian-hofstaetter/colbert-distilbert-margin_mse-T2-msmarco"),
+    "distilbert-cat-margin_mse-t2": Known(hub="sebastian-hofstaetter/distilbert-cat-margin_mse-T2-msmarco"),
+    "prettr-distilbert-margin_mse-t2": Known(
+        hub="sebastian-hofstaetter/prettr-distilbert-split_at_3-margin_mse-T2-msmarco"
+    ),
     "distilbert-tas-b": Known(hub="sebastian-hofstaetter/distilbert-dot-tas_b-b256-msmarco"),
     "tinybert-4l-312": Known(hub="huawei-noah/TinyBERT_General_4L_312D"),
     "tinybert-6l-768": Known(hub="huawei-noah/TinyBERT_General_6L_768D"),
     "distilbert": Known(hub="distilbert-base-uncased"),
     "bert-base": Known(hub="bert-base-uncased"),
 }
-
 
 
 @functools.cache
@@ -64,7 +71,7 @@ def resolve(name: str) -> Path:
         InputError: it cannot be had; the message lists what was tried.
     """
     tried = []
-    for folder in (Path(name), home() / "models" / name):
+    for folder in (Path(name), home() / "models" / name) if "/" in name else (home() / "models" / name, Path(name)):
         if (folder / "config.json").is_file():
             return folder
         tried.append(f"{folder} is a folder without config.json" if folder.is_dir() else f"no folder {folder}")
@@ -117,7 +124,10 @@ def architecture_of(folder: Path) -> str:
         if name not in ARCHITECTURES:
             raise InputError(f"{folder / OURS}: architecture {name!r} is none of {', '.join(ARCHITECTURES)}")
         return name
-    classes = read_json(folder / "config.json", "checkpoint config").get("architectures") or [""]
+    config = read_json(folder / "config.json", "checkpoint config")
+    if config.get("model_type") in published_types():
+        return published_types()[config["model_type"]]
+    classes = config.get("architectures") or [""]
     return "cross_encoder" if "SequenceClassification" in classes[0] else "bert_dot"
 
 
@@ -126,6 +136,7 @@ def load(
     *,
     architecture: str | None = None,
     layers: tuple[int, ...] | None = None,
+    glove: str | Path | None = None,
     **overrides: Any,
 ) -> Model:
     """Load a checkpoint, ready to score (eval mode, float32, CPU).
@@ -134,7 +145,8 @@ def load(
         name: a name, folder or hub id, as `resolve` takes it.
         architecture: read it as this architecture instead of the one it was saved as.
         layers: keep these Transformer layers (0-based) and drop the others.
-        overrides: fields of `EncoderSettings` that replace the checkpoint's (None: keep).
+        glove: for `tk`: take word vectors from this GloVe text file, instead of the checkpoint's input embeddings.
+        overrides: fields of the architecture's settings that replace the checkpoint's (None: keep).
     """
     folder = resolve(name)
     architecture = architecture or architecture_of(folder)
@@ -142,8 +154,12 @@ def load(
         raise InputError(f"unknown architecture {architecture!r}; expected one of {', '.join(ARCHITECTURES)}")
     try:
         with _quiet_transformers():
+            if _is_published(folder, architecture):
+                return _load_published(folder)
             if architecture == "cross_encoder":
                 return _load_cross_encoder(folder, layers, overrides)
+            if architecture == "tk":
+                return _load_tk(folder, overrides, glove)
             return _load_encoder(folder, architecture, layers, overrides)
     except InputError:
         raise
@@ -172,26 +188,105 @@ def _tokenizer(folder: Path) -> Any:
     return AutoTokenizer.from_pretrained(folder)
 
 
+def published_types() -> dict[str, str]:
+    """`model_type` of checkpoints published in a layout of their own -> architecture."""
+    return {"ColBERT": "colbert", "BERT_Cat": "cross_encoder", "PreTTR": "prettr"}
+
+
+def _is_published(folder: Path, architecture: str) -> bool:
+    if (folder / OURS).exists():
+        return False
+    model_type = read_json(folder / "config.json", "checkpoint config").get("model_type")
+    return published_types().get(str(model_type)) == architecture
+
+
+def _load_published(folder: Path) -> Model:
+    from pyserini_kd.models.published import load as load_published
+
+    model_type = read_json(folder / "config.json", "checkpoint config")["model_type"]
+    own = (folder / "tokenizer.json").exists() or (folder / "vocab.txt").exists()
+    tokenizer = _tokenizer(folder if own else resolve("distilbert"))
+    model: Model = load_published(folder, model_type, tokenizer).eval()
+    return model
+
+
+def _architecture(name: str) -> tuple[Any, Any]:
+    """The class of an architecture, and that of its settings."""
+    from pyserini_kd.models.bert_dot import BertDot, EncoderSettings
+    from pyserini_kd.models.colbert import ColBert, ColBertSettings
+    from pyserini_kd.models.prettr import PreTtr, PreTtrSettings
+    from pyserini_kd.models.tk import Tk, TkSettings
+
+    classes = {"bert_dot": (BertDot, EncoderSettings), "colbert": (ColBert, ColBertSettings)}
+    return (classes | {"prettr": (PreTtr, PreTtrSettings), "tk": (Tk, TkSettings)})[name]
+
+
+def _settings(folder: Path, architecture: str, window: int, overrides: dict[str, Any]) -> Any:
+    """Settings of a checkpoint, read as an architecture, with overrides that are not None."""
+    base = settings_of(folder, window)
+    _, settings_class = _architecture(architecture)
+    names = {field.name for field in dataclasses.fields(settings_class)}
+    known = dataclasses.asdict(base)
+    if (folder / OURS).exists():
+        known |= read_json(folder / OURS, "checkpoint settings")
+    known |= {name: value for name, value in overrides.items() if value is not None}
+    return settings_class(**{name: value for name, value in known.items() if name in names})
+
+
 def _load_encoder(
     folder: Path, architecture: str, layers: tuple[int, ...] | None, overrides: dict[str, Any]
-) -> BertDot | ColBert:
+) -> BertDot | ColBert | PreTtr:
     import torch
     from transformers import AutoConfig, AutoModel
 
-    from pyserini_kd.models.bert_dot import BertDot
-    from pyserini_kd.models.colbert import ColBert
-
+    model_class, _ = _architecture(architecture)
     config = AutoConfig.from_pretrained(folder)
     extra = {"add_pooling_layer": False} if config.model_type in ("bert", "roberta", "mpnet") else {}
     encoder = AutoModel.from_pretrained(folder, dtype=torch.float32, **extra)
     if layers is not None:
         keep_layers(encoder, layers)
-    settings = settings_of(folder, config.max_position_embeddings)
-    settings = dataclasses.replace(settings, **{k: v for k, v in overrides.items() if v is not None})
+    settings = _settings(folder, architecture, config.max_position_embeddings, overrides)
+    if architecture == "prettr" and not (folder / HEAD).exists() and overrides.get("max_doc_len") is None:
+        room = config.max_position_embeddings - settings.max_query_len - settings.masks
+        settings = dataclasses.replace(settings, max_doc_len=min(settings.max_doc_len, room))
     if max(settings.max_doc_len, settings.max_query_len) > config.max_position_embeddings:
         raise InputError(f"{folder} reads {config.max_position_embeddings} tokens at most; a longer length was asked for")
-    model = (BertDot if architecture == "bert_dot" else ColBert)(encoder, _tokenizer(folder), settings)
-    return model.eval()
+    model = model_class(encoder, _tokenizer(folder), settings)
+    if (folder / HEAD).exists() and architecture_of(folder) == architecture and getattr(model, "head", None) is not None:
+        from safetensors.torch import load_file
+
+        model.head.load_state_dict(load_file(folder / HEAD))
+    loaded: BertDot | ColBert | PreTtr = model.eval()
+    return loaded
+
+
+def _load_tk(folder: Path, overrides: dict[str, Any], glove: str | Path | None) -> Tk:
+    """A TK of ours; or a new one, on the words of a GloVe file or the input embeddings of a checkpoint."""
+    import torch
+    from safetensors.torch import load_file
+
+    from pyserini_kd.models.tk import Tk
+
+    if (folder / OURS).exists() and architecture_of(folder) == "tk":
+        weights = load_file(folder / "model.safetensors")
+        settings = _settings(folder, "tk", DEFAULT_DOC_LEN, overrides)
+        model = Tk(torch.zeros_like(weights["embeddings.weight"]), _tokenizer(folder), settings)
+        model.load_state_dict(weights)
+        return model.eval()
+    if glove is not None:
+        from pyserini_kd.models.glove import read_glove
+
+        vectors, tokenizer = read_glove(Path(glove))
+    else:
+        from transformers import AutoModel
+
+        tokenizer = _tokenizer(folder)
+        vectors = AutoModel.from_pretrained(folder, dtype=torch.float32).get_input_embeddings().weight.detach()
+    settings = _settings(folder, "tk", DEFAULT_DOC_LEN, overrides)
+    if overrides.get("heads") is None:  # the paper's 10 for vectors of 300; the nearest number that divides others
+        heads = min((n for n in range(1, 17) if vectors.shape[1] % n == 0), key=lambda n: (abs(n - settings.heads), n))
+        settings = dataclasses.replace(settings, heads=heads)
+    return Tk(vectors, tokenizer, settings).eval()
 
 
 def _load_cross_encoder(folder: Path, layers: tuple[int, ...] | None, overrides: dict[str, Any]) -> CrossEncoder:
@@ -226,7 +321,7 @@ def settings_of(folder: Path, window: int = 512) -> EncoderSettings:
     if (folder / OURS).exists():
         record = read_json(folder / OURS, "checkpoint settings")
         names = {field.name for field in dataclasses.fields(EncoderSettings)}
-        return EncoderSettings(**{k: v for k, v in record.items() if k in names})
+        return EncoderSettings(**{k: v for k, v in record.items() if k in names})  # the part that all share
     if not (folder / "modules.json").exists():
         logger.warning("%s does not say how it pools: taking the [CLS] vector, not normalised (--pooling, --l2-norm)", folder)
         return EncoderSettings(max_doc_len=min(DEFAULT_DOC_LEN, window))
@@ -277,12 +372,22 @@ def save(model: Model, folder: str | Path, *, record: dict[str, Any] | None = No
     return folder
 
 
-def _save_encoder(model: BertDot | ColBert, folder: Path) -> None:
+def _save_encoder(model: BertDot | ColBert | PreTtr | Tk, folder: Path) -> None:
+    from safetensors.torch import save_file
+
     settings = model.settings
-    model.encoder.save_pretrained(folder)
     model.tokenizer.model_max_length = settings.max_doc_len
     model.tokenizer.save_pretrained(folder)
     write_json(folder / OURS, {"architecture": model.architecture, **dataclasses.asdict(settings)})
+    if model.architecture == "tk":
+        save_file({name: tensor.contiguous() for name, tensor in model.state_dict().items()}, folder / "model.safetensors")
+        write_json(folder / "config.json", {"model_type": "tk", "hidden_size": model.width})
+        return
+    encoder: Any = model.encoder
+    encoder.save_pretrained(folder)
+    head = getattr(model, "head", None)
+    if head is not None:
+        save_file({name: tensor.contiguous() for name, tensor in head.state_dict().items()}, folder / HEAD)
     if model.architecture != "bert_dot":
         return
     modules = [("", "Transformer"), ("1_Pooling", "Pooling")]

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+
+from pyserini_kd.models.tokens import pad, tokenize
 
 
 class CrossEncoder(nn.Module):
@@ -23,6 +26,20 @@ class CrossEncoder(nn.Module):
         """Raw logits float32 (P,) of tokenised pairs."""
         logits: Tensor = self.classifier(**batch).logits.float()
         return logits[:, 0]
+
+    def pair_batch(
+        self, queries: Sequence[str], docs: Sequence[str], pairs: Sequence[tuple[int, int]], max_doc_len: int | None = None
+    ) -> dict[str, Tensor]:
+        """Token tensors of P pairs (query row, document row); `max_doc_len` is that of a pair."""
+        max_len = min(max_doc_len or self.max_len, self.max_len)
+        texts, others = [queries[q] for q, _ in pairs], [docs[d] for _, d in pairs]
+        records, _ = tokenize(self.tokenizer, texts, max_len, others)
+        return pad(records, self.tokenizer.pad_token_id or 0, "cpu")
+
+    def pair_scores(self, batch: Mapping[str, Tensor]) -> Tensor:
+        """Raw logits float32 (P,) with gradients."""
+        scores: Tensor = self(**batch)
+        return scores
 
 
 def fold_two_classes(classifier: Any) -> None:

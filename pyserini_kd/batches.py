@@ -1,0 +1,198 @@
+"""Training batches: groups or plain texts cut into batches, and batches turned into tensors.
+
+With several processes every one sees every batch and tokenises its share of the pairs, so that the number of processes
+changes nothing about what is learnt.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from pyserini_kd.files import InputError
+from pyserini_kd.mine import Group
+from pyserini_kd.models.tokens import pad, tokenize
+from pyserini_kd.teach import TeacherScores
+
+WINDOW = 64  # batches that are sorted by length together
+
+
+class Share(NamedTuple):
+    """Which part of each batch a process works on: that of process `rank` of `world`."""
+
+    rank: int = 0
+    world: int = 1
+
+    def of(self, count: int) -> tuple[int, int]:
+        """First and last + 1 of `count` rows; parts differ by one at most.
+
+        >>> [Share(rank, 3).of(8) for rank in range(3)]
+        [(0, 2), (2, 5), (5, 8)]
+        """
+        return count * self.rank // self.world, count * (self.rank + 1) // self.world
+
+
+WHOLE = Share()
+
+
+def cut_batches(groups: Sequence[Group], batch_size: int, seed: int, lengths: Sequence[int] | None = None) -> list[list[Group]]:
+    """Cut groups into batches; a batch never crosses blocks, whose queries share documents.
+
+    Groups without a block (triples) are shuffled; with `lengths`, those of like length come into one batch.
+    """
+    blocks: dict[int, list[Group]] = {}
+    for row, group in enumerate(groups):
+        blocks.setdefault(group.block if group.block >= 0 else -row - 1, []).append(group)
+    pieces = list(blocks.values())
+    if max(len(piece) for piece in pieces) == 1:
+        pieces = [[groups[i] for i in _shuffled(len(groups), batch_size, seed, lengths)]]
+    return [piece[i : i + batch_size] for piece in pieces for i in range(0, len(piece), batch_size)]
+
+
+def cut_texts(texts: Sequence[str], batch_size: int, seed: int) -> list[list[str]]:
+    """Cut shuffled texts into batches of like length (in characters)."""
+    order = _shuffled(len(texts), batch_size, seed, [len(text) for text in texts])
+    return [[texts[row] for row in order[i : i + batch_size]] for i in range(0, len(order), batch_size)]
+
+
+def _shuffled(count: int, batch_size: int, seed: int, lengths: Sequence[int] | None) -> list[int]:
+    """Rows in a random order; with lengths, sorted by them within windows of some batches."""
+    order: list[int] = np.random.default_rng(seed).permutation(count).tolist()
+    if lengths is None:
+        return order
+    window = WINDOW * batch_size
+    windows = (order[start : start + window] for start in range(0, count, window))
+    return [row for some in windows for row in sorted(some, key=lambda row: lengths[row])]
+
+
+def window_of(model: Any) -> int:
+    """Tokens of a document (of a pair, for a cross-encoder) that a model reads at most."""
+    return int(model.max_len if model.architecture == "cross_encoder" else model.settings.max_doc_len)
+
+
+class Collator:
+    """Turns a batch of groups into tensors; each distinct (query, document) pair of the batch is scored once."""
+
+    def __init__(
+        self,
+        model: Any,
+        queries: Mapping[str, str],
+        docs: Mapping[str, str],
+        scores: TeacherScores | None = None,
+        train_len: int | None = None,
+        *,
+        teacher: Any = None,
+        same_inputs: bool = False,
+        in_batch: bool = False,
+        share: Share = WHOLE,
+    ) -> None:
+        """A collator.
+
+        Args:
+            model: the student; its `pair_batch` makes the tensors.
+            queries: query_id -> text.
+            docs: doc_id -> text.
+            scores: teacher scores from a file.
+            train_len: tokens a document (or pair) while training, where that is less than the student's window.
+            teacher: a live teacher, whose tensors come along.
+            same_inputs: the teacher must see the very tokens that the student sees (layer losses).
+            in_batch: also pair every query with every document of the batch.
+            share: the part of the pairs that this process tokenises.
+
+        Raises:
+            InputError: the teacher must see the same tokens, and its window is smaller.
+        """
+        self.model, self.queries, self.docs, self.scores = model, queries, docs, scores
+        self.doc_len = min(train_len or window_of(model), window_of(model))
+        self.teacher, self.same_inputs, self.in_batch, self.share = teacher, same_inputs, in_batch, share
+        if same_inputs and window_of(teacher) < self.doc_len:
+            raise InputError(f"the teacher reads {window_of(teacher)} tokens a pair, the student {self.doc_len}: layer losses "
+                             f"need the same; give --train-length {window_of(teacher)}")  # fmt: skip
+
+    def __call__(self, items: Sequence[Sequence[Group]]) -> dict[str, Any]:
+        """One batch of B groups with P distinct pairs.
+
+        `labels`, `rows` (places among the P scores), `mask` and, from a file, `teacher` are (B, G); `student` and
+        `live` hold the tensors that the student and the live teacher score; `batch_labels`, `batch_rows` are (B, N).
+        """
+        import torch
+
+        (groups,) = items
+        shape = (len(groups), max(len(group.doc_ids) for group in groups))
+        labels, rows = torch.zeros(shape, dtype=torch.long), torch.zeros(shape, dtype=torch.long)
+        mask, teacher = torch.zeros(shape, dtype=torch.bool), torch.zeros(shape)
+        places: dict[tuple[str, str], int] = {}
+        for i, group in enumerate(groups):
+            size = len(group.doc_ids)
+            labels[i, :size] = torch.tensor(group.labels)
+            mask[i, :size] = True
+            rows[i, :size] = torch.tensor([places.setdefault((group.query_id, d), len(places)) for d in group.doc_ids])
+            if self.scores is not None:
+                own = self.scores[group.query_id]
+                teacher[i, :size] = torch.tensor([own[d] for d in group.doc_ids])
+        batch: dict[str, Any] = {"labels": labels, "rows": rows, "mask": mask}
+        if self.scores is not None:
+            batch["teacher"] = teacher
+        if self.in_batch:
+            batch["batch_labels"], batch["batch_rows"] = _all_pairs(groups, places)
+        return batch | {"pairs": torch.tensor(len(places))} | self._tokens(list(places))
+
+    def _tokens(self, pairs: list[tuple[str, str]]) -> dict[str, Any]:
+        start, end = self.share.of(len(pairs))
+        end = max(end, start + 1)  # a process without a pair of its own takes another's, and drops its score
+        if not self.same_inputs:
+            batch = {"student": self._pair_batch(self.model, pairs[start:end], self.doc_len)}
+            return batch if self.teacher is None else batch | {"live": self._pair_batch(self.teacher, pairs[start:end])}
+        whole = {"student": self._pair_batch(self.model, pairs, self.doc_len)}  # padded as one process would pad them
+        whole["live"] = self._pair_batch(self.teacher, pairs, self.doc_len)
+        check_same_tokens(whole["student"], whole["live"])
+        return {who: {name: tensor[start:end] for name, tensor in tokens.items()} for who, tokens in whole.items()}
+
+    def _pair_batch(self, model: Any, pairs: list[tuple[str, str]], max_len: int | None = None) -> dict[str, Any]:
+        queries = {query_id: row for row, query_id in enumerate(dict.fromkeys(q for q, _ in pairs))}
+        docs = {doc_id: row for row, doc_id in enumerate(dict.fromkeys(d for _, d in pairs))}
+        texts = [self.queries[q] for q in queries], [self.docs[d] for d in docs]
+        batch: dict[str, Any] = model.pair_batch(*texts, [(queries[q], docs[d]) for q, d in pairs], max_doc_len=max_len)
+        return batch
+
+
+def _all_pairs(groups: Sequence[Group], places: dict[tuple[str, str], int]) -> tuple[Any, Any]:
+    """(labels, rows) (B, N) of every query with every document of the batch; new pairs join `places`."""
+    import torch
+
+    docs = list(dict.fromkeys(d for group in groups for d in group.doc_ids))
+    relevant = {(g.query_id, d) for g in groups for d, label in zip(g.doc_ids, g.labels, strict=True) if label > 0}
+    labels = [[int((group.query_id, d) in relevant) for d in docs] for group in groups]
+    rows = [[places.setdefault((group.query_id, d), len(places)) for d in docs] for group in groups]
+    return torch.tensor(labels), torch.tensor(rows)
+
+
+def check_same_tokens(student: Mapping[str, Any], teacher: Mapping[str, Any]) -> None:
+    """InputError unless both models were given the same token ids."""
+    import torch
+
+    if not torch.equal(student["input_ids"], teacher["input_ids"]):
+        raise InputError("teacher and student do not see the same tokens (their lengths or tokenizers differ); "
+                         "layer losses compare token by token")  # fmt: skip
+
+
+class TextCollator:
+    """Turns a batch of plain texts into tensors that student and teacher both read."""
+
+    def __init__(self, model: Any, train_len: int | None = None, *, share: Share = WHOLE) -> None:
+        self.model, self.share = model, share
+        self.text_len = min(train_len or window_of(model), window_of(model))
+
+    def __call__(self, items: Sequence[Sequence[str]]) -> dict[str, Any]:
+        """One batch of P texts: `student` and `live` hold its tensors (the same)."""
+        import torch
+
+        (texts,) = items
+        tokenizer = self.model.tokenizer
+        records, _ = tokenize(tokenizer, texts, self.text_len)
+        tokens = pad(records, tokenizer.pad_token_id or 0, "cpu")
+        start, end = self.share.of(len(texts))
+        tokens = {name: tensor[start : max(end, start + 1)] for name, tensor in tokens.items()}
+        return {"pairs": torch.tensor(len(texts)), "student": tokens, "live": tokens}

@@ -1,0 +1,103 @@
+"""PreTTR: query and document run apart through the lower layers and together through the upper ones.
+
+MacAvaney et al. 2020, as Hofstätter et al. 2020 use it. A document's states at the join layer do not depend on the query, so
+that they can be stored; for that its positions must not either: queries are padded to `max_query_len`, and documents
+begin there.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from pyserini_kd.models.bert_dot import EncoderSettings
+from pyserini_kd.models.tokens import part, two_sides
+
+
+@dataclasses.dataclass(frozen=True)
+class PreTtrSettings(EncoderSettings):
+    """Settings of a PreTTR; `pooling` and `l2_norm` have no meaning here."""
+
+    join_layer: int = 3  # layers that run apart
+    masks: int = 0  # [MASK] tokens appended to every query; the published checkpoint has 8
+
+
+class PreTtr(nn.Module):
+    """A BERT- or DistilBERT-like encoder split at `join_layer`, and one linear unit without bias on the query's [CLS]."""
+
+    architecture = "prettr"
+
+    def __init__(self, encoder: Any, tokenizer: Any, settings: PreTtrSettings) -> None:
+        super().__init__()
+        count = len(layers_of(encoder))
+        if not 0 <= settings.join_layer <= count:
+            raise ValueError(f"join_layer must lie between 0 and {count}, not {settings.join_layer}")
+        window = int(encoder.config.max_position_embeddings)
+        if settings.max_query_len + settings.masks + settings.max_doc_len > window:
+            raise ValueError(f"a query of {settings.max_query_len + settings.masks} and a document of {settings.max_doc_len} "
+                             f"tokens do not fit into the encoder's {window} positions")  # fmt: skip
+        self.encoder: Any = encoder
+        self.tokenizer = tokenizer
+        self.settings = settings
+        self.head = nn.Linear(int(encoder.config.hidden_size), 1, bias=False)
+
+    @property
+    def offset(self) -> int:
+        """Positions kept for the query; a document begins after them."""
+        return self.settings.max_query_len + self.settings.masks
+
+    def lower(self, input_ids: Tensor, attention_mask: Tensor, kind: str) -> Tensor:
+        """States float (N, T, H) at the join layer of queries or documents (whose own [CLS] is dropped already)."""
+        first = 0 if kind == "query" else self.offset
+        positions = torch.arange(first, first + input_ids.shape[1], device=input_ids.device)[None]
+        extra = {}
+        if hasattr(self.encoder.embeddings, "token_type_embeddings"):
+            extra["token_type_ids"] = torch.full_like(input_ids, int(kind == "doc"))
+        states = self.encoder.embeddings(input_ids=input_ids, position_ids=positions, **extra)
+        return self._run(states, attention_mask, slice(0, self.settings.join_layer))
+
+    def upper(self, query_states: Tensor, query_mask: Tensor, doc_states: Tensor, doc_mask: Tensor) -> Tensor:
+        """Scores float32 (P,) of joined states: queries (P, T, H), documents (P, D, H)."""
+        states = torch.cat([query_states, doc_states], dim=1)
+        mask = torch.cat([query_mask, doc_mask], dim=1)
+        states = self._run(states, mask, slice(self.settings.join_layer, None))
+        scores: Tensor = self.head(states[:, 0]).float()[:, 0]
+        return scores
+
+    def _run(self, states: Tensor, attention_mask: Tensor, which: slice) -> Tensor:
+        from transformers.masking_utils import create_bidirectional_mask
+
+        mask = create_bidirectional_mask(config=self.encoder.config, inputs_embeds=states, attention_mask=attention_mask)
+        for layer in layers_of(self.encoder)[which]:
+            states = layer(states, mask)
+        return states
+
+    def pair_batch(
+        self, queries: Sequence[str], docs: Sequence[str], pairs: Sequence[tuple[int, int]], max_doc_len: int | None = None
+    ) -> dict[str, Tensor]:
+        """Token tensors of P pairs (query row, document row); queries padded to `offset`, documents without [CLS]."""
+        batch = two_sides(self, queries, docs, pairs, max_doc_len)
+        for name in ("query_input_ids", "query_attention_mask"):
+            pad_id = (self.tokenizer.pad_token_id or 0) if name == "query_input_ids" else 0
+            missing = self.offset - batch[name].shape[1]
+            batch[name] = torch.nn.functional.pad(batch[name], (0, missing), value=pad_id)
+        for name in ("doc_input_ids", "doc_attention_mask"):
+            batch[name] = batch[name][:, 1:]
+        return batch
+
+    def pair_scores(self, batch: Mapping[str, Tensor]) -> Tensor:
+        """Raw scores float32 (P,) with gradients; the lower layers run once a query and once a document."""
+        query_states = self.lower(**part(batch, "query_"), kind="query")
+        doc_states = self.lower(**part(batch, "doc_"), kind="doc")
+        q, d = batch["pairs"][:, 0], batch["pairs"][:, 1]
+        return self.upper(query_states[q], batch["query_attention_mask"][q], doc_states[d], batch["doc_attention_mask"][d])
+
+
+def layers_of(encoder: Any) -> nn.ModuleList:
+    """The stack of Transformer layers of a BERT- or DistilBERT-like encoder."""
+    stack: nn.ModuleList = (encoder.transformer if hasattr(encoder, "transformer") else encoder.encoder).layer
+    return stack

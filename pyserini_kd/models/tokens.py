@@ -1,0 +1,73 @@
+"""Texts to padded tensors."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+def tokenize(tokenizer: Any, texts: Sequence[str], max_len: int, pairs: Sequence[str] | None = None) -> tuple[list[Any], int]:
+    """Token records of texts (or text pairs, cut longest-first), and how many texts were cut at `max_len` tokens."""
+    batch = tokenizer(
+        list(texts),
+        list(pairs) if pairs is not None else None,
+        truncation="longest_first",
+        max_length=max_len,
+        return_attention_mask=False,
+    )
+    cut = sum(bool(encoding.overflowing) for encoding in batch.encodings)
+    names = [name for name in ("input_ids", "token_type_ids") if name in batch and (pairs is not None or name == "input_ids")]
+    return [{name: batch[name][i] for name in names} for i in range(len(texts))], cut
+
+
+def pad(records: Sequence[Any], pad_id: int, device: Any) -> dict[str, Tensor]:
+    """Token records as padded tensors (N, T) with their attention mask."""
+    import torch
+
+    longest = max(len(record["input_ids"]) for record in records)
+    batch = {
+        name: torch.full((len(records), longest), pad_id if name == "input_ids" else 0, dtype=torch.long)
+        for name in records[0]
+    }
+    mask = torch.zeros(len(records), longest, dtype=torch.long)
+    for row, record in enumerate(records):
+        length = len(record["input_ids"])
+        mask[row, :length] = 1
+        for name, values in record.items():
+            batch[name][row, :length] = torch.tensor(values)
+    return {name: tensor.to(device) for name, tensor in batch.items()} | {"attention_mask": mask.to(device)}
+
+
+def part(batch: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    """The tensors of a batch whose names begin with `prefix`, without it."""
+    return {name.removeprefix(prefix): tensor for name, tensor in batch.items() if name.startswith(prefix)}
+
+
+def side_records(model: Any, texts: Sequence[str], kind: str, max_doc_len: int | None = None) -> tuple[list[Any], int]:
+    """Token records of queries or documents, with the model's prefix, length and [MASK] tokens; how many were cut."""
+    settings = model.settings
+    if kind == "query":
+        records, cut = tokenize(model.tokenizer, [settings.query_prefix + text for text in texts], settings.max_query_len)
+        masks = [model.tokenizer.mask_token_id] * getattr(settings, "masks", 0)
+        return [{**record, "input_ids": [*record["input_ids"], *masks]} for record in records], cut
+    if kind != "doc":
+        raise ValueError(f"kind must be query or doc, not {kind!r}")
+    length = min(max_doc_len or settings.max_doc_len, settings.max_doc_len)
+    return tokenize(model.tokenizer, [settings.doc_prefix + text for text in texts], length)
+
+
+def two_sides(
+    model: Any, queries: Sequence[str], docs: Sequence[str], pairs: Sequence[tuple[int, int]], max_doc_len: int | None
+) -> dict[str, Tensor]:
+    """Queries and documents tokenised apart, each once: `query_*` (Q, T), `doc_*` (N, D), and `pairs` int (P, 2) of rows."""
+    import torch
+
+    pad_id = model.tokenizer.pad_token_id or 0
+    batch = {"pairs": torch.tensor(list(pairs), dtype=torch.long).reshape(-1, 2)}
+    for kind, texts in (("query", queries), ("doc", docs)):
+        records, _ = side_records(model, texts, kind, max_doc_len)
+        batch |= {f"{kind}_{name}": tensor for name, tensor in pad(records, pad_id, "cpu").items()}
+    return batch

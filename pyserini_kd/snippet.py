@@ -1,0 +1,72 @@
+"""The piece of a text that shows best why a query found it, and the query's words in it marked. For the eye only."""
+
+from __future__ import annotations
+
+import itertools
+import re
+from collections.abc import Callable
+
+WORD = re.compile(r"[^\W_]+")
+# Lucene's English stop words
+STOP = frozenset(
+    "a an and are as at be but by for if in into is it no not of on or such that the their then there these they this to was "
+    "will with".split()
+)
+
+
+def stem(word: str) -> str:
+    """A word without its English ending, roughly.
+
+    >>> [stem(word) for word in ("Sorted", "sorting", "sorts", "queries", "query", "classes", "class", "merge", "merging")]
+    ['sort', 'sort', 'sort', 'queri', 'queri', 'clas', 'clas', 'merg', 'merg']
+    """
+    word = re.sub(r"(?<=\w[^\Wsu])s$", "", word.lower())
+    word = re.sub(r"(?<=\w{3})(?:ing|ed|e)$", "", word)
+    word = re.sub(r"(?<=\w{2})y$", "i", word)
+    return re.sub(r"(\w)\1$", r"\1", word)
+
+
+def stems(query: str) -> set[str]:
+    """Stems of a query's words; stop words only where it has no others.
+
+    >>> sorted(stems("the merge of two sorted arrays")), stems("to be")  == {"to", "be"}
+    (['arrai', 'merg', 'sort', 'two'], True)
+    """
+    words = WORD.findall(query)
+    return {stem(word) for word in words if word.lower() not in STOP} or {stem(word) for word in words}
+
+
+def snippet(text: str, wanted: set[str], width: int = 110) -> str:
+    """At most `width` characters round the window with the most different words of the query, then the most words.
+
+    >>> snippet("one two three four five six seven eight nine ten eleven twelve", {"seven"}, 36)
+    '... five six seven eight nine ...'
+    """
+    text = " ".join(text.split())
+    if len(text) <= width:
+        return text
+    room = width - len("...  ...")
+    matches = [(match.start(), match.end(), stem(match.group())) for match in WORD.finditer(text)]
+    matches = [match for match in matches if match[2] in wanted]
+    start, end, most = 0, 0, (0, 0)
+    for row, (begin, _, _) in enumerate(matches):
+        near = list(itertools.takewhile(lambda match, begin=begin: match[1] - begin <= room, matches[row:]))  # type: ignore[misc]
+        found = (len({word for _, _, word in near}), len(near))
+        if found > most:
+            start, end, most = begin, near[-1][1], found
+    left = max(0, min(start - (room - (end - start)) // 2, len(text) - room))
+    right = left + room
+    if left and -1 < (space := text.find(" ", left - 1)) < start:  # begin and end with whole words
+        left = space + 1
+    if right < len(text) and (space := text.rfind(" ", left, right + 1)) > left and space >= end:
+        right = space
+    return ("... " if left else "") + text[left:right] + (" ..." if right < len(text) else "")
+
+
+def mark(text: str, wanted: set[str], style: Callable[[str], str]) -> str:
+    """The text with `style` applied to each word of the query.
+
+    >>> mark("Sorting arrays is fun", stems("sort an array"), lambda word: f"*{word}*")
+    '*Sorting* *arrays* is fun'
+    """
+    return WORD.sub(lambda match: style(match.group()) if stem(match.group()) in wanted else match.group(), text)

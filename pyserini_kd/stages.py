@@ -1,0 +1,315 @@
+"""One stage of a recipe, run with transformers' Trainer: settings, processes, resuming, logging.
+
+Every stage keeps its state in a folder `NAME.partial/stage-N/` and leaves weights and a record beside it when it is done.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import logging
+import math
+import os
+import shutil
+import sys
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from pyserini_kd import inference, recipes
+from pyserini_kd.batches import Collator, Share, TextCollator, cut_batches, cut_texts, window_of
+from pyserini_kd.files import InputError, read_json, write_json
+from pyserini_kd.mine import Group
+from pyserini_kd.recipes import Recipe, Stage
+from pyserini_kd.teach import TeacherScores
+from pyserini_kd.validation import Dev, make_watch
+
+logger = logging.getLogger(__name__)
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainConfig:
+    """Everything that decides a training run besides its data. None: the recipe's or the checkpoint's default."""
+
+    recipe: str
+    init: str
+    architecture: str = "bert_dot"
+    layers: tuple[int, ...] | None = None
+    losses: tuple[str, ...] = ()  # NAME=WEIGHT, as `recipes.with_losses` takes them
+    start_stage: int = 1  # of the recipe; `init` has been through those before
+    teacher: str | None = None  # live ranker, for layer losses; for soft losses where there is no score file
+    lm_teacher: str | None = None  # language model, for stages on plain text
+    teacher_dropout: bool = False  # as in the published TinyBERT scripts, which never put the teacher in eval mode
+    temperature: float = 1.0
+    pooling: str | None = None
+    l2_norm: bool | None = None
+    settings: tuple[str, ...] = ()  # NAME=NUMBER, of the student's architecture: join_layer=3, masks=8, width=128
+    glove: str | None = None  # word vectors of a tk student
+    max_query_len: int | None = None
+    max_doc_len: int | None = None  # of the checkpoint
+    train_len: int | None = None  # tokens of a document (or pair) while training; None: max_doc_len
+    score_scale: float | None = None
+    lr: float | None = None
+    epochs: float | None = None
+    max_steps: int | None = None  # of each stage
+    batch_size: int = 32
+    length_buckets: bool = False  # triples of like length in a batch
+    accumulate: int = 1
+    warmup: float | None = None
+    weight_decay: float | None = None
+    max_grad_norm: float = 1.0
+    save_steps: int = 200
+    metric: str = "nDCG@10"  # on dev topics, where there are any
+    eval_steps: int = 100
+    patience: int | None = None  # evaluations without a better one before training stops; None: never
+    seed: int = 42
+    precision: str = "auto"
+    device: str = "cpu"
+
+    def resolved(self, recipe: Recipe) -> TrainConfig:
+        """The same with the recipe's defaults for the student filled in."""
+        filled = {name: getattr(recipe, name) for name in ("score_scale", "l2_norm") if getattr(self, name) is None}
+        return dataclasses.replace(self, **filled)
+
+    def stages(self, recipe: Recipe) -> list[tuple[int, Stage]]:
+        """The recipe's stages from `start_stage` on, with their numbers and with this configuration's settings."""
+        if self.start_stage > len(recipe.stages):
+            raise InputError(f"--start-stage {self.start_stage}: recipe {recipe.name} has {len(recipe.stages)} stage(s)")
+        names = ("lr", "epochs", "warmup", "weight_decay")
+        given = {name: getattr(self, name) for name in names if getattr(self, name) is not None}
+        numbered = list(enumerate(recipe.stages, start=1))[self.start_stage - 1 :]
+        return [(number, stage._replace(**given)) for number, stage in numbered]
+
+
+class Material(NamedTuple):
+    """What a run trains on: candidates with texts and teacher scores, plain texts, dev topics."""
+
+    groups: Sequence[Group]
+    queries: Mapping[str, str]
+    docs: Mapping[str, str]
+    scores: TeacherScores | None
+    texts: Sequence[str]
+    dev: Dev | None
+
+
+# ------------------------------------------------------------------------------------------------- several processes
+
+
+def processes(config: TrainConfig) -> Share:
+    """This process among those that torchrun or accelerate started; they are connected here."""
+    world = int(os.environ.get("WORLD_SIZE", "1"))
+    if world == 1:
+        return Share()
+    from accelerate import PartialState
+
+    state = PartialState(cpu=config.device == "cpu")
+    if state.process_index:
+        logging.getLogger("pyserini_kd").setLevel(logging.ERROR)  # the first process speaks for all
+    return Share(state.process_index, state.num_processes)
+
+
+@contextlib.contextmanager
+def one_after_another(share: Share) -> Iterator[None]:
+    """The first process does the block, then the others; all go on together."""
+    if share.world == 1:
+        yield
+        return
+    import torch.distributed as dist
+
+    if share.rank:
+        dist.barrier()
+    yield
+    if not share.rank:
+        dist.barrier()
+    dist.barrier()
+
+
+def device_of(config: TrainConfig) -> str:
+    """The device of this process: `cuda` is one GPU for each."""
+    local = os.environ.get("LOCAL_RANK")
+    if config.device.startswith("cuda:") and config.device != "cuda:0":  # Trainer always takes the first one it sees
+        number = config.device.removeprefix("cuda:")
+        raise InputError(f"train --device {config.device}: choose the GPU by CUDA_VISIBLE_DEVICES={number} and --device cuda")
+    return f"cuda:{local}" if config.device == "cuda" and local else config.device
+
+
+# ------------------------------------------------------------------------------------------------------------- stages
+
+
+def run_stage(
+    config: TrainConfig,
+    number: int,
+    stage: Stage,
+    model: Any,
+    teachers: Mapping[bool, Any],
+    material: Material,
+    partial: Path,
+    share: Share,
+) -> dict[str, Any]:
+    """Train `model` by one stage, or take the result of a stage that was done before a crash; returns its record."""
+    import transformers
+    from safetensors.torch import load_model, save_model
+
+    from pyserini_kd.learner import Learner, match_scale
+
+    folder, weights, done = (partial / f"stage-{number}{ending}" for ending in ("", ".safetensors", ".json"))
+    if done.exists():
+        load_model(model, str(weights))
+        return read_json(done, "record of a stage")
+    started = time.monotonic()
+    groups, queries, docs, scores, texts, dev = material
+    transformers.set_seed(config.seed)
+    scale = float(config.score_scale or 1.0)
+    teacher = teachers[stage.text]
+    if not stage.needs_layers and (scores is not None or not stage.needs_scores):
+        teacher = None
+    factor = 1.0
+    collator: Any
+    if stage.text:
+        batches: list[Any] = cut_texts(texts, config.batch_size, config.seed)
+        collator = TextCollator(model, config.train_len, share=share)
+        collator.text_len = min(collator.text_len, window_of(teacher))
+    else:
+        lengths = [max(len(docs[d]) for d in g.doc_ids) for g in groups] if config.length_buckets else None
+        batches = cut_batches(groups, config.batch_size, config.seed, lengths)
+        collator = Collator(
+            model, queries, docs, scores if stage.needs_scores else None, config.train_len,
+            teacher=teacher, same_inputs=stage.needs_layers, in_batch="in_batch" in stage.losses,
+        )  # fmt: skip
+        if stage.match_scale and config.architecture == "bert_dot" and not model.settings.l2_norm:
+            factor = match_scale(model, collator, batches, scale, teacher)
+        collator.share = share
+    module = Learner(
+        model, stage.losses, scale, teacher=teacher, teacher_dropout=config.teacher_dropout,
+        temperature=config.temperature, text=stage.text, share=share,
+    )  # fmt: skip
+    with one_after_another(share):
+        resume = _last_state(folder)
+    trainer, log = _trainer(config, stage, module, batches, collator, folder, share)
+    watch = None
+    if dev and any(loss not in recipes.LAYER_LOSSES for loss in stage.losses):
+        settings = {name: getattr(config, name) for name in ("metric", "eval_steps", "patience")}
+        watch = make_watch(model, dev, folder, **settings, writes=share.rank == 0)
+        trainer.add_callback(watch)
+    with quiet():
+        result = trainer.train(resume_from_checkpoint=resume)
+    with one_after_another(share):
+        measured = watch.take_best() if watch else []
+        record = {
+            **stage._asdict(),
+            "start_scale": factor,
+            "steps": result.global_step,
+            "seconds": round(time.monotonic() - started, 1),
+            "log": log,
+            "dev": measured,
+        }
+        if share.rank == 0:
+            save_model(model, str(weights))
+            write_json(done, record)  # last: a stage without it is not done
+            shutil.rmtree(folder)
+    return record
+
+
+def _last_state(folder: Path) -> str | None:
+    """The last complete Trainer checkpoint of a stage, or None."""
+    folder.mkdir(exist_ok=True)
+    states = states_of(folder)
+    while states and not (states[-1] / "trainer_state.json").exists():
+        shutil.rmtree(states.pop(), ignore_errors=True)  # killed while saving: Trainer writes this file last
+    if not states:
+        return None
+    logger.info("going on from %s", states[-1])
+    return str(states[-1])
+
+
+def states_of(folder: Path) -> list[Path]:
+    """Trainer's checkpoints in a stage's folder, oldest first."""
+    return sorted(folder.glob("checkpoint-*"), key=lambda path: int(path.name.rpartition("-")[2]))
+
+
+def _trainer(
+    config: TrainConfig, stage: Stage, module: Any, batches: Sequence[Any], collator: Any, folder: Path, share: Share
+) -> tuple[Any, list[dict[str, float]]]:
+    import transformers
+
+    log: list[dict[str, float]] = []
+
+    class Terms(transformers.TrainerCallback):
+        """Keeps the mean of every loss term between two log lines, and warns when scores collapse."""
+
+        def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+            if state.global_step and (folder / "log.json").exists():  # going on after a crash
+                before = read_json(folder / "log.json", "log of a stage")["log"]
+                log.extend(entry for entry in before if entry["step"] <= state.global_step)
+
+        def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **_: Any) -> None:
+            if not module.terms or "loss" not in (logs or {}):
+                return
+            terms = {name: float(np.mean(values)) for name, values in module.terms.items()}
+            module.terms.clear()
+            more = {"grad_norm": float(logs["grad_norm"])} if "grad_norm" in logs else {}
+            log.append({"step": state.global_step, "lr": logs["learning_rate"], **more, **terms})
+            if share.rank:
+                return
+            write_json(folder / "log.json", {"log": log})
+            if args.disable_tqdm:
+                shown = ", ".join(f"{name} {value:.4g}" for name, value in terms.items())
+                logger.info("step %d of %d: %s", state.global_step, state.max_steps, shown)
+            if terms.get("score_std", 1.0) < 1e-4:
+                logger.warning("step %d: all scores are nearly equal; the model has collapsed", state.global_step)
+
+    class Trainer(transformers.Trainer):
+        def get_train_dataloader(self) -> Any:
+            """Every process gets every batch: the collator takes this process's share of its pairs."""
+            loader = super().get_train_dataloader()
+            if share.world > 1:
+                sampler: Any = loader.batch_sampler
+                sampler.num_processes, sampler.process_index = 1, 0
+            return loader
+
+    steps = config.max_steps or max(1, math.ceil(len(batches) / config.accumulate * stage.epochs))
+    arguments = transformers.TrainingArguments(
+        output_dir=str(folder),
+        per_device_train_batch_size=1,  # one item is one batch of groups
+        gradient_accumulation_steps=config.accumulate,
+        max_steps=steps,
+        learning_rate=stage.lr,
+        lr_scheduler_type="constant_with_warmup" if stage.schedule == "constant" else stage.schedule,
+        warmup_steps=round(stage.warmup * steps),
+        weight_decay=stage.weight_decay,
+        max_grad_norm=config.max_grad_norm,
+        logging_steps=max(1, min(50, steps // 10)),
+        save_steps=config.save_steps,
+        save_total_limit=2,
+        seed=config.seed,
+        data_seed=config.seed,
+        bf16=inference.choose_precision(config.precision, config.device) == "bf16",
+        use_cpu=config.device == "cpu",
+        ddp_find_unused_parameters=share.world > 1,  # a stage on layers alone leaves the head without gradients
+        report_to=[],
+        disable_tqdm=not sys.stderr.isatty(),
+        remove_unused_columns=False,
+        dataloader_pin_memory=False,
+        label_names=[],
+    )
+    if arguments.n_gpu > 1:
+        arguments._n_gpu = 1  # or Trainer would split batches over all GPUs by itself; torchrun does that right
+    trainer = Trainer(model=module, args=arguments, train_dataset=list(batches), data_collator=collator, callbacks=[Terms()])
+    trainer.remove_callback(transformers.PrinterCallback)
+    return trainer, log
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """Trainer's own chatter off; its progress bar stays."""
+    from transformers.utils import logging as transformers_logging
+
+    level = transformers_logging.get_verbosity()
+    transformers_logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        transformers_logging.set_verbosity(level)

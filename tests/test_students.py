@@ -1,0 +1,336 @@
+"""ColBERT, PreTTR and TK as Hofstätter et al. 2020 use them, and the published checkpoints' layouts."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from pyserini_kd import inference
+from pyserini_kd.files import InputError
+from pyserini_kd.models import checkpoints
+from pyserini_kd.models.colbert import ColBert, ColBertSettings
+from pyserini_kd.models.cross_encoder import CrossEncoder
+from pyserini_kd.models.glove import read_glove
+from pyserini_kd.models.prettr import PreTtr, PreTtrSettings
+from pyserini_kd.models.tk import MU, SIGMA, Tk, TkSettings, positions
+
+LENGTHS = {"max_query_len": 12, "max_doc_len": 24}
+SHORT, LONG = "the cat eats", "at night the horse sleeps in the barn and the cow eats hay"
+
+
+@pytest.fixture
+def encoder(tokenizer):
+    """A random two-layer BERT."""
+    from conftest import tiny_config
+    from transformers import BertModel
+
+    torch.manual_seed(3)
+    return BertModel(tiny_config(tokenizer), add_pooling_layer=False).eval()
+
+
+@pytest.fixture
+def distil(tokenizer):
+    """A random three-layer DistilBERT, 64 wide: one head, as the published checkpoints' shape is read off."""
+    from transformers import DistilBertConfig, DistilBertModel
+
+    torch.manual_seed(4)
+    config = DistilBertConfig(vocab_size=len(tokenizer), dim=64, n_layers=3, n_heads=1, hidden_dim=96, max_position_embeddings=64)
+    return DistilBertModel(config).eval()
+
+
+@pytest.fixture
+def students(encoder, tokenizer):
+    """One model of each architecture that has a head of its own."""
+    torch.manual_seed(5)
+    vectors = torch.randn(len(tokenizer), 20)
+    return {
+        "colbert": ColBert(encoder, tokenizer, ColBertSettings(masks=8, width=16, **LENGTHS)).eval(),
+        "prettr": PreTtr(encoder, tokenizer, PreTtrSettings(join_layer=1, **LENGTHS)).eval(),
+        "tk": Tk(vectors, tokenizer, TkSettings(heads=4, feed_forward=24, **LENGTHS)).eval(),
+    }
+
+
+NAMES = ["colbert", "prettr", "tk"]
+
+
+# ------------------------------------------------------------------------------------------------------------ all
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_padding_changes_no_score(students, name):
+    model = students[name]
+    with torch.no_grad():
+        together = model.pair_scores(model.pair_batch([SHORT, LONG], [SHORT, LONG], [(0, 0), (0, 1), (1, 0), (1, 1)]))
+        alone = [
+            float(model.pair_scores(model.pair_batch([query], [doc], [(0, 0)]))) for query in (SHORT, LONG) for doc in (SHORT, LONG)
+        ]
+    assert together.tolist() == pytest.approx(alone, abs=2e-5)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_engine_scores_as_training_does(students, name, corpus, queries):
+    model = students[name]
+    docs = [doc.contents for doc in corpus]
+    pairs = [(q, d) for q in range(3) for d in range(len(docs))]
+    with torch.no_grad():
+        expected = model.pair_scores(model.pair_batch([query.text for query in queries[:3]], docs, pairs))
+    found = inference.score(model, [queries[q].text for q, _ in pairs], [docs[d] for _, d in pairs], precision="fp32")
+    np.testing.assert_allclose(found, expected.numpy(), atol=2e-5)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_round_trip(students, name, tmp_path):
+    model = students[name]
+    folder = checkpoints.save(model, tmp_path / name)
+    again = checkpoints.load(str(folder))
+    assert again.architecture == name and again.settings == model.settings
+    batch = model.pair_batch([SHORT], [LONG], [(0, 0)])
+    assert torch.equal(again.pair_scores(batch), model.pair_scores(batch))
+    assert not list(folder.glob("*.bin"))
+    assert checkpoints.fingerprint(folder) == checkpoints.fingerprint(folder)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_weight_learns(students, name):
+    model = students[name].train()
+    scores = model.pair_scores(model.pair_batch([SHORT, LONG], [LONG, SHORT], [(0, 0), (1, 1), (0, 1)]))
+    (scores * torch.tensor([1.0, -2.0, 3.0])).sum().backward()
+    still = [n for n, weight in model.named_parameters() if weight.grad is None or not weight.grad.abs().sum() > 0]
+    assert not [n for n in still if "pooler" not in n and "key.bias" not in n and "in_proj_bias" not in n], still
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_read_off_a_bert_checkpoint(tiny_dot, name):
+    model = checkpoints.load(str(tiny_dot), architecture=name, **({"join_layer": 1} if name == "prettr" else {}))
+    assert model.architecture == name
+    assert np.isfinite(inference.score(model, [SHORT], [LONG], precision="fp32")).all()
+
+
+# -------------------------------------------------------------------------------------------------------- ColBERT
+
+
+def test_eight_masks_follow_every_query_and_are_attended_to(students, tokenizer):
+    batch = students["colbert"].pair_batch([SHORT, LONG], [LONG], [(0, 0)])
+    ids, mask = batch["query_input_ids"], batch["query_attention_mask"]
+    assert ids[0, 5:13].tolist() == [tokenizer.mask_token_id] * 8  # [CLS] the cat eats [SEP], then the masks
+    assert mask.sum(dim=1).tolist() == [5 + 8, 12 + 8]  # the long query is cut at 12 tokens first
+    assert not (batch["doc_input_ids"] == tokenizer.mask_token_id).any()
+
+
+def test_late_interaction_by_hand(students):
+    query = torch.tensor([[[1.0, 0.0], [0.0, 1.0], [5.0, 5.0]]])
+    docs = torch.tensor([[[2.0, 0.0], [0.0, -3.0], [9.0, 9.0]], [[-3.0, 0.0], [9.0, 9.0], [9.0, 9.0]]])
+    doc_mask = torch.tensor([[1, 1, 0], [1, 0, 0]])
+    scores = students["colbert"].late_scores(query, torch.tensor([[1, 1, 0]]), docs, doc_mask)
+    # max(2, 0) + max(0, -3) = 2; the second document has but one token: -3 + 0. Padding wins nothing and adds nothing.
+    assert scores.tolist() == [[2.0, -3.0]]
+
+
+# --------------------------------------------------------------------------------------------------------- PreTTR
+
+
+def test_joined_from_the_start_it_is_a_cross_encoder(encoder, tokenizer):
+    """join 0 and an unpadded query: BERT on `[CLS] query [SEP] document [SEP]`, with segments."""
+    ids = tokenizer(SHORT, LONG, return_tensors="pt")
+    n_query = len(tokenizer(SHORT)["input_ids"])
+    model = PreTtr(encoder, tokenizer, PreTtrSettings(join_layer=0, max_query_len=n_query, max_doc_len=40)).eval()
+    with torch.no_grad():
+        expected = model.head(encoder(**ids).last_hidden_state[:, 0])[:, 0]
+        found = model.pair_scores(model.pair_batch([SHORT], [LONG], [(0, 0)]))
+    torch.testing.assert_close(found, expected, atol=1e-5, rtol=0)
+
+
+def test_never_joined_the_document_does_not_matter(encoder, tokenizer):
+    model = PreTtr(encoder, tokenizer, PreTtrSettings(join_layer=2, **LENGTHS)).eval()
+    with torch.no_grad():
+        scores = model.pair_scores(model.pair_batch([SHORT], [SHORT, LONG], [(0, 0), (0, 1)]))
+    assert scores[0] == pytest.approx(float(scores[1]), abs=1e-6)
+
+
+def test_a_documents_states_do_not_depend_on_the_query(students):
+    model = students["prettr"]
+    states = []
+    for query in (SHORT, LONG):
+        batch = model.pair_batch([query], [LONG], [(0, 0)])
+        states.append(model.lower(batch["doc_input_ids"], batch["doc_attention_mask"], kind="doc"))
+    assert torch.equal(*states)
+
+
+def test_prettr_must_fit_into_the_window(encoder, tokenizer):
+    with pytest.raises(ValueError, match="do not fit into the encoder's 64 positions"):
+        PreTtr(encoder, tokenizer, PreTtrSettings(join_layer=1, max_query_len=30, max_doc_len=40))
+    with pytest.raises(ValueError, match="join_layer must lie between 0 and 2"):
+        PreTtr(encoder, tokenizer, PreTtrSettings(join_layer=3, **LENGTHS))
+
+
+# ------------------------------------------------------------------------------------------------------------- TK
+
+
+def test_kernels_by_hand(students):
+    """One query word, one document word, cosine 0.6: each kernel is exp(-(0.6 - mu)^2 / 0.02)."""
+    model = students["tk"]
+    with torch.no_grad():
+        model.head.weight.fill_(1.0)
+    query, doc = torch.tensor([[[1.0, 0.0]]]), torch.tensor([[[0.6, 0.8], [1.0, 0.0]]])
+    found = model.late_scores(query, torch.ones(1, 1), doc, torch.tensor([[1, 0]])).detach()
+    expected = sum(math.log(max(math.exp(-((0.6 - mu) ** 2) / (2 * SIGMA**2)), 1e-10)) for mu in MU)
+    assert found.item() == pytest.approx(expected, rel=1e-5)
+
+
+def test_a_kernel_at_its_centre_is_one(students):
+    model = students["tk"]
+    with torch.no_grad():
+        model.head.weight.zero_()
+        model.head.weight[0, 0] = 1.0  # the kernel at 1 alone: log(exp(0)) = 0 for equal words
+    same = torch.tensor([[[3.0, 4.0]]])
+    assert model.late_scores(same, torch.ones(1, 1), same, torch.ones(1, 1)).item() == pytest.approx(0.0, abs=1e-5)
+
+
+def test_the_mix_starts_at_half_and_at_one_forgets_positions(students):
+    model = students["tk"]
+    assert model.mix.item() == 0.5
+    with torch.no_grad():
+        model.mix.fill_(1.0)
+        one = model.pair_scores(model.pair_batch(["cat"], ["the cat eats hay"], [(0, 0)]))
+        other = model.pair_scores(model.pair_batch(["cat"], ["hay eats cat the"], [(0, 0)]))
+    assert float(one) == pytest.approx(float(other), abs=1e-5)
+
+
+def test_scores_move_with_gamma(students):
+    model = students["tk"]
+    with torch.no_grad():
+        model.head.weight.fill_(1.0)
+        batch = model.pair_batch([SHORT], [LONG], [(0, 0)])
+        low = float(model.pair_scores(batch))
+        model.gamma.mul_(2.0)
+        assert float(model.pair_scores(batch)) > low
+
+
+def test_document_positions_begin_elsewhere():
+    assert torch.equal(positions(3, 8, 500)[0], positions(501, 8)[500])
+    assert not torch.allclose(positions(3, 8)[0], positions(3, 8, 500)[0])
+
+
+def test_glove(tmp_path, tiny_dot):
+    path = tmp_path / "glove.txt"
+    path.write_text("the 1 0 0 0\ncat 0 1 0 0\neats 0 0 1 0\n")
+    vectors, tokenizer = read_glove(path)
+    assert vectors.shape == (5, 4) and vectors[0].tolist() == [0.0] * 4
+    assert vectors[1].tolist() == pytest.approx([1 / 3, 1 / 3, 1 / 3, 0.0])  # unknown words: the mean
+    assert tokenizer("The CAT barks")["input_ids"] == [2, 3, 1]
+    model = checkpoints.load(str(tiny_dot), architecture="tk", glove=path, **LENGTHS)
+    assert model.width == 4 and model.settings.heads == 4
+    folder = checkpoints.save(model, tmp_path / "tk")
+    again = checkpoints.load(str(folder))
+    assert inference.score(again, ["the cat"], ["cat eats"]).tolist() == inference.score(model, ["the cat"], ["cat eats"]).tolist()
+
+
+@pytest.mark.parametrize(("line", "message"), [("cat 1 2", ":2: 2 numbers, the first line has 3"), ("cat x y z", ":2: expected a word")])
+def test_bad_glove(tmp_path, line, message):
+    (tmp_path / "glove.txt").write_text(f"the 1 0 0\n{line}\n")
+    with pytest.raises(InputError, match=message):
+        read_glove(tmp_path / "glove.txt")
+
+
+def test_heads_must_divide_the_word_vectors(tokenizer):
+    with pytest.raises(ValueError, match="10 attention heads do not divide word vectors of 32"):
+        Tk(torch.zeros(9, 32), tokenizer, TkSettings())
+
+
+# ----------------------------------------------------------------------------------------------- published layouts
+
+
+def published(folder, model_type, distil, tokenizer, prefix="bert_model.", **head):
+    """A folder in the layout of the published checkpoints."""
+    folder.mkdir()
+    weights = {prefix + name: tensor.clone() for name, tensor in distil.state_dict().items()} | head
+    save_file(weights, folder / "model.safetensors")
+    (folder / "config.json").write_text(f'{{"model_type": "{model_type}", "bert_model": "distilbert-base-uncased"}}')
+    tokenizer.save_pretrained(folder)
+    return str(folder)
+
+
+def test_published_colbert(tmp_path, distil, tokenizer):
+    torch.manual_seed(6)
+    weight, bias = torch.randn(48, 64), torch.randn(48)
+    head = {"compressor.weight": weight, "compressor.bias": bias}
+    model = checkpoints.load(published(tmp_path / "c", "ColBERT", distil, tokenizer, **head))
+    assert (model.architecture, model.settings.masks, model.width) == ("colbert", 8, 48)
+    ids = torch.tensor([tokenizer(SHORT)["input_ids"] + [tokenizer.mask_token_id] * 8])
+    doc = torch.tensor([tokenizer(LONG)["input_ids"]])
+    with torch.no_grad():
+        query_vecs, doc_vecs = (distil(input_ids=x).last_hidden_state @ weight.T + bias for x in (ids, doc))
+        expected = (query_vecs @ doc_vecs.transpose(1, 2)).amax(dim=-1).sum(dim=-1)
+    assert inference.score(model, [SHORT], [LONG], precision="fp32") == pytest.approx(expected.numpy(), rel=1e-5)
+
+
+def test_published_cross_encoder(tmp_path, distil, tokenizer):
+    torch.manual_seed(7)
+    weight, bias = torch.randn(1, 64), torch.randn(1)
+    head = {"_classification_layer.weight": weight, "_classification_layer.bias": bias}
+    model = checkpoints.load(published(tmp_path / "c", "BERT_Cat", distil, tokenizer, **head))
+    assert isinstance(model, CrossEncoder)
+    ids = torch.tensor([tokenizer(SHORT, LONG)["input_ids"]])
+    with torch.no_grad():
+        expected = distil(input_ids=ids).last_hidden_state[:, 0] @ weight[0] + bias
+    assert inference.score(model, [SHORT], [LONG], precision="fp32") == pytest.approx(expected.numpy(), rel=1e-4)
+    again = checkpoints.load(str(checkpoints.save(model, tmp_path / "ours")))  # leaves the house as an ordinary classifier
+    assert inference.score(again, [SHORT], [LONG], precision="fp32") == pytest.approx(expected.numpy(), rel=1e-4)
+
+
+@pytest.mark.parametrize("prefix", ["bert_model.", ""])
+def test_published_prettr(tmp_path, distil, tokenizer, prefix):
+    torch.manual_seed(8)
+    weight = torch.randn(1, 64)
+    folder = published(tmp_path / "c", "PreTTR", distil, tokenizer, prefix, **{"_classification_layer.weight": weight})
+    model = checkpoints.load(folder)
+    assert (model.architecture, model.settings.join_layer, model.settings.masks) == ("prettr", 3, 8)
+    assert torch.equal(model.head.weight, weight)
+    with torch.no_grad():  # split after the last of its three layers: the score is that of the query alone
+        ids = torch.tensor([tokenizer(SHORT)["input_ids"] + [tokenizer.mask_token_id] * 8])
+        expected = distil(input_ids=ids).last_hidden_state[:, 0] @ weight[0]
+    assert inference.score(model, [SHORT], [LONG], precision="fp32") == pytest.approx(expected.numpy(), rel=1e-4)
+
+
+def test_a_published_layout_that_does_not_fit(tmp_path, distil, tokenizer):
+    folder = published(tmp_path / "c", "ColBERT", distil, tokenizer, prefix="other.")
+    with pytest.raises(InputError, match="holds no DistilBERT"):
+        checkpoints.load(folder)
+
+
+GOLDEN = {
+    "distilbert-dot-margin_mse-t2": (108.8286, 99.5865),
+    "colbert-distilbert-margin_mse-t2": (106.4638, 99.9970),
+    "distilbert-cat-margin_mse-t2": (5.8997, 2.2803),
+    "prettr-distilbert-margin_mse-t2": (5.6730, 1.3766),
+}
+
+
+@pytest.mark.parametrize("name", GOLDEN)
+def test_published_checkpoints_are_registered_and_load_where_present(name):
+    assert checkpoints.KNOWN[name].hub.startswith("sebastian-hofstaetter/")
+    try:
+        checkpoints.resolve(name)
+    except InputError:
+        pytest.skip(f"{name} is not on this machine; its golden scores {GOLDEN[name]} also need the notebook's two passages")
+    assert np.isfinite(inference.score(checkpoints.load(name), ["what is the transformers library"], ["a library"])).all()
+
+
+# --------------------------------------------------------------------------------------------------- parameter counts
+
+
+@pytest.mark.parametrize(
+    ("shape", "millions"),
+    [((12, 768, 3072), 109.5), ((6, 768, 3072), 66.96), ((4, 312, 1200), 14.35), ((3, 384, 1536), 17.39)],
+)
+def test_parameter_counts_of_the_papers_shapes(shape, millions):
+    from transformers import BertConfig, BertForSequenceClassification
+
+    layers, width, feed_forward = shape
+    with torch.device("meta"):
+        model = BertForSequenceClassification(
+            BertConfig(num_hidden_layers=layers, hidden_size=width, intermediate_size=feed_forward, num_attention_heads=12)
+        )
+    assert sum(weight.numel() for weight in model.parameters()) / 1e6 == pytest.approx(millions, rel=0.005)
