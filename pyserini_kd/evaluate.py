@@ -444,9 +444,9 @@ def main(
     """Measure runs against relevance judgements, as trec_eval -c does; say where the numbers may mislead."""
     from pyserini_kd import sources
 
-    names, swallowed = _split_words(measures)
+    names, swallowed = split_words(measures)
     names = tuple(dict.fromkeys((*(PRESETS[preset].measures if preset else ()), *names))) or DEFAULT_MEASURES
-    paths = _paths((*runs, *swallowed), baseline)
+    paths = run_paths((*runs, *swallowed), baseline)
     if baseline is None and (test or correction):
         raise InputError("--test and --correction compare runs to a --baseline; name one")
     if per_query is not None:
@@ -465,7 +465,7 @@ def main(
     click.echo(machine[output_format]() if output_format in machine else report.readable(output_format))
 
 
-def _paths(runs: Sequence[str], baseline: str | None) -> list[str]:
+def run_paths(runs: Sequence[str], baseline: str | None) -> list[str]:
     """The baseline, then the runs, each once and each there."""
     if not runs:
         raise click.UsageError("Missing argument 'RUN...'.")
@@ -521,7 +521,7 @@ def _cross_check(path: str, run: Run, qrels: Qrels, ours: Mapping[str, PerQuery]
     logger.info("%s: %s%s", path, text, f"; it does not know {', '.join(skipped)}" if skipped else "")
 
 
-def _split_words(words: Iterable[str]) -> tuple[tuple[str, ...], tuple[str, ...]]:
+def split_words(words: Iterable[str]) -> tuple[tuple[str, ...], tuple[str, ...]]:
     """Measures, and the run files that `--measures A B RUN` swallowed: a word that is no measure but names a file."""
     measures: list[str] = []
     paths: list[str] = []

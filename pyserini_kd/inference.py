@@ -248,6 +248,7 @@ def _score_late(
     query_vecs = token_vectors(model, queries, "query", label="encode queries", **settings)
     scores = np.zeros(len(query_rows), dtype=np.float32)
     by_query = np.argsort(query_rows, kind="stable")
+    device = next(model.parameters()).device
     limit = max(1, LATE_BYTES // (4 * model.settings.max_doc_len * model.width))
     for chunk in _chunks(by_query, doc_rows, limit):
         needed = sorted(set(doc_rows[chunk].tolist()))
@@ -261,7 +262,8 @@ def _score_late(
                 lengths = torch.tensor([len(vectors) for vectors in some])
                 mask = torch.arange(padded.shape[1])[None, :] < lengths[:, None]
                 query = query_vecs[query_rows[pairs[0]]][None]
-                scores[pairs] = model.late_scores(query, torch.ones(query.shape[:2]), padded, mask)[0].numpy()
+                late = (query, torch.ones(query.shape[:2]), padded, mask)
+                scores[pairs] = model.late_scores(*(tensor.to(device) for tensor in late))[0].cpu().numpy()
     return scores
 
 

@@ -364,9 +364,9 @@ def main(
     refuse_existing(output, overwrite)
     if collection and index:
         raise InputError("texts come from --collection or from --index, not from both")
-    names, swallowed = evaluate._split_words(measures)
+    names, swallowed = evaluate.split_words(measures)
     names = tuple(dict.fromkeys((*(PRESETS[preset].measures if preset else ()), *names))) or DEFAULT_MEASURES
-    paths = evaluate._paths((*runs, *swallowed), baseline)
+    paths = evaluate.run_paths((*runs, *swallowed), baseline)
     for path in training:
         loss_curves(path)  # what is wrong there is said before the work
     judgements = sources.qrels(qrels)

@@ -19,7 +19,7 @@ from typing import Any
 
 import click
 
-from pyserini_kd import inference, recipes, sources
+from pyserini_kd import inference, passages, recipes, sources
 from pyserini_kd.cli import Runs, command
 from pyserini_kd.files import (
     InputError,
@@ -294,6 +294,7 @@ def _keep_last_good(model: Any, stage: Stage, partial: Path, output: Path) -> st
 @click.option("--collection", help="Collection: a path, ir_datasets:<id> or pydocs.")
 @click.option("--topics", help="Training topics: a file, ir_datasets:<id> or pydocs:train.")
 @click.option("--candidates", type=click.Path(path_type=Path), help="Groups or triples, from mine.")
+@click.option("--segment", metavar="WORDS:STRIDE", help="The candidates are passages cut like this, as in mine.")
 @click.option("--scores", type=click.Path(path_type=Path), help="Teacher scores: a store from teach, or a 5-column file.")
 @click.option("--teacher", help="Live ranker: for layer losses, and for soft losses where there is no --scores.")
 @click.option("--lm-teacher", help="Language model to distil on the collection's plain text.")
@@ -356,6 +357,7 @@ def main(
     collection: str | None,
     topics: str | None,
     candidates: Path | None,
+    segment: str | None,
     scores: Path | None,
     qrels: str | None,
     dev_topics: str | None,
@@ -388,12 +390,18 @@ def main(
     if config.architecture not in checkpoints.ARCHITECTURES:
         raise InputError(f"unknown student {config.architecture!r}; one of {', '.join(checkpoints.ARCHITECTURES)}")
     Measure.parse(config.metric)
+    if segment:
+        passages.parse(segment)
+        if not candidates:
+            raise InputError("--segment says how the passages of --candidates were cut; mine them first (mine --segment)")
     groups: list[Group] = []
     query_texts: dict[str, str] = {}
     doc_texts: dict[str, str] = {}
     if on_candidates and topics is not None:
         groups = _read_groups(candidates, scores, qrels, topics, collection, config)
-        query_texts, doc_texts = load_texts(groups, sources.topics(topics), sources.collection(collection))
+        docs = sources.collection(collection)
+        found = passages.segment(docs, segment) if segment else docs
+        query_texts, doc_texts = load_texts(groups, sources.topics(topics), found)
     texts = _read_texts(collection, config) if any(stage.text for stage in stages) else []
     files = {"candidates": candidates, "scores": scores}
     data = {name: {"path": str(path), "sha256": sha256(path)} for name, path in files.items() if path}
@@ -406,7 +414,7 @@ def main(
         scores=read_scores(scores) if scores and any(stage.needs_scores for stage in stages) else None,
         texts=texts,
         dev=read_dev(dev_topics, dev_qrels, dev_run, dev_depth, collection),
-        data={"collection": collection, "topics": topics, **data},
+        data={"collection": collection, "topics": topics, "segment": segment, **data},
         overwrite=overwrite,
     )
     what = [f"{len(groups)} queries"] if groups else []

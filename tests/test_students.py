@@ -271,7 +271,8 @@ def test_published_cross_encoder(tmp_path, distil, tokenizer):
     weight, bias = torch.randn(1, 64), torch.randn(1)
     head = {"_classification_layer.weight": weight, "_classification_layer.bias": bias}
     model = checkpoints.load(published(tmp_path / "c", "BERT_Cat", distil, tokenizer, **head))
-    assert isinstance(model, CrossEncoder)
+    assert isinstance(model, CrossEncoder) and model.max_len == 64  # 230, or the encoder's window
+    assert checkpoints.load(str(tmp_path / "c"), max_doc_len=20).max_len == 20
     ids = torch.tensor([tokenizer(SHORT, LONG)["input_ids"]])
     with torch.no_grad():
         expected = distil(input_ids=ids).last_hidden_state[:, 0] @ weight[0] + bias

@@ -656,3 +656,16 @@ def test_a_run_killed_with_signal_9_in_its_second_stage_resumes_to_the_same_weig
     assert (half / "model.safetensors").exists() and not (half / "trainer_state.json").exists()
     out = train.train(config, *data, tmp_path / "out")
     assert checkpoints.fingerprint(out) == checkpoints.fingerprint(whole_tinybert)
+
+
+def test_passages_are_trained_on_as_they_were_mined(files, tmp_path, invoke, tiny_dot):
+    candidates = tmp_path / "passages.tsv"
+    candidates.write_text("q0\teat-cat#0\teat-dog#1\nq1\teat-dog#0\teat-cat#0\n")
+    words = ["--recipe", "ranknet", "--init", tiny_dot, "--collection", files["docs"], "--topics", files["topics"]]
+    words += ["--candidates", candidates, "--max-steps", "1", "--output", tmp_path / "model"]
+    whole = invoke(train.main, *words)
+    assert whole.exit_code == 2 and "3 documents of the candidates are not in the collection" in whole.output
+    cut = invoke(train.main, *words, "--segment", "4:2")
+    assert cut.exit_code == 0, cut.output
+    assert json.loads((tmp_path / "model" / "training.json").read_text())["data"]["segment"] == "4:2"
+    assert "1:2" in invoke(train.main, *words, "--segment", "1:2", "--overwrite").output

@@ -155,7 +155,7 @@ def load(
     try:
         with _quiet_transformers():
             if _is_published(folder, architecture):
-                return _load_published(folder)
+                return _load_published(folder, overrides)
             if architecture == "cross_encoder":
                 return _load_cross_encoder(folder, layers, overrides)
             if architecture == "tk":
@@ -200,13 +200,13 @@ def _is_published(folder: Path, architecture: str) -> bool:
     return published_types().get(str(model_type)) == architecture
 
 
-def _load_published(folder: Path) -> Model:
+def _load_published(folder: Path, overrides: dict[str, Any]) -> Model:
     from pyserini_kd.models.published import load as load_published
 
     model_type = read_json(folder / "config.json", "checkpoint config")["model_type"]
     own = (folder / "tokenizer.json").exists() or (folder / "vocab.txt").exists()
     tokenizer = _tokenizer(folder if own else resolve("distilbert"))
-    model: Model = load_published(folder, model_type, tokenizer).eval()
+    model: Model = load_published(folder, model_type, tokenizer, overrides).eval()
     return model
 
 

@@ -61,21 +61,23 @@ def encoder_of(weights: Mapping[str, Tensor], folder: Path) -> Any:
     return encoder
 
 
-def load(folder: Path, model_type: str, tokenizer: Any) -> Any:
-    """A published checkpoint as a model of ours."""
+def load(folder: Path, model_type: str, tokenizer: Any, overrides: Mapping[str, Any]) -> Any:
+    """A published checkpoint as a model of ours; `overrides` may replace its lengths (None: keep)."""
     from pyserini_kd.models.colbert import ColBert, ColBertSettings
     from pyserini_kd.models.cross_encoder import CrossEncoder
     from pyserini_kd.models.prettr import PreTtr, PreTtrSettings
 
     weights = read_weights(folder)
     encoder = encoder_of(weights, folder)
-    lengths: dict[str, Any] = {"max_query_len": QUERY_LEN, "max_doc_len": min(DOC_LEN, encoder.config.max_position_embeddings)}
+    window = encoder.config.max_position_embeddings
+    query_len, doc_len = overrides.get("max_query_len") or QUERY_LEN, overrides.get("max_doc_len")
+    lengths: dict[str, Any] = {"max_query_len": query_len, "max_doc_len": min(doc_len or DOC_LEN, window)}
     if model_type == "BERT_Cat":
         weight, bias = (weights[f"_classification_layer.{name}"].float() for name in ("weight", "bias"))
         classifier = linear_classifier(encoder, weight, bias)
-        return CrossEncoder(classifier, tokenizer, min(QUERY_LEN + DOC_LEN, encoder.config.max_position_embeddings))
+        return CrossEncoder(classifier, tokenizer, min(doc_len or QUERY_LEN + DOC_LEN, window))
     if model_type == "PreTTR":
-        lengths["max_doc_len"] = min(DOC_LEN, encoder.config.max_position_embeddings - QUERY_LEN - MASKS)
+        lengths["max_doc_len"] = min(doc_len or DOC_LEN, window - query_len - MASKS)
         split = min(SPLIT, encoder.config.n_layers)
         prettr = PreTtr(encoder, tokenizer, PreTtrSettings(join_layer=split, masks=MASKS, **lengths))
         prettr.head.load_state_dict({"weight": weights["_classification_layer.weight"].float()})

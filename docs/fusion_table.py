@@ -1,0 +1,55 @@
+"""The fusion table of docs/evaluation.md: `python docs/fusion_table.py FOLDER`.
+
+FOLDER holds qrels.dl19.txt and runs/NAME.dl19.trec of the five published runs.
+"""
+
+import itertools
+import sys
+from pathlib import Path
+
+import numpy as np
+
+from pyserini_kd import data, fuse, significance
+from pyserini_kd.evaluate import evaluate, markdown, mean
+from pyserini_kd.runs import Run
+
+NAMES = {"bm25": "bm25", "bm25-rm3": "rm3", "distilbert-tas-b": "tasb", "openai-ada2": "ada2", "splade-pp-ed": "splade"}
+BY_RANK, BY_SCORE = ("isr", "rbp", "borda", "condorcet"), ("combsum", "combmnz", "combanz", "combmax", "combmin", "combmed")
+METHODS = [("rrf", None), *((m, None) for m in BY_RANK), *((m, "minmax") for m in BY_SCORE)]
+METHODS += [("combsum", norm) for norm in ("none", "sum", "zscore", "rank")]
+
+
+def main(folder: Path) -> None:
+    qrels = data.read_qrels(folder / "qrels.dl19.txt")
+    runs = {short: Run.read(folder / "runs" / f"{name}.dl19.trec") for name, short in NAMES.items()}
+
+    def ndcg(run: Run) -> dict[str, float]:
+        return evaluate(run, qrels, ["nDCG@10"])["nDCG@10"]
+
+    alone = {name: ndcg(run) for name, run in runs.items()}
+    groups = [*itertools.combinations(runs, 2), tuple(runs)]
+    best = {group: max(group, key=lambda name: mean(alone[name])) for group in groups}
+    found = {}
+    for method, group in itertools.product(METHODS, groups):
+        inputs = [runs[name] for name in group]
+        fused = fuse.rrf(inputs) if method[0] == "rrf" else fuse.combine(inputs, method[0], norm=method[1])
+        values = ndcg(fused)
+        compared = significance.compare({"best": {"": alone[best[group]]}, "fused": {"": values}}, "best")["fused"][""]
+        found[method, group] = mean(values), compared
+    holm = dict(zip(found, significance.holm(np.array([c.p_value for _, c in found.values()])), strict=True))
+
+    def cell(key: tuple) -> str:
+        value, compared = found[key]
+        sign = "+" if compared.difference > 0 else "-"
+        return f"{value:.4f} {sign * (2 if holm[key] < 0.05 else compared.p_value < 0.05)}".rstrip()
+
+    rows = [["(best input)", *(f"{mean(alone[best[group]]):.4f}" for group in groups)]]
+    rows += [[" ".join(filter(None, method)), *(cell((method, group)) for group in groups)] for method in METHODS]
+    print(markdown(["run", "nDCG@10"], [[name, mean(values)] for name, values in alone.items()]), end="\n\n")
+    print(markdown(["method", *("all" if len(g) == len(runs) else "+".join(g) for g in groups)], rows), end="\n\n")
+    significant = sum(compared.p_value < 0.05 and compared.difference > 0 for _, compared in found.values())
+    print(f"{len(found)} comparisons; better than the best input at p < .05, uncorrected: {significant}")
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))
