@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import collections
 import hashlib
+import itertools
 import json
 import logging
 import shutil
@@ -100,7 +101,7 @@ def score_checkpoint(
         def score(some: slice) -> Floats:
             return inference.score(model, texts[some], contents[some], precision=precision, batch_size=batch_size)
 
-        key = hashlib.sha256(json.dumps([record, batch_size, device, texts, contents]).encode()).hexdigest()
+        key = _digest([record, batch_size, device], itertools.chain(texts, contents))
         return _in_blocks(score, len(texts), work / key if work else None), record
     if model.architecture != "bert_dot":
         raise InputError(f"--index holds vectors of a bert_dot; teacher {name} is a {model.architecture}")
@@ -110,6 +111,15 @@ def score_checkpoint(
     distinct, rows = np.unique(np.array(doc_ids, dtype=object), return_inverse=True)
     doc_vecs = index.vectors(distinct.tolist())
     return inference.dot_rows(query_vecs, np.arange(len(texts)), doc_vecs, rows), record
+
+
+def _digest(settings: Any, texts: Iterable[str]) -> str:
+    """SHA-256 of settings and texts, one text at a time in memory."""
+    digest = hashlib.sha256(json.dumps(settings).encode())
+    for text in texts:
+        data = text.encode()
+        digest.update(len(data).to_bytes(8, "little") + data)
+    return digest.hexdigest()
 
 
 def _in_blocks(score: Callable[[slice], Floats], count: int, work: Path | None) -> Floats:

@@ -301,19 +301,57 @@ def test_weighted_sum():
     assert content(fuse.combine([FIRST, SECOND], "wsum", weights=[0.3, 0.7])) == content(interpolation(FIRST, SECOND, alpha=0.3))
 
 
-@pytest.mark.parametrize("method", ["sum", "max", "min", "mnz"])
-def test_equals_trectools_where_both_runs_list_all(method):
-    """trectools takes a missing score for 0, and fails on three runs: here are two that list the same documents."""
+def overlapping(n_runs, n_queries=3, n_docs=40):
+    """Tie-free runs that each list some of the documents."""
+    rng = np.random.default_rng(n_runs)
+    docs = [f"d{n}" for n in range(n_docs)]
+    return [
+        Run.from_scores(t, {f"q{q}": {d: float(rng.random() + 1) for d in rng.permutation(docs)[:25]} for q in range(n_queries)})
+        for t in "abcde"[:n_runs]
+    ]
+
+
+def same(ours, theirs, tolerance=1e-6):
+    """Equal rankings and scores; the other side's ties may lie in any order."""
+    assert set(ours) == set(theirs)
+    for query_id in ours:
+        assert scores(ours, query_id) == pytest.approx(scores(theirs, query_id), rel=tolerance)
+
+
+@pytest.mark.parametrize("method", ["sum", "max", "min", "anz", "mnz", "med"])
+def test_equals_trectools(method):
+    """Of two runs; on three, trectools' combos fail."""
     import trectools.fusion
 
-    rng = np.random.default_rng(3)
-    docs = [f"d{n}" for n in range(30)]
-    runs = [Run.from_scores(t, {q: dict(zip(docs, rng.random(30) + 1, strict=True)) for q in ("1", "2")}) for t in "ab"]
-    theirs = Run.from_trectools(trectools.fusion.combos([r.to_trectools() for r in runs], strategy=method), "t")
-    ours = fuse.combine(runs, f"comb{method}")
-    for query_id in ours:
-        assert ours[query_id].doc_ids == theirs[query_id].doc_ids
-        assert ours[query_id].scores == pytest.approx(theirs[query_id].scores, rel=1e-6)
+    runs = overlapping(2)
+    theirs = trectools.fusion.combos([run.to_trectools() for run in runs], strategy=method)
+    same(fuse.combine(runs, f"comb{method}"), Run.from_trectools(theirs, "t"))
+
+
+def test_equals_trectools_rbp():
+    import trectools.fusion
+
+    runs = overlapping(4)
+    theirs = trectools.fusion.rank_biased_precision_fusion([run.to_trectools() for run in runs], p=0.7)
+    same(fuse.combine(runs, "rbp", rbp_p=0.7), Run.from_trectools(theirs, "t"))
+
+
+RANX = [("rrf", "rrf", None, None), ("isr", "isr", None, None), ("wsum", "wsum", None, None)]
+RANX += [(f"comb{m}", m, None, None) for m in ("sum", "mnz", "anz", "max", "min", "med")]
+RANX += [("combsum", "sum", ours, theirs) for ours, theirs in (("minmax", "min-max"), ("sum", "sum"), ("zscore", "zmuv"))]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("method", "theirs", "norm", "their_norm"), RANX)
+def test_equals_ranx(method, theirs, norm, their_norm):
+    ranx = pytest.importorskip("ranx", reason="an oracle that nothing else needs: pip install ranx")
+    runs = overlapping(3)
+    inputs = [ranx.Run({q: dict(zip(*(h.doc_ids, h.scores.astype(float)), strict=True)) for q, h in run.items()}) for run in runs]
+    settings = {"params": {"weights": (0.2, 0.3, 0.5)}} if method == "wsum" else {}
+    fused = ranx.fuse(inputs, norm=their_norm, method=theirs, **settings)
+    ours = rrf(runs) if method == "rrf" else fuse.combine(
+        runs, method, norm=norm, **({"weights": [0.2, 0.3, 0.5]} if method == "wsum" else {}))  # fmt: skip
+    same(ours, Run.from_scores("ranx", {q: dict(d) for q, d in fused.to_dict().items()}), 1e-5)
 
 
 @pytest.mark.parametrize("method", sorted(fuse.METHODS))
