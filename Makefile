@@ -15,7 +15,7 @@ test: .venv/.installed
 	$(BIN)/python -m pytest
 
 lint: .venv/.installed
-	$(BIN)/ruff check pyserini_kd tests
+	$(BIN)/ruff check .
 	$(BIN)/mypy
 
 # torch first: alone, pip takes the CPU build where one is on offer, and what follows is satisfied with it
