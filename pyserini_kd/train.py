@@ -195,6 +195,17 @@ def _fingerprint(name: str) -> str:
 
 
 def _student(config: TrainConfig, teachers: Mapping[bool, Any]) -> Any:
+    from torch import nn
+
+    model = _start(config, teachers)
+    if config.dropout is not None:
+        for module in model.modules():
+            if isinstance(module, nn.Dropout):  # attention reads its rate from such a module too
+                module.p = config.dropout
+    return model.to(device_of(config))
+
+
+def _start(config: TrainConfig, teachers: Mapping[bool, Any]) -> Any:
     from pyserini_kd import learner
 
     if config.init.startswith(RANDOM):
@@ -202,7 +213,7 @@ def _student(config: TrainConfig, teachers: Mapping[bool, Any]) -> Any:
             raise InputError(f"--init {config.init} makes a cross_encoder, not a {config.architecture}")
         fresh = learner.random_student(config.init.removeprefix(RANDOM), teachers[True] or teachers[False])
         fresh.max_len = min(config.max_doc_len or fresh.max_len, fresh.max_len)
-        return fresh.to(device_of(config))
+        return fresh
     overrides: dict[str, Any] = {"max_doc_len": config.max_doc_len}
     if config.architecture != "cross_encoder":
         overrides |= {"pooling": config.pooling, "l2_norm": config.l2_norm, "max_query_len": config.max_query_len}
@@ -221,7 +232,7 @@ def _student(config: TrainConfig, teachers: Mapping[bool, Any]) -> Any:
         names = ", ".join(field.name for field in dataclasses.fields(model.settings))
         raise InputError(f"--setting {unknown[0]}: a {config.architecture} has {names}")
     learner.check_encoder(model, config.init)
-    return model.to(device_of(config))
+    return model
 
 
 def _prepare(partial: Path, config: TrainConfig, about: Mapping[str, Any]) -> None:
@@ -345,6 +356,7 @@ def _keep_last_good(model: Any, stage: Stage, partial: Path, output: Path) -> st
 @click.option("--accumulate", default=1, type=click.IntRange(1), help="Batches an optimiser step.")
 @click.option("--warmup", type=click.FloatRange(0, 1), help="Share of steps [default: from the recipe].")
 @click.option("--weight-decay", type=click.FloatRange(0), help="[default: from the recipe]")
+@click.option("--dropout", type=click.FloatRange(0, 1, max_open=True), help="0 trains twice as fast [default: checkpoint's].")
 @click.option("--save-steps", default=200, type=click.IntRange(1), help="Steps between states that a crash goes back to.")
 @click.option("--seed", default=42, type=click.IntRange(0), help="Seed of dropout and batch order.")
 @click.option("--precision", default="auto", type=click.Choice(list(inference.PRECISIONS)), help="Arithmetic.")

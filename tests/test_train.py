@@ -391,6 +391,25 @@ def test_the_teacher_sleeps_unless_its_dropout_is_asked_for(tmp_path, data, toke
     assert quiet[0] == quiet[1] and loud[0] != loud[1]
 
 
+def test_dropout_replaces_the_checkpoints_in_every_layer(tmp_path, data, tokenizer):
+    noisy = str(save_cross(tokenizer, tmp_path / "noisy", dropout=0.5))
+    groups, queries, docs = data
+    batch = batches.Collator(checkpoints.load(noisy), queries, docs)([groups[:3]])["student"]
+
+    def scores(**settings):
+        torch.manual_seed(0)
+        model = train._student(cross("ranknet", noisy, **settings), {True: None, False: None})
+        return [model.train(training).pair_scores(batch).tolist() for training in (True, True, False)]
+
+    first, second, still = scores()
+    assert first != second and first != still
+    first, second, still = scores(dropout=0.0)
+    assert first == second == pytest.approx(still, rel=1e-5)
+    config = cross("ranknet", noisy, dropout=0.0, max_steps=2)
+    saved = checkpoints.load(str(train.train(config, *data, tmp_path / "out"))).classifier.config
+    assert saved.hidden_dropout_prob == 0.5  # how it was trained stands in training.json, not in the model's shape
+
+
 def test_in_batch_negatives_join_margin_mse(data, scores, tiny_dot):
     from pyserini_kd.losses import listwise_ce
 

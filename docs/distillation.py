@@ -1,0 +1,240 @@
+"""The experiments of docs/distillation.md: `python docs/distillation.py DATA WORK [--queries N] [--seeds 1,2,3]`.
+
+DATA holds the folders `squad` and `msmarco-dl19`, WORK takes what is made. What is there already is not made again, so the
+script can be stopped at any moment and goes on when it is started again. The table at the end
+compares each system with the undistilled student (`ranknet`) of its shape: mean over seeds, paired t-test over topics.
+"""
+
+import argparse
+import subprocess
+import sys
+import time
+import zlib
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+
+from pyserini_kd import data, significance
+from pyserini_kd.evaluate import evaluate, markdown, mean
+from pyserini_kd.runs import Run
+
+SHAPES = {"3/384": "1,3,5", "2/384": "2,5"}  # layers kept of the six
+SOFT = {  # on the score file, from the pretrained layers
+    "margin-mse": ["--recipe", "margin-mse"],
+    "ranknet + margin-mse": ["--recipe", "uniform"],
+    "weighted-ranknet": ["--recipe", "weighted-ranknet"],
+    "pointwise-mse": ["--recipe", "pointwise-mse"],
+    "ranknet + listwise KL": ["--recipe", "uniform", "--loss", "margin_mse=none", "--loss", "listwise_kl=1"],
+}
+LIVE = {  # with the live teacher, from a distilled language model
+    "lm-distill+ft": ["--recipe", "lm-distill+ft", "--start-stage", "2"],
+    "lm+ranker-distill": ["--recipe", "lm+ranker-distill", "--start-stage", "2"],
+    "tinybert": ["--recipe", "tinybert"],
+    "simplified-tinybert": ["--recipe", "simplified-tinybert"],
+    "standard-kd": ["--recipe", "standard-kd"],
+}
+STUDENTS = {
+    "bert_dot": ["--student", "bert_dot", "--layers", "1,3,5", "--pooling", "mean"],
+    "colbert": ["--student", "colbert", "--layers", "1,3,5"],
+    "prettr": ["--student", "prettr", "--layers", "1,3,5", "--setting", "join_layer=1"],
+    "tk": ["--student", "tk"],
+}
+DEPTH, N_TEST = 20, 600
+
+
+class Work:
+    """Paths and commands of one set of experiments."""
+
+    def __init__(self, folder: Path, root: Path, n_queries: int, length: int) -> None:
+        self.squad, self.dl19, self.root = folder / "squad", folder / "msmarco-dl19", root
+        self.n_queries, self.length = n_queries, length
+        root.mkdir(parents=True, exist_ok=True)
+
+    def run(self, output: str, stage: str, *options: object) -> Path:
+        """Run one command of ours, unless its output is there; its log and wall time stay beside the output."""
+        path = self.root / output
+        if not path.exists():
+            path.parent.mkdir(parents=True, exist_ok=True)
+            command = [sys.executable, "-m", f"pyserini_kd.{stage}", *map(str, options), *self.target(stage), str(path)]
+            begun = time.monotonic()
+            with open(f"{path}.log", "w", encoding="utf-8") as log:
+                subprocess.run(command, stdout=log, stderr=log, check=True)
+            Path(f"{path}.seconds").write_text(f"{time.monotonic() - begun:.0f}\n", encoding="utf-8")
+            print(f"{time.monotonic() - begun:7.0f} s  {output}", file=sys.stderr, flush=True)
+        return path
+
+    @staticmethod
+    def target(stage: str) -> list[str]:
+        """The option that names a stage's output."""
+        return ["--index"] if stage == "index" else ["--output"]
+
+    def topics(self, split: str, count: int) -> Path:
+        """The first `count` topics of a split in a stable pseudo-random order."""
+        path = self.root / f"topics.{split}.{count}.tsv"
+        if not path.exists():
+            queries = data.read_topics(self.squad / f"queries.{split}.tsv")
+            queries = sorted(queries, key=lambda query: zlib.crc32(query.query_id.encode()))[:count]
+            data.write_topics(queries, path)
+        return path
+
+    def prepare(self) -> None:
+        """Index, first stage, candidates, teacher, its scores."""
+        docs = self.squad / "docs.jsonl"
+        self.bm25 = self.run("bm25", "index", "--collection", docs, "--encoder", "bm25")
+        self.test, self.train = self.topics("test", N_TEST), self.topics("train", self.n_queries)
+        self.first = self.run("run.bm25.txt", "search", "--encoder", "bm25", "--index", self.bm25, "--topics", self.test,
+                              "--hits", 100)  # fmt: skip
+        mine = ["--collection", docs, "--qrels", self.squad / "qrels.train.txt", "--index", self.bm25,
+                "--negatives", 3, "--depth", 50]  # fmt: skip
+        self.common = ["--collection", docs, "--topics", self.squad / "queries.train.tsv", "--max-length", self.length]
+        every = self.run("candidates.all.jsonl", "mine", *mine, "--topics", self.squad / "queries.train.tsv")
+        self.candidates = self.run("candidates.jsonl", "mine", *mine, "--topics", self.train)
+        self.teacher = self.run(
+            "teacher", "train", "--recipe", "ranknet", "--loss", "none", "--loss", "listwise_ce=1",
+            "--student", "cross_encoder", "--init", "minilm", "--candidates", every, *self.common,
+            "--lr", 1e-4, "--batch-size", 16, "--length-buckets",
+        )  # fmt: skip
+        self.scores = self.run("scores.parquet", "teach", "--candidates", self.candidates, "--collection", docs,
+                               "--topics", self.train, "--teacher", self.teacher)  # fmt: skip
+
+    def systems(self, seed: int) -> Iterator[tuple[str, str, Path]]:
+        """(student, recipe, checkpoint) of every experiment, training what is missing."""
+        batch = [*self.common, "--candidates", self.candidates, "--batch-size", 16, "--length-buckets", "--seed", seed]
+        lr = ["--lr", 1e-4]
+        yield "6/384", "teacher", self.teacher
+        for shape, layers in SHAPES.items():
+            name = f"ce{shape[0]}"
+            cross = ["--student", "cross_encoder", "--init", "minilm", "--layers", layers]
+            for recipe, options in SOFT.items():
+                file = f"{name}.{recipe.replace(' ', '')}.{seed}"
+                yield shape, recipe, self.run(file, "train", *options, *cross, *batch, "--scores", self.scores, *lr)
+            yield shape, "ranknet", self.run(f"{name}.ranknet.{seed}", "train", "--recipe", "ranknet", *cross, *batch, *lr)
+            lm = self.run(f"{name}.lm.{seed}", "train", "--recipe", "lm-distill", "--collection", self.squad / "docs.jsonl",
+                          "--lm-teacher", "minilm", "--init", "minilm", "--layers", layers, "--max-length", self.length,
+                          *lr, "--seed", seed)  # fmt: skip
+            for recipe, options in LIVE.items():
+                file = f"{name}.{recipe}.{seed}"
+                live = [] if recipe == "lm-distill+ft" else ["--teacher", self.teacher]
+                yield shape, recipe, self.run(file, "train", *options, "--init", lm, *live, *batch, *lr, "--epochs", 1)
+            yield shape, "ranker-distill", self.run(
+                f"{name}.ranker-distill.{seed}", "train", "--recipe", "ranker-distill", "--init", self.teacher,
+                "--layers", layers, "--teacher", self.teacher, *batch, *lr, "--epochs", 1,
+            )  # fmt: skip
+        for student, options in STUDENTS.items():
+            for recipe in ("ranknet", "margin-mse"):
+                scores = ["--scores", self.scores] if recipe == "margin-mse" else []
+                yield student, recipe, self.run(
+                    f"{student}.{recipe}.{seed}", "train", "--recipe", recipe, "--init", "minilm", *options, *scores, *batch,
+                    "--lr", 1e-3 if student == "tk" else 1e-4,
+                )  # fmt: skip
+
+    def measured(self, checkpoint: Path) -> tuple[Path, Path]:
+        """Runs of a checkpoint: reranked BM25 on SQuAD's test topics, and on DL19."""
+        name = checkpoint.name
+        texts = ["--collection", self.squad / "docs.jsonl", "--topics", self.test]
+        inside = self.run(f"run.{name}.txt", "rerank", "--run", self.first, "--encoder", checkpoint, *texts, "--depth", DEPTH)
+        texts = ["--collection", self.dl19 / "collection.tsv", "--topics", self.dl19 / "queries.dl19.tsv"]
+        outside = self.run(f"run.dl19.{name}.txt", "rerank", "--run", self.dl19 / "runs" / "bm25.dl19.trec", "--encoder",
+                           checkpoint, *texts, "--depth", 100)  # fmt: skip
+        return inside, outside
+
+
+def parameters(checkpoint: Path) -> int:
+    """Numbers in a checkpoint's weights."""
+    from safetensors import safe_open
+
+    total = 0
+    for path in checkpoint.glob("*.safetensors"):
+        with safe_open(path, "np") as weights:
+            total += sum(int(np.prod(weights.get_slice(key).get_shape())) for key in weights.keys())
+    return total
+
+
+def speed(work: Work, checkpoints: dict[str, Path]) -> dict[str, float]:
+    """Pairs a second of each shape on the first 512 of DL19's BM25 pairs: median of three interleaved rounds."""
+    from transformers import BertConfig, BertForSequenceClassification
+
+    from pyserini_kd import inference
+    from pyserini_kd.models import checkpoints as loading
+    from pyserini_kd.models.cross_encoder import CrossEncoder
+
+    texts = {doc.doc_id: doc.contents for doc in data.read_collection(work.dl19 / "collection.tsv")}
+    topics = {query.query_id: query.text for query in data.read_topics(work.dl19 / "queries.dl19.tsv")}
+    hits = Run.read(work.dl19 / "runs" / "bm25.dl19.trec").top(64)
+    pairs = [(topics[query_id], texts[doc_id]) for query_id in list(hits)[:8] for doc_id in hits[query_id].doc_ids]
+    models = {name: loading.load(str(path)) for name, path in checkpoints.items()}
+    base = BertForSequenceClassification(BertConfig(num_labels=1))
+    models["12/768"] = CrossEncoder(base, models["6/384"].tokenizer, work.length)
+    seconds: dict[str, list[float]] = {name: [] for name in models}
+    for _ in range(3):
+        for name, model in models.items():
+            begun = time.perf_counter()
+            inference.score(model, [q for q, _ in pairs], [d for _, d in pairs])
+            seconds[name].append(time.perf_counter() - begun)
+    return {name: len(pairs) / float(np.median(some)) for name, some in seconds.items()}
+
+
+def table(work: Work, found: dict[tuple[str, str], list[Path]]) -> str:
+    """The table of docs/distillation.md."""
+    squad, dl19 = data.read_qrels(work.squad / "qrels.test.txt"), data.read_qrels(work.dl19 / "qrels.dl19.txt")
+    asked = {query.query_id for query in data.read_topics(work.test)}
+    squad = {query_id: judged for query_id, judged in squad.items() if query_id in asked}
+
+    def measure(paths: list[Path], qrels: data.Qrels, name: str) -> dict[str, float]:
+        values = [evaluate(Run.read(path), qrels, [name])[name] for path in paths]
+        return {query_id: float(np.mean([seed[query_id] for seed in values])) for query_id in values[0]}
+
+    rows = []
+    first = {"RR@10": measure([work.first], squad, "RR@10"), "nDCG@10": measure([work.first], squad, "nDCG@10")}
+    first["DL19"] = measure([work.dl19 / "runs" / "bm25.dl19.trec"], dl19, "nDCG@10")
+    rows.append(["", "BM25", "", *(mean(values) for values in first.values()), "", "", ""])
+    pace = speed(work, {student: paths[0] for (student, _), paths in found.items()})
+    measured = {}
+    for key, paths in found.items():
+        inside, outside = zip(*(work.measured(path) for path in paths), strict=True)
+        measured[key] = {
+            "RR@10": measure(list(inside), squad, "RR@10"),
+            "nDCG@10": measure(list(inside), squad, "nDCG@10"),
+            "DL19": measure(list(outside), dl19, "nDCG@10"),
+        }
+    for (student, recipe), values in measured.items():
+        plain = measured.get((student, "ranknet"))
+        cells = []
+        for name in ("RR@10", "DL19"):
+            if plain and recipe != "ranknet":
+                compared = significance.compare({"plain": {"": plain[name]}, "own": {"": values[name]}}, "plain")["own"][""]
+                cells.append(f"{compared.difference:+.4f} ({compared.p_value:.3f})")
+            else:
+                cells.append("")
+        size = f"{parameters(found[student, recipe][0]) / 1e6:.1f} M, {pace[student]:.0f}"
+        rows.append([student, recipe, len(found[student, recipe]), *(mean(v) for v in values.values()), *cells, size])
+    rows.append(["12/768", "(random weights)", "", "", "", "", "", "", f"{pace['12/768']:.0f}"])
+    names = ["student", "recipe", "seeds", "RR@10", "nDCG@10", "DL19 nDCG@10", "RR@10 - ranknet (p)", "DL19 - ranknet (p)",
+             "parameters, pairs/s"]  # fmt: skip
+    return markdown(names, rows)
+
+
+def main() -> None:
+    """Run every experiment, then print the table."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("data", type=Path)
+    parser.add_argument("work", type=Path)
+    parser.add_argument("--queries", type=int, default=2000, help="training queries of the students")
+    parser.add_argument("--length", type=int, default=144, help="tokens a pair")
+    parser.add_argument("--seeds", default="1")
+    args = parser.parse_args()
+    work = Work(args.data, args.work, args.queries, args.length)
+    work.prepare()
+    found: dict[tuple[str, str], list[Path]] = {}
+    for seed in map(int, args.seeds.split(",")):
+        for student, recipe, checkpoint in work.systems(seed):
+            work.measured(checkpoint)
+            kept = found.setdefault((student, recipe), [])
+            if checkpoint not in kept:
+                kept.append(checkpoint)
+    print(table(work, found))
+
+
+if __name__ == "__main__":
+    main()
