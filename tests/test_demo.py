@@ -17,7 +17,7 @@ def small_home(tmp_path, monkeypatch, corpus, queries, qrels, tiny_dot):
     monkeypatch.setattr(pydocs, "docs", lambda: iter(corpus))
     monkeypatch.setattr(pydocs, "topics", lambda split: queries)
     monkeypatch.setattr(pydocs, "qrels", lambda split: qrels)
-    monkeypatch.setattr(demo, "LENGTHS", {"max_query_len": 16, "max_doc_len": 32, "train_len": 16})
+    monkeypatch.setattr(demo, "TRAINING", {"max_query_len": 16, "max_doc_len": 32, "train_len": 16})
     monkeypatch.setattr(demo, "BLOCK", 5)
     from pyserini_kd.models import checkpoints
 
