@@ -1,12 +1,13 @@
 # make demo   from nothing to a table of measures on the embedded default
 # make test   the whole suite
 # make lint   ruff and mypy
+# make bench  a table of this package's speed beside its peers', side by side (docs/benchmarks.md); DATA=folder of the collections
 # Each sets up .venv first where that is missing; each can be run again and reuses what is there.
 
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 BIN := .venv/bin
 
-.PHONY: demo test lint clean
+.PHONY: demo test lint bench clean
 
 demo: .venv/.installed
 	$(BIN)/python -m pyserini_kd.demo
@@ -17,6 +18,13 @@ test: .venv/.installed
 lint: .venv/.installed
 	$(BIN)/ruff check .
 	$(BIN)/mypy
+
+bench: .venv/.installed-bench
+	$(BIN)/python -m benchmarks.table $(if $(DATA),--data $(DATA))
+
+.venv/.installed-bench: .venv/.installed
+	$(BIN)/pip install --disable-pip-version-check -c constraints.txt -e '.[bench,onnx]'
+	touch $@
 
 # torch first: alone, pip takes the CPU build where one is on offer, and what follows is satisfied with it
 .venv/.installed: setup.cfg constraints.txt

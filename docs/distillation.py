@@ -87,7 +87,8 @@ class Work:
                               "--hits", 100)  # fmt: skip
         mine = ["--collection", docs, "--qrels", self.squad / "qrels.train.txt", "--index", self.bm25,
                 "--negatives", 3, "--depth", 50]  # fmt: skip
-        self.common = ["--collection", docs, "--topics", self.squad / "queries.train.tsv", "--max-length", self.length]
+        self.common = ["--collection", docs, "--topics", self.squad / "queries.train.tsv", "--max-length", self.length,
+                       "--dropout", 0]  # fmt: skip
         every = self.run("candidates.all.jsonl", "mine", *mine, "--topics", self.squad / "queries.train.tsv")
         self.candidates = self.run("candidates.jsonl", "mine", *mine, "--topics", self.train)
         self.teacher = self.run(
@@ -112,7 +113,7 @@ class Work:
             yield shape, "ranknet", self.run(f"{name}.ranknet.{seed}", "train", "--recipe", "ranknet", *cross, *batch, *lr)
             lm = self.run(f"{name}.lm.{seed}", "train", "--recipe", "lm-distill", "--collection", self.squad / "docs.jsonl",
                           "--lm-teacher", "minilm", "--init", "minilm", "--layers", layers, "--max-length", self.length,
-                          *lr, "--seed", seed)  # fmt: skip
+                          "--dropout", 0, *lr, "--seed", seed)  # fmt: skip
             for recipe, options in LIVE.items():
                 file = f"{name}.{recipe}.{seed}"
                 live = [] if recipe == "lm-distill+ft" else ["--teacher", self.teacher]

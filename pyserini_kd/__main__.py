@@ -9,10 +9,12 @@ import click
 COMMANDS = {
     "demo": "Run the main job on the embedded default.",
     "search": "Search sparse, dense or hybrid, rerank, write a TREC run.",
+    "serve": "Answer searches over HTTP from memory.",
     "index": "Index a collection: BM25 or dense.",
     "mine": "Mine negatives for training.",
     "teach": "Score candidates with teachers.",
     "train": "Train a student by one of the papers' procedures.",
+    "export": "Write a checkpoint with ONNX files, also in int8.",
     "rerank": "Rerank a run.",
     "fuse": "Fuse runs.",
     "tune": "Tune a fusion on dev topics, cross-validated.",

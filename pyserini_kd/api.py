@@ -13,28 +13,37 @@ from pyserini_kd import rerank as reranking
 from pyserini_kd import retrieve as retrieving
 from pyserini_kd.data import Query
 from pyserini_kd.evaluate import evaluate, mean
+from pyserini_kd.files import InputError
 from pyserini_kd.fuse import interpolation, rrf
 from pyserini_kd.index import open_with_encoder
-from pyserini_kd.models import checkpoints
 from pyserini_kd.runs import Run
 
 __all__ = ["evaluate", "interpolation", "mean", "rerank", "rrf", "search"]
 
 
-def search(queries: str | Sequence[Query], index: str, encoder: str = "student", *, hits: int = 1000, **settings: Any) -> Run:
+def search(
+    queries: str | Sequence[Query],
+    index: str | Sequence[str],
+    encoder: str = "student",
+    *,
+    hits: int = 1000,
+    **settings: Any,
+) -> Run:
     """Search an index; returns a Run.
 
     Args:
         queries: Query tuples, or whatever `--topics` takes (a file, `ir_datasets:<id>`, `pydocs:test`).
-        index: a dense index folder, or for `bm25` a Lucene index folder or prebuilt name.
+        index: a dense index folder or several to search as one, or for `bm25` a Lucene index folder or prebuilt name.
         encoder: a checkpoint (name, folder, hub id), or `bm25`.
         hits: documents a query.
         settings: of `retrieve.dense` or `lucene.search`.
     """
     asked = sources.topics(queries) if isinstance(queries, str) else list(queries)
     if encoder == "bm25":
+        if not isinstance(index, str):
+            raise InputError("several indexes are for a dense encoder")
         return lucene.search(index, asked, hits=hits, **{"threads": inference.threads(), **settings})
-    opened, model = open_with_encoder(index, encoder)
+    opened, model = open_with_encoder(index, encoder, precision=settings.get("precision", "auto"))
     return retrieving.dense(opened, model, asked, hits=hits, **settings)
 
 
@@ -50,4 +59,5 @@ def rerank(run: Run, queries: str | Sequence[Query], texts: str, encoder: str, *
         settings: of `rerank.rerank`.
     """
     asked = sources.topics(queries) if isinstance(queries, str) else list(queries)
-    return reranking.rerank(run, checkpoints.load(encoder), asked, reranking.fetch_from(texts), depth=depth, **settings)
+    model = inference.load(encoder, precision=settings.get("precision", "auto"))
+    return reranking.rerank(run, model, asked, reranking.fetch_from(texts), depth=depth, **settings)

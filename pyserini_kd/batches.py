@@ -10,11 +10,15 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
+import numpy.typing as npt
 
 from pyserini_kd.files import InputError
 from pyserini_kd.mine import Group
 from pyserini_kd.models.tokens import pad, tokenize
 from pyserini_kd.teach import TeacherScores
+from pyserini_kd.triples import Triples
+
+Rows = npt.NDArray[np.int32]
 
 WINDOW = 64  # batches that are sorted by length together
 
@@ -37,34 +41,59 @@ class Share(NamedTuple):
 WHOLE = Share()
 
 
-def cut_batches(groups: Sequence[Group], batch_size: int, seed: int, lengths: Sequence[int] | None = None) -> list[list[Group]]:
+class Batches(Sequence[list[Any]]):
+    """Items cut into batches: batch i holds the items of `rows[ends[i - 1]:ends[i]]`, fetched when it is asked for."""
+
+    def __init__(self, items: Sequence[Any], rows: npt.NDArray[np.int32], ends: npt.NDArray[np.int64]) -> None:
+        self.items, self.rows, self.ends = items, rows, ends
+
+    def __getitem__(self, batch: Any) -> Any:
+        """The items of a batch, or the batches of a slice."""
+        if isinstance(batch, slice):
+            return [self[i] for i in range(len(self))[batch]]
+        start = self.ends[batch - 1] if batch else 0
+        return [self.items[row] for row in self.rows[start : self.ends[batch]].tolist()]
+
+    def __len__(self) -> int:
+        """Number of batches."""
+        return len(self.ends)
+
+
+def cut_batches(groups: Sequence[Group], batch_size: int, seed: int, lengths: Sequence[int] | Rows | None = None) -> Batches:
     """Cut groups into batches; a batch never crosses blocks, whose queries share documents.
 
     Groups without a block (triples) are shuffled; with `lengths`, those of like length come into one batch.
     """
-    blocks: dict[int, list[Group]] = {}
-    for row, group in enumerate(groups):
-        blocks.setdefault(group.block if group.block >= 0 else -row - 1, []).append(group)
-    pieces = list(blocks.values())
-    if max(len(piece) for piece in pieces) == 1:
-        pieces = [[groups[i] for i in _shuffled(len(groups), batch_size, seed, lengths)]]
-    return [piece[i : i + batch_size] for piece in pieces for i in range(0, len(piece), batch_size)]
+    blocks: dict[int, list[int]] = {}
+    if not isinstance(groups, Triples):
+        for row, group in enumerate(groups):
+            blocks.setdefault(group.block if group.block >= 0 else -row - 1, []).append(row)
+    if len(blocks) == len(groups) or isinstance(groups, Triples):
+        return _cut(groups, _shuffled(len(groups), batch_size, seed, lengths), batch_size)
+    sizes = [len(rows[i : i + batch_size]) for rows in blocks.values() for i in range(0, len(rows), batch_size)]
+    return Batches(groups, np.array([row for rows in blocks.values() for row in rows], np.int32), np.cumsum(sizes))
 
 
-def cut_texts(texts: Sequence[str], batch_size: int, seed: int) -> list[list[str]]:
+def cut_texts(texts: Sequence[str], batch_size: int, seed: int) -> Batches:
     """Cut shuffled texts into batches of like length (in characters)."""
-    order = _shuffled(len(texts), batch_size, seed, [len(text) for text in texts])
-    return [[texts[row] for row in order[i : i + batch_size]] for i in range(0, len(order), batch_size)]
+    return _cut(texts, _shuffled(len(texts), batch_size, seed, [len(text) for text in texts]), batch_size)
 
 
-def _shuffled(count: int, batch_size: int, seed: int, lengths: Sequence[int] | None) -> list[int]:
+def _cut(items: Sequence[Any], rows: Rows, batch_size: int) -> Batches:
+    return Batches(items, rows, np.minimum(np.arange(batch_size, len(rows) + batch_size, batch_size), len(rows)))
+
+
+def _shuffled(count: int, batch_size: int, seed: int, lengths: Sequence[int] | Rows | None) -> Rows:
     """Rows in a random order; with lengths, sorted by them within windows of some batches."""
-    order: list[int] = np.random.default_rng(seed).permutation(count).tolist()
+    order = np.arange(count, dtype=np.int32)
+    np.random.default_rng(seed).shuffle(order)
     if lengths is None:
         return order
-    window = WINDOW * batch_size
-    windows = (order[start : start + window] for start in range(0, count, window))
-    return [row for some in windows for row in sorted(some, key=lambda row: lengths[row])]
+    lengths, window = np.asarray(lengths), WINDOW * batch_size
+    for start in range(0, count, window):
+        some = order[start : start + window]
+        some[:] = some[np.argsort(lengths[some], kind="stable")]
+    return order
 
 
 def window_of(model: Any) -> int:
@@ -80,7 +109,7 @@ class Collator:
         model: Any,
         queries: Mapping[str, str],
         docs: Mapping[str, str],
-        scores: TeacherScores | None = None,
+        scores: TeacherScores | Triples | None = None,
         train_len: int | None = None,
         *,
         teacher: Any = None,
@@ -94,7 +123,7 @@ class Collator:
             model: the student; its `pair_batch` makes the tensors.
             queries: query_id -> text.
             docs: doc_id -> text.
-            scores: teacher scores from a file.
+            scores: teacher scores from a file; the triples themselves where they brought theirs.
             train_len: tokens a document (or pair) while training, where that is less than the student's window.
             teacher: a live teacher, whose tensors come along.
             same_inputs: the teacher must see the very tokens that the student sees (layer losses).
@@ -130,14 +159,19 @@ class Collator:
             mask[i, :size] = True
             rows[i, :size] = torch.tensor([places.setdefault((group.query_id, d), len(places)) for d in group.doc_ids])
             if self.scores is not None:
-                own = self.scores[group.query_id]
-                teacher[i, :size] = torch.tensor([own[d] for d in group.doc_ids])
+                teacher[i, :size] = torch.tensor(self._taught(group))
         batch: dict[str, Any] = {"labels": labels, "rows": rows, "mask": mask}
         if self.scores is not None:
             batch["teacher"] = teacher
         if self.in_batch:
             batch["batch_labels"], batch["batch_rows"] = _all_pairs(groups, places)
         return batch | {"pairs": torch.tensor(len(places))} | self._tokens(list(places))
+
+    def _taught(self, group: Group) -> list[float]:
+        if isinstance(self.scores, Triples):
+            return self.scores.scores(group.block)
+        own = (self.scores or {})[group.query_id]
+        return [own[d] for d in group.doc_ids]
 
     def _tokens(self, pairs: list[tuple[str, str]]) -> dict[str, Any]:
         start, end = self.share.of(len(pairs))

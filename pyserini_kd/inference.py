@@ -1,7 +1,8 @@
 """The one engine that runs a model over many texts.
 
 Equal texts are computed once; texts are sorted by length and cut into batches under a token budget, so that padding is
-small; the order is restored at the end. No gradients, bf16 where the processor computes it natively.
+small; the order is restored at the end. A thread tokenises what comes next. No gradients; bf16 where the processor computes
+it natively, int8 where the checkpoint was exported for it.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import functools
 import logging
 import os
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -36,12 +38,16 @@ logger = logging.getLogger(__name__)
 Floats = npt.NDArray[np.float32]
 Rows = npt.NDArray[np.int64]
 
-BATCH_TOKENS = 8192  # tokens of a batch, padding included, where the user does not fix the batch size
-CHUNK = 1 << 15  # texts tokenised at a time
+BATCH_TOKENS = 2048  # tokens of a batch, padding included, where the user does not fix the batch size: fits into caches
+ONNX_BATCH_TOKENS = 1024
+GPU_BATCH_TOKENS = 1 << 15
+CHUNK = 2048  # texts tokenised at a time
 LATE_BYTES = 1 << 30  # token vectors held at a time while reranking
-PRECISIONS = ("auto", "fp32", "bf16")
+PRECISIONS = ("auto", "fp32", "bf16", "int8")
+BACKENDS = ("auto", "torch", "onnx")
 
 
+@functools.cache
 def cpu_flags() -> set[str]:
     """Feature flags of this processor (Linux; empty elsewhere)."""
     with contextlib.suppress(OSError):
@@ -51,11 +57,11 @@ def cpu_flags() -> set[str]:
     return set()
 
 
-@functools.cache
-def choose_precision(precision: str = "auto", device: str = "cpu") -> str:
-    """`fp32` or `bf16`; `auto` takes bf16 on a GPU that has it and on CPUs with AMX tiles, never from a timing.
+def choose_precision(precision: str = "auto", device: str = "cpu", folder: Path | None = None) -> str:
+    """`fp32`, `bf16` or `int8`; `auto` decides from the processor and what the checkpoint folder holds, never from a timing.
 
-    AVX-512 BF16 alone does not count: measured on such a processor, bf16 was slower than fp32.
+    It takes bf16 on a GPU that has it and on CPUs with AMX tiles; else int8 where `export --int8` put it beside the weights and
+    the CPU has VNNI; else fp32. AVX-512 BF16 alone does not count: measured on such a processor, bf16 was slower than fp32.
     """
     if precision not in PRECISIONS:
         raise InputError(f"precision must be one of {', '.join(PRECISIONS)}, not {precision!r}")
@@ -65,7 +71,55 @@ def choose_precision(precision: str = "auto", device: str = "cpu") -> str:
         import torch
 
         return "bf16" if torch.cuda.is_bf16_supported() else "fp32"
-    return "bf16" if "amx_bf16" in cpu_flags() else "fp32"
+    if "amx_bf16" in cpu_flags():
+        return "bf16"
+    if folder is not None:
+        from pyserini_kd.models import onnx
+
+        if onnx.has(folder, "int8") and onnx.has_vnni(cpu_flags()):
+            return "int8"
+    return "fp32"
+
+
+def load(
+    name: str, *, device: str = "cpu", precision: str = "auto", backend: str = "auto", **overrides: Any
+) -> checkpoints.Model:
+    """A checkpoint ready to run: on its device, by torch, or by ONNX Runtime where that is asked for or int8 is chosen.
+
+    Raises:
+        InputError: it cannot be had or run so; `overrides` as for `checkpoints.load`.
+    """
+    from pyserini_kd.models import onnx
+
+    if backend not in BACKENDS:
+        raise InputError(f"backend must be one of {', '.join(BACKENDS)}, not {backend!r}")
+    check_device(device)
+    folder = checkpoints.resolve(name)
+    chosen = choose_precision(precision, device, folder if backend != "torch" else None)
+    by_onnx = backend == "onnx" or chosen == "int8"
+    if by_onnx and (backend == "torch" or device != "cpu" or precision == "bf16"):
+        raise InputError("ONNX Runtime is for fp32 and int8 on a CPU, int8 only for it: --backend, --precision, --device clash")
+    if by_onnx:
+        chosen = "fp32" if chosen == "bf16" else chosen
+        onnx.check_cpu(folder, cpu_flags())
+    model = checkpoints.load(name, onnx=chosen if by_onnx else None, lean=True, **overrides)
+    logger.info("%s runs in %s by %s on %s", Path(name).name, chosen, "ONNX Runtime" if by_onnx else "torch", device)
+    return model.to(device)
+
+
+def precision_of(model: Any, precision: str = "auto") -> str:
+    """What a loaded model computes in; InputError where it was not loaded for the precision that is asked for."""
+    from pyserini_kd.models import onnx
+
+    module = onnx.module_in(model)
+    if module is None:
+        chosen = choose_precision(precision, str(next(model.parameters()).device))
+        if chosen == "int8":
+            raise InputError(f"this {model.architecture} was not loaded for int8 (a bert_dot or cross_encoder can be)")
+        return chosen
+    if precision not in ("auto", module.precision):
+        raise InputError(f"the model was loaded to run in {module.precision} by ONNX Runtime, not in {precision}")
+    return module.precision
 
 
 def threads() -> int:
@@ -81,7 +135,7 @@ def running(model: torch.nn.Module, precision: str) -> Iterator[torch.device]:
     device = next(model.parameters()).device
     was_training = model.training
     model.eval()
-    bf16 = choose_precision(precision, str(device)) == "bf16"
+    bf16 = precision_of(model, precision) == "bf16"
     try:
         with torch.inference_mode(), torch.autocast(device.type, torch.bfloat16, enabled=bf16):
             yield device
@@ -107,14 +161,21 @@ def check_device(device: str) -> str:
 # -------------------------------------------------------------------------------------------------------- batches
 
 
-def batches(lengths: Sequence[int], batch_size: int | None = None) -> Iterator[list[int]]:
-    """Rows in batches of like length, longest first; a batch holds BATCH_TOKENS tokens, or `batch_size` rows."""
+def batches(lengths: Sequence[int], batch_size: int | None = None, budget: int | None = None) -> Iterator[list[int]]:
+    """Rows in batches of like length, longest first; a batch holds `budget` (BATCH_TOKENS) tokens, or `batch_size` rows."""
     order = sorted(range(len(lengths)), key=lambda row: (-lengths[row], row))
     start = 0
     while start < len(order):
-        size = batch_size or max(1, BATCH_TOKENS // max(1, lengths[order[start]]))
+        size = batch_size or max(1, (budget or BATCH_TOKENS) // max(1, lengths[order[start]]))
         yield order[start : start + size]
         start += size
+
+
+def batch_tokens(model: Any, device: torch.device) -> int:
+    """Tokens of a batch that suit what runs the model."""
+    from pyserini_kd.models import onnx
+
+    return GPU_BATCH_TOKENS if device.type == "cuda" else ONNX_BATCH_TOKENS if onnx.module_in(model) else BATCH_TOKENS
 
 
 def _unique(texts: Sequence[str]) -> tuple[list[str], npt.NDArray[np.int64]]:
@@ -126,21 +187,48 @@ def _unique(texts: Sequence[str]) -> tuple[list[str], npt.NDArray[np.int64]]:
 
 def run_batches(
     model: Any,
-    records: Sequence[Any],
+    texts: Sequence[Any],
+    tokenise: Callable[[list[Any]], tuple[list[Any], int]],
     use: Callable[[list[int], torch.Tensor, torch.Tensor], None],
     *,
     precision: str,
     batch_size: int | None,
     label: str,
     **extra: Any,
-) -> None:
-    """Run the model over token records in length-bucketed batches; `use(rows, output, attention mask)` takes the results."""
-    with running(model, precision) as device, tqdm(total=len(records), desc=label, unit=" texts", disable=None) as bar:
-        pad_id = model.tokenizer.pad_token_id or 0
-        for rows in batches([len(record["input_ids"]) for record in records], batch_size):
-            batch = pad([records[row] for row in rows], pad_id, device)
-            use(rows, model(**batch, **extra).float().cpu(), batch["attention_mask"].cpu())
-            bar.update(len(rows))
+) -> int:
+    """Run the model over texts (or pairs) in length-bucketed batches; returns how many were cut.
+
+    `tokenise` gives records of some texts and how many it cut; `use(rows, output, attention mask)` takes the results.
+    """
+    cut = 0
+    with running(model, precision) as device, tqdm(total=len(texts), desc=label, unit=" texts", disable=None) as bar:
+        pad_id, budget = model.tokenizer.pad_token_id or 0, batch_tokens(model, device)
+        for places, (records, n_cut) in _tokenised(texts, tokenise):
+            cut += n_cut
+            for some in batches([len(record["input_ids"]) for record in records], batch_size, budget):
+                batch = pad([records[i] for i in some], pad_id, device)
+                use([places[i] for i in some], model(**batch, **extra).float().cpu(), batch["attention_mask"].cpu())
+                bar.update(len(some))
+    return cut
+
+
+def _tokenised(
+    texts: Sequence[Any], tokenise: Callable[[list[Any]], tuple[list[Any], int]]
+) -> Iterator[tuple[list[int], tuple[list[Any], int]]]:
+    """Rows, their token records and how many were cut, CHUNK texts at a time, longest first; a thread is one chunk ahead."""
+    size = [len(text) if isinstance(text, str) else sum(map(len, text)) for text in texts]
+    order = sorted(range(len(texts)), key=lambda row: (-size[row], row))
+    chunks = [order[start : start + CHUNK] for start in range(0, len(order), CHUNK)]
+    if len(chunks) == 1:  # nothing to be ahead with, and a thread costs milliseconds
+        yield order, tokenise([texts[row] for row in order])
+        return
+    with ThreadPoolExecutor(1) as ahead:
+        found = [ahead.submit(tokenise, [texts[row] for row in chunks[0]])] if chunks else []
+        for number, rows in enumerate(chunks):
+            done = found.pop().result()
+            if number + 1 < len(chunks):
+                found.append(ahead.submit(tokenise, [texts[row] for row in chunks[number + 1]]))
+            yield rows, done
 
 
 def encode(
@@ -159,18 +247,20 @@ def encode(
     """
     distinct, places = _unique(texts)
     vectors = np.zeros((len(distinct), model.width), dtype=np.float32)
-    counts = [] if cut is None else cut
-    for start in range(0, len(distinct), CHUNK):  # tokens of a chunk are in memory at a time
-        records, n_cut = side_records(model, distinct[start : start + CHUNK], kind)
-        counts.append(n_cut)
 
-        def use(rows: list[int], output: torch.Tensor, _: torch.Tensor, start: int = start) -> None:
-            vectors[np.array(rows) + start] = output.numpy()
+    def use(rows: list[int], output: torch.Tensor, _: torch.Tensor) -> None:
+        vectors[rows] = output.numpy()
 
-        run_batches(model, records, use, precision=precision, batch_size=batch_size, label=label)
+    def tokenise(some: list[str]) -> tuple[list[Any], int]:
+        return side_records(model, some, kind)
+
+    settings: dict[str, Any] = {"precision": precision, "batch_size": batch_size, "label": label}
+    n_cut = run_batches(model, distinct, tokenise, use, **settings)
     if cut is None:
         max_len = model.settings.max_query_len if kind == "query" else model.settings.max_doc_len
-        log_cut(sum(counts), len(distinct), max_len, f"{kind} texts")
+        log_cut(n_cut, len(distinct), max_len, f"{kind} texts")
+    else:
+        cut.append(n_cut)
     return vectors[places]
 
 
@@ -225,16 +315,14 @@ def _score_pairs(model: CrossEncoder, queries: Sequence[str], docs: Sequence[str
     places = np.array([rows.setdefault(pair, len(rows)) for pair in pairs])
     distinct = list(rows)
     scores = np.zeros(len(distinct), dtype=np.float32)
-    cut = 0
-    for start in range(0, len(distinct), CHUNK):
-        some = distinct[start : start + CHUNK]
-        records, n_cut = tokenize(model.tokenizer, [q for q, _ in some], model.max_len, [d for _, d in some])
-        cut += n_cut
 
-        def use(rows: list[int], output: torch.Tensor, _: torch.Tensor, start: int = start) -> None:
-            scores[np.array(rows) + start] = output.numpy()
+    def use(rows: list[int], output: torch.Tensor, _: torch.Tensor) -> None:
+        scores[rows] = output.numpy()
 
-        run_batches(model, records, use, label="score pairs", **settings)
+    def tokenise(some: list[tuple[str, str]]) -> tuple[list[Any], int]:
+        return tokenize(model.tokenizer, [q for q, _ in some], model.max_len, [d for _, d in some])
+
+    cut = run_batches(model, distinct, tokenise, use, label="score pairs", **settings)
     log_cut(cut, len(distinct), model.max_len, "pairs")
     return scores[places]
 
@@ -311,15 +399,17 @@ def _chunks(
 
 def token_vectors(model: ColBert | Tk, texts: Sequence[str], kind: str, *, label: str, **settings: Any) -> list[torch.Tensor]:
     """Token vectors of each text: float32 (T, H), padding left out."""
-    records, _ = side_records(model, texts, kind)
     found: list[Any] = [None] * len(texts)
 
     def use(rows: list[int], output: torch.Tensor, mask: torch.Tensor) -> None:
         for row, vectors, kept in zip(rows, output, mask, strict=True):
             found[row] = vectors[: int(kept.sum())].clone()
 
+    def tokenise(some: list[str]) -> tuple[list[Any], int]:
+        return side_records(model, some, kind)
+
     extra: dict[str, Any] = {"kind": kind} if model.architecture == "tk" else {}
-    run_batches(model, records, use, label=label, **settings, **extra)
+    run_batches(model, texts, tokenise, use, label=label, **settings, **extra)
     return found
 
 
@@ -331,12 +421,14 @@ class QueryEncoder:
     (384,)
     """
 
-    def __init__(self, checkpoint: str, *, device: str = "cpu", precision: str = "auto", **overrides: Any) -> None:
+    def __init__(
+        self, checkpoint: str, *, device: str = "cpu", precision: str = "auto", backend: str = "auto", **overrides: Any
+    ) -> None:
         """Load a checkpoint by name, folder or hub id; `overrides` replace its EncoderSettings."""
-        model = checkpoints.load(checkpoint, **overrides)
+        model = load(checkpoint, device=device, precision=precision, backend=backend, **overrides)
         if model.architecture != "bert_dot":
             raise InputError(f"{checkpoint} is a {model.architecture}; dense retrieval needs a bert_dot checkpoint")
-        self.model = model.to(check_device(device))
+        self.model = model
         self.precision = precision
 
     def encode(self, query: str, **_: Any) -> Floats:

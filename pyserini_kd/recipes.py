@@ -5,17 +5,21 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from pyserini_kd.files import InputError
 
-HARD_LOSSES = ("ranknet", "hinge", "bce", "listwise_ce", "listnet", "in_batch")
+HARD_LOSSES = ("ranknet", "hinge", "bce", "listwise_ce", "listnet", "lambda", "in_batch")
 """On labels alone. `in_batch`: `listwise_ce` over all documents of the batch, for BERT_DOT."""
 SOFT_LOSSES = ("margin_mse", "weighted_ranknet", "soft_ranknet", "pointwise_mse", "soft_ce", "listwise_kl")
 """On teacher scores: from a score file, or from a live teacher."""
 LAYER_LOSSES = ("hidden", "attention")
 """On the layers of a live teacher, for cross-encoders."""
 LOSSES = (*HARD_LOSSES, *SOFT_LOSSES, *LAYER_LOSSES)
+SCHEDULES = {"linear": "linear", "constant": "constant_with_warmup", "cosine": "cosine"}
+"""Learning rate after the warm-up -> transformers' name of the schedule."""
+QUICK = 10.0
+"""TK's kernel weights and mix learn at ten times the rate of the rest (Hofstätter et al. 2020: 1e-4 and 1e-5)."""
 
 
 class Stage(NamedTuple):
@@ -27,7 +31,7 @@ class Stage(NamedTuple):
     lr: float = 1e-4
     epochs: float = 1.0
     warmup: float = 0.1  # share of the steps
-    schedule: str = "linear"  # after the warm-up: linear to zero, or constant
+    schedule: str = "linear"  # after the warm-up, of SCHEDULES
     weight_decay: float = 0.0
     match_scale: bool = False  # scale a bert_dot's vectors at the start so that its mean margin is the teacher's
 
@@ -188,6 +192,11 @@ RECIPES = {
         ),
     )
 }
+
+
+def quick_parameters(student: Any) -> list[Any]:
+    """The parameters of a student that learn QUICK times as fast as the rest: none but for a TK."""
+    return [student.mix, student.gamma, student.head.weight] if student.architecture == "tk" else []
 
 
 def get(name: str) -> Recipe:

@@ -179,6 +179,8 @@ def collect(
     baseline: str | None = None,
     training: Sequence[str] = (),
     names: Mapping[str, str | None] | None = None,
+    test: str = "t",
+    correction: str = "holm",
 ) -> dict[str, Any]:
     """All that the page and the figures show, as JSON can hold it.
 
@@ -190,10 +192,12 @@ def collect(
         baseline: path of the run that the others are compared to.
         training: paths of `training.json` files.
         names: what to say at the top: qrels, topics, collection.
+        test: one of `significance.TESTS`.
+        correction: one of `significance.CORRECTIONS`, over all runs and measures.
     """
     measures = list(systems[0].results)
     results = {system.path: system.results for system in systems}
-    compared = significance.compare(results, baseline) if baseline is not None else {}
+    compared = significance.compare(results, baseline, test=test, correction=correction) if baseline is not None else {}
     notes = caveats.of_depths({system.path: system.depth for system in systems}, measures)
     labels = short_labels([system.path for system in systems])
     rows = [_row(system, label, compared.get(system.path, {})) for system, label in zip(systems, labels, strict=True)]
@@ -213,6 +217,8 @@ def collect(
         "count": len(qrels),
         "baseline": None if baseline is None else [system.path for system in systems].index(baseline),
         "tests": sum(map(len, compared.values())),
+        "test": significance.TEST_NAMES[test],
+        "correction": significance.correction_words(correction, sum(map(len, compared.values()))),
         "measures": measures,
         "systems": rows,
         "fronts": fronts,
@@ -334,6 +340,10 @@ def _embedded(data: Any) -> str:
 @click.option("--collection", help="Document texts: a path, ir_datasets:<id> or pydocs.")
 @click.option("--index", help="Document texts from an index instead (Lucene, prebuilt name, or a dense index of ours).")
 @click.option("--baseline", metavar="RUN", help="Compare each run to this one.")
+@click.option("--test", type=click.Choice(list(significance.TESTS)), help="Against --baseline  [default: t]")
+@click.option(
+    "--correction", type=click.Choice(list(significance.CORRECTIONS)), help="For all runs x measures  [default: holm]"
+)
 @click.option("--measures", "-m", cls=Runs, multiple=True, metavar="M...", help=f"[default: {' '.join(DEFAULT_MEASURES)}]")
 @click.option("--preset", type=click.Choice(list(PRESETS)), help="The collection's measures, before those of --measures.")
 @click.option("--training", multiple=True, metavar="FILE", help="A training.json, for its loss curves; may be repeated.")
@@ -348,6 +358,8 @@ def main(
     collection: str | None,
     index: str | None,
     baseline: str | None,
+    test: str | None,
+    correction: str | None,
     measures: tuple[str, ...],
     preset: str | None,
     training: tuple[str, ...],
@@ -362,6 +374,8 @@ def main(
     from pyserini_kd import sources
 
     refuse_existing(output, overwrite)
+    if baseline is None and (test or correction):
+        raise InputError("--test and --correction compare runs to a --baseline; name one")
     if collection and index:
         raise InputError("texts come from --collection or from --index, not from both")
     names, swallowed = evaluate.split_words(measures)
@@ -372,9 +386,11 @@ def main(
     judgements = sources.qrels(qrels)
     queries = sources.topics(topics) if topics else []
     systems = [read_system(path, qrels, judgements, names) for path in tqdm(paths, unit="run", disable=None, leave=False)]
+    evaluate.check_common_topics({system.path: system.top.keys() & judgements.keys() for system in systems})
     fetch = functools.partial(_texts, collection=collection, index=index) if collection or index else None
     said = {"qrels": qrels, "topics": topics, "collection": collection or index}
-    data = collect(systems, judgements, queries, fetch, baseline=baseline, training=training, names=said)
+    tests = {"test": test or "t", "correction": correction or "holm"}
+    data = collect(systems, judgements, queries, fetch, baseline=baseline, training=training, names=said, **tests)
     data["notes"] += [f"{qrels}: {line}" for line in caveats.of_levels(judgements, names, preset)]
     text = page(data)
     drawn = figures.draw(data, folder, figure_format, overwrite=overwrite) if folder is not None else []

@@ -197,7 +197,7 @@ def _lack(need: str, places: Mapping[str, str]) -> str | None:
 @functools.cache
 def _hub() -> str | None:
     """Why there is no network, if there is none."""
-    finding = next(doctor._hub())
+    finding = next(doctor.hub())
     return None if finding.mark == "OK" else f"network: {finding.found}"
 
 

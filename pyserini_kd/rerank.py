@@ -94,10 +94,9 @@ def fetch_from(source: str | Iterable[Doc]) -> Fetch:
             return stored_docs(path)
         if lucene.is_lucene_index(path) or not _is_collection(source):
             return lambda doc_ids: lucene.fetch_docs(source, doc_ids)
-    docs = sources.collection(source) if isinstance(source, str) else source
 
     def scan(doc_ids: Sequence[str]) -> Iterator[Doc]:
-        wanted = set(doc_ids)
+        wanted, docs = set(doc_ids), sources.collection(source) if isinstance(source, str) else source
         found = {doc.doc_id: doc for doc in docs if doc.doc_id in wanted}
         missing = [doc_id for doc_id in doc_ids if doc_id not in found]
         if missing:
@@ -130,6 +129,7 @@ def _is_collection(source: str) -> bool:
 @click.option("--batch-size", "--batch", type=click.IntRange(1), help="Pairs a batch [default: by token budget].")
 @click.option("--max-length", type=click.IntRange(3), help="Tokens a document or pair [default: from the checkpoint].")
 @click.option("--precision", default="auto", type=click.Choice(list(inference.PRECISIONS)), help="Arithmetic.")
+@click.option("--backend", default="auto", type=click.Choice(list(inference.BACKENDS)), help="What computes.")
 @click.option("--device", default="cpu", help="cpu, cuda or cuda:N.")
 @click.option("--overwrite", is_flag=True, help="Replace the output if it exists.")
 def main(
@@ -147,6 +147,7 @@ def main(
     batch_size: int | None,
     max_length: int | None,
     precision: str,
+    backend: str,
     device: str,
     overwrite: bool,
 ) -> None:
@@ -166,17 +167,19 @@ def main(
     if index and stored_for:
         if segment:
             raise InputError(f"{index} holds representations, no texts to cut; give --segment to `index --for` instead")
-        model = token_index.load_model(encoder, stored_for, max_doc_len=max_length)
+        model = token_index.load_model(encoder, stored_for, max_doc_len=max_length).to(inference.check_device(device))
         fetch = token_index.TokenIndex.load(index)
         token_index.check_encoder(fetch, model, checkpoints.resolve(encoder))
     else:
-        model, fetch = checkpoints.load(encoder, max_doc_len=max_length), fetch_from(collection or index or "")
-    model = model.to(inference.check_device(device))
+        model = inference.load(encoder, device=device, precision=precision, backend=backend, max_doc_len=max_length)
+        fetch = fetch_from(collection or index or "")
+    clock = {"open": time.monotonic() - started, "fetch": 0.0}
+    begun = time.monotonic()
     reranked = rerank(
         run,
         model,
         queries,
-        fetch,
+        fetch if isinstance(fetch, token_index.TokenIndex) else _timed(fetch, clock),
         depth=depth,
         segment=segment,
         aggregate=aggregate or "maxp",
@@ -184,13 +187,27 @@ def main(
         batch_size=batch_size,
         tag=runtag or checkpoints.resolve(encoder).name,
     )
+    clock["score"] = time.monotonic() - begun - clock["fetch"]
+    begun = time.monotonic()
     reranked.write(output, output_format=output_format, overwrite=overwrite)
+    clock["write"] = time.monotonic() - begun
+    stages = {f"{stage}_seconds": round(spent, 3) for stage, spent in clock.items()}
     sha256 = checkpoints.fingerprint(checkpoints.resolve(encoder))
     config: dict[str, Any] = {"run": str(run_path), "encoder": encoder, "sha256": sha256}
-    config |= {"depth": depth, "topics": topics, "precision": inference.choose_precision(precision, device)}
+    config |= {"depth": depth, "topics": topics, "precision": inference.precision_of(model, precision)}
     config |= {"segment": segment, "aggregate": aggregate or "maxp"} if segment else {}
-    write_record(output, config=config, seconds=round(time.monotonic() - started, 2))
+    write_record(output, config=config, seconds=round(time.monotonic() - started, 2), **stages)
     click.echo(f"{output}: {len(reranked)} queries, {reranked.n_hits} lines")
+
+
+def _timed(fetch: Fetch, clock: dict[str, float]) -> Fetch:
+    def timed(doc_ids: Sequence[str]) -> Iterator[Doc]:
+        begun = time.monotonic()
+        docs = list(fetch(doc_ids))
+        clock["fetch"] += time.monotonic() - begun
+        return iter(docs)
+
+    return timed
 
 
 if __name__ == "__main__":

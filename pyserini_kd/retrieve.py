@@ -31,6 +31,7 @@ def dense(
     *,
     hits: int = 1000,
     ef_search: int | None = None,
+    nprobe: int | None = None,
     precision: str = "auto",
     batch_size: int | None = None,
     tag: str = "dense",
@@ -49,7 +50,7 @@ def dense(
     def found() -> Iterator[tuple[str, list[str], Scores]]:
         for start in range(0, len(asked), SEARCH_BLOCK):
             some = asked[start : start + SEARCH_BLOCK]
-            scores, rows = index.search(vectors[start : start + SEARCH_BLOCK], hits, ef_search=ef_search)
+            scores, rows = index.search(vectors[start : start + SEARCH_BLOCK], hits, ef_search=ef_search, nprobe=nprobe)
             for query, query_scores, query_rows in zip(some, scores, rows, strict=True):
                 real = query_rows >= 0  # approximate indexes may find fewer
                 yield query.query_id, index.doc_ids[query_rows[real]].tolist(), query_scores[real]

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import chain
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -17,11 +18,13 @@ import numpy.typing as npt
 from pyserini_kd.files import InputError, atomic_file, require_file
 
 if TYPE_CHECKING:
+    import pyarrow as pa
     import trectools
 
 logger = logging.getLogger(__name__)
 
 Scores = npt.NDArray[np.float32]
+AnyScores = Sequence[float] | npt.NDArray[np.floating[Any]]
 
 
 class Hits(NamedTuple):
@@ -75,7 +78,7 @@ class Run(Mapping[str, Hits]):
         return cls.from_hits(tag, ((q, list(docs), list(docs.values())) for q, docs in scores.items()))
 
     @classmethod
-    def from_hits(cls, tag: str, hits: Iterable[tuple[str, Sequence[str], Sequence[float] | Scores]]) -> Run:
+    def from_hits(cls, tag: str, hits: Iterable[tuple[str, Sequence[str], AnyScores]]) -> Run:
         """Build a run from (query_id, doc_ids, scores); any order within a query.
 
         Raises:
@@ -85,7 +88,7 @@ class Run(Mapping[str, Hits]):
         for query_id, doc_ids, scores in hits:
             if query_id in ordered:
                 raise InputError(f"run {tag}: query {query_id} comes twice")
-            ordered[query_id] = _canonical(doc_ids, scores, f"run {tag}, query {query_id}")
+            ordered[query_id] = canonical(doc_ids, scores, f"run {tag}, query {query_id}")
         return cls(tag, ordered)
 
     def top(self, k: int) -> Run:
@@ -116,13 +119,11 @@ class Run(Mapping[str, Hits]):
                 file:line).
         """
         path = require_file(path, "run file")
-        table = _read_fast(path)
-        if table is None:  # the slow way says which line is wrong, and takes tabs and repeated blanks
-            return _read_slowly(path)
-        query_ids, names, doc_ids, scores, tag = table
         try:
-            return cls.from_hits(tag, _by_query(query_ids, names, doc_ids, scores))
-        except InputError:
+            topics = _topics(path)
+            tag, first = next(topics)
+            return cls.from_hits(tag, chain([first], (topic for _, topic in topics)))
+        except (InputError, _NotPlain):  # the slow way says which line is wrong, and takes tabs and repeated blanks
             return _read_slowly(path)
 
     def write(
@@ -132,21 +133,7 @@ class Run(Mapping[str, Hits]):
 
         Comments (ir_metadata) are written at the top, each behind `# `; trec_eval does not know such lines.
         """
-        if len(self.tag.split()) != 1:
-            raise InputError(f"a run's tag must be one word without blanks, found {self.tag!r}")
-        if output_format not in ("trec", "msmarco"):
-            raise InputError(f"output format must be trec or msmarco, not {output_format!r}")
-        with atomic_file(path, overwrite=overwrite) as out:
-            out.writelines(f"# {line}\n" for line in comments)
-            for query_id, (doc_ids, scores) in self._hits.items():
-                if output_format == "trec":
-                    lines = [
-                        f"{query_id} Q0 {doc_id} {rank} {score:.9g} {self.tag}\n"
-                        for rank, (doc_id, score) in enumerate(zip(doc_ids, scores.tolist(), strict=True), start=1)
-                    ]
-                else:
-                    lines = [f"{query_id}\t{doc_id}\t{rank}\n" for rank, doc_id in enumerate(doc_ids, start=1)]
-                out.writelines(lines)
+        write_run(path, self.tag, self.items(), output_format=output_format, overwrite=overwrite, comments=comments)
 
     # --------------------------------------------------------------------------------------------- trectools
 
@@ -189,9 +176,34 @@ class Run(Mapping[str, Hits]):
         )
 
 
-def _canonical(doc_ids: Sequence[str], scores: Sequence[float] | Scores, where: str) -> Hits:
+def write_run(
+    path: str | Path,
+    tag: str,
+    topics: Iterable[tuple[str, Hits]],
+    *,
+    output_format: str = "trec",
+    overwrite: bool = False,
+    comments: Iterable[str] = (),
+) -> None:
+    """`Run.write` of topics that may come one by one: only one of them is held."""
+    if len(tag.split()) != 1:
+        raise InputError(f"a run's tag must be one word without blanks, found {tag!r}")
+    if output_format not in ("trec", "msmarco"):
+        raise InputError(f"output format must be trec or msmarco, not {output_format!r}")
+    with atomic_file(path, overwrite=overwrite) as out:
+        out.writelines(f"# {line}\n" for line in comments)
+        for query_id, (doc_ids, scores) in topics:
+            n = len(doc_ids)
+            start, end = (f"{text}".replace("%", "%%") for text in (query_id, tag))
+            line = f"{start} Q0 %s %d %.9g {end}\n" if output_format == "trec" else f"{start}\t%s\t%d\n"
+            columns = [doc_ids, range(1, n + 1), *([scores.tolist()] if output_format == "trec" else [])]
+            out.write(line * n % tuple(chain.from_iterable(zip(*columns, strict=True))))  # much quicker than line by line
+
+
+def canonical(doc_ids: Sequence[str], scores: AnyScores, where: str) -> Hits:
+    """Hits in canonical order; InputError begins with `where`."""
     with np.errstate(over="ignore"):
-        values = np.asarray(scores, dtype=np.float32)
+        values = np.asarray(scores, dtype=np.float32) + np.float32(0)  # our own array, and -0 is 0
     doc_ids = list(doc_ids)
     if len(values) != len(doc_ids):
         raise InputError(f"{where}: {len(doc_ids)} documents but {len(values)} scores")
@@ -202,68 +214,145 @@ def _canonical(doc_ids: Sequence[str], scores: Sequence[float] | Scores, where: 
         seen: set[str] = set()
         twice = next(d for d in doc_ids if d in seen or seen.add(d))  # type: ignore[func-returns-value]
         raise InputError(f"{where}: document {twice} comes twice")
-    falls = values[:-1] > values[1:]
-    if not falls.all():  # ties, or out of order: sort by (score desc, doc_id desc)
-        ties = np.nonzero(~falls)[0]
-        ordered = all(values[i] == values[i + 1] and doc_ids[i] > doc_ids[i + 1] for i in ties)
-        if not ordered:
-            by_id = sorted(range(len(doc_ids)), key=doc_ids.__getitem__, reverse=True)
-            order = np.array(by_id)[np.argsort(-values[by_id], kind="stable")]
-            values, doc_ids = values[order], [doc_ids[i] for i in order]
+    if (values[:-1] < values[1:]).any():
+        order = np.argsort(-values, kind="stable")
+        values, doc_ids = values[order], [doc_ids[row] for row in order.tolist()]
+    tied = np.flatnonzero(np.diff(np.r_[False, values[:-1] == values[1:], False])).tolist()
+    for start, last in zip(tied[::2], tied[1::2], strict=True):
+        doc_ids[start : last + 1] = sorted(doc_ids[start : last + 1], reverse=True)
     values.setflags(write=False)
     return Hits(doc_ids, values)
 
 
-def _read_fast(path: Path) -> tuple[npt.NDArray[np.int64], list[str], list[str], npt.NDArray[np.float64], str] | None:
-    """(query code per line, query ids, doc ids, scores, tag), or None where the file is not plain."""
+# --------------------------------------------------------------------------------------------------- topic by topic
+
+
+class RunStream:
+    """A run file read forwards, topic by topic: holds only the topics that were passed by on the way to another.
+
+    `get` hands out each topic once. Built by `open_run`.
+    """
+
+    def __init__(self, path: Path, lengths: dict[str, int]) -> None:
+        self._path, self._lengths = path, lengths
+        self._topics = (topic for _, topic in _topics(path))
+        self._passed: dict[str, Hits] = {}
+        self._whole: Run | None = None
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._lengths)
+
+    @property
+    def n_hits(self) -> int:
+        """Number of lines of the file."""
+        return sum(self._lengths.values())
+
+    @property
+    def depth(self) -> int:
+        """Length of the longest ranking."""
+        return max(self._lengths.values())
+
+    def get(self, query_id: str) -> Hits | None:
+        """A topic's hits, None where the run lacks it; InputError with file:line where the file is faulty."""
+        if query_id not in self._lengths:
+            return None
+        if query_id in self._passed:
+            return self._passed.pop(query_id)
+        if self._whole is None:
+            try:
+                for found, doc_ids, scores in self._topics:
+                    hits = canonical(doc_ids, scores, found)
+                    if found == query_id:
+                        return hits
+                    self._passed[found] = hits
+            except (InputError, _NotPlain):  # the slow way says which line is wrong
+                self._whole = _read_slowly(self._path)
+        return None if self._whole is None else self._whole[query_id]
+
+
+def open_run(path: str | Path) -> Run | RunStream:
+    """A run file to be read topic by topic; read at once where it is unusual, or a topic's lines do not stand together."""
+    path = require_file(path, "run file")
+    lengths: dict[str, int] = {}
+    last = None
+    try:
+        for batch in _batches(path, ["query"]):
+            for query_id, n in _stretches(batch["query"]):
+                if query_id in lengths and query_id != last:
+                    return Run.read(path)
+                lengths[query_id] = lengths.get(query_id, 0) + n
+                last = query_id
+    except _NotPlain:
+        return Run.read(path)
+    return RunStream(path, lengths)
+
+
+class _NotPlain(Exception):
+    """The file is not six columns between single blanks."""
+
+
+def _topics(path: Path) -> Iterator[tuple[str, tuple[str, list[str], npt.NDArray[np.float64]]]]:
+    """(tag, (query id, doc ids, scores)) of each stretch of lines of one query, as they stand in a plain run file."""
+    import pyarrow.compute as pc
+
+    tag: str | None = None
+    query_id, doc_ids, scores = "", list[str](), list[npt.NDArray[np.float64]]()
+    for batch in _batches(path, list(COLUMNS)):
+        if any(pc.min(pc.binary_length(batch[name])).as_py() == 0 for name in COLUMNS if name != "score"):
+            raise _NotPlain  # two blanks in a row
+        tag = tag or batch["tag"][0].as_py()
+        docs, values, start = batch["doc"].to_numpy(zero_copy_only=False).tolist(), batch["score"].to_numpy(), 0
+        for found, n in _stretches(batch["query"]):
+            if scores and found != query_id:
+                yield tag, (query_id, doc_ids, np.concatenate(scores))
+                doc_ids, scores = [], []
+            query_id = found
+            doc_ids += docs[start : start + n]
+            scores.append(values[start : start + n])
+            start += n
+    if tag is None:
+        raise _NotPlain
+    yield tag, (query_id, doc_ids, np.concatenate(scores))
+
+
+COLUMNS = ("query", "q0", "doc", "rank", "score", "tag")
+
+
+def _batches(path: Path, columns: list[str]) -> Iterator[pa.RecordBatch]:
+    """Blocks of lines of a plain run file, never empty; _NotPlain where it is none."""
     import pyarrow as pa
     import pyarrow.csv
 
-    columns = ["query", "q0", "doc", "rank", "score", "tag"]
     try:
-        table = pyarrow.csv.read_csv(
+        with pyarrow.csv.open_csv(
             path,
-            read_options=pyarrow.csv.ReadOptions(column_names=columns, block_size=1 << 24, skip_rows=_header(path)),
+            read_options=pyarrow.csv.ReadOptions(column_names=list(COLUMNS), block_size=BLOCK, skip_rows=_header(path)),
             parse_options=pyarrow.csv.ParseOptions(delimiter=" ", quote_char=False),
             convert_options=pyarrow.csv.ConvertOptions(
-                column_types=dict.fromkeys(columns, pa.dictionary(pa.int32(), pa.string()))
-                | {"doc": pa.string(), "score": pa.float64()},
+                column_types=dict.fromkeys(COLUMNS, pa.string()) | {"score": pa.float64()},
+                include_columns=columns,
                 null_values=[],
                 strings_can_be_null=False,
             ),
-        )
-    except (pa.ArrowInvalid, pa.ArrowKeyError):
-        return None
-    table = table.unify_dictionaries()
-    doc_ids = table["doc"].to_pylist()
-    queries, tags = table["query"].combine_chunks(), table["tag"].combine_chunks()
-    words = [table[name].combine_chunks().dictionary.to_pylist() for name in ("query", "q0", "rank", "tag")]
-    if table.num_rows == 0 or any("" in column for column in (doc_ids, *words)):  # two blanks in a row
-        return None
-    codes = queries.indices.to_numpy(zero_copy_only=False).astype(np.int64)
-    return (
-        codes,
-        queries.dictionary.to_pylist(),
-        doc_ids,
-        table["score"].to_numpy(),
-        tags.dictionary[0].as_py(),
-    )
+        ) as reader:
+            for batch in reader:
+                if batch.num_rows:
+                    yield batch
+    except (pa.ArrowInvalid, pa.ArrowKeyError) as error:
+        raise _NotPlain from error
 
 
-def _by_query(
-    codes: npt.NDArray[np.int64], names: list[str], doc_ids: list[str], scores: npt.NDArray[np.float64]
-) -> Iterator[tuple[str, list[str], npt.NDArray[np.float32]]]:
-    """Cut columns into one slice a query, in the order of the queries' first lines."""
-    starts = np.flatnonzero(np.r_[True, codes[1:] != codes[:-1]])
-    if len(starts) != len(names):  # a query's lines do not stand together
-        order = np.argsort(codes, kind="stable")
-        codes, scores, doc_ids = codes[order], scores[order], [doc_ids[i] for i in order]
-        starts = np.flatnonzero(np.r_[True, codes[1:] != codes[:-1]])
-    ends = np.r_[starts[1:], len(codes)]
-    with np.errstate(over="ignore"):
-        floats = scores.astype(np.float32)
-    for start, end in zip(starts.tolist(), ends.tolist(), strict=True):
-        yield names[codes[start]], doc_ids[start:end], floats[start:end]
+BLOCK = 1 << 20
+"""Bytes of a run file read at once."""
+
+
+def _stretches(column: pa.StringArray) -> Iterator[tuple[str, int]]:
+    """(value, how often in a row) of a column."""
+    import pyarrow.compute as pc
+
+    encoded = pc.run_end_encode(column)
+    ends = encoded.run_ends.to_numpy()
+    yield from zip(encoded.values.to_pylist(), np.diff(ends, prepend=0).tolist(), strict=True)
 
 
 def _header(path: Path) -> int:

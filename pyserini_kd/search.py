@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import logging
 import platform
 import time
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -16,6 +18,11 @@ from pyserini_kd.cli import command
 from pyserini_kd.data import Qrels, Query
 from pyserini_kd.files import InputError, command_line, environment, home, refuse_existing_run, write_record
 from pyserini_kd.runs import Run
+
+if TYPE_CHECKING:
+    from pyserini_kd.index import DenseIndex
+    from pyserini_kd.models.bert_dot import BertDot
+    from pyserini_kd.rerank import Fetch
 
 logger = logging.getLogger(__name__)
 
@@ -41,46 +48,107 @@ ELSEWHERE = {
 }
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class Settings:
-    """The command's options, as click read them."""
+    """The command's options, as click read them; those without a default are what `serve` takes too."""
 
     encoder: str
     index: str | None
+    more_indexes: tuple[str, ...] = ()
     sparse_index: str | None
-    topics: str | None
-    query: str | None
-    explain: bool
-    qrels: str | None
-    output: Path | None
-    output_format: str
-    runtag: str | None
-    hits: int
-    k1: float | None
-    b: float | None
-    rm3: bool
     fusion: str
     rrf_k: int
     alpha: float
+    k1: float | None
+    b: float | None
+    rm3: bool
     rerank: str | None
     depth: int
-    remove_query: bool
-    max_passage: bool
-    max_passage_hits: int
-    max_passage_delimiter: str
     batch_size: int | None
     threads: int | None
     device: str
     precision: str
+    backend: str = "auto"
     max_length: int | None
     ef_search: int | None
+    nprobe: int | None = None
+    mmap: bool = False
     pooling: str | None
     l2_norm: bool | None
     query_prefix: str | None
     doc_prefix: str | None
     ignore_encoder_mismatch: bool
-    ir_metadata: bool
-    overwrite: bool
+    hits: int = 1000
+    topics: str | None = None
+    query: str | None = None
+    explain: bool = False
+    qrels: str | None = None
+    output: Path | None = None
+    output_format: str = "trec"
+    runtag: str | None = None
+    remove_query: bool = False
+    max_passage: bool = False
+    max_passage_hits: int = 100
+    max_passage_delimiter: str = "#"
+    ir_metadata: bool = False
+    overwrite: bool = False
+
+
+@dataclasses.dataclass(frozen=True)
+class Opened:
+    """What a search holds in memory, loaded once for any number of queries; None where the settings need it not."""
+
+    index: DenseIndex | None
+    encoder: BertDot | None
+    reranker: Any
+    fetch: Fetch | None
+
+
+def _options(*options: Callable[[Any], Any]) -> Callable[[Any], Any]:
+    """Several click options as one decorator, in the order that `--help` shows them."""
+    return lambda function: functools.reduce(lambda decorated, option: option(decorated), reversed(options), function)
+
+
+def _several(context: click.Context, parameter: click.Parameter, value: tuple[str, ...]) -> str | None:
+    """The first --index; the others go to `more_indexes`."""
+    context.params["more_indexes"] = value[1:]
+    return value[0] if value else None
+
+
+stage_options = _options(
+    click.option("--encoder", default="student", help="Checkpoint (name, folder or hub id), or bm25 for sparse search."),
+    click.option(
+        "--index", multiple=True, callback=_several,
+        help="Index: a folder, or a Pyserini prebuilt name [default: the embedded one]; several dense ones search as one.",
+    ),  # fmt: skip
+    click.option("--sparse-index", help="Hybrid: fuse with BM25 over this index."),
+    click.option("--fusion", type=click.Choice(["rrf", "interpolation"]), help="How to fuse  [default: rrf]"),
+    click.option("--rrf.k", "rrf_k", default=60, type=click.IntRange(1), help="RRF's constant."),
+    click.option("--alpha", default=0.5, type=click.FloatRange(0, 1), help="Interpolated: alpha x sparse + (1-alpha) x dense."),
+    click.option("--k1", type=click.FloatRange(0), help="BM25's k1 [default: 0.9, or Pyserini's for its prebuilt indexes]."),
+    click.option("--b", type=click.FloatRange(0, 1), help="BM25's b [default: 0.4, or Pyserini's for its prebuilt indexes]."),
+    click.option("--bm25", "bm25_flag", is_flag=True, hidden=True, help="The same as --encoder bm25."),
+    click.option("--rm3", is_flag=True, help="Expand sparse queries by RM3."),
+    click.option("--rerank", help="Rerank with this checkpoint."),
+    click.option("--depth", default=100, type=click.IntRange(1), help="Documents reranked a query; the others are dropped."),
+)
+model_options = _options(
+    click.option("--batch-size", "--batch", type=click.IntRange(1), help="Queries a batch [default: by token budget]."),
+    click.option("--threads", type=click.IntRange(1), help="[default: all processors]"),
+    click.option("--device", default="cpu", help="cpu, cuda or cuda:N."),
+    click.option("--precision", default="auto", type=click.Choice(list(inference.PRECISIONS)), help="Arithmetic."),
+    click.option("--backend", default="auto", type=click.Choice(list(inference.BACKENDS)), help="What computes."),
+    click.option("--max-length", type=click.IntRange(3), help="Tokens a query [default: from the checkpoint]."),
+    click.option("--ef-search", type=click.IntRange(1), help="HNSW's efSearch."),
+    click.option("--nprobe", type=click.IntRange(1), help="IVF's lists visited a query."),
+    click.option("--mmap", is_flag=True, help="Leave the dense index on disk, for one larger than memory."),
+    click.option("--pooling", type=click.Choice(["cls", "mean"]), help="[default: from the checkpoint]"),
+    click.option("--l2-norm/--no-l2-norm", default=None, help="[default: from the checkpoint]"),
+    click.option("--query-prefix", help="[default: from the checkpoint]"),
+    click.option("--doc-prefix", help="What the index was made with [default: from its manifest]."),
+    click.option("--encoder-class", hidden=True, type=click.Choice(["auto"]), expose_value=False),
+    click.option("--ignore-encoder-mismatch", is_flag=True, help="Search an index that another encoder made."),
+)
 
 
 def _refuse_elsewhere(context: click.Context, parameter: click.Parameter, value: Any) -> None:
@@ -107,8 +175,7 @@ More: pyserini-kd search --index indexes/docs.student --encoder models/student -
       pyserini-kd search --encoder bm25 --index indexes/docs.bm25 --topics test.tsv --qrels test.qrels
       pyserini-kd search --encoder student --query "merge two sorted arrays" """,
 )
-@click.option("--encoder", default="student", help="Checkpoint (name, folder or hub id), or bm25 for sparse search.")
-@click.option("--index", help="Index: a folder, or a Pyserini prebuilt name [default: the embedded one].")
+@stage_options
 @click.option("--topics", help="A file, ir_datasets:<id>, a Pyserini topic set [default: pydocs:test].")
 @click.option("--query", help="Search one query typed here and show the hits.")
 @click.option("--explain", is_flag=True, help="With --query: each hit's rank and score in every stage.")
@@ -117,32 +184,11 @@ More: pyserini-kd search --index indexes/docs.student --encoder models/student -
 @click.option("--output-format", default="trec", type=click.Choice(["trec", "msmarco"]), help="Run format.")
 @click.option("--runtag", help="[default: the encoder's name]")
 @click.option("--hits", type=click.IntRange(1), help="Hits a query [default: 1000, with --query 10].")
-@click.option("--k1", type=click.FloatRange(0), help="BM25's k1 [default: 0.9, or Pyserini's for its prebuilt indexes].")
-@click.option("--b", type=click.FloatRange(0, 1), help="BM25's b [default: 0.4, or Pyserini's for its prebuilt indexes].")
-@click.option("--bm25", "bm25_flag", is_flag=True, hidden=True, help="The same as --encoder bm25.")
-@click.option("--rm3", is_flag=True, help="Expand sparse queries by RM3.")
-@click.option("--sparse-index", help="Hybrid: fuse with BM25 over this index.")
-@click.option("--fusion", type=click.Choice(["rrf", "interpolation"]), help="How to fuse  [default: rrf]")
-@click.option("--rrf.k", "rrf_k", default=60, type=click.IntRange(1), help="RRF's constant.")
-@click.option("--alpha", default=0.5, type=click.FloatRange(0, 1), help="Interpolation: alpha x sparse + (1-alpha) x dense.")
-@click.option("--rerank", help="Rerank with this checkpoint.")
-@click.option("--depth", default=100, type=click.IntRange(1), help="Documents reranked a query; the others are dropped.")
 @click.option("--remove-query", is_flag=True, help="Drop the document whose id is the query's.")
 @click.option("--max-passage", is_flag=True, help="Bring passages back as documents, each with its best passage's score.")
 @click.option("--max-passage-hits", default=100, type=click.IntRange(1), help="With --max-passage: documents a query.")
 @click.option("--max-passage-delimiter", default="#", help="What ends the document's id in a passage's.")
-@click.option("--batch-size", "--batch", type=click.IntRange(1), help="Queries a batch [default: by token budget].")
-@click.option("--threads", type=click.IntRange(1), help="[default: all processors]")
-@click.option("--device", default="cpu", help="cpu, cuda or cuda:N.")
-@click.option("--precision", default="auto", type=click.Choice(list(inference.PRECISIONS)), help="Arithmetic.")
-@click.option("--max-length", type=click.IntRange(3), help="Tokens a query [default: from the checkpoint].")
-@click.option("--ef-search", type=click.IntRange(1), help="HNSW's efSearch.")
-@click.option("--pooling", type=click.Choice(["cls", "mean"]), help="[default: from the checkpoint]")
-@click.option("--l2-norm/--no-l2-norm", default=None, help="[default: from the checkpoint]")
-@click.option("--query-prefix", help="[default: from the checkpoint]")
-@click.option("--doc-prefix", help="What the index was made with [default: from its manifest].")
-@click.option("--encoder-class", hidden=True, type=click.Choice(["auto"]), expose_value=False)
-@click.option("--ignore-encoder-mismatch", is_flag=True, help="Search an index that another encoder made.")
+@model_options
 @click.option("--ir-metadata", is_flag=True, help="Begin the run with ir_metadata comments (trec_eval does not know them).")
 @click.option("--overwrite", is_flag=True, help="Replace --output if it exists.")
 @_hidden_options
@@ -155,14 +201,14 @@ def main(bm25_flag: bool, hits: int | None, fusion: str | None, **options: Any) 
         options["encoder"] = "bm25"
     hits = hits or (QUERY_HITS if options["query"] is not None else 1000)
     settings = Settings(hits=hits, fusion=fusion or "rrf", **options)
-    _refuse_contradictions(settings, fusion)
+    refuse_contradictions(settings, fusion)
     if settings.output:
         refuse_existing_run(settings.output, settings.overwrite)
     if settings.threads:
         import torch
 
         torch.set_num_threads(settings.threads)
-    settings = _with_defaults(settings)
+    settings = with_defaults(settings)
     started = time.monotonic()
     queries = _queries(settings)
     judged = _judged(settings, queries)
@@ -170,9 +216,15 @@ def main(bm25_flag: bool, hits: int | None, fusion: str | None, **options: Any) 
 
     retrieve.warn_blank(queries)
     stages: dict[str, Run] | None = {} if settings.explain else None
-    run, timing = search(settings, queries, stages)
+    begun = time.monotonic()
+    opened = open_all(settings, texts=settings.query is not None)
+    opening: dict[str, Any] = {"open_seconds": round(time.monotonic() - begun, 3)}
+    if opened.encoder is not None:
+        opening["precision"] = inference.precision_of(opened.encoder, settings.precision)
+    run, timing = search(settings, opened, queries, stages)
+    timing = opening | timing
     if settings.query is not None:
-        _show(settings, run, stages or {})
+        _show(settings, opened.fetch, run, stages or {})
         if settings.explain:
             click.echo(", ".join(f"{name} {value}" for name, value in timing.items()))
         if not settings.output:
@@ -180,11 +232,14 @@ def main(bm25_flag: bool, hits: int | None, fusion: str | None, **options: Any) 
     _finish(settings, run, judged, {"seconds": round(time.monotonic() - started, 2), **timing})
 
 
-def _refuse_contradictions(settings: Settings, fusion: str | None) -> None:
+def refuse_contradictions(settings: Settings, fusion: str | None) -> None:
+    """InputError where options do not go together; `fusion` as it was typed."""
     if fusion and not (settings.sparse_index and settings.encoder != "bm25"):
         raise InputError("--fusion needs a dense --encoder and a --sparse-index")
     if settings.encoder == "bm25" and (settings.sparse_index or settings.ef_search or settings.pooling):
         raise InputError("--sparse-index, --ef-search and --pooling are for a dense --encoder")
+    if settings.encoder == "bm25" and (settings.more_indexes or settings.nprobe or settings.mmap):
+        raise InputError("several --index, --nprobe and --mmap are for a dense --encoder")
     if settings.encoder != "bm25" and not settings.sparse_index and (settings.rm3 or settings.k1 or settings.b):
         raise InputError("--rm3, --k1 and --b are for --encoder bm25 or a --sparse-index")
     if settings.query is not None and settings.topics:
@@ -201,7 +256,7 @@ def _refuse_contradictions(settings: Settings, fusion: str | None) -> None:
         raise InputError("--ir-metadata is for --output-format trec")
 
 
-def _with_defaults(settings: Settings) -> Settings:
+def with_defaults(settings: Settings) -> Settings:
     """Fill in the embedded default where no index is named; a bare search for `student` prepares what is missing."""
     if settings.index:
         if settings.topics is None and settings.query is None:
@@ -244,11 +299,31 @@ def _judged(settings: Settings, queries: list[Query]) -> Qrels | None:
     return judged
 
 
+def open_all(settings: Settings, *, texts: bool = False) -> Opened:
+    """Load what the settings name: indexes, encoder, reranker; and with `texts` (or a reranker) the way to stored texts."""
+    from pyserini_kd import lucene
+
+    index = encoder = reranker = fetch = None
+    if settings.encoder != "bm25":
+        index, encoder = _open_dense(settings)
+    if sparse_index := settings.index if settings.encoder == "bm25" else settings.sparse_index:
+        lucene.open_searcher(sparse_index)  # kept by the room itself
+    if texts or settings.rerank:
+        fetch = _fetch(settings)
+    if settings.rerank:
+        if fetch is None:
+            raise InputError("--rerank needs texts: an index of ours that stores them, or a --sparse-index")
+        reranker = inference.load(
+            settings.rerank, device=settings.device, precision=settings.precision, backend=settings.backend
+        )
+    return Opened(index, encoder, reranker, fetch)
+
+
 def search(
-    settings: Settings, queries: list[Query], stages: dict[str, Run] | None = None
+    settings: Settings, opened: Opened, queries: list[Query], stages: dict[str, Run] | None = None
 ) -> tuple[Run, dict[str, Any]]:
     """Retrieve, fuse and rerank as the settings say; the run and the seconds of each stage. `stages` takes their runs."""
-    from pyserini_kd import fuse, lucene, rerank
+    from pyserini_kd import fuse, lucene, rerank, retrieve
 
     index = settings.index or ""
     hits = settings.hits  # what comes out; the first stage goes deeper where something is fused or reranked
@@ -274,7 +349,18 @@ def search(
         run = sparse(index)
     else:
         begun = time.monotonic()
-        run = _dense(settings, queries, tag)
+        assert opened.index is not None and opened.encoder is not None
+        run = retrieve.dense(
+            opened.index,
+            opened.encoder,
+            queries,
+            hits=settings.hits,
+            ef_search=settings.ef_search,
+            nprobe=settings.nprobe,
+            precision=settings.precision,
+            batch_size=settings.batch_size,
+            tag=tag,
+        )
         timed("dense", begun, run)
         if settings.sparse_index:
             other = sparse(settings.sparse_index)
@@ -290,7 +376,12 @@ def search(
         run = run.without_query_docs()
     if settings.rerank:
         begun = time.monotonic()
-        run = _rerank(settings, run, queries, rerank)
+        assert opened.fetch is not None
+        reranker = settings.runtag or Path(settings.rerank).name
+        run = rerank.rerank(
+            run, opened.reranker, queries, opened.fetch, depth=settings.depth, precision=settings.precision,
+            batch_size=settings.batch_size, tag=reranker,
+        )  # fmt: skip
         timed("rerank", begun, run)
     run = run.top(hits)
     if settings.max_passage:
@@ -298,15 +389,18 @@ def search(
     return run, timing
 
 
-def _dense(settings: Settings, queries: list[Query], tag: str) -> Run:
+def _open_dense(settings: Settings) -> tuple[DenseIndex, BertDot]:
     from pyserini_kd import index as indexes
-    from pyserini_kd import lucene, retrieve
+    from pyserini_kd import lucene
 
-    folder = Path(settings.index or "")
-    index, encoder = indexes.open_with_encoder(
-        folder if folder.exists() else lucene.prebuilt_index(settings.index or "", "FAISS"),
+    named = [settings.index or "", *settings.more_indexes]
+    return indexes.open_with_encoder(
+        [name if Path(name).exists() else lucene.prebuilt_index(name, "FAISS") for name in named],
         settings.encoder,
+        mmap=settings.mmap,
         device=settings.device,
+        precision=settings.precision,
+        backend=settings.backend,
         ignore_mismatch=settings.ignore_encoder_mismatch,
         pooling=settings.pooling,
         l2_norm=settings.l2_norm,
@@ -314,48 +408,24 @@ def _dense(settings: Settings, queries: list[Query], tag: str) -> Run:
         doc_prefix=settings.doc_prefix,
         max_query_len=settings.max_length,
     )
-    return retrieve.dense(
-        index,
-        encoder,
-        queries,
-        hits=settings.hits,
-        ef_search=settings.ef_search,
-        precision=settings.precision,
-        batch_size=settings.batch_size,
-        tag=tag,
-    )
 
 
-def _rerank(settings: Settings, run: Run, queries: list[Query], rerank: Any) -> Run:
-    from pyserini_kd.models import checkpoints
-
-    model = checkpoints.load(settings.rerank or "").to(inference.check_device(settings.device))
-    fetch = _fetch(settings)
-    if fetch is None:
-        raise InputError("--rerank needs texts: an index of ours that stores them, or a --sparse-index")
-    reranked: Run = rerank.rerank(
-        run, model, queries, fetch, depth=settings.depth, precision=settings.precision, batch_size=settings.batch_size,
-        tag=settings.runtag or Path(settings.rerank or "").name,
-    )  # fmt: skip
-    return reranked
-
-
-def _fetch(settings: Settings) -> Any:
+def _fetch(settings: Settings) -> Fetch | None:
     """Where texts come from: our dense index, else the sparse one; None where neither is there to have them."""
     from pyserini_kd import index as indexes
     from pyserini_kd import rerank
 
     if settings.encoder == "bm25":
         return rerank.fetch_from(settings.index or "")
-    if indexes.has_docs(Path(settings.index or "")):
-        return indexes.stored_docs(Path(settings.index or ""))
+    folders = [Path(name) for name in (settings.index or "", *settings.more_indexes)]
+    if all(map(indexes.has_docs, folders)):
+        return indexes.stored_docs(*folders)
     return rerank.fetch_from(settings.sparse_index) if settings.sparse_index else None
 
 
-def _show(settings: Settings, run: Run, stages: dict[str, Run]) -> None:
+def _show(settings: Settings, fetch: Fetch | None, run: Run, stages: dict[str, Run]) -> None:
     """Print the hits of one query: rank, score, id, title, the best piece of the text, the query's words bold on a terminal."""
     hits = run["1"]
-    fetch = _fetch(settings)
     try:
         docs = {doc.doc_id: doc for doc in fetch(hits.doc_ids)} if fetch else {}
     except InputError as error:  # an index without stored texts: ids and scores are still an answer
@@ -393,14 +463,15 @@ def _finish(settings: Settings, run: Run, judged: Qrels | None, timing: dict[str
     output = settings.output or _default_output(settings)
     comments = _ir_metadata(settings, run.tag) if settings.ir_metadata else []
     overwrite = settings.overwrite or settings.output is None
+    begun = time.monotonic()
     run.write(output, output_format=settings.output_format, overwrite=overwrite, comments=comments)
+    timing["write_seconds"] = round(time.monotonic() - begun, 3)
     click.echo(f"{output}: {len(run)} queries, {run.n_hits} lines, {timing['seconds']} s")
     record: dict[str, Any] = {"config": dataclasses.asdict(settings) | {"output": str(output)}, **timing}
     if settings.encoder != "bm25":
         from pyserini_kd.models import checkpoints
 
         record["encoder_sha256"] = checkpoints.fingerprint(checkpoints.resolve(settings.encoder))
-        record["precision"] = inference.choose_precision(settings.precision, settings.device)
     if judged is not None:
         from pyserini_kd import evaluate
 

@@ -210,6 +210,15 @@ def holm(p_values: Array) -> Array:
 CORRECTIONS: dict[str, Callable[[Array], Array]] = {"holm": holm, "bonferroni": bonferroni, "none": np.copy}
 
 
+def correction_words(correction: str, count: int) -> str:
+    """What to say of a correction for readers.
+
+    >>> correction_words("holm", 4), correction_words("none", 4)
+    ("Holm's correction for all 4 comparisons", 'not corrected')
+    """
+    return "not corrected" if correction == "none" else f"{correction.title()}'s correction for all {count} comparisons"
+
+
 # ----------------------------------------------------------------------------------------------------- intervals
 
 

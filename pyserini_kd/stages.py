@@ -25,6 +25,7 @@ from pyserini_kd.files import InputError, read_json, write_json
 from pyserini_kd.mine import Group
 from pyserini_kd.recipes import Recipe, Stage
 from pyserini_kd.teach import TeacherScores
+from pyserini_kd.triples import Triples
 from pyserini_kd.validation import Dev, make_watch
 
 logger = logging.getLogger(__name__)
@@ -53,6 +54,7 @@ class TrainConfig:
     train_len: int | None = None  # tokens of a document (or pair) while training; None: max_doc_len
     score_scale: float | None = None
     lr: float | None = None
+    schedule: str | None = None
     epochs: float | None = None
     max_steps: int | None = None  # of each stage
     batch_size: int = 32
@@ -79,7 +81,7 @@ class TrainConfig:
         """The recipe's stages from `start_stage` on, with their numbers and with this configuration's settings."""
         if self.start_stage > len(recipe.stages):
             raise InputError(f"--start-stage {self.start_stage}: recipe {recipe.name} has {len(recipe.stages)} stage(s)")
-        names = ("lr", "epochs", "warmup", "weight_decay")
+        names = ("lr", "schedule", "epochs", "warmup", "weight_decay")
         given = {name: getattr(self, name) for name in names if getattr(self, name) is not None}
         numbered = list(enumerate(recipe.stages, start=1))[self.start_stage - 1 :]
         return [(number, stage._replace(**given)) for number, stage in numbered]
@@ -91,7 +93,7 @@ class Material(NamedTuple):
     groups: Sequence[Group]
     queries: Mapping[str, str]
     docs: Mapping[str, str]
-    scores: TeacherScores | None
+    scores: TeacherScores | Triples | None
     texts: Sequence[str]
     dev: Dev | None
 
@@ -170,11 +172,11 @@ def run_stage(
     factor = 1.0
     collator: Any
     if stage.text:
-        batches: list[Any] = cut_texts(texts, config.batch_size, config.seed)
+        batches = cut_texts(texts, config.batch_size, config.seed)
         collator = TextCollator(model, config.train_len, share=share)
         collator.text_len = min(collator.text_len, window_of(teacher))
     else:
-        lengths = [max(len(docs[d]) for d in g.doc_ids) for g in groups] if config.length_buckets else None
+        lengths = _lengths(groups, docs) if config.length_buckets else None
         batches = cut_batches(groups, config.batch_size, config.seed, lengths)
         collator = Collator(
             model, queries, docs, scores if stage.needs_scores else None, config.train_len,
@@ -212,6 +214,11 @@ def run_stage(
             write_json(done, record)  # last: a stage without it is not done
             shutil.rmtree(folder)
     return record
+
+
+def _lengths(groups: Sequence[Group], docs: Mapping[str, str]) -> Any:
+    """Length of the longest document of every group."""
+    return groups.lengths() if isinstance(groups, Triples) else [max(len(docs[d]) for d in g.doc_ids) for g in groups]
 
 
 def _last_state(folder: Path) -> str | None:
@@ -263,6 +270,10 @@ def _trainer(
                 logger.warning("step %d: all scores are nearly equal; the model has collapsed", state.global_step)
 
     class Trainer(transformers.Trainer):
+        def create_optimizer(self, *args: Any, **kwargs: Any) -> Any:
+            """AdamW, with TK's second learning rate."""
+            return quicken(super().create_optimizer(*args, **kwargs), module.student)
+
         def get_train_dataloader(self) -> Any:
             """Every process gets every batch: the collator takes this process's share of its pairs."""
             loader = super().get_train_dataloader()
@@ -278,7 +289,7 @@ def _trainer(
         gradient_accumulation_steps=config.accumulate,
         max_steps=steps,
         learning_rate=stage.lr,
-        lr_scheduler_type="constant_with_warmup" if stage.schedule == "constant" else stage.schedule,
+        lr_scheduler_type=recipes.SCHEDULES[stage.schedule],
         warmup_steps=round(stage.warmup * steps),
         weight_decay=stage.weight_decay,
         max_grad_norm=config.max_grad_norm,
@@ -298,9 +309,20 @@ def _trainer(
     )
     if arguments.n_gpu > 1:
         arguments._n_gpu = 1  # or Trainer would split batches over all GPUs by itself; torchrun does that right
-    trainer = Trainer(model=module, args=arguments, train_dataset=list(batches), data_collator=collator, callbacks=[Terms()])
+    trainer = Trainer(model=module, args=arguments, train_dataset=batches, data_collator=collator, callbacks=[Terms()])
     trainer.remove_callback(transformers.PrinterCallback)
     return trainer, log
+
+
+def quicken(optimizer: Any, student: Any) -> Any:
+    """Give the parameters that are to learn quickly (TK's kernels) a group, and a learning rate, of their own."""
+    quick = {id(parameter) for parameter in recipes.quick_parameters(student)}
+    for group in list(optimizer.param_groups):
+        some = [parameter for parameter in group["params"] if id(parameter) in quick]
+        if some:
+            group["params"] = [parameter for parameter in group["params"] if id(parameter) not in quick]
+            optimizer.add_param_group({**group, "params": some, "lr": recipes.QUICK * group["lr"]})
+    return optimizer
 
 
 @contextlib.contextmanager

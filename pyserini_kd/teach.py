@@ -6,6 +6,7 @@ A teacher is a checkpoint or a run (BM25's, for one); an ensemble's score is the
 from __future__ import annotations
 
 import collections
+import contextlib
 import hashlib
 import itertools
 import json
@@ -22,12 +23,13 @@ import numpy.typing as npt
 
 from pyserini_kd import evaluate, inference, passages, sources
 from pyserini_kd.cli import Runs, command
-from pyserini_kd.data import Doc, Qrels, Query, numbered_lines
+from pyserini_kd.data import Doc, Qrels, Query, id_hash
 from pyserini_kd.files import InputError, atomic_file, command_line, environment, refuse_existing, require_file, sha256
 from pyserini_kd.index import DenseIndex, check_encoder
 from pyserini_kd.mine import Group, pairs, read_candidates
 from pyserini_kd.models import checkpoints
 from pyserini_kd.runs import Run
+from pyserini_kd.triples import Triples, five_columns
 
 logger = logging.getLogger(__name__)
 
@@ -45,8 +47,16 @@ class Taught(NamedTuple):
 
     query_ids: list[str]
     doc_ids: list[str]
+    texts: npt.NDArray[np.uint64]  # hash of the two texts that were scored
     raw: dict[str, Floats]
     score: Floats
+
+
+class Known(NamedTuple):
+    """What a checkpoint has scored before: its record in an older store, and its scores by the hash of the texts."""
+
+    teacher: dict[str, Any]
+    scores: dict[int, float]
 
 
 def weighted(name: str) -> tuple[str, float | None]:
@@ -79,21 +89,46 @@ def score_checkpoint(
     *,
     index: DenseIndex | None = None,
     precision: str = "auto",
+    backend: str = "auto",
     batch_size: int | None = None,
     device: str = "cpu",
     work: Path | None = None,
+    reuse: Sequence[Known] = (),
 ) -> tuple[Floats, dict[str, Any]]:
     """A checkpoint as a teacher: raw scores of pairs and a record of who gave them.
 
-    Scores are written under `work` a block of pairs at a time; a later call for the same texts and settings goes on there.
+    Pairs of texts that the same teacher, so set, scored before (`reuse`) are not scored again. Scores are written under `work`
+    a block of pairs at a time; a later call for the same texts and settings goes on there.
 
     `index` holds the document vectors of this very checkpoint (BERT_DOT only), so that documents are not encoded again.
     """
-    model = checkpoints.load(name).to(inference.check_device(device))
+    model = inference.load(name, device=device, precision=precision, backend=backend)
     folder = checkpoints.resolve(name)
     record: dict[str, Any] = {"name": folder.name, "sha256": checkpoints.fingerprint(folder), "dtype": "float32"}
-    record |= {"architecture": model.architecture, "precision": inference.choose_precision(precision, device)}
+    record |= {"architecture": model.architecture, "precision": inference.precision_of(model, precision)}
     record |= {"settings": vars(model.settings)} if model.architecture != "cross_encoder" else {"max_len": model.max_len}
+    if index is not None:
+        if model.architecture != "bert_dot":
+            raise InputError(f"--index holds vectors of a bert_dot; teacher {name} is a {model.architecture}")
+        check_encoder(index, model, folder)  # type: ignore[arg-type]
+        record["index"] = (index.manifest or {}).get("encoder")  # the lengths and precision its vectors were made with
+    same: dict[int, float] = {}
+    for known in reuse:
+        if known.teacher == _plain(record):
+            same |= known.scores
+    if same:
+        hashes = text_hashes(query_ids, doc_ids, queries, docs).tolist()
+        scores = np.array([same.get(key, np.nan) for key in hashes], np.float32)
+        fresh = np.flatnonzero(np.isnan(scores)).tolist()
+        logger.info("%s: %d of %d pairs were scored before", name, len(hashes) - len(fresh), len(hashes))
+        asked = [query_ids[row] for row in fresh], [doc_ids[row] for row in fresh]
+        scores[fresh], record = score_checkpoint(
+            name, *asked, queries, docs, index=index, precision=precision, backend=backend, batch_size=batch_size,
+            device=device, work=work,
+        )
+        return scores, record
+    if not query_ids:
+        return np.empty(0, np.float32), record
     texts = [queries[q] for q in query_ids]
     if index is None:
         contents = [docs[d] for d in doc_ids]
@@ -103,10 +138,6 @@ def score_checkpoint(
 
         key = _digest([record, batch_size, device], itertools.chain(texts, contents))
         return _in_blocks(score, len(texts), work / key if work else None), record
-    if model.architecture != "bert_dot":
-        raise InputError(f"--index holds vectors of a bert_dot; teacher {name} is a {model.architecture}")
-    check_encoder(index, model, folder)  # type: ignore[arg-type]
-    record["index"] = (index.manifest or {}).get("encoder")  # the lengths and precision its vectors were made with
     query_vecs = inference.encode(model, texts, "query", precision=precision, label="encode queries")  # type: ignore[arg-type]
     distinct, rows = np.unique(np.array(doc_ids, dtype=object), return_inverse=True)
     doc_vecs = index.vectors(distinct.tolist())
@@ -137,10 +168,32 @@ def _in_blocks(score: Callable[[slice], Floats], count: int, work: Path | None) 
     return np.concatenate(blocks) if blocks else np.empty(0, np.float32)
 
 
+def text_hashes(
+    query_ids: Sequence[str], doc_ids: Sequence[str], queries: Mapping[str, str], docs: Mapping[str, str]
+) -> npt.NDArray[np.uint64]:
+    """A stable 64-bit hash of the texts of each pair: ids may mean another text in another collection."""
+    keys = (id_hash(f"{queries[q]}\0{docs[d]}") for q, d in zip(query_ids, doc_ids, strict=True))
+    return np.fromiter(keys, dtype=np.uint64, count=len(query_ids))
+
+
 def is_bounded(name: str) -> bool:
     """Whether a checkpoint's scores lie in [-1, 1]: margins that small teach an unbounded student nothing."""
     folder = checkpoints.resolve(name)
     return checkpoints.architecture_of(folder) == "bert_dot" and checkpoints.settings_of(folder).l2_norm
+
+
+def is_bounded_scores(scores: TeacherScores | Triples) -> bool:
+    """Whether all scores lie in [-1, 1], as cosines and probabilities do and logits do not."""
+    if isinstance(scores, Triples):
+        return scores.largest() <= 1
+    return all(-1 <= score <= 1 for docs in scores.values() for score in docs.values())
+
+
+def refuse_bounded(name: str, what: str) -> None:
+    """The InputError for a teacher whose scores lie in [-1, 1] and that has no weight."""
+    raise InputError(
+        f"teacher {name} gives {what} in [-1, 1]; margins that small teach little: give it a weight, e.g. {name}@20"
+    )
 
 
 def ensemble(raw: Mapping[str, Floats], weights: Mapping[str, float]) -> Floats:
@@ -157,13 +210,14 @@ def ensemble(raw: Mapping[str, Floats], weights: Mapping[str, float]) -> Floats:
 
 
 def write_scores(taught: Taught, path: str | Path, record: dict[str, Any], *, overwrite: bool = False) -> None:
-    """Write the score store: parquet with query_id, doc_id, score, one `raw:NAME` column a teacher, and the record."""
+    """Write the score store: parquet with query_id, doc_id, texts (a hash), score, `raw:NAME` a teacher, and the record."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
     columns: dict[str, Any] = {
         "query_id": pa.array(taught.query_ids).dictionary_encode(),
         "doc_id": pa.array(taught.doc_ids).dictionary_encode(),
+        "texts": taught.texts,
         "score": taught.score,
     }
     columns |= {f"raw:{name}": scores for name, scores in taught.raw.items()}
@@ -184,51 +238,73 @@ def write_triples(groups: Iterable[Group], scores: TeacherScores, path: str | Pa
     return count
 
 
-def read_scores(path: str | Path) -> TeacherScores:
-    """Read a score store (parquet) or the published 5-column file (anything else)."""
+def read_scores(path: str | Path, groups: Sequence[Group] | None = None) -> TeacherScores:
+    """Read a score store (parquet) or the published 5-column file (anything else), as it streams by.
+
+    With `groups`, only their pairs are kept. Of a pair that is scored more than once the last score counts.
+    """
     path = require_file(path, "score file")
-    if path.suffix == ".parquet":
-        return _read_parquet(path)
-    scores: TeacherScores = collections.defaultdict(dict)
-    for pos_score, neg_score, query_id, pos, neg in _five_columns(path):
-        scores[query_id][pos] = pos_score
-        scores[query_id][neg] = neg_score
-    return dict(scores)
+    wanted: dict[str, set[str]] = collections.defaultdict(set)
+    for group in groups or ():
+        wanted[group.query_id].update(group.doc_ids)
+    scores: TeacherScores = {}
+    for query_id, doc_id, score in _parquet_pairs(path) if path.suffix == ".parquet" else _triple_pairs(path):
+        if groups is None or (query_id in wanted and doc_id in wanted[query_id]):
+            scores.setdefault(query_id, {})[doc_id] = score
+    return scores
 
 
-def _read_parquet(path: Path) -> TeacherScores:
+def read_known(path: str | Path) -> list[Known]:
+    """What the checkpoints of a score store have scored."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
     try:
-        table = pq.read_table(path, columns=["query_id", "doc_id", "score"])
+        table = pq.read_table(require_file(path, "score store"))
+        record = json.loads(table.schema.metadata[b"pyserini_kd"])
+        keys = table["texts"].to_pylist()
+    except (pa.ArrowException, KeyError, TypeError) as error:
+        raise InputError(f"{path} is not a score store of teach: {str(error).splitlines()[0]}") from error
+    columns = [name for name in table.column_names if name.startswith("raw:")]
+    found = []
+    for teacher, name in zip(record["teachers"], columns, strict=True):
+        if "architecture" in teacher:  # a run's scores cost nothing
+            found.append(Known(_plain(teacher), dict(zip(keys, table[name].to_pylist(), strict=True))))
+    return found
+
+
+def known_of(taught: Taught, record: Mapping[str, Any]) -> list[Known]:
+    """The same of scores that are not in a file yet."""
+    keys = taught.texts.tolist()
+    return [
+        Known(_plain(teacher), dict(zip(keys, raw.tolist(), strict=True)))
+        for teacher, raw in zip(record["teachers"], taught.raw.values(), strict=True)
+        if "architecture" in teacher
+    ]
+
+
+def _plain(teacher: Mapping[str, Any]) -> dict[str, Any]:
+    """A teacher's record as a store holds it, without its weight: what decides its raw scores."""
+    plain: dict[str, Any] = json.loads(json.dumps({name: value for name, value in teacher.items() if name != "weight"}))
+    return plain
+
+
+def _triple_pairs(path: Path) -> Iterator[tuple[str, str, float]]:
+    for pos_score, neg_score, query_id, pos, neg in five_columns(path):
+        yield query_id, pos, pos_score
+        yield query_id, neg, neg_score
+
+
+def _parquet_pairs(path: Path) -> Iterator[tuple[str, str, float]]:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        with pq.ParquetFile(path) as file:
+            for batch in file.iter_batches(columns=["query_id", "doc_id", "score"]):
+                yield from zip(*(batch[name].to_pylist() for name in ("query_id", "doc_id", "score")), strict=True)
     except (pa.ArrowException, KeyError) as error:
         raise InputError(f"{path} is not a score store: {str(error).splitlines()[0]}") from error
-    scores: TeacherScores = collections.defaultdict(dict)
-    columns = (table[name].to_pylist() for name in ("query_id", "doc_id", "score"))
-    for query_id, doc_id, score in zip(*columns, strict=True):
-        scores[query_id][doc_id] = score
-    return dict(scores)
-
-
-def _five_columns(path: Path) -> Iterator[tuple[float, float, str, str, str]]:
-    for where, line in numbered_lines(path, "score file"):
-        fields = line.split("\t")
-        if len(fields) != 5:
-            raise InputError(f"{where}: expected `pos_score neg_score query_id pos_id neg_id`, found {len(fields)} columns")
-        try:
-            pos_score, neg_score = float(fields[0]), float(fields[1])
-        except ValueError:
-            raise InputError(f"{where}: the first two columns must be scores, found {fields[0]!r}, {fields[1]!r}") from None
-        if not np.isfinite([pos_score, neg_score]).all():
-            raise InputError(f"{where}: scores must be finite")
-        yield pos_score, neg_score, fields[2], fields[3], fields[4]
-
-
-def groups_of_triples(path: str | Path) -> list[Group]:
-    """The triples of a 5-column file as groups of two."""
-    found = _five_columns(require_file(path, "score file"))
-    return [Group(query_id, [pos, neg], [1, 0], row) for row, (_, _, query_id, pos, neg) in enumerate(found)]
 
 
 # ------------------------------------------------------------------------------------------------------- command
@@ -265,6 +341,7 @@ def load_texts(
 @click.option("--teacher-run", "teacher_runs", cls=Runs, multiple=True, help="Run, or RUN@WEIGHT, as a teacher; absent = 0.")
 @click.option("--segment", metavar="WORDS:STRIDE", help="The candidates are passages cut like this, as in mine.")
 @click.option("--index", type=click.Path(path_type=Path), help="Dense index of the (one, bert_dot) teacher: vectors reused.")
+@click.option("--reuse", cls=Runs, multiple=True, help="Score stores whose pairs the same teacher does not score again.")
 @click.option("--output", required=True, type=click.Path(path_type=Path), help="Score store to write (.parquet).")
 @click.option("--triples", type=click.Path(path_type=Path), help="Also write the published 5-column file.")
 @click.option("--check-run", type=click.Path(path_type=Path), help="Dev run that the teachers should beat.")
@@ -272,6 +349,7 @@ def load_texts(
 @click.option("--check-qrels", help="Its judgements.")
 @click.option("--batch-size", "--batch", type=click.IntRange(1), help="[default: by token budget]")
 @click.option("--precision", default="auto", type=click.Choice(list(inference.PRECISIONS)), help="Arithmetic.")
+@click.option("--backend", default="auto", type=click.Choice(list(inference.BACKENDS)), help="What computes.")
 @click.option("--device", default="cpu", help="cpu, cuda or cuda:N.")
 @click.option("--overwrite", is_flag=True, help="Replace outputs that exist.")
 def main(
@@ -282,6 +360,7 @@ def main(
     teacher_runs: tuple[str, ...],
     segment: str | None,
     index: Path | None,
+    reuse: tuple[str, ...],
     output: Path,
     triples: Path | None,
     check_run: Path | None,
@@ -289,6 +368,7 @@ def main(
     check_qrels: str | None,
     batch_size: int | None,
     precision: str,
+    backend: str,
     device: str,
     overwrite: bool,
 ) -> None:
@@ -306,22 +386,32 @@ def main(
 
     texts, docs = load_texts(groups, sources.topics(topics), documents())
     work = output.with_name(f"{output.name}.partial")
-    settings: dict[str, Any] = {"precision": precision, "batch_size": batch_size, "device": device, "work": work}
+    settings: dict[str, Any] = {"precision": precision, "backend": backend, "batch_size": batch_size, "device": device}
+    settings["work"] = work
     settings["index"] = DenseIndex.load(index) if index else None
-    taught, record = teach(groups, texts, docs, teachers, teacher_runs, **settings)
+    known = [found for store in reuse for found in read_known(store)]
+    taught, record = teach(groups, texts, docs, teachers, teacher_runs, reuse=known, **settings)
     record["candidates_sha256"] = sha256(candidates)
-    write_scores(taught, output, record, overwrite=overwrite)
-    shutil.rmtree(work, ignore_errors=True)
     click.echo(f"{output}: {len(taught.score)} pairs, {agreement(groups, taught):.1%} of positives above their negatives")
-    if triples:
-        count = write_triples(groups, read_scores(output), triples, overwrite=overwrite)
-        click.echo(f"{triples}: {count} triples")
     if checked:
         first, queries, judged = checked
         asked = [Group(query_id, hits.doc_ids, [], 0) for query_id, hits in first.items()]
         found = load_texts(asked, queries, documents())
-        reranked, _ = teach(asked, *found, teachers, teacher_runs, **settings | {"work": None})
-        check(first, reranked, judged)
+        reranked, _ = teach(asked, *found, teachers, teacher_runs, reuse=[*known, *known_of(taught, record)], **settings)
+        record["check"] = check(first, reranked, judged)
+    write_scores(taught, output, record, overwrite=overwrite)
+    if triples:
+        count = write_triples(groups, read_scores(output, groups), triples, overwrite=overwrite)
+        click.echo(f"{triples}: {count} triples")
+    _clear(work)
+
+
+def _clear(work: Path) -> None:
+    """Remove the blocks of pairs that a finished `teach` kept; nothing else that may lie there."""
+    for folder in work.glob("[0-9a-f]" * 64):
+        shutil.rmtree(folder, ignore_errors=True)
+    with contextlib.suppress(OSError):  # not there, or holds something that is not ours
+        work.rmdir()
 
 
 def _refuse_contradictions(
@@ -341,9 +431,7 @@ def _refuse_contradictions(
     for teacher in teachers:
         name, weight = weighted(teacher)
         if weight is None and is_bounded(name):
-            raise InputError(
-                f"teacher {name} gives cosines in [-1, 1]; margins that small teach little: give it a weight, e.g. {name}@20"
-            )
+            refuse_bounded(name, "cosines")
 
 
 def _read_check(run: Path | None, topics: str | None, qrels: str | None) -> tuple[Run, list[Query], Qrels] | None:
@@ -357,19 +445,26 @@ def _read_check(run: Path | None, topics: str | None, qrels: str | None) -> tupl
     return None
 
 
-def check(first: Run, taught: Taught, qrels: Qrels) -> None:
-    """Print the measures of a first-stage run and of the same documents in the ensemble's order; warn where it is no better."""
+def check(first: Run, taught: Taught, qrels: Qrels) -> dict[str, dict[str, float]]:
+    """Print the measures of a first-stage run and of the same documents in the ensemble's order; warn where it is no better.
+
+    Returns them: measure -> first_stage, teachers, p.
+    """
     scores: dict[str, dict[str, float]] = {query_id: {} for query_id in first}
     for query_id, doc_id, score in zip(taught.query_ids, taught.doc_ids, taught.score.tolist(), strict=True):
         scores[query_id][doc_id] = score
     before = evaluate.evaluate(first, qrels, CHECK_MEASURES)
     after = evaluate.evaluate(Run.from_scores("teachers", scores), qrels, CHECK_MEASURES)
+    figures = {}
     for measure in CHECK_MEASURES:
         difference, p_value = evaluate.compare(after[measure], before[measure])
-        means = f"{evaluate.mean(before[measure]):.4f} -> {evaluate.mean(after[measure]):.4f}"
+        own = figures[measure] = {"first_stage": evaluate.mean(before[measure]), "teachers": evaluate.mean(after[measure])}
+        own["p"] = p_value
+        means = f"{own['first_stage']:.4f} -> {own['teachers']:.4f}"
         click.echo(f"check {measure} of the top {CHECK_DEPTH}: {means} (p = {p_value:.4f})")
         if difference <= 0:
             logger.warning("the teachers do not beat the first stage in %s: a student would learn to be no better", measure)
+    return {name: {key: float(value) for key, value in own.items()} for name, own in figures.items()}
 
 
 def teach(
@@ -390,6 +485,8 @@ def teach(
     for teacher in teacher_runs:
         name, weight = weighted(teacher)
         run = Run.read(name)
+        if weight is None and all(np.abs(hits.scores).max(initial=0.0) <= 1 for hits in run.values()):
+            refuse_bounded(name, "scores")
         raw[name], absent = score_run(run, query_ids, doc_ids)
         weights[name] = 1.0 if weight is None else weight
         logger.info("%s: %d of %d pairs are not in the run and score 0", name, absent, len(query_ids))
@@ -399,7 +496,7 @@ def teach(
         raw[name], record = score_checkpoint(name, query_ids, doc_ids, queries, docs, **settings)
         weights[name] = 1.0 if weight is None else weight
         who.append({**record, "weight": weights[name]})
-    taught = Taught(query_ids, doc_ids, raw, ensemble(raw, weights))
+    taught = Taught(query_ids, doc_ids, text_hashes(query_ids, doc_ids, queries, docs), raw, ensemble(raw, weights))
     seconds = round(time.monotonic() - started, 1)
     return taught, {"teachers": who, "n_pairs": len(query_ids), "seconds": seconds, "command": command_line(), **environment()}
 

@@ -6,6 +6,7 @@ Started by `torchrun` or `accelerate launch`, several processes share each batch
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import logging
@@ -13,13 +14,13 @@ import os
 import random
 import shutil
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import click
 
-from pyserini_kd import inference, passages, recipes, sources
+from pyserini_kd import inference, passages, recipes, sources, triples
 from pyserini_kd.cli import Runs, command
 from pyserini_kd.files import (
     InputError,
@@ -36,7 +37,8 @@ from pyserini_kd.mine import Group, mine, read_candidates
 from pyserini_kd.models import checkpoints
 from pyserini_kd.recipes import Recipe, Stage
 from pyserini_kd.stages import Material, TrainConfig, device_of, one_after_another, processes, quiet, run_stage, states_of
-from pyserini_kd.teach import TeacherScores, groups_of_triples, is_bounded, load_texts, read_scores
+from pyserini_kd.teach import TeacherScores, is_bounded, is_bounded_scores, load_texts, read_scores
+from pyserini_kd.triples import Triples
 from pyserini_kd.validation import Dev, read_dev
 
 logger = logging.getLogger(__name__)
@@ -53,7 +55,7 @@ def train(
     docs: Mapping[str, str],
     output: str | Path,
     *,
-    scores: TeacherScores | None = None,
+    scores: TeacherScores | Triples | None = None,
     texts: Sequence[str] = (),
     dev: Dev | None = None,
     data: Mapping[str, Any] | None = None,
@@ -67,7 +69,8 @@ def train(
         queries: query_id -> text.
         docs: doc_id -> text.
         output: checkpoint folder to write.
-        scores: teacher scores, where the recipe needs them and no live teacher gives them.
+        scores: teacher scores, where the recipe needs them and no live teacher gives them; the groups themselves where they
+            are the triples of a score file.
         texts: plain text, where the recipe has a stage on it.
         dev: dev topics; the checkpoint with the best `config.metric` on them is the one written.
         data: what is known of the data (names, checksums), for training.json.
@@ -87,10 +90,10 @@ def train(
     refuse_existing(output, overwrite)
     recipe = recipes.with_losses(recipes.get(config.recipe), config.losses)
     recipes.check_student(recipe, config.architecture)
-    config = config.resolved(recipe)
     stages = config.stages(recipe)
     inference.check_device(config.device)
     scores = _checked_inputs(config, [stage for _, stage in stages], groups, scores, texts)
+    config = config.resolved(recipe)
     distilled = _check_start(recipe, config)
     teachers = _teachers(config, [stage for _, stage in stages])
     made_from = {role: _fingerprint(name) for role, name in
@@ -112,12 +115,13 @@ def train(
     except FloatingPointError as error:
         kept = _keep_last_good(model, stage, partial, output) if share.rank == 0 else "see the first process"
         raise InputError(f"{error} (lr {stage.lr:g}); try a lower --lr; {kept}") from None
+    pairs = 2 * len(groups) if isinstance(groups, Triples) else sum(len(g.doc_ids) for g in groups)
     record = {
         "recipe": {"name": recipe.name, "source": recipe.source, "start": recipe.start},
         "config": dataclasses.asdict(config),
         "made_from": made_from,
         "distilled_lm": distilled,
-        "data": {"queries": len(groups), "pairs": sum(len(g.doc_ids) for g in groups), "texts": len(texts), **(data or {})},
+        "data": {"queries": len(groups), "pairs": pairs, "texts": len(texts), **(data or {})},
         "stages": records,
         "processes": share.world,
         "seconds": round(time.monotonic() - started, 1),
@@ -135,8 +139,12 @@ def train(
 
 
 def _checked_inputs(
-    config: TrainConfig, stages: Sequence[Stage], groups: Sequence[Group], scores: TeacherScores | None, texts: Sequence[str]
-) -> TeacherScores | None:
+    config: TrainConfig,
+    stages: Sequence[Stage],
+    groups: Sequence[Group],
+    scores: TeacherScores | Triples | None,
+    texts: Sequence[str],
+) -> TeacherScores | Triples | None:
     """The scores, if the stages need them; InputError for what is missing."""
     name = config.recipe
     for stage in stages:
@@ -153,6 +161,14 @@ def _checked_inputs(
             raise InputError(f"recipe {name} needs --scores (from teach, or a published 5-column file) or a live --teacher")
     if scores is None or not any(stage.needs_scores for stage in stages):
         return None
+    asked = config.score_scale is not None or config.temperature != 1.0
+    if not asked and is_bounded_scores(scores):
+        raise InputError(
+            "all teacher scores lie in [-1, 1] (a cosine or a sigmoid); margins that small teach little: give the teacher a "
+            "weight in teach, or say with --score-scale what the student's scores are to be multiplied by"
+        )
+    if isinstance(scores, Triples):  # each brought its own
+        return scores
     missing = [(g.query_id, d) for g in groups for d in g.doc_ids if d not in scores.get(g.query_id, {})]
     if missing:
         raise InputError(f"{len(missing)} candidate pairs have no teacher score, e.g. query {missing[0][0]}, {missing[0][1]}")
@@ -349,6 +365,7 @@ def _keep_last_good(model: Any, stage: Stage, partial: Path, output: Path) -> st
 @click.option("--patience", type=click.IntRange(1), help="Stop after so many measures without a better one.")
 @click.option("--score-scale", type=click.FloatRange(0, min_open=True), help="[default: from the recipe]")
 @click.option("--lr", type=click.FloatRange(0, min_open=True), help="Of every stage [default: from the recipe].")
+@click.option("--schedule", type=click.Choice(list(recipes.SCHEDULES)), help="Of the learning rate [default: the recipe's].")
 @click.option("--epochs", type=click.FloatRange(0, min_open=True), help="Of every stage [default: from the recipe].")
 @click.option("--max-steps", type=click.IntRange(1), help="End every stage after so many optimiser steps.")
 @click.option("--batch-size", "--batch", default=32, type=click.IntRange(1), help="Queries (groups) a batch.")
@@ -359,7 +376,7 @@ def _keep_last_good(model: Any, stage: Stage, partial: Path, output: Path) -> st
 @click.option("--dropout", type=click.FloatRange(0, 1, max_open=True), help="0 trains twice as fast [default: checkpoint's].")
 @click.option("--save-steps", default=200, type=click.IntRange(1), help="Steps between states that a crash goes back to.")
 @click.option("--seed", default=42, type=click.IntRange(0), help="Seed of dropout and batch order.")
-@click.option("--precision", default="auto", type=click.Choice(list(inference.PRECISIONS)), help="Arithmetic.")
+@click.option("--precision", default="auto", type=click.Choice(["auto", "fp32", "bf16"]), help="Arithmetic.")
 @click.option("--device", default="cpu", help="cpu, cuda or cuda:N.")
 @click.option("--output", type=click.Path(path_type=Path), help="Checkpoint folder to write.")
 @click.option("--overwrite", is_flag=True, help="Replace the output if it exists.")
@@ -406,47 +423,71 @@ def main(
         passages.parse(segment)
         if not candidates:
             raise InputError("--segment says how the passages of --candidates were cut; mine them first (mine --segment)")
-    groups: list[Group] = []
-    query_texts: dict[str, str] = {}
-    doc_texts: dict[str, str] = {}
-    if on_candidates and topics is not None:
-        groups = _read_groups(candidates, scores, qrels, topics, collection, config)
-        docs = sources.collection(collection)
-        found = passages.segment(docs, segment) if segment else docs
-        query_texts, doc_texts = load_texts(groups, sources.topics(topics), found)
-    texts = _read_texts(collection, config) if any(stage.text for stage in stages) else []
     files = {"candidates": candidates, "scores": scores}
     data = {name: {"path": str(path), "sha256": sha256(path)} for name, path in files.items() if path}
-    train(
-        config,
-        groups,
-        query_texts,
-        doc_texts,
-        output,
-        scores=read_scores(scores) if scores and any(stage.needs_scores for stage in stages) else None,
-        texts=texts,
-        dev=read_dev(dev_topics, dev_qrels, dev_run, dev_depth, collection),
-        data={"collection": collection, "topics": topics, "segment": segment, **data},
-        overwrite=overwrite,
-    )
+    texts = _read_texts(collection, config) if any(stage.text for stage in stages) else []
+    dev = read_dev(dev_topics, dev_qrels, dev_run, dev_depth, collection)
+    with _material(on_candidates, candidates, scores, qrels, topics, collection, segment, config, output) as found:
+        groups, query_texts, doc_texts, taught = found
+        train(
+            config,
+            groups,
+            query_texts,
+            doc_texts,
+            output,
+            scores=taught if any(stage.needs_scores for stage in stages) else None,
+            texts=texts,
+            dev=dev,
+            data={"collection": collection, "topics": topics, "segment": segment, **data},
+            overwrite=overwrite,
+        )
     what = [f"{len(groups)} queries"] if groups else []
     what += [f"{len(texts)} plain texts"] if texts else []
     if os.environ.get("RANK", "0") == "0":
         click.echo(f"{output}: trained on {' and '.join(what)}")
 
 
-def _read_groups(
-    candidates: Path | None, scores: Path | None, qrels: str | None, topics: str, collection: str, config: TrainConfig
-) -> list[Group]:
+@contextlib.contextmanager
+def _material(
+    on_candidates: bool,
+    candidates: Path | None,
+    scores: Path | None,
+    qrels: str | None,
+    topics: str | None,
+    collection: str,
+    segment: str | None,
+    config: TrainConfig,
+    output: Path,
+) -> Iterator[tuple[Sequence[Group], Mapping[str, str], Mapping[str, str], TeacherScores | Triples | None]]:
+    """Groups, texts of queries and documents, teacher scores; those of a 5-column file lie in `NAME.data.partial/`."""
+    if not on_candidates or topics is None:
+        yield [], {}, {}, None
+        return
+    docs = sources.collection(collection)
+    docs = passages.segment(docs, segment) if segment else docs
+    if scores and not candidates and scores.suffix != ".parquet":
+        folder, share = output.with_name(output.name + ".data.partial"), processes(config)
+        with one_after_another(share):
+            if share.rank == 0:
+                shutil.rmtree(folder, ignore_errors=True)  # of a run that was killed
+        try:
+            with one_after_another(share):
+                if share.rank == 0:
+                    triples.build(folder, scores, sources.topics(topics), ((doc.doc_id, doc.contents) for doc in docs))
+                found = triples.load(folder)
+            yield found, found.queries, found.docs, found
+        finally:
+            if share.rank == 0:
+                shutil.rmtree(folder, ignore_errors=True)
+        return
     if candidates:
-        return read_candidates(candidates)
-    if scores and scores.suffix != ".parquet":
-        return groups_of_triples(scores)
-    if qrels:
-        found = mine(sources.topics(topics), sources.qrels(qrels), [], sources.collection(collection),
-                     negatives=0, shared=config.batch_size, seed=config.seed)  # fmt: skip
-        return found.groups
-    raise InputError("--candidates is needed (or --qrels, or a 5-column score file, which brings its own triples)")
+        groups = read_candidates(candidates)
+    elif qrels:
+        groups = mine(sources.topics(topics), sources.qrels(qrels), [], sources.collection(collection),
+                      negatives=0, shared=config.batch_size, seed=config.seed).groups  # fmt: skip
+    else:
+        raise InputError("--candidates is needed (or --qrels, or a 5-column score file, which brings its own triples)")
+    yield groups, *load_texts(groups, sources.topics(topics), docs), read_scores(scores, groups) if scores else None
 
 
 def _read_texts(collection: str, config: TrainConfig) -> list[str]:

@@ -133,7 +133,7 @@ def hub(monkeypatch):
 @pytest.mark.parametrize(("status", "mark"), [(200, "OK"), (403, "OK"), (503, "note")])
 def test_hub_that_answers(hub, status, mark):
     hub.status = status
-    (finding,) = doctor._hub()
+    (finding,) = doctor.hub()
     assert finding.mark == mark
 
 
@@ -141,10 +141,10 @@ def test_hub_out_of_reach_or_not_wanted(hub, monkeypatch):
     from huggingface_hub import constants
 
     monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")
-    (finding,) = doctor._hub()
+    (finding,) = doctor.hub()
     assert finding.mark == "note" and "not reachable" in finding.found
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
-    (finding,) = doctor._hub()
+    (finding,) = doctor.hub()
     assert finding.mark == "note" and "HF_HUB_OFFLINE is set" in finding.found
 
 

@@ -1,12 +1,14 @@
 """Fusion: formulas worked by hand, pyserini.fusion as the oracle, and no dependence on the order of the runs."""
 
+import json
+
 import numpy as np
 import pytest
 from click.testing import CliRunner
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pyserini_kd import fuse
+from pyserini_kd import fuse, runs
 from pyserini_kd.files import InputError
 from pyserini_kd.fuse import average, interpolation, main, normalize, rrf
 from pyserini_kd.runs import Run
@@ -389,3 +391,43 @@ def test_the_command_takes_weights(files):
     assert result.exit_code == 0, result.output
     bad = run_command("--runs", "a.txt", "b.txt", "--method", "wsum", "--weights", "1", "x", "--output", "d.txt")
     assert bad.exit_code == 2 and "--weights must be numbers" in bad.output
+
+
+# ------------------------------------------------------------------------------------------------- topic by topic
+
+
+@pytest.mark.parametrize("method", [*fuse.OWN_METHODS, *fuse.METHODS])
+def test_files_fuse_topic_by_topic_as_runs_do(method, files, tmp_path, monkeypatch):
+    paths = ["a.txt", "b.txt"]
+    monkeypatch.setattr(fuse, "TRECTOOLS_WORK", 0)
+    opened = []
+    monkeypatch.setattr(fuse, "open_run", lambda path: opened.append(runs.open_run(path)) or opened[-1])
+    result = CliRunner().invoke(main, ["--runs", *paths, "--method", method, "--depth", "2", "--output", str(tmp_path / "o")])
+    assert result.exit_code == 0, result.output
+    assert [type(run) for run in opened] == [runs.RunStream] * 2
+    way = {"interpolation": lambda r: interpolation(*r, depth=2), "average": lambda r: average(r, depth=2)}
+    way |= {"normalize": lambda r: normalize(r, depth=2), "rrf": lambda r: rrf(r, depth=2, engine="fast")}
+    inputs = [Run.read(path) for path in paths]
+    expected = way[method](inputs) if method in way else fuse.combine(inputs, method, depth=2)
+    assert content(Run.read(tmp_path / "o")) == content(expected)
+    record = json.loads((tmp_path / "o.json").read_text())
+    stages = [record[f"{stage}_seconds"] for stage in ("read", "fuse", "write")]
+    assert min(stages) >= 0 and sum(stages) == pytest.approx(record["seconds"], abs=0.01)
+    assert set(record["sha256"]) == {"a.txt", "b.txt", str(tmp_path / "o")} and record["command"] and record["hardware"]
+
+
+def test_runs_in_the_same_order_are_never_held(tmp_path):
+    topics = [f"q{n}" for n in range(50)]
+    for name, lacking in (("a", "q7"), ("b", "q30")):
+        Run.from_scores(name, {q: {"x": 1.0, name: 2.0} for q in topics if q != lacking}).write(tmp_path / name)
+    opened = [runs.open_run(tmp_path / name) for name in "ab"]
+    held = [sum(len(run._passed) for run in opened) for _ in fuse._topics(opened, fuse._rrf(2, 60), None, None)]
+    assert len(held) == 50 and max(held) == 1  # q7, which the first run lacks, waits for its turn
+
+
+def test_a_fault_in_the_last_topic_leaves_no_file(files, tmp_path):
+    with open("b.txt", "a") as lines:
+        lines.write("last Q0 d 1 nan t\n")
+    result = CliRunner().invoke(main, ["--runs", "a.txt", "b.txt", "--method", "combsum", "--output", str(tmp_path / "o")])
+    assert result.exit_code == 2 and "is not finite" in result.output and "b.txt:5:" in result.output
+    assert not list(tmp_path.glob("*o*.partial")) and not (tmp_path / "o").exists()

@@ -2,6 +2,8 @@
 
 import json
 import shutil
+import subprocess
+import sys
 
 import faiss
 import numpy as np
@@ -90,11 +92,11 @@ def test_an_unfinished_build_goes_on(tmp_path, encoder, tiny_dot, corpus, monkey
 
 def test_a_changed_collection_is_encoded_again(tmp_path, encoder, tiny_dot, corpus, monkeypatch):
     monkeypatch.setattr(index, "BLOCK", 6)
-    assemble = index._assemble
-    monkeypatch.setattr(index, "_assemble", lambda *a: (_ for _ in ()).throw(KeyboardInterrupt))
+    merge = index._merge_docs
+    monkeypatch.setattr(index, "_merge_docs", lambda *a: (_ for _ in ()).throw(KeyboardInterrupt))
     with pytest.raises(KeyboardInterrupt):
         index.build(corpus, encoder, tiny_dot, tmp_path / "x", precision="fp32")
-    monkeypatch.setattr(index, "_assemble", assemble)
+    monkeypatch.setattr(index, "_merge_docs", merge)
     changed = [corpus[0]._replace(text="the pig sleeps"), *corpus[1:8]]
     assert index.build(changed, encoder, tiny_dot, tmp_path / "x", precision="fp32") == 8
     opened = index.DenseIndex.load(tmp_path / "x")
@@ -177,3 +179,66 @@ def test_command(tmp_path, invoke, files, tiny_dot, tiny_cross):
     result = invoke(index.main, "--collection", tmp_path / "twice.jsonl", "--encoder", tiny_dot, "--index", tmp_path / "dup")
     assert result.exit_code == 2 and "duplicate document id 'a'" in result.output
     assert not (tmp_path / "dup").exists()
+
+
+@pytest.fixture
+def halves(tmp_path, encoder, tiny_dot, corpus):
+    """The corpus with every text four times (ties), as one index and as three."""
+    many = [Doc(f"{doc.doc_id}-{n}", doc.title, doc.text) for n in range(4) for doc in corpus]
+    for name, part in {"whole": many, "a": many[:30], "b": many[30:33], "c": many[33:]}.items():
+        index.build(part, encoder, tiny_dot, tmp_path / name, precision="fp32")
+    return many, tmp_path / "whole", [tmp_path / name for name in "abc"]
+
+
+def test_several_folders_search_as_one(halves, encoder, queries):
+    many, whole, parts = halves
+    one, joined = index.DenseIndex.load(whole), index.DenseIndex.load(*parts)
+    assert joined.doc_ids.tolist() == [doc.doc_id for doc in many]
+    for hits in (1, 3, 10, 100):
+        a, b = (retrieve.dense(opened, encoder, queries, hits=hits, precision="fp32") for opened in (one, joined))
+        for query in queries:
+            assert a[query.query_id].doc_ids == b[query.query_id].doc_ids
+            assert np.array_equal(a[query.query_id].scores, b[query.query_id].scores)
+    asked = [many[n].doc_id for n in (79, 0, 31, 33)]
+    assert np.array_equal(one.vectors(asked), joined.vectors(asked))
+    assert list(index.stored_docs(*parts)(asked)) == [many[n] for n in (79, 0, 31, 33)]
+    with pytest.raises(InputError, match="not in the index .*a or .*b or .*c"):
+        list(index.stored_docs(*parts)(["nobody"]))
+
+
+def test_folders_that_do_not_go_together(halves, tmp_path, tiny_dot, corpus):
+    _, whole, (a, b, _) = halves
+    with pytest.raises(InputError, match="document 'eat-cat-0' is in more than one index: .*a and .*whole"):
+        index.DenseIndex.load(a, whole)
+    index.build([Doc("x", "", "the hen")], index.load_encoder(str(tiny_dot), pooling="cls"), tiny_dot, tmp_path / "cls")
+    with pytest.raises(InputError, match="made with different encoders"):
+        index.DenseIndex.load(a, tmp_path / "cls")
+
+
+def test_search_command_over_several_folders(halves, invoke, files, tiny_dot, tmp_path):
+    from pyserini_kd import search
+
+    _, whole, parts = halves
+    common = ["--encoder", tiny_dot, "--topics", files["topics"], "--hits", 7, "--precision", "fp32", "--runtag", "x"]
+    for name, folders in (("one", [whole]), ("many", parts)):
+        words = [word for folder in folders for word in ("--index", folder)]
+        result = invoke(search.main, *common, *words, "--output", tmp_path / name)
+        assert result.exit_code == 0, result.output
+    assert (tmp_path / "one").read_text() == (tmp_path / "many").read_text()
+    several = [word for folder in parts for word in ("--index", folder)]
+    result = invoke(search.main, "--encoder", tiny_dot, "--query", "the cat eats", *several, "--mmap")
+    assert result.exit_code == 0 and "eats hay" in result.output
+    for wrong, message in ((["--nprobe", 2], "--nprobe is for IVF"), (["--bm25"], "are for a dense --encoder")):
+        result = invoke(search.main, *common, *several, *wrong, "--output", tmp_path / "no")
+        assert result.exit_code == 2 and message in result.output, result.output
+
+
+def test_dense_search_never_starts_java(dense_index, files, tiny_dot, tmp_path):
+    words = ["--index", dense_index, "--encoder", tiny_dot, "--topics", files["topics"], "--output", tmp_path / "run.txt"]
+    code = f"""
+import sys
+from pyserini_kd.search import main
+main({[str(word) for word in words]!r}, standalone_mode=False)
+assert "faiss" in sys.modules and not {{"jnius", "pyserini"}} & set(sys.modules)
+"""
+    subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)

@@ -13,8 +13,8 @@ from pyserini_kd.__main__ import COMMANDS
 PACKAGE = Path(pyserini_kd.__file__).parent
 ROOMS = [
     "files", "cli", "data", "snippet", "pydocs", "runs", "lucene", "sources", "losses", "layer_losses",
-    "models.tokens", "models.bert_dot", "models.cross_encoder", "models.colbert", "models.prettr", "models.tk", "models.glove", "models.published", "models.checkpoints", "models",
-    "inference", "token_index", "passages", "mine", "index", "retrieve", "rerank", "fuse", "measures", "significance", "caveats", "evaluate", "tune", "check", "teach", "recipes", "batches", "learner", "validation", "stages", "train", "figures", "report", "demo", "search", "api",
+    "models.tokens", "models.bert_dot", "models.cross_encoder", "models.colbert", "models.prettr", "models.tk", "models.glove", "models.published", "models.bert", "models.onnx", "models.checkpoints", "models",
+    "inference", "blocks", "kinds", "vectors", "token_index", "passages", "mine", "triples", "index", "retrieve", "rerank", "fuse", "measures", "significance", "caveats", "evaluate", "export", "tune", "check", "teach", "recipes", "batches", "learner", "validation", "stages", "train", "figures", "report", "demo", "search", "service", "serve", "api",
     "doctor", "reproduce", "__main__", "__init__",
 ]  # fmt: skip
 
@@ -76,7 +76,7 @@ from pyserini_kd.__main__ import main
 result = CliRunner().invoke(main, [{name!r}, "--help"])
 assert result.exit_code == 0, result.output
 assert "Example:" in result.output, result.output
-heavy = {{"torch", "transformers", "jnius", "trectools", "pandas", "faiss", "scipy", "pyarrow"}} & set(sys.modules)
+heavy = {{"torch", "transformers", "jnius", "trectools", "pandas", "faiss", "scipy", "pyarrow", "fastapi", "uvicorn"}} & set(sys.modules)
 assert not heavy, heavy
 """
     subprocess.run([sys.executable, "-c", code], check=True)

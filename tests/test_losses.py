@@ -24,6 +24,20 @@ def test_hand_worked_triple():
     assert float(losses.listwise_ce(s, None, y, m)) == pytest.approx(math.log(1 + math.exp(1 - 3)))
 
 
+def test_hand_worked_lambda_loss():
+    s, _, y, m = group([[1.0, 3.0, 2.0]], [[0.0, 0.0, 0.0]], [[1, 0, 0]])  # ranks 3, 1, 2; one relevant: ideal DCG 1
+    softplus = [math.log(1 + math.exp(x)) for x in (2, 1)]
+    expected = (1 - 1 / 2) * softplus[0] + (1 / math.log2(3) - 1 / 2) * softplus[1]
+    assert float(losses.lambda_loss(s, None, y, m)) == pytest.approx(expected, rel=1e-6)
+    s, _, y, m = group([[0.0, 1.0, 5.0], [9.0, 0.0, 0.0]], [[0.0] * 3] * 2, [[1, 2, 0], [1, 0, 0]], [[True] * 3, [True, True, False]])
+    ideal = 3 + 1 / math.log2(3)  # gains 3 and 1; ranks 3, 2, 1
+    d = [1 / 2, 1 / math.log2(3), 1.0]
+    pairs = [(1, 0, 2), (1, 2, 3), (0, 2, 1)]  # better, worse, difference of gains
+    first = sum(gap * abs(d[i] - d[j]) * math.log(1 + math.exp(float(s[0, j] - s[0, i]))) for i, j, gap in pairs) / ideal
+    second = (1 - 1 / math.log2(3)) * math.log(1 + math.exp(-9))
+    assert float(losses.lambda_loss(s, None, y, m)) == pytest.approx((first + second) / 2, rel=1e-5)
+
+
 def sigmoid(x):
     return 1 / (1 + math.exp(-x))
 

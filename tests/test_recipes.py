@@ -14,7 +14,7 @@ def test_every_loss_has_a_function_or_a_place():
     assert {*losses.LOSSES, "in_batch", *recipes.LAYER_LOSSES} == set(recipes.LOSSES)
     for recipe in recipes.RECIPES.values():
         for stage in recipe.stages:
-            assert stage.losses and set(stage.losses) <= set(recipes.LOSSES) and stage.schedule in ("linear", "constant")
+            assert stage.losses and set(stage.losses) <= set(recipes.LOSSES) and stage.schedule in recipes.SCHEDULES
 
 
 def test_procedures_are_those_of_the_papers():
@@ -48,6 +48,7 @@ def test_losses_are_switched_by_name():
 
     assert changed("uniform", "ranknet=none", "hinge=0.5") == [{"margin_mse": 1.0, "hinge": 0.5}]
     assert changed("uniform", "none", "bce=1", "hidden=0.1") == [{"bce": 1.0, "hidden": 0.1}]
+    assert changed("ranknet", "lambda=1") == [{"ranknet": 1.0, "lambda": 1.0}]
     assert changed("tinybert", "attention=0") == [{"hidden": 1.0}, {"soft_ce": 1.0}]
     assert changed("tinybert", "hidden=0", "attention=0") == [{"soft_ce": 1.0}]  # the stage goes
     assert changed("tinybert", "bce=1") == [{"hidden": 1.0, "attention": 1.0}, {"soft_ce": 1.0, "bce": 1.0}]

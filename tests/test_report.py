@@ -99,6 +99,18 @@ def test_the_page_holds_what_evaluate_says(full_page):
     assert data["training"] == [{"name": "model", "losses": {"kl": [[1, 2.0], [2, 1.5]]}, "dev": {"RR@10": [[2, 0.5]]}}]
 
 
+@pytest.mark.parametrize(("test", "correction"), [("randomisation", "bonferroni"), ("wilcoxon", "none")])
+def test_the_page_compares_as_evaluate_does(test, correction, made, given_files, monkeypatch):
+    monkeypatch.chdir(given_files)
+    data = data_of(made("--baseline", "run.x.weak.txt", "--measures", "RR", "--test", test, "--correction", correction))
+    rr = {"weak": [1 / 2, 1, 0], "strong": [1, 1, 1 / 2], "slow": [1 / 3, 0, 1]}
+    results = {name: {"RR": dict(zip(QRELS, row, strict=True))} for name, row in rr.items()}
+    expected = significance.compare(results, "weak", test=test, correction=correction)["slow"]["RR"]._asdict()
+    assert data["systems"][2]["compared"][0] == pytest.approx(expected, rel=1e-5)
+    assert data["test"] == significance.TEST_NAMES[test]
+    assert data["correction"] == ("not corrected" if correction == "none" else "Bonferroni's correction for all 2 comparisons")
+
+
 def test_rankings_hold_each_document_once(full_page):
     data = data_of(full_page)
     ids = [doc[0] for doc in data["docs"]]
@@ -270,12 +282,18 @@ def test_the_page_is_sealed(full_page):
         (("--figures", "old"), "exists; give --overwrite"),
         (("run.x.weak.txt",), "is named twice"),
         (("other.txt",), "share no query"),
+        (("elsewhere.txt", "lone.txt"), "share no judged query"),
+        (("empty.txt",), "run file is empty: empty.txt"),
+        (("--test", "wilcoxon"), "name one"),
     ],
 )
 def test_bad_input_is_one_line_and_leaves_nothing(words, message, given_files, invoke, monkeypatch):
     monkeypatch.chdir(given_files)
     (given_files / "old.html").write_text("old")
     (given_files / "other.txt").write_text("z Q0 d 1 1.0 t\n")
+    (given_files / "lone.txt").write_text("q1 Q0 d 1 1.0 t\n")
+    (given_files / "elsewhere.txt").write_text("q2 Q0 d 1 1.0 t\n")
+    (given_files / "empty.txt").write_text("")
     (given_files / "old").mkdir()
     (given_files / "old" / "recall.pdf").write_text("old")
     before = sorted(given_files.rglob("*"))

@@ -103,4 +103,6 @@ def test_segment_options(tmp_path, invoke, first, files, tiny_dot, dense_index):
         assert result.exit_code == 2 and word in result.output, result.output
     result = invoke(rerank.main, *base, "--segment", "3:2", "--aggregate", "avgp")
     assert result.exit_code == 0 and "10 queries, 30 lines" in result.output, result.output
-    assert '"aggregate": "avgp"' in (tmp_path / "out.json").read_text()
+    record = (tmp_path / "out.json").read_text()
+    assert '"aggregate": "avgp"' in record
+    assert all(f'"{stage}_seconds": ' in record for stage in ("open", "fetch", "score", "write"))

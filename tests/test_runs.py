@@ -234,3 +234,62 @@ def test_trectools_frame_is_canonical_and_ids_are_strings():
         ["q", "y", 1],
     ]
     assert frame["score"].tolist() == [3.0, 2.0, 1.0, 3.0]
+
+
+# ------------------------------------------------------------------------------------------------- topic by topic
+
+
+@settings(max_examples=100, deadline=None)
+@given(scores=RUNS, random=st.randoms(use_true_random=False))
+def test_a_stream_gives_what_the_whole_run_holds_in_any_order(scores, random, tmp_path_factory):
+    path = tmp_path_factory.mktemp("run") / "run.txt"
+    Run.from_scores("tag", scores).write(path)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(runs, "BLOCK", 64)  # topics go over the ends of blocks
+        stream = runs.open_run(path)
+        assert isinstance(stream, runs.RunStream)
+        whole = Run.read(path)
+        assert (list(stream), stream.n_hits, stream.depth) == (list(whole), whole.n_hits, whole.depth)
+        found = {query_id: stream.get(query_id) for query_id in random.sample(list(whole), len(whole))}
+    assert content(whole) == {query_id: (found[query_id].doc_ids, found[query_id].scores.tolist()) for query_id in whole}
+    assert stream.get("lacking") is None
+
+
+def test_a_stream_holds_only_what_was_passed_by(tmp_path):
+    read(tmp_path / "r", "".join(f"{query_id} Q0 d 1 1 t\n" for query_id in "12345"))
+    stream = runs.open_run(tmp_path / "r")
+    stream.get("1")
+    assert stream.get("6") is None and not stream._passed
+    stream.get("4")
+    assert list(stream._passed) == ["2", "3"]
+    assert stream.get("3").doc_ids == ["d"] and list(stream._passed) == ["2"]
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["2 Q0 a 1 9 t\n1 Q0 b 1 8 t\n2 Q0 c 2 7 t\n", "q\tQ0\ta\t1\t1.0\tt\n", "q a 1\nq b 2\n", "\nq Q0 a 1 1 t\n\nr Q0 a 1 1 t\n"],
+    ids=["interleaved", "tabs", "msmarco", "empty lines"],
+)
+def test_unusual_files_are_opened_too(text, tmp_path):
+    whole = read(tmp_path / "r", text)
+    opened = runs.open_run(tmp_path / "r")
+    assert content({query_id: opened.get(query_id) for query_id in opened}) == content(whole)
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [("r Q0 b 2 high t\n", ":3: expected a score"), ("r Q0 a 2 1 t\n", ":3: document a comes twice"), ("r  b 2 1 t\n", ":3: ")],
+)
+def test_a_stream_names_the_faulty_line_when_it_comes_there(line, message, tmp_path):
+    (tmp_path / "run").write_text("q Q0 a 1 1 t\nr Q0 a 1 1 t\n" + line)
+    with pytest.raises(InputError, match=message):
+        stream = runs.open_run(tmp_path / "run")
+        for query_id in stream:
+            stream.get(query_id)
+
+
+def test_signs_and_percents_are_written_as_they_are(tmp_path):
+    run = Run.from_scores("100%s", {"%d": {"50%": 1.0, "%%": -0.0}})
+    run.write(tmp_path / "r")
+    assert (tmp_path / "r").read_text() == "%d Q0 50% 1 1 100%s\n%d Q0 %% 2 0 100%s\n"
+    assert content(Run.read(tmp_path / "r")) == content(run)

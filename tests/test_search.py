@@ -26,7 +26,7 @@ def test_dense_run_record_and_measures(invoke, dense, files, tmp_path, queries, 
     expected = api.search(queries, str(dense_index), str(tiny_dot), hits=5)
     assert all(run[q].doc_ids == expected[q].doc_ids for q in expected)
     record = json.loads((tmp_path / "run.json").read_text())
-    assert record["config"]["hits"] == 5 and record["measures"]["RR@10"] == pytest.approx(
+    assert record["write_seconds"] >= 0 and record["config"]["hits"] == 5 and record["measures"]["RR@10"] == pytest.approx(
         api.mean(api.evaluate(run, {f"q{n}": {r: 1} for n, r in enumerate(EATS)}, ["RR@10"])["RR@10"])
     )
     assert "RR@10" in result.output and f"{record['measures']['RR@10']:.4f}" in result.output

@@ -58,7 +58,8 @@ def test_store_and_published_file(tmp_path, groups, texts, tiny_dot):
     assert np.float32(neg_score) == np.float32(scores[query_id][neg])
     again = teach.read_scores(tmp_path / "s.tsv")
     assert {q: {d: np.float32(s) for d, s in docs.items()} for q, docs in again.items()} == scores
-    assert [(g.query_id, *g.doc_ids) for g in teach.groups_of_triples(tmp_path / "s.tsv")][0] == (query_id, pos, neg)
+    asked = teach.read_scores(tmp_path / "s.tsv", [mine.Group("q3", ["eat-cow", "eat-hen"], [1, 0], 0)])
+    assert asked == {"q3": {"eat-cow": again["q3"]["eat-cow"]} | ({"eat-hen": s} if (s := again["q3"].get("eat-hen")) else {})}
 
 
 def test_negative_margins_are_kept(tmp_path):
@@ -127,6 +128,75 @@ def test_a_killed_teach_goes_on_and_gives_the_same_bytes(tmp_path, monkeypatch, 
     assert sum(sizes[5:]) == 50  # other settings, other scores
 
 
+def counting(monkeypatch):
+    score, sizes = inference.score, []
+
+    def counted(model, queries, docs, **settings):
+        sizes.append(len(queries))
+        return score(model, queries, docs, **settings)
+
+    monkeypatch.setattr(inference, "score", counted)
+    return sizes
+
+
+def test_pairs_that_a_store_holds_are_not_scored_again(tmp_path, invoke, monkeypatch, files, groups, tiny_cross, tiny_dot):
+    mine.write_candidates(groups[:4], tmp_path / "few.jsonl")
+    mine.write_candidates(groups, tmp_path / "all.jsonl")
+    sizes = counting(monkeypatch)
+
+    def taught(candidates, output, *more, collection=files["docs"], teachers=(tiny_cross,)):
+        sizes.clear()
+        words = ["--candidates", tmp_path / candidates, "--collection", collection, "--topics", files["topics"], "--precision", "fp32"]
+        words += [word for teacher in teachers for word in ("--teacher", teacher)]
+        result = invoke(teach.main, *words, "--output", tmp_path / output, *more)
+        assert result.exit_code == 0, result.output
+        return sum(sizes)
+
+    assert taught("few.jsonl", "few.parquet", teachers=(f"{tiny_cross}@3",)) == 20
+    assert taught("all.jsonl", "all.parquet", "--reuse", tmp_path / "few.parquet") == 30  # another weight is the same teacher
+    assert taught("all.jsonl", "fresh.parquet") == 50
+    reused, fresh = (teach.read_scores(tmp_path / f"{name}.parquet") for name in ("all", "fresh"))
+    assert reused.keys() == fresh.keys()
+    assert all(reused[q] == pytest.approx(docs, abs=1e-4) for q, docs in fresh.items())
+    assert taught("all.jsonl", "again.parquet", "--reuse", tmp_path / "all.parquet", tmp_path / "few.parquet") == 0
+    assert taught("all.jsonl", "two.parquet", "--reuse", tmp_path / "all.parquet", teachers=(tiny_dot, tiny_cross)) == 50  # the dot's
+    other = tmp_path / "other.jsonl"  # same ids, another text
+    other.write_text(open(files["docs"]).read().replace("the cat eats hay", "the cat eats fish"))
+    asked = sum("eat-cat" in group.doc_ids for group in groups)
+    assert taught("all.jsonl", "other.parquet", "--reuse", tmp_path / "all.parquet", collection=other) == asked
+    (tmp_path / "foreign.tsv").write_text("1\t0\tq0\ta\tb\n")
+    result = invoke(teach.main, "--candidates", tmp_path / "all.jsonl", "--collection", files["docs"], "--topics", files["topics"],
+                    "--teacher", tiny_cross, "--output", tmp_path / "x.parquet", "--reuse", tmp_path / "foreign.tsv")  # fmt: skip
+    assert result.exit_code == 2 and "is not a score store of teach" in result.output
+
+
+def test_kept_blocks_go_only_when_the_store_is_there_and_nothing_foreign_goes(tmp_path, invoke, monkeypatch, files, groups, tiny_cross):
+    mine.write_candidates(groups, tmp_path / "c.jsonl")
+    words = ["--candidates", tmp_path / "c.jsonl", "--collection", files["docs"], "--topics", files["topics"]]
+    words += ["--teacher", tiny_cross, "--output", tmp_path / "s.parquet"]
+    work = tmp_path / "s.parquet.partial"
+    with monkeypatch.context() as patch:
+        patch.setattr(teach, "write_scores", lambda *a, **k: (_ for _ in ()).throw(OSError(28, "No space left on device")))
+        assert invoke(teach.main, *words).exit_code == 2
+    assert len(list(work.glob("*/000000.npy"))) == 1
+    (work / "mine.txt").write_text("not ours")
+    sizes = counting(monkeypatch)
+    assert invoke(teach.main, *words).exit_code == 0
+    assert sum(sizes) == 0 and [path.name for path in work.iterdir()] == ["mine.txt"]
+
+
+def test_bounded_teachers_are_refused_or_scaled(tmp_path, invoke, files, groups):
+    mine.write_candidates(groups, tmp_path / "c.jsonl")
+    Run.from_scores("cosine", {"q0": {"eat-cat": 0.9, "eat-dog": -0.25}}).write(tmp_path / "cosine.txt")
+    words = ["--candidates", tmp_path / "c.jsonl", "--collection", files["docs"], "--topics", files["topics"]]
+    words += ["--output", tmp_path / "s.parquet"]
+    refused = invoke(teach.main, *words, "--teacher-run", tmp_path / "cosine.txt")
+    assert refused.exit_code == 2 and "gives scores in [-1, 1]; margins that small teach little: give it a weight, e.g. " in refused.output
+    scaled = invoke(teach.main, *words, "--teacher-run", f"{tmp_path / 'cosine.txt'}@20")
+    assert scaled.exit_code == 0, scaled.output
+    assert teach.read_scores(tmp_path / "s.parquet")["q0"]["eat-cat"] == pytest.approx(18.0)
+
+
 def test_a_cross_encoder_with_a_sigmoid_in_its_config_gives_raw_logits(tmp_path, groups, texts, tiny_cross):
     import json
     import shutil
@@ -173,6 +243,23 @@ def test_a_teacher_that_does_not_beat_the_first_stage_is_not_distilled_in_silenc
     assert "do not beat the first stage in RR@10" in caplog.text and "in nDCG@10" in caplog.text
     result = invoke(teach.main, *base, "--teacher-run", tmp_path / "bad.txt")
     assert result.exit_code == 2 and "belong together" in result.output
+
+
+def test_check_figures_stand_in_the_record(tmp_path, invoke, files, groups):
+    import json
+
+    import pyarrow.parquet as pq
+
+    mine.write_candidates(groups, tmp_path / "c.jsonl")
+    for name, right in (("good", 2.0), ("bad", 1.0)):
+        scores = {f"q{n}": {g: right, "sleep-pig": 3.0 - right} for n, g in enumerate(EATS)}
+        Run.from_scores(name, scores).write(tmp_path / f"{name}.txt")
+    base = ["--candidates", tmp_path / "c.jsonl", "--collection", files["docs"], "--topics", files["topics"]]
+    base += ["--output", tmp_path / "s.parquet", "--check-topics", files["topics"], "--check-qrels", files["qrels"]]
+    result = invoke(teach.main, *base, "--teacher-run", tmp_path / "good.txt", "--check-run", tmp_path / "bad.txt")
+    assert result.exit_code == 0, result.output
+    record = json.loads(pq.read_schema(tmp_path / "s.parquet").metadata[b"pyserini_kd"])
+    assert record["check"]["RR@10"] == {"first_stage": 0.5, "teachers": 1.0, "p": pytest.approx(0.0, abs=1e-9)}
 
 
 EATS = [f"eat-{name}" for name in ["cat", "dog", "horse", "cow", "sheep", "goat", "duck", "goose", "hen", "pig"]]

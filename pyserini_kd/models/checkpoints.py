@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 ARCHITECTURES = ("bert_dot", "colbert", "cross_encoder", "prettr", "tk")
+ONNX_ARCHITECTURES = ("bert_dot", "cross_encoder")
 HEAD = "head.safetensors"
 OURS = "pyserini_kd.json"
 DEFAULT_DOC_LEN = 256
@@ -114,7 +115,13 @@ def fingerprint(folder: Path) -> str:
     weights = sorted(folder.glob("*.safetensors")) or sorted(folder.glob("pytorch_model*.bin"))
     if not weights:
         raise InputError(f"checkpoint {folder} has no weights (*.safetensors)")
-    return sha256(*weights)
+    return _sha256(*((path, path.stat().st_size, path.stat().st_mtime_ns) for path in weights))
+
+
+@functools.cache
+def _sha256(*files: tuple[Path, int, int]) -> str:
+    """SHA-256 over files, read once while their sizes and times stay the same."""
+    return sha256(*(path for path, _, _ in files))
 
 
 def architecture_of(folder: Path) -> str:
@@ -137,6 +144,8 @@ def load(
     architecture: str | None = None,
     layers: tuple[int, ...] | None = None,
     glove: str | Path | None = None,
+    onnx: str | None = None,
+    lean: bool = False,
     **overrides: Any,
 ) -> Model:
     """Load a checkpoint, ready to score (eval mode, float32, CPU).
@@ -146,21 +155,25 @@ def load(
         architecture: read it as this architecture instead of the one it was saved as.
         layers: keep these Transformer layers (0-based) and drop the others.
         glove: for `tk`: take word vectors from this GloVe text file, instead of the checkpoint's input embeddings.
+        onnx: run by ONNX Runtime from the exported file of this precision, `fp32` or `int8`; only for inference.
+        lean: run a BERT by our own forward (`models.bert`), not by transformers'; only for inference.
         overrides: fields of the architecture's settings that replace the checkpoint's (None: keep).
     """
     folder = resolve(name)
     architecture = architecture or architecture_of(folder)
     if architecture not in ARCHITECTURES:
         raise InputError(f"unknown architecture {architecture!r}; expected one of {', '.join(ARCHITECTURES)}")
+    if onnx and (architecture not in ONNX_ARCHITECTURES or is_published(folder, architecture)):
+        raise InputError(f"{name} is a {architecture}; only {' and '.join(ONNX_ARCHITECTURES)} run as ONNX or in int8")
     try:
         with _quiet_transformers():
-            if _is_published(folder, architecture):
+            if is_published(folder, architecture):
                 return _load_published(folder, overrides)
             if architecture == "cross_encoder":
-                return _load_cross_encoder(folder, layers, overrides)
+                return _load_cross_encoder(folder, layers, overrides, onnx, lean)
             if architecture == "tk":
                 return _load_tk(folder, overrides, glove)
-            return _load_encoder(folder, architecture, layers, overrides)
+            return _load_encoder(folder, architecture, layers, overrides, onnx, lean and architecture == "bert_dot")
     except InputError:
         raise
     except Exception as error:  # transformers and safetensors raise a dozen kinds for broken or foreign folders
@@ -193,7 +206,8 @@ def published_types() -> dict[str, str]:
     return {"ColBERT": "colbert", "BERT_Cat": "cross_encoder", "PreTTR": "prettr"}
 
 
-def _is_published(folder: Path, architecture: str) -> bool:
+def is_published(folder: Path, architecture: str) -> bool:
+    """Whether a checkpoint of this architecture is in a published layout of its own, not in ours or that of transformers."""
     if (folder / OURS).exists():
         return False
     model_type = read_json(folder / "config.json", "checkpoint config").get("model_type")
@@ -234,18 +248,29 @@ def _settings(folder: Path, architecture: str, window: int, overrides: dict[str,
 
 
 def _load_encoder(
-    folder: Path, architecture: str, layers: tuple[int, ...] | None, overrides: dict[str, Any]
+    folder: Path, architecture: str, layers: tuple[int, ...] | None, overrides: dict[str, Any], onnx: str | None, lean: bool
 ) -> BertDot | ColBert | PreTtr:
     import torch
     from transformers import AutoConfig, AutoModel
 
+    from pyserini_kd.models.bert import Bert
+    from pyserini_kd.models.bert import read as read_bert
+    from pyserini_kd.models.onnx import open_module
+
     model_class, _ = _architecture(architecture)
     config = AutoConfig.from_pretrained(folder)
     extra = {"add_pooling_layer": False} if config.model_type in ("bert", "roberta", "mpnet") else {}
-    encoder = AutoModel.from_pretrained(folder, dtype=torch.float32, **extra)
+    encoder: Any
+    if onnx:
+        encoder = open_module(folder, config, onnx, "last_hidden_state", fingerprint(folder))
+    else:
+        found = read_bert(folder, architecture) if lean else None
+        encoder = AutoModel.from_pretrained(folder, dtype=torch.float32, **extra) if found is None else found
     if layers is not None:
         keep_layers(encoder, layers)
     settings = _settings(folder, architecture, config.max_position_embeddings, overrides)
+    if isinstance(encoder, Bert):
+        encoder.first = settings.pooling == "cls"
     if architecture == "prettr" and not (folder / HEAD).exists() and overrides.get("max_doc_len") is None:
         room = config.max_position_embeddings - settings.max_query_len - settings.masks
         settings = dataclasses.replace(settings, max_doc_len=min(settings.max_doc_len, room))
@@ -289,17 +314,29 @@ def _load_tk(folder: Path, overrides: dict[str, Any], glove: str | Path | None) 
     return Tk(vectors, tokenizer, settings).eval()
 
 
-def _load_cross_encoder(folder: Path, layers: tuple[int, ...] | None, overrides: dict[str, Any]) -> CrossEncoder:
+def _load_cross_encoder(
+    folder: Path, layers: tuple[int, ...] | None, overrides: dict[str, Any], onnx: str | None, lean: bool
+) -> CrossEncoder:
     import torch
-    from transformers import AutoModelForSequenceClassification
+    from transformers import AutoConfig, AutoModelForSequenceClassification
 
+    from pyserini_kd.models.bert import BertClassifier
+    from pyserini_kd.models.bert import read as read_bert
     from pyserini_kd.models.cross_encoder import CrossEncoder, fold_two_classes
+    from pyserini_kd.models.onnx import open_module
 
     # a checkpoint without a ranking head (a plain language model) gets a new one
     has_head = architecture_of(folder) == "cross_encoder"
     extra = {} if has_head else {"num_labels": 1}
-    classifier = AutoModelForSequenceClassification.from_pretrained(folder, dtype=torch.float32, **extra)
-    if classifier.config.num_labels == 2:
+    classifier: Any
+    if onnx:
+        classifier = open_module(folder, AutoConfig.from_pretrained(folder, num_labels=1), onnx, "logits", fingerprint(folder))
+    else:
+        found = read_bert(folder, "cross_encoder") if lean and has_head else None
+        classifier = found or AutoModelForSequenceClassification.from_pretrained(folder, dtype=torch.float32, **extra)
+    if isinstance(classifier, BertClassifier):
+        pass  # one logit already
+    elif classifier.config.num_labels == 2:
         fold_two_classes(classifier)
     elif classifier.config.num_labels != 1:
         raise InputError(f"checkpoint {folder} has {classifier.config.num_labels} labels; a ranker has one or two")

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from itertools import chain
 from typing import TYPE_CHECKING, Any
+
+import numpy as np
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -27,18 +30,13 @@ def pad(records: Sequence[Any], pad_id: int, device: Any) -> dict[str, Tensor]:
     """Token records as padded tensors (N, T) with their attention mask."""
     import torch
 
-    longest = max(len(record["input_ids"]) for record in records)
-    batch = {
-        name: torch.full((len(records), longest), pad_id if name == "input_ids" else 0, dtype=torch.long)
-        for name in records[0]
-    }
-    mask = torch.zeros(len(records), longest, dtype=torch.long)
-    for row, record in enumerate(records):
-        length = len(record["input_ids"])
-        mask[row, :length] = 1
-        for name, values in record.items():
-            batch[name][row, :length] = torch.tensor(values)
-    return {name: tensor.to(device) for name, tensor in batch.items()} | {"attention_mask": mask.to(device)}
+    lengths = np.array([len(record["input_ids"]) for record in records])
+    mask = np.arange(lengths.max())[None, :] < lengths[:, None]
+    batch = {"attention_mask": mask.astype(np.int64)}
+    for name in records[0]:
+        batch[name] = np.full(mask.shape, pad_id if name == "input_ids" else 0, dtype=np.int64)
+        batch[name][mask] = np.fromiter(chain.from_iterable(record[name] for record in records), np.int64, lengths.sum())
+    return {name: torch.from_numpy(values).to(device) for name, values in batch.items()}
 
 
 def part(batch: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:

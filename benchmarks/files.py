@@ -1,0 +1,208 @@
+"""Rows about files: evaluate, fuse, and how soon each command's help is there."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from benchmarks.measure import Bench, Row, interleaved, read_bandwidth
+from pyserini_kd import data, evaluate, fuse
+from pyserini_kd.__main__ import COMMANDS
+from pyserini_kd.data import Qrels
+from pyserini_kd.runs import Run
+
+COLLECTION = 8_841_823  # documents, as in MS MARCO
+MEASURES = ("RR@10", "nDCG@10", "AP", "R@1000", "P@10")
+
+
+def made_run(bench: Bench, number: int) -> Path:
+    """A run of 6,980 queries with 1,000 hits each, made by chance: ids and scores as a dense run over MS MARCO has them."""
+    queries, hits = bench.some(6980, 100), bench.some(1000, 100)
+    path = bench.work / f"run.{queries}x{hits}.{number}.txt"
+    if not path.exists():
+        rng = np.random.default_rng(number)
+        found = []
+        for query in range(queries):
+            doc_ids = rng.choice(COLLECTION // 100, hits, replace=False) * 100 + query % 100  # both runs share some
+            found.append(
+                (str(query * 7), [str(d) for d in doc_ids.tolist()], np.sort(rng.normal(70, 3, hits))[::-1].astype("f4"))
+            )
+        Run.from_hits(f"made{number}", found).write(path)
+    return path
+
+
+def made_qrels(bench: Bench, run: Run) -> tuple[Qrels, Path]:
+    """One relevant document a query, as on MS MARCO dev; nine in ten of them somewhere in the run."""
+    rng = np.random.default_rng(9)
+    qrels = {
+        q: {hits.doc_ids[int(rng.integers(len(hits.doc_ids)))] if rng.random() < 0.9 else "none": 1} for q, hits in run.items()
+    }
+    path = bench.work / f"qrels.{len(qrels)}.txt"
+    data.write_qrels(qrels, path, overwrite=True)
+    return qrels, path
+
+
+# ------------------------------------------------------------------------------------------------------- evaluate
+
+
+def lean_reader(path: Path) -> dict[str, dict[str, float]]:
+    """A run as pytrec_eval takes it, by the leanest way known: pyarrow's CSV reader, then a dict for each query's lines."""
+    import pyarrow as pa
+    import pyarrow.csv
+
+    names = ["q", "Q0", "d", "rank", "score", "tag"]
+    table = pyarrow.csv.read_csv(
+        path,
+        read_options=pyarrow.csv.ReadOptions(column_names=names),
+        parse_options=pyarrow.csv.ParseOptions(delimiter=" ", quote_char=False),
+        convert_options=pyarrow.csv.ConvertOptions(
+            include_columns=["q", "d", "score"], column_types={"q": pa.string(), "d": pa.string(), "score": pa.float64()}
+        ),
+    )
+    queries = table["q"].to_numpy()
+    doc_ids, scores = table["d"].to_pylist(), table["score"].to_pylist()
+    starts = [0, *(np.flatnonzero(queries[1:] != queries[:-1]) + 1).tolist(), len(queries)]
+    return {queries[a]: dict(zip(doc_ids[a:b], scores[a:b], strict=True)) for a, b in zip(starts, starts[1:], strict=False)}
+
+
+def by_pytrec_eval(path: Path, qrels: Qrels) -> dict[str, float]:
+    """The five means, of a file, by pytrec_eval; one pass: beyond rank 10 a reciprocal rank is below .1."""
+    import pytrec_eval
+
+    names = {"nDCG@10": "ndcg_cut_10", "AP": "map", "R@1000": "recall_1000", "P@10": "P_10", "RR@10": "recip_rank"}
+    asked = {"ndcg_cut.10", "map", "recall.1000", "P.10", "recip_rank"}
+    found = pytrec_eval.RelevanceEvaluator(qrels, asked).evaluate(lean_reader(path))
+    means = {}
+    for measure, name in names.items():
+        values = [result[name] for result in found.values()]
+        means[measure] = sum(value for value in values if measure != "RR@10" or value >= 0.1) / len(qrels)
+    return means
+
+
+def by_trectools(run: Path, qrels: Path) -> dict[str, float]:
+    """The same by trectools alone, as its documentation shows it."""
+    from trectools import TrecEval, TrecQrel, TrecRun
+
+    judge = TrecEval(TrecRun(str(run)), TrecQrel(str(qrels)))
+    return {
+        "RR@10": judge.get_reciprocal_rank(depth=10),
+        "nDCG@10": judge.get_ndcg(depth=10),
+        "AP": judge.get_map(),
+        "R@1000": judge.get_recall(depth=1000),
+        "P@10": judge.get_precision(depth=10),
+    }
+
+
+def evaluated(bench: Bench) -> list[Row]:
+    """Five measures of 6,980 x 1,000, reading a warm file included: ours, pytrec_eval, and trectools on some queries."""
+    import pyarrow.csv  # noqa: F401 - imports are not timed
+    import trectools  # noqa: F401
+
+    path = made_run(bench, 1)
+    qrels, qrels_path = made_qrels(bench, Run.read(path))
+    sample = bench.some(100, 20)
+    small = bench.work / "sample.txt"
+    whole = Run.read(path)
+    Run("sample", {q: whole[q] for q in list(whole)[:sample]}).write(small, overwrite=True)
+    n_queries = len(whole)
+    del whole
+
+    def ours(_: int) -> dict[str, float]:
+        return {m: evaluate.mean(values) for m, values in evaluate.evaluate(Run.read(path), qrels, MEASURES).items()}
+
+    jobs: dict[str, Any] = {
+        "ours": ours,
+        "pytrec_eval": lambda _: by_pytrec_eval(path, qrels),
+        "trectools": lambda _: by_trectools(small, qrels_path),
+    }
+    timed = interleaved(jobs, bench.some(3, 1), once=["trectools"])
+    mine, theirs = timed.results["ours"][-1], timed.results["pytrec_eval"][-1]
+    gap = max(abs(mine[measure] - theirs[measure]) for measure in MEASURES)
+    ratio = timed.ratio("ours", "pytrec_eval")
+    whole_trectools = timed.median("trectools") * n_queries / sample
+    faster = whole_trectools / timed.median("ours")
+    speed = read_bandwidth(path)
+    share = path.stat().st_size / speed / timed.median("ours")
+    equal = f"means within {gap:.0e}"
+    disk = f"reading the file alone, {speed / 1e9:.1f} GB/s, would take {share:.1%} of it"
+    what = f"evaluate {n_queries} x {bench.some(1000, 100)}, 5 measures"
+    seconds = f"{timed.median('ours'):.1f} s"
+    return [
+        Row(what, seconds, f"pytrec_eval, pyarrow's reader {timed.median('pytrec_eval'):.1f} s", ratio, None, equal,
+            "<= 2x its time (ratio >= 0.5)", ratio >= 0.5 and gap < 1e-6, disk),
+        Row(what, seconds, f"trectools alone {whole_trectools:.0f} s, extrapolated from {sample} queries", faster, None, "",
+            ">= 10x", faster >= 10),
+    ]  # fmt: skip
+
+
+# ----------------------------------------------------------------------------------------------------------- fuse
+
+
+def fused(bench: Bench) -> list[Row]:
+    """Two such runs by RRF, reading and writing included; ranx has compiled its kernels before."""
+    import ranx
+
+    paths = [made_run(bench, number) for number in (1, 2)]
+    ours_path, theirs_path, tiny_path = (bench.work / f"fused.{name}.txt" for name in ("ours", "ranx", "tiny"))
+
+    def ours(_: int) -> None:
+        fuse.rrf([Run.read(path) for path in paths], k=None).write(ours_path, overwrite=True)
+
+    def by_ranx(paths: list[Path]) -> None:
+        runs = [ranx.Run.from_file(str(path), kind="trec") for path in paths]
+        ranx.fuse(runs, method="rrf", params={"k": 60}).save(str(theirs_path), kind="trec")
+
+    Run.from_scores("tiny", {"q": {"a": 2.0, "b": 1.0}}).write(tiny_path, overwrite=True)
+    by_ranx([tiny_path, tiny_path])
+    timed = interleaved({"ours": ours, "ranx": lambda _: by_ranx(paths)}, bench.some(2, 1))
+    mine, theirs = Run.read(ours_path), Run.read(theirs_path)
+    gap = 0.0
+    for query_id, hits in mine.items():
+        other = dict(zip(*theirs[query_id], strict=True))
+        gap = max(gap, max(abs(other.get(d, np.inf) - s) for d, s in zip(*hits, strict=True)))
+    ratio, seconds = timed.ratio("ours", "ranx"), timed.median("ours")
+    moved = sum(path.stat().st_size for path in [*paths, ours_path])
+    share = moved / read_bandwidth(paths[0]) / seconds
+    return [
+        Row(
+            f"fuse two runs of {len(mine)} x {bench.some(1000, 100)} by RRF",
+            f"{seconds:.1f} s",
+            f"ranx {timed.median('ranx'):.1f} s",
+            ratio,
+            None,
+            f"scores within {gap:.0e}",
+            "<= 30 s, as fast as ranx",
+            seconds <= 30 and ratio >= 1 and gap < 1e-6,
+            f"moving {moved / 1e6:.0f} MB alone would take {share:.1%} of it",
+        )
+    ]
+
+
+# ----------------------------------------------------------------------------------------------------------- help
+
+
+def helped(bench: Bench) -> list[Row]:
+    """`--help` of every command: the slowest one's median of three."""
+
+    def show(command: str) -> Any:
+        words = [sys.executable, "-m", "pyserini_kd", command, "--help"]
+        return lambda _: subprocess.run(words, check=True, capture_output=True)
+
+    timed = interleaved({command: show(command) for command in COMMANDS}, bench.some(3, 1))
+    slowest = max(COMMANDS, key=timed.median)
+    bare = interleaved({"python": lambda _: subprocess.run([sys.executable, "-c", ""], check=True)}, 3).median("python")
+    seconds = timed.median(slowest)
+    return [
+        Row(
+            f"--help of all {len(COMMANDS)} commands",
+            f"{seconds:.2f} s ({slowest}, the slowest)",
+            "",
+            bar="<= 0.5 s",
+            passed=seconds <= 0.5,
+            machine=f"an empty Python takes {bare:.2f} s",
+        )
+    ]

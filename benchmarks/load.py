@@ -1,0 +1,213 @@
+"""The service under load: concurrent clients on loopback; no error, no growth in memory, the command's results; p50 and p95.
+
+`python -m benchmarks.load --index INDEX --encoder ENCODER --topics TOPICS --seconds 60` tries any index; `make bench` tries
+the embedded documents.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import http.client
+import json
+import signal
+import socket
+import statistics
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import click
+import numpy as np
+import psutil
+
+from benchmarks.measure import Bench, Row
+from pyserini_kd import data, index, pydocs
+from pyserini_kd.models import checkpoints
+from pyserini_kd.runs import Run
+
+HITS = 10
+DOCS = 2000  # shows the service, not the index
+
+
+@contextlib.contextmanager
+def serving(words: Sequence[str]) -> Iterator[tuple[int, psutil.Process]]:
+    """The port and the process of `pyserini-kd serve` with these words, ready to answer; Ctrl-C at the end."""
+    command = [sys.executable, "-m", "pyserini_kd", "serve", "--port", "0", *words]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as server:
+        try:
+            assert server.stdout is not None
+            line = server.stdout.readline()
+            if not line:
+                raise SystemExit("the service did not start")
+            yield int(line.split(":")[2].split("/")[0]), psutil.Process(server.pid)
+        finally:
+            server.send_signal(signal.SIGINT)
+
+
+class Clients:
+    """Threads that ask, each over a connection of its own, until a time; what they saw."""
+
+    def __init__(self, port: int, expected: Run, texts: dict[str, str]) -> None:
+        self.port, self.expected, self.texts = port, expected, list(texts.items())
+        self.seconds: list[float] = []
+        self.errors: list[str] = []
+
+    def run(self, count: int, seconds: float, rude: bool = False) -> float:
+        """Let `count` clients ask for so many seconds; returns requests a second. `rude` sends what is wrong beside them."""
+        self.seconds, until = [], time.monotonic() + seconds
+        threads = [threading.Thread(target=self._client, args=(number, until)) for number in range(count)]
+        threads += [threading.Thread(target=self._rude_client, args=(until,))] if rude else []
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        return len(self.seconds) / seconds
+
+    def percentiles(self) -> tuple[float, float]:
+        """p50 and p95 in milliseconds."""
+        cuts = statistics.quantiles(self.seconds, n=20)
+        return cuts[9] * 1000, cuts[18] * 1000
+
+    def _client(self, number: int, until: float) -> None:
+        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=60)
+        while time.monotonic() < until:
+            query_id, text = self.texts[number % len(self.texts)]
+            number += 7
+            begun = time.perf_counter()
+            connection.request(
+                "POST", "/search", json.dumps({"query": text, "hits": HITS}), {"Content-Type": "application/json"}
+            )
+            response = connection.getresponse()
+            body = response.read()
+            self.seconds.append(time.perf_counter() - begun)
+            if response.status != 200:
+                self.errors.append(f"{response.status}: {body[:200]!r}")
+            elif wrong := difference(json.loads(body)["results"][0]["hits"], self.expected, query_id):
+                self.errors.append(wrong)
+        connection.close()
+
+    def _rude_client(self, until: float) -> None:
+        """Malformed, huge and too many; and clients that leave before the answer. All but the last must get a 4xx."""
+        bodies = [b'{"query": ', b"x" * (4 << 20), json.dumps({"query": ["a"] * 1000}).encode()]
+        while time.monotonic() < until:
+            for body in bodies:
+                connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=60)
+                connection.request("POST", "/search", body, {"Content-Type": "application/json"})
+                status = connection.getresponse().status
+                connection.close()
+                if not 400 <= status < 500:
+                    self.errors.append(f"a wrong request got {status}")
+            with socket.create_connection(("127.0.0.1", self.port)) as leaving:
+                leaving.sendall(b"GET /search?query=leaving HTTP/1.1\r\nHost: x\r\n\r\n")
+            time.sleep(0.05)
+
+
+def difference(hits: list[dict[str, Any]], expected: Run, query_id: str) -> str:
+    """What is not as in the command's run, up to float rounding and the order of what is as close; empty where nothing."""
+    doc_ids, scores = expected[query_id]
+    if not np.allclose([hit["score"] for hit in hits], scores[: len(hits)], atol=1e-4):
+        return f"other scores for query {query_id}"
+    own = dict(zip(doc_ids, scores.tolist(), strict=True))
+    far = [hit for hit in hits if abs(own.get(hit["doc_id"], scores[-1]) - hit["score"]) > 1e-4]
+    return f"other documents for query {query_id}" if far else ""
+
+
+def under_load(words: Sequence[str], topics: Path, work: Path, seconds: float, clients: int = 8) -> dict[str, Any]:
+    """Serve, ask alone and together; what was measured."""
+    run = work / "load.txt"
+    search = [sys.executable, "-m", "pyserini_kd", "search", *words, "--topics", str(topics), "--hits", str(2 * HITS)]
+    subprocess.run([*search, "--output", str(run), "--overwrite"], check=True, stdout=subprocess.DEVNULL)
+    texts = {query.query_id: query.text for query in data.read_topics(topics)}
+    with serving(words) as (port, process):
+        some = Clients(port, Run.read(run), texts)
+        some.run(clients, max(2.0, seconds / 10), rude=True)  # warm: what is allocated once
+        before = process.memory_info().rss
+        some.run(1, max(2.0, seconds / 10))
+        alone = some.percentiles()
+        rate = some.run(clients, seconds, rude=True)
+        return {
+            "alone": alone,
+            "together": some.percentiles(),
+            "rate": rate,
+            "requests": len(some.seconds),
+            "errors": some.errors,
+            "growth": (process.memory_info().rss - before) / 2**20,
+        }
+
+
+def described(found: dict[str, Any], clients: int = 8) -> str:
+    """The figures in a line."""
+    return (
+        f"alone p50 {found['alone'][0]:.1f} ms, p95 {found['alone'][1]:.1f} ms; {clients} clients "
+        f"p50 {found['together'][0]:.1f} ms, p95 {found['together'][1]:.1f} ms, {found['rate']:.0f} requests/s"
+    )
+
+
+def pydocs_index(bench: Bench) -> Path:
+    """MiniLM's index of some of the embedded documents, made once."""
+    count = bench.some(DOCS, 200)
+    folder = bench.work / f"pydocs.{count}.minilm"
+    if not folder.exists():
+        docs = [doc for doc, _ in zip(pydocs.docs(), range(count), strict=False)]
+        index.build(docs, index.load_encoder("minilm"), checkpoints.resolve("minilm"), folder)
+    return folder
+
+
+def served(bench: Bench) -> list[Row]:
+    """The service over 2,000 of the embedded documents with MiniLM, asked by 8 clients for a minute."""
+    seconds, topics = bench.some(60, 3), bench.work / "pydocs.tsv"
+    folder = pydocs_index(bench)
+    data.write_topics(pydocs.topics("test")[: bench.some(500, 20)], topics, overwrite=True)
+    words = ["--index", str(folder), "--encoder", "minilm"]
+    found = under_load(words, topics, bench.work, seconds)
+    good = not found["errors"] and found["growth"] < 20
+    equal = f"{len(found['errors'])} errors or other results in {found['requests']} requests{''.join(found['errors'][:1])}"
+    bar = "no error, no growth in memory"
+    machine = f"memory {found['growth']:+.1f} MiB"
+    return [
+        Row(
+            f"serve, MiniLM over {DOCS} documents, {seconds} s of load",
+            described(found),
+            "",
+            None,
+            None,
+            equal,
+            bar,
+            good,
+            machine,
+        )
+    ]
+
+
+@click.command()
+@click.option("--index", "folder", required=True)
+@click.option("--encoder", required=True)
+@click.option("--sparse-index")
+@click.option("--rerank")
+@click.option("--topics", required=True, type=click.Path(path_type=Path))
+@click.option("--seconds", default=60.0, show_default=True)
+@click.option("--clients", default=8, type=click.IntRange(1, 64), show_default=True)
+def main(
+    folder: str, encoder: str, sparse_index: str | None, rerank: str | None, topics: Path, seconds: float, clients: int
+) -> None:
+    """Try the service over any index: exit code 1 where an answer is not the command's."""
+    words = ["--index", folder, "--encoder", encoder]
+    words += ["--sparse-index", sparse_index] if sparse_index else []
+    words += ["--rerank", rerank] if rerank else []
+    import tempfile
+
+    with tempfile.TemporaryDirectory() as work:
+        found = under_load(words, topics, Path(work), seconds, clients)
+    click.echo(described(found, clients))
+    click.echo(f"{found['requests']} requests, {len(found['errors'])} errors, memory {found['growth']:+.1f} MiB")
+    for error in found["errors"][:5]:
+        click.echo(error)
+    sys.exit(bool(found["errors"]))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,428 @@
+"""Rows about models: encode, search, rerank, students, int8, train."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from benchmarks import peers
+from benchmarks.measure import Bench, Row, against_machine, interleaved
+from pyserini_kd import data, index, inference, pydocs, search, sources
+from pyserini_kd.models import checkpoints
+from pyserini_kd.runs import Run
+
+ROUNDS = 8
+
+
+def encode(bench: Bench) -> list[Row]:
+    """4,000 real documents by MiniLM-L6, in eight rounds of 500 others; only the better peer is in all of them."""
+    from pyserini_kd.lucene import start_jvm
+
+    start_jvm()
+    from pyserini.encode import AutoDocumentEncoder
+    from sentence_transformers import SentenceTransformer
+
+    folder = checkpoints.resolve("minilm")
+    size = bench.some(500, 8)
+    texts = [doc.contents for doc in pydocs.docs()][: ROUNDS * size]
+    parts = [texts[start : start + size] for start in range(0, len(texts), size)]
+    model: Any = inference.load("minilm")
+    pyserini = AutoDocumentEncoder(str(folder), device="cpu", pooling="mean", l2_norm=True)
+    sentence_transformer = SentenceTransformer(str(folder), device="cpu")
+
+    def helped(function: Any) -> Any:
+        def run(number: int) -> Any:
+            with peers.bf16():
+                return function(number)
+
+        return run
+
+    jobs: dict[str, Any] = {
+        "ours": lambda number: inference.encode(model, parts[number], "doc"),
+        "Pyserini": lambda number: peers.pyserini_encode(pyserini, parts[number]),
+        "sentence-transformers": lambda number: sentence_transformer.encode(parts[number]),
+    }
+    names = list(jobs)[1:]
+    jobs |= {f"{name} bf16": helped(jobs[name]) for name in names}
+    parts.append(texts[: bench.some(100, 4)])  # part -1: to warm up, and to find the better peer
+    trial = interleaved({name: functools.partial(_first, job) for name, job in jobs.items()}, 2)
+    better, best_helped = trial.better(*names), trial.better(*(f"{name} bf16" for name in names))
+    timed = interleaved(jobs, ROUNDS, once=[name for name in jobs if name not in ("ours", better)])
+    ratio, against_bf16 = timed.ratio("ours", better), timed.ratio("ours", best_helped)
+    cosine = min(_cosine(a, b) for a, b in zip(timed.results["ours"], timed.results[better], strict=True))
+    speed = {name: size / timed.median(name) for name in jobs}
+    lengths = [min(256, len(ids)) for ids in model.tokenizer(parts[0])["input_ids"]]
+    return [
+        Row(
+            f"encode {len(texts)} documents, MiniLM-L6",
+            f"{speed['ours']:.0f} docs/s",
+            ", ".join(f"{name} {value:.0f}" for name, value in speed.items() if name != "ours"),
+            ratio,
+            against_bf16,
+            f"cosine >= {cosine:.5f}",
+            ">= 5x; bf16 >= 1.5x",
+            ratio >= 5 and against_bf16 >= 1.5 and cosine >= 0.999,
+            against_machine(model.encoder.config, lengths, timed.seconds["ours"][0], inference.choose_precision()),
+        )
+    ]
+
+
+def _first(job: Any, _: int) -> Any:
+    return job(-1)
+
+
+def _cosine(a: Any, b: Any) -> float:
+    a, b = np.asarray(a, dtype=np.float64), np.asarray(b, dtype=np.float64)
+    return float(((a * b).sum(1) / np.linalg.norm(a, axis=1) / np.linalg.norm(b, axis=1)).min())
+
+
+# --------------------------------------------------------------------------------------------------------- search
+
+
+def searched(bench: Bench) -> list[Row]:
+    """1,000 SQuAD test questions over the 30,005 passages of msmarco-dl19, start-up included and excluded."""
+    assert bench.data is not None
+    folder, topics = dense_index(bench), bench.work / f"squad.{bench.some(1000, 20)}.tsv"
+    queries = data.read_topics(bench.data / "squad" / "queries.test.tsv")[: bench.some(1000, 20)]
+    data.write_topics(queries, topics, overwrite=True)
+    checkpoint = checkpoints.resolve("minilm")
+    ours, theirs = bench.work / "ours.txt", bench.work / "pyserini.txt"
+    command = [sys.executable, "-m", "pyserini_kd.search", "--index", folder, "--encoder", "minilm", "--topics", topics]
+    command += ["--output", ours, "--overwrite"]
+    peer = [sys.executable, "-m", "benchmarks.peers", "pyserini.search.faiss", "--index", folder, "--topics", topics]
+    peer += ["--encoder", checkpoint, "--encoder-class", "auto", "--pooling", "mean", "--l2-norm", "--output", theirs]
+    batched = "with --batch-size 64 --threads 2"
+    jobs: dict[str, Any] = {
+        "ours": lambda _: _run(command),
+        "Pyserini": lambda _: _run(peer),
+        batched: lambda _: _run([*peer, "--batch-size", "64", "--threads", "2"]),
+    }
+    timed = interleaved(jobs, bench.some(3, 1), once=[batched])
+    equal = same_ranking(Run.read(ours), Run.read(theirs))
+    ratio = timed.ratio("ours", "Pyserini")
+    with_start = Row(
+        f"search end to end, {len(queries)} questions, start-up included",
+        f"{timed.median('ours'):.1f} s",
+        f"Pyserini {timed.median('Pyserini'):.1f} s, {batched} {timed.median(batched):.1f} s",
+        ratio,
+        None,
+        equal,
+        ">= 3x",
+        ratio >= 3 and equal == "equal rankings",
+    )
+    return [with_start, _search_warm(folder, queries, checkpoint)]
+
+
+def _search_warm(folder: Path, queries: list[Any], checkpoint: Path) -> Row:
+    """The same in one process, everything loaded before; neither writes."""
+    from pyserini_kd.lucene import start_jvm
+
+    start_jvm()
+    from pyserini.encode import AutoQueryEncoder
+    from pyserini.search.faiss import FaissSearcher
+
+    params = search.main.make_context("search", ["--index", str(folder), "--encoder", "minilm", "--query", "x"]).params
+    params = {name: value for name, value in params.items() if name not in ("bm25_flag", "fusion", "hits")}
+    settings = search.Settings(**params, fusion="rrf", hits=1000)
+    opened = search.open_all(settings)
+    searcher = FaissSearcher(str(folder), AutoQueryEncoder(encoder_dir=str(checkpoint), pooling="mean", l2_norm=True))
+    jobs = {
+        "ours": lambda _: search.search(settings, opened, queries)[0],
+        "Pyserini": lambda _: peers.pyserini_search(searcher, queries, 1000),
+    }
+    for job in jobs.values():
+        job(0)
+    timed = interleaved(jobs, 3)
+    ratio = timed.ratio("ours", "Pyserini")
+    equal = same_ranking(timed.results["ours"][0], peers.run_of(timed.results["Pyserini"][0]))
+    encoder: Any = opened.encoder
+    lengths = [len(ids) for ids in encoder.tokenizer([query.text for query in queries])["input_ids"]]
+    return Row(
+        f"search, {len(queries)} questions, everything loaded",
+        f"{len(queries) / timed.median('ours'):.0f} queries/s",
+        f"Pyserini {len(queries) / timed.median('Pyserini'):.0f}",
+        ratio,
+        None,
+        equal,
+        ">= 10x",
+        ratio >= 10 and equal == "equal rankings",
+        against_machine(encoder.encoder.config, lengths, timed.median("ours"), inference.choose_precision())
+        + ", FAISS included",
+    )
+
+
+def dense_index(bench: Bench) -> Path:
+    """MiniLM's index of the passages, made once."""
+    assert bench.data is not None
+    folder = bench.work / f"dl19.minilm{'.quick' if bench.quick else ''}"
+    if not folder.exists():
+        docs = sources.collection(str(bench.data / "msmarco-dl19" / "collection.tsv"))
+        some = (doc for doc, _ in zip(docs, range(bench.some(1 << 30, 200)), strict=False))
+        index.build(some, index.load_encoder("minilm"), checkpoints.resolve("minilm"), folder)
+    return folder
+
+
+def same_ranking(run: Run, other: Run, tolerance: float = 1e-4) -> str:
+    """`equal rankings` where each rank has the same score in both, and the same document or one whose score is as close."""
+    if set(run) != set(other):
+        return "different queries"
+    for query_id in run:
+        a, b = run[query_id], other[query_id]
+        if len(a.doc_ids) != len(b.doc_ids) or not np.allclose(a.scores, b.scores, atol=tolerance):
+            return f"scores differ, e.g. query {query_id}"
+        last, own = a.scores[-1], dict(zip(a.doc_ids, a.scores.tolist(), strict=True))
+        if any(abs(own.get(d, last) - s) > tolerance for d, s in zip(b.doc_ids, a.scores.tolist(), strict=True)):
+            return f"documents differ, e.g. query {query_id}"
+    return "equal rankings"
+
+
+def _run(words: list[Any]) -> None:
+    subprocess.run([str(word) for word in words], check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+
+
+# -------------------------------------------------------------------------------------------------------- scoring
+
+
+def random_cross_encoder(folder: Path, layers: int = 0, width: int = 0, heads: int = 12, inner: int = 0) -> Any:
+    """A cross-encoder in a folder: MiniLM's weights under a random head, or random weights of a given shape."""
+    import torch
+    from transformers import AutoConfig, BertForSequenceClassification
+
+    from pyserini_kd.models.cross_encoder import CrossEncoder
+
+    torch.manual_seed(0)
+    source: Any = checkpoints.load("minilm")
+    config = AutoConfig.from_pretrained(checkpoints.resolve("minilm"), num_labels=1)
+    if layers:
+        config.update(
+            {"num_hidden_layers": layers, "hidden_size": width, "num_attention_heads": heads, "intermediate_size": inner}
+        )
+    classifier = BertForSequenceClassification(config)
+    if not layers:
+        classifier.bert.load_state_dict(source.encoder.state_dict(), strict=False)
+    checkpoints.save(CrossEncoder(classifier.eval(), source.tokenizer, 256), folder, overwrite=True)
+    return inference.load(str(folder))
+
+
+def dl19_pairs(bench: Bench) -> list[tuple[str, str, str, str]]:
+    """(query id, document id, query, document) of the top 100 of the DL19 bm25 run."""
+    assert bench.data is not None
+    folder = bench.data / "msmarco-dl19"
+    texts = {query.query_id: query.text for query in data.read_topics(folder / "queries.dl19.tsv")}
+    run = Run.read(folder / "runs" / "bm25.dl19.trec").top(100)
+    wanted = {doc_id for hits in run.values() for doc_id in hits.doc_ids}
+    docs = {doc.doc_id: doc.contents for doc in data.read_collection(folder / "collection.tsv") if doc.doc_id in wanted}
+    return [(q, d, texts[q], docs[d]) for q, hits in run.items() for d in hits.doc_ids]
+
+
+def reranked(bench: Bench) -> list[Row]:
+    """DL19 bm25 top-100 by a cross-encoder of MiniLM's shape, in eight rounds of other pairs; ours vs CrossEncoder.predict."""
+    from sentence_transformers import CrossEncoder
+
+    pairs = [(query, doc) for *_, query, doc in dl19_pairs(bench)][: bench.some(1 << 30, 64)]
+    size = -(-len(pairs) // ROUNDS)
+    parts = [pairs[start : start + size] for start in range(0, len(pairs), size)]
+    with tempfile.TemporaryDirectory() as folder:
+        model = random_cross_encoder(Path(folder) / "cross")
+        peer = CrossEncoder(str(Path(folder) / "cross"), device="cpu")
+
+        def ours(number: int) -> Any:
+            return inference.score(model, [query for query, _ in parts[number]], [doc for _, doc in parts[number]])
+
+        def helped(number: int) -> Any:
+            with peers.bf16():
+                return peer.predict(parts[number])
+
+        jobs = {"ours": ours, "CrossEncoder": lambda number: peer.predict(parts[number]), "bf16": helped}
+        parts.append(pairs[:4])
+        for job in jobs.values():
+            job(-1)
+        parts.pop()
+        timed = interleaved(jobs, ROUNDS, once=["bf16"])
+    a, b = np.concatenate(timed.results["ours"]), np.concatenate(timed.results["CrossEncoder"])
+    together = float(np.corrcoef(a, b)[0, 1])
+    ratio, against_bf16 = timed.ratio("ours", "CrossEncoder"), timed.ratio("ours", "bf16")
+    lengths = [min(256, len(ids)) for ids in model.tokenizer(*map(list, zip(*parts[0], strict=True)))["input_ids"]]
+    return [
+        Row(
+            f"rerank {len(pairs)} pairs, MiniLM-L6 cross-encoder",
+            f"{size / timed.median('ours'):.0f} pairs/s",
+            f"CrossEncoder.predict {size / timed.median('CrossEncoder'):.0f}, bf16 {size / timed.median('bf16'):.0f}",
+            ratio,
+            against_bf16,
+            f"correlation {together:.5f}, largest difference {np.abs(a - b).max():.1e}",
+            ">= 4x; bf16 >= 1.3x",
+            ratio >= 4 and against_bf16 >= 1.3 and together >= 0.999,
+            against_machine(model.classifier.config, lengths, timed.seconds["ours"][0], inference.choose_precision()),
+        )
+    ]
+
+
+STUDENTS = {"3/384": (3, 384, 12, 1536), "4/312": (4, 312, 12, 1200)}
+
+
+def students(bench: Bench) -> list[Row]:
+    """Students against a BERT-base shape, random weights: in our engine, and against CrossEncoder.predict with BERT-base."""
+    from sentence_transformers import CrossEncoder
+
+    pairs = [(query, doc) for *_, query, doc in dl19_pairs(bench)][:: bench.some(34, 1000)]
+    queries, docs = [query for query, _ in pairs], [doc for _, doc in pairs]
+    with tempfile.TemporaryDirectory() as folder:
+        shapes = STUDENTS | {"BERT-base": (12, 768, 12, 3072)}
+        models = {name: random_cross_encoder(Path(folder) / name.replace("/", "-"), *shape) for name, shape in shapes.items()}
+        peer = CrossEncoder(str(Path(folder) / "BERT-base"), device="cpu")
+        jobs: dict[str, Any] = {
+            name: lambda _, model=model: inference.score(model, queries, docs) for name, model in models.items()
+        }
+        jobs["CrossEncoder BERT-base"] = lambda _: peer.predict(pairs)
+        for name in STUDENTS:
+            jobs[name](0)
+        timed = interleaved(jobs, bench.some(2, 1))
+    lengths = [min(256, len(ids)) for ids in models["3/384"].tokenizer(queries, docs)["input_ids"]]
+    rows = []
+    for name in STUDENTS:
+        machine = against_machine(models[name].classifier.config, lengths, timed.median(name), inference.choose_precision())
+        for base, bar in (("BERT-base", 9.0), ("CrossEncoder BERT-base", None)):
+            ratio = timed.ratio(name, base)
+            rows.append(
+                Row(
+                    f"student {name} against {base}, {len(pairs)} pairs",
+                    f"{len(pairs) / timed.median(name):.0f} pairs/s",
+                    f"{base}{' in our engine' if bar else '.predict'} {len(pairs) / timed.median(base):.1f}",
+                    ratio,
+                    None,
+                    "(random weights: speed only)",
+                    ">= 9x, aim 15x" if bar else "",
+                    ratio >= bar if bar else None,
+                    machine,
+                )
+            )
+    return rows
+
+
+def int8(bench: Bench) -> list[Row]:
+    """int8 against our fp32 torch engine, MiniLM as a reranker of the DL19 bm25 top-100 in eight rounds, with its nDCG@10."""
+    from pyserini_kd import evaluate
+    from pyserini_kd.export import export
+
+    assert bench.data is not None
+    pairs = dl19_pairs(bench)[: bench.some(1 << 30, 80)]
+    size = -(-len(pairs) // ROUNDS)
+    parts = [pairs[start : start + size] for start in range(0, len(pairs), size)]
+    with tempfile.TemporaryDirectory() as folder:
+        exported = export("minilm", Path(folder) / "int8", int8=True)
+        models = {
+            "int8": inference.load(str(exported), precision="int8"),
+            "fp32": inference.load("minilm", precision="fp32", backend="torch"),
+        }
+
+        def job(precision: str) -> Any:
+            model = models[precision]
+            return lambda number: inference.score(
+                model, [query for *_, query, _ in parts[number]], [doc for *_, doc in parts[number]], precision=precision
+            )
+
+        parts.append(pairs[:4])
+        for precision in models:
+            job(precision)(-1)
+        parts.pop()
+        timed = interleaved({precision: job(precision) for precision in models}, ROUNDS)
+    qrels = data.read_qrels(bench.data / "msmarco-dl19" / "qrels.dl19.txt")
+    ndcg = {}
+    for precision, found in timed.results.items():
+        scores: dict[str, dict[str, float]] = {}
+        for (query_id, doc_id, *_), score in zip(pairs, np.concatenate(found).tolist(), strict=True):
+            scores.setdefault(query_id, {})[doc_id] = score
+        judged = {query_id: qrels[query_id] for query_id in scores}
+        ndcg[precision] = evaluate.mean(evaluate.evaluate(Run.from_scores(precision, scores), judged, ["nDCG@10"])["nDCG@10"])
+    ratio = timed.ratio("int8", "fp32")
+    return [
+        Row(
+            f"int8 vs our fp32 torch engine, {len(pairs)} pairs, MiniLM-L6 bi-encoder",
+            f"{size / timed.median('int8'):.0f} pairs/s",
+            f"fp32 {size / timed.median('fp32'):.0f}",
+            ratio,
+            None,
+            f"nDCG@10 {ndcg['int8']:.4f} vs {ndcg['fp32']:.4f}",
+            "aim >= 2x; nDCG@10 within .005",
+            ratio >= 2 and abs(ndcg["int8"] - ndcg["fp32"]) <= 0.005,
+        )
+    ]
+
+
+# ------------------------------------------------------------------------------------------------------- training
+
+LENGTH, BATCH = 128, 16
+
+
+def trained(bench: Bench) -> list[Row]:
+    """Margin-MSE of a MiniLM bi-encoder on triples: what each further step costs, ours and sentence-transformers' trainer."""
+    from pyserini_kd.mine import Group
+    from pyserini_kd.stages import TrainConfig
+    from pyserini_kd.train import train
+
+    few, many = bench.some(2, 1), bench.some(12, 2)
+    docs = list(pydocs.docs())
+    by_id = {doc.doc_id: doc.contents for doc in docs}
+    topics, qrels = pydocs.topics("train"), pydocs.qrels("train")
+    rng = np.random.default_rng(0)
+    triples = [(query, next(iter(qrels[query.query_id])), docs[rng.integers(len(docs))].doc_id) for query in topics]
+    triples = [triple for triple in triples if triple[1] != triple[2]][: many * BATCH]
+    margins = rng.normal(5, 2, len(triples)).round(3).tolist()
+    groups = [Group(query.query_id, [pos, neg], [1, 0], -1) for query, pos, neg in triples]
+    scores = {query.query_id: {pos: margin, neg: 0.0} for (query, pos, neg), margin in zip(triples, margins, strict=True)}
+    columns = {
+        "query": [query.text for query, *_ in triples],
+        "positive": [by_id[pos] for _, pos, _ in triples],
+        "negative": [by_id[neg] for *_, neg in triples],
+        "label": margins,
+    }
+    checkpoint = checkpoints.resolve("minilm")
+
+    def ours(steps: int, folder: Path) -> None:
+        config = TrainConfig(
+            "margin-mse", "minilm", max_query_len=LENGTH, max_doc_len=LENGTH, batch_size=BATCH, max_steps=steps
+        )
+        train(config, groups, {query.query_id: query.text for query, *_ in triples}, by_id, folder, scores=scores)
+
+    def theirs(steps: int, folder: Path, bf16: bool = False) -> None:
+        arguments = {"per_device_train_batch_size": BATCH, "max_steps": steps, "bf16": bf16, "learning_rate": 1e-4}
+        peers.train_sentence_transformer(checkpoint, columns, folder, length=LENGTH, **arguments)
+
+    jobs: dict[str, Any] = {}
+    for name, job in {"ours": ours, "sentence-transformers": theirs, "bf16": lambda s, f: theirs(s, f, True)}.items():
+        jobs[name] = lambda _, job=job: _further_steps(job, few, many)
+    timed = interleaved(jobs, bench.some(2, 1), once=["bf16"])
+    steps = {name: float(np.median(found)) for name, found in timed.results.items()}
+    ratio, against_bf16 = steps["sentence-transformers"] / steps["ours"], steps["bf16"] / steps["ours"]
+    return [
+        Row(
+            f"train Margin-MSE, MiniLM-L6, batches of {BATCH} triples, {LENGTH} tokens",
+            f"{BATCH / steps['ours']:.1f} triples/s",
+            ", ".join(f"{name} {BATCH / steps[name]:.1f}" for name in ("sentence-transformers", "bf16")),
+            ratio,
+            against_bf16,
+            "same start, batch, lengths, dropout",
+            ">= 2x; bf16 >= 1.2x",
+            ratio >= 2 and against_bf16 >= 1.2,
+        )
+    ]
+
+
+def _further_steps(job: Any, few: int, many: int) -> float:
+    """Seconds of a step after the first ones: loading, exporting and warming up are left out."""
+    seconds = {}
+    for steps in (few, many):
+        with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stdout(sys.stderr):
+            begun = time.perf_counter()
+            job(steps, Path(folder) / "out")
+            seconds[steps] = time.perf_counter() - begun
+    return (seconds[many] - seconds[few]) / (many - few)

@@ -1,0 +1,176 @@
+"""How encoding and search grow: `python -m benchmarks.scaling` prints two tables. Each line is measured in its own process.
+
+Vectors are real ones (MiniLM-L6 of real passages) multiplied to the size asked for by adding noise, so that recall means
+something; queries are real. Indexes are kept under `--work`, those of a million vectors take gigabytes.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import resource
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import click
+import numpy as np
+
+from benchmarks.load import pydocs_index
+from benchmarks.measure import Bench
+from benchmarks.models import dense_index
+from benchmarks.table import about_this_machine, table
+from pyserini_kd import index, inference, kinds, pydocs
+from pyserini_kd.data import Doc
+from pyserini_kd.models import checkpoints
+
+NOISE = 0.5  # length of what is added to a vector of length 1
+BLOCK = 1 << 15
+K = 100
+QUERIES = 200
+ENCODED = {1_000: "minilm", 10_000: "minilm", 100_000: "tiny"}  # documents -> model; tiny: 2 layers of width 32, random
+
+
+def kinds_for(count: int) -> list[tuple[str, dict[str, int]]]:
+    """Factory strings and search parameters that suit so many vectors."""
+    lists = 2 ** round(math.log2(4 * math.sqrt(count)))
+    probes = {"nprobe": max(1, lists // 32)}
+    return [
+        ("Flat", {}),
+        ("SQ8", {}),
+        ("HNSW32", {"efSearch": 128}),
+        (f"IVF{lists},Flat", probes),
+        (f"IVF{lists},PQ48", probes),
+        (f"OPQ48,IVF{lists},PQ48", probes),
+    ]
+
+
+def vector_blocks(bench: Bench, count: int) -> list[Path]:
+    """`count` vectors in `.npy` files: real ones, repeated with noise."""
+    folder = bench.work / f"vectors.{count}"
+    if not (folder / "done").exists():
+        folder.mkdir(exist_ok=True)
+        real = index.DenseIndex.load(dense_index(bench) if bench.data else pydocs_index(bench)).index
+        base, rng = real.reconstruct_n(0, real.ntotal), np.random.default_rng(0)
+        for number, start in enumerate(range(0, count, BLOCK)):
+            rows = np.arange(start, min(start + BLOCK, count)) % len(base)
+            vectors = base[rows] + rng.normal(0, NOISE / math.sqrt(base.shape[1]), (len(rows), base.shape[1])).astype("f4")
+            np.save(folder / f"{number:06d}.npy", vectors / np.linalg.norm(vectors, axis=1, keepdims=True))
+        texts = [query.text for query in pydocs.topics("test")][:QUERIES]
+        np.save(folder / "queries", inference.encode(index.load_encoder("minilm"), texts, "query"))
+        (folder / "done").touch()
+    return sorted(folder.glob("[0-9]*.npy"))
+
+
+def search_line(bench: Bench, count: int, kind: str, parameters: dict[str, int]) -> list[str]:
+    """Build the index where it is not there, then open it and ask one query after the other."""
+    import faiss
+    import psutil
+
+    blocks = vector_blocks(bench, count)
+    folder, queries = blocks[0].parent, np.load(blocks[0].parent / "queries.npy")
+    path, built = folder / f"{kind.replace(',', '-')}.faiss", folder / f"{kind.replace(',', '-')}.seconds"
+    if not built.exists():
+        begun = time.perf_counter()
+        kinds.write(blocks, kinds.new(queries.shape[1], kind), kind, path)
+        built.write_text(f"{time.perf_counter() - begun:.1f}")
+        return []  # opened by a new process, whose memory it alone is
+    process = psutil.Process()
+    before = process.memory_info().rss
+    opened = faiss.read_index(str(path))
+    for name, value in parameters.items():
+        faiss.ParameterSpace().set_index_parameter(opened, name, value)
+    opened.search(queries[:1], K)
+    held = (process.memory_info().rss - before) / 2**20
+    seconds, found = [], []
+    for query in queries:
+        begun = time.perf_counter()
+        found.append(opened.search(query[None], K)[1][0])
+        seconds.append(time.perf_counter() - begun)
+    if kind == "Flat":
+        np.save(folder / "exact", np.array(found))
+    exact = np.load(folder / "exact.npy")
+    recall = np.mean([len(np.intersect1d(a, b)) / K for a, b in zip(found, exact, strict=True)])
+    cuts = statistics.quantiles(seconds, n=20)
+    settings = "".join(f" {name}={value}" for name, value in parameters.items())
+    speed = [f"{cuts[9] * 1000:.2f}", f"{cuts[18] * 1000:.2f}"]
+    return [f"{count:,}", kind + settings, f"{recall:.3f}", *speed, f"{held:.0f}", built.read_text()]
+
+
+def encode_line(bench: Bench, count: int, name: str) -> list[str]:
+    """Index documents: real ones, and beyond their number each with another behind it."""
+    docs = list(pydocs.docs())
+    some = (_combined(docs, number) for number in range(count))
+    with tempfile.TemporaryDirectory() as folder:
+        if name == "tiny":
+            name = str(checkpoints.save(_tiny(), Path(folder) / "tiny"))
+        encoder, checkpoint = index.load_encoder(name), checkpoints.resolve(name)
+        begun = time.perf_counter()
+        index.build(some, encoder, checkpoint, Path(folder) / "index")
+        seconds = time.perf_counter() - begun
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    return [f"{count:,}", Path(name).name, f"{count / seconds:.0f}", f"{seconds:.0f}", f"{peak:.0f}"]
+
+
+def _combined(docs: Sequence[Doc], number: int) -> Doc:
+    first, turn = docs[number % len(docs)], number // len(docs)
+    text = first.text if turn == 0 else f"{first.text} {docs[(number * 7 + turn) % len(docs)].text}"
+    return Doc(f"{turn}.{first.doc_id}", first.title, text)
+
+
+def _tiny() -> Any:
+    import torch
+    from transformers import BertConfig, BertModel
+
+    from pyserini_kd.models.bert_dot import BertDot, EncoderSettings
+
+    torch.manual_seed(0)
+    tokenizer: Any = checkpoints.load("minilm").tokenizer
+    config = BertConfig(
+        vocab_size=len(tokenizer), hidden_size=32, num_hidden_layers=2, num_attention_heads=4, intermediate_size=64
+    )
+    return BertDot(BertModel(config, add_pooling_layer=False), tokenizer, EncoderSettings("mean", True, 32, 64))
+
+
+@click.command()
+@click.option("--data", type=click.Path(path_type=Path), envvar="PYSERINI_KD_DATA", default="../shared/data",
+              help="Folder with msmarco-dl19/, whose passages give the vectors; else the embedded documents.")  # fmt: skip
+@click.option("--work", type=click.Path(path_type=Path), default="build/bench", help="What is made once.")
+@click.option("--up-to", default=1_000_000, show_default=True, help="Vectors, at most; HNSW takes long with a million.")
+@click.option("--quick", is_flag=True, help="Small sizes: whether it runs, not how fast.")
+@click.option("--line", hidden=True)
+def main(data: Path, work: Path, up_to: int, quick: bool, line: str | None) -> None:
+    """Print how indexing time and memory, and search's recall, latency and memory, grow with the collection."""
+    work.mkdir(parents=True, exist_ok=True)
+    bench = Bench(data.resolve() if (data / "msmarco-dl19").is_dir() else None, work.resolve(), quick)
+    if line:
+        what, *arguments = json.loads(line)
+        click.echo(json.dumps(encode_line(bench, *arguments) if what == "encode" else search_line(bench, *arguments)))
+        return
+    base = [sys.executable, "-m", "benchmarks.scaling", "--work", str(bench.work), "--data", str(bench.data or "none")]
+    base += ["--quick"] if quick else []
+
+    def measured(*arguments: Any) -> list[str]:
+        done = subprocess.run([*base, "--line", json.dumps(arguments)], stdout=subprocess.PIPE, text=True, check=True)
+        cells: list[str] = json.loads(done.stdout.splitlines()[-1])
+        return cells
+
+    click.echo(about_this_machine() + ("; QUICK sizes: the figures mean nothing" if quick else ""))
+    lines = [measured("encode", count // bench.some(1, 50), name) for count, name in ENCODED.items()]
+    click.echo("\n" + table(lines, ("documents", "model", "docs/s", "seconds", "peak MiB")) + "\n")
+    rows = []
+    for count in (2_000,) if quick else [size for size in (10_000, 100_000, 1_000_000) if size <= up_to]:
+        for kind, parameters in kinds_for(count)[: bench.some(6, 4)]:
+            cells = measured("search", count, kind, parameters)
+            rows.append(cells or measured("search", count, kind, parameters))
+    header = ("vectors", "FAISS kind", f"recall@{K}", "p50 ms", "p95 ms", "MiB held", "build s")
+    click.echo(table(rows, header))
+
+
+if __name__ == "__main__":
+    main()

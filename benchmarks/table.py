@@ -1,0 +1,115 @@
+"""`make bench`: one table of what the package and its peers need for the same work, side by side on this machine.
+
+Each row runs in a process of its own. `python -m benchmarks.table --help` has the options.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import platform
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import click
+
+from benchmarks.measure import Bench, Row
+
+ROWS = {  # name -> module and function, and whether it needs the real collections
+    "encode": ("models", "encode", False),
+    "search": ("models", "searched", True),
+    "rerank": ("models", "reranked", True),
+    "students": ("models", "students", True),
+    "int8": ("models", "int8", True),
+    "train": ("models", "trained", False),
+    "evaluate": ("files", "evaluated", False),
+    "fuse": ("files", "fused", False),
+    "serve": ("load", "served", False),
+    "help": ("files", "helped", False),
+}
+HEADER = ("what", "ours", "peer", "ratio", "to bf16", "equal output", "bar", "passed", "of the machine")
+PRINTED = "benchmarks-row "
+
+
+@click.command()
+@click.option("--data", type=click.Path(path_type=Path), envvar="PYSERINI_KD_DATA", default="../shared/data", show_default=True,
+              help="Folder with squad/ and msmarco-dl19/; rows that need them are skipped where it is not there.")  # fmt: skip
+@click.option("--work", type=click.Path(path_type=Path), default="build/bench", show_default=True, help="What is made once.")
+@click.option("--only", type=click.Choice(list(ROWS)), multiple=True, help="These rows; may be given more than once.")
+@click.option("--quick", is_flag=True, help="Small sizes: whether it runs, not how fast.")
+@click.option("--row", type=click.Choice(list(ROWS)), hidden=True)
+def main(data: Path, work: Path, only: Sequence[str], quick: bool, row: str | None) -> None:
+    """Time this package and its peers side by side and print one table (Markdown)."""
+    work.mkdir(parents=True, exist_ok=True)
+    bench = Bench(
+        data.resolve() if (data / "msmarco-dl19").is_dir() and (data / "squad").is_dir() else None, work.resolve(), quick
+    )
+    if row:
+        for found in _measure(row, bench):
+            click.echo(PRINTED + json.dumps(dataclasses.asdict(found)))
+        return
+    begun = time.monotonic()
+    rows = [line for name in only or ROWS for line in _in_a_process(name, bench)]
+    click.echo(about_this_machine() + ("; QUICK sizes: the figures mean nothing" if quick else ""))
+    click.echo(table([_cells(line) for line in rows]))
+    click.echo(f"{time.monotonic() - begun:.0f} s in all; load average at the end {os.getloadavg()[0]:.1f}")
+
+
+def _measure(name: str, bench: Bench) -> list[Row]:
+    import importlib
+
+    module, function, _ = ROWS[name]
+    found: list[Row] = getattr(importlib.import_module(f"benchmarks.{module}"), function)(bench)
+    return found
+
+
+def _in_a_process(name: str, bench: Bench) -> list[Row]:
+    if ROWS[name][2] and bench.data is None:
+        return [Row(name, "", "", equal="skipped: no data")]
+    click.echo(f"{name} ...", err=True)
+    words = [sys.executable, "-m", "benchmarks.table", "--row", name, "--work", str(bench.work)]
+    words += ["--data", str(bench.data or "none"), *(["--quick"] if bench.quick else [])]
+    done = subprocess.run(words, stdout=subprocess.PIPE, text=True)
+    lines = [line.removeprefix(PRINTED) for line in done.stdout.splitlines() if line.startswith(PRINTED)]
+    if done.returncode:
+        return [Row(name, "", "", equal=f"failed, exit code {done.returncode}: see above", passed=False)]
+    return [Row(**json.loads(line)) for line in lines]
+
+
+def _cells(row: Row) -> list[str]:
+    ratios = ["" if value is None else f"{value:.2f}x" for value in (row.ratio, row.helped)]
+    passed = {None: "", True: "yes", False: "NO"}[row.passed]
+    return [row.what, row.ours, row.peer, *ratios, row.equal, row.bar, passed, row.machine]
+
+
+def table(rows: list[list[str]], header: Sequence[str] = HEADER) -> str:
+    """A Markdown table."""
+    lines = [list(header), ["---"] * len(header), *rows]
+    return "\n".join(f"| {' | '.join(cell.replace('|', '/') for cell in line)} |" for line in lines)
+
+
+def about_this_machine() -> str:
+    """The processor, what of it matters here, and the versions."""
+    import importlib.metadata as metadata
+
+    from pyserini_kd import inference
+    from pyserini_kd.files import environment
+
+    flags = inference.cpu_flags()
+    known = [name for name in ("avx2", "avx512f", "avx512_vnni", "avx512_bf16", "amx_bf16", "amx_int8") if name in flags]
+    lacking = [name for name in ("avx512_vnni", "amx_bf16") if name not in flags]
+    packages = ("pyserini", "sentence-transformers", "torch", "transformers", "onnxruntime", "faiss-cpu", "ranx", "trectools")
+    versions = ", ".join(f"{name} {metadata.version(name)}" for name in packages)
+    cpu = environment()["hardware"]["cpu"]
+    return (
+        f"{inference.threads()} cores of {cpu} ({', '.join(known)}; without {', '.join(lacking) or 'nothing that matters'}); "
+        f"`--precision auto` is {inference.choose_precision()} here. Python {platform.python_version()}, {versions}."
+    )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,173 @@
+"""Work on a stream in fixed blocks, kept against a kill and shared by any number of processes.
+
+`.NAME.partial/` beside the result holds for each block its files and last of all `NUMBER.sha256`, the checksum of the block's
+records: a block is done when that fits. The kernel keeps who does what, and forgets it when a process dies: every process
+holds a shared lock on `users`; who makes block b holds byte b of `blocks`, who assembles the result the byte behind them all.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import fcntl
+import hashlib
+import json
+import logging
+import os
+import shutil
+from collections.abc import Callable, Iterable, Iterator
+from itertools import islice
+from pathlib import Path
+from typing import IO, Any
+
+from tqdm import tqdm
+
+from pyserini_kd.files import InputError, atomic_file, read_json, write_json
+
+logger = logging.getLogger(__name__)
+
+ASSEMBLY = 1 << 40  # the byte of `blocks` that stands for the assembly
+
+
+@dataclasses.dataclass
+class Work:
+    """The folder of an unfinished result; `done` has the checksum of every block of the collection, in order."""
+
+    folder: Path
+    users: IO[bytes]
+    blocks: IO[bytes]
+    sums: list[str] = dataclasses.field(default_factory=list)
+    count: int = 0
+
+    def path(self, number: int, kind: str) -> Path:
+        """A file of a block."""
+        return self.folder / f"{number:06d}.{kind}"
+
+    def paths(self, kind: str) -> list[Path]:
+        """One file of each block, in order."""
+        return [self.path(number, kind) for number in range(len(self.sums))]
+
+    def is_done(self, number: int) -> bool:
+        """Whether a block was finished, with the records that it has now."""
+        try:
+            return self.path(number, "sha256").read_text() == self.sums[number]
+        except FileNotFoundError:
+            return False
+
+    def left(self) -> int:
+        """How many blocks are not done."""
+        return sum(not self.is_done(number) for number in range(len(self.sums)))
+
+    @contextlib.contextmanager
+    def lock(self, byte: int, wait: bool) -> Iterator[bool]:
+        """Hold a byte of `blocks`; gives False where another process has it and we do not wait."""
+        try:
+            fcntl.lockf(self.blocks, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB, 1, byte)
+        except BlockingIOError:
+            yield False
+            return
+        try:
+            yield True
+        finally:
+            fcntl.lockf(self.blocks, fcntl.LOCK_UN, 1, byte)
+
+    def is_there(self) -> bool:
+        """Whether the folder is still the one that we opened; another process moves it away when the result is complete."""
+        return _same_file(self.users, self.folder / "users")
+
+    def run(
+        self, records: Iterable[Any], size: int, make: Callable[[int, list[Any]], None], shard: tuple[int, int] = (0, 1)
+    ) -> None:
+        """Make every block that is not done and that no other process has in hand; wait for those that one has.
+
+        Of `shard` = (I, N), only blocks I, I + N, I + 2N ... are ours. Held: the block at work, and those in others' hands.
+        """
+        stream = iter(records)
+        waiting: dict[int, list[Any]] = {}
+        with tqdm(desc="encode", unit=" docs", disable=None) as bar:
+            for number, block in enumerate(iter(lambda: list(islice(stream, size)), [])):
+                self.sums.append(hashlib.sha256(json.dumps(block, ensure_ascii=False).encode()).hexdigest())
+                self.count += len(block)
+                if number % shard[1] == shard[0] and not self._make(number, block, make, wait=False):
+                    waiting[number] = block
+                waiting = {other: held for other, held in waiting.items() if not self.is_done(other)}
+                bar.update(len(block))
+        if waiting:
+            logger.info("waiting for %d blocks that another process has in hand", len(waiting))
+        for number, block in waiting.items():
+            self._make(number, block, make, wait=True)
+
+    def _make(self, number: int, block: list[Any], make: Callable[[int, list[Any]], None], wait: bool) -> bool:
+        """Make a block unless it is done; False where another process has it in hand and we do not wait."""
+        if self.is_done(number):
+            return True
+        with self.lock(number, wait) as ours:
+            if ours and self.is_there() and not self.is_done(number):
+                self.path(number, "sha256").unlink(missing_ok=True)
+                make(number, block)
+                with atomic_file(self.path(number, "sha256")) as out:
+                    out.write(self.sums[number])
+        return ours
+
+    def remove(self) -> None:
+        """Take the folder away, in one step for whoever else looks at it."""
+        gone = self.folder.with_name(f"{self.folder.name}.{os.getpid()}")
+        os.replace(self.folder, gone)
+        shutil.rmtree(gone)
+
+
+@contextlib.contextmanager
+def open_work(result: Path, settings: dict[str, Any], only_result: dict[str, Any]) -> Iterator[Work]:
+    """Open or go on with the unfinished `result`.
+
+    Blocks are kept where they were made with the same `settings`; what lies there of other settings is cleared away. While
+    another process is at work on the folder, `only_result` (what blocks do not depend on) must be the same too.
+
+    Raises:
+        InputError: another process is at work there with other settings.
+    """
+    folder = result.parent / f".{result.name}.partial"
+    wanted = json.loads(json.dumps({"blocks": settings, "result": only_result}))
+    with contextlib.ExitStack() as stack:
+        while True:
+            folder.mkdir(parents=True, exist_ok=True)
+            try:
+                users = stack.enter_context(open(folder / "users", "ab"))
+            except FileNotFoundError:  # moved away by a process that has just finished
+                continue
+            try:
+                fcntl.flock(users, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                if _same_file(users, folder / "users"):
+                    _keep_or_clear(folder, wanted)
+            except BlockingIOError:
+                logger.info("another process is at work on %s", result)
+            fcntl.flock(users, fcntl.LOCK_SH)
+            if _same_file(users, folder / "users"):
+                break
+        found = read_json(folder / "settings.json", "settings")
+        if found != wanted:
+            parts = [(wanted[part][name], found[part].get(name), name) for part in wanted for name in wanted[part]]
+            mine, theirs, name = next(part for part in parts if part[0] != part[1])
+            raise InputError(f"another process is writing {result} with another {name}: {theirs}, here {mine}")
+        yield Work(folder, users, stack.enter_context(open(folder / "blocks", "ab")))
+
+
+def _keep_or_clear(folder: Path, wanted: dict[str, Any]) -> None:
+    record = folder / "settings.json"
+    if record.exists() and read_json(record, "settings").get("blocks") == wanted["blocks"]:
+        if done := len(list(folder.glob("[0-9]*.sha256"))):
+            logger.info("going on from %d finished blocks", done)
+    else:
+        for path in folder.iterdir():
+            if path.is_dir():
+                shutil.rmtree(path)
+            elif path.name not in ("users", "blocks"):
+                path.unlink()
+    write_json(record, wanted)
+
+
+def _same_file(handle: IO[bytes], path: Path) -> bool:
+    try:
+        return os.path.samestat(os.fstat(handle.fileno()), os.stat(path))
+    except FileNotFoundError:
+        return False

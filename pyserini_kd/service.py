@@ -1,0 +1,142 @@
+"""The HTTP JSON API of `serve`: bounded requests, answered one after the other by one thread that owns the models.
+
+GET and POST `/search` take the same fields (`Asked`); `/health` says what is served. A request that is wrong or too large
+gets a 4xx and one line under `detail`; one more than may wait gets 503. Nothing of a query is logged or kept.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import concurrent.futures
+import dataclasses
+import json
+from collections.abc import Awaitable, Callable
+from typing import Annotated, Any
+
+from fastapi import FastAPI, HTTPException, Query, Response
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StringConstraints, model_validator
+
+import pyserini_kd
+from pyserini_kd import data, search
+from pyserini_kd.files import InputError
+
+MAX_QUERIES = 64  # a request
+MAX_CHARS = 8192  # a query
+MAX_HITS = 1000  # a query
+MAX_ANSWERS = 10_000  # hits of all queries of a request
+MAX_BODY = 1 << 20  # bytes
+MAX_WAITING = 64  # requests
+
+Text = Annotated[str, StringConstraints(strip_whitespace=True, min_length=1, max_length=MAX_CHARS)]
+Texts = Annotated[list[Text], BeforeValidator(lambda value: [value] if isinstance(value, str) else value)]
+
+
+class Asked(BaseModel):
+    """A request: one query or several, how many hits of each, and whether with titles and texts."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    query: Texts = Field(min_length=1, max_length=MAX_QUERIES)
+    hits: int = Field(search.QUERY_HITS, ge=1, le=MAX_HITS)
+    docs: bool = False
+
+    @model_validator(mode="after")
+    def _bounded(self) -> Asked:
+        if len(self.query) * self.hits > MAX_ANSWERS:
+            raise ValueError(f"{len(self.query)} queries of {self.hits} hits; at most {MAX_ANSWERS} hits in all")
+        return self
+
+
+def answer(settings: search.Settings, opened: search.Opened, asked: Asked) -> bytes:
+    """The JSON of an answer: for each query, in the order asked, its hits as the command `search` finds them."""
+    if asked.docs and opened.fetch is None:
+        raise InputError("docs: this index stores no texts")
+    queries = [data.Query(str(row), " ".join(text.split())) for row, text in enumerate(asked.query)]
+    run, _ = search.search(dataclasses.replace(settings, hits=asked.hits), opened, queries)
+    results = []
+    for query in queries:
+        doc_ids, scores = run[query.query_id]
+        hits: list[dict[str, Any]] = [
+            {"rank": rank, "doc_id": doc_id, "score": score}
+            for rank, (doc_id, score) in enumerate(zip(doc_ids, scores.tolist(), strict=True), start=1)
+        ]
+        if asked.docs and opened.fetch is not None:
+            for hit, doc in zip(hits, opened.fetch(doc_ids), strict=True):
+                hit |= {"title": doc.title, "text": doc.text}
+        results.append({"query": query.text, "hits": hits})
+    return json.dumps({"results": results}, ensure_ascii=False).encode()
+
+
+class Worker:
+    """One thread that calls `function`; at most MAX_WAITING calls wait for it."""
+
+    def __init__(self, function: Callable[[Asked], bytes]) -> None:
+        self.function = function
+        self.pool = concurrent.futures.ThreadPoolExecutor(1)
+        self.waiting = 0  # changed by the event loop's thread only
+
+    async def __call__(self, asked: Asked) -> Response:
+        """The answer to one request; 503 where too many wait."""
+        if self.waiting >= MAX_WAITING:
+            raise HTTPException(503, f"{MAX_WAITING} requests are waiting; come again", headers={"Retry-After": "1"})
+        self.waiting += 1
+        try:
+            body = await asyncio.get_running_loop().run_in_executor(self.pool, self.function, asked)
+        finally:
+            self.waiting -= 1
+        return Response(body, media_type="application/json")
+
+
+class BoundedBody:
+    """ASGI middleware: 413 as soon as a body has more than MAX_BODY bytes."""
+
+    def __init__(self, app: Any) -> None:
+        self.app = app
+
+    async def __call__(self, scope: Any, receive: Callable[[], Awaitable[Any]], send: Any) -> None:
+        """Pass the request on with a `receive` that counts."""
+        size = 0
+
+        async def counted() -> Any:
+            nonlocal size
+            message = await receive()
+            size += len(message.get("body", b""))
+            if size > MAX_BODY:
+                raise HTTPException(413, f"the request has more than {MAX_BODY} bytes")
+            return message
+
+        await self.app(scope, counted, send)
+
+
+def app(settings: search.Settings, opened: search.Opened) -> FastAPI:
+    """The ASGI application over what `search.open_all` loaded."""
+    worker = Worker(lambda asked: answer(settings, opened, asked))
+    api = FastAPI(title="pyserini-kd", version=pyserini_kd.__version__, docs_url=None, redoc_url=None)
+    api.add_middleware(BoundedBody)
+    served = {name: getattr(settings, name) for name in ("encoder", "index", "more_indexes", "sparse_index", "rerank")}
+
+    @api.get("/health")
+    async def health() -> dict[str, Any]:
+        return {"status": "ok", "version": pyserini_kd.__version__, "waiting": worker.waiting} | served
+
+    @api.get("/search")
+    async def get(asked: Annotated[Asked, Query()]) -> Response:
+        return await worker(asked)
+
+    @api.post("/search")
+    async def post(asked: Asked) -> Response:
+        return await worker(asked)
+
+    @api.exception_handler(RequestValidationError)
+    async def invalid(_: Any, error: RequestValidationError) -> JSONResponse:
+        first = error.errors()[0]  # its `input` stays here: it may be as large as the request
+        where = ".".join(str(part) for part in first["loc"][1:] if first["type"] != "json_invalid")
+        return JSONResponse({"detail": f"{where}: {first['msg']}" if where else first["msg"]}, 422)
+
+    @api.exception_handler(InputError)
+    async def refused(_: Any, error: InputError) -> JSONResponse:
+        return JSONResponse({"detail": str(error)}, 422)
+
+    return api

@@ -1,0 +1,210 @@
+"""Training data that memory need not hold: texts and teacher-scored triples on disk, read where a batch needs them.
+
+The published score files have 40 million rows over 8.8 million passages. Both are converted once, as they stream by, into
+plain arrays in a folder; afterwards a triple is 24 bytes read from one file and a text a few hundred read from another. What
+stays in memory are 8 bytes a document for its hash (24 more while they are sorted) and 4 bytes a triple for the epoch's order.
+"""
+
+from __future__ import annotations
+
+import itertools
+import logging
+import os
+from array import array
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from tqdm import tqdm
+
+from pyserini_kd.data import id_hash, numbered_lines
+from pyserini_kd.files import InputError, require_file
+from pyserini_kd.mine import Group
+
+logger = logging.getLogger(__name__)
+
+Rows = npt.NDArray[np.int32]
+
+BLOCK = 1 << 16  # triples converted at a time
+RECORD = np.dtype("<i4, <i4, <i4, <f4, <f4, <i4")
+RECORD.names = ("query", "pos", "neg", "pos_score", "neg_score", "length")
+"""A triple: rows of its texts, its teacher scores, and the bytes of its longer document."""
+
+
+def five_columns(path: Path) -> Iterator[tuple[float, float, str, str, str]]:
+    """Rows of a published score file, no header: `pos_score neg_score query_id pos_id neg_id`, tab-separated."""
+    for where, line in numbered_lines(path, "score file"):
+        fields = line.split("\t")
+        if len(fields) != 5:
+            raise InputError(f"{where}: expected `pos_score neg_score query_id pos_id neg_id`, found {len(fields)} columns")
+        try:
+            pos_score, neg_score = float(fields[0]), float(fields[1])
+        except ValueError:
+            raise InputError(f"{where}: the first two columns must be scores, found {fields[0]!r}, {fields[1]!r}") from None
+        if not (abs(pos_score) < np.inf and abs(neg_score) < np.inf):
+            raise InputError(f"{where}: scores must be finite")
+        yield pos_score, neg_score, fields[2], fields[3], fields[4]
+
+
+class Texts(Mapping[str, str]):
+    """id -> text, in a folder: `texts` (id, newline, text; one after the other), where each ends, 64-bit hashes of the ids."""
+
+    def __init__(self, folder: Path) -> None:
+        """Open a folder that `build` wrote."""
+        arrays = (np.load(folder / f"{name}.npy", mmap_mode="r") for name in ("ends", "hashes", "rows"))
+        self._ends, self._hashes, self._rows = arrays
+        self._file = open(folder / "texts", "rb", buffering=0)  # noqa: SIM115 - open as long as this lives
+
+    @classmethod
+    def build(cls, folder: Path, texts: Iterable[tuple[str, str]], label: str) -> Texts:
+        """Write (id, text) pairs, whose ids differ, as they stream by."""
+        folder.mkdir(parents=True)
+        ends, hashes, end = array("q"), array("Q"), 0
+        with open(folder / "texts", "wb") as out:
+            for text_id, text in tqdm(texts, desc=label, unit=" texts", disable=None):
+                end += out.write(f"{text_id}\n{text}".encode())
+                ends.append(end)
+                hashes.append(id_hash(text_id))
+        np.save(folder / "ends.npy", np.array(ends))
+        del ends
+        found = np.array(hashes)
+        order = np.argsort(found)
+        found = found[order]
+        twice = np.flatnonzero(found[1:] == found[:-1])
+        if len(twice):  # for all of MS MARCO, once in 500,000 collections
+            raise InputError(f"{label}: rename the {order[twice[0]] + 1}th id: its hash is another's")
+        np.save(folder / "hashes.npy", found)
+        np.save(folder / "rows.npy", order.astype(np.int32))
+        return cls(folder)
+
+    def rows(self, ids: Sequence[str]) -> Rows:
+        """Row of each id, -1 for those that are not there."""
+        hashes = np.fromiter(map(id_hash, ids), dtype=np.uint64, count=len(ids))
+        if not len(self):
+            return np.full(len(ids), -1, np.int32)
+        places = np.minimum(np.searchsorted(self._hashes, hashes), len(self) - 1)
+        return np.where(self._hashes[places] == hashes, self._rows[places], np.int32(-1))
+
+    def lengths(self, rows: Rows) -> Rows:
+        """Bytes of the texts in these rows, ids included."""
+        starts = np.where(rows > 0, self._ends[rows - 1], 0)
+        return (self._ends[rows] - starts).astype(np.int32)
+
+    def record(self, row: int) -> tuple[str, str]:
+        """(id, text) of a row."""
+        start = int(self._ends[row - 1]) if row else 0
+        data = os.pread(self._file.fileno(), int(self._ends[row]) - start, start)
+        text_id, _, text = data.decode().partition("\n")
+        return text_id, text
+
+    def __getitem__(self, text_id: str) -> str:
+        """The text of an id; KeyError for one that is not there."""
+        row = int(self.rows([text_id])[0])
+        found, text = self.record(row) if row >= 0 else ("", "")
+        if found != text_id:
+            raise KeyError(text_id)
+        return text
+
+    def __len__(self) -> int:
+        """Number of texts."""
+        return len(self._ends)
+
+    def __iter__(self) -> Iterator[str]:
+        """The ids, in the order they were written in."""
+        return (self.record(row)[0] for row in range(len(self)))
+
+
+class Triples(Sequence[Group]):
+    """The rows of a published score file as groups of two, each a block of its own; the scores are those of its own row."""
+
+    def __init__(self, path: Path, queries: Texts, docs: Texts) -> None:
+        """Open a file that `build` wrote."""
+        self.queries, self.docs, self._path = queries, docs, path
+        self._file = open(path, "rb", buffering=0)  # noqa: SIM115 - open as long as this lives
+        self._count = path.stat().st_size // RECORD.itemsize
+
+    @classmethod
+    def build(cls, path: Path, scores: Path, queries: Texts, docs: Texts) -> Triples:
+        """Convert a score file as it streams by. Triples with an id that has no text are left out; a warning counts them."""
+        rows = five_columns(require_file(scores, "score file"))
+        total, kept, absent = 0, 0, {"query": 0, "document": 0}
+        examples: dict[str, str] = {}
+        with open(path, "wb") as out, tqdm(desc=f"read {scores.name}", unit=" triples", disable=None) as bar:
+            while some := list(itertools.islice(rows, BLOCK)):
+                block = np.zeros(len(some), RECORD)
+                block["pos_score"], block["neg_score"], *ids = zip(*some, strict=True)
+                for name, texts, own in zip(("query", "pos", "neg"), (queries, docs, docs), ids, strict=True):
+                    block[name] = texts.rows(own)
+                    if (missing := np.flatnonzero(block[name] < 0)).size:
+                        examples.setdefault("query" if name == "query" else "document", own[missing[0]])
+                no_query, no_doc = block["query"] < 0, (block["pos"] < 0) | (block["neg"] < 0)
+                absent["query"] += int(no_query.sum())
+                absent["document"] += int((no_doc & ~no_query).sum())
+                block = block[~(no_query | no_doc)]
+                block["length"] = np.maximum(docs.lengths(block["pos"]), docs.lengths(block["neg"]))
+                out.write(block.tobytes())
+                total, kept = total + len(some), kept + len(block)
+                bar.update(len(some))
+        _report(scores, total, kept, absent, examples)
+        return cls(path, queries, docs)
+
+    def _record(self, row: int) -> Any:
+        return np.frombuffer(os.pread(self._file.fileno(), RECORD.itemsize, row * RECORD.itemsize), RECORD)[0]
+
+    def __getitem__(self, row: Any) -> Any:
+        """The triple of a row as a group; its block is the row."""
+        if not 0 <= row < self._count:
+            raise IndexError(row)
+        record = self._record(int(row))
+        doc_ids = [self.docs.record(int(record[name]))[0] for name in ("pos", "neg")]
+        return Group(self.queries.record(int(record["query"]))[0], doc_ids, [1, 0], int(row))
+
+    def scores(self, row: int) -> list[float]:
+        """Teacher scores of a row's positive and negative."""
+        record = self._record(row)
+        return [float(record["pos_score"]), float(record["neg_score"])]
+
+    def _blocks(self) -> Iterator[Any]:
+        for start in range(0, self._count, BLOCK):
+            size = min(BLOCK, self._count - start) * RECORD.itemsize
+            yield np.frombuffer(os.pread(self._file.fileno(), size, start * RECORD.itemsize), RECORD)
+
+    def lengths(self) -> Rows:
+        """Bytes of the longer document of every triple."""
+        return np.concatenate([block["length"] for block in self._blocks()])
+
+    def largest(self) -> float:
+        """The largest absolute score of the first block that has one above 1, or of all."""
+        most = 0.0
+        for block in self._blocks():
+            most = max(most, float(np.abs(block["pos_score"]).max()), float(np.abs(block["neg_score"]).max()))
+            if most > 1:
+                break
+        return most
+
+    def __len__(self) -> int:
+        """Number of triples."""
+        return self._count
+
+
+def _report(path: Path, total: int, kept: int, absent: Mapping[str, int], examples: Mapping[str, str]) -> None:
+    places = {"query": "not among the topics", "document": "not in the collection"}
+    found = [(what, example) for what, example in examples.items() if absent[what]]
+    words = [f"{absent[what]} with a {what} that is {places[what]}, e.g. {example}" for what, example in found]
+    if not kept:
+        raise InputError(f"{path}: none of its {total} triples has all its texts: {'; '.join(words)}")
+    if kept < total:
+        logger.warning("%s: %d of %d triples are left out: %s", path, total - kept, total, "; ".join(words))
+
+
+def build(folder: Path, scores: Path, queries: Iterable[tuple[str, str]], docs: Iterable[tuple[str, str]]) -> Triples:
+    """Write topics, a collection and a score file into a new folder."""
+    topics = Texts.build(folder / "queries", queries, "topics")
+    return Triples.build(folder / "triples", scores, topics, Texts.build(folder / "docs", docs, "collection"))
+
+
+def load(folder: Path) -> Triples:
+    """Open what `build` wrote into a folder."""
+    return Triples(folder / "triples", Texts(folder / "queries"), Texts(folder / "docs"))

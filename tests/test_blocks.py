@@ -1,0 +1,241 @@
+"""Work in blocks: kills, several processes, other settings; the bytes are always those of one unbroken run."""
+
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+
+import faiss
+import numpy as np
+import pytest
+
+from pyserini_kd import blocks, index, kinds
+from pyserini_kd.data import Doc
+from pyserini_kd.files import InputError
+
+FILES = ("index", "docid", "docs.jsonl", "docs.offsets")
+N, WIDTH = 230, 8
+
+# A process that builds an index of N documents, whose vectors come from a generator: as long as a process is easily killed.
+SCRIPT = r"""
+import sys, time
+import numpy as np
+from pyserini_kd import index
+from pyserini_kd.data import Doc
+
+folder, kind, pause, shard_id, shard_num = sys.argv[1], sys.argv[2], float(sys.argv[3]), int(sys.argv[4]), int(sys.argv[5])
+
+def encode(texts):
+    with open(sys.argv[6], "a") as log:
+        log.write(f"{texts[0]}\n")
+    time.sleep(pause)
+    return np.array([np.random.default_rng(int(text)).standard_normal(8) for text in texts], np.float32)
+
+docs = (Doc(f"d{n}", "", str(n)) for n in range(230))
+print("ready", flush=True)
+count = index.build_from(docs, encode, 8, folder, {"block": 10, "store_docs": True}, kind=kind, overwrite=False,
+                         shard=(shard_id, shard_num), collection="")
+print(count)
+"""
+
+
+def start(folder, kind="Flat", pause=0.0, shard=(0, 1)):
+    words = [folder, kind, pause, *shard, folder.parent / "encoded.log"]
+    command = [sys.executable, "-c", SCRIPT, *map(str, words)]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment)
+
+
+def vector(n):
+    return np.random.default_rng(n).standard_normal(WIDTH).astype(np.float32)
+
+
+def build(docs, folder, kind="Flat", **settings):
+    def encode(texts):
+        return np.array([vector(int(text)) for text in texts])
+
+    base = {"kind": kind, "overwrite": False, "shard": (0, 1), "collection": ""}
+    return index.build_from(docs, encode, WIDTH, folder, {"block": 10, "store_docs": True}, **base | settings)
+
+
+def docs(n=N):
+    return [Doc(f"d{n}", "", str(n)) for n in range(n)]
+
+
+def same(a, b):
+    return all((a / name).read_bytes() == (b / name).read_bytes() for name in FILES)
+
+
+@pytest.mark.parametrize("kind", ["Flat", "SQ8", "IVF8,Flat", "HNSW8"])
+def test_killed_at_any_moment_and_started_again(tmp_path, kind):
+    threads = faiss.omp_get_max_threads()
+    faiss.omp_set_num_threads(1)
+    assert build(docs(), tmp_path / "whole", kind) == N
+    faiss.omp_set_num_threads(threads)
+    cut, rng = tmp_path / "cut", random.Random(kind)
+    (tmp_path / "encoded.log").touch()
+    for _ in range(2 if kind == "Flat" else 1):
+        process = start(cut, kind, pause=0.02)
+        assert process.stdout.readline() == "ready\n"
+        time.sleep(rng.uniform(0.05, 0.35))
+        process.send_signal(signal.SIGKILL)
+        process.communicate()
+        assert not cut.exists() or same(cut, tmp_path / "whole")
+    if not cut.exists():
+        out, err = start(cut, kind).communicate(timeout=60)
+        assert out.split() == ["ready", str(N)], err
+    assert same(cut, tmp_path / "whole")
+    encoded = (tmp_path / "encoded.log").read_text().split()
+    assert set(encoded) == {str(n) for n in range(0, N, 10)}
+    assert len(encoded) <= N // 10 + 2  # each kill costs one block at most
+
+
+def test_processes_share_the_work(tmp_path):
+    build(docs(), tmp_path / "whole")
+    running = [start(tmp_path / "x", pause=0.05) for _ in range(3)]
+    said = [process.communicate(timeout=60) for process in running]
+    assert all(process.returncode == 0 for process in running), said
+    assert [out.split() for out, _ in said] == [["ready", str(N)]] * 3
+    assert same(tmp_path / "x", tmp_path / "whole")
+    assert len((tmp_path / "encoded.log").read_text().split()) == N // 10  # no block twice
+
+
+def test_shards_one_after_the_other_and_at_once(tmp_path):
+    build(docs(), tmp_path / "whole")
+    assert build(docs(), tmp_path / "a", shard=(2, 3)) is None
+    assert sorted(p.name for p in (tmp_path / ".a.partial").glob("*.npy"))[:2] == ["000002.npy", "000005.npy"]
+    assert build(docs(), tmp_path / "a", shard=(0, 3)) is None
+    assert build(docs(), tmp_path / "a", shard=(1, 3)) == N
+    assert same(tmp_path / "a", tmp_path / "whole")
+    assert build(docs(), tmp_path / "a", shard=(0, 3)) is None  # late, and nothing to do
+    running = [start(tmp_path / "b", pause=0.02, shard=(i, 2)) for i in range(2)]
+    said = [process.communicate(timeout=60) for process in running]
+    assert all(process.returncode == 0 for process in running), said
+    assert same(tmp_path / "b", tmp_path / "whole")
+    assert not list(tmp_path.glob(".*"))
+
+
+def test_others_with_other_settings_are_refused_while_one_is_alive(tmp_path):
+    folder = tmp_path / "x"
+    with blocks.open_work(folder, {"precision": "fp32"}, {"faiss": "Flat"}):
+        for settings, other, word in (({"precision": "bf16"}, "Flat", "precision: fp32, here bf16"), ({"precision": "fp32"}, "SQ8", "faiss")):
+            with pytest.raises(InputError, match=f"another process is writing .* with another {word}"):
+                with blocks.open_work(folder, settings, {"faiss": other}):
+                    pass
+    with blocks.open_work(folder, {"precision": "bf16"}, {"faiss": "Flat"}) as work:  # nobody there any more
+        assert work.left() == 0
+
+
+def test_a_collection_that_changes_meanwhile_is_noticed(tmp_path):
+    changed = docs()
+    changed[5] = Doc("d5", "", "500")
+
+    def reader():
+        yield from docs()
+        (tmp_path / ".x.partial" / "000000.sha256").write_text("another process read other documents")
+
+    with pytest.raises(InputError, match="collection has changed"):
+        build(reader(), tmp_path / "x")
+    assert build(docs(), tmp_path / "x") == N
+
+
+def test_torchrun_tells_each_process_its_shard(monkeypatch):
+    assert index._shard(None, None, True) == (0, 1)
+    monkeypatch.setenv("RANK", "2")
+    monkeypatch.setenv("WORLD_SIZE", "4")
+    assert index._shard(None, None, False) == (2, 4)
+    assert index._shard(0, 3, False) == (0, 3)
+    for wrong in ((3, 3), (None, 3), (1, None)):
+        with pytest.raises(InputError, match="go together"):
+            index._shard(*wrong, False)
+    with pytest.raises(InputError, match="--overwrite does not go with several"):
+        index._shard(None, None, True)
+
+
+def clustered(n, width=16, seed=0):
+    """Vectors around 50 centres, of different lengths: inner product and distance rank them differently."""
+    rng = np.random.default_rng(seed)
+    centres = rng.standard_normal((50, width))
+    found = centres[rng.integers(50, size=n)] + 0.4 * rng.standard_normal((n, width))
+    return (found * rng.uniform(0.7, 1.3, (n, 1))).astype(np.float32)
+
+
+@pytest.mark.parametrize(
+    ("kind", "nprobe", "recall"),
+    [
+        ("Flat", None, 1.0),
+        ("SQ8", None, 0.9),
+        ("HNSW32", None, 0.9),
+        ("IVF16,Flat", 16, 1.0),
+        ("IVF16,PQ8x4", 16, 0.5),
+        ("OPQ4,IVF16,PQ4x4", 16, 0.4),
+    ],
+)
+def test_each_kind_finds_what_brute_force_finds(tmp_path, kind, nprobe, recall):
+    vectors, queries = clustered(800), clustered(100, seed=0)
+    for number, block in enumerate(np.split(vectors, [300, 550])):
+        np.save(tmp_path / f"{number}.npy", block)
+    paths = sorted(tmp_path.glob("*.npy"))
+    kinds.write(paths, kinds.new(16, kind), kind, tmp_path / "index")
+    kinds.write(paths, kinds.new(16, kind), kind, tmp_path / "again")
+    assert (tmp_path / "index").read_bytes() == (tmp_path / "again").read_bytes()
+    (tmp_path / "docid").write_text("".join(f"d{n}\n" for n in range(800)))
+    opened = index.DenseIndex.load(tmp_path)
+    scores, rows = opened.search(queries, 10, nprobe=nprobe)
+    exact = np.argsort(-(queries @ vectors.T), axis=1, kind="stable")[:, :10]
+    found = np.mean([len(set(a) & set(b)) / 10 for a, b in zip(exact, rows, strict=True)])
+    assert found >= recall, found
+    if recall == 1:
+        assert np.allclose(scores, np.take_along_axis(queries @ vectors.T, exact, 1), atol=1e-4)
+    mapped = index.DenseIndex.load(tmp_path, mmap=True)
+    assert np.array_equal(mapped.search(queries, 10, nprobe=nprobe)[1], rows)
+
+
+@pytest.mark.parametrize("kind", ["Flat", "SQ8", "SQ4", "SQfp16"])
+def test_streamed_files_are_those_that_faiss_writes(tmp_path, kind):
+    vectors = clustered(300)
+    np.save(tmp_path / "0.npy", vectors[:200])
+    np.save(tmp_path / "1.npy", vectors[200:])
+    empty = kinds.new(16, kind)
+    assert kinds.streams(empty)
+    kinds.write([tmp_path / "0.npy", tmp_path / "1.npy"], empty, kind, tmp_path / "index")
+    held = kinds.new(16, kind)
+    held.train(vectors)
+    held.add(vectors)
+    faiss.write_index(held, str(tmp_path / "held"))
+    assert (tmp_path / "index").read_bytes() == (tmp_path / "held").read_bytes()
+
+
+def test_the_sample_is_of_rows_in_order_and_of_every_block(tmp_path):
+    sizes = [50, 7, 43]
+    rows = np.arange(100, dtype=np.float32)[:, None]
+    for number, block in enumerate(np.split(rows, np.cumsum(sizes)[:-1])):
+        np.save(tmp_path / f"{number}.npy", block)
+    paths = sorted(tmp_path.glob("*.npy"))
+    assert kinds._sample(paths, sizes, 200).ravel().tolist() == list(range(100))
+    some = kinds._sample(paths, sizes, 40).ravel().tolist()
+    assert some == sorted(random.Random(0).sample(range(100), 40))
+
+
+@pytest.mark.parametrize(
+    ("kind", "message"),
+    [("IVF300,Flat", "at least 300 documents \(300 inverted lists"), ("IVF4,PQ4", "at least 256 .*256 centroids")],
+)
+def test_too_few_documents_for_a_kind(tmp_path, kind, message):
+    with pytest.raises(InputError, match=message):
+        build(docs(), tmp_path / "x", kind)
+    assert not (tmp_path / "x").exists()
+    calls = []
+    index.build_from(
+        docs(), calls.append, WIDTH, tmp_path / "x", {"block": 10, "store_docs": True},
+        kind="Flat", overwrite=False, shard=(0, 1), collection="",
+    )  # fmt: skip
+    assert calls == []  # the vectors were there
+
+
+@pytest.mark.parametrize(("kind", "size"), [("Flat", 64), ("SQ8", 16), ("IVF4,Flat", 72), ("IVF4,PQ8", 16), ("HNSW8", 160)])
+def test_memory_is_estimated(kind, size):
+    """Width 16. HNSW8: 64 for the vector, 16 links of 4 bytes on the ground floor, 8 on the next."""
+    assert kinds.vector_bytes(kinds.new(16, kind)) == size
