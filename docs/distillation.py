@@ -1,4 +1,4 @@
-"""The experiments of docs/distillation.md: `python docs/distillation.py DATA WORK [--queries N] [--seeds 1,2,3]`.
+"""The distillation experiments: `python docs/distillation.py DATA WORK [--queries N] [--seeds 1,2,3]`.
 
 DATA holds the folders `squad` and `msmarco-dl19`, WORK takes what is made. What is there already is not made again, so the
 script can be stopped at any moment and goes on when it is started again. The table at the end

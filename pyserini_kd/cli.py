@@ -56,7 +56,7 @@ def command(name: str, example: str, epilog: str = "", **settings: Any) -> Calla
 
 def quiet_libraries() -> None:
     """Keep libraries from talking over our own messages: no advice, no bars but ours."""
-    for name in ("transformers", "sentence_transformers", "httpx", "huggingface_hub", "faiss", "faiss.loader"):
+    for name in ("transformers", "sentence_transformers", "httpx", "huggingface_hub", "faiss", "faiss.loader", "fontTools"):
         logging.getLogger(name).setLevel(logging.ERROR)
     os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")

@@ -224,9 +224,10 @@ def match_scale(
     score_scale: float = 1.0,
     teacher: Any = None,
 ) -> float:
-    """Scale a bert_dot student's vectors so that its mean margin is the teacher's; returns the factor.
+    """Scale a bert_dot student's vectors so that its margins' root mean square is the teacher's; returns the factor.
 
-    Margin-MSE compares margins in the teacher's units; a student that starts a factor off spends its training on that.
+    Margin-MSE compares margins in the teacher's units; a student that starts a factor off spends its training on that. Not
+    their means: the mean margin of a student that cannot rank yet is about 0.
     """
     student_margins, teacher_margins = [], []
     with inference.running(model, "fp32") as device:
@@ -237,7 +238,7 @@ def match_scale(
             mine, theirs = margins(scores, theirs, batch["labels"], batch["mask"])
             student_margins.append(mine.clone())
             teacher_margins.append(theirs)
-    ratio = float(torch.cat(teacher_margins).mean() / torch.cat(student_margins).mean())
+    ratio = float(torch.cat(teacher_margins).square().mean().sqrt() / torch.cat(student_margins).square().mean().sqrt())
     if not math.isfinite(ratio) or ratio <= 0:
         return 1.0
     factor = math.sqrt(ratio)

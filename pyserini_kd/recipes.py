@@ -33,7 +33,7 @@ class Stage(NamedTuple):
     warmup: float = 0.1  # share of the steps
     schedule: str = "linear"  # after the warm-up, of SCHEDULES
     weight_decay: float = 0.0
-    match_scale: bool = False  # scale a bert_dot's vectors at the start so that its mean margin is the teacher's
+    match_scale: bool = False  # scale a bert_dot's vectors at the start so that its margins are as large as the teacher's
 
     @property
     def needs_scores(self) -> bool:
