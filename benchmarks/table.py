@@ -53,10 +53,11 @@ def main(data: Path, work: Path, only: Sequence[str], quick: bool, row: str | No
             click.echo(PRINTED + json.dumps(dataclasses.asdict(found)))
         return
     begun = time.monotonic()
-    rows = [line for name in only or ROWS for line in _in_a_process(name, bench)]
-    click.echo(about_this_machine() + ("; QUICK sizes: the figures mean nothing" if quick else ""))
-    click.echo(table([_cells(line) for line in rows]))
-    click.echo(f"{time.monotonic() - begun:.0f} s in all; load average at the end {os.getloadavg()[0]:.1f}")
+    click.echo(about_this_machine() + ("; QUICK sizes: the figures mean nothing" if quick else "") + "\n")
+    click.echo(table([]))
+    for name in only or ROWS:  # as they come: a row may take minutes
+        click.echo("\n".join(_line(_cells(row)) for row in _in_a_process(name, bench)))
+    click.echo(f"\n"{time.monotonic() - begun:.0f} s in all; load average at the end {os.getloadavg()[0]:.1f}")
 
 
 def _measure(name: str, bench: Bench) -> list[Row]:
@@ -88,8 +89,11 @@ def _cells(row: Row) -> list[str]:
 
 def table(rows: list[list[str]], header: Sequence[str] = HEADER) -> str:
     """A Markdown table."""
-    lines = [list(header), ["---"] * len(header), *rows]
-    return "\n".join(f"| {' | '.join(cell.replace('|', '/') for cell in line)} |" for line in lines)
+    return "\n".join(map(_line, [header, ["---"] * len(header), *rows]))
+
+
+def _line(cells: Sequence[str]) -> str:
+    return f"| {' | '.join(cell.replace('|', '/') for cell in cells)} |"
 
 
 def about_this_machine() -> str:
