@@ -57,7 +57,7 @@ def main(data: Path, work: Path, only: Sequence[str], quick: bool, row: str | No
     click.echo(table([]))
     for name in only or ROWS:  # as they come: a row may take minutes
         click.echo("\n".join(_line(_cells(row)) for row in _in_a_process(name, bench)))
-    click.echo(f"\n"{time.monotonic() - begun:.0f} s in all; load average at the end {os.getloadavg()[0]:.1f}")
+    click.echo(f"\n{time.monotonic() - begun:.0f} s in all; load average at the end {os.getloadavg()[0]:.1f}")
 
 
 def _measure(name: str, bench: Bench) -> list[Row]:
