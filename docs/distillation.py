@@ -1,11 +1,12 @@
 """The distillation experiments: `python docs/distillation.py DATA WORK [--queries N] [--seeds 1,2,3]`.
 
 DATA holds the folders `squad` and `msmarco-dl19`, WORK takes what is made. What is there already is not made again, so the
-script can be stopped at any moment and goes on when it is started again. The table at the end
+script can be stopped at any moment and goes on when it is started again; `--table` prints what there is. The table
 compares each system with the undistilled student (`ranknet`) of its shape: mean over seeds, paired t-test over topics.
 """
 
 import argparse
+import json
 import subprocess
 import sys
 import time
@@ -22,17 +23,22 @@ from pyserini_kd.runs import Run
 SHAPES = {"3/384": "1,3,5", "2/384": "2,5"}  # layers kept of the six
 SOFT = {  # on the score file, from the pretrained layers
     "margin-mse": ["--recipe", "margin-mse"],
-    "ranknet + margin-mse": ["--recipe", "uniform"],
     "weighted-ranknet": ["--recipe", "weighted-ranknet"],
     "pointwise-mse": ["--recipe", "pointwise-mse"],
+    "ranknet + margin-mse": ["--recipe", "uniform"],
+    "bce + margin-mse": ["--recipe", "uniform", "--loss", "ranknet=none", "--loss", "bce=1"],
     "ranknet + listwise KL": ["--recipe", "uniform", "--loss", "margin_mse=none", "--loss", "listwise_kl=1"],
 }
-LIVE = {  # with the live teacher, from a distilled language model
+LIVE = {  # with the live teacher, from a distilled language model; lm+ranker-distill from there on is tinybert
     "lm-distill+ft": ["--recipe", "lm-distill+ft", "--start-stage", "2"],
-    "lm+ranker-distill": ["--recipe", "lm+ranker-distill", "--start-stage", "2"],
-    "tinybert": ["--recipe", "tinybert"],
+    "tinybert = lm+ranker-distill": ["--recipe", "tinybert"],
     "simplified-tinybert": ["--recipe", "simplified-tinybert"],
+    "merged, soft labels only": ["--recipe", "simplified-tinybert", "--loss", "bce=none"],
     "standard-kd": ["--recipe", "standard-kd"],
+}
+COPIED = {  # with the live teacher, from its layers
+    "ranker-distill": ["--recipe", "ranker-distill"],
+    "simplified-tinybert from the ranker": ["--recipe", "simplified-tinybert"],
 }
 STUDENTS = {
     "bert_dot": ["--student", "bert_dot", "--layers", "1,3,5", "--pooling", "mean"],
@@ -40,21 +46,22 @@ STUDENTS = {
     "prettr": ["--student", "prettr", "--layers", "1,3,5", "--setting", "join_layer=1"],
     "tk": ["--student", "tk"],
 }
-DEPTH, N_TEST = 20, 600
+DEPTH, N_TEST = 10, 600
 
 
 class Work:
     """Paths and commands of one set of experiments."""
 
-    def __init__(self, folder: Path, root: Path, n_queries: int, length: int) -> None:
+    def __init__(self, folder: Path, root: Path, args: argparse.Namespace) -> None:
         self.squad, self.dl19, self.root = folder / "squad", folder / "msmarco-dl19", root
-        self.n_queries, self.length = n_queries, length
+        self.n_queries, self.n_teacher, self.n_docs = args.queries, args.teacher_queries, args.lm_docs
+        self.length, self.dry = args.length, args.table
         root.mkdir(parents=True, exist_ok=True)
 
     def run(self, output: str, stage: str, *options: object) -> Path:
         """Run one command of ours, unless its output is there; its log and wall time stay beside the output."""
         path = self.root / output
-        if not path.exists():
+        if not (path.exists() or self.dry):
             path.parent.mkdir(parents=True, exist_ok=True)
             command = [sys.executable, "-m", f"pyserini_kd.{stage}", *map(str, options), *self.target(stage), str(path)]
             begun = time.monotonic()
@@ -78,6 +85,15 @@ class Work:
             data.write_topics(queries, path)
         return path
 
+    def plain_text(self) -> Path:
+        """Some documents, in a stable pseudo-random order, to distil a language model on."""
+        path = self.root / f"docs.{self.n_docs}.jsonl"
+        if not path.exists():
+            docs = sorted(data.read_collection(self.squad / "docs.jsonl"), key=lambda doc: zlib.crc32(doc.doc_id.encode()))
+            lines = [json.dumps({"id": doc.doc_id, "contents": doc.contents}) + "\n" for doc in docs[: self.n_docs]]
+            path.write_text("".join(lines), encoding="utf-8")
+        return path
+
     def prepare(self) -> None:
         """Index, first stage, candidates, teacher, its scores."""
         docs = self.squad / "docs.jsonl"
@@ -89,7 +105,7 @@ class Work:
                 "--negatives", 3, "--depth", 50]  # fmt: skip
         self.common = ["--collection", docs, "--topics", self.squad / "queries.train.tsv", "--max-length", self.length,
                        "--dropout", 0]  # fmt: skip
-        every = self.run("candidates.all.jsonl", "mine", *mine, "--topics", self.squad / "queries.train.tsv")
+        every = self.run("candidates.teacher.jsonl", "mine", *mine, "--topics", self.topics("train", self.n_teacher))
         self.candidates = self.run("candidates.jsonl", "mine", *mine, "--topics", self.train)
         self.teacher = self.run(
             "teacher", "train", "--recipe", "ranknet", "--loss", "none", "--loss", "listwise_ce=1",
@@ -104,24 +120,8 @@ class Work:
         batch = [*self.common, "--candidates", self.candidates, "--batch-size", 16, "--length-buckets", "--seed", seed]
         lr = ["--lr", 1e-4]
         yield "6/384", "teacher", self.teacher
-        for shape, layers in SHAPES.items():
-            name = f"ce{shape[0]}"
-            cross = ["--student", "cross_encoder", "--init", "minilm", "--layers", layers]
-            for recipe, options in SOFT.items():
-                file = f"{name}.{recipe.replace(' ', '')}.{seed}"
-                yield shape, recipe, self.run(file, "train", *options, *cross, *batch, "--scores", self.scores, *lr)
-            yield shape, "ranknet", self.run(f"{name}.ranknet.{seed}", "train", "--recipe", "ranknet", *cross, *batch, *lr)
-            lm = self.run(f"{name}.lm.{seed}", "train", "--recipe", "lm-distill", "--collection", self.squad / "docs.jsonl",
-                          "--lm-teacher", "minilm", "--init", "minilm", "--layers", layers, "--max-length", self.length,
-                          "--dropout", 0, *lr, "--seed", seed)  # fmt: skip
-            for recipe, options in LIVE.items():
-                file = f"{name}.{recipe}.{seed}"
-                live = [] if recipe == "lm-distill+ft" else ["--teacher", self.teacher]
-                yield shape, recipe, self.run(file, "train", *options, "--init", lm, *live, *batch, *lr, "--epochs", 1)
-            yield shape, "ranker-distill", self.run(
-                f"{name}.ranker-distill.{seed}", "train", "--recipe", "ranker-distill", "--init", self.teacher,
-                "--layers", layers, "--teacher", self.teacher, *batch, *lr, "--epochs", 1,
-            )  # fmt: skip
+        shape, *smaller = SHAPES
+        yield from self.cross_encoders(shape, seed, batch, lr)
         for student, options in STUDENTS.items():
             for recipe in ("ranknet", "margin-mse"):
                 scores = ["--scores", self.scores] if recipe == "margin-mse" else []
@@ -129,6 +129,29 @@ class Work:
                     f"{student}.{recipe}.{seed}", "train", "--recipe", recipe, "--init", "minilm", *options, *scores, *batch,
                     "--lr", 1e-3 if student == "tk" else 1e-4,
                 )  # fmt: skip
+        for shape in smaller:
+            yield from self.cross_encoders(shape, seed, batch, lr)
+
+    def cross_encoders(self, shape: str, seed: int, batch: list[object], lr: list[object]) -> Iterator[tuple[str, str, Path]]:
+        """Every recipe for one shape of cross-encoder."""
+        name, layers = f"ce{shape[0]}", SHAPES[shape]
+
+        def file(recipe: str) -> str:
+            return f"{name}.{recipe.split(' = ')[0].replace(', ', '-').replace(' ', '')}.{seed}"
+
+        cross = ["--student", "cross_encoder", "--init", "minilm", "--layers", layers]
+        yield shape, "ranknet", self.run(file("ranknet"), "train", "--recipe", "ranknet", *cross, *batch, *lr)
+        for recipe, options in SOFT.items():
+            yield shape, recipe, self.run(file(recipe), "train", *options, *cross, *batch, "--scores", self.scores, *lr)
+        lm = self.run(file("lm"), "train", "--recipe", "lm-distill", "--collection", self.plain_text(),
+                      "--lm-teacher", "minilm", "--init", "minilm", "--layers", layers, "--max-length", self.length,
+                      "--dropout", 0, *lr, "--seed", seed, "--epochs", 1)  # fmt: skip
+        for recipe, options in LIVE.items():
+            live = [] if recipe == "lm-distill+ft" else ["--teacher", self.teacher]
+            yield shape, recipe, self.run(file(recipe), "train", *options, "--init", lm, *live, *batch, *lr, "--epochs", 1)
+        for recipe, options in COPIED.items():
+            own = [*options, "--init", self.teacher, "--layers", layers, "--teacher", self.teacher, *batch, *lr, "--epochs", 1]
+            yield shape, recipe, self.run(file(recipe), "train", *own)
 
     def measured(self, checkpoint: Path) -> tuple[Path, Path]:
         """Runs of a checkpoint: reranked BM25 on SQuAD's test topics, and on DL19."""
@@ -222,15 +245,19 @@ def main() -> None:
     parser.add_argument("data", type=Path)
     parser.add_argument("work", type=Path)
     parser.add_argument("--queries", type=int, default=2000, help="training queries of the students")
+    parser.add_argument("--teacher-queries", type=int, default=5000, help="training queries of the teacher")
+    parser.add_argument("--lm-docs", type=int, default=6000, help="documents to distil the language model on")
+    parser.add_argument("--table", action="store_true", help="run nothing; the table of what there is")
     parser.add_argument("--length", type=int, default=144, help="tokens a pair")
     parser.add_argument("--seeds", default="1")
     args = parser.parse_args()
-    work = Work(args.data, args.work, args.queries, args.length)
+    work = Work(args.data, args.work, args)
     work.prepare()
     found: dict[tuple[str, str], list[Path]] = {}
     for seed in map(int, args.seeds.split(",")):
         for student, recipe, checkpoint in work.systems(seed):
-            work.measured(checkpoint)
+            if not all(path.exists() for path in work.measured(checkpoint)):
+                continue  # only with --table
             kept = found.setdefault((student, recipe), [])
             if checkpoint not in kept:
                 kept.append(checkpoint)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import io
 import logging
 import os
 import sys
@@ -13,7 +14,7 @@ import click
 
 from pyserini_kd.files import InputError
 
-DISK_FULL = "No space left on device"
+DISK_FULL = ("No space left on device", "Disk quota exceeded")
 
 
 class UserError(click.ClickException):
@@ -30,6 +31,9 @@ def command(name: str, example: str, epilog: str = "", **settings: Any) -> Calla
         def run(*args: Any, **kwargs: Any) -> Any:
             logging.basicConfig(format="%(message)s", level=logging.INFO, stream=sys.stderr)
             quiet_libraries()
+            for stream in (sys.stdout, sys.stderr):
+                if isinstance(stream, io.TextIOWrapper):  # an old locale: what it has no letter for is shown as \\u2026
+                    stream.reconfigure(errors="backslashreplace")
             try:
                 return function(*args, **kwargs)
             except InputError as error:
@@ -40,7 +44,7 @@ def command(name: str, example: str, epilog: str = "", **settings: Any) -> Calla
             except OSError as error:
                 raise UserError(f"{error.filename or 'input/output'}: {error.strerror or error}") from error
             except Exception as error:
-                if DISK_FULL not in str(error):  # safetensors, Lucene and FAISS wrap what the system said in types of their own
+                if not any(words in str(error) for words in DISK_FULL):  # safetensors, Lucene and FAISS wrap what the system said in types of their own
                     raise
                 raise UserError(f"the disk is full: {str(error).splitlines()[0]}") from error
             except KeyboardInterrupt:

@@ -29,7 +29,7 @@ class InputError(ValueError):
 
 def home() -> Path:
     """Folder that holds `indexes/`, `runs/` and `models/`: PYSERINI_KD_HOME, or the current directory."""
-    return Path(os.environ.get("PYSERINI_KD_HOME") or ".")
+    return Path(os.environ.get("PYSERINI_KD_HOME") or ".").expanduser()
 
 
 def require_file(path: str | Path, what: str) -> Path:
@@ -39,6 +39,8 @@ def require_file(path: str | Path, what: str) -> Path:
         raise InputError(f"{what} not found: {path}")
     if path.is_dir():
         raise InputError(f"{what} must be a file, but {path} is a folder")
+    if not path.is_file():
+        raise InputError(f"{what} must be a file, but {path} is a pipe or a device; files are read more than once")
     if path.stat().st_size == 0:
         raise InputError(f"{what} is empty: {path}")
     return path
@@ -48,17 +50,34 @@ OURS = ("manifest.json", "pyserini_kd.json", "config.json", "docid")  # what a f
 
 
 def refuse_existing(path: Path, overwrite: bool) -> None:
-    """InputError if something lies under `path` that may not be replaced: anything, or with `overwrite` foreign folders."""
+    """InputError if something lies under `path` that may not be replaced, or nothing can be written there.
+
+    Without `overwrite` nothing may be replaced; with it, files and folders of ours. Commands ask before they begin to work.
+    """
+    if path.exists() and not path.is_file() and not path.is_dir():
+        raise InputError(f"{path} is a pipe or a device; results are written to files and folders")
     if overwrite and path.is_dir() and any(path.iterdir()) and not any((path / name).exists() for name in OURS):
         raise InputError(f"{path} is neither an index nor a checkpoint; --overwrite does not replace such a folder")
     if not overwrite and path.exists() and not (path.is_dir() and not any(path.iterdir())):
         raise InputError(f"{path} exists; give --overwrite to replace it, or another name")
+    above = next(parent for parent in path.absolute().parents if parent.exists())
+    if not above.is_dir():
+        raise InputError(f"{path} cannot be written: {above} is a file")
+    if not os.access(above, os.W_OK | os.X_OK):
+        raise InputError(f"{path} cannot be written: no permission to write in {above}")
+
+
+def refuse_folder(path: Path) -> None:
+    """InputError if a folder lies where a file is to be written."""
+    if path.is_dir():
+        raise InputError(f"{path} is a folder; the name of a file was expected")
 
 
 @contextlib.contextmanager
 def atomic_file(path: str | Path, *, overwrite: bool = True, binary: bool = False) -> Iterator[IO[Any]]:
     """Open a temporary sibling for writing; it takes the final name only when the block ends without an error."""
     path = Path(path)
+    refuse_folder(path)
     refuse_existing(path, overwrite)
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".partial")
@@ -104,7 +123,9 @@ def replace_folder(new: Path, path: Path) -> None:
         if old is not None:
             os.replace(old, path)
         raise
-    if old is not None:
+    if old is not None and old.is_symlink():
+        old.unlink()  # what it points to is the user's
+    elif old is not None:
         shutil.rmtree(old)
 
 
@@ -128,6 +149,7 @@ def record_path(output: Path) -> Path:
 
 def refuse_existing_run(output: Path, overwrite: bool) -> None:
     """InputError if a run, or the record beside it, would be replaced without leave."""
+    refuse_folder(output)
     refuse_existing(output, overwrite)
     refuse_existing(record_path(output), overwrite)
 

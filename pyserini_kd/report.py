@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 
 import click
 
-from pyserini_kd import caveats, evaluate, figures, significance
+from pyserini_kd import caveats, evaluate, figures, latency, significance
 from pyserini_kd.cli import Runs, command
 from pyserini_kd.data import Doc, Qrels, Query
 from pyserini_kd.files import InputError, atomic_file, command_line, read_json, record_path, refuse_existing, sha256
@@ -101,32 +101,6 @@ def short_labels(paths: Sequence[str]) -> list[str]:
         words = [each[head : len(each) - tail] for each in words]
     labels = [".".join(each) for each in words]
     return labels if all(labels) and len(set(labels)) == len(labels) else list(paths)
-
-
-def seconds_of(path: str | Path, seen: frozenset[str] = frozenset()) -> tuple[float | None, str]:
-    """Wall time that a run took by the records beside it, and what it is the time of (or why it is not known).
-
-    A run that was made from others (fused, reranked) took their time too, where its record names them.
-    """
-    record_file = record_path(Path(path))
-    if not record_file.exists() or record_file == Path(path):
-        return None, f"no record {record_file.name}"
-    record = read_json(record_file, "record")
-    seconds = record.get("seconds")
-    if not isinstance(seconds, int | float) or not seconds > 0:
-        return None, f"{record_file.name} has no seconds"
-    config = record.get("config") or {}
-    total, parts = float(seconds), [Path(path).name]
-    for source in [*(config.get("runs") or []), *([config["run"]] if config.get("run") else [])]:
-        if str(source) in seen:
-            return None, f"{source} is made from itself"
-        beside = Path(path).parent / Path(source).name
-        spent, why = seconds_of(source if record_path(Path(source)).exists() else beside, seen | {str(source)})
-        if spent is None:
-            return None, f"it was made from {source}: {why}"
-        total += spent
-        parts.append(why)
-    return total, " + ".join(parts)
 
 
 def pareto_front(points: Mapping[int, tuple[float, float]]) -> list[int]:
@@ -235,7 +209,7 @@ def collect(
 
 
 def _row(system: System, label: str, compared: Mapping[str, significance.Comparison]) -> dict[str, Any]:
-    seconds, what = seconds_of(system.path)
+    ms, what = latency.ms_per_query(system.path, len(system.top))
     record_file = record_path(Path(system.path))
     record = read_json(record_file, "record") if record_file.exists() and record_file != Path(system.path) else {}
     return {
@@ -245,7 +219,7 @@ def _row(system: System, label: str, compared: Mapping[str, significance.Compari
         "sha256": sha256(system.path),
         "command": str(record.get("command", "")),
         "commit": str(record.get("commit", "")),
-        "ms": None if seconds is None else float(f"{1000 * seconds / max(1, len(system.top)):.4g}"),
+        "ms": None if ms is None else float(f"{ms:.4g}"),
         "time": what,
         "means": [round(evaluate.mean(per_query), 6) for per_query in system.results.values()],
         "compared": [_numbers(compared[measure]) for measure in system.results] if compared else None,

@@ -14,7 +14,7 @@ PACKAGE = Path(pyserini_kd.__file__).parent
 ROOMS = [
     "files", "cli", "data", "snippet", "pydocs", "runs", "lucene", "sources", "losses", "layer_losses",
     "models.tokens", "models.bert_dot", "models.cross_encoder", "models.colbert", "models.prettr", "models.tk", "models.glove", "models.published", "models.bert", "models.onnx", "models.checkpoints", "models",
-    "inference", "blocks", "kinds", "vectors", "token_index", "passages", "mine", "triples", "index", "retrieve", "rerank", "fuse", "measures", "significance", "caveats", "evaluate", "export", "tune", "check", "teach", "recipes", "batches", "learner", "validation", "stages", "train", "figures", "report", "demo", "search", "service", "serve", "api",
+    "inference", "blocks", "kinds", "vectors", "token_index", "passages", "mine", "triples", "index", "retrieve", "rerank", "fuse", "measures", "significance", "caveats", "latency", "evaluate", "export", "tune", "check", "teach", "recipes", "batches", "learner", "validation", "stages", "train", "figures", "report", "demo", "search", "service", "serve", "api",
     "doctor", "reproduce", "__main__", "__init__",
 ]  # fmt: skip
 
