@@ -145,7 +145,7 @@ class Work:
             yield shape, recipe, self.run(file(recipe), "train", *options, *cross, *batch, "--scores", self.scores, *lr)
         lm = self.run(file("lm"), "train", "--recipe", "lm-distill", "--collection", self.plain_text(),
                       "--lm-teacher", "minilm", "--init", "minilm", "--layers", layers, "--max-length", self.length,
-                      "--dropout", 0, *lr, "--seed", seed, "--epochs", 1)  # fmt: skip
+                      "--dropout", 0, *lr, "--seed", seed)  # fmt: skip
         for recipe, options in LIVE.items():
             live = [] if recipe == "lm-distill+ft" else ["--teacher", self.teacher]
             yield shape, recipe, self.run(file(recipe), "train", *options, "--init", lm, *live, *batch, *lr, "--epochs", 1)

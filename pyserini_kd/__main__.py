@@ -6,6 +6,8 @@ import importlib
 
 import click
 
+from pyserini_kd import __version__
+
 COMMANDS = {
     "demo": "Run the main job on the embedded default.",
     "search": "Search sparse, dense or hybrid, rerank, write a TREC run.",
@@ -48,7 +50,7 @@ class Lazy(click.Group):
 
 
 @click.group(cls=Lazy, context_settings={"help_option_names": ["-h", "--help"]}, epilog="Example: pyserini-kd search --help")
-@click.version_option(package_name="pyserini-kd")
+@click.version_option(__version__)
 def main() -> None:
     """Distilled BERT rankers for Pyserini."""
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import collections
 import re
+import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -21,7 +22,7 @@ from pyserini_kd.data import Qrels, numbered_lines
 from pyserini_kd.files import refuse_existing_run, require_file, write_record
 from pyserini_kd.runs import Run, Scores
 
-LISTED = 5  # faults of a kind that are shown
+LISTED = 5  # faults of a kind that are shown, unless more are asked for
 TAG = re.compile(r"[A-Za-z0-9._-]{1,20}")
 NUMBER = re.compile(r"[-+]?(\d+\.?\d*|\.\d+)([eE][-+]?\d+)?", re.ASCII)
 WIDTH = {"trec": 6, "msmarco": 3}
@@ -60,14 +61,15 @@ KINDS = {
 class Faults(collections.Counter[str]):
     """How many faults there are of each kind, and the first few of each with their lines."""
 
-    def __init__(self) -> None:
+    def __init__(self, listed: int = LISTED) -> None:
         super().__init__()
+        self.listed = listed
         self.shown: dict[str, list[str]] = {}
 
     def add(self, kind: str, where: str, message: str) -> None:
         """Count a fault; `where` is file:line."""
         self[kind] += 1
-        if self[kind] <= LISTED:
+        if self[kind] <= self.listed:
             self.shown.setdefault(kind, []).append(f"{where}: {message}")
 
     def lines(self) -> Iterator[str]:
@@ -76,8 +78,8 @@ class Faults(collections.Counter[str]):
             if self[kind]:
                 yield f"{what} ({self[kind]}):"
                 yield from (f"  {line}" for line in self.shown[kind])
-                if self[kind] > LISTED:
-                    yield f"  and {self[kind] - LISTED} more"
+                if self[kind] > self.listed:
+                    yield f"  and {self[kind] - self.listed} more"
 
 
 class Block(NamedTuple):
@@ -101,13 +103,19 @@ class Report(NamedTuple):
 
 
 def check(
-    path: Path, topics: set[str], *, max_hits: int = 1000, output_format: str = "trec", keep_ids: bool = False
+    path: Path,
+    topics: set[str],
+    *,
+    max_hits: int = 1000,
+    output_format: str = "trec",
+    keep_ids: bool = False,
+    listed: int = LISTED,
 ) -> Report:
     """Read a run through and say all that is wrong with it; `keep_ids` also collects its document ids."""
-    faults = Faults()
+    faults = Faults(listed)
     report = _walk(_blocks(path, output_format, faults), faults, topics, max_hits, output_format, keep_ids)
     if faults["apart"]:  # again, each topic's lines together, so that its ranks and documents can be judged
-        again = Faults()
+        again = Faults(listed)
         again["apart"], again.shown["apart"] = faults["apart"], faults.shown["apart"]
         blocks = _gather(_blocks(path, output_format, again))
         report = _walk(blocks, again, topics, max_hits, output_format, keep_ids)
@@ -315,6 +323,7 @@ def fix(path: Path, report: Report, topics: set[str], max_hits: int, output_form
 @click.option("--qrels", help="Also say how much of the run is judged: a file, ir_datasets:<id> or pydocs:SPLIT.")
 @click.option("--collection", help="Also check that its documents exist: a path, ir_datasets:<id> or pydocs.")
 @click.option("--format", "output_format", default="trec", type=click.Choice(list(WIDTH)), help="Where it is to go.")
+@click.option("--show", "listed", default=LISTED, type=click.IntRange(1), help="Faults of a kind to list; the rest is counted.")
 @click.option("--fix", "fixed", metavar="OUT", type=click.Path(path_type=Path), help="Write a mended copy.")
 @click.option("--overwrite", is_flag=True, help="Replace OUT if it exists.")
 @click.pass_context
@@ -326,6 +335,7 @@ def main(
     qrels: str | None,
     collection: str | None,
     output_format: str,
+    listed: int,
     fixed: Path | None,
     overwrite: bool,
 ) -> None:
@@ -333,9 +343,11 @@ def main(
     require_file(run, "run")
     if fixed:
         refuse_existing_run(fixed, overwrite)
+    started = time.monotonic()
     wanted = {query.query_id for query in sources.topics(topics)}
     judged = sources.qrels(qrels) if qrels else None
-    report = check(run, wanted, max_hits=max_hits, output_format=output_format, keep_ids=collection is not None)
+    limits = {"max_hits": max_hits, "listed": listed}
+    report = check(run, wanted, output_format=output_format, keep_ids=collection is not None, **limits)
     if collection:
         check_collection(run, collection, report, output_format)
     faults = report.faults
@@ -349,8 +361,11 @@ def main(
         if stuck := [kind.what for name, kind in KINDS.items() if faults[name] and kind.mended is None]:
             click.echo(f"{fixed} was not written; it would take guessing to mend: {'; '.join(stuck)}", err=True)
             context.exit(1)
+        checked = time.monotonic()
         fix(run, report, wanted, max_hits, output_format).write(fixed, output_format=output_format, overwrite=overwrite)
-        write_record(fixed, config={"run": str(run), "topics": topics, "max_hits": max_hits}, mended=dict(faults))
+        seconds = {"check_seconds": round(checked - started, 3), "write_seconds": round(time.monotonic() - checked, 3)}
+        config = {"run": str(run), "topics": topics, "max_hits": max_hits}
+        write_record(fixed, config=config, mended=dict(faults), **seconds)
         how = ", ".join(f"{name} ({KINDS[name].mended})" for name in KINDS if faults[name])
         click.echo(f"{fixed}: mended copy: {how or 'nothing was to mend'}")
     context.exit(0 if fixed or not faults.total() else 1)

@@ -43,8 +43,8 @@ def command(name: str, example: str, epilog: str = "", **settings: Any) -> Calla
                 sys.exit(141)
             except OSError as error:
                 raise UserError(f"{error.filename or 'input/output'}: {error.strerror or error}") from error
-            except Exception as error:
-                if not any(words in str(error) for words in DISK_FULL):  # safetensors, Lucene and FAISS wrap what the system said in types of their own
+            except Exception as error:  # safetensors, Lucene and FAISS wrap what the system said in types of their own
+                if not any(words in str(error) for words in DISK_FULL):
                     raise
                 raise UserError(f"the disk is full: {str(error).splitlines()[0]}") from error
             except KeyboardInterrupt:

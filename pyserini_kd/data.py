@@ -60,7 +60,7 @@ def read_collection(path: str | Path) -> Iterator[Doc]:
     """
     path = Path(path)
     if not path.exists():
-        raise InputError(f"collection not found: {path}")
+        raise InputError(f"collection not found: {path} (a path, `ir_datasets:<id>` or `pydocs` was expected)")
     if path.is_dir():
         if (path / "corpus.jsonl").exists() or (path / "corpus.jsonl.gz").exists():
             files = [p for p in (path / "corpus.jsonl", path / "corpus.jsonl.gz") if p.exists()][:1]
@@ -108,6 +108,8 @@ def split_contents(contents: str) -> tuple[str, str]:
 
 def _tsv_doc(line: str, where: str) -> Doc:
     fields = line.split("\t")
+    if where.endswith(":1"):
+        _refuse_header(fields, where)
     if len(fields) == 2:
         return Doc(one_word(fields[0], where), "", fields[1].strip())
     if len(fields) == 4:  # MS MARCO documents: id, url, title, body
@@ -218,6 +220,8 @@ def _tsv_topic(line: str, where: str) -> Query:
     query_id, tab, text = line.partition("\t")
     if not tab:
         raise InputError(f"{where}: expected `id<TAB>text`, found no tab")
+    if where.endswith(":1"):
+        _refuse_header(line.split("\t"), where)
     return Query(one_word(query_id, where), _one_line(text))
 
 
@@ -357,6 +361,17 @@ def numbered_lines(path: Path, what: str, blank: bool = False) -> Iterator[tuple
         raise InputError(f"{path}: not a complete gzip file") from None
 
 
+_ID_COLUMNS = {"id", "_id", "docid", "doc_id", "docno", "pid", "qid", "query_id", "query-id", "topic_id"}
+_TEXT_COLUMNS = {"text", "contents", "content", "body", "passage", "title", "url", "query", "question", "description"}
+
+
+def _refuse_header(fields: list[str], where: str) -> None:
+    """InputError where the first line of a TSV file names columns, as pandas writes them: it would become a record."""
+    names = [field.strip().lower() for field in fields]
+    if names[0] in _ID_COLUMNS and len(names) > 1 and names[1] in _TEXT_COLUMNS:
+        raise InputError(f"{where}: looks like a header ({', '.join(names)}); TSV files have none here, remove the line")
+
+
 _HALF_PAIR = re.compile(r"\\u[dD][89a-fA-F]")
 
 
@@ -364,9 +379,9 @@ def _json_line(line: str, where: str) -> dict[str, Any]:
     try:
         record = json.loads(line)
     except json.JSONDecodeError as error:
-        raise InputError(f"{where}: not valid JSON ({error.msg})") from None
+        raise InputError(f"{where}: not valid JSON ({error.msg}); expected one JSON object a line") from None
     if not isinstance(record, dict):
-        raise InputError(f"{where}: expected a JSON object, found {type(record).__name__}")
+        raise InputError(f"{where}: expected one JSON object a line, found {type(record).__name__}")
     if _HALF_PAIR.search(line):
         try:
             json.dumps(record, ensure_ascii=False).encode()
@@ -379,7 +394,7 @@ def _json_id(record: dict[str, Any], names: tuple[str, ...], where: str) -> str:
     for name in names:
         if isinstance(record.get(name), (str, int)) and not isinstance(record[name], bool):
             return one_word(str(record[name]), where)
-    raise InputError(f"{where}: no id; expected one of {', '.join(names)} as a string")
+    raise InputError(f"{where}: no id; expected one of {', '.join(names)} as a string, found {sorted(record)}")
 
 
 def _json_text(record: dict[str, Any], name: str, where: str) -> str:

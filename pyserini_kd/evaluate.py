@@ -13,6 +13,7 @@ import json
 import logging
 import math
 import re
+import time
 from collections.abc import Callable, Iterable, Mapping, Sequence, Set
 from itertools import combinations
 from pathlib import Path
@@ -20,10 +21,18 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import click
 
-from pyserini_kd import caveats, significance
+from pyserini_kd import caveats, latency, significance
 from pyserini_kd.cli import Runs, command
 from pyserini_kd.data import Qrels
-from pyserini_kd.files import InputError, atomic_file, command_line, refuse_existing, require_file
+from pyserini_kd.files import (
+    InputError,
+    atomic_file,
+    command_line,
+    refuse_existing,
+    refuse_existing_run,
+    require_file,
+    write_record,
+)
 from pyserini_kd.measures import DEFAULT_MEASURES, PRESETS, Measure, by_kernels
 from pyserini_kd.runs import Run
 
@@ -49,6 +58,7 @@ TOLERANCE = 1e-6
 """How far a value may be from pytrec_eval's."""
 ALPHA = 0.05
 """p-values below it are marked."""
+MS = "ms/query"
 
 
 # ---------------------------------------------------------------------------------------------------- evaluation
@@ -256,7 +266,7 @@ def _escape_latex(text: str) -> str:
 
 
 class Style(NamedTuple):
-    """How a format for readers shows a table, a word, a title, the best value of a column, and a significant one."""
+    """How a format for readers shows a table, a word, a title, the best value of a column, a significant one, a remark."""
 
     table: Callable[[Sequence[str], Iterable[Sequence[str | float]]], str]
     escape: Callable[[str], str] = str
@@ -264,12 +274,14 @@ class Style(NamedTuple):
     best: str = "{}"
     mark: str = "*"
     no_mark: str = ""
+    remark: str = ""
+    """which the reader of the finished page does not see; empty where there is no such thing"""
 
 
 STYLES = {
     "table": Style(table, no_mark=" "),
-    "markdown": Style(markdown, lambda text: text.replace("|", r"\|"), "{}\n", "**{}**", r"\*"),
-    "latex": Style(latex, _escape_latex, "% {}", r"\textbf{{{}}}", "$^{*}$"),
+    "markdown": Style(markdown, lambda text: text.replace("|", r"\|"), "{}\n", "**{}**", r"\*", "", "<!-- {} -->\n"),
+    "latex": Style(latex, _escape_latex, "% {}", r"\textbf{{{}}}", "$^{*}$", "", "% {}\n"),
 }
 
 
@@ -281,18 +293,25 @@ class Report(NamedTuple):
     comparisons: Comparisons
     settings: Mapping[str, Any]
     """test, correction, samples and seed of the comparisons"""
+    ms: Mapping[str, float | None] = {}
+    """run -> milliseconds a query, None where not known; empty where nobody asked"""
 
     def readable(self, output_format: str) -> str:
-        """Means, then, with a baseline, how each run differs from it: as plain text, Markdown or LaTeX."""
+        """Means, then, with a baseline, how each run differs from it: as plain text, Markdown or LaTeX.
+
+        A table that is pasted elsewhere takes along the command that made it, in a comment.
+        """
         style = STYLES[output_format]
         names = {path: style.escape(name) for path, name in _short_names(list(self.results)).items()}
         measures = list(next(iter(self.results.values())))
-        headings = [style.escape(measure) for measure in measures]
+        headings = [*(style.escape(measure) for measure in measures), *([MS] if self.ms else [])]
         text = style.table(["run", *headings], [[names[path], *self._means(path, style)] for path in self.results])
+        text = style.remark.format(" ".join(command_line().split()).replace("-->", "-- >")) + text
         if not self.comparisons:
             return text
         corrected = self.settings["correction"] != "none"
-        header = ["run", "measure", "difference", "95% interval", "p", *(["p corrected"] if corrected else []), "d", "W/T/L"]
+        p_values = ["p", *(["p corrected"] if corrected else [])]
+        header = ["run", "measure", "difference", "95% interval", *p_values, "d", "W/T/L", "zeros"]
         rows = [
             [names[path], style.escape(measure), *(style.escape(cell) for cell in _comparison_cells(found, corrected))]
             for path, by_measure in self.comparisons.items()
@@ -312,6 +331,9 @@ class Report(NamedTuple):
             if self.comparisons:
                 cell += style.mark if found is not None and found.corrected < ALPHA else style.no_mark
             cells.append(cell)
+        if self.ms:
+            ms = self.ms[path]
+            cells.append("-" if ms is None else f"{ms:.1f}")
         return cells
 
     def _title(self) -> str:
@@ -322,22 +344,24 @@ class Report(NamedTuple):
         test = significance.TEST_NAMES[self.settings["test"]]
         return (
             f"Difference to {baseline}: {test} over {len(per_query)} queries, {correction} (* p < {ALPHA}); "
-            "d = Cohen's d; wins/ties/losses"
+            "d = Cohen's d; wins/ties/losses; zeros: queries on which it, and the baseline, get nothing"
         )
 
     def records(self) -> dict[str, dict[str, dict[str, float | None]]]:
-        """Run -> measure -> mean and, with a baseline, the fields of its Comparison; None where there is no number."""
+        """Run -> measure -> mean, zeros and, with a baseline, its Comparison; None where there is no number."""
         found: dict[str, dict[str, dict[str, float | None]]] = {}
         for path, by_measure in self.results.items():
-            found[path] = {measure: {"mean": mean(per_query)} for measure, per_query in by_measure.items()}
+            found[path] = {m: {"mean": mean(values), "zeros": significance.zeros(values)} for m, values in by_measure.items()}
             for measure, comparison in self.comparisons.get(path, {}).items():
                 fields = comparison._asdict().items()
                 found[path][measure] |= {name: value if math.isfinite(value) else None for name, value in fields}
+            if self.ms:
+                found[path][MS] = {"mean": self.ms[path]}
         return found
 
     def as_csv(self) -> str:
         """A line per run and measure, all digits."""
-        fields = ["mean", *(significance.Comparison._fields if self.comparisons else [])]
+        fields = dict.fromkeys(["mean", "zeros", *(significance.Comparison._fields if self.comparisons else [])])
         out = io.StringIO()
         writer = csv.writer(out, lineterminator="\n")
         writer.writerow(["run", "measure", *fields])
@@ -364,7 +388,8 @@ def _comparison_cells(found: significance.Comparison, corrected: bool) -> list[s
     shown = ["-" if math.isnan(p) else "<0.0001" if p < 0.0001 else f"{p:.4f}" for p in p_values]
     interval = f"[{found.low:+.4f}, {found.high:+.4f}]"
     effect = "-" if math.isnan(found.effect_size) else f"{found.effect_size:+.2f}"
-    return [f"{found.difference:+.4f}", interval, *shown, effect, f"{found.wins}/{found.ties}/{found.losses}"]
+    counts = [f"{found.wins}/{found.ties}/{found.losses}", f"{found.zeros}/{found.baseline_zeros}"]
+    return [f"{found.difference:+.4f}", interval, *shown, effect, *counts]
 
 
 def write_per_query(path: str | Path, results: Results, *, overwrite: bool = False) -> None:
@@ -420,6 +445,7 @@ def _check_per_query(path: Path) -> None:
 @click.option("--seed", type=click.IntRange(0), default=significance.SEED, help="Of the bootstrap and randomisation.")
 @click.option("--per-query", metavar="FILE", type=click.Path(path_type=Path), help="Write each query's values: .csv, .parquet.")
 @click.option("--overwrite", is_flag=True, help="Replace the --per-query file if it exists.")
+@click.option("--latency", "with_latency", is_flag=True, help="Add ms/query, from the records (.json) beside the runs.")
 @click.option("--engine", type=click.Choice(ENGINES), default="auto", help="auto is trectools where the run is small.")
 @click.option("--cross-check", is_flag=True, help="Fail where a value is further than 1e-6 from pytrec_eval's.")
 @click.option("--format", "output_format", type=click.Choice([*STYLES, "csv", "json"]), default="table", help="What to print.")
@@ -435,6 +461,7 @@ def main(
     seed: int,
     per_query: Path | None,
     overwrite: bool,
+    with_latency: bool,
     engine: str,
     cross_check: bool,
     output_format: str,
@@ -449,18 +476,34 @@ def main(
         raise InputError("--test and --correction compare runs to a --baseline; name one")
     if per_query is not None:
         _check_per_query(per_query)
-        refuse_existing(per_query, overwrite)
+        refuse_existing_run(per_query, overwrite)
     judgements = sources.qrels(qrels)
     for line in caveats.of_levels(judgements, names, preset):
         logger.warning("%s: %s", qrels, line)
-    results = _evaluate_files(paths, qrels, judgements, names, engine, cross_check)
-    if per_query is not None:
-        write_per_query(per_query, results, overwrite=overwrite)
+    started = time.monotonic()
+    found = _evaluate_files(paths, qrels, judgements, names, engine, cross_check)
+    results = {path: one.results for path, one in found.items()}
+    measured = time.monotonic()
     settings: dict[str, Any] = {"test": test or "t", "correction": correction or "holm", "samples": samples, "seed": seed}
     comparisons = significance.compare(results, baseline, **settings) if baseline is not None else {}
-    report = Report(results, baseline, comparisons, settings)
+    seconds = {"measure_seconds": round(measured - started, 3), "compare_seconds": round(time.monotonic() - measured, 3)}
+    ms = {path: _latency(path, one.n_queries) for path, one in found.items()} if with_latency else {}
+    report = Report(results, baseline, comparisons, settings, ms)
+    if per_query is not None:
+        write_per_query(per_query, results, overwrite=overwrite)
+        config = {"runs": paths, "qrels": qrels, "measures": list(names), "preset": preset, "baseline": baseline}
+        config |= settings if baseline is not None else {}
+        engines = {path: one.engine for path, one in found.items()}
+        write_record(per_query, config=config, engines=engines, results=report.records(), **seconds)
     machine = {"csv": report.as_csv, "json": report.as_json}
     click.echo(machine[output_format]() if output_format in machine else report.readable(output_format))
+
+
+def _latency(path: str, n_queries: int) -> float | None:
+    ms, why = latency.ms_per_query(path, n_queries)
+    if ms is None:
+        logger.warning("%s: its time is not known: %s", path, why)
+    return None if ms is None else round(ms, 4)
 
 
 def run_paths(runs: Sequence[str], baseline: str | None) -> list[str]:
@@ -481,30 +524,40 @@ def run_paths(runs: Sequence[str], baseline: str | None) -> list[str]:
     return paths
 
 
+class Measured(NamedTuple):
+    """What is kept of a run."""
+
+    results: dict[str, PerQuery]
+    engine: str
+    n_queries: int
+    """of the run, judged or not"""
+
+
 def _evaluate_files(
     paths: Sequence[str], qrels: str, judgements: Qrels, measures: Sequence[str], engine: str, cross_check: bool
-) -> dict[str, dict[str, PerQuery]]:
+) -> dict[str, Measured]:
     """Read and measure one run after another, and say what should be known of them."""
     from tqdm import tqdm
 
-    results: dict[str, dict[str, PerQuery]] = {}
+    found: dict[str, Measured] = {}
     covered: dict[str, Set[str]] = {}
     depths: dict[str, int] = {}
     for path in tqdm(paths, unit="run", disable=None, leave=False):
         run = Run.read(path)
+        chosen = choose_engine(run) if engine == "auto" else engine
         try:
-            results[path] = evaluate(run, judgements, measures, engine)
+            found[path] = Measured(evaluate(run, judgements, measures, chosen), chosen, len(run))
         except InputError as error:
             raise InputError(f"{path}: {error}") from error
         if cross_check:
-            _cross_check(path, run, judgements, results[path])
+            _cross_check(path, run, judgements, found[path].results)
         for line in (*caveats.of_run(run, judgements), *caveats.of_training(path, run, qrels)):
             logger.warning("%s: %s", path, line)
         covered[path], depths[path] = run.keys() & judgements.keys(), run.depth
     check_common_topics(covered)
     for line in caveats.of_depths(depths, measures):
         logger.warning("%s", line)
-    return results
+    return found
 
 
 def check_common_topics(covered: Mapping[str, Set[str]]) -> None:

@@ -143,7 +143,9 @@ def write_json(path: str | Path, record: dict[str, Any]) -> None:
 
 
 def record_path(output: Path) -> Path:
-    """Where the record of a run lies: the same stem, `.json`."""
+    """Where the record of a run lies: the same stem, `.json`; that of a table, which may share a run's stem: `.csv.json`."""
+    if output.suffix in (".csv", ".parquet"):
+        return output.with_name(f"{output.name}.json")
     return output.with_name(f"{output.name}.record.json") if output.suffix == ".json" else output.with_suffix(".json")
 
 
@@ -157,22 +159,26 @@ def refuse_existing_run(output: Path, overwrite: bool) -> None:
 def write_record(output: Path, **fields: Any) -> None:
     """Write the record beside a run: command, what the caller adds, checksums, versions, commit, hardware, energy.
 
-    Checksums are those of the run and of what `config` names: files that are not huge, manifests of index folders.
+    Checksums are those of the run and of the files and index folders (their manifests) that `config` names. A file that is
+    HUGE has its size here instead.
     """
     named = [word for value in fields.get("config", {}).values() for word in (value if isinstance(value, list) else [value])]
     paths = {word: _digestible(word) for word in (str(output), *map(str, named))}
-    checksums = {word: sha256(path) for word, path in paths.items() if path}
+    sizes = {path: os.path.getsize(path) for path in paths.values() if path}
+    checksums = {
+        word: sha256(path) if sizes[path] < HUGE else f"not taken: {sizes[path]} bytes" for word, path in paths.items() if path
+    }
     record = {"command": command_line(), **fields, "sha256": checksums, **environment()}
     write_json(record_path(output), record | ({"energy_joules": joules} if (joules := energy()) else {}))
 
 
-HUGE = 1 << 29  # bytes; reading less for a checksum takes a second at most
+HUGE = 1 << 33  # bytes; MS MARCO's 3 GB of passages are less, and take a few seconds
 
 
 def _digestible(word: str) -> str | None:
     """The file whose checksum stands for a path, if it is one."""
     path = os.path.join(word, "manifest.json") if os.path.isdir(word) else word
-    return path if os.path.isfile(path) and os.path.getsize(path) < HUGE else None
+    return path if os.path.isfile(path) else None
 
 
 def read_json(path: str | Path, what: str) -> dict[str, Any]:

@@ -42,6 +42,10 @@ class Comparison(NamedTuple):
     wins: int
     ties: int
     losses: int
+    zeros: int
+    """queries on which the run gets nothing"""
+    baseline_zeros: int
+    """queries on which the baseline gets nothing"""
 
 
 def compare(
@@ -100,8 +104,19 @@ def compare(
             wins,
             len(values) - wins - losses,
             losses,
+            zeros(results[run][measure]),
+            zeros(results[baseline][measure]),
         )
     return found
+
+
+def zeros(per_query: Mapping[str, float]) -> int:
+    """On how many queries a run gets nothing.
+
+    >>> zeros({"q1": 0.0, "q2": 0.5, "q3": 0.0})
+    2
+    """
+    return sum(value == 0 for value in per_query.values())
 
 
 def _differences(ours: Mapping[str, float], theirs: Mapping[str, float], run: str, measure: str) -> Array:

@@ -110,6 +110,8 @@ def test_many_faults_are_counted_and_a_few_shown(run_check):
     code, output = run_check(text)
     assert code == 1 and "second column is not Q0 (50):" in output and "  and 45 more\n" in output
     assert output.count("run.txt:") == check.LISTED + 1
+    code, output = run_check(text, "--show", 50)
+    assert all(f"  run.txt:{n}: expected Q0, found 0\n" in output for n in range(1, 51)) and "more" not in output
 
 
 def test_marks_and_comments_that_trec_eval_does_not_know(run_check):

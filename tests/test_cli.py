@@ -1,5 +1,9 @@
 """How commands end: one line and exit code 2 for what the user can mend, a traceback only for our own faults."""
 
+import os
+import subprocess
+import sys
+
 import click
 import pytest
 
@@ -20,8 +24,9 @@ class ForeignError(Exception):
             ForeignError("while writing: No space left on device (os error 28)\nat Foo.java:7"),
             "Error: the disk is full: while writing: No space left on device (os error 28)\n",
         ),
+        (ForeignError("Disk quota exceeded"), "Error: the disk is full: Disk quota exceeded\n"),
     ],
-    ids=["input", "disk full", "disk full, by another name"],
+    ids=["input", "disk full", "disk full, by another name", "quota"],
 )
 def test_what_the_user_can_mend_is_one_line(invoke, error, line):
     @command("demo", "demo")
@@ -57,3 +62,10 @@ def test_an_option_of_many_values_swallows_the_words_up_to_the_next_flag(invoke)
         click.echo(f"{runs} {k}")
 
     assert invoke(show, "--runs", "a", "b", "--k", 3, "--runs", "c").output == "('a', 'b', 'c') 3\n"
+
+
+def test_an_old_locale_is_no_reason_to_fail():
+    code = "import click; from pyserini_kd.cli import command; command('demo', 'demo')(lambda: click.echo('Größe …'))()"
+    env = {**os.environ, "PYTHONIOENCODING": "iso-8859-1"}
+    done = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, check=True)
+    assert done.stdout == "Größe \\u2026\n".encode("iso-8859-1")

@@ -104,8 +104,9 @@ def test_windows_files(save):
     ("name", "content", "message"),
     [
         ("d.jsonl", '{"id": "1", "contents": "a"}\n\n{oops\n', r":3: not valid JSON"),
-        ("d.jsonl", '["id"]\n', r":1: expected a JSON object, found list"),
-        ("d.jsonl", '{"contents": "a"}\n', r":1: no id"),
+        ("d.json", '{\n  "id": "1",\n', r":1: not valid JSON .*; expected one JSON object a line"),
+        ("d.jsonl", '["id"]\n', r":1: expected one JSON object a line, found list"),
+        ("d.jsonl", '{"contents": "a"}\n', r":1: no id; .* found \['contents'\]"),
         ("d.jsonl", '{"id": true, "contents": "a"}\n', r":1: no id"),
         ("d.jsonl", '{"id": "a b", "contents": "a"}\n', r":1: an id must be one word"),
         ("d.jsonl", '{"id": "", "contents": "a"}\n', r":1: an id must be one word"),
@@ -114,6 +115,9 @@ def test_windows_files(save):
         ("d.jsonl", '{"id": "1", "contents": "\\ud83d"}\n', r":1: text with half of a surrogate pair"),
         ("d.tsv", "1\ta\n2\tb\tc\n", r":2: expected .* found 3 columns"),
         ("d.tsv", "1\ta\n2\n", r":2: expected .* found 1 columns"),
+        ("d.tsv", "id\ttitle\ttext\n1\ta\tb\n", r":1: looks like a header \(id, title, text\)"),
+        ("d.tsv", "DocNo\tText\n1\ta\n", r":1: looks like a header \(docno, text\)"),
+        ("d.csv", "id,text\n1,a\n", r"expected \.jsonl, \.json or \.tsv"),
         ("d.txt", "1\ta\n", r"expected \.jsonl, \.json or \.tsv"),
         ("d.tsv", b"1\ta\n2\t\xff\n", r"not valid UTF-8"),
     ],
@@ -242,6 +246,11 @@ def test_tsv_topics(save):
     assert data.read_topics(path) == [Query("007", "first query"), Query("NA", "two blanks"), Query("3", "")]
 
 
+def test_a_header_is_one_only_in_the_first_line(save):
+    path = save("t.tsv", "pid\tcontroller\nid\ttext\n")
+    assert data.read_topics(path) == [Query("pid", "controller"), Query("id", "text")]
+
+
 def test_json_topics(save):
     path = save("t.jsonl", json_lines({"_id": "007", "text": "a\nb"}, {"qid": "NA", "title": "c"}, {"id": 3, "query": "d"}))
     assert data.read_topics(path) == [Query("007", "a b"), Query("NA", "c"), Query("3", "d")]
@@ -290,6 +299,7 @@ def test_cacm_topics(save, shared_data):
     ("content", "message"),
     [
         ("1\ta\nno tab\n", r":2: expected `id<TAB>text`"),
+        ("qid\tquery\n1\ta\n", r":1: looks like a header \(qid, query\)"),
         ("1\ta\n1\tb\n", r"duplicate query id '1'"),
         ('{"_id": "1", "text": "a"}\n{"_id": "2"}\n', r":2: a topic needs `text`"),
         ("just words\n", r":1: topics format unknown"),

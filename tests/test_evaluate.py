@@ -253,30 +253,34 @@ def test_markdown_and_latex():
 def report(correction="holm", corrected=0.04):
     """Two runs over two queries; the comparison is made up."""
     results = {"x/a_1": {"AP": {"q1": 0.5, "q2": 0.25}}, "x/b|2": {"AP": {"q1": 1.0, "q2": 0.5}}}
-    found = Comparison(0.375, 0.25, 0.5, 0.00001, corrected, math.inf, 2, 0, 0)
+    found = Comparison(0.375, 0.25, 0.5, 0.00001, corrected, math.inf, 2, 0, 0, 3, 4)
     settings = {"test": "t", "correction": correction, "samples": 10, "seed": 1}
     return Report(results, "x/a_1", {"x/b|2": {"AP": found}}, settings)
 
 
-def test_a_report_for_readers():
-    title = "paired t-test over 2 queries, Holm's correction for all 1 comparisons (* p < 0.05); d = Cohen's d; wins/ties/losses"
+def test_a_report_for_readers(monkeypatch):
+    monkeypatch.setattr("sys.argv", ["pyserini-kd", "evaluate", "a -->\nb"])  # neither may end the comment
+    title = "paired t-test over 2 queries, Holm's correction for all 1 comparisons (* p < 0.05); d = Cohen's d; wins/ties/losses; "
+    title += "zeros: queries on which it, and the baseline, get nothing"
     assert report().readable("table").splitlines() == [
         "run       AP",
         "a_1  0.3750",
         "b|2  0.7500*",
         "",
         f"Difference to a_1: {title}",
-        "run  measure  difference        95% interval        p  p corrected     d  W/T/L",
-        "b|2       AP     +0.3750  [+0.2500, +0.5000]  <0.0001       0.0400  +inf  2/0/0",
+        "run  measure  difference        95% interval        p  p corrected     d  W/T/L  zeros",
+        "b|2       AP     +0.3750  [+0.2500, +0.5000]  <0.0001       0.0400  +inf  2/0/0    3/4",
     ]
     markdown_lines = report().readable("markdown").splitlines()
-    assert markdown_lines[:4] == ["| run | AP |", "|:--|--:|", "| a_1 | 0.3750 |", r"| b\|2 | **0.7500**\* |"]
-    assert markdown_lines[-1] == r"| b\|2 | AP | +0.3750 | [+0.2500, +0.5000] | <0.0001 | 0.0400 | +inf | 2/0/0 |"
+    assert markdown_lines[0] == "<!-- pyserini-kd evaluate 'a -- > b' -->"
+    assert markdown_lines[1:5] == ["| run | AP |", "|:--|--:|", "| a_1 | 0.3750 |", r"| b\|2 | **0.7500**\* |"]
+    assert markdown_lines[-1] == r"| b\|2 | AP | +0.3750 | [+0.2500, +0.5000] | <0.0001 | 0.0400 | +inf | 2/0/0 | 3/4 |"
     latex_lines = report().readable("latex").splitlines()
+    assert latex_lines[:2] == ["% pyserini-kd evaluate 'a -- > b'", r"\begin{tabular}{lr}"]
     assert r"  a\_1 & 0.3750 \\" in latex_lines and r"  b|2 & \textbf{0.7500}$^{*}$ \\" in latex_lines
     assert f"% Difference to a_1: {title}" in latex_lines
-    assert r"  run & measure & difference & 95\% interval & p & p corrected & d & W/T/L \\" in latex_lines
-    assert latex_lines[-3] == r"  b|2 & AP & +0.3750 & [+0.2500, +0.5000] & $<$0.0001 & 0.0400 & +inf & 2/0/0 \\"
+    assert r"  run & measure & difference & 95\% interval & p & p corrected & d & W/T/L & zeros \\" in latex_lines
+    assert latex_lines[-3] == r"  b|2 & AP & +0.3750 & [+0.2500, +0.5000] & $<$0.0001 & 0.0400 & +inf & 2/0/0 & 3/4 \\"
 
 
 def test_only_what_is_significant_after_correction_is_marked():
@@ -291,16 +295,23 @@ def test_a_report_without_correction_has_one_p():
 
 def test_a_report_for_machines():
     assert list(csv.DictReader(report().as_csv().splitlines()))[1] == {
-        "run": "x/b|2", "measure": "AP", "mean": "0.75", "difference": "0.375", "low": "0.25", "high": "0.5", "p_value": "1e-05",
-        "corrected": "0.04", "effect_size": "", "wins": "2", "ties": "0", "losses": "0",
+        "run": "x/b|2", "measure": "AP", "mean": "0.75", "zeros": "3", "difference": "0.375", "low": "0.25", "high": "0.5", "p_value": "1e-05",
+        "corrected": "0.04", "effect_size": "", "wins": "2", "ties": "0", "losses": "0", "baseline_zeros": "4",
     }  # fmt: skip
     found = json.loads(report().as_json())
     assert {key: found[key] for key in ("queries", "baseline", "test", "correction", "seed")} == {
         "queries": 2, "baseline": "x/a_1", "test": "t", "correction": "holm", "seed": 1,
     }  # fmt: skip
-    assert found["runs"]["x/a_1"] == {"AP": {"mean": 0.375}}
+    assert found["runs"]["x/a_1"] == {"AP": {"mean": 0.375, "zeros": 0}}
     assert found["runs"]["x/b|2"]["AP"]["p_value"] == 1e-5 and found["runs"]["x/b|2"]["AP"]["effect_size"] is None
-    assert Report(report().results, None, {}, {}).as_csv() == "run,measure,mean\nx/a_1,AP,0.375\nx/b|2,AP,0.75"
+    assert Report(report().results, None, {}, {}).as_csv() == "run,measure,mean,zeros\nx/a_1,AP,0.375,0\nx/b|2,AP,0.75,0"
+
+
+def test_a_report_with_latency():
+    with_ms = Report(report().results, None, {}, {}, {"x/a_1": 2.04, "x/b|2": None})
+    assert with_ms.readable("table").splitlines() == ["run      AP  ms/query", "a_1  0.3750       2.0", "b|2  0.7500         -"]
+    assert with_ms.readable("latex").splitlines()[4:6] == [r"  \midrule", r"  a\_1 & 0.3750 & 2.0 \\"]
+    assert with_ms.records()["x/b|2"]["ms/query"] == {"mean": None} and with_ms.records()["x/a_1"]["ms/query"] == {"mean": 2.04}
 
 
 # ---------------------------------------------------------------------------------------------------- cross-check
@@ -413,6 +424,31 @@ def test_per_query_parquet_holds_the_same(files):
         write_per_query("values.xlsx", {})
 
 
+def test_per_query_values_have_a_record_of_their_own(files):
+    (files / "two.json").write_text("the record of the run two.txt")
+    words = ("two.txt", "--baseline", "one.txt", "-m", "RR", "--per-query", "two.csv")
+    assert run_command(*words).exit_code == 0
+    record = json.loads((files / "two.csv.json").read_text())
+    assert record["config"]["runs"] == ["one.txt", "two.txt"] and record["config"]["test"] == "t"
+    assert record["results"]["two.txt"]["RR"]["wins"] == 2 and record["engines"] == {"one.txt": "trectools", "two.txt": "trectools"}
+    assert set(record["sha256"]) == {"two.csv", "one.txt", "two.txt", "qrels.txt"} and record["hardware"] and record["versions"]
+    assert record["measure_seconds"] > 0 and record["compare_seconds"] > 0 and record["command"]
+    assert (files / "two.json").read_text() == "the record of the run two.txt"
+    (files / "two.csv").unlink()
+    result = run_command(*words)
+    assert result.exit_code == 2 and "two.csv.json exists; give --overwrite" in result.stderr
+    assert run_command(*words, "--overwrite").exit_code == 0
+
+
+def test_latency(files, caplog):
+    (files / "two.json").write_text('{"seconds": 3, "open_seconds": 2, "dense_seconds": 0.5}')  # two queries
+    result = run_command("one.txt", "two.txt", "-m", "RR", "--latency")
+    assert result.stdout.splitlines() == ["run          RR  ms/query", "one.txt  0.2500         -", "two.txt  0.7500     250.0"]
+    assert "one.txt: its time is not known: no record one.json" in caplog.messages
+    found = run_command("one.txt", "two.txt", "-m", "RR", "--latency", "--format", "csv").stdout.splitlines()
+    assert found[2] == "one.txt,ms/query,," and found[4] == "two.txt,ms/query,250.0,"
+
+
 def test_presets_and_more_measures(files):
     result = run_command("one.txt", "--preset", "dl19", "-m", "Judged@10", "nDCG@10")
     assert result.stdout.split()[:7] == ["run", *PRESETS["dl19"].measures, "Judged@10"]
@@ -428,8 +464,8 @@ def test_baseline(files):
     *means, blank, title, header, difference = result.stdout.splitlines()
     assert [line.split()[0] for line in means] == ["run", "one.txt", "two.txt"] and blank == ""
     assert title.startswith("Difference to one.txt: paired t-test over 2 queries, not corrected")
-    assert header.split() == ["run", "measure", "difference", "95%", "interval", "p", "d", "W/T/L"]
-    assert difference.split() == ["two.txt", "RR", "+0.5000", "[+0.5000,", "+0.5000]", "<0.0001", "+inf", "2/0/0"]
+    assert header.split() == ["run", "measure", "difference", "95%", "interval", "p", "d", "W/T/L", "zeros"]
+    assert difference.split() == ["two.txt", "RR", "+0.5000", "[+0.5000,", "+0.5000]", "<0.0001", "+inf", "2/0/0", "0/1"]
 
 
 def test_a_pattern_of_runs_may_hold_the_baseline(files):
@@ -445,7 +481,7 @@ def test_json(files, test, correction):
     assert result.stdout == run_command("two.txt", "--baseline", "one.txt", *flags).stdout
     found = json.loads(result.stdout)
     assert (found["test"], found["correction"], found["seed"], found["samples"]) == (test, correction, 7, 100)
-    assert found["runs"]["one.txt"]["R@10"] == {"mean": 0.5}
+    assert found["runs"]["one.txt"]["R@10"] == {"mean": 0.5, "zeros": 1}
     two = found["runs"]["two.txt"]
     assert (two["R@10"]["mean"], two["R@10"]["difference"], two["R@10"]["wins"], two["R@10"]["ties"]) == (1.0, 0.5, 1, 1)
     p_values = {name: two[name]["p_value"] for name in ("R@10", "AP")}

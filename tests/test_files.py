@@ -119,6 +119,16 @@ def test_folder_is_replaced_as_a_whole(tmp_path):
     assert names(tmp_path) == ["index"] and names(tmp_path / "index") == ["config.json"]
 
 
+def test_a_link_is_replaced_and_what_it_points_to_stays(tmp_path):
+    (tmp_path / "big").mkdir()
+    (tmp_path / "big" / "docid").write_text("old")
+    (tmp_path / "index").symlink_to("big")
+    with atomic_folder(tmp_path / "index", overwrite=True) as partial:
+        (partial / "docid").write_text("new")
+    assert names(tmp_path) == ["big", "index"]
+    assert (tmp_path / "index" / "docid").read_text() == "new" and (tmp_path / "big" / "docid").read_text() == "old"
+
+
 def test_existing_folder_is_refused_but_an_empty_one_is_filled(tmp_path):
     (tmp_path / "index").mkdir()
     with atomic_folder(tmp_path / "index") as partial:
@@ -136,6 +146,31 @@ def test_require_file(tmp_path):
     for name, message in (("none", "run file not found"), ("empty", "run file is empty"), (".", "is a folder")):
         with pytest.raises(InputError, match=message):
             files.require_file(tmp_path / name, "run file")
+    os.mkfifo(tmp_path / "pipe")  # as `<(zcat topics.gz)` makes
+    with pytest.raises(InputError, match="run file must be a file, but .*pipe is a pipe"):
+        files.require_file(tmp_path / "pipe", "run file")
+
+
+def test_devices_and_folders_are_never_replaced_by_a_file(tmp_path):
+    (tmp_path / "folder").mkdir()
+    os.mkfifo(tmp_path / "pipe")
+    for name, message in (("folder", "is a folder; the name of a file was expected"), ("pipe", "is a pipe or a device")):
+        with pytest.raises(InputError, match=message):
+            with atomic_file(tmp_path / name, overwrite=True):
+                pytest.fail("the block must not run")
+        with pytest.raises(InputError, match=message):
+            files.refuse_existing_run(tmp_path / name, True)
+    assert names(tmp_path) == ["folder", "pipe"]
+
+
+def test_where_nothing_can_be_written_is_said_before_the_work(tmp_path, monkeypatch):
+    (tmp_path / "file").write_text("x")
+    with pytest.raises(InputError, match="file/new/run.txt cannot be written: .*file is a file"):
+        files.refuse_existing(tmp_path / "file" / "new" / "run.txt", False)
+    files.refuse_existing(tmp_path / "new" / "er" / "run.txt", False)
+    monkeypatch.setattr(os, "access", lambda path, mode: False)  # the tests may run as root
+    with pytest.raises(InputError, match=f"run.txt cannot be written: no permission to write in {tmp_path}$"):
+        files.refuse_existing(tmp_path / "new" / "er" / "run.txt", False)
 
 
 def test_json_round_trip_and_faults(tmp_path):
@@ -162,6 +197,9 @@ def test_home_follows_the_environment(monkeypatch):
     assert str(files.home()) == "."
     monkeypatch.setenv("PYSERINI_KD_HOME", "elsewhere")
     assert str(files.home()) == "elsewhere"
+    monkeypatch.setenv("HOME", "/people/me")
+    monkeypatch.setenv("PYSERINI_KD_HOME", "~/kd")  # as a settings file that no shell reads has it
+    assert str(files.home()) == "/people/me/kd"
 
 
 def test_overwrite_spares_folders_that_are_not_ours(tmp_path):

@@ -175,27 +175,6 @@ def test_pareto_front_is_what_nothing_dominates(points):
     assert [points[i][0] for i in front] == sorted(points[i][0] for i in front)
 
 
-def test_time_counts_what_a_run_was_made_from(tmp_path):
-    def record(name, **fields):
-        (tmp_path / f"{name}.json").write_text(json.dumps(fields))
-
-    record("a", seconds=1.5)
-    record("b", seconds=2)
-    record("ab", seconds=0.25, config={"runs": [str(tmp_path / "a.txt"), str(tmp_path / "b.txt")]})
-    record("top", seconds=10, config={"run": "elsewhere/ab.txt"})  # found beside the run that names it
-    record("lost", seconds=10, config={"run": "gone.txt"})
-    record("loop", seconds=1, config={"run": "loop.txt"})
-    record("none", seconds=0)
-    assert report.seconds_of(tmp_path / "ab.txt")[0] == 3.75
-    assert report.seconds_of(tmp_path / "top.txt") == (13.75, "top.txt + ab.txt + a.txt + b.txt")
-    assert report.seconds_of(tmp_path / "lost.txt") == (None, "it was made from gone.txt: no record gone.json")
-    assert report.seconds_of(tmp_path / "loop.txt")[0] is None
-    assert report.seconds_of(tmp_path / "none.txt") == (None, "none.json has no seconds")
-    (tmp_path / "bad.json").write_text("{\n,")
-    with pytest.raises(InputError, match=r"bad.json:2: not valid JSON"):
-        report.seconds_of(tmp_path / "bad.txt")
-
-
 # --------------------------------------------------------------------------------------------------------- bounds
 
 

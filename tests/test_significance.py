@@ -155,6 +155,7 @@ def test_compare_gathers_it_all():
         assert one.difference == pytest.approx(ours.mean())
         assert one.effect_size == pytest.approx(ours.mean() / ours.std(ddof=1))
         assert (one.wins, one.ties, one.losses) == ((ours > 0).sum(), (ours == 0).sum(), (ours < 0).sum())
+        assert (one.zeros, one.baseline_zeros) == ((ours == 0).sum(), 60)
         assert one.p_value == pytest.approx(stats.wilcoxon(ours).pvalue)
         assert one.corrected == pytest.approx(min(4 * one.p_value, 1))
         assert (one.low, one.high) == (low[column], high[column]) and one.low < one.difference < one.high
@@ -180,9 +181,9 @@ def test_queries_are_paired_by_id_whatever_their_order():
 @pytest.mark.parametrize("test", significance.TESTS)
 def test_edges(test):
     same = as_results(np.zeros((5, 1)))
-    assert compare(same, "base", test)["run0"]["RR"] == (0, 0, 0, 1, 1, 0, 0, 5, 0)
+    assert compare(same, "base", test)["run0"]["RR"] == (0, 0, 0, 1, 1, 0, 0, 5, 0, 5, 5)
     noise = as_results(np.full((5, 1), 1e-15))  # rounding is no difference
-    assert compare(noise, "base", test)["run0"]["RR"] == (0, 0, 0, 1, 1, 0, 0, 5, 0)
+    assert compare(noise, "base", test)["run0"]["RR"] == (0, 0, 0, 1, 1, 0, 0, 5, 0, 0, 5)
     alike = compare(as_results(np.full((5, 1), -0.25)), "base", test)["run0"]["RR"]
     assert (alike.difference, alike.low, alike.high, alike.effect_size, alike.losses) == (-0.25, -0.25, -0.25, -math.inf, 5)
     assert alike.p_value == pytest.approx(0 if test == "t" else 2 / 2**5, abs=0.03 if test == "wilcoxon" else 1e-12)
