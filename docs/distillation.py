@@ -6,6 +6,7 @@ compares each system with the undistilled student (`ranknet`) of its shape: mean
 """
 
 import argparse
+import functools
 import json
 import subprocess
 import sys
@@ -20,33 +21,33 @@ from pyserini_kd import data, significance
 from pyserini_kd.evaluate import evaluate, markdown, mean
 from pyserini_kd.runs import Run
 
-SHAPES = {"3/384": "1,3,5", "2/384": "2,5"}  # layers kept of the six
-SOFT = {  # on the score file, from the pretrained layers
+SHAPES = {"3/384": "0,1,2", "2/384": "0,1"}  # layers kept of the six: the lowest learn soonest
+SOFT = {  # on the score file of the ensemble, from the pretrained layers
     "margin-mse": ["--recipe", "margin-mse"],
     "weighted-ranknet": ["--recipe", "weighted-ranknet"],
     "pointwise-mse": ["--recipe", "pointwise-mse"],
     "ranknet + margin-mse": ["--recipe", "uniform"],
-    "bce + margin-mse": ["--recipe", "uniform", "--loss", "ranknet=none", "--loss", "bce=1"],
     "ranknet + listwise KL": ["--recipe", "uniform", "--loss", "margin_mse=none", "--loss", "listwise_kl=1"],
+    "bce + margin-mse": ["--recipe", "uniform", "--loss", "ranknet=none", "--loss", "bce=1"],
 }
-LIVE = {  # with the live teacher, from a distilled language model; lm+ranker-distill from there on is tinybert
+LIVE = {  # with the live cross-encoder, from a distilled language model; lm+ranker-distill from there on is tinybert
     "lm-distill+ft": ["--recipe", "lm-distill+ft", "--start-stage", "2"],
     "tinybert = lm+ranker-distill": ["--recipe", "tinybert"],
     "simplified-tinybert": ["--recipe", "simplified-tinybert"],
     "merged, soft labels only": ["--recipe", "simplified-tinybert", "--loss", "bce=none"],
     "standard-kd": ["--recipe", "standard-kd"],
 }
-COPIED = {  # with the live teacher, from its layers
+COPIED = {  # with the live cross-encoder, from its layers
     "ranker-distill": ["--recipe", "ranker-distill"],
     "simplified-tinybert from the ranker": ["--recipe", "simplified-tinybert"],
 }
 STUDENTS = {
-    "bert_dot": ["--student", "bert_dot", "--layers", "1,3,5", "--pooling", "mean"],
-    "colbert": ["--student", "colbert", "--layers", "1,3,5"],
-    "prettr": ["--student", "prettr", "--layers", "1,3,5", "--setting", "join_layer=1"],
+    "bert_dot": ["--student", "bert_dot", "--layers", "0,1,2", "--pooling", "mean"],
+    "colbert": ["--student", "colbert", "--layers", "0,1,2"],
+    "prettr": ["--student", "prettr", "--layers", "0,1,2", "--setting", "join_layer=1"],
     "tk": ["--student", "tk"],
 }
-DEPTH, N_TEST = 10, 600
+DEPTH, DL19_DEPTH, N_TEST = 10, 30, 300
 
 
 class Work:
@@ -112,37 +113,46 @@ class Work:
             "--student", "cross_encoder", "--init", "minilm", "--candidates", every, *self.common,
             "--lr", 1e-4, "--batch-size", 16, "--length-buckets",
         )  # fmt: skip
+        first = self.run("run.bm25.train.txt", "search", "--encoder", "bm25", "--index", self.bm25, "--topics", self.train,
+                         "--hits", 200)  # fmt: skip
         self.scores = self.run("scores.parquet", "teach", "--candidates", self.candidates, "--collection", docs,
-                               "--topics", self.train, "--teacher", self.teacher)  # fmt: skip
+                               "--topics", self.train, "--teacher", self.teacher, "--teacher-run", first)  # fmt: skip
 
     def systems(self, seed: int) -> Iterator[tuple[str, str, Path]]:
         """(student, recipe, checkpoint) of every experiment, training what is missing."""
-        batch = [*self.common, "--candidates", self.candidates, "--batch-size", 16, "--length-buckets", "--seed", seed]
-        lr = ["--lr", 1e-4]
+        batch = [*self.common, "--candidates", self.candidates, "--batch-size", 8, "--length-buckets", "--seed", seed]
+        lr = ["--lr", 2e-4]
         yield "6/384", "teacher", self.teacher
         shape, *smaller = SHAPES
-        yield from self.cross_encoders(shape, seed, batch, lr)
+        yield from self.pretrained(shape, seed, batch, lr)
         for student, options in STUDENTS.items():
             for recipe in ("ranknet", "margin-mse"):
                 scores = ["--scores", self.scores] if recipe == "margin-mse" else []
                 yield student, recipe, self.run(
                     f"{student}.{recipe}.{seed}", "train", "--recipe", recipe, "--init", "minilm", *options, *scores, *batch,
-                    "--lr", 1e-3 if student == "tk" else 1e-4,
+                    "--lr", 1e-3 if student == "tk" else 2e-4,
                 )  # fmt: skip
+        yield from self.distilled(shape, seed, batch, lr)
         for shape in smaller:
-            yield from self.cross_encoders(shape, seed, batch, lr)
+            yield from self.pretrained(shape, seed, batch, lr)
+            yield from self.distilled(shape, seed, batch, lr)
 
-    def cross_encoders(self, shape: str, seed: int, batch: list[object], lr: list[object]) -> Iterator[tuple[str, str, Path]]:
-        """Every recipe for one shape of cross-encoder."""
-        name, layers = f"ce{shape[0]}", SHAPES[shape]
+    @staticmethod
+    def file(shape: str, recipe: str, seed: int) -> str:
+        """The name of a checkpoint."""
+        return f"ce{shape[0]}.{recipe.split(' = ')[0].replace(', ', '-').replace(' ', '')}.{seed}"
 
-        def file(recipe: str) -> str:
-            return f"{name}.{recipe.split(' = ')[0].replace(', ', '-').replace(' ', '')}.{seed}"
-
+    def pretrained(self, shape: str, seed: int, batch: list[object], lr: list[object]) -> Iterator[tuple[str, str, Path]]:
+        """The recipes that start from pretrained layers, for one shape of cross-encoder."""
+        file, layers = functools.partial(self.file, shape, seed=seed), SHAPES[shape]
         cross = ["--student", "cross_encoder", "--init", "minilm", "--layers", layers]
         yield shape, "ranknet", self.run(file("ranknet"), "train", "--recipe", "ranknet", *cross, *batch, *lr)
         for recipe, options in SOFT.items():
             yield shape, recipe, self.run(file(recipe), "train", *options, *cross, *batch, "--scores", self.scores, *lr)
+
+    def distilled(self, shape: str, seed: int, batch: list[object], lr: list[object]) -> Iterator[tuple[str, str, Path]]:
+        """The recipes that start from a distilled language model or from the ranker's layers, for one shape."""
+        file, layers = functools.partial(self.file, shape, seed=seed), SHAPES[shape]
         lm = self.run(file("lm"), "train", "--recipe", "lm-distill", "--collection", self.plain_text(),
                       "--lm-teacher", "minilm", "--init", "minilm", "--layers", layers, "--max-length", self.length,
                       "--dropout", 0, *lr, "--seed", seed)  # fmt: skip
@@ -160,8 +170,18 @@ class Work:
         inside = self.run(f"run.{name}.txt", "rerank", "--run", self.first, "--encoder", checkpoint, *texts, "--depth", DEPTH)
         texts = ["--collection", self.dl19 / "collection.tsv", "--topics", self.dl19 / "queries.dl19.tsv"]
         outside = self.run(f"run.dl19.{name}.txt", "rerank", "--run", self.dl19 / "runs" / "bm25.dl19.trec", "--encoder",
-                           checkpoint, *texts, "--depth", 100)  # fmt: skip
+                           checkpoint, *texts, "--depth", DL19_DEPTH)  # fmt: skip
         return inside, outside
+
+
+def ensemble(reranked: Path, first: Path, depth: int) -> Run:
+    """The teacher of the score file: the sum of a cross-encoder's score and BM25's."""
+    scores, sparse = Run.read(reranked).top(depth), Run.read(first)
+    summed = {}
+    for query_id, hits in scores.items():
+        known = dict(zip(*sparse[query_id], strict=True))
+        summed[query_id] = {doc_id: float(s + known[doc_id]) for doc_id, s in zip(*hits, strict=True)}
+    return Run.from_scores("ensemble", summed)
 
 
 def parameters(checkpoint: Path) -> int:
@@ -205,23 +225,28 @@ def table(work: Work, found: dict[tuple[str, str], list[Path]]) -> str:
     asked = {query.query_id for query in data.read_topics(work.test)}
     squad = {query_id: judged for query_id, judged in squad.items() if query_id in asked}
 
-    def measure(paths: list[Path], qrels: data.Qrels, name: str) -> dict[str, float]:
-        values = [evaluate(Run.read(path), qrels, [name])[name] for path in paths]
+    def measure(runs: list[Run], qrels: data.Qrels, name: str) -> dict[str, float]:
+        values = [evaluate(run, qrels, [name])[name] for run in runs]
         return {query_id: float(np.mean([seed[query_id] for seed in values])) for query_id in values[0]}
 
+    def measures(inside: list[Run], outside: list[Run]) -> dict[str, dict[str, float]]:
+        in_domain = {name: measure(inside, squad, name) for name in ("RR@10", "nDCG@10")}
+        return {**in_domain, "DL19": measure(outside, dl19, "nDCG@10")}
+
+    firsts = work.first, work.dl19 / "runs" / "bm25.dl19.trec"
+    taught = map(ensemble, work.measured(work.teacher), firsts, (DEPTH, DL19_DEPTH))
     rows = []
-    first = {"RR@10": measure([work.first], squad, "RR@10"), "nDCG@10": measure([work.first], squad, "nDCG@10")}
-    first["DL19"] = measure([work.dl19 / "runs" / "bm25.dl19.trec"], dl19, "nDCG@10")
-    rows.append(["", "BM25", "", *(mean(values) for values in first.values()), "", "", ""])
+    sparse = measures(*([Run.read(path)] for path in firsts))
+    both = measures(*([run] for run in taught))
+    for name, values in (("BM25", sparse), ("teacher + BM25", both)):
+        rows.append(["", name, "", *map(mean, values.values()), "", "", ""])
+    better = significance.compare({"BM25": {"": sparse["RR@10"]}, "both": {"": both["RR@10"]}}, "BM25")["both"][""]
+    print(f"teacher + BM25 against BM25, RR@10: {better.difference:+.4f} (p = {better.p_value:.4f})\n")
     pace = speed(work, {student: paths[0] for (student, _), paths in found.items()})
     measured = {}
     for key, paths in found.items():
-        inside, outside = zip(*(work.measured(path) for path in paths), strict=True)
-        measured[key] = {
-            "RR@10": measure(list(inside), squad, "RR@10"),
-            "nDCG@10": measure(list(inside), squad, "nDCG@10"),
-            "DL19": measure(list(outside), dl19, "nDCG@10"),
-        }
+        inside, outside = zip(*(map(Run.read, work.measured(path)) for path in paths), strict=True)
+        measured[key] = measures(list(inside), list(outside))
     for (student, recipe), values in measured.items():
         plain = measured.get((student, "ranknet"))
         cells = []
@@ -232,7 +257,7 @@ def table(work: Work, found: dict[tuple[str, str], list[Path]]) -> str:
             else:
                 cells.append("")
         size = f"{parameters(found[student, recipe][0]) / 1e6:.1f} M, {pace[student]:.0f}"
-        rows.append([student, recipe, len(found[student, recipe]), *(mean(v) for v in values.values()), *cells, size])
+        rows.append([student, recipe, str(len(found[student, recipe])), *(mean(v) for v in values.values()), *cells, size])
     rows.append(["12/768", "(random weights)", "", "", "", "", "", "", f"{pace['12/768']:.0f}"])
     names = ["student", "recipe", "seeds", "RR@10", "nDCG@10", "DL19 nDCG@10", "RR@10 - ranknet (p)", "DL19 - ranknet (p)",
              "parameters, pairs/s"]  # fmt: skip
@@ -244,7 +269,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("data", type=Path)
     parser.add_argument("work", type=Path)
-    parser.add_argument("--queries", type=int, default=2000, help="training queries of the students")
+    parser.add_argument("--queries", type=int, default=800, help="training queries of the students")
     parser.add_argument("--teacher-queries", type=int, default=5000, help="training queries of the teacher")
     parser.add_argument("--lm-docs", type=int, default=6000, help="documents to distil the language model on")
     parser.add_argument("--table", action="store_true", help="run nothing; the table of what there is")

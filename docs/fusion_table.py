@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from pyserini_kd import data, fuse, significance
+from pyserini_kd import data, fuse, significance, tune
 from pyserini_kd.evaluate import evaluate, markdown, mean
 from pyserini_kd.runs import Run
 
@@ -17,6 +17,7 @@ NAMES = {"bm25": "bm25", "bm25-rm3": "rm3", "distilbert-tas-b": "tasb", "openai-
 BY_RANK, BY_SCORE = ("isr", "rbp", "borda", "condorcet"), ("combsum", "combmnz", "combanz", "combmax", "combmin", "combmed")
 METHODS = [("rrf", None), *((m, None) for m in BY_RANK), *((m, "minmax") for m in BY_SCORE)]
 METHODS += [("combsum", norm) for norm in ("none", "sum", "zscore", "rank")]
+TUNED = ("wsum", "minmax, tuned")
 
 
 def main(folder: Path) -> None:
@@ -24,16 +25,18 @@ def main(folder: Path) -> None:
     runs = {short: Run.read(folder / "runs" / f"{name}.dl19.trec") for name, short in NAMES.items()}
 
     def ndcg(run: Run) -> dict[str, float]:
-        return evaluate(run, qrels, ["nDCG@10"])["nDCG@10"]
+        return evaluate(run, qrels, ["nDCG@10"], "fast")["nDCG@10"]
 
     alone = {name: ndcg(run) for name, run in runs.items()}
     groups = [*itertools.combinations(runs, 2), tuple(runs)]
     best = {group: max(group, key=lambda name: mean(alone[name])) for group in groups}
     found = {}
-    for method, group in itertools.product(METHODS, groups):
+    for method, group in itertools.product([*METHODS, TUNED], groups):
         inputs = [runs[name] for name in group]
-        fused = fuse.rrf(inputs) if method[0] == "rrf" else fuse.combine(inputs, method[0], norm=method[1])
-        values = ndcg(fused)
+        if method == TUNED:  # each topic under the weights that the other folds chose
+            values = dict(zip(qrels, tune.tune(inputs, qrels, "wsum", measure="nDCG@10").unseen.tolist(), strict=True))
+        else:
+            values = ndcg(fuse.rrf(inputs) if method[0] == "rrf" else fuse.combine(inputs, method[0], norm=method[1]))
         compared = significance.compare({"best": {"": alone[best[group]]}, "fused": {"": values}}, "best")["fused"][""]
         found[method, group] = mean(values), compared
     holm = dict(zip(found, significance.holm(np.array([c.p_value for _, c in found.values()])), strict=True))
@@ -44,7 +47,7 @@ def main(folder: Path) -> None:
         return f"{value:.4f} {sign * (2 if holm[key] < 0.05 else compared.p_value < 0.05)}".rstrip()
 
     rows = [["(best input)", *(f"{mean(alone[best[group]]):.4f}" for group in groups)]]
-    rows += [[" ".join(filter(None, method)), *(cell((method, group)) for group in groups)] for method in METHODS]
+    rows += [[" ".join(filter(None, method)), *(cell((method, group)) for group in groups)] for method in [*METHODS, TUNED]]
     print(markdown(["run", "nDCG@10"], [[name, mean(values)] for name, values in alone.items()]), end="\n\n")
     print(markdown(["method", *("all" if len(g) == len(runs) else "+".join(g) for g in groups)], rows), end="\n\n")
     significant = sum(compared.p_value < 0.05 and compared.difference > 0 for _, compared in found.values())

@@ -1,6 +1,8 @@
 """For programs: the stages as functions of names, paths and Runs.
 
 >>> from pyserini_kd.api import evaluate, mean, rerank, rrf, search
+
+A program that imports Pyserini itself calls `start_jvm` before: Pyserini alone does not find the Java of a wheel.
 """
 
 from __future__ import annotations
@@ -16,9 +18,10 @@ from pyserini_kd.evaluate import evaluate, mean
 from pyserini_kd.files import InputError
 from pyserini_kd.fuse import interpolation, rrf
 from pyserini_kd.index import open_with_encoder
+from pyserini_kd.lucene import start_jvm
 from pyserini_kd.runs import Run
 
-__all__ = ["evaluate", "interpolation", "mean", "rerank", "rrf", "search"]
+__all__ = ["evaluate", "interpolation", "mean", "rerank", "rrf", "search", "start_jvm"]
 
 
 def search(

@@ -13,10 +13,9 @@ import numpy as np
 import numpy.typing as npt
 
 from pyserini_kd.files import InputError
-from pyserini_kd.mine import Group
+from pyserini_kd.mine import Candidates, Group
 from pyserini_kd.models.tokens import pad, tokenize
-from pyserini_kd.teach import TeacherScores
-from pyserini_kd.triples import Triples
+from pyserini_kd.triples import PlainTexts, Scores, Triples
 
 Rows = npt.NDArray[np.int32]
 
@@ -64,19 +63,22 @@ def cut_batches(groups: Sequence[Group], batch_size: int, seed: int, lengths: Se
 
     Groups without a block (triples) are shuffled; with `lengths`, those of like length come into one batch.
     """
-    blocks: dict[int, list[int]] = {}
-    if not isinstance(groups, Triples):
-        for row, group in enumerate(groups):
-            blocks.setdefault(group.block if group.block >= 0 else -row - 1, []).append(row)
-    if len(blocks) == len(groups) or isinstance(groups, Triples):
+    if isinstance(groups, Triples):
         return _cut(groups, _shuffled(len(groups), batch_size, seed, lengths), batch_size)
-    sizes = [len(rows[i : i + batch_size]) for rows in blocks.values() for i in range(0, len(rows), batch_size)]
-    return Batches(groups, np.array([row for rows in blocks.values() for row in rows], np.int32), np.cumsum(sizes))
+    given = groups.blocks if isinstance(groups, Candidates) else np.array([group.block for group in groups], np.int64)
+    blocks = np.where(given < 0, -1 - np.arange(len(given)), given)
+    _, first, block, sizes = np.unique(blocks, return_index=True, return_inverse=True, return_counts=True)
+    if len(first) == len(groups):
+        return _cut(groups, _shuffled(len(groups), batch_size, seed, lengths), batch_size)
+    rows = np.argsort(first[block], kind="stable").astype(np.int32)  # blocks in the order in which they first come
+    cut = [min(batch_size, size - i) for size in sizes[np.argsort(first)].tolist() for i in range(0, size, batch_size)]
+    return Batches(groups, rows, np.cumsum(cut))
 
 
 def cut_texts(texts: Sequence[str], batch_size: int, seed: int) -> Batches:
-    """Cut shuffled texts into batches of like length (in characters)."""
-    return _cut(texts, _shuffled(len(texts), batch_size, seed, [len(text) for text in texts]), batch_size)
+    """Cut shuffled texts into batches of like length (in characters; in bytes where they lie on disk)."""
+    lengths = texts.lengths() if isinstance(texts, PlainTexts) else [len(text) for text in texts]
+    return _cut(texts, _shuffled(len(texts), batch_size, seed, lengths), batch_size)
 
 
 def _cut(items: Sequence[Any], rows: Rows, batch_size: int) -> Batches:
@@ -109,7 +111,7 @@ class Collator:
         model: Any,
         queries: Mapping[str, str],
         docs: Mapping[str, str],
-        scores: TeacherScores | Triples | None = None,
+        scores: Scores | Triples | None = None,
         train_len: int | None = None,
         *,
         teacher: Any = None,
@@ -159,19 +161,13 @@ class Collator:
             mask[i, :size] = True
             rows[i, :size] = torch.tensor([places.setdefault((group.query_id, d), len(places)) for d in group.doc_ids])
             if self.scores is not None:
-                teacher[i, :size] = torch.tensor(self._taught(group))
+                teacher[i, :size] = torch.tensor(self.scores.of(group))
         batch: dict[str, Any] = {"labels": labels, "rows": rows, "mask": mask}
         if self.scores is not None:
             batch["teacher"] = teacher
         if self.in_batch:
             batch["batch_labels"], batch["batch_rows"] = _all_pairs(groups, places)
         return batch | {"pairs": torch.tensor(len(places))} | self._tokens(list(places))
-
-    def _taught(self, group: Group) -> list[float]:
-        if isinstance(self.scores, Triples):
-            return self.scores.scores(group.block)
-        own = (self.scores or {})[group.query_id]
-        return [own[d] for d in group.doc_ids]
 
     def _tokens(self, pairs: list[tuple[str, str]]) -> dict[str, Any]:
         start, end = self.share.of(len(pairs))

@@ -1,4 +1,4 @@
-"""Work on a stream in fixed blocks, kept against a kill and shared by any number of processes.
+"""Work on a stream of documents in fixed blocks, kept against a kill and shared by any number of processes.
 
 `.NAME.partial/` beside the result holds for each block its files and last of all `NUMBER.sha256`, the checksum of the block's
 records: a block is done when that fits. The kernel keeps who does what, and forgets it when a process dies: every process
@@ -15,14 +15,26 @@ import json
 import logging
 import os
 import shutil
+import time
 from collections.abc import Callable, Iterable, Iterator
 from itertools import islice
 from pathlib import Path
 from typing import IO, Any
 
+import numpy as np
 from tqdm import tqdm
 
-from pyserini_kd.files import InputError, atomic_file, read_json, write_json
+from pyserini_kd.data import Doc
+from pyserini_kd.files import (
+    InputError,
+    atomic_file,
+    command_line,
+    environment,
+    read_json,
+    refuse_existing,
+    replace_folder,
+    write_json,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -150,6 +162,100 @@ def open_work(result: Path, settings: dict[str, Any], only_result: dict[str, Any
             mine, theirs, name = next(part for part in parts if part[0] != part[1])
             raise InputError(f"another process is writing {result} with another {name}: {theirs}, here {mine}")
         yield Work(folder, users, stack.enter_context(open(folder / "blocks", "ab")))
+
+
+def build(
+    docs: Iterable[Doc],
+    folder: Path,
+    settings: dict[str, Any],
+    make: Callable[[Work, int, list[Doc]], None],
+    assemble: Callable[[Work, Path], dict[str, Any]],
+    *,
+    only_result: dict[str, Any],
+    overwrite: bool,
+    shard: tuple[int, int],
+) -> int | None:
+    """Make an index folder of a stream of documents; returns their number, or None where other shards have work left.
+
+    The ids and, with `settings["store_docs"]`, the texts of the documents are kept here.
+
+    Args:
+        docs: the collection; read by every process, whatever its share.
+        folder: what to write, with `docid`, `docs.jsonl`, `docs.offsets`, `manifest.json` and what `assemble` adds.
+        settings: what a block depends on, `block` (documents in one) and `store_docs` among it.
+        make: writes the files of a block.
+        assemble: puts them together in a new folder, which has the ids already; gives what the manifest says besides.
+        only_result: what the result depends on, but no block.
+        overwrite: replace what is there.
+        shard: (I, N): which of N processes this is.
+
+    Raises:
+        InputError: the folder exists, the collection is empty or changes meanwhile, another process works with other settings.
+    """
+    started = time.monotonic()
+    if shard[1] > 1 and _is_complete(folder, settings):  # the others were quicker
+        logger.info("%s is complete", folder)
+        return None
+    refuse_existing(folder, overwrite, folder=True)
+    with open_work(folder, settings, only_result) as work:
+
+        def make_block(number: int, block: list[Doc]) -> None:
+            _write_docs(work, number, block, settings["store_docs"])
+            make(work, number, block)
+
+        work.run(docs, settings["block"], make_block, shard)
+        if work.count == 0:
+            work.remove()
+            raise InputError("the collection has no documents")
+        if shard[1] > 1 and (left := work.left()):
+            logger.info("shard %d of %d is done; %d blocks are left to the other shards", *shard, left)
+            return None
+        with work.lock(ASSEMBLY, wait=True):
+            if not work.is_there():
+                logger.info("another process has written %s", folder)
+                return work.count
+            if work.left():
+                raise InputError("the collection has changed while it was indexed; start again")
+            new = work.folder / "final"
+            shutil.rmtree(new, ignore_errors=True)
+            new.mkdir()
+            _merge_docs(work, new, settings["store_docs"])
+            record = assemble(work, new)
+            record |= settings | {name: value for name, value in only_result.items() if value} | {"n_docs": work.count}
+            seconds = round(time.monotonic() - started, 1)
+            write_json(new / "manifest.json", record | {"seconds": seconds, "command": command_line(), **environment()})
+            replace_folder(new, folder)
+            work.remove()
+    return work.count
+
+
+def _is_complete(folder: Path, settings: dict[str, Any]) -> bool:
+    manifest = read_json(folder / "manifest.json", "manifest") if (folder / "manifest.json").is_file() else {}
+    return all(name in manifest and manifest[name] == value for name, value in json.loads(json.dumps(settings)).items())
+
+
+def _write_docs(work: Work, number: int, block: list[Doc], store_docs: bool) -> None:
+    with atomic_file(work.path(number, "ids")) as out:
+        out.writelines(f"{doc.doc_id}\n" for doc in block)
+    if store_docs:
+        with atomic_file(work.path(number, "docs"), binary=True) as out:
+            out.writelines(json.dumps(doc, ensure_ascii=False).encode() + b"\n" for doc in block)
+
+
+def _merge_docs(work: Work, new: Path, store_docs: bool) -> None:
+    """Merge the ids and the texts of the blocks, a block at a time in memory."""
+    with open(new / "docid", "wb") as out:
+        for path in work.paths("ids"):
+            out.write(path.read_bytes())
+    if store_docs:
+        position = 0
+        with open(new / "docs.jsonl", "wb") as out, open(new / "docs.offsets", "wb") as offsets:
+            for path in work.paths("docs"):
+                lines = path.read_bytes().splitlines(keepends=True)
+                starts = position + np.cumsum([0] + [len(line) for line in lines])
+                starts[:-1].astype("<u8").tofile(offsets)
+                position = int(starts[-1])
+                out.writelines(lines)
 
 
 def _keep_or_clear(folder: Path, wanted: dict[str, Any]) -> None:

@@ -82,7 +82,7 @@ def _kind(path: Path) -> str:
 def _read_doc_file(path: Path) -> Iterator[Doc]:
     kind = _kind(path)
     if not kind:
-        raise InputError(f"collection file {path}: expected .jsonl, .json or .tsv (.gz allowed)")
+        raise InputError(f"collection file {path}: expected .jsonl, .json or .tsv (.gz allowed); for .csv see README.md")
     for where, line in numbered_lines(path, "collection"):
         yield _json_doc(line, where) if kind == "jsonl" else _tsv_doc(line, where)
 

@@ -111,10 +111,7 @@ def _make_candidates(at: Paths) -> None:
 
 
 def _make_teacher(at: Paths) -> None:
-    config = train.TrainConfig(
-        recipe="contrastive", init="minilm", batch_size=BLOCK, **TRAINING
-    )
-    _train(config, at, at.teacher)
+    _train(train.TrainConfig(recipe="contrastive", init="minilm", batch_size=BLOCK, **TRAINING), at, at.teacher)
 
 
 def _make_teacher_index(at: Paths) -> None:
@@ -150,9 +147,7 @@ def _rr(run: Run, qrels: Any) -> float:
 
 
 def _make_student(at: Paths) -> None:
-    config = train.TrainConfig(
-        recipe="margin-mse", init=str(at.teacher), batch_size=BLOCK, **STUDENT, **TRAINING
-    )
+    config = train.TrainConfig(recipe="margin-mse", init=str(at.teacher), batch_size=BLOCK, **STUDENT, **TRAINING)
     _train(config, at, at.student, at.training / "scores.parquet")
 
 
@@ -163,9 +158,7 @@ def _train(config: train.TrainConfig, at: Paths, output: Path, scores: Path | No
     data = {"collection": "pydocs", "topics": "pydocs:train", "candidates_sha256": sha256(candidates)}
     if scores:
         data["scores_sha256"] = sha256(scores)
-    train.train(
-        config, groups, queries, docs, output, scores=teach.read_scores(scores) if scores else None, data=data
-    )
+    train.train(config, groups, queries, docs, output, scores=teach.read_scores(scores, groups) if scores else None, data=data)
 
 
 def _make_index(at: Paths) -> None:

@@ -49,7 +49,8 @@ def diagnose() -> list[Finding]:
             findings += list(check())
         except Exception as error:  # the report is for machines in any state
             name = check.__name__.removeprefix("_")
-            findings.append(Finding(name, "FAULT", f"{type(error).__name__}: {error}", "reinstall: `pip install pyserini-kd`"))
+            advice = "install again, as README.md says: `pip install -c constraints.txt .` in a checkout"
+            findings.append(Finding(name, "FAULT", f"{type(error).__name__}: {error}", advice))
     return findings
 
 

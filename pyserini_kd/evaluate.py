@@ -28,7 +28,6 @@ from pyserini_kd.files import (
     InputError,
     atomic_file,
     command_line,
-    refuse_existing,
     refuse_existing_run,
     require_file,
     write_record,

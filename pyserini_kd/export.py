@@ -241,7 +241,7 @@ def main(
     overwrite: bool,
 ) -> None:
     """Write a checkpoint with ONNX files, for --backend onnx and --precision int8."""
-    refuse_existing(output, overwrite)
+    refuse_existing(output, overwrite, folder=True)
     report = [run_path, collection, topics, qrels]
     if any(report) and not (int8 and all(report)):
         raise InputError("the report of what int8 costs needs --int8 with all of --run, --collection, --topics and --qrels")

@@ -7,7 +7,7 @@ too, so that everything can be read in black and white. `report.html` uses the s
 from __future__ import annotations
 
 import io
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,13 +25,20 @@ STYLE: dict[str, Any] = {
     "axes.axisbelow": True,
     "grid.color": "#e0e0e0",
     "grid.linewidth": 0.5,
+    "axes.linewidth": 0.6,
+    "xtick.major.width": 0.6,
+    "ytick.major.width": 0.6,
     "legend.frameon": False,
+    "legend.handlelength": 3.2,
     "lines.linewidth": 1.2,
-    "lines.markersize": 5,
+    "lines.markersize": 4.5,
+    "lines.markeredgewidth": 0.4,
     "pdf.fonttype": 42,  # TrueType: type 3 fonts are refused by many publishers
     "svg.hashsalt": "pyserini_kd",
     "text.parse_math": False,  # a name is a name, with its dollar signs
 }
+ABOUT = {"pdf": "Subject", "svg": "Description", "png": "Description"}
+"""Where a format has room for the command that made the figure."""
 NO_DATE: dict[str, dict[str, None]] = {"pdf": {"CreationDate": None}, "svg": {"Date": None}, "png": {}}
 
 
@@ -48,7 +55,8 @@ def draw(data: Mapping[str, Any], folder: Path, figure_format: str, *, overwrite
             refuse_existing(path, overwrite)
             FigureCanvasAgg(figure)
             out = io.BytesIO()
-            figure.savefig(out, format=figure_format, dpi=300, bbox_inches="tight", metadata=NO_DATE[figure_format])
+            metadata = NO_DATE[figure_format] | {ABOUT[figure_format]: data["command"]}
+            figure.savefig(out, format=figure_format, dpi=300, bbox_inches="tight", metadata=metadata)
             pictures.append((path, out.getvalue()))
     for path, content in pictures:
         with atomic_file(path, overwrite=overwrite, binary=True) as file:
@@ -83,25 +91,69 @@ def _axes(width: float = 3.4, height: float = 2.4) -> tuple[Any, Any]:
 
 def _look(number: int) -> dict[str, Any]:
     colour = COLOURS[number % len(COLOURS)]
-    return {"color": colour, "marker": MARKERS[number % len(MARKERS)], "linestyle": LINES[number % len(LINES)]}
+    look = {"color": colour, "marker": MARKERS[number % len(MARKERS)], "linestyle": LINES[number % len(LINES)]}
+    return look | {"markeredgecolor": "black"}  # markers that overlap stay apart
 
 
 def _pareto(data: Mapping[str, Any]) -> Any:
-    """Effectiveness against latency, log axis; a line through the systems that no other beats (filled markers)."""
+    """Effectiveness against latency, log axis; a line through the systems that no other beats (filled markers).
+
+    Names stand beside the points; where one finds no room, there is a legend instead.
+    """
     figure, axes = _axes()
     front = data["fronts"][0]
     known = [(n, system) for n, system in enumerate(data["systems"]) if system["ms"] is not None]
     ends = [data["systems"][n] for n in front]
     axes.plot([system["ms"] for system in ends], [system["means"][0] for system in ends], "-", color="#777777", linewidth=1)
     for n, system in known:
-        look = _look(n) | {"linestyle": "none"}
-        filled = {} if n in front else {"markerfacecolor": "white"}
-        axes.plot([system["ms"]], [system["means"][0]], label=system["name"], **look, **filled)
-    axes.margins(0.1)
+        look = _look(n) | {"linestyle": "none", "markersize": 6}
+        if n not in front:
+            look |= {"markerfacecolor": "white", "markeredgecolor": look["color"], "markeredgewidth": 1.2}
+        axes.plot([system["ms"]], [system["means"][0]], label=system["name"], **look)
+    axes.margins(0.12)
     _log_axis(axes, "ms per query")
     axes.set_ylabel(data["measures"][0])
-    _legend(figure)
+    points = [(system["ms"], system["means"][0], system["name"]) for _, system in known]
+    if not _labelled(figure, axes, points, [(system["ms"], system["means"][0]) for system in ends]):
+        _legend(figure)
     return figure
+
+
+SIDES = (
+    ("left", "center", 6, 0), ("right", "center", -6, 0), ("center", "bottom", 0, 5), ("center", "top", 0, -5),
+    ("left", "bottom", 4, 3), ("left", "top", 4, -3), ("right", "bottom", -4, 3), ("right", "top", -4, -3),
+)  # fmt: skip
+"""Where a name may stand: how it is aligned, and how many points from its marker."""
+
+
+def _labelled(figure: Any, axes: Any, points: Sequence[tuple[float, float, str]], along: Sequence[tuple[float, float]]) -> bool:
+    """Write each name beside its point, where it hides no point, no name, no piece of the line; all or none."""
+    import numpy as np
+    from matplotlib.transforms import Bbox
+
+    figure.draw_without_rendering()
+    line = axes.transData.transform(along) if along else np.empty((0, 2))
+    steps = np.linspace(0, 1, 100)[:, None]
+    dots = [a + (b - a) * step for a, b in zip(line, line[1:], strict=False) for step in steps]
+    marks = axes.transData.transform([(x, y) for x, y, _ in points])
+    taken = [Bbox.from_extents(*(at - size), *(at + size)) for size, ats in ((1, dots), (5, marks)) for at in ats]
+    room, written = axes.get_window_extent(), []
+    for x, y, name in points:
+        for across, up, right, above in SIDES:
+            look = {"ha": across, "va": up, "xytext": (right, above), "textcoords": "offset points"}
+            note = axes.annotate(name, (x, y), fontsize=7, **look)
+            box = note.get_window_extent()
+            inside = room.x0 <= box.x0 and box.x1 <= room.x1 and room.y0 <= box.y0 and box.y1 <= room.y1
+            if inside and not box.count_overlaps(taken):
+                taken.append(box)
+                written.append(note)
+                break
+            note.remove()
+        else:
+            for note in written:
+                note.remove()
+            return False
+    return True
 
 
 def _recall(data: Mapping[str, Any]) -> Any:
@@ -112,7 +164,7 @@ def _recall(data: Mapping[str, Any]) -> Any:
     _log_axis(axes, "depth")
     level = data["level"]
     axes.set_ylabel("recall" if level == 1 else f"recall (relevance from {level})")
-    axes.set_ylim(0, 1)
+    axes.set_ylim(0, 1.02)
     _legend(figure)
     return figure
 

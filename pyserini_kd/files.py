@@ -49,13 +49,17 @@ def require_file(path: str | Path, what: str) -> Path:
 OURS = ("manifest.json", "pyserini_kd.json", "config.json", "docid")  # what a folder that we may replace holds
 
 
-def refuse_existing(path: Path, overwrite: bool) -> None:
-    """InputError if something lies under `path` that may not be replaced, or nothing can be written there.
+def refuse_existing(path: Path, overwrite: bool, *, folder: bool = False) -> None:
+    """InputError if something lies under `path` that may not be replaced, or no file (or `folder`) can be written there.
 
     Without `overwrite` nothing may be replaced; with it, files and folders of ours. Commands ask before they begin to work.
     """
     if path.exists() and not path.is_file() and not path.is_dir():
         raise InputError(f"{path} is a pipe or a device; results are written to files and folders")
+    if path.is_dir() and not folder:
+        raise InputError(f"{path} is a folder; the name of a file was expected")
+    if path.is_file() and folder and overwrite:
+        raise InputError(f"{path} is a file; a folder was to be written there")
     if overwrite and path.is_dir() and any(path.iterdir()) and not any((path / name).exists() for name in OURS):
         raise InputError(f"{path} is neither an index nor a checkpoint; --overwrite does not replace such a folder")
     if not overwrite and path.exists() and not (path.is_dir() and not any(path.iterdir())):
@@ -67,17 +71,10 @@ def refuse_existing(path: Path, overwrite: bool) -> None:
         raise InputError(f"{path} cannot be written: no permission to write in {above}")
 
 
-def refuse_folder(path: Path) -> None:
-    """InputError if a folder lies where a file is to be written."""
-    if path.is_dir():
-        raise InputError(f"{path} is a folder; the name of a file was expected")
-
-
 @contextlib.contextmanager
 def atomic_file(path: str | Path, *, overwrite: bool = True, binary: bool = False) -> Iterator[IO[Any]]:
     """Open a temporary sibling for writing; it takes the final name only when the block ends without an error."""
     path = Path(path)
-    refuse_folder(path)
     refuse_existing(path, overwrite)
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".partial")
@@ -87,9 +84,12 @@ def atomic_file(path: str | Path, *, overwrite: bool = True, binary: bool = Fals
             out.flush()
             os.fsync(out.fileno())
         os.chmod(name, 0o666 & ~_umask())
+        refuse_existing(path, overwrite)  # another command may have written there meanwhile
         os.replace(name, path)
-    except BaseException:
+    except BaseException as error:
         Path(name).unlink(missing_ok=True)
+        if isinstance(error, OSError) and error.filename is None:  # a full disk does not say which file
+            error.filename = str(path)
         raise
 
 
@@ -97,12 +97,13 @@ def atomic_file(path: str | Path, *, overwrite: bool = True, binary: bool = Fals
 def atomic_folder(path: str | Path, *, overwrite: bool = False) -> Iterator[Path]:
     """Give a temporary sibling folder; it takes the final name only when the block ends without an error."""
     path = Path(path)
-    refuse_existing(path, overwrite)
+    refuse_existing(path, overwrite, folder=True)
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}.", suffix=".partial"))
     try:
         yield partial
         os.chmod(partial, 0o777 & ~_umask())
+        refuse_existing(path, overwrite, folder=True)  # another command may have written there meanwhile
         replace_folder(partial, path)
     except BaseException:
         shutil.rmtree(partial, ignore_errors=True)
@@ -151,7 +152,6 @@ def record_path(output: Path) -> Path:
 
 def refuse_existing_run(output: Path, overwrite: bool) -> None:
     """InputError if a run, or the record beside it, would be replaced without leave."""
-    refuse_folder(output)
     refuse_existing(output, overwrite)
     refuse_existing(record_path(output), overwrite)
 

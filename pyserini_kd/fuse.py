@@ -11,6 +11,8 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Iterator, Sequence
+from itertools import combinations
+from itertools import count as count_from
 from pathlib import Path
 from typing import NamedTuple
 
@@ -20,7 +22,7 @@ import numpy.typing as npt
 
 from pyserini_kd.cli import Runs, command
 from pyserini_kd.files import InputError, refuse_existing_run, write_record
-from pyserini_kd.runs import Hits, Run, RunStream, canonical, open_run, write_run
+from pyserini_kd.runs import Hits, Run, RunStream, ir_metadata, open_run, ordered, write_run
 
 logger = logging.getLogger(__name__)
 
@@ -39,6 +41,8 @@ class Way(NamedTuple):
     combine: Combine
     cut_first: bool = False
     """Do the parts depend on the first `depth` hits alone? pyserini.fusion normalises by all hits, then cuts."""
+    sums_raw: bool = False
+    """Are scores added as they are, so that what a run lacks counts 0?"""
 
 
 TAG = "pyserini_kd.fusion"
@@ -104,7 +108,7 @@ def interpolation(
 def _interpolation(alpha: float) -> Way:
     if not 0 <= alpha <= 1:
         raise InputError(f"alpha must lie between 0 and 1, not {alpha}")
-    return Way([lambda hits: alpha * _scores(hits), lambda hits: (1 - alpha) * _scores(hits)], add)
+    return Way([lambda hits: alpha * _scores(hits), lambda hits: (1 - alpha) * _scores(hits)], add, sums_raw=True)
 
 
 def average(runs: Sequence[Run], depth: int | None = None, k: int | None = 1000, tag: str = TAG) -> Run:
@@ -114,7 +118,7 @@ def average(runs: Sequence[Run], depth: int | None = None, k: int | None = 1000,
 
 
 def _average(n_runs: int) -> Way:
-    return Way([lambda hits: _scores(hits) * (1 / n_runs)] * n_runs, add)
+    return Way([lambda hits: _scores(hits) * (1 / n_runs)] * n_runs, add, sums_raw=True)
 
 
 def normalize(runs: Sequence[Run], depth: int | None = None, k: int | None = 1000, tag: str = TAG) -> Run:
@@ -174,8 +178,9 @@ def _combine(n_runs: int, method: str, norm: str | None, weights: Sequence[float
     if chosen.by_rank is not None:
         by_rank = chosen.by_rank
         return Way([lambda hits: by_rank(_ranks(hits), rbp_p)] * n_runs, chosen.combine)
-    normalised = NORMS[norm or "none"]
-    return Way([_weighted(normalised, weight) for weight in (weights or [1.0] * n_runs)], chosen.combine, cut_first=True)
+    normalised, sums_raw = NORMS[norm or "none"], norm in (None, "none") and method in SUMS
+    parts_of = [_weighted(normalised, weight) for weight in (weights or [1.0] * n_runs)]
+    return Way(parts_of, chosen.combine, cut_first=True, sums_raw=sums_raw)
 
 
 def _weighted(normalised: Callable[[Parts], Parts], weight: float) -> PartsOf:
@@ -224,6 +229,8 @@ def sum_to_one(scores: Parts) -> Parts:
 def z_score(scores: Parts) -> Parts:
     """Minus their mean, divided by their standard deviation (of the population); all-equal scores become 0.
 
+    What a run lacks then counts as an average hit of it, more than its lower half.
+
     >>> z_score(np.array([3.0, 1.0])).tolist()
     [1.0, -1.0]
     """
@@ -254,9 +261,11 @@ NORMS: dict[str, Callable[[Parts], Parts]] = {
 
 
 def add(parts: Parts) -> Parts:
-    """The sum of a document's parts, sorted first: floating-point sums depend on the order."""
-    filled = np.sort(np.nan_to_num(parts), axis=0)
-    total: Parts = filled[0].copy()
+    """The sum of a document's parts, three or more sorted first: floating-point sums depend on the order."""
+    filled = np.where(np.isnan(parts), 0.0, parts)
+    if len(filled) > 2:
+        filled.sort(axis=0)
+    total: Parts = filled[0]
     for row in filled[1:]:
         total += row
     return total
@@ -317,6 +326,7 @@ METHODS = {
     "borda": Method("Borda count (Aslam and Montague 2001)", borda, lambda ranks, p: ranks),
     "condorcet": Method("pairwise majorities, as Copeland counts them", condorcet, lambda ranks, p: ranks),
 }
+SUMS = ("combsum", "combmnz", "wsum")
 OWN_METHODS = ("rrf", "interpolation", "average", "normalize")
 """Those with functions of their own: as pyserini.fusion computes them."""
 
@@ -345,10 +355,14 @@ def _topics(
     seconds = {} if seconds is None else seconds
     for query_id in _queries(runs):
         started = time.perf_counter()
-        rankings = [run.get(query_id) for run in runs]
+        rankings = [run.get(query_id) or NO_HITS for run in runs]
         read = time.perf_counter()
-        doc_ids, scores = _fuse_topic([hits or NO_HITS for hits in rankings], way, depth)
-        fused = canonical(doc_ids, scores, f"query {query_id}")
+        if way.sums_raw and any((hits.scores[-1:] < 0).any() for hits in rankings):  # best first
+            less = "summed scores lie below 0, less than the 0 of documents that a run lacks"
+            logger.warning("query %s: %s; --method wsum --norm minmax has no such trap", query_id, less)
+            way = way._replace(sums_raw=False)  # said once
+        doc_ids, scores = _fuse_topic(rankings, way, depth)
+        fused = ordered(doc_ids, scores, f"query {query_id}")
         for stage, spent in (("read", read - started), ("fuse", time.perf_counter() - read)):
             seconds[stage] = seconds.get(stage, 0.0) + spent
         yield query_id, Hits(fused.doc_ids[:k], fused.scores[:k])
@@ -360,8 +374,9 @@ def _fuse_topic(rankings: Sequence[Hits], way: Way, depth: int | None) -> tuple[
     for hits, part_of in zip(rankings, way.parts_of, strict=True):
         if way.cut_first:
             hits = Hits(hits.doc_ids[:depth], hits.scores[:depth])
-        places = [columns.setdefault(doc_id, len(columns)) for doc_id in hits.doc_ids[:depth]]
-        found.append((places, part_of(hits)[:depth]))
+        doc_ids = hits.doc_ids[:depth]
+        columns.update(zip([d for d in doc_ids if d not in columns], count_from(len(columns)), strict=False))
+        found.append((list(map(columns.__getitem__, doc_ids)), part_of(hits)[:depth]))
     if not columns:
         return [], np.empty(0)
     parts = np.full((len(rankings), len(columns)), np.nan)
@@ -427,6 +442,7 @@ def _rrf_by_trectools(runs: Sequence[Run], rrf_k: int, depth: int | None, k: int
 @click.option("--k", type=int, default=1000, help="Hits written for each query.")
 @click.option("--runtag", default=TAG, help="Last column of the fused run.")
 @click.option("--engine", type=click.Choice(ENGINES), default="auto", help="For rrf; auto: trectools for small runs.")
+@click.option("--ir-metadata", "metadata", is_flag=True, help="Begin the run with ir_metadata comments.")
 @click.option("--overwrite", is_flag=True, help="Replace --output if it exists.")
 def main(
     runs: tuple[str, ...],
@@ -441,6 +457,7 @@ def main(
     k: int,
     runtag: str,
     engine: str,
+    metadata: bool,
     overwrite: bool,
 ) -> None:
     """Fuse runs into one."""
@@ -458,7 +475,10 @@ def main(
     started = time.perf_counter()
     inputs = [open_run(path) for path in runs]
     _check(inputs, depth, k)
+    _check_common_topics(runs, inputs)
     seconds = {"read": time.perf_counter() - started, "fuse": 0.0}
+    fusion = {"method": method, "norm": norm, "weights": numbers, "runs": list(runs)}
+    comments = ir_metadata(runtag, fusion, {}) if metadata else []
     chosen = "fast"
     if method == "rrf":
         chosen = choose_engine(inputs, depth) if engine == "auto" else engine
@@ -467,9 +487,9 @@ def main(
         read = time.perf_counter()
         fused = rrf(whole, rrf_k, depth, k, runtag, engine)
         seconds |= {"read": read - started, "fuse": time.perf_counter() - read}
-        fused.write(output, overwrite=overwrite)
+        fused.write(output, overwrite=overwrite, comments=comments)
     else:
-        write_run(output, runtag, _topics(inputs, way, depth, k, seconds), overwrite=overwrite)
+        write_run(output, runtag, _topics(inputs, way, depth, k, seconds), overwrite=overwrite, comments=comments)
     total = time.perf_counter() - started
     seconds["write"] = total - seconds["read"] - seconds["fuse"]
     stages = {f"{stage}_seconds": round(spent, 3) for stage, spent in seconds.items()}
@@ -499,6 +519,12 @@ def _check_command(runs: Sequence[str], method: str, runtag: str, engine: str) -
         raise InputError(f"--engine trectools is for rrf only, not {method}")
     if len(runtag.split()) != 1:
         raise InputError(f"--runtag must be one word without blanks, found {runtag!r}")
+
+
+def _check_common_topics(paths: Sequence[str], runs: Sequence[Run | RunStream]) -> None:
+    for (one, a), (other, b) in combinations(zip(paths, map(set, runs), strict=True), 2):
+        if not a & b:
+            raise InputError(f"runs {one} and {other} have no topic in common, so there is nothing to fuse")
 
 
 if __name__ == "__main__":

@@ -1,7 +1,8 @@
-"""Dense indexes: encode a collection in resumable blocks, build a FAISS index, open one (ours, Pyserini's, anybody's).
+"""Dense indexes: encode a collection in resumable blocks, build a FAISS or Lucene index, open one (ours, Pyserini's, others').
 
-An index folder holds `index` and `docid` exactly as Pyserini's FaissSearcher reads them, and beside them our
-`manifest.json` (who encoded it, how) and `docs.jsonl` with `docs.offsets` (the texts, for snippets and reranking).
+An index folder holds `index` and `docid` exactly as Pyserini's FaissSearcher reads them, or a Lucene index as Pyserini's
+LuceneHnswDenseSearcher reads it and `docid`; and beside them our `manifest.json` (who encoded it, how) and `docs.jsonl` with
+`docs.offsets` (the texts, for snippets and reranking).
 """
 
 from __future__ import annotations
@@ -34,7 +35,6 @@ from pyserini_kd.files import (
     environment,
     read_json,
     refuse_existing,
-    replace_folder,
     require_file,
     write_json,
 )
@@ -52,7 +52,7 @@ Floats = npt.NDArray[np.float32]
 
 @dataclasses.dataclass(frozen=True)
 class DenseIndex:
-    """An inner-product index: FAISS rows and the document ids they stand for."""
+    """An inner-product index: the rows of FAISS or Lucene, and the document ids they stand for."""
 
     folder: Path
     index: Any
@@ -61,7 +61,7 @@ class DenseIndex:
 
     @classmethod
     def load(cls, *folders: str | Path, mmap: bool = False) -> DenseIndex:
-        """Open an index folder, or several as one: rows are counted through, in the order given.
+        """Open an index folder, or several as one (named, or listed as `shards` are): rows are counted through, in that order.
 
         A folder that is not ours (no manifest) is checked as far as it can be. With `mmap` vectors stay on disk and are read
         when a search needs them.
@@ -70,33 +70,30 @@ class DenseIndex:
             InputError: a folder is missing or incomplete, its parts do not fit, its metric is not inner product, or the folders
                 are not of one width and encoder, or share a document.
         """
-        parts = [cls._load_one(Path(folder), mmap) for folder in folders]
+        parts = [cls._load_one(folder, mmap) for folder in shards(*folders)]
         return parts[0] if len(parts) == 1 else cls._join(parts)
 
     @classmethod
     def _load_one(cls, folder: Path, mmap: bool) -> DenseIndex:
-        import faiss
-
         if not folder.is_dir():
             raise InputError(f"index not found: {folder}")
-        for name in ("index", "docid"):
-            if not (folder / name).is_file():
-                raise InputError(f"index folder {folder} is incomplete: no file `{name}` (expected `index` and `docid`)")
+        if lucene.is_lucene_index(folder) and not (folder / "docid").is_file():
+            raise InputError(f"{folder} is an index of words: search it by --encoder bm25, or give it as --sparse-index")
+        if not (folder / "docid").is_file():
+            raise InputError(f"index folder {folder} is incomplete: no file `docid` (expected `index` and `docid`)")
         manifest = read_json(folder / "manifest.json", "manifest") if (folder / "manifest.json").exists() else None
-        index = _read_faiss(folder / "index", mmap)
+        index = kinds.read(folder, mmap)
         doc_ids = np.array(_read_doc_ids(folder), dtype=object)
         if index.ntotal != len(doc_ids):
             raise InputError(f"index folder {folder} does not fit: {index.ntotal} vectors but {len(doc_ids)} document ids")
-        if index.metric_type != faiss.METRIC_INNER_PRODUCT:
-            raise InputError(f"{folder / 'index'} measures L2 distance; only inner-product indexes are searched")
         if manifest is None:
             logger.warning("%s has no manifest of ours: which encoder made it cannot be checked", folder)
+            if len(set(doc_ids)) < len(doc_ids):
+                raise InputError(f"index folder {folder} is not searched: its `docid` names a document twice")
         return cls(folder, index, doc_ids, manifest)
 
     @classmethod
     def _join(cls, parts: list[DenseIndex]) -> DenseIndex:
-        import faiss
-
         first = parts[0]
         for part in parts[1:]:
             if part.width != first.width:
@@ -104,9 +101,7 @@ class DenseIndex:
             made_by = [(one.manifest or {}).get("encoder") for one in (first, part)]
             if all(made_by) and made_by[0] != made_by[1]:
                 raise InputError(f"{first.folder} and {part.folder} were made with different encoders or settings of one")
-        joined: Any = faiss.IndexShards(first.width, False, True)  # type: ignore[call-arg]
-        for part in parts:
-            joined.add_shard(part.index)
+        joined = kinds.Joined([part.index for part in parts])
         whole = cls(first.folder, joined, np.concatenate([part.doc_ids for part in parts]), first.manifest)
         if len(whole.rows) < len(whole.doc_ids):
             twice = next(doc_id for row, doc_id in enumerate(whole.doc_ids) if whole.rows[doc_id] != row)
@@ -124,21 +119,11 @@ class DenseIndex:
     ) -> tuple[Floats, npt.NDArray[np.int64]]:
         """Scores float32 (Q, K) and rows int64 (Q, K), best first; row -1 where there are fewer than k.
 
-        Which of equal scores FAISS keeps at the end is chance; here it is decided by doc_id, however the index is cut up.
+        Which of equal scores an index keeps at the end is chance; here it is decided by doc_id, however the index is cut up.
         """
-        import faiss
-
         if query_vecs.shape[1] != self.width:
             raise InputError(f"encoder and index do not match: vectors of {query_vecs.shape[1]} against {self.width}")
-        for option, name, value, kind in (
-            ("--ef-search", "efSearch", ef_search, "HNSW"),
-            ("--nprobe", "nprobe", nprobe, "IVF"),
-        ):
-            if value is not None:
-                try:
-                    faiss.ParameterSpace().set_index_parameter(self.index, name, value)
-                except RuntimeError:
-                    raise InputError(f"{option} is for {kind} indexes; {self.folder} is none") from None
+        kinds.tune(self.index, self.folder, ef_search, nprobe)
         k = min(k, self.index.ntotal)
         scores, rows = self.index.search(query_vecs, min(k + 1, self.index.ntotal))
         tied = (scores[:, k - 1] == scores[:, -1]) & (rows[:, -1] >= 0) & (scores.shape[1] > k)
@@ -164,27 +149,7 @@ class DenseIndex:
         missing = [doc_id for doc_id in doc_ids if doc_id not in rows]
         if missing:
             raise InputError(f"{len(missing)} documents are not in the index {self.folder}, e.g. {missing[0]}")
-        wanted = np.array([rows[d] for d in doc_ids], dtype=np.int64)
-        vectors = np.empty((len(wanted), self.width), np.float32)
-        start = 0
-        for index in self._parts:
-            here = (wanted >= start) & (wanted < start + index.ntotal)
-            if here.any():
-                if hasattr(index, "make_direct_map"):
-                    index.make_direct_map()
-                vectors[here] = index.reconstruct_batch(wanted[here] - start)
-            start += index.ntotal
-        return vectors
-
-    @property
-    def _parts(self) -> list[Any]:
-        """The FAISS index, or those that were joined."""
-        import faiss
-
-        joined: Any = self.index
-        if not isinstance(self.index, faiss.IndexShards):
-            return [joined]
-        return [faiss.downcast_index(joined.at(number)) for number in range(joined.count())]
+        return kinds.vectors_of(self.index, np.array([rows[d] for d in doc_ids], dtype=np.int64))
 
     @functools.cached_property
     def rows(self) -> dict[str, int]:
@@ -192,27 +157,33 @@ class DenseIndex:
         return {doc_id: row for row, doc_id in enumerate(self.doc_ids.tolist())}
 
 
-def _read_faiss(path: Path, mmap: bool) -> Any:
-    import faiss
+def shards(*paths: str | Path) -> list[Path]:
+    """The index folders that stand behind some paths: folders themselves, and what a manifest of shards lists.
 
-    flags = [0]
-    if mmap:  # the first maps everything, but refuses inverted lists; the second maps those alone
-        flags = [faiss.IO_FLAG_MMAP_IFC | faiss.IO_FLAG_MMAP, faiss.IO_FLAG_MMAP]
-    for flag in flags:
-        try:
-            return faiss.read_index(str(path), flag)
-        except RuntimeError as caught:
-            error = caught
-    raise InputError(f"{path} is not a FAISS index: {str(error).splitlines()[0]}") from error
+    Such a manifest is a JSON file `{"shards": ["a", "b", ...]}`, folders beside it or with their whole path, or a folder that
+    holds it as `manifest.json`.
+    """
+    found: list[Path] = []
+    for path in map(Path, paths):
+        manifest = path / "manifest.json" if path.is_dir() else path
+        listed = read_json(manifest, "index").get("shards") if manifest.is_file() else None
+        if path.is_file() or listed is not None:
+            if not isinstance(listed, list) or not listed or not all(isinstance(name, str) for name in listed):
+                raise InputError(f'{manifest}: expected {{"shards": ["folder", ...]}}')
+            found += [manifest.parent / name for name in listed]
+        else:
+            found.append(path)
+    return found
 
 
-def has_docs(folder: Path) -> bool:
-    """Whether an index folder of ours holds the texts."""
-    return all((folder / name).is_file() for name in ("docid", "docs.jsonl", "docs.offsets"))
+def has_docs(*paths: Path) -> bool:
+    """Whether all index folders are ours and hold the texts."""
+    return all((folder / name).is_file() for folder in shards(*paths) for name in ("docid", "docs.jsonl", "docs.offsets"))
 
 
-def stored_docs(*folders: Path) -> Callable[[Iterable[str]], Iterator[Doc]]:
+def stored_docs(*paths: Path) -> Callable[[Iterable[str]], Iterator[Doc]]:
     """A function from ids to stored documents of one index folder or several, in the order asked; no vectors are loaded."""
+    folders = shards(*paths)
     places = {doc_id: (n, row) for n, folder in enumerate(folders) for row, doc_id in enumerate(_read_doc_ids(folder))}
     offsets = [np.memmap(folder / "docs.offsets", dtype="<u8", mode="r") for folder in folders]
 
@@ -282,7 +253,7 @@ def open_with_encoder(
 def encoder_record(encoder: BertDot, checkpoint: Path) -> dict[str, Any]:
     """What a manifest says about an encoder."""
     return {
-        "name": checkpoint.name,
+        "name": checkpoints.name_of(checkpoint),
         "sha256": checkpoints.fingerprint(checkpoint),
         **dataclasses.asdict(encoder.settings),
     }
@@ -306,12 +277,13 @@ def build(
     shard: tuple[int, int] = (0, 1),
     collection: str = "",
 ) -> int | None:
-    """Encode a stream of documents and write an index folder; returns the number of documents.
+    """Encode a stream of documents and write an index folder of a kind (see `kinds`); returns the number of documents.
 
     Works in blocks (of BLOCK documents, unless told) under `.NAME.partial/` beside the folder: after a crash, a kill or Ctrl-C
     the same command goes on with the blocks that are missing or whose documents have changed; a second process shares the
     work. With `shard` = (I, N) only every N-th block is encoded here: the process that ends last writes the index, the others
-    return None. The bytes written do not depend on any of this (`manifest.json`, which holds the time, excepted).
+    return None. The bytes written do not depend on any of this (`manifest.json` excepted, which holds the time, and Lucene's
+    files, which hold random names).
     """
     settings: dict[str, Any] = {
         "encoder": encoder_record(encoder, checkpoint),
@@ -344,87 +316,26 @@ def build_from(
     collection: str,
 ) -> int | None:
     """`build` with any function from texts to vectors (N, H); `settings` is what the vectors depend on."""
-    folder, started = Path(folder), time.monotonic()
-    if shard[1] > 1 and _is_complete(folder, settings):  # the others were quicker
-        logger.info("%s is complete", folder)
-        return None
-    refuse_existing(folder, overwrite)
-    faiss_index = kinds.new(width, kind)
-    gigabytes = kinds.vector_bytes(faiss_index) * 1e6 / 1e9
-    held = "on disk; built without being held in memory" if kinds.streams(faiss_index) else "in memory while it is built"
-    logger.info("--faiss %s takes %.2f GB a million documents %s", kind, gigabytes, held)
-    with blocks.open_work(folder, settings, {"faiss": kind, "collection": collection}) as work:
-        work.run(docs, settings["block"], _block_maker(work, encode, settings["store_docs"]), shard)
-        if work.count == 0:
-            work.remove()
-            raise InputError("the collection has no documents")
-        if shard[1] > 1 and (left := work.left()):
-            logger.info("shard %d of %d is done; %d blocks are left to the other shards", *shard, left)
-            return None
-        with work.lock(blocks.ASSEMBLY, wait=True):
-            if not work.is_there():
-                logger.info("another process has written %s", folder)
-                return work.count
-            if work.left():
-                raise InputError("the collection has changed while it was indexed; start again")
-            new = work.folder / "final"
-            shutil.rmtree(new, ignore_errors=True)
-            new.mkdir()
-            kinds.write(work.paths("npy"), faiss_index, kind, new / "index")
-            _merge_docs(work, new, settings["store_docs"])
-            record = {"kind": "dense", "faiss": kind, "metric": "inner_product", "n_docs": work.count, "width": width}
-            record |= settings | ({"collection": collection} if collection else {})
-            seconds = round(time.monotonic() - started, 1)
-            write_json(new / "manifest.json", record | {"seconds": seconds, "command": command_line(), **environment()})
-            replace_folder(new, folder)
-            work.remove()
-    return work.count
-
-
-def _is_complete(folder: Path, settings: dict[str, Any]) -> bool:
-    manifest = read_json(folder / "manifest.json", "manifest") if (folder / "manifest.json").is_file() else {}
-    return all(name in manifest and manifest[name] == value for name, value in json.loads(json.dumps(settings)).items())
-
-
-def _block_maker(
-    work: blocks.Work, encode: Callable[[list[str]], Floats], store_docs: bool
-) -> Callable[[int, list[Doc]], None]:
-    """A function that writes the files of a block; after the first it says what a million documents take."""
+    logger.info("%s", kinds.estimate(width, kind))
     told = False
 
-    def make(number: int, block: list[Doc]) -> None:
+    def make(work: blocks.Work, number: int, block: list[Doc]) -> None:
         nonlocal told
         begun = time.monotonic()
-        with atomic_file(work.path(number, "ids")) as out:
-            out.writelines(f"{doc.doc_id}\n" for doc in block)
-        if store_docs:
-            with atomic_file(work.path(number, "docs"), binary=True) as out:
-                out.writelines(json.dumps(doc, ensure_ascii=False).encode() + b"\n" for doc in block)
-        vectors = encode([doc.contents for doc in block])
+        found = encode([doc.contents for doc in block])
         with atomic_file(work.path(number, "npy"), binary=True) as out:
-            np.save(out, vectors)
+            np.save(out, found)
         if not told and len(block) > 1000:
             hours = (time.monotonic() - begun) / len(block) * 1e6 / 3600
             logger.info("a million documents like the first %d take %.1f hours to encode here", len(block), hours)
             told = True
 
-    return make
+    def assemble(work: blocks.Work, new: Path) -> dict[str, Any]:
+        kinds.write(work.paths("npy"), width, kind, new)
+        return {"kind": "dense", "metric": "inner_product", "width": width}
 
-
-def _merge_docs(work: blocks.Work, new: Path, store_docs: bool) -> None:
-    """Merge the ids and the texts of the blocks, a block at a time in memory."""
-    with open(new / "docid", "wb") as out:
-        for path in work.paths("ids"):
-            out.write(path.read_bytes())
-    if store_docs:
-        position = 0
-        with open(new / "docs.jsonl", "wb") as out, open(new / "docs.offsets", "wb") as offsets:
-            for path in work.paths("docs"):
-                lines = path.read_bytes().splitlines(keepends=True)
-                starts = position + np.cumsum([0] + [len(line) for line in lines])
-                starts[:-1].astype("<u8").tofile(offsets)
-                position = int(starts[-1])
-                out.writelines(lines)
+    only_result = {"index": kind, "collection": collection}
+    return blocks.build(docs, Path(folder), settings, make, assemble, only_result=only_result, overwrite=overwrite, shard=shard)
 
 
 def build_from_vectors(
@@ -458,9 +369,9 @@ def build_from_vectors(
                 count += len(block)
         if count == 0:
             raise InputError(f"{path} holds no vectors")
-        kinds.write(files, kinds.new(found.shape[1], kind), kind, new / "index")
+        kinds.write(files, found.shape[1], kind, new)
         shutil.rmtree(parts)
-        record = {"kind": "dense", "faiss": kind, "metric": "inner_product", "n_docs": count, "width": found.shape[1]}
+        record = {"kind": "dense", "index": kind, "metric": "inner_product", "n_docs": count, "width": found.shape[1]}
         record |= {"encoder": encoder or {"name": "unknown"}, "vectors": str(path)}
         seconds = round(time.monotonic() - started, 1)
         write_json(new / "manifest.json", record | {"seconds": seconds, "command": command_line(), **environment()})
@@ -478,7 +389,7 @@ def build_from_vectors(
 @click.option("--encoder", help="Checkpoint (name, folder or hub id), or bm25 for a Lucene index.")
 @click.option(
     "--vectors", "ready", type=click.Path(path_type=Path),
-    help="Instead of --collection: vectors made elsewhere, .npy, Pyserini's embeddings.jsonl, a FAISS folder.",
+    help="Instead of --collection: vectors made elsewhere, .npy, Pyserini's embeddings.jsonl, an index folder.",
 )  # fmt: skip
 @click.option("--ids", type=click.Path(path_type=Path), help="With --vectors X.npy: ids of the rows, one a line.")
 @click.option("--index", "folder", required=True, type=click.Path(path_type=Path), help="Index folder to write.")
@@ -489,7 +400,9 @@ def build_from_vectors(
     help="Store what this architecture's reranking reuses of a document, instead of a FAISS index.",
 )
 @click.option("--dtype", default="fp16", type=click.Choice(list(token_index.DTYPES)), help="With --for: numbers stored.")
-@click.option("--faiss", "kind", default="Flat", help="FAISS factory string: Flat, HNSW32, SQ8, IVF4096,PQ64 ...")
+@click.option("--faiss", metavar="KIND", help="FAISS factory string: HNSW32, SQ8, IVF4096,PQ64 ...  [default: Flat]")
+@click.option("--lucene-hnsw", "in_lucene", flag_value="lucene-hnsw", help="Vectors in Lucene, with an HNSW graph.")
+@click.option("--lucene-flat", "in_lucene", flag_value="lucene-flat", help="Vectors in Lucene, every one compared.")
 @click.option("--segment", metavar="WORDS:STRIDE", help="Index passages `docid#n` of so many words, e.g. 150:75.")
 @click.option("--collection-class", help="With bm25: one of Anserini's readers (HtmlCollection, ...) for a folder.")
 @click.option("--batch-size", "--batch", type=click.IntRange(1), help="Documents a batch [default: by token budget].")
@@ -514,7 +427,8 @@ def main(
     folder: Path,
     architecture: str | None,
     dtype: str,
-    kind: str,
+    faiss: str | None,
+    in_lucene: str | None,
     segment: str | None,
     collection_class: str | None,
     batch_size: int | None,
@@ -532,15 +446,20 @@ def main(
     store_docs: bool,
     overwrite: bool,
 ) -> None:
-    """Index a collection: dense with a BERT_DOT checkpoint (FAISS), or sparse with BM25 (Lucene)."""
+    """Index a collection: dense with a BERT_DOT checkpoint (FAISS or Lucene), or sparse with BM25 (Lucene)."""
+    if faiss and in_lucene:
+        raise InputError(f"--faiss and --{in_lucene} do not go together: vectors have one home")
+    if (faiss or in_lucene) and (architecture or encoder == "bm25"):
+        raise InputError("--faiss and --lucene-hnsw or -flat say where a dense index lives; not with --for or bm25")
+    kind = in_lucene or faiss or "Flat"
     shard = _shard(shard_id, shard_num, overwrite)
     if shard[1] == 1:
-        refuse_existing(folder, overwrite)
+        refuse_existing(folder, overwrite, folder=True)
     started = time.monotonic()
     count_threads = threads or inference.threads()
     if ready:
         if collection or segment or architecture or collection_class or encoder == "bm25" or shard[1] > 1:
-            raise InputError("--vectors goes with --index, --ids, --faiss and the name of the --encoder only")
+            raise InputError("--vectors goes with --index, --ids, --faiss, --lucene-* and the name of the --encoder only")
         who = _who(encoder, pooling=pooling, l2_norm=l2_norm, doc_prefix=doc_prefix, max_doc_len=max_length)
         written = build_from_vectors(ready, ids, folder, kind=kind, overwrite=overwrite, **who)
         click.echo(f"{folder}: {written} vectors")
@@ -551,16 +470,26 @@ def main(
     docs = passages.segment(sources.collection(collection), segment) if segment else sources.collection(collection)
     count: int | None
     if architecture:
-        reader = token_index.load_model(encoder, architecture, l2_norm=l2_norm, doc_prefix=doc_prefix, max_doc_len=max_length)
+        if threads:
+            inference.use_threads(threads)
+        reader = token_index.load_model(
+            encoder, architecture, device=device, precision=precision, backend=backend, l2_norm=l2_norm, doc_prefix=doc_prefix,
+            max_doc_len=max_length,
+        )  # fmt: skip
         count = token_index.build(
             docs,
-            reader.to(inference.check_device(device)),
+            reader,
             checkpoints.resolve(encoder),
             folder,
             dtype=dtype,
+            segment=segment,
             precision=precision,
             batch_size=batch_size,
+            store_docs=store_docs,
             overwrite=overwrite,
+            block=block,
+            shard=shard,
+            collection=collection,
         )
     elif encoder == "bm25":
         if collection_class:
@@ -588,8 +517,8 @@ def main(
             shard=shard,
             collection=f"{collection} {segment}" if segment else collection,
         )
-        if count is None:
-            return
+    if count is None:  # other processes have work left
+        return
     seconds = time.monotonic() - started
     click.echo(f"{folder}: {count} documents in {seconds:.0f} s ({count / seconds:.0f} a second)")
 
@@ -602,8 +531,8 @@ def _refuse_contradictions(
         raise InputError("--segment cuts what we read ourselves, not what a --collection-class reads")
     if segment:
         passages.parse(segment)
-    if shard[1] > 1 and (architecture or encoder == "bm25"):
-        raise InputError("several processes share the work of a dense index only, not that of --for or bm25")
+    if shard[1] > 1 and encoder == "bm25":
+        raise InputError("several processes share the work of what a checkpoint computes, not that of bm25")
     if architecture and (collection_class or encoder == "bm25"):
         raise InputError("--for stores what a checkpoint computes; it does not go with bm25 or --collection-class")
     if collection_class and encoder != "bm25":
@@ -639,11 +568,8 @@ def load_encoder(
     **overrides: Any,
 ) -> BertDot:
     """A BERT_DOT checkpoint on a device; InputError for another architecture."""
-    import torch
-
     if threads:
-        torch.set_num_threads(threads)
-        os.environ["OMP_NUM_THREADS"] = str(threads)
+        inference.use_threads(threads)
     saved = checkpoints.architecture_of(checkpoints.resolve(name))
     if saved != "bert_dot":
         raise InputError(f"{name} is a {saved}; a dense index needs a bert_dot checkpoint")

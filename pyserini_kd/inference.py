@@ -12,7 +12,6 @@ import functools
 import logging
 import os
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,7 +21,7 @@ from tqdm import tqdm
 
 from pyserini_kd.files import InputError
 from pyserini_kd.models import checkpoints
-from pyserini_kd.models.tokens import pad, side_records, tokenize
+from pyserini_kd.models.tokens import join_pairs, pad, pair_frame, plain_ids, side_records
 
 if TYPE_CHECKING:
     import torch
@@ -41,9 +40,10 @@ Rows = npt.NDArray[np.int64]
 BATCH_TOKENS = 2048  # tokens of a batch, padding included, where the user does not fix the batch size: fits into caches
 ONNX_BATCH_TOKENS = 1024
 GPU_BATCH_TOKENS = 1 << 15
+LATE_TOKENS = 1 << 14  # the same where token vectors are compared, not computed
 CHUNK = 2048  # texts tokenised at a time
-LATE_BYTES = 1 << 30  # token vectors held at a time while reranking
-PRECISIONS = ("auto", "fp32", "bf16", "int8")
+LATE_BYTES = 1 << 30  # document representations held at a time while reranking
+PRECISIONS = ("auto", "fp32", "bf16", "fp16", "int8")
 BACKENDS = ("auto", "torch", "onnx")
 
 
@@ -58,19 +58,22 @@ def cpu_flags() -> set[str]:
 
 
 def choose_precision(precision: str = "auto", device: str = "cpu", folder: Path | None = None) -> str:
-    """`fp32`, `bf16` or `int8`; `auto` decides from the processor and what the checkpoint folder holds, never from a timing.
+    """`fp32`, `bf16`, `fp16` or `int8`; `auto` decides from the processor and what the folder holds, never from a timing.
 
-    It takes bf16 on a GPU that has it and on CPUs with AMX tiles; else int8 where `export --int8` put it beside the weights and
-    the CPU has VNNI; else fp32. AVX-512 BF16 alone does not count: measured on such a processor, bf16 was slower than fp32.
+    On a GPU it takes bf16, or fp16 where that is too old for bf16. On a CPU it takes bf16 where there are AMX tiles; else int8
+    where `export --int8` put it beside the weights and the CPU has VNNI; else fp32. AVX-512 BF16 alone does not count: measured
+    on such a processor, bf16 was slower than fp32.
     """
     if precision not in PRECISIONS:
         raise InputError(f"precision must be one of {', '.join(PRECISIONS)}, not {precision!r}")
+    if precision == "fp16" and not device.startswith("cuda"):
+        raise InputError("fp16 is for GPUs (--device cuda); a CPU computes in bf16, int8 or fp32")
     if precision != "auto":
         return precision
     if device.startswith("cuda"):
         import torch
 
-        return "bf16" if torch.cuda.is_bf16_supported() else "fp32"
+        return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp16"
     if "amx_bf16" in cpu_flags():
         return "bf16"
     if folder is not None:
@@ -95,15 +98,19 @@ def load(
         raise InputError(f"backend must be one of {', '.join(BACKENDS)}, not {backend!r}")
     check_device(device)
     folder = checkpoints.resolve(name)
-    chosen = choose_precision(precision, device, folder if backend != "torch" else None)
+    can_onnx = backend != "torch" and (overrides.get("architecture") or checkpoints.architecture_of(folder)) in (
+        checkpoints.ONNX_ARCHITECTURES
+    )
+    chosen = choose_precision(precision, device, folder if can_onnx else None)
     by_onnx = backend == "onnx" or chosen == "int8"
-    if by_onnx and (backend == "torch" or device != "cpu" or precision == "bf16"):
+    if by_onnx and (backend == "torch" or device != "cpu" or precision in ("bf16", "fp16")):
         raise InputError("ONNX Runtime is for fp32 and int8 on a CPU, int8 only for it: --backend, --precision, --device clash")
     if by_onnx:
         chosen = "fp32" if chosen == "bf16" else chosen
         onnx.check_cpu(folder, cpu_flags())
     model = checkpoints.load(name, onnx=chosen if by_onnx else None, lean=True, **overrides)
-    logger.info("%s runs in %s by %s on %s", Path(name).name, chosen, "ONNX Runtime" if by_onnx else "torch", device)
+    why = ", chosen for this processor" if precision == "auto" else ""
+    logger.info("%s runs in %s by %s on %s%s", Path(name).name, chosen, "ONNX Runtime" if by_onnx else "torch", device, why)
     return model.to(device)
 
 
@@ -127,6 +134,15 @@ def threads() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
+def use_threads(count: int) -> None:
+    """Let torch and FAISS compute by so many threads."""
+    import faiss
+    import torch
+
+    torch.set_num_threads(count)
+    faiss.omp_set_num_threads(count)
+
+
 @contextlib.contextmanager
 def running(model: torch.nn.Module, precision: str) -> Iterator[torch.device]:
     """Inference mode, eval mode and autocast around a model; gives the model's device."""
@@ -135,9 +151,9 @@ def running(model: torch.nn.Module, precision: str) -> Iterator[torch.device]:
     device = next(model.parameters()).device
     was_training = model.training
     model.eval()
-    bf16 = precision_of(model, precision) == "bf16"
+    half = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(precision_of(model, precision))
     try:
-        with torch.inference_mode(), torch.autocast(device.type, torch.bfloat16, enabled=bf16):
+        with torch.inference_mode(), torch.autocast(device.type, half, enabled=half is not None):
             yield device
     finally:
         model.train(was_training)
@@ -178,7 +194,7 @@ def batch_tokens(model: Any, device: torch.device) -> int:
     return GPU_BATCH_TOKENS if device.type == "cuda" else ONNX_BATCH_TOKENS if onnx.module_in(model) else BATCH_TOKENS
 
 
-def _unique(texts: Sequence[str]) -> tuple[list[str], npt.NDArray[np.int64]]:
+def unique(texts: Sequence[str]) -> tuple[list[str], npt.NDArray[np.int64]]:
     """(distinct texts, row of each text among them)."""
     rows: dict[str, int] = {}
     places = np.fromiter((rows.setdefault(text, len(rows)) for text in texts), dtype=np.int64, count=len(texts))
@@ -187,8 +203,8 @@ def _unique(texts: Sequence[str]) -> tuple[list[str], npt.NDArray[np.int64]]:
 
 def run_batches(
     model: Any,
-    texts: Sequence[Any],
-    tokenise: Callable[[list[Any]], tuple[list[Any], int]],
+    chunks: Sequence[list[int]],
+    tokenise: Callable[[list[int]], tuple[list[Any], int]],
     use: Callable[[list[int], torch.Tensor, torch.Tensor], None],
     *,
     precision: str,
@@ -198,37 +214,43 @@ def run_batches(
 ) -> int:
     """Run the model over texts (or pairs) in length-bucketed batches; returns how many were cut.
 
-    `tokenise` gives records of some texts and how many it cut; `use(rows, output, attention mask)` takes the results.
+    `chunks` are rows to tokenise together; `tokenise` gives their records and how many it cut; `use(rows, output, attention
+    mask)` takes the results.
     """
     cut = 0
-    with running(model, precision) as device, tqdm(total=len(texts), desc=label, unit=" texts", disable=None) as bar:
+    bar = tqdm(total=sum(map(len, chunks)), desc=label, unit=" texts", disable=None)
+    with running(model, precision) as device, bar:
         pad_id, budget = model.tokenizer.pad_token_id or 0, batch_tokens(model, device)
-        for places, (records, n_cut) in _tokenised(texts, tokenise):
+        for rows, (records, n_cut) in _one_ahead(chunks, tokenise):
             cut += n_cut
             for some in batches([len(record["input_ids"]) for record in records], batch_size, budget):
                 batch = pad([records[i] for i in some], pad_id, device)
-                use([places[i] for i in some], model(**batch, **extra).float().cpu(), batch["attention_mask"].cpu())
+                use([rows[i] for i in some], model(**batch, **extra).float().cpu(), batch["attention_mask"].cpu())
                 bar.update(len(some))
     return cut
 
 
-def _tokenised(
-    texts: Sequence[Any], tokenise: Callable[[list[Any]], tuple[list[Any], int]]
+def _one_ahead(
+    chunks: Sequence[list[int]], tokenise: Callable[[list[int]], tuple[list[Any], int]]
 ) -> Iterator[tuple[list[int], tuple[list[Any], int]]]:
-    """Rows, their token records and how many were cut, CHUNK texts at a time, longest first; a thread is one chunk ahead."""
-    size = [len(text) if isinstance(text, str) else sum(map(len, text)) for text in texts]
-    order = sorted(range(len(texts)), key=lambda row: (-size[row], row))
-    chunks = [order[start : start + CHUNK] for start in range(0, len(order), CHUNK)]
+    """Each chunk of rows with what `tokenise` makes of it; a thread is one chunk ahead."""
     if len(chunks) == 1:  # nothing to be ahead with, and a thread costs milliseconds
-        yield order, tokenise([texts[row] for row in order])
+        yield chunks[0], tokenise(chunks[0])
         return
+    from concurrent.futures import ThreadPoolExecutor
+
     with ThreadPoolExecutor(1) as ahead:
-        found = [ahead.submit(tokenise, [texts[row] for row in chunks[0]])] if chunks else []
+        found = [ahead.submit(tokenise, chunk) for chunk in chunks[:1]]
         for number, rows in enumerate(chunks):
             done = found.pop().result()
-            if number + 1 < len(chunks):
-                found.append(ahead.submit(tokenise, [texts[row] for row in chunks[number + 1]]))
+            found += [ahead.submit(tokenise, chunk) for chunk in chunks[number + 1 : number + 2]]
             yield rows, done
+
+
+def _text_chunks(texts: Sequence[str]) -> list[list[int]]:
+    """Rows of texts, longest first, CHUNK at a time."""
+    order = sorted(range(len(texts)), key=lambda row: (-len(texts[row]), row))
+    return [order[start : start + CHUNK] for start in range(0, len(order), CHUNK)]
 
 
 def encode(
@@ -245,23 +267,27 @@ def encode(
 
     Texts longer than the model's window are cut; how many is logged, or appended to `cut` where the caller adds them up.
     """
-    distinct, places = _unique(texts)
+    distinct, places = unique(texts)
     vectors = np.zeros((len(distinct), model.width), dtype=np.float32)
 
     def use(rows: list[int], output: torch.Tensor, _: torch.Tensor) -> None:
         vectors[rows] = output.numpy()
 
-    def tokenise(some: list[str]) -> tuple[list[Any], int]:
-        return side_records(model, some, kind)
+    def tokenise(rows: list[int]) -> tuple[list[Any], int]:
+        return side_records(model, [distinct[row] for row in rows], kind)
 
     settings: dict[str, Any] = {"precision": precision, "batch_size": batch_size, "label": label}
-    n_cut = run_batches(model, distinct, tokenise, use, **settings)
+    n_cut = run_batches(model, _text_chunks(distinct), tokenise, use, **settings)
+    _count_cut(model, kind, n_cut, len(distinct), cut)
+    return vectors[places]
+
+
+def _count_cut(model: Any, kind: str, n_cut: int, total: int, cut: list[int] | None) -> None:
     if cut is None:
         max_len = model.settings.max_query_len if kind == "query" else model.settings.max_doc_len
-        log_cut(n_cut, len(distinct), max_len, f"{kind} texts")
+        log_cut(n_cut, total, max_len, f"{kind} texts")
     else:
         cut.append(n_cut)
-    return vectors[places]
 
 
 def log_cut(count: int, total: int, max_len: int, what: str) -> None:
@@ -299,118 +325,141 @@ def score(
     settings: dict[str, Any] = {"precision": precision, "batch_size": batch_size}
     if model.architecture == "cross_encoder":
         return _score_pairs(model, queries, docs, **settings)
-    distinct_queries, query_rows = _unique(queries)
-    distinct_docs, doc_rows = _unique(docs)
+    distinct_queries, query_rows = unique(queries)
+    distinct_docs, doc_rows = unique(docs)
     if model.architecture == "bert_dot":
         query_vecs = encode(model, distinct_queries, "query", label="encode queries", **settings)
         doc_vecs = encode(model, distinct_docs, "doc", label="encode documents", **settings)
         return dot_rows(query_vecs, query_rows, doc_vecs, doc_rows)
-    late = _score_joined if model.architecture == "prettr" else _score_late
-    return late(model, distinct_queries, query_rows, distinct_docs, doc_rows, **settings)
+
+    def represented(rows: list[int]) -> list[torch.Tensor]:
+        return represent(model, [distinct_docs[row] for row in rows], "doc", label="encode documents", **settings)
+
+    return score_late(model, distinct_queries, query_rows, doc_rows, represented, **settings)
 
 
 def _score_pairs(model: CrossEncoder, queries: Sequence[str], docs: Sequence[str], **settings: Any) -> Floats:
-    pairs = list(zip(queries, docs, strict=True))
-    rows: dict[tuple[str, str], int] = {}
-    places = np.array([rows.setdefault(pair, len(rows)) for pair in pairs])
-    distinct = list(rows)
-    scores = np.zeros(len(distinct), dtype=np.float32)
+    """Logits of pairs; queries are tokenised once, documents once each, and joined as the tokenizer joins pairs."""
+    query_texts, query_rows = unique(queries)
+    doc_texts, doc_rows = unique(docs)
+    order = np.array(sorted(range(len(doc_texts)), key=lambda row: (-len(doc_texts[row]), row)))
+    rank = np.empty_like(order)
+    rank[order] = np.arange(len(order))
+    keys, places = np.unique(rank[doc_rows] * len(query_texts) + query_rows, return_inverse=True)  # longest documents first
+    pair_docs, pair_queries = order[keys // len(query_texts)], keys % len(query_texts)
+    ends = np.append(np.flatnonzero(np.diff(pair_docs)) + 1, len(keys))  # of each document's pairs: all come into one chunk
+    cuts = np.unique(ends[np.searchsorted(ends, np.arange(CHUNK, len(keys), CHUNK))])
+    chunks = [some.tolist() for some in np.split(np.arange(len(keys)), cuts) if len(some)]
+    frame = pair_frame(model.tokenizer)
+    query_ids = plain_ids(model.tokenizer, query_texts, model.max_len)
+    scores = np.zeros(len(keys), dtype=np.float32)
 
     def use(rows: list[int], output: torch.Tensor, _: torch.Tensor) -> None:
         scores[rows] = output.numpy()
 
-    def tokenise(some: list[tuple[str, str]]) -> tuple[list[Any], int]:
-        return tokenize(model.tokenizer, [q for q, _ in some], model.max_len, [d for _, d in some])
+    def tokenise(rows: list[int]) -> tuple[list[Any], int]:
+        some, inverse = np.unique(pair_docs[rows], return_inverse=True)
+        doc_ids = plain_ids(model.tokenizer, [doc_texts[row] for row in some.tolist()], model.max_len)
+        pairs = [(query_ids[q], doc_ids[d]) for q, d in zip(pair_queries[rows].tolist(), inverse.tolist(), strict=True)]
+        return join_pairs(frame, pairs, model.max_len)
 
-    cut = run_batches(model, distinct, tokenise, use, label="score pairs", **settings)
-    log_cut(cut, len(distinct), model.max_len, "pairs")
+    cut = run_batches(model, chunks, tokenise, use, label="score pairs", **settings)
+    log_cut(cut, len(keys), model.max_len, "pairs")
     return scores[places]
 
 
-def _score_late(
-    model: ColBert | Tk, queries: list[str], query_rows: Rows, docs: list[str], doc_rows: Rows, **settings: Any
+def represent(
+    model: ColBert | PreTtr | Tk,
+    texts: Sequence[str],
+    kind: str,
+    *,
+    label: str,
+    precision: str = "auto",
+    batch_size: int | None = None,
+    cut: list[int] | None = None,
+) -> list[torch.Tensor]:
+    """What late scoring needs of each text, and an index stores of documents: float32 (T, H), padding left out.
+
+    These are token vectors, or the states at a PreTTR's join layer, whose documents drop their own [CLS]. Texts that are cut
+    are counted as in `encode`.
+    """
+    distinct, places = unique(texts)
+    found: list[Any] = [None] * len(distinct)
+    first = int(model.architecture == "prettr" and kind == "doc")
+
+    def use(rows: list[int], output: torch.Tensor, mask: torch.Tensor) -> None:
+        for row, vectors, length in zip(rows, output, mask.sum(dim=1).tolist(), strict=True):
+            found[row] = vectors[:length].clone()
+
+    def tokenise(rows: list[int]) -> tuple[list[Any], int]:
+        records, n_cut = side_records(model, [distinct[row] for row in rows], kind)
+        return [{"input_ids": record["input_ids"][first:]} for record in records], n_cut
+
+    extra: dict[str, Any] = {} if model.architecture == "colbert" else {"kind": kind}
+    settings: dict[str, Any] = {"precision": precision, "batch_size": batch_size, "label": label}
+    n_cut = run_batches(model, _text_chunks(distinct), tokenise, use, **settings, **extra)
+    _count_cut(model, kind, n_cut, len(distinct), cut)
+    return [found[place] for place in places.tolist()]
+
+
+def score_late(
+    model: ColBert | PreTtr | Tk,
+    queries: Sequence[str],
+    query_rows: Rows,
+    doc_rows: Rows,
+    represented: Callable[[list[int]], list[torch.Tensor]],
+    *,
+    precision: str = "auto",
+    batch_size: int | None = None,
 ) -> Floats:
-    """Scores of pairs from token vectors, which are held for some queries' documents at a time, within LATE_BYTES."""
+    """Raw scores float32 (P,) of pairs (row of `queries`, row of a document) from the documents' representations.
+
+    Each query runs once. `represented` gives the representations float32 (D, H) of some documents; it is asked once for each,
+    in the order in which queries need them, so that LATE_BYTES hold those of some queries at a time.
+    """
     import torch
 
-    query_vecs = token_vectors(model, queries, "query", label="encode queries", **settings)
+    query_states = represent(model, queries, "query", label="encode queries", precision=precision, batch_size=batch_size)
     scores = np.zeros(len(query_rows), dtype=np.float32)
     by_query = np.argsort(query_rows, kind="stable")
-    device = next(model.parameters()).device
+    order = list(dict.fromkeys(doc_rows[by_query].tolist()))
     limit = max(1, LATE_BYTES // (4 * model.settings.max_doc_len * model.width))
-    for chunk in _chunks(by_query, doc_rows, limit):
-        needed = sorted(set(doc_rows[chunk].tolist()))
-        place = {doc: i for i, doc in enumerate(needed)}
-        doc_vecs = token_vectors(model, [docs[i] for i in needed], "doc", label="encode documents", **settings)
-        starts = np.flatnonzero(np.r_[True, np.diff(query_rows[chunk]) != 0])
-        with torch.inference_mode():
-            for pairs in np.split(chunk, starts[1:]):
-                some = [doc_vecs[place[doc]] for doc in doc_rows[pairs].tolist()]
-                padded = torch.nn.utils.rnn.pad_sequence(some, batch_first=True)
-                lengths = torch.tensor([len(vectors) for vectors in some])
-                mask = torch.arange(padded.shape[1])[None, :] < lengths[:, None]
-                query = query_vecs[query_rows[pairs[0]]][None]
-                late = (query, torch.ones(query.shape[:2]), padded, mask)
-                scores[pairs] = model.late_scores(*(tensor.to(device) for tensor in late))[0].cpu().numpy()
-    return scores
-
-
-def _score_joined(
-    model: PreTtr,
-    queries: list[str],
-    query_rows: Rows,
-    docs: list[str],
-    doc_rows: Rows,
-    *,
-    precision: str,
-    batch_size: int | None,
-) -> Floats:
-    """Scores of pairs by a PreTTR, in batches of like document length; its lower layers run once a text of a batch."""
-    scores = np.zeros(len(query_rows), dtype=np.float32)
-    lengths = np.array([min(len(docs[row]) // 4, model.settings.max_doc_len) + model.offset for row in doc_rows.tolist()])
-    with running(model, precision) as device, tqdm(total=len(scores), desc="score pairs", unit=" pairs", disable=None) as bar:
-        for pairs in batches(lengths.tolist(), batch_size):
-            some_queries, q = np.unique(query_rows[pairs], return_inverse=True)
-            some_docs, d = np.unique(doc_rows[pairs], return_inverse=True)
-            batch = model.pair_batch(
-                [queries[row] for row in some_queries.tolist()],
-                [docs[row] for row in some_docs.tolist()],
-                list(zip(q.tolist(), d.tolist(), strict=True)),
-            )
-            batch = {name: tensor.to(device) for name, tensor in batch.items()}
-            scores[pairs] = model.pair_scores(batch).cpu().numpy()
+    part = np.empty(int(doc_rows.max(initial=0)) + 1, dtype=np.int64)
+    part[order] = np.arange(len(order)) // limit
+    by_part = by_query[np.argsort(part[doc_rows[by_query]], kind="stable")]
+    counts = np.bincount(part[doc_rows], minlength=-(-len(order) // limit))
+    bar = tqdm(total=len(scores), desc="score pairs", unit=" pairs", disable=None)
+    late: Any = model
+    joined = model.architecture == "prettr"
+    with running(model, precision) as device, bar:
+        for number, pairs in enumerate(np.split(by_part, np.cumsum(counts)[:-1])):
+            held = order[number * limit : (number + 1) * limit]
+            docs = dict(zip(held, represented(held), strict=True))
+            ends = np.flatnonzero(np.diff(query_rows[pairs])) + 1
+            for group in [pairs] if joined else np.split(pairs, ends):  # late interaction: one query at a time
+                ids = [(int(query_rows[pair]), int(doc_rows[pair])) for pair in group]
+                lengths = [len(query_states[q]) + len(docs[d]) for q, d in ids]
+                for rows in batches(lengths, batch_size, batch_tokens(model, device) if joined else LATE_TOKENS):
+                    doc_states, doc_mask = _padded([docs[ids[row][1]] for row in rows], device)
+                    some = [query_states[ids[row][0]] for row in (rows if joined else rows[:1])]
+                    query = _padded(some, device)
+                    if joined:
+                        found = late.upper(*query, doc_states, doc_mask)
+                    else:
+                        with torch.autocast(device.type, enabled=False):  # sums around 100 need all of float32
+                            found = late.late_scores(*query, doc_states, doc_mask)[0]
+                    scores[group[rows]] = found.float().cpu().numpy()
             bar.update(len(pairs))
     return scores
 
 
-def _chunks(
-    by_query: npt.NDArray[np.int64], doc_rows: npt.NDArray[np.int64], limit: int
-) -> Iterator[npt.NDArray[np.int64]]:
-    """Cut pairs (sorted by query) into pieces of at most `limit` distinct documents."""
-    start, seen = 0, set[int]()
-    for position, pair in enumerate(by_query.tolist()):
-        doc = int(doc_rows[pair])
-        if doc not in seen and len(seen) == limit:
-            yield by_query[start:position]
-            start, seen = position, set()
-        seen.add(doc)
-    yield by_query[start:]
+def _padded(states: list[torch.Tensor], device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
+    """States (T, H) of texts as (N, T, H), zeros where there is none, and their mask (N, T)."""
+    import torch
 
-
-def token_vectors(model: ColBert | Tk, texts: Sequence[str], kind: str, *, label: str, **settings: Any) -> list[torch.Tensor]:
-    """Token vectors of each text: float32 (T, H), padding left out."""
-    found: list[Any] = [None] * len(texts)
-
-    def use(rows: list[int], output: torch.Tensor, mask: torch.Tensor) -> None:
-        for row, vectors, kept in zip(rows, output, mask, strict=True):
-            found[row] = vectors[: int(kept.sum())].clone()
-
-    def tokenise(some: list[str]) -> tuple[list[Any], int]:
-        return side_records(model, some, kind)
-
-    extra: dict[str, Any] = {"kind": kind} if model.architecture == "tk" else {}
-    run_batches(model, texts, tokenise, use, label=label, **settings, **extra)
-    return found
+    lengths = torch.tensor([len(vectors) for vectors in states])
+    mask = (torch.arange(int(lengths.max()))[None] < lengths[:, None]).long()
+    return torch.nn.utils.rnn.pad_sequence(states, batch_first=True).to(device), mask.to(device)
 
 
 class QueryEncoder:

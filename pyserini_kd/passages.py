@@ -5,7 +5,7 @@ Passages are `Doc`s whose ids are `docid#n`, n from 0. Every room treats them as
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Container, Iterable, Iterator
 
 import numpy as np
 
@@ -71,6 +71,18 @@ def split_id(passage_id: str) -> tuple[str, int]:
     if not doc_id or not number.isdecimal():
         raise InputError(f"{passage_id!r} is no passage: its id must end in #n")
     return doc_id, int(number)
+
+
+def stored_parts(doc_id: str, known: Container[str]) -> list[str]:
+    """Ids of a document's passages among `known`, in the order of the text.
+
+    >>> stored_parts("a", {"a#0", "b#0", "a#1"})
+    ['a#0', 'a#1']
+    """
+    parts: list[str] = []
+    while (part := f"{doc_id}#{len(parts)}") in known:
+        parts.append(part)
+    return parts
 
 
 def aggregate(run: Run, how: str = "maxp", k: int | None = None) -> Run:

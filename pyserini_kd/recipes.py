@@ -11,13 +11,13 @@ from pyserini_kd.files import InputError
 
 HARD_LOSSES = ("ranknet", "hinge", "bce", "listwise_ce", "listnet", "lambda", "in_batch")
 """On labels alone. `in_batch`: `listwise_ce` over all documents of the batch, for BERT_DOT."""
-SOFT_LOSSES = ("margin_mse", "weighted_ranknet", "soft_ranknet", "pointwise_mse", "soft_ce", "listwise_kl")
+SOFT_LOSSES = ("margin_mse", "weighted_ranknet", "soft_ranknet", "pointwise_mse", "soft_ce", "soft_kl", "listwise_kl")
 """On teacher scores: from a score file, or from a live teacher."""
 LAYER_LOSSES = ("hidden", "attention")
 """On the layers of a live teacher, for cross-encoders."""
 LOSSES = (*HARD_LOSSES, *SOFT_LOSSES, *LAYER_LOSSES)
-SCHEDULES = {"linear": "linear", "constant": "constant_with_warmup", "cosine": "cosine"}
-"""Learning rate after the warm-up -> transformers' name of the schedule."""
+SCHEDULES = {"linear": "linear", "constant": "constant_with_warmup", "cosine": "cosine", "plateau": "constant_with_warmup"}
+"""Learning rate after the warm-up -> transformers' name of the schedule; `validation` lowers that of `plateau`."""
 QUICK = 10.0
 """TK's kernel weights and mix learn at ten times the rate of the rest (Hofstätter et al. 2020: 1e-4 and 1e-5)."""
 
@@ -63,13 +63,16 @@ class Recipe:
     def describe(self) -> str:
         """What `train --list` prints."""
         lines = [f"{self.name:22} {self.what}", f"{'':22} {self.source}"]
-        lines.append(f"{'':22} student: {self.student} by default; starts from {self.start}")
+        more = f"; scores x {self.score_scale:g} in the loss" if self.score_scale != 1 else ""
+        more += {None: "", False: "; vectors not normalised", True: "; unit vectors"}[self.l2_norm]
+        lines.append(f"{'':22} student: {self.student} by default; starts from {self.start}{more}")
         for number, stage in enumerate(self.stages, start=1):
             losses = " + ".join(name if weight == 1 else f"{weight:g} {name}" for name, weight in stage.losses.items())
             where = "plain text" if stage.text else "candidates"
             lines.append(
                 f"{'':22} stage {number}, {stage.name}: {losses}; on {where}; lr {stage.lr:g}, {stage.epochs:g} epochs, "
                 f"warm-up {stage.warmup:g}, {stage.schedule}, weight decay {stage.weight_decay:g}"
+                + ("; a bert_dot's margins are first brought to the teacher's scale" if stage.match_scale else "")
             )
         return "\n".join(lines)
 
@@ -91,7 +94,7 @@ RECIPES = {
     for recipe in (
         Recipe(
             "margin-mse",
-            f"{CROSS_ARCHITECTURE}, section 3",
+            f"{CROSS_ARCHITECTURE}, section 3; there at lr 7e-6 (TK: 1e-5) on 40 million triples, --schedule plateau",
             "Margin-MSE on teacher scores; triples or n-way groups",
             (Stage("scores", {"margin_mse": 1.0}, match_scale=True),),
             l2_norm=False,

@@ -14,21 +14,23 @@ import numpy as np
 from pyserini_kd import inference, lucene, passages, sources, token_index
 from pyserini_kd.cli import command
 from pyserini_kd.data import Doc, Query
-from pyserini_kd.files import InputError, refuse_existing_run, write_record
-from pyserini_kd.index import has_docs, stored_docs
+from pyserini_kd.files import InputError, read_json, refuse_existing_run, write_record
+from pyserini_kd.index import DenseIndex, encoder_record, has_docs, shards, stored_docs
 from pyserini_kd.models import checkpoints
-from pyserini_kd.runs import Run
+from pyserini_kd.runs import Run, Scores, check_tag, ir_metadata
+from pyserini_kd.token_index import TokenIndex
 
 logger = logging.getLogger(__name__)
 
 Fetch = Callable[[Sequence[str]], Iterator[Doc]]
+Source = Fetch | TokenIndex | DenseIndex
 
 
 def rerank(
     run: Run,
     model: Any,
     queries: Sequence[Query],
-    fetch: Fetch | token_index.TokenIndex,
+    source: Source,
     *,
     depth: int = 100,
     segment: str | None = None,
@@ -41,11 +43,12 @@ def rerank(
 
     Args:
         run: a first-stage run.
-        model: any checkpoint of ours (cross-encoder, BERT_DOT, ColBERT).
+        model: any checkpoint of ours, of any architecture.
         queries: texts of the run's queries.
-        fetch: gives the documents for ids, in the order asked; or holds their representations, stored by this model.
+        source: gives the documents for ids, in the order asked; or holds what this model stored of them.
         depth: documents rescored a query.
-        segment: `WORDS:STRIDE` cuts documents into passages, each scored with the query; None takes documents whole.
+        segment: `WORDS:STRIDE` cuts documents into passages (or finds them in the index), each scored with the query; None
+            takes documents whole.
         aggregate: how passages' scores become their document's: maxp, firstp, sump or avgp.
         precision: arithmetic, as in `inference`.
         batch_size: pairs (or texts) a batch; by token budget where None.
@@ -57,41 +60,54 @@ def rerank(
         raise InputError(f"{len(missing)} queries of the run are not among the topics, e.g. {missing[0]}")
     top = run.top(depth)
     wanted = list(dict.fromkeys(doc_id for hits in top.values() for doc_id in hits.doc_ids))
-    if isinstance(fetch, token_index.TokenIndex):
+    contents: dict[str, str] = {}
+    if isinstance(source, TokenIndex):
+        parts = source.parts(wanted, segment)
+    elif isinstance(source, DenseIndex):
         if segment:
-            raise InputError("--segment needs texts; stored token states are of whole documents")
-        pairs = [(texts[query_id], doc_id) for query_id, hits in top.items() for doc_id in hits.doc_ids]
-        stored = token_index.score(fetch, model, [q for q, _ in pairs], [d for _, d in pairs], precision=precision,
-                                   batch_size=batch_size)  # fmt: skip
-        cuts = np.split(stored, np.cumsum([len(hits.doc_ids) for hits in top.values()])[:-1]) if pairs else [stored] * len(top)
-        return Run.from_hits(tag, ((q, hits.doc_ids, s) for (q, hits), s in zip(top.items(), cuts, strict=True)))
-    parts = {doc.doc_id: list(passages.segment([doc], segment)) if segment else [doc] for doc in fetch(wanted)}
-    contents = {part.doc_id: part.contents for found in parts.values() for part in found}
-    candidates = {q: [part.doc_id for doc_id in hits.doc_ids for part in parts[doc_id]] for q, hits in top.items()}
-    pairs = [(query_id, doc_id) for query_id, doc_ids in candidates.items() for doc_id in doc_ids]
-    scores = inference.score(
-        model,
-        [texts[query_id] for query_id, _ in pairs],
-        [contents[doc_id] for _, doc_id in pairs],
-        precision=precision,
-        batch_size=batch_size,
-    )
+            raise InputError("--segment needs texts; the stored vectors are of whole documents")
+        parts = {doc_id: [doc_id] for doc_id in wanted}
+    else:
+        docs = {doc.doc_id: list(passages.segment([doc], segment)) if segment else [doc] for doc in source(wanted)}
+        contents = {part.doc_id: part.contents for found in docs.values() for part in found}
+        parts = {doc_id: [part.doc_id for part in found] for doc_id, found in docs.items()}
+    candidates = {q: [part for doc_id in hits.doc_ids for part in parts[doc_id]] for q, hits in top.items()}
+    pairs = [(texts[q], part) for q, found in candidates.items() for part in found]
     if not pairs:
         return Run.from_hits(tag, ((query_id, [], []) for query_id in top))
-    ends = np.cumsum([len(doc_ids) for doc_ids in candidates.values()])
-    pieces = np.split(scores, ends[:-1])
+    scores = _scores(model, source, pairs, contents, precision=precision, batch_size=batch_size)
+    pieces = np.split(scores, np.cumsum([len(found) for found in candidates.values()])[:-1])
     rescored = Run.from_hits(tag, ((q, ids, s) for (q, ids), s in zip(candidates.items(), pieces, strict=True)))
     return passages.aggregate(rescored, aggregate) if segment else rescored
 
 
-def fetch_from(source: str | Iterable[Doc]) -> Fetch:
-    """How to get documents by id: from an index folder (Lucene or ours), a prebuilt index, or a collection (read once)."""
+def _scores(model: Any, source: Source, pairs: Sequence[tuple[str, str]], contents: dict[str, str], **settings: Any) -> Scores:
+    """Scores (P,) of (query, doc_id) pairs, from what is stored or from the documents' contents."""
+    queries, doc_ids = [query for query, _ in pairs], [doc_id for _, doc_id in pairs]
+    if isinstance(source, TokenIndex):
+        return token_index.score(source, model, queries, doc_ids, **settings)
+    if isinstance(source, DenseIndex):
+        (texts, query_rows), (ids, doc_rows) = inference.unique(queries), inference.unique(doc_ids)
+        query_vecs = inference.encode(model, texts, "query", label="encode queries", **settings)
+        return inference.dot_rows(query_vecs, query_rows, source.vectors(ids), doc_rows)
+    return inference.score(model, queries, [contents[doc_id] for doc_id in doc_ids], **settings)
+
+
+def fetch_from(source: str | Iterable[Doc], *more: str) -> Fetch:
+    """How to get documents by id: from an index folder (Lucene or ours), a prebuilt index, or a collection (read once).
+
+    More sources are further index folders of ours.
+    """
     if isinstance(source, str):
-        path = Path(source)
-        if path.is_dir() and (path / "docid").exists():
-            if not has_docs(path):
-                raise InputError(f"index {source} stores no text; name the --collection instead")
-            return stored_docs(path)
+        folders = [Path(source), *map(Path, more)]
+        if all(path.is_dir() for path in folders) and has_docs(*folders):
+            return stored_docs(*folders)
+        for path in folders:
+            if (path / "docid").exists() and not has_docs(path):
+                raise InputError(f"index {path} stores no text; name the --collection instead")
+        if more:
+            raise InputError(f"several --index are folders that `pyserini-kd index` wrote, not {source} and {', '.join(more)}")
+        path = folders[0]
         if lucene.is_lucene_index(path) or not _is_collection(source):
             return lambda doc_ids: lucene.fetch_docs(source, doc_ids)
 
@@ -106,6 +122,47 @@ def fetch_from(source: str | Iterable[Doc]) -> Fetch:
     return scan
 
 
+def open_source(
+    encoder: str, indexes: Sequence[str], *, segment: str | None = None, precision: str = "auto", **settings: Any
+) -> tuple[Any, Source]:
+    """A checkpoint, and the best that indexes have for it: its own representations or vectors, else texts.
+
+    Vectors are reused for whole documents, where they are exact (Flat) and are what this checkpoint would make. `settings` as
+    for `inference.load`; lengths, prefix and normalisation of stored representations are those of their index.
+    """
+    checkpoint, folders = checkpoints.resolve(encoder), shards(*indexes)
+    architecture = token_index.architecture_in(folders[0])
+    if architecture and all(token_index.architecture_in(folder) == architecture for folder in folders):
+        index = TokenIndex.load(*folders)
+        made_by = index.manifest["encoder"]
+        if made_by["sha256"] == checkpoints.fingerprint(checkpoint):
+            given = {name: value for name, value in settings.items() if value is not None}
+            kept = {name: made_by[name] for name in ("l2_norm", "doc_prefix", "max_doc_len")}
+            model = token_index.load_model(encoder, architecture, precision=precision, **kept | given)
+            token_index.check_encoder(index, model, checkpoint)
+            return model, index
+        if not has_docs(*folders):
+            raise InputError(f"{folders[0]} holds what {made_by['name']} makes of documents, nothing of {encoder}, and no "
+                             f"texts: name the --collection, or make an index --for this checkpoint")  # fmt: skip
+        logger.info("%s is not %s, which made the index: documents are scored from its texts", encoder, made_by["name"])
+    model = inference.load(encoder, precision=precision, **settings)
+    if model.architecture == "bert_dot" and not segment:
+        if all(_has_vectors(folder, model, checkpoint, precision) for folder in folders):
+            logger.info("the documents' vectors are taken from the index")
+            return model, DenseIndex.load(*folders, mmap=True)
+    return model, fetch_from(*map(str, folders))
+
+
+def _has_vectors(folder: Path, model: Any, checkpoint: Path, precision: str) -> bool:
+    """Whether a folder holds exactly the vectors that the model would make."""
+    path = folder / "manifest.json"
+    manifest = read_json(path, "manifest") if path.is_file() else {}
+    made_by, mine = manifest.get("encoder", {}), encoder_record(model, checkpoint)
+    sides = ("sha256", "pooling", "l2_norm", "doc_prefix", "max_doc_len")
+    exact = manifest.get("index") == "Flat" and manifest.get("precision") == inference.precision_of(model, precision)
+    return exact and all(made_by.get(name) == mine[name] for name in sides)
+
+
 def _is_collection(source: str) -> bool:
     return Path(source).exists() or source == "pydocs" or source.startswith(sources.IR_DATASETS)
 
@@ -118,10 +175,13 @@ def _is_collection(source: str) -> bool:
 @click.option("--run", "run_path", required=True, type=click.Path(path_type=Path), help="First-stage run to rescore.")
 @click.option("--encoder", required=True, help="Checkpoint: name, folder or hub id; any architecture.")
 @click.option("--collection", help="Texts: a path, ir_datasets:<id> or pydocs.")
-@click.option("--index", help="Texts from an index instead (Lucene, prebuilt name, or a dense index of ours).")
+@click.option(
+    "--index", "indexes", multiple=True,
+    help="Instead: an index with texts (Lucene, a prebuilt name, ours), or with what this checkpoint stored; may be repeated.",
+)  # fmt: skip
 @click.option("--topics", required=True, help="Topics of the run: a file, ir_datasets:<id>, pydocs:SPLIT, a Pyserini set.")
 @click.option("--depth", default=100, type=click.IntRange(1), help="Documents rescored a query; the others are dropped.")
-@click.option("--segment", metavar="WORDS:STRIDE", help="Cut documents into passages of so many words, e.g. 150:75.")
+@click.option("--segment", metavar="WORDS:STRIDE", help="Score passages of so many words, e.g. 150:75, not whole documents.")
 @click.option("--aggregate", type=click.Choice(list(passages.AGGREGATES)), help="With --segment  [default: maxp]")
 @click.option("--output", required=True, type=click.Path(path_type=Path), help="Run to write.")
 @click.option("--output-format", default="trec", type=click.Choice(["trec", "msmarco"]), help="Run format.")
@@ -131,12 +191,13 @@ def _is_collection(source: str) -> bool:
 @click.option("--precision", default="auto", type=click.Choice(list(inference.PRECISIONS)), help="Arithmetic.")
 @click.option("--backend", default="auto", type=click.Choice(list(inference.BACKENDS)), help="What computes.")
 @click.option("--device", default="cpu", help="cpu, cuda or cuda:N.")
+@click.option("--ir-metadata", "metadata", is_flag=True, help="Begin the run with ir_metadata comments.")
 @click.option("--overwrite", is_flag=True, help="Replace the output if it exists.")
 def main(
     run_path: Path,
     encoder: str,
     collection: str | None,
-    index: str | None,
+    indexes: tuple[str, ...],
     topics: str,
     depth: int,
     segment: str | None,
@@ -149,12 +210,17 @@ def main(
     precision: str,
     backend: str,
     device: str,
+    metadata: bool,
     overwrite: bool,
 ) -> None:
-    """Rerank a run with a cross-encoder, a BERT_DOT student or a ColBERT."""
+    """Rerank a run with a checkpoint of any architecture."""
     refuse_existing_run(output, overwrite)
+    if runtag is not None:
+        check_tag(runtag)
+    if metadata and output_format != "trec":
+        raise InputError("--ir-metadata is for --output-format trec")
     started = time.monotonic()
-    if (collection is None) == (index is None):
+    if (collection is None) == (not indexes):
         raise InputError("say where the texts are: --collection or --index (one of them)")
     if segment:
         passages.parse(segment)
@@ -162,34 +228,31 @@ def main(
         raise InputError("--aggregate brings passages back as documents: it needs --segment")
     run = Run.read(run_path)
     queries = sources.topics(topics)
-    stored_for = token_index.architecture_in(index) if index else None
-    fetch: Fetch | token_index.TokenIndex
-    if index and stored_for:
-        if segment:
-            raise InputError(f"{index} holds representations, no texts to cut; give --segment to `index --for` instead")
-        model = token_index.load_model(encoder, stored_for, max_doc_len=max_length).to(inference.check_device(device))
-        fetch = token_index.TokenIndex.load(index)
-        token_index.check_encoder(fetch, model, checkpoints.resolve(encoder))
+    settings: dict[str, Any] = {"device": device, "precision": precision, "backend": backend, "max_doc_len": max_length}
+    source: Source
+    if collection is not None:
+        model, source = inference.load(encoder, **settings), fetch_from(collection)
     else:
-        model = inference.load(encoder, device=device, precision=precision, backend=backend, max_doc_len=max_length)
-        fetch = fetch_from(collection or index or "")
+        model, source = open_source(encoder, indexes, segment=segment, **settings)
     clock = {"open": time.monotonic() - started, "fetch": 0.0}
     begun = time.monotonic()
     reranked = rerank(
         run,
         model,
         queries,
-        fetch if isinstance(fetch, token_index.TokenIndex) else _timed(fetch, clock),
+        source if isinstance(source, TokenIndex | DenseIndex) else _timed(source, clock),
         depth=depth,
         segment=segment,
         aggregate=aggregate or "maxp",
         precision=precision,
         batch_size=batch_size,
-        tag=runtag or checkpoints.resolve(encoder).name,
+        tag=runtag or checkpoints.name_of(checkpoints.resolve(encoder)),
     )
     clock["score"] = time.monotonic() - begun - clock["fetch"]
     begun = time.monotonic()
-    reranked.write(output, output_format=output_format, overwrite=overwrite)
+    method = {"first stage": str(run_path), "reranker": encoder, "depth": depth}
+    comments = ir_metadata(reranked.tag, method, {"topics": topics}) if metadata else []
+    reranked.write(output, output_format=output_format, overwrite=overwrite, comments=comments)
     clock["write"] = time.monotonic() - begun
     stages = {f"{stage}_seconds": round(spent, 3) for stage, spent in clock.items()}
     sha256 = checkpoints.fingerprint(checkpoints.resolve(encoder))

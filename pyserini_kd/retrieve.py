@@ -1,18 +1,24 @@
-"""Retrieval: queries in, a Run out; sparse through Lucene, dense through FAISS. Dense retrieval never starts Java."""
+"""Retrieval: queries in, a Run out; sparse through Lucene, dense through FAISS or Lucene.
+
+Dense retrieval starts Java only for an index whose vectors lie in Lucene.
+"""
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import numpy.typing as npt
 
 from pyserini_kd import inference
 from pyserini_kd.data import Query
+from pyserini_kd.files import InputError
 from pyserini_kd.index import DenseIndex
 from pyserini_kd.lucene import search as sparse
-from pyserini_kd.runs import Run, Scores
+from pyserini_kd.query_cache import QueryCache
+from pyserini_kd.runs import Hits, Run, ordered
 
 if TYPE_CHECKING:
     from pyserini_kd.models.bert_dot import BertDot
@@ -20,6 +26,8 @@ if TYPE_CHECKING:
 __all__ = ["dense", "sparse", "warn_blank"]
 
 logger = logging.getLogger(__name__)
+
+Floats = npt.NDArray[np.float32]
 
 SEARCH_BLOCK = 1024  # queries searched at a time: bounds the (Q, K) arrays
 
@@ -34,30 +42,30 @@ def dense(
     nprobe: int | None = None,
     precision: str = "auto",
     batch_size: int | None = None,
+    cache: QueryCache | None = None,
     tag: str = "dense",
 ) -> Run:
-    """Search all queries; blank queries get no hits."""
+    """Search all queries; blank queries get no hits. A `cache` of this encoder's gives what it has, keeps the rest."""
     asked = [query for query in queries if query.text.strip()]
-    vectors = inference.encode(
-        encoder,
-        [query.text for query in asked],
-        "query",
-        precision=precision,
-        batch_size=batch_size,
-        label="encode queries",
-    )
 
-    def found() -> Iterator[tuple[str, list[str], Scores]]:
-        for start in range(0, len(asked), SEARCH_BLOCK):
-            some = asked[start : start + SEARCH_BLOCK]
-            scores, rows = index.search(vectors[start : start + SEARCH_BLOCK], hits, ef_search=ef_search, nprobe=nprobe)
-            for query, query_scores, query_rows in zip(some, scores, rows, strict=True):
-                real = query_rows >= 0  # approximate indexes may find fewer
-                yield query.query_id, index.doc_ids[query_rows[real]].tolist(), query_scores[real]
+    def encode(texts: list[str]) -> Floats:
+        settings: dict[str, Any] = {"precision": precision, "batch_size": batch_size, "label": "encode queries"}
+        return inference.encode(encoder, texts, "query", **settings)
 
-    by_query = {query_id: (doc_ids, scores) for query_id, doc_ids, scores in found()}
-    nothing: tuple[list[str], Scores] = ([], np.empty(0, np.float32))
-    return Run.from_hits(tag, ((q.query_id, *by_query.get(q.query_id, nothing)) for q in queries))
+    texts = [query.text for query in asked]
+    vectors = cache.encode(texts, encode) if cache else encode(texts)
+
+    hits_of = {query.query_id: Hits([], np.empty(0, np.float32)) for query in queries}
+    if len(hits_of) < len(queries):
+        raise InputError(f"{len(queries) - len(hits_of)} queries have an id that another has too")
+    for start in range(0, len(asked), SEARCH_BLOCK):
+        some = asked[start : start + SEARCH_BLOCK]
+        scores, rows = index.search(vectors[start : start + SEARCH_BLOCK], hits, ef_search=ef_search, nprobe=nprobe)
+        found = (rows >= 0).sum(axis=1).tolist()  # approximate indexes may find fewer
+        for query, query_scores, query_rows, count in zip(some, scores, rows, found, strict=True):
+            doc_ids = index.doc_ids[query_rows[:count]].tolist()
+            hits_of[query.query_id] = ordered(doc_ids, query_scores[:count], f"query {query.query_id}")
+    return Run(tag, hits_of)
 
 
 def warn_blank(queries: Sequence[Query]) -> None:

@@ -7,6 +7,7 @@ as float32 (as trec_eval does).
 from __future__ import annotations
 
 import logging
+import platform
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import chain
 from pathlib import Path
@@ -15,7 +16,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from pyserini_kd.files import InputError, atomic_file, require_file
+from pyserini_kd.files import InputError, atomic_file, command_line, environment, require_file
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -176,6 +177,12 @@ class Run(Mapping[str, Hits]):
         )
 
 
+def check_tag(tag: str) -> None:
+    """InputError where a tag does not fit into a run's column."""
+    if len(tag.split()) != 1:
+        raise InputError(f"a run's tag must be one word without blanks, found {tag!r}")
+
+
 def write_run(
     path: str | Path,
     tag: str,
@@ -186,8 +193,7 @@ def write_run(
     comments: Iterable[str] = (),
 ) -> None:
     """`Run.write` of topics that may come one by one: only one of them is held."""
-    if len(tag.split()) != 1:
-        raise InputError(f"a run's tag must be one word without blanks, found {tag!r}")
+    check_tag(tag)
     if output_format not in ("trec", "msmarco"):
         raise InputError(f"output format must be trec or msmarco, not {output_format!r}")
     with atomic_file(path, overwrite=overwrite) as out:
@@ -200,28 +206,71 @@ def write_run(
             out.write(line * n % tuple(chain.from_iterable(zip(*columns, strict=True))))  # much quicker than line by line
 
 
+def ir_metadata(tag: str, method: Mapping[str, Any], collection: Mapping[str, Any]) -> list[str]:
+    """What is known of a run's making, as comments for the top of it (Breuer, Keller, Schaer 2022; www.ir-metadata.org).
+
+    Args:
+        tag: the run's.
+        method: what made it; entries without a value are left out.
+        collection: its topics and judgements.
+    """
+    import yaml
+
+    made = environment()
+    hardware = made["hardware"]
+    cpu = {"model": hardware["cpu"], "architecture": hardware["machine"], "number of cores": hardware["cpus"]}
+    metadata = {
+        "tag": tag,
+        "platform": {
+            "hardware": {"cpu": cpu, "ram": f"{hardware.get('memory_gib', 'unknown')} GiB"},
+            "operating system": {"platform": platform.system(), "kernel": platform.release()},
+            "software": {"libraries": {"python": [f"{name} {version}" for name, version in made["versions"].items()]}},
+        },
+        "implementation": {"executable": {"cmd": command_line()}, "source": {"lang": "python", "commit": made.get("commit")}},
+        "method": {"automatic": True, "retrieval": [{"name": tag} | {name: value for name, value in method.items() if value}]},
+        "data": {"test collection": dict(collection)},
+    }
+    text = yaml.safe_dump(metadata, sort_keys=False, allow_unicode=True, width=4096)
+    return ["ir_metadata.start", *text.splitlines(), "ir_metadata.end"]
+
+
 def canonical(doc_ids: Sequence[str], scores: AnyScores, where: str) -> Hits:
-    """Hits in canonical order; InputError begins with `where`."""
-    with np.errstate(over="ignore"):
-        values = np.asarray(scores, dtype=np.float32) + np.float32(0)  # our own array, and -0 is 0
+    """Hits in canonical order; InputError, which begins with `where`, for a document that comes twice."""
     doc_ids = list(doc_ids)
-    if len(values) != len(doc_ids):
-        raise InputError(f"{where}: {len(doc_ids)} documents but {len(values)} scores")
-    if not np.isfinite(values).all():
-        row = int(np.nonzero(~np.isfinite(values))[0][0])
-        raise InputError(f"{where}: score of document {doc_ids[row]} is not finite (as float32)")
+    if len(scores) != len(doc_ids):
+        raise InputError(f"{where}: {len(doc_ids)} documents but {len(scores)} scores")
     if len(set(doc_ids)) != len(doc_ids):
         seen: set[str] = set()
         twice = next(d for d in doc_ids if d in seen or seen.add(d))  # type: ignore[func-returns-value]
         raise InputError(f"{where}: document {twice} comes twice")
+    return ordered(doc_ids, scores, where)
+
+
+def ordered(doc_ids: list[str], scores: AnyScores, where: str) -> Hits:
+    """Hits in canonical order, of documents that are known to be different ones; their list is put in order itself."""
+    with np.errstate(over="ignore"):
+        values = np.asarray(scores, dtype=np.float32) + np.float32(0)  # our own array, and -0 is 0
+    if not np.isfinite(values).all():
+        row = int(np.nonzero(~np.isfinite(values))[0][0])
+        raise InputError(f"{where}: score of document {doc_ids[row]} is not finite (as float32)")
     if (values[:-1] < values[1:]).any():
         order = np.argsort(-values, kind="stable")
-        values, doc_ids = values[order], [doc_ids[row] for row in order.tolist()]
-    tied = np.flatnonzero(np.diff(np.r_[False, values[:-1] == values[1:], False])).tolist()
-    for start, last in zip(tied[::2], tied[1::2], strict=True):
-        doc_ids[start : last + 1] = sorted(doc_ids[start : last + 1], reverse=True)
+        values, doc_ids = values[order], list(map(doc_ids.__getitem__, order.tolist()))
+    alike = values[:-1] == values[1:]
+    if alike.any():
+        _order_ties(doc_ids, alike)
     values.setflags(write=False)
     return Hits(doc_ids, values)
+
+
+def _order_ties(doc_ids: list[str], alike: npt.NDArray[np.bool_]) -> None:
+    """Put documents with equal scores in descending order; alike[n]: do n and n + 1 score alike?"""
+    ends = np.flatnonzero(np.diff(np.concatenate(([False], alike, [False])))).tolist()
+    for start, last in zip(ends[::2], ends[1::2], strict=True):
+        if last > start + 1:
+            doc_ids[start : last + 1] = sorted(doc_ids[start : last + 1], reverse=True)
+        elif doc_ids[start] < doc_ids[last]:  # most of what RRF ties, so it should be quick
+            doc_ids[start], doc_ids[last] = doc_ids[last], doc_ids[start]
 
 
 # --------------------------------------------------------------------------------------------------- topic by topic

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import logging
-import platform
+import shutil
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -16,12 +16,13 @@ import click
 from pyserini_kd import inference, passages, snippet, sources
 from pyserini_kd.cli import command
 from pyserini_kd.data import Qrels, Query
-from pyserini_kd.files import InputError, command_line, environment, home, refuse_existing_run, write_record
-from pyserini_kd.runs import Run
+from pyserini_kd.files import InputError, home, refuse_existing_run, write_record
+from pyserini_kd.runs import Run, check_tag, ir_metadata
 
 if TYPE_CHECKING:
     from pyserini_kd.index import DenseIndex
     from pyserini_kd.models.bert_dot import BertDot
+    from pyserini_kd.query_cache import QueryCache
     from pyserini_kd.rerank import Fetch
 
 logger = logging.getLogger(__name__)
@@ -78,6 +79,7 @@ class Settings:
     query_prefix: str | None
     doc_prefix: str | None
     ignore_encoder_mismatch: bool
+    query_cache: str | None = None
     hits: int = 1000
     topics: str | None = None
     query: str | None = None
@@ -102,6 +104,7 @@ class Opened:
     encoder: BertDot | None
     reranker: Any
     fetch: Fetch | None
+    cache: QueryCache | None
 
 
 def _options(*options: Callable[[Any], Any]) -> Callable[[Any], Any]:
@@ -118,8 +121,11 @@ def _several(context: click.Context, parameter: click.Parameter, value: tuple[st
 stage_options = _options(
     click.option("--encoder", default="student", help="Checkpoint (name, folder or hub id), or bm25 for sparse search."),
     click.option(
-        "--index", multiple=True, callback=_several,
-        help="Index: a folder, or a Pyserini prebuilt name [default: the embedded one]; several dense ones search as one.",
+        "--index",
+        multiple=True,
+        callback=_several,
+        help="Index: a folder, or a Pyserini prebuilt name [default: the embedded one]; several dense ones, or a JSON file "
+        'that lists them as "shards", search as one.',
     ),  # fmt: skip
     click.option("--sparse-index", help="Hybrid: fuse with BM25 over this index."),
     click.option("--fusion", type=click.Choice(["rrf", "interpolation"]), help="How to fuse  [default: rrf]"),
@@ -184,6 +190,7 @@ More: pyserini-kd search --index indexes/docs.student --encoder models/student -
 @click.option("--output-format", default="trec", type=click.Choice(["trec", "msmarco"]), help="Run format.")
 @click.option("--runtag", help="[default: the encoder's name]")
 @click.option("--hits", type=click.IntRange(1), help="Hits a query [default: 1000, with --query 10].")
+@click.option("--query-cache", metavar="DIR", help="Folder that keeps query vectors: each query is encoded once.")
 @click.option("--remove-query", is_flag=True, help="Drop the document whose id is the query's.")
 @click.option("--max-passage", is_flag=True, help="Bring passages back as documents, each with its best passage's score.")
 @click.option("--max-passage-hits", default=100, type=click.IntRange(1), help="With --max-passage: documents a query.")
@@ -204,11 +211,9 @@ def main(bm25_flag: bool, hits: int | None, fusion: str | None, **options: Any) 
     refuse_contradictions(settings, fusion)
     if settings.output:
         refuse_existing_run(settings.output, settings.overwrite)
-    if settings.threads:
-        import torch
-
-        torch.set_num_threads(settings.threads)
     settings = with_defaults(settings)
+    if not settings.output and settings.query is None:
+        refuse_existing_run(_default_output(settings), overwrite=True)
     started = time.monotonic()
     queries = _queries(settings)
     judged = _judged(settings, queries)
@@ -234,12 +239,14 @@ def main(bm25_flag: bool, hits: int | None, fusion: str | None, **options: Any) 
 
 def refuse_contradictions(settings: Settings, fusion: str | None) -> None:
     """InputError where options do not go together; `fusion` as it was typed."""
+    if settings.runtag is not None:
+        check_tag(settings.runtag)
     if fusion and not (settings.sparse_index and settings.encoder != "bm25"):
         raise InputError("--fusion needs a dense --encoder and a --sparse-index")
     if settings.encoder == "bm25" and (settings.sparse_index or settings.ef_search or settings.pooling):
         raise InputError("--sparse-index, --ef-search and --pooling are for a dense --encoder")
-    if settings.encoder == "bm25" and (settings.more_indexes or settings.nprobe or settings.mmap):
-        raise InputError("several --index, --nprobe and --mmap are for a dense --encoder")
+    if settings.encoder == "bm25" and (settings.more_indexes or settings.nprobe or settings.mmap or settings.query_cache):
+        raise InputError("several --index, --nprobe, --mmap and --query-cache are for a dense --encoder")
     if settings.encoder != "bm25" and not settings.sparse_index and (settings.rm3 or settings.k1 or settings.b):
         raise InputError("--rm3, --k1 and --b are for --encoder bm25 or a --sparse-index")
     if settings.query is not None and settings.topics:
@@ -303,6 +310,8 @@ def open_all(settings: Settings, *, texts: bool = False) -> Opened:
     """Load what the settings name: indexes, encoder, reranker; and with `texts` (or a reranker) the way to stored texts."""
     from pyserini_kd import lucene
 
+    if settings.threads and (settings.encoder != "bm25" or settings.rerank):
+        inference.use_threads(settings.threads)
     index = encoder = reranker = fetch = None
     if settings.encoder != "bm25":
         index, encoder = _open_dense(settings)
@@ -316,7 +325,12 @@ def open_all(settings: Settings, *, texts: bool = False) -> Opened:
         reranker = inference.load(
             settings.rerank, device=settings.device, precision=settings.precision, backend=settings.backend
         )
-    return Opened(index, encoder, reranker, fetch)
+    cache = None
+    if encoder is not None and settings.query_cache:
+        from pyserini_kd import query_cache
+
+        cache = query_cache.QueryCache.of(settings.query_cache, encoder, settings.encoder, settings.precision)
+    return Opened(index, encoder, reranker, fetch, cache)
 
 
 def search(
@@ -359,6 +373,7 @@ def search(
             nprobe=settings.nprobe,
             precision=settings.precision,
             batch_size=settings.batch_size,
+            cache=opened.cache,
             tag=tag,
         )
         timed("dense", begun, run)
@@ -418,7 +433,7 @@ def _fetch(settings: Settings) -> Fetch | None:
     if settings.encoder == "bm25":
         return rerank.fetch_from(settings.index or "")
     folders = [Path(name) for name in (settings.index or "", *settings.more_indexes)]
-    if all(map(indexes.has_docs, folders)):
+    if indexes.has_docs(*folders):
         return indexes.stored_docs(*folders)
     return rerank.fetch_from(settings.sparse_index) if settings.sparse_index else None
 
@@ -432,19 +447,21 @@ def _show(settings: Settings, fetch: Fetch | None, run: Run, stages: dict[str, R
         logger.warning("no texts to show: %s", error)
         docs = {}
     wanted = snippet.stems(settings.query or "")
+    indent = " " * 16
+    width = min(max(shutil.get_terminal_size((126, 24)).columns, 60), 160) - len(indent)
 
     def bold(text: str) -> str:
         return snippet.mark(text, wanted, lambda word: click.style(word, bold=True))
 
     for rank, (doc_id, score) in enumerate(zip(hits.doc_ids, hits.scores.tolist(), strict=True), start=1):
         doc = docs.get(doc_id)
-        title = f"  {bold(doc.title)}" if doc and doc.title else ""
-        click.echo(f"{rank:3}  {score:9.4f}  {doc_id}{title}")
+        title = f"  {bold(snippet.plain(doc.title))}" if doc and doc.title else ""
+        click.echo(f"{rank:3}  {score:9.4f}  {snippet.plain(doc_id)}{title}")
         if doc:
-            click.echo(f"{'':16}{bold(snippet.snippet(doc.text, wanted))}")
+            click.echo(f"{indent}{bold(snippet.snippet(doc.text, wanted, width))}")
         if stages:
             places = (_place(name, stages[stage], doc_id) for stage, name in STAGES.items() if stage in stages)
-            click.echo(f"{'':16}{'  '.join(places)}")
+            click.echo(f"{indent}{'  '.join(places)}")
     if not hits.doc_ids:
         click.echo("no hits")
 
@@ -482,27 +499,9 @@ def _finish(settings: Settings, run: Run, judged: Qrels | None, timing: dict[str
 
 
 def _ir_metadata(settings: Settings, tag: str) -> list[str]:
-    """What is known of the run's making as ir_metadata lines (Breuer, Keller, Schaer 2022; www.ir-metadata.org)."""
-    import yaml
-
-    made = environment()
-    hardware = made["hardware"]
-    cpu = {"model": hardware["cpu"], "architecture": hardware["machine"], "number of cores": hardware["cpus"]}
     stages = {"index": settings.index, "encoder": settings.encoder}
     stages |= {"sparse index": settings.sparse_index, "reranker": settings.rerank}
-    metadata = {
-        "tag": tag,
-        "platform": {
-            "hardware": {"cpu": cpu, "ram": f"{hardware.get('memory_gib', 'unknown')} GiB"},
-            "operating system": {"platform": platform.system(), "kernel": platform.release()},
-            "software": {"libraries": {"python": [f"{name} {version}" for name, version in made["versions"].items()]}},
-        },
-        "implementation": {"executable": {"cmd": command_line()}, "source": {"lang": "python", "commit": made.get("commit")}},
-        "method": {"automatic": True, "retrieval": [{"name": tag} | {name: value for name, value in stages.items() if value}]},
-        "data": {"test collection": {"topics": settings.topics, "qrels": settings.qrels}},
-    }
-    text = yaml.safe_dump(metadata, sort_keys=False, allow_unicode=True, width=4096)
-    return ["ir_metadata.start", *text.splitlines(), "ir_metadata.end"]
+    return ir_metadata(tag, stages, {"topics": settings.topics, "qrels": settings.qrels})
 
 
 def _default_output(settings: Settings) -> Path:

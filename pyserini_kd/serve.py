@@ -35,10 +35,6 @@ def main(bm25_flag: bool, fusion: str | None, host: str, port: int, **options: A
     search.refuse_contradictions(settings, fusion)
     listener = _bind(host, port)
     settings = search.with_defaults(settings)
-    if settings.threads:
-        import torch
-
-        torch.set_num_threads(settings.threads)
     opened = search.open_all(settings, texts=True)
     import uvicorn
     from tqdm import tqdm

@@ -36,13 +36,22 @@ def stems(query: str) -> set[str]:
     return {stem(word) for word in words if word.lower() not in STOP} or {stem(word) for word in words}
 
 
+def plain(text: str) -> str:
+    r"""The text on one line, without what a terminal might obey.
+
+    >>> plain("red \x1b[31malert\n  now")
+    'red [31malert now'
+    """
+    return " ".join("".join(c if c.isprintable() else " " for c in text).split())
+
+
 def snippet(text: str, wanted: set[str], width: int = 110) -> str:
     """At most `width` characters round the window with the most different words of the query, then the most words.
 
     >>> snippet("one two three four five six seven eight nine ten eleven twelve", {"seven"}, 36)
     '... five six seven eight nine ...'
     """
-    text = " ".join(text.split())
+    text = plain(text)
     if len(text) <= width:
         return text
     room = width - len("...  ...")

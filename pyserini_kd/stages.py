@@ -24,8 +24,7 @@ from pyserini_kd.batches import Collator, Share, TextCollator, cut_batches, cut_
 from pyserini_kd.files import InputError, read_json, write_json
 from pyserini_kd.mine import Group
 from pyserini_kd.recipes import Recipe, Stage
-from pyserini_kd.teach import TeacherScores
-from pyserini_kd.triples import Triples
+from pyserini_kd.triples import Scores, Triples
 from pyserini_kd.validation import Dev, make_watch
 
 logger = logging.getLogger(__name__)
@@ -93,7 +92,7 @@ class Material(NamedTuple):
     groups: Sequence[Group]
     queries: Mapping[str, str]
     docs: Mapping[str, str]
-    scores: TeacherScores | Triples | None
+    scores: Scores | Triples | None
     texts: Sequence[str]
     dev: Dev | None
 
@@ -137,6 +136,11 @@ def device_of(config: TrainConfig) -> str:
         number = config.device.removeprefix("cuda:")
         raise InputError(f"train --device {config.device}: choose the GPU by CUDA_VISIBLE_DEVICES={number} and --device cuda")
     return f"cuda:{local}" if config.device == "cuda" and local else config.device
+
+
+def precision_of(config: TrainConfig) -> str:
+    """What training computes in: bf16 by autocast, or fp32; never fp16, which would need its losses scaled."""
+    return "bf16" if inference.choose_precision(config.precision, config.device) == "bf16" else "fp32"
 
 
 # ------------------------------------------------------------------------------------------------------------- stages
@@ -190,12 +194,13 @@ def run_stage(
         temperature=config.temperature, text=stage.text, share=share,
     )  # fmt: skip
     with one_after_another(share):
-        resume = _last_state(folder)
+        resume = _last_state(folder, share)
     trainer, log = _trainer(config, stage, module, batches, collator, folder, share)
+    trainer.add_callback(_seal(folder, share))
     watch = None
     if dev and any(loss not in recipes.LAYER_LOSSES for loss in stage.losses):
         settings = {name: getattr(config, name) for name in ("metric", "eval_steps", "patience")}
-        watch = make_watch(model, dev, folder, **settings, writes=share.rank == 0)
+        watch = make_watch(model, dev, folder, **settings, plateau=stage.schedule == "plateau", writes=share.rank == 0)
         trainer.add_callback(watch)
     with quiet():
         result = trainer.train(resume_from_checkpoint=resume)
@@ -218,19 +223,37 @@ def run_stage(
 
 def _lengths(groups: Sequence[Group], docs: Mapping[str, str]) -> Any:
     """Length of the longest document of every group."""
-    return groups.lengths() if isinstance(groups, Triples) else [max(len(docs[d]) for d in g.doc_ids) for g in groups]
+    if isinstance(groups, Triples):
+        return groups.lengths()
+    return np.fromiter((max(len(docs[doc_id]) for doc_id in group.doc_ids) for group in groups), np.int32, len(groups))
 
 
-def _last_state(folder: Path) -> str | None:
-    """The last complete Trainer checkpoint of a stage, or None."""
+def _last_state(folder: Path, share: Share) -> str | None:
+    """The last Trainer checkpoint of a stage that every process has saved, or None."""
     folder.mkdir(exist_ok=True)
     states = states_of(folder)
-    while states and not (states[-1] / "trainer_state.json").exists():
-        shutil.rmtree(states.pop(), ignore_errors=True)  # killed while saving: Trainer writes this file last
+    while states and not all((states[-1] / _saved_by(rank)).exists() for rank in range(share.world)):
+        shutil.rmtree(states.pop(), ignore_errors=True)  # killed while saving
     if not states:
         return None
     logger.info("going on from %s", states[-1])
     return str(states[-1])
+
+
+def _saved_by(rank: int) -> str:
+    """File in a Trainer checkpoint that a process leaves when it has saved all of its part."""
+    return f"saved-{rank}"
+
+
+def _seal(folder: Path, share: Share) -> Any:
+    """A Trainer callback that says of a saved state when it is complete."""
+    import transformers
+
+    class Seal(transformers.TrainerCallback):
+        def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+            (folder / f"checkpoint-{state.global_step}" / _saved_by(share.rank)).touch()
+
+    return Seal()
 
 
 def states_of(folder: Path) -> list[Path]:
@@ -298,7 +321,7 @@ def _trainer(
         save_total_limit=2,
         seed=config.seed,
         data_seed=config.seed,
-        bf16=inference.choose_precision(config.precision, config.device) == "bf16",
+        bf16=precision_of(config) == "bf16",
         use_cpu=config.device == "cpu",
         ddp_find_unused_parameters=share.world > 1,  # a stage on layers alone leaves the head without gradients
         report_to=[],

@@ -5,15 +5,15 @@ A teacher is a checkpoint or a run (BM25's, for one); an ensemble's score is the
 
 from __future__ import annotations
 
-import collections
 import contextlib
+import functools
 import hashlib
 import itertools
 import json
 import logging
 import shutil
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -29,34 +29,67 @@ from pyserini_kd.index import DenseIndex, check_encoder
 from pyserini_kd.mine import Group, pairs, read_candidates
 from pyserini_kd.models import checkpoints
 from pyserini_kd.runs import Run
-from pyserini_kd.triples import Triples, five_columns
+from pyserini_kd.triples import Hashes, Scores, Texts, Triples, chosen, five_columns, look_up, pair_hashes, wanted
 
 logger = logging.getLogger(__name__)
 
 CHECK_DEPTH = 20  # documents of each check query that the ensemble reranks
 CHECK_MEASURES = ("RR@10", "nDCG@10")
-BLOCK = 1 << 16  # pairs scored, and kept against a kill, at a time
+BLOCK = 1 << 14  # pairs scored, and kept against a kill, at a time; their texts are in memory
+WRITTEN = 1 << 17  # pairs written to the store at a time
 
 Floats = npt.NDArray[np.float32]
-TeacherScores = dict[str, dict[str, float]]
-"""query_id -> {doc_id: score}: raw, of the ensemble."""
+Ids = tuple[list[str], list[str]]
+"""query_ids and doc_ids of some pairs."""
+
+
+class Pairs:
+    """The distinct (query, document) pairs of groups, in the order in which they first come, some at a time.
+
+    Memory holds a byte a document of a group (24 while they are compared), never the ids.
+    """
+
+    def __init__(self, groups: Sequence[Group]) -> None:
+        self._groups = groups
+        keys = pair_hashes(groups)
+        order = np.argsort(keys, kind="stable")
+        keys = keys[order]
+        self._first = np.ones(len(keys), bool)
+        self._first[order[1:][keys[1:] == keys[:-1]]] = False
+        self._count = int(self._first.sum())
+
+    def __len__(self) -> int:
+        """Number of pairs."""
+        return self._count
+
+    def __iter__(self) -> Iterator[tuple[str, str]]:
+        """(query_id, doc_id) of every pair."""
+        every = ((group.query_id, doc_id) for group in self._groups for doc_id in group.doc_ids)
+        return itertools.compress(every, self._first)
+
+    def blocks(self, size: int) -> Iterator[tuple[slice, Ids]]:
+        """The pairs `size` at a time: which they are, and their ids."""
+        rest, start = iter(self), 0
+        while some := list(itertools.islice(rest, size)):
+            yield slice(start, start + len(some)), ([q for q, _ in some], [d for _, d in some])
+            start += len(some)
 
 
 class Taught(NamedTuple):
     """Scores of (query, document) pairs: one column a teacher, and their ensemble."""
 
-    query_ids: list[str]
-    doc_ids: list[str]
-    texts: npt.NDArray[np.uint64]  # hash of the two texts that were scored
+    pairs: Pairs
+    texts: Hashes  # hash of the two texts that were scored
     raw: dict[str, Floats]
     score: Floats
 
 
 class Known(NamedTuple):
-    """What a checkpoint has scored before: its record in an older store, and its scores by the hash of the texts."""
+    """What a checkpoint has scored before: its record in an older store, and its scores by the (sorted) hash of the texts."""
 
     teacher: dict[str, Any]
-    scores: dict[int, float]
+    texts: Hashes
+    scores: Floats
 
 
 def weighted(name: str) -> tuple[str, float | None]:
@@ -73,17 +106,22 @@ def weighted(name: str) -> tuple[str, float | None]:
     return name, value
 
 
-def score_run(run: Run, query_ids: Sequence[str], doc_ids: Sequence[str]) -> tuple[Floats, int]:
+def score_run(run: Run, pairs: Pairs) -> tuple[Floats, int]:
     """A run as a teacher: its scores, 0 for documents it did not return; and how many those are."""
-    by_query = {q: dict(zip(hits.doc_ids, hits.scores.tolist(), strict=True)) for q, hits in run.items()}
-    found = [by_query.get(q, {}).get(d) for q, d in zip(query_ids, doc_ids, strict=True)]
-    return np.array([0.0 if s is None else s for s in found], dtype=np.float32), sum(s is None for s in found)
+    scores, absent = np.zeros(len(pairs), np.float32), 0
+    for some, (query_ids, doc_ids) in pairs.blocks(BLOCK):
+        asked = [query_id for query_id in dict.fromkeys(query_ids) if query_id in run]
+        found = {q: dict(zip(run[q].doc_ids, run[q].scores.tolist(), strict=True)) for q in asked}
+        own = [found.get(q, {}).get(d) for q, d in zip(query_ids, doc_ids, strict=True)]
+        scores[some] = [0.0 if score is None else score for score in own]
+        absent += sum(score is None for score in own)
+    return scores, absent
 
 
 def score_checkpoint(
     name: str,
-    query_ids: Sequence[str],
-    doc_ids: Sequence[str],
+    pairs: Pairs,
+    texts: Hashes,
     queries: Mapping[str, str],
     docs: Mapping[str, str],
     *,
@@ -100,80 +138,70 @@ def score_checkpoint(
     Pairs of texts that the same teacher, so set, scored before (`reuse`) are not scored again. Scores are written under `work`
     a block of pairs at a time; a later call for the same texts and settings goes on there.
 
-    `index` holds the document vectors of this very checkpoint (BERT_DOT only), so that documents are not encoded again.
+    Args:
+        name: the checkpoint.
+        pairs: what is to be scored.
+        texts: hash of the texts of each pair.
+        queries: query_id -> text.
+        docs: doc_id -> text.
+        index: holds the document vectors of this very checkpoint (BERT_DOT only), so that documents are not encoded again.
+        precision: arithmetic.
+        backend: what computes.
+        batch_size: None: by token budget.
+        device: cpu, cuda or cuda:N.
+        work: folder of finished blocks.
+        reuse: what checkpoints have scored before.
     """
     model = inference.load(name, device=device, precision=precision, backend=backend)
     folder = checkpoints.resolve(name)
-    record: dict[str, Any] = {"name": folder.name, "sha256": checkpoints.fingerprint(folder), "dtype": "float32"}
-    record |= {"architecture": model.architecture, "precision": inference.precision_of(model, precision)}
+    record: dict[str, Any] = {"name": checkpoints.name_of(folder), "sha256": checkpoints.fingerprint(folder)}
+    record |= {"dtype": "float32", "architecture": model.architecture, "precision": inference.precision_of(model, precision)}
     record |= {"settings": vars(model.settings)} if model.architecture != "cross_encoder" else {"max_len": model.max_len}
     if index is not None:
         if model.architecture != "bert_dot":
             raise InputError(f"--index holds vectors of a bert_dot; teacher {name} is a {model.architecture}")
         check_encoder(index, model, folder)  # type: ignore[arg-type]
         record["index"] = (index.manifest or {}).get("encoder")  # the lengths and precision its vectors were made with
-    same: dict[int, float] = {}
-    for known in reuse:
-        if known.teacher == _plain(record):
-            same |= known.scores
-    if same:
-        hashes = text_hashes(query_ids, doc_ids, queries, docs).tolist()
-        scores = np.array([same.get(key, np.nan) for key in hashes], np.float32)
-        fresh = np.flatnonzero(np.isnan(scores)).tolist()
-        logger.info("%s: %d of %d pairs were scored before", name, len(hashes) - len(fresh), len(hashes))
-        asked = [query_ids[row] for row in fresh], [doc_ids[row] for row in fresh]
-        scores[fresh], record = score_checkpoint(
-            name, *asked, queries, docs, index=index, precision=precision, backend=backend, batch_size=batch_size,
-            device=device, work=work,
-        )
-        return scores, record
-    if not query_ids:
-        return np.empty(0, np.float32), record
-    texts = [queries[q] for q in query_ids]
-    if index is None:
-        contents = [docs[d] for d in doc_ids]
+    same = [known for known in reuse if known.teacher == _plain(record) and len(known.texts)]
 
-        def score(some: slice) -> Floats:
-            return inference.score(model, texts[some], contents[some], precision=precision, batch_size=batch_size)
+    def score(query_ids: Sequence[str], doc_ids: Sequence[str]) -> Floats:
+        asked = [queries[query_id] for query_id in query_ids]
+        if index is None:
+            contents = [docs[doc_id] for doc_id in doc_ids]
+            return inference.score(model, asked, contents, precision=precision, batch_size=batch_size)
+        query_vecs = inference.encode(model, asked, "query", precision=precision, label="encode queries")  # type: ignore[arg-type]
+        ids, rows = np.unique(np.array(doc_ids, dtype=object), return_inverse=True)
+        return inference.dot_rows(query_vecs, np.arange(len(asked)), index.vectors(ids.tolist()), rows)
 
-        key = _digest([record, batch_size, device], itertools.chain(texts, contents))
-        return _in_blocks(score, len(texts), work / key if work else None), record
-    query_vecs = inference.encode(model, texts, "query", precision=precision, label="encode queries")  # type: ignore[arg-type]
-    distinct, rows = np.unique(np.array(doc_ids, dtype=object), return_inverse=True)
-    doc_vecs = index.vectors(distinct.tolist())
-    return inference.dot_rows(query_vecs, np.arange(len(texts)), doc_vecs, rows), record
-
-
-def _digest(settings: Any, texts: Iterable[str]) -> str:
-    """SHA-256 of settings and texts, one text at a time in memory."""
-    digest = hashlib.sha256(json.dumps(settings).encode())
-    for text in texts:
-        data = text.encode()
-        digest.update(len(data).to_bytes(8, "little") + data)
-    return digest.hexdigest()
-
-
-def _in_blocks(score: Callable[[slice], Floats], count: int, work: Path | None) -> Floats:
-    """Scores of `count` pairs, block by block; a block that lies under `work` already is read, not scored again."""
-    blocks = []
-    for number, start in enumerate(range(0, count, BLOCK)):
-        path = work / f"{number:06d}.npy" if work else None
+    key = hashlib.sha256(json.dumps([record, batch_size, device, BLOCK]).encode())
+    key.update(texts.data)
+    blocks = work / key.hexdigest() if work else None
+    scores, before = np.full(len(pairs), np.nan, np.float32), 0
+    for number, (some, (query_ids, doc_ids)) in enumerate(pairs.blocks(BLOCK)):
+        path = blocks / f"{number:06d}.npy" if blocks else None
         if path is not None and path.exists():
-            blocks.append(np.load(path))
+            scores[some] = np.load(path)
             continue
-        blocks.append(score(slice(start, start + BLOCK)))
+        for known in same:
+            found, places = look_up(known.texts, texts[some])
+            scores[some] = np.where(found, known.scores[places], scores[some])
+        fresh = np.flatnonzero(np.isnan(scores[some]))
+        before += len(query_ids) - len(fresh)
+        if len(fresh):
+            scores[some][fresh] = score([query_ids[row] for row in fresh], [doc_ids[row] for row in fresh])
         if path is not None:
             with atomic_file(path, binary=True) as out:
-                np.save(out, blocks[-1])
-    return np.concatenate(blocks) if blocks else np.empty(0, np.float32)
+                np.save(out, scores[some])
+    if same:
+        logger.info("%s: %d of %d pairs were scored before", name, before, len(pairs))
+    return scores, record
 
 
-def text_hashes(
-    query_ids: Sequence[str], doc_ids: Sequence[str], queries: Mapping[str, str], docs: Mapping[str, str]
-) -> npt.NDArray[np.uint64]:
+def text_hashes(pairs: Pairs, queries: Mapping[str, str], docs: Mapping[str, str]) -> Hashes:
     """A stable 64-bit hash of the texts of each pair: ids may mean another text in another collection."""
-    keys = (id_hash(f"{queries[q]}\0{docs[d]}") for q, d in zip(query_ids, doc_ids, strict=True))
-    return np.fromiter(keys, dtype=np.uint64, count=len(query_ids))
+    query_of = functools.lru_cache(maxsize=1)(queries.__getitem__)  # its pairs follow each other
+    keys = (id_hash(f"{query_of(query_id)}\0{docs[doc_id]}") for query_id, doc_id in pairs)
+    return np.fromiter(keys, dtype=np.uint64, count=len(pairs))
 
 
 def is_bounded(name: str) -> bool:
@@ -182,11 +210,9 @@ def is_bounded(name: str) -> bool:
     return checkpoints.architecture_of(folder) == "bert_dot" and checkpoints.settings_of(folder).l2_norm
 
 
-def is_bounded_scores(scores: TeacherScores | Triples) -> bool:
+def is_bounded_scores(scores: Scores | Triples) -> bool:
     """Whether all scores lie in [-1, 1], as cosines and probabilities do and logits do not."""
-    if isinstance(scores, Triples):
-        return scores.largest() <= 1
-    return all(-1 <= score <= 1 for docs in scores.values() for score in docs.values())
+    return scores.largest() <= 1
 
 
 def refuse_bounded(name: str, what: str) -> None:
@@ -202,8 +228,10 @@ def ensemble(raw: Mapping[str, Floats], weights: Mapping[str, float]) -> Floats:
     >>> ensemble({"a": np.float32([1, 2]), "b": np.float32([3, 6])}, {"a": 1.0, "b": 1.0})
     array([2., 4.], dtype=float32)
     """
-    scores = np.stack([weights[name] * scores.astype(np.float64) for name, scores in raw.items()])
-    return scores.mean(axis=0).astype(np.float32)
+    total = np.zeros(len(next(iter(raw.values()))))
+    for name, scores in raw.items():
+        total += weights[name] * scores.astype(np.float64)
+    return (total / len(raw)).astype(np.float32)
 
 
 # --------------------------------------------------------------------------------------------------------- files
@@ -214,44 +242,33 @@ def write_scores(taught: Taught, path: str | Path, record: dict[str, Any], *, ov
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    columns: dict[str, Any] = {
-        "query_id": pa.array(taught.query_ids).dictionary_encode(),
-        "doc_id": pa.array(taught.doc_ids).dictionary_encode(),
-        "texts": taught.texts,
-        "score": taught.score,
-    }
-    columns |= {f"raw:{name}": scores for name, scores in taught.raw.items()}
-    table = pa.table(columns).replace_schema_metadata({"pyserini_kd": json.dumps(record)})
-    with atomic_file(path, overwrite=overwrite, binary=True) as out:
-        pq.write_table(table, out)
+    ids = pa.dictionary(pa.int32(), pa.string())
+    fields = [("query_id", ids), ("doc_id", ids), ("texts", pa.uint64()), ("score", pa.float32())]
+    fields += [(f"raw:{name}", pa.float32()) for name in taught.raw]
+    schema = pa.schema(fields, {"pyserini_kd": json.dumps(record)})
+    numbers: list[Any] = [taught.texts, taught.score, *taught.raw.values()]
+    with atomic_file(path, overwrite=overwrite, binary=True) as out, pq.ParquetWriter(out, schema) as writer:
+        for some, both in taught.pairs.blocks(WRITTEN):
+            columns = [pa.array(ids).dictionary_encode() for ids in both] + [pa.array(values[some]) for values in numbers]
+            writer.write_table(pa.table(columns, schema=schema))
 
 
-def write_triples(groups: Iterable[Group], scores: TeacherScores, path: str | Path, *, overwrite: bool = False) -> int:
+def write_triples(groups: Iterable[Group], scores: Scores, path: str | Path, *, overwrite: bool = False) -> int:
     """Write the published format, no header: `pos_score neg_score query_id pos_id neg_id`, tab-separated."""
     count = 0
     with atomic_file(path, overwrite=overwrite) as out:
-        for group in groups:
-            found = scores[group.query_id]
+        for group, own in scores.each(groups):
+            found = dict(zip(group.doc_ids, own, strict=True))
             for pos, neg in pairs(group):
                 out.write(f"{found[pos]:.9g}\t{found[neg]:.9g}\t{group.query_id}\t{pos}\t{neg}\n")
                 count += 1
     return count
 
 
-def read_scores(path: str | Path, groups: Sequence[Group] | None = None) -> TeacherScores:
-    """Read a score store (parquet) or the published 5-column file (anything else), as it streams by.
-
-    With `groups`, only their pairs are kept. Of a pair that is scored more than once the last score counts.
-    """
+def read_scores(path: str | Path, groups: Sequence[Group]) -> Scores:
+    """The groups' scores in a score store (parquet) or a published 5-column file (anything else), as it streams by."""
     path = require_file(path, "score file")
-    wanted: dict[str, set[str]] = collections.defaultdict(set)
-    for group in groups or ():
-        wanted[group.query_id].update(group.doc_ids)
-    scores: TeacherScores = {}
-    for query_id, doc_id, score in _parquet_pairs(path) if path.suffix == ".parquet" else _triple_pairs(path):
-        if groups is None or (query_id in wanted and doc_id in wanted[query_id]):
-            scores.setdefault(query_id, {})[doc_id] = score
-    return scores
+    return Scores(groups).fill(_parquet_pairs(path) if path.suffix == ".parquet" else _triple_pairs(path))
 
 
 def read_known(path: str | Path) -> list[Known]:
@@ -260,27 +277,27 @@ def read_known(path: str | Path) -> list[Known]:
     import pyarrow.parquet as pq
 
     try:
-        table = pq.read_table(require_file(path, "score store"))
-        record = json.loads(table.schema.metadata[b"pyserini_kd"])
-        keys = table["texts"].to_pylist()
+        with pq.ParquetFile(require_file(path, "score store")) as file:
+            record = json.loads(file.schema_arrow.metadata[b"pyserini_kd"])
+            columns = [name for name in file.schema_arrow.names if name.startswith("raw:")]
+            table = file.read(["texts", *columns])
+        texts = table["texts"].to_numpy()
     except (pa.ArrowException, KeyError, TypeError) as error:
         raise InputError(f"{path} is not a score store of teach: {str(error).splitlines()[0]}") from error
-    columns = [name for name in table.column_names if name.startswith("raw:")]
-    found = []
-    for teacher, name in zip(record["teachers"], columns, strict=True):
-        if "architecture" in teacher:  # a run's scores cost nothing
-            found.append(Known(_plain(teacher), dict(zip(keys, table[name].to_pylist(), strict=True))))
-    return found
+    raw = (table[name].to_numpy() for name in columns)
+    return _known(texts, zip(record["teachers"], raw, strict=True))
 
 
 def known_of(taught: Taught, record: Mapping[str, Any]) -> list[Known]:
     """The same of scores that are not in a file yet."""
-    keys = taught.texts.tolist()
-    return [
-        Known(_plain(teacher), dict(zip(keys, raw.tolist(), strict=True)))
-        for teacher, raw in zip(record["teachers"], taught.raw.values(), strict=True)
-        if "architecture" in teacher
-    ]
+    return _known(taught.texts, zip(record["teachers"], taught.raw.values(), strict=True))
+
+
+def _known(texts: Hashes, scored: Iterable[tuple[Mapping[str, Any], Floats]]) -> list[Known]:
+    order = np.argsort(texts)
+    texts = texts[order]
+    checkpoints_only = ((who, raw) for who, raw in scored if "architecture" in who)  # a run's scores cost nothing
+    return [Known(_plain(who), texts, raw[order]) for who, raw in checkpoints_only]
 
 
 def _plain(teacher: Mapping[str, Any]) -> dict[str, Any]:
@@ -311,19 +328,27 @@ def _parquet_pairs(path: Path) -> Iterator[tuple[str, str, float]]:
 
 
 def load_texts(
-    groups: Sequence[Group], queries: Iterable[Query], docs: Iterable[Doc]
-) -> tuple[dict[str, str], dict[str, str]]:
-    """Texts of the queries and documents of groups; InputError counts the ids that are missing."""
-    query_texts = {query.query_id: query.text for query in queries}
-    missing = sorted({group.query_id for group in groups} - query_texts.keys())
-    if missing:
-        raise InputError(f"{len(missing)} queries of the candidates are not among the topics, e.g. {missing[0]}")
-    wanted = {doc_id for group in groups for doc_id in group.doc_ids}
-    doc_texts = {doc.doc_id: doc.contents for doc in docs if doc.doc_id in wanted}
-    missing = sorted(wanted - doc_texts.keys())
-    if missing:
-        raise InputError(f"{len(missing)} documents of the candidates are not in the collection, e.g. {missing[0]}")
+    groups: Sequence[Group], queries: Iterable[Query], docs: Iterable[Doc], folder: Path | None = None
+) -> tuple[Mapping[str, str], Mapping[str, str]]:
+    """Texts of the queries and documents of groups, in memory or in new folders of `folder`.
+
+    Raises:
+        InputError: texts are missing; counts their ids.
+    """
+    query_ids, doc_ids = wanted(groups)
+    query_texts = _kept(chosen(((q.query_id, q.text) for q in queries), query_ids), folder, "queries")
+    if missing := len(query_ids) - len(query_texts):
+        example = next(group.query_id for group in groups if group.query_id not in query_texts)
+        raise InputError(f"{missing} queries of the candidates are not among the topics, e.g. {example}")
+    doc_texts = _kept(chosen(((doc.doc_id, doc.contents) for doc in docs), doc_ids), folder, "docs")
+    if missing := len(doc_ids) - len(doc_texts):
+        example = next(doc_id for group in groups for doc_id in group.doc_ids if doc_id not in doc_texts)
+        raise InputError(f"{missing} documents of the candidates are not in the collection, e.g. {example}")
     return query_texts, doc_texts
+
+
+def _kept(texts: Iterator[tuple[str, str]], folder: Path | None, name: str) -> Mapping[str, str]:
+    return dict(texts) if folder is None else Texts.build(folder / name, texts, f"texts of {name}")
 
 
 @command(
@@ -384,31 +409,45 @@ def main(
         found = sources.collection(collection)
         return passages.segment(found, segment) if segment else found
 
-    texts, docs = load_texts(groups, sources.topics(topics), documents())
     work = output.with_name(f"{output.name}.partial")
     settings: dict[str, Any] = {"precision": precision, "backend": backend, "batch_size": batch_size, "device": device}
     settings["work"] = work
     settings["index"] = DenseIndex.load(index) if index else None
     known = [found for store in reuse for found in read_known(store)]
-    taught, record = teach(groups, texts, docs, teachers, teacher_runs, reuse=known, **settings)
+    with _folder(work / "texts") as folder:
+        texts = load_texts(groups, sources.topics(topics), documents(), folder)
+        taught, record = teach(groups, *texts, teachers, teacher_runs, reuse=known, **settings)
     record["candidates_sha256"] = sha256(candidates)
-    click.echo(f"{output}: {len(taught.score)} pairs, {agreement(groups, taught):.1%} of positives above their negatives")
     if checked:
         first, queries, judged = checked
         asked = [Group(query_id, hits.doc_ids, [], 0) for query_id, hits in first.items()]
-        found = load_texts(asked, queries, documents())
-        reranked, _ = teach(asked, *found, teachers, teacher_runs, reuse=[*known, *known_of(taught, record)], **settings)
+        with _folder(work / "texts") as folder:
+            texts = load_texts(asked, queries, documents(), folder)
+            reranked, _ = teach(asked, *texts, teachers, teacher_runs, reuse=[*known, *known_of(taught, record)], **settings)
         record["check"] = check(first, reranked, judged)
     write_scores(taught, output, record, overwrite=overwrite)
+    del taught, known
+    scores = read_scores(output, groups)
+    click.echo(f"{output}: {len(scores)} pairs, {agreement(groups, scores):.1%} of positives above their negatives")
     if triples:
-        count = write_triples(groups, read_scores(output, groups), triples, overwrite=overwrite)
+        count = write_triples(groups, scores, triples, overwrite=overwrite)
         click.echo(f"{triples}: {count} triples")
-    _clear(work)
+    _clear(work, "[0-9a-f]" * 64)
 
 
-def _clear(work: Path) -> None:
-    """Remove the blocks of pairs that a finished `teach` kept; nothing else that may lie there."""
-    for folder in work.glob("[0-9a-f]" * 64):
+@contextlib.contextmanager
+def _folder(path: Path) -> Iterator[Path]:
+    """A folder, empty at first, that is there while it is worked with."""
+    shutil.rmtree(path, ignore_errors=True)  # of a run that was killed
+    try:
+        yield path
+    finally:
+        _clear(path.parent, path.name)
+
+
+def _clear(work: Path, names: str) -> None:
+    """Remove some of the folders that we made under `work`; nothing foreign that may lie there."""
+    for folder in work.glob(names):
         shutil.rmtree(folder, ignore_errors=True)
     with contextlib.suppress(OSError):  # not there, or holds something that is not ours
         work.rmdir()
@@ -451,7 +490,7 @@ def check(first: Run, taught: Taught, qrels: Qrels) -> dict[str, dict[str, float
     Returns them: measure -> first_stage, teachers, p.
     """
     scores: dict[str, dict[str, float]] = {query_id: {} for query_id in first}
-    for query_id, doc_id, score in zip(taught.query_ids, taught.doc_ids, taught.score.tolist(), strict=True):
+    for (query_id, doc_id), score in zip(taught.pairs, taught.score.tolist(), strict=True):
         scores[query_id][doc_id] = score
     before = evaluate.evaluate(first, qrels, CHECK_MEASURES)
     after = evaluate.evaluate(Run.from_scores("teachers", scores), qrels, CHECK_MEASURES)
@@ -477,8 +516,8 @@ def teach(
 ) -> tuple[Taught, dict[str, Any]]:
     """Score every (query, document) pair of the groups once with each teacher."""
     started = time.monotonic()
-    distinct = dict.fromkeys((group.query_id, doc_id) for group in groups for doc_id in group.doc_ids)
-    query_ids, doc_ids = [q for q, _ in distinct], [d for _, d in distinct]
+    pairs = Pairs(groups)
+    texts = text_hashes(pairs, queries, docs)
     raw: dict[str, Floats] = {}
     weights: dict[str, float] = {}
     who = []
@@ -487,25 +526,28 @@ def teach(
         run = Run.read(name)
         if weight is None and all(np.abs(hits.scores).max(initial=0.0) <= 1 for hits in run.values()):
             refuse_bounded(name, "scores")
-        raw[name], absent = score_run(run, query_ids, doc_ids)
+        raw[name], absent = score_run(run, pairs)
         weights[name] = 1.0 if weight is None else weight
-        logger.info("%s: %d of %d pairs are not in the run and score 0", name, absent, len(query_ids))
+        logger.info("%s: %d of %d pairs are not in the run and score 0", name, absent, len(pairs))
         who.append({"name": name, "sha256": sha256(name), "weight": weights[name], "absent": absent})
     for teacher in teachers:
         name, weight = weighted(teacher)
-        raw[name], record = score_checkpoint(name, query_ids, doc_ids, queries, docs, **settings)
+        raw[name], record = score_checkpoint(name, pairs, texts, queries, docs, **settings)
         weights[name] = 1.0 if weight is None else weight
         who.append({**record, "weight": weights[name]})
-    taught = Taught(query_ids, doc_ids, text_hashes(query_ids, doc_ids, queries, docs), raw, ensemble(raw, weights))
+    taught = Taught(pairs, texts, raw, ensemble(raw, weights))
     seconds = round(time.monotonic() - started, 1)
-    return taught, {"teachers": who, "n_pairs": len(query_ids), "seconds": seconds, "command": command_line(), **environment()}
+    return taught, {"teachers": who, "n_pairs": len(pairs), "seconds": seconds, "command": command_line(), **environment()}
 
 
-def agreement(groups: Sequence[Group], taught: Taught) -> float:
+def agreement(groups: Iterable[Group], scores: Scores) -> float:
     """Share of (positive, negative) pairs that the ensemble orders as the labels do."""
-    scores = dict(zip(zip(taught.query_ids, taught.doc_ids, strict=True), taught.score.tolist(), strict=True))
-    right = [scores[g.query_id, pos] > scores[g.query_id, neg] for g in groups for pos, neg in pairs(g)]
-    return sum(right) / len(right)
+    right = total = 0
+    for group, own in scores.each(groups):
+        found = dict(zip(group.doc_ids, own, strict=True))
+        margins = [found[pos] - found[neg] for pos, neg in pairs(group)]
+        right, total = right + sum(margin > 0 for margin in margins), total + len(margins)
+    return right / total
 
 
 if __name__ == "__main__":

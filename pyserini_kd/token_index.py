@@ -1,65 +1,106 @@
 """Stored document representations: token vectors for ColBERT and TK, states at the join layer for PreTTR.
 
 An index folder holds `vectors` (little-endian, M tokens x H, read through memory mapping), `offsets` (document n has tokens
-`offsets[n]` to `offsets[n + 1]`), `docid` and `manifest.json`, which says what checkpoint made it, and how.
+`offsets[n]` to `offsets[n + 1]`), `docid`, the texts unless that was refused, and `manifest.json`, which says what checkpoint
+made it, and how.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import json
+import logging
+import shutil
 import time
-from array import array
+from bisect import bisect_right
 from collections.abc import Iterable, Sequence
-from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
-from tqdm import tqdm
 
-from pyserini_kd import inference
+from pyserini_kd import blocks, inference, passages
 from pyserini_kd.data import Doc
-from pyserini_kd.files import InputError, atomic_folder, command_line, environment, read_json, require_file, write_json
+from pyserini_kd.files import InputError, atomic_file, read_json, require_file
 from pyserini_kd.models import checkpoints
-from pyserini_kd.models.tokens import pad, side_records
+
+if TYPE_CHECKING:
+    import torch
+
+logger = logging.getLogger(__name__)
 
 ARCHITECTURES = ("colbert", "prettr", "tk")
 DTYPES = {"fp16": "<f2", "fp32": "<f4"}
-BLOCK = 1024  # documents encoded at a time
+BLOCK = 512  # documents a block: what a crash can cost, and what is held in memory
 
 Floats = npt.NDArray[np.float32]
 
 
 @dataclasses.dataclass(frozen=True)
 class TokenIndex:
-    """Stored representations (M, H) of documents, and where each document's begin."""
+    """Stored representations of documents, of one folder or several: (M, H) each, and where each document's begin."""
 
-    folder: Path
-    vectors: npt.NDArray[Any]
-    offsets: npt.NDArray[np.int64]
+    folders: tuple[Path, ...]
+    vectors: tuple[npt.NDArray[Any], ...]
+    offsets: tuple[npt.NDArray[np.int64], ...]
+    starts: tuple[int, ...]  # the first row of each folder; rows are counted through
     rows: dict[str, int]
     manifest: dict[str, Any]
 
     @classmethod
-    def load(cls, folder: str | Path) -> TokenIndex:
-        """Open a folder; InputError where its parts do not fit."""
-        folder = Path(folder)
-        manifest = read_json(folder / "manifest.json", "manifest")
-        doc_ids = require_file(folder / "docid", "docid file").read_text(encoding="utf-8").split("\n")[:-1]
-        offsets = np.fromfile(require_file(folder / "offsets", "offsets"), dtype="<i8")
-        dtype, width = np.dtype(DTYPES[manifest["dtype"]]), manifest["width"]
-        size = require_file(folder / "vectors", "vectors").stat().st_size
-        if len(offsets) != len(doc_ids) + 1 or size != int(offsets[-1]) * width * dtype.itemsize:
-            raise InputError(f"index folder {folder} does not fit: docid, offsets and vectors are not of one collection")
-        vectors = np.memmap(folder / "vectors", dtype=dtype, mode="r", shape=(int(offsets[-1]), width))
-        return cls(folder, vectors, offsets, {doc_id: row for row, doc_id in enumerate(doc_ids)}, manifest)
+    def load(cls, *folders: str | Path) -> TokenIndex:
+        """Open a folder, or several as one.
+
+        Raises:
+            InputError: the parts of a folder do not fit, or the folders are not of one encoder, or share a document.
+        """
+        manifests = [read_json(Path(folder) / "manifest.json", "manifest") for folder in folders]
+        for folder, manifest in zip(folders[1:], manifests[1:], strict=True):
+            for name in ("architecture", "encoder", "segment"):
+                if manifest.get(name) != manifests[0].get(name):
+                    raise InputError(f"{folders[0]} and {folder} were made with different settings ({name})")
+        vectors, offsets, starts = [], [], []
+        rows: dict[str, int] = {}
+        for folder, manifest in zip(map(Path, folders), manifests, strict=True):
+            doc_ids = require_file(folder / "docid", "docid file").read_text(encoding="utf-8").split("\n")[:-1]
+            offsets.append(np.fromfile(require_file(folder / "offsets", "offsets"), dtype="<i8"))
+            dtype, width = np.dtype(DTYPES[manifest["dtype"]]), manifest["width"]
+            size = require_file(folder / "vectors", "vectors").stat().st_size
+            if len(offsets[-1]) != len(doc_ids) + 1 or size != int(offsets[-1][-1]) * width * dtype.itemsize:
+                raise InputError(f"index folder {folder} does not fit: docid, offsets and vectors are not of one collection")
+            shape = (int(offsets[-1][-1]), width)
+            vectors.append(np.memmap(folder / "vectors", dtype=dtype, mode="r", shape=shape))
+            starts.append(len(rows))
+            rows.update((doc_id, row) for row, doc_id in enumerate(doc_ids, start=starts[-1]))
+            if len(rows) != starts[-1] + len(doc_ids):
+                raise InputError(f"{folder} holds a document twice, or one that another index has too")
+        return cls(tuple(map(Path, folders)), tuple(vectors), tuple(offsets), tuple(starts), rows, manifests[0])
 
     def of(self, doc_id: str) -> Floats:
         """Representation float32 (D, H) of a document."""
         row = self.rows[doc_id]
-        return self.vectors[self.offsets[row] : self.offsets[row + 1]].astype(np.float32)
+        part = bisect_right(self.starts, row) - 1
+        begin, end = self.offsets[part][row - self.starts[part] :][:2]
+        return self.vectors[part][begin:end].astype(np.float32)
+
+    def parts(self, doc_ids: Iterable[str], segment: str | None) -> dict[str, list[str]]:
+        """What is stored of each document: itself, or with `segment` its passages, in the order of the text.
+
+        Raises:
+            InputError: the index holds passages of another size, or none, or does not hold a document.
+        """
+        stored = self.manifest.get("segment")
+        where = " and ".join(map(str, self.folders))
+        if segment and segment != stored:
+            holds = f"passages of {stored}" if stored else "whole documents, no passages"
+            raise InputError(f"{where} holds {holds}, not --segment {segment}; name the --collection to cut texts anew")
+        found = {d: passages.stored_parts(d, self.rows) if segment else [d] * (d in self.rows) for d in doc_ids}
+        missing = [doc_id for doc_id, parts in found.items() if not parts]
+        if missing:
+            hint = f"; it holds passages: give --segment {stored} to rerank their documents" if stored and not segment else ""
+            raise InputError(f"{len(missing)} documents are not in the index {where}, e.g. {missing[0]}{hint}")
+        return found
 
 
 def architecture_in(folder: str | Path) -> str | None:
@@ -69,12 +110,15 @@ def architecture_in(folder: str | Path) -> str | None:
     return str(manifest["architecture"]) if manifest.get("kind") == "tokens" else None
 
 
-def load_model(name: str, architecture: str, **overrides: Any) -> Any:
-    """A checkpoint of the architecture; a bi-encoder can be read as a ColBERT, nothing else as something it is not."""
+def load_model(name: str, architecture: str, **settings: Any) -> Any:
+    """A checkpoint of the architecture; a bi-encoder can be read as a ColBERT, nothing else as something it is not.
+
+    `settings` as for `inference.load`.
+    """
     saved = checkpoints.architecture_of(checkpoints.resolve(name))
     if saved != architecture and (saved, architecture) != ("bert_dot", "colbert"):
         raise InputError(f"{name} is a {saved}; its documents cannot be stored for a {architecture}")
-    return checkpoints.load(name, architecture=architecture, **overrides)
+    return inference.load(name, architecture=architecture, **settings)
 
 
 def build(
@@ -84,58 +128,79 @@ def build(
     folder: str | Path,
     *,
     dtype: str = "fp16",
+    segment: str | None = None,
     precision: str = "auto",
     batch_size: int | None = None,
+    store_docs: bool = True,
     overwrite: bool = False,
-) -> int:
-    """Store the representations of a stream of documents; returns the number of documents."""
-    started, lengths = time.monotonic(), array("q", [0])  # 8 bytes a document
-    with atomic_folder(folder, overwrite=overwrite) as partial:
-        with open(partial / "vectors", "wb") as out, open(partial / "docid", "w", encoding="utf-8") as ids:
-            stream = iter(docs)
-            blocks = iter(lambda: list(islice(stream, BLOCK)), [])
-            for block in tqdm(blocks, desc="encode", unit=f" x {BLOCK} docs", disable=None):
-                texts = [doc.contents for doc in block]
-                for doc, vectors in zip(block, represent(model, texts, precision, batch_size), strict=True):
-                    with np.errstate(over="ignore"):
-                        stored = vectors.astype(DTYPES[dtype])
-                    if not np.isfinite(stored).all():
-                        raise InputError(f"document {doc.doc_id!r} has values that {dtype} cannot hold; take --dtype fp32")
-                    out.write(stored.tobytes())
-                    ids.write(f"{doc.doc_id}\n")
-                    lengths.append(len(stored))
-        if len(lengths) == 1:
-            raise InputError("the collection has no documents")
-        np.cumsum(lengths).astype("<i8").tofile(partial / "offsets")
-        width = int(model.encoder.config.hidden_size) if model.architecture == "prettr" else model.width
-        record = {"kind": "tokens", "architecture": model.architecture, "dtype": dtype, "width": width}
-        record |= {"n_docs": len(lengths) - 1, "n_tokens": sum(lengths), "encoder": _encoder_record(model, checkpoint)}
-        record |= {"precision": inference.choose_precision(precision, str(next(model.parameters()).device))}
-        seconds = round(time.monotonic() - started, 1)
-        write_json(partial / "manifest.json", record | {"seconds": seconds, "command": command_line(), **environment()})
-    return len(lengths) - 1
+    block: int | None = None,
+    shard: tuple[int, int] = (0, 1),
+    collection: str = "",
+) -> int | None:
+    """Store the representations of a stream of documents; returns their number, or None where other shards have work left.
+
+    Works in blocks, resumes and shares the work as `index.build` does. `segment` says how the documents were cut, where they
+    are passages.
+    """
+    settings = {
+        "architecture": model.architecture,
+        "encoder": _encoder_record(model, checkpoint),
+        "precision": inference.precision_of(model, precision),
+        "dtype": dtype,
+        "segment": segment,
+        "block": block or BLOCK,
+        "store_docs": store_docs,
+    }
+    cut: list[int] = []
+    told = False
+
+    def make(work: blocks.Work, number: int, some: list[Doc]) -> None:
+        nonlocal told
+        begun, texts = time.monotonic(), [doc.contents for doc in some]
+        found = inference.represent(model, texts, "doc", label="encode", precision=precision, batch_size=batch_size, cut=cut)
+        with atomic_file(work.path(number, "tokens"), binary=True) as out:
+            for doc, states in zip(some, found, strict=True):
+                out.write(_stored(doc, states, dtype))
+        with atomic_file(work.path(number, "lengths"), binary=True) as out:
+            out.write(np.array([len(states) for states in found], dtype="<i8").tobytes())
+        if not told and len(some) > 100:
+            gigabytes, hours = work.path(number, "tokens").stat().st_size / 1e9, (time.monotonic() - begun) / 3600
+            million = 1e6 / len(some)
+            logger.info("a million documents like the first %d take %.1f GB, for a while twice, and %.1f hours to encode here",
+                        len(some), gigabytes * million, hours * million)  # fmt: skip
+            told = True
+
+    def assemble(work: blocks.Work, new: Path) -> dict[str, Any]:
+        n_tokens = 0
+        with open(new / "vectors", "wb") as out, open(new / "offsets", "wb") as offsets:
+            offsets.write(bytes(8))
+            for tokens, lengths in zip(work.paths("tokens"), work.paths("lengths"), strict=True):
+                with open(tokens, "rb") as part:
+                    shutil.copyfileobj(part, out, 1 << 20)
+                ends = n_tokens + np.cumsum(np.fromfile(lengths, dtype="<i8"))
+                ends.astype("<i8").tofile(offsets)
+                n_tokens = int(ends[-1])
+        return {"kind": "tokens", "width": model.width, "n_tokens": n_tokens}
+
+    only_result = {"collection": collection}
+    count = blocks.build(
+        docs, Path(folder), settings, make, assemble, only_result=only_result, overwrite=overwrite, shard=shard
+    )
+    inference.log_cut(sum(cut), count or 0, model.settings.max_doc_len, "documents")
+    return count
 
 
-def represent(model: Any, texts: Sequence[str], precision: str, batch_size: int | None) -> list[Floats]:
-    """What is stored of each text: float32 (D, H)."""
-    if model.architecture != "prettr":
-        found = inference.token_vectors(model, texts, "doc", label="encode", precision=precision, batch_size=batch_size)
-        return [vectors.numpy() for vectors in found]
-    records, _ = side_records(model, texts, "doc")
-    records = [{"input_ids": record["input_ids"][1:]} for record in records]  # a document drops its own [CLS]
-    states: list[Any] = [None] * len(texts)
-    with inference.running(model, precision) as device:
-        for rows in inference.batches([len(record["input_ids"]) for record in records], batch_size):
-            batch = pad([records[row] for row in rows], model.tokenizer.pad_token_id or 0, device)
-            output = model.lower(**batch, kind="doc").float().cpu().numpy()
-            for row, vectors in zip(rows, output, strict=True):
-                states[row] = vectors[: len(records[row]["input_ids"])].copy()
-    return states
+def _stored(doc: Doc, states: torch.Tensor, dtype: str) -> bytes:
+    with np.errstate(over="ignore"):
+        stored = states.numpy().astype(DTYPES[dtype])
+    if not np.isfinite(stored).all():
+        raise InputError(f"document {doc.doc_id!r} has values that {dtype} cannot hold; take --dtype fp32")
+    return stored.tobytes()
 
 
 def _encoder_record(model: Any, checkpoint: Path) -> dict[str, Any]:
     settings = json.loads(json.dumps(dataclasses.asdict(model.settings)))
-    return {"name": checkpoint.name, "sha256": checkpoints.fingerprint(checkpoint), **settings}
+    return {"name": checkpoints.name_of(checkpoint), "sha256": checkpoints.fingerprint(checkpoint), **settings}
 
 
 def check_encoder(index: TokenIndex, model: Any, checkpoint: Path) -> None:
@@ -144,7 +209,7 @@ def check_encoder(index: TokenIndex, model: Any, checkpoint: Path) -> None:
     for name in mine:
         if name != "name" and mine[name] != made_by.get(name):
             raise InputError(
-                f"encoder does not match index {index.folder}: {name} is {str(mine[name])[:12]}, "
+                f"encoder does not match index {index.folders[0]}: {name} is {str(mine[name])[:12]}, "
                 f"the index was made with {str(made_by.get(name))[:12]} ({made_by['name']})"
             )
 
@@ -160,34 +225,12 @@ def score(
 ) -> Floats:
     """Raw scores float32 (P,) of (query, stored document) pairs; equals `inference.score` up to what `dtype` rounds."""
     import torch
-    from torch.nn.utils.rnn import pad_sequence
 
-    missing = [doc_id for doc_id in doc_ids if doc_id not in index.rows]
-    if missing:
-        raise InputError(f"{len(missing)} documents are not in the index {index.folder}, e.g. {missing[0]}")
-    scores = np.zeros(len(doc_ids), dtype=np.float32)
-    by_query: dict[str, list[int]] = {}
-    for pair, query in enumerate(queries):
-        by_query.setdefault(query, []).append(pair)
-    bar = tqdm(total=len(doc_ids), desc="score", unit=" pairs", disable=None)
-    with inference.running(model, precision) as device, bar:
-        for query, pairs in by_query.items():
-            batch = {name: tensor.to(device) for name, tensor in model.pair_batch([query], [""], [(0, 0)]).items()}
-            kind = {} if model.architecture == "colbert" else {"kind": "query"}
-            encode = model.lower if model.architecture == "prettr" else model
-            mask = batch["query_attention_mask"]
-            states = encode(batch["query_input_ids"], mask, **kind)
-            lengths = [int(index.offsets[index.rows[doc_ids[p]] + 1] - index.offsets[index.rows[doc_ids[p]]]) for p in pairs]
-            for rows in inference.batches([states.shape[1] + length for length in lengths], batch_size):
-                docs = pad_sequence([torch.from_numpy(index.of(doc_ids[pairs[r]])) for r in rows], batch_first=True).to(device)
-                sizes = torch.tensor([lengths[r] for r in rows], device=device)
-                doc_mask = (torch.arange(docs.shape[1], device=device)[None] < sizes[:, None]).long()
-                if model.architecture == "prettr":
-                    n = len(rows)
-                    found = model.upper(states.float().expand(n, -1, -1), mask.expand(n, -1), docs, doc_mask)
-                else:
-                    with torch.autocast(device.type, enabled=False):  # sums around 100 need all of float32
-                        found = model.late_scores(states.float(), mask, docs, doc_mask)[0]
-                scores[[pairs[r] for r in rows]] = found.float().cpu().numpy()
-            bar.update(len(pairs))
-    return scores
+    index.parts(doc_ids, None)
+    texts, query_rows = inference.unique(queries)
+    ids, doc_rows = inference.unique(doc_ids)
+
+    def represented(rows: list[int]) -> list[torch.Tensor]:
+        return [torch.from_numpy(index.of(ids[row])) for row in rows]
+
+    return inference.score_late(model, texts, query_rows, doc_rows, represented, precision=precision, batch_size=batch_size)

@@ -10,17 +10,19 @@ import contextlib
 import dataclasses
 import json
 import logging
+import math
 import os
-import random
 import shutil
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import click
+import numpy as np
 
 from pyserini_kd import inference, passages, recipes, sources, triples
+from pyserini_kd.batches import Share
 from pyserini_kd.cli import Runs, command
 from pyserini_kd.files import (
     InputError,
@@ -33,18 +35,29 @@ from pyserini_kd.files import (
     write_json,
 )
 from pyserini_kd.measures import Measure
-from pyserini_kd.mine import Group, mine, read_candidates
+from pyserini_kd.mine import Candidates, Group, mine, read_candidates
 from pyserini_kd.models import checkpoints
 from pyserini_kd.recipes import Recipe, Stage
-from pyserini_kd.stages import Material, TrainConfig, device_of, one_after_another, processes, quiet, run_stage, states_of
-from pyserini_kd.teach import TeacherScores, is_bounded, is_bounded_scores, load_texts, read_scores
-from pyserini_kd.triples import Triples
+from pyserini_kd.stages import (
+    Material,
+    TrainConfig,
+    device_of,
+    one_after_another,
+    precision_of,
+    processes,
+    quiet,
+    run_stage,
+    states_of,
+)
+from pyserini_kd.teach import is_bounded, is_bounded_scores, load_texts, read_scores
+from pyserini_kd.triples import PlainTexts, Scores, Texts, Triples
 from pyserini_kd.validation import Dev, read_dev
 
 logger = logging.getLogger(__name__)
 
 COLBERT_MASKS = 8  # [MASK] tokens after each query of a new ColBERT (Hofstätter et al. 2020)
 RANDOM = "random:"  # --init random:LAYERS/WIDTH
+OURS = ("stage-", ".config.json.")  # how names begin in a folder of resume state without its record, after a kill
 DISTILLED_NAMES = ("minilm", "distilbert", "tinybert")  # how published distilled language models are called
 
 
@@ -55,7 +68,7 @@ def train(
     docs: Mapping[str, str],
     output: str | Path,
     *,
-    scores: TeacherScores | Triples | None = None,
+    scores: Scores | Triples | None = None,
     texts: Sequence[str] = (),
     dev: Dev | None = None,
     data: Mapping[str, Any] | None = None,
@@ -87,11 +100,13 @@ def train(
     output = Path(output)
     started = time.monotonic()
     share = processes(config)
-    refuse_existing(output, overwrite)
+    refuse_existing(output, overwrite, folder=True)
     recipe = recipes.with_losses(recipes.get(config.recipe), config.losses)
     recipes.check_student(recipe, config.architecture)
     stages = config.stages(recipe)
     inference.check_device(config.device)
+    if dev is None and any(stage.schedule == "plateau" for _, stage in stages):
+        raise InputError("--schedule plateau follows measures on dev topics: give --dev-topics, --dev-qrels and --dev-run")
     scores = _checked_inputs(config, [stage for _, stage in stages], groups, scores, texts)
     config = config.resolved(recipe)
     distilled = _check_start(recipe, config)
@@ -115,7 +130,10 @@ def train(
     except FloatingPointError as error:
         kept = _keep_last_good(model, stage, partial, output) if share.rank == 0 else "see the first process"
         raise InputError(f"{error} (lr {stage.lr:g}); try a lower --lr; {kept}") from None
-    pairs = 2 * len(groups) if isinstance(groups, Triples) else sum(len(g.doc_ids) for g in groups)
+    if isinstance(groups, (Candidates, Triples)):
+        pairs = groups.n_docs
+    else:
+        pairs = sum(len(group.doc_ids) for group in groups)
     record = {
         "recipe": {"name": recipe.name, "source": recipe.source, "start": recipe.start},
         "config": dataclasses.asdict(config),
@@ -123,6 +141,7 @@ def train(
         "distilled_lm": distilled,
         "data": {"queries": len(groups), "pairs": pairs, "texts": len(texts), **(data or {})},
         "stages": records,
+        "precision": precision_of(config),
         "processes": share.world,
         "seconds": round(time.monotonic() - started, 1),
         "command": command_line(),
@@ -142,9 +161,9 @@ def _checked_inputs(
     config: TrainConfig,
     stages: Sequence[Stage],
     groups: Sequence[Group],
-    scores: TeacherScores | Triples | None,
+    scores: Scores | Triples | None,
     texts: Sequence[str],
-) -> TeacherScores | Triples | None:
+) -> Scores | Triples | None:
     """The scores, if the stages need them; InputError for what is missing."""
     name = config.recipe
     for stage in stages:
@@ -167,11 +186,10 @@ def _checked_inputs(
             "all teacher scores lie in [-1, 1] (a cosine or a sigmoid); margins that small teach little: give the teacher a "
             "weight in teach, or say with --score-scale what the student's scores are to be multiplied by"
         )
-    if isinstance(scores, Triples):  # each brought its own
-        return scores
-    missing = [(g.query_id, d) for g in groups for d in g.doc_ids if d not in scores.get(g.query_id, {})]
-    if missing:
-        raise InputError(f"{len(missing)} candidate pairs have no teacher score, e.g. query {missing[0][0]}, {missing[0][1]}")
+    if isinstance(scores, Scores) and (missing := scores.missing()):  # triples bring their own
+        every = ((g.query_id, d, score) for g, own in scores.each(groups) for d, score in zip(g.doc_ids, own, strict=True))
+        query_id, doc_id = next((query_id, doc_id) for query_id, doc_id, score in every if math.isnan(score))
+        raise InputError(f"{missing} candidate pairs have no teacher score, e.g. query {query_id}, {doc_id}")
     return scores
 
 
@@ -255,13 +273,13 @@ def _prepare(partial: Path, config: TrainConfig, about: Mapping[str, Any]) -> No
     """The folder of the resume state: kept where it belongs to a run with the same settings and data, else made anew."""
     wanted = json.loads(json.dumps({"config": dataclasses.asdict(config), **about}))
     record = partial / "config.json"
-    if partial.exists() and any(partial.iterdir()) and not record.exists():
+    if partial.exists() and not record.exists() and not all(path.name.startswith(OURS) for path in partial.iterdir()):
         raise InputError(f"{partial} is in the way: training keeps its state there; move it")
     if record.exists() and read_json(record, "training settings") == wanted:
         return
     if record.exists():
         logger.warning("%s holds a run with other settings or data; starting anew", partial)
-        shutil.rmtree(partial)
+    shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True, exist_ok=True)
     write_json(record, wanted)
 
@@ -415,92 +433,126 @@ def main(
         raise click.UsageError(f"Missing option {', '.join(absent)}.")
     if recipe is None or collection is None or output is None:
         return
-    refuse_existing(output, overwrite)
+    refuse_existing(output, overwrite, folder=True)
     if config.architecture not in checkpoints.ARCHITECTURES:
         raise InputError(f"unknown student {config.architecture!r}; one of {', '.join(checkpoints.ARCHITECTURES)}")
+    if chosen is not None:
+        recipes.check_student(chosen, config.architecture)
     Measure.parse(config.metric)
     if segment:
         passages.parse(segment)
         if not candidates:
             raise InputError("--segment says how the passages of --candidates were cut; mine them first (mine --segment)")
-    files = {"candidates": candidates, "scores": scores}
-    data = {name: {"path": str(path), "sha256": sha256(path)} for name, path in files.items() if path}
-    texts = _read_texts(collection, config) if any(stage.text for stage in stages) else []
+    given = Given(collection, topics, candidates, scores, qrels, segment)
     dev = read_dev(dev_topics, dev_qrels, dev_run, dev_depth, collection)
-    with _material(on_candidates, candidates, scores, qrels, topics, collection, segment, config, output) as found:
-        groups, query_texts, doc_texts, taught = found
+    data = given._asdict() | {"dev_topics": dev_topics, "dev_qrels": dev_qrels, "dev_run": dev_run}
+    with _material(given, stages, config, output) as found:
         train(
             config,
-            groups,
-            query_texts,
-            doc_texts,
+            found.groups,
+            found.queries,
+            found.docs,
             output,
-            scores=taught if any(stage.needs_scores for stage in stages) else None,
-            texts=texts,
+            scores=found.scores,
+            texts=found.texts,
             dev=dev,
-            data={"collection": collection, "topics": topics, "segment": segment, **data},
+            data={name: _digest(value) for name, value in data.items() if value is not None},
             overwrite=overwrite,
         )
-    what = [f"{len(groups)} queries"] if groups else []
-    what += [f"{len(texts)} plain texts"] if texts else []
+    what = [f"{len(found.groups)} queries"] if found.groups else []
+    what += [f"{len(found.texts)} plain texts"] if found.texts else []
     if os.environ.get("RANK", "0") == "0":
         click.echo(f"{output}: trained on {' and '.join(what)}")
 
 
+class Given(NamedTuple):
+    """What the command was given to train on."""
+
+    collection: str
+    topics: str | None
+    candidates: Path | None
+    scores: Path | None
+    qrels: str | None
+    segment: str | None
+
+
+def _digest(name: str | Path) -> str | dict[str, str]:
+    """A file with its checksum; anything else as it was named."""
+    return {"path": str(name), "sha256": sha256(name)} if Path(name).is_file() else str(name)
+
+
 @contextlib.contextmanager
-def _material(
-    on_candidates: bool,
-    candidates: Path | None,
-    scores: Path | None,
-    qrels: str | None,
-    topics: str | None,
-    collection: str,
-    segment: str | None,
-    config: TrainConfig,
-    output: Path,
-) -> Iterator[tuple[Sequence[Group], Mapping[str, str], Mapping[str, str], TeacherScores | Triples | None]]:
-    """Groups, texts of queries and documents, teacher scores; those of a 5-column file lie in `NAME.data.partial/`."""
-    if not on_candidates or topics is None:
-        yield [], {}, {}, None
-        return
-    docs = sources.collection(collection)
-    docs = passages.segment(docs, segment) if segment else docs
-    if scores and not candidates and scores.suffix != ".parquet":
-        folder, share = output.with_name(output.name + ".data.partial"), processes(config)
+def _material(given: Given, stages: Sequence[Stage], config: TrainConfig, output: Path) -> Iterator[Material]:
+    """What the stages train on. Its texts, and the triples of a 5-column file, lie in `NAME.data.partial/` meanwhile.
+
+    They stay there when training is interrupted, and serve the next run on the same data.
+    """
+    folder, share = output.with_name(output.name + ".data.partial"), processes(config)
+    plain, ranked = any(stage.text for stage in stages), any(not stage.text for stage in stages)
+    scored = any(stage.needs_scores for stage in stages)
+    published = given.scores and not given.candidates and given.scores.suffix != ".parquet"
+    groups = _groups(given, config) if ranked and not published else []
+    made_from = {"files": triples.stamp(*given[:-1]), "segment": given.segment, "plain": plain, "ranked": ranked,
+                 "blocks": [config.batch_size, config.seed]}  # fmt: skip
+    try:
         with one_after_another(share):
             if share.rank == 0:
-                shutil.rmtree(folder, ignore_errors=True)  # of a run that was killed
-        try:
-            with one_after_another(share):
-                if share.rank == 0:
-                    triples.build(folder, scores, sources.topics(topics), ((doc.doc_id, doc.contents) for doc in docs))
-                found = triples.load(folder)
-            yield found, found.queries, found.docs, found
-        finally:
-            if share.rank == 0:
-                shutil.rmtree(folder, ignore_errors=True)
-        return
-    if candidates:
-        groups = read_candidates(candidates)
-    elif qrels:
-        groups = mine(sources.topics(topics), sources.qrels(qrels), [], sources.collection(collection),
-                      negatives=0, shared=config.batch_size, seed=config.seed).groups  # fmt: skip
-    else:
-        raise InputError("--candidates is needed (or --qrels, or a 5-column score file, which brings its own triples)")
-    yield groups, *load_texts(groups, sources.topics(topics), docs), read_scores(scores, groups) if scores else None
+                triples.build_once(folder, made_from, lambda: _convert(folder, given, groups, plain=plain, ranked=ranked))
+        scores: Scores | Triples | None = None
+        queries: Mapping[str, str] = {}
+        docs: Mapping[str, str] = {}
+        if ranked and published:
+            scores = groups = triples.load(folder)
+            queries, docs = groups.queries, groups.docs
+        elif groups:
+            queries, docs = Texts(folder / "queries"), Texts(folder / "docs")
+            scores = read_scores(given.scores, groups) if given.scores and scored else None
+        texts = _sample(Texts(folder / "texts"), config) if plain else []
+        yield Material(groups, queries, docs, scores if scored else None, texts, None)
+    except KeyboardInterrupt:
+        raise
+    except BaseException:
+        _remove(folder, share)
+        raise
+    _remove(folder, share)
 
 
-def _read_texts(collection: str, config: TrainConfig) -> list[str]:
-    """The collection's texts; with --max-steps a random sample, as many as will be read, so that memory does not grow."""
-    limit = config.max_steps * config.batch_size * config.accumulate if config.max_steps else None
-    rng = random.Random(config.seed)
-    texts: list[str] = []
-    for count, doc in enumerate(sources.collection(collection)):
-        if limit is None or len(texts) < limit:
-            texts.append(doc.contents)
-        elif (place := rng.randrange(count + 1)) < limit:
-            texts[place] = doc.contents
-    return texts
+def _remove(folder: Path, share: Share) -> None:
+    if share.rank == 0:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _groups(given: Given, config: TrainConfig) -> Sequence[Group]:
+    if given.candidates:
+        return read_candidates(given.candidates)
+    if given.qrels and given.topics:
+        return mine(sources.topics(given.topics), sources.qrels(given.qrels), [], sources.collection(given.collection),
+                    negatives=0, shared=config.batch_size, seed=config.seed).groups  # fmt: skip
+    raise InputError("--candidates is needed (or --qrels, or a 5-column score file, which brings its own triples)")
+
+
+def _convert(folder: Path, given: Given, groups: Sequence[Group], *, plain: bool, ranked: bool) -> None:
+    """Write the texts that training needs, and the triples of a 5-column file, as they stream by."""
+    if ranked and given.topics:
+        docs = sources.collection(given.collection)
+        docs = passages.segment(docs, given.segment) if given.segment else docs
+        queries = sources.topics(given.topics)
+        if groups:
+            load_texts(groups, queries, docs, folder)
+        elif given.scores:
+            triples.build(folder, given.scores, queries, ((doc.doc_id, doc.contents) for doc in docs))
+    if plain:
+        every = ((doc.doc_id, doc.contents) for doc in sources.collection(given.collection))
+        Texts.build(folder / "texts", every, "plain texts")
+
+
+def _sample(texts: Texts, config: TrainConfig) -> PlainTexts:
+    """The texts; with --max-steps a random sample, as many as will be read."""
+    limit = config.max_steps * config.batch_size * config.accumulate if config.max_steps else len(texts)
+    rows = np.arange(len(texts), dtype=np.int32)
+    if limit < len(rows):
+        rows = np.sort(np.random.default_rng(config.seed).choice(rows, limit, replace=False))
+    return PlainTexts(texts, rows)
 
 
 def parse_setting(text: str) -> tuple[str, int]:

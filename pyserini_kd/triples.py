@@ -3,15 +3,20 @@
 The published score files have 40 million rows over 8.8 million passages. Both are converted once, as they stream by, into
 plain arrays in a folder; afterwards a triple is 24 bytes read from one file and a text a few hundred read from another. What
 stays in memory are 8 bytes a document for its hash (24 more while they are sorted) and 4 bytes a triple for the epoch's order.
+Of candidates, only the texts that they name are written, and `Scores` holds 12 bytes a pair.
+
+Ids are compared by 64-bit hashes. Of 16 million pairs, any two have the same one with a probability of 1 in 100,000.
 """
 
 from __future__ import annotations
 
 import itertools
+import json
 import logging
 import os
+import shutil
 from array import array
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,14 +25,17 @@ import numpy.typing as npt
 from tqdm import tqdm
 
 from pyserini_kd.data import id_hash, numbered_lines
-from pyserini_kd.files import InputError, require_file
+from pyserini_kd.files import InputError, read_json, require_file, write_json
 from pyserini_kd.mine import Group
 
 logger = logging.getLogger(__name__)
 
 Rows = npt.NDArray[np.int32]
+Hashes = npt.NDArray[np.uint64]
+Floats = npt.NDArray[np.float32]
 
 BLOCK = 1 << 16  # triples converted at a time
+DOCS = 1 << 12  # documents held while a collection streams by
 RECORD = np.dtype("<i4, <i4, <i4, <f4, <f4, <i4")
 RECORD.names = ("query", "pos", "neg", "pos_score", "neg_score", "length")
 """A triple: rows of its texts, its teacher scores, and the bytes of its longer document."""
@@ -48,12 +56,40 @@ def five_columns(path: Path) -> Iterator[tuple[float, float, str, str, str]]:
         yield pos_score, neg_score, fields[2], fields[3], fields[4]
 
 
+def hashes_of(ids: Iterable[str]) -> Hashes:
+    """The 64-bit hash of each id."""
+    return np.fromiter(map(id_hash, ids), dtype=np.uint64)
+
+
+def pair_hashes(groups: Iterable[Group]) -> Hashes:
+    """The hash of the ids of every (query, document) pair of groups, one after the other."""
+    return hashes_of(f"{group.query_id}\0{doc_id}" for group in groups for doc_id in group.doc_ids)
+
+
+def look_up(known: Hashes, hashes: Hashes) -> tuple[npt.NDArray[np.bool_], npt.NDArray[np.int64]]:
+    """For each hash whether it is among the known ones, which are sorted, and its place there.
+
+    >>> look_up(np.uint64([2, 5]), np.uint64([5, 4]))
+    (array([ True, False]), array([1, 1]))
+    """
+    if not len(known):
+        return np.zeros(len(hashes), bool), np.zeros(len(hashes), np.int64)
+    places = np.minimum(np.searchsorted(known, hashes), len(known) - 1)
+    return known[places] == hashes, places
+
+
+def distinct(hashes: Hashes) -> Hashes:
+    """Sorted distinct hashes; sorts those that are given in place."""
+    hashes.sort()
+    return hashes[np.r_[True, hashes[1:] != hashes[:-1]]] if len(hashes) else hashes
+
+
 class Texts(Mapping[str, str]):
     """id -> text, in a folder: `texts` (id, newline, text; one after the other), where each ends, 64-bit hashes of the ids."""
 
     def __init__(self, folder: Path) -> None:
         """Open a folder that `build` wrote."""
-        arrays = (np.load(folder / f"{name}.npy", mmap_mode="r") for name in ("ends", "hashes", "rows"))
+        arrays = (np.asarray(np.load(folder / f"{name}.npy", mmap_mode="r")) for name in ("ends", "hashes", "rows"))
         self._ends, self._hashes, self._rows = arrays
         self._file = open(folder / "texts", "rb", buffering=0)  # noqa: SIM115 - open as long as this lives
 
@@ -81,11 +117,8 @@ class Texts(Mapping[str, str]):
 
     def rows(self, ids: Sequence[str]) -> Rows:
         """Row of each id, -1 for those that are not there."""
-        hashes = np.fromiter(map(id_hash, ids), dtype=np.uint64, count=len(ids))
-        if not len(self):
-            return np.full(len(ids), -1, np.int32)
-        places = np.minimum(np.searchsorted(self._hashes, hashes), len(self) - 1)
-        return np.where(self._hashes[places] == hashes, self._rows[places], np.int32(-1))
+        found, places = look_up(self._hashes, hashes_of(ids))
+        return np.where(found, self._rows[places], np.int32(-1)) if len(self) else np.full(len(ids), -1, np.int32)
 
     def lengths(self, rows: Rows) -> Rows:
         """Bytes of the texts in these rows, ids included."""
@@ -101,8 +134,8 @@ class Texts(Mapping[str, str]):
 
     def __getitem__(self, text_id: str) -> str:
         """The text of an id; KeyError for one that is not there."""
-        row = int(self.rows([text_id])[0])
-        found, text = self.record(row) if row >= 0 else ("", "")
+        place = int(self._hashes.searchsorted(np.uint64(id_hash(text_id))))
+        found, text = self.record(int(self._rows[place])) if place < len(self) else ("", "")
         if found != text_id:
             raise KeyError(text_id)
         return text
@@ -114,6 +147,88 @@ class Texts(Mapping[str, str]):
     def __iter__(self) -> Iterator[str]:
         """The ids, in the order they were written in."""
         return (self.record(row)[0] for row in range(len(self)))
+
+
+def wanted(groups: Iterable[Group]) -> tuple[Hashes, Hashes]:
+    """Sorted hashes of the queries and of the documents of groups."""
+    queries, docs = array("Q"), array("Q")
+    for group in groups:
+        queries.append(id_hash(group.query_id))
+        docs.extend(map(id_hash, group.doc_ids))
+    return distinct(np.array(queries, np.uint64)), distinct(np.array(docs, np.uint64))
+
+
+def chosen(texts: Iterable[tuple[str, str]], hashes: Hashes) -> Iterator[tuple[str, str]]:
+    """Of (id, text) pairs that stream by those whose id's hash is among the sorted ones."""
+    texts = iter(texts)
+    while some := list(itertools.islice(texts, DOCS)):
+        found, _ = look_up(hashes, hashes_of(text_id for text_id, _ in some))
+        yield from itertools.compress(some, found.tolist())
+
+
+class PlainTexts(Sequence[str]):
+    """Some of the texts of a folder, without their ids."""
+
+    def __init__(self, texts: Texts, rows: Rows) -> None:
+        self._texts, self._rows = texts, rows
+
+    def lengths(self) -> Rows:
+        """Bytes of every text, its id included."""
+        return self._texts.lengths(self._rows)
+
+    def __getitem__(self, row: Any) -> Any:
+        """The text of a row."""
+        if not 0 <= row < len(self):
+            raise IndexError(row)
+        return self._texts.record(int(self._rows[row]))[1]
+
+    def __len__(self) -> int:
+        """Number of texts."""
+        return len(self._rows)
+
+
+class Scores:
+    """Teacher scores of the pairs of some groups."""
+
+    def __init__(self, groups: Iterable[Group]) -> None:
+        """Room for the scores of every (query, document) pair of the groups."""
+        self._keys = distinct(pair_hashes(groups))
+        self._values = np.full(len(self._keys), np.nan, np.float32)
+
+    def fill(self, scored: Iterable[tuple[str, str, float]]) -> Scores:
+        """Take (query_id, doc_id, score) as they stream by, those of other groups aside; the last score of a pair counts."""
+        scored = iter(scored)
+        while some := list(itertools.islice(scored, BLOCK)):
+            found, places = look_up(self._keys, hashes_of(f"{query_id}\0{doc_id}" for query_id, doc_id, _ in some))
+            self._values[places[found]] = np.array([score for *_, score in some], np.float32)[found]
+        return self
+
+    def each(self, groups: Iterable[Group]) -> Iterator[tuple[Group, list[float]]]:
+        """Groups with the scores of their documents; NaN where there is none."""
+        groups = iter(groups)
+        while some := list(itertools.islice(groups, DOCS)):
+            found, places = look_up(self._keys, pair_hashes(some))
+            values = np.full(len(found), np.nan, np.float32)
+            values[found] = self._values[places[found]]
+            rest = iter(values.tolist())
+            yield from ((group, list(itertools.islice(rest, len(group.doc_ids)))) for group in some)
+
+    def of(self, group: Group) -> list[float]:
+        """Scores of a group's documents; NaN where there is none."""
+        ((_, scores),) = self.each([group])
+        return scores
+
+    def missing(self) -> int:
+        """Number of pairs without a score."""
+        return int(np.isnan(self._values).sum())
+
+    def largest(self) -> float:
+        """The largest absolute score."""
+        return float(np.nanmax(np.abs(self._values), initial=0.0))
+
+    def __len__(self) -> int:
+        """Number of pairs."""
+        return len(self._keys)
 
 
 class Triples(Sequence[Group]):
@@ -161,9 +276,9 @@ class Triples(Sequence[Group]):
         doc_ids = [self.docs.record(int(record[name]))[0] for name in ("pos", "neg")]
         return Group(self.queries.record(int(record["query"]))[0], doc_ids, [1, 0], int(row))
 
-    def scores(self, row: int) -> list[float]:
-        """Teacher scores of a row's positive and negative."""
-        record = self._record(row)
+    def of(self, group: Group) -> list[float]:
+        """Teacher scores of a group's positive and negative: those of its own row."""
+        record = self._record(group.block)
         return [float(record["pos_score"]), float(record["neg_score"])]
 
     def _blocks(self) -> Iterator[Any]:
@@ -174,6 +289,11 @@ class Triples(Sequence[Group]):
     def lengths(self) -> Rows:
         """Bytes of the longer document of every triple."""
         return np.concatenate([block["length"] for block in self._blocks()])
+
+    @property
+    def n_docs(self) -> int:
+        """Documents of all groups."""
+        return 2 * self._count
 
     def largest(self) -> float:
         """The largest absolute score of the first block that has one above 1, or of all."""
@@ -208,3 +328,28 @@ def build(folder: Path, scores: Path, queries: Iterable[tuple[str, str]], docs: 
 def load(folder: Path) -> Triples:
     """Open what `build` wrote into a folder."""
     return Triples(folder / "triples", Texts(folder / "queries"), Texts(folder / "docs"))
+
+
+def build_once(folder: Path, made_from: Mapping[str, Any], make: Callable[[], object]) -> None:
+    """Make what belongs into a folder, unless it lies there, complete and made from the same."""
+    record, made_from = folder / "made_from.json", json.loads(json.dumps(made_from))
+    if record.exists() and read_json(record, "record of converted data") == made_from:
+        logger.info("%s: converted before, by a run that was cut short", folder)
+        return
+    shutil.rmtree(folder, ignore_errors=True)
+    try:
+        make()
+        write_json(record, dict(made_from))  # last: a folder without it is not complete
+    except BaseException:
+        shutil.rmtree(folder, ignore_errors=True)
+        raise
+
+
+def stamp(*names: str | Path | None) -> list[Any]:
+    """What tells whether files or folders of these names have changed: sizes and times, not contents; no file is its name."""
+    found: list[Any] = []
+    for name in names:
+        path = Path(name or "")
+        files = sorted(path.rglob("*")) if name and path.is_dir() else [path] if path.is_file() else []
+        found += [str(name), [[str(file), file.stat().st_size, file.stat().st_mtime_ns] for file in files]]
+    return found

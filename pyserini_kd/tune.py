@@ -14,7 +14,7 @@ from pyserini_kd import fuse, significance, sources
 from pyserini_kd.cli import Runs, command
 from pyserini_kd.data import Qrels
 from pyserini_kd.evaluate import evaluate, table
-from pyserini_kd.files import InputError, command_line, environment, refuse_existing, write_json
+from pyserini_kd.files import InputError, command_line, environment, refuse_existing, sha256, write_json
 from pyserini_kd.measures import Measure
 from pyserini_kd.runs import Run
 
@@ -74,7 +74,8 @@ def _median_best(values: Values, seed: int) -> int:
 
 
 def _values(run: Run, qrels: Qrels, measure: str) -> Values:
-    return np.fromiter(evaluate(run, qrels, [measure])[measure].values(), float)
+    """(topics,); by our own kernels, which give what trectools does: many settings are tried."""
+    return np.fromiter(evaluate(run, qrels, [measure], "fast")[measure].values(), float)
 
 
 def tune(
@@ -202,6 +203,7 @@ def main(
         record: dict[str, Any] = {"method": method, name: list(found.setting), "per_fold": found.per_fold, "measure": measure}
         record |= {"means": {row: float(value.mean()) for row, value in rows.items()}, "runs": list(runs), "qrels": qrels}
         record |= {"gains_on_unseen_folds": {other: gain._asdict() for other, gain in gains.items()}}
+        record |= {"sha256": {path: sha256(path) for path in (*runs, qrels) if Path(path).is_file()}, "seed": seed}
         write_json(output, record | {"command": command_line(), **environment()})
 
 

@@ -1,4 +1,4 @@
-"""Document vectors made elsewhere: `.npy` with a file of ids, Pyserini's `embeddings.jsonl`, an existing FAISS folder."""
+"""Document vectors made elsewhere: `.npy` with a file of ids, Pyserini's `embeddings.jsonl`, an existing index folder."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import numpy.typing as npt
 from pyserini_kd import data
 from pyserini_kd.files import InputError, require_file
 
-STEP = 8192  # vectors read from a FAISS index at a time
+STEP = 8192  # vectors read from an index at a time
 
 
 class Embedded(NamedTuple):
@@ -29,7 +29,8 @@ def read(path: Path, ids: Path | None, load: Callable[[Path], Any]) -> Iterator[
     """Stream vectors, checked: one width, no NaN or infinity, as many ids as vectors, no id twice.
 
     `path` is an `.npy` array (N, H) with `ids`, one a line; Pyserini's `embeddings.jsonl` or a folder of such files; or a
-    folder with `index` and `docid` as Pyserini's FaissSearcher reads them, opened by `load` (`index.DenseIndex.load`).
+    folder with `index` and `docid` as Pyserini's FaissSearcher reads them, or ours of Lucene; `load` opens those
+    (`index.DenseIndex.load`).
 
     Raises:
         InputError: naming file and line (`.npy`: the line of the id).
@@ -42,7 +43,7 @@ def read(path: Path, ids: Path | None, load: Callable[[Path], Any]) -> Iterator[
             return _npy(path, ids)
         if ids is not None:
             raise InputError(f"--ids goes with an .npy file; {path} holds its own ids")
-        return _faiss(path, load) if (path / "docid").is_file() else _jsonl(path)
+        return _index(path, load) if (path / "docid").is_file() else _jsonl(path)
 
     return data.unique_docs(_checked(opened()), opened)
 
@@ -88,7 +89,7 @@ def _jsonl(path: Path) -> Iterator[Embedded]:
             yield Embedded(data.one_word(str(doc_id), where), _float32(vector), where)
 
 
-def _faiss(folder: Path, load: Callable[[Path], Any]) -> Iterator[Embedded]:
+def _index(folder: Path, load: Callable[[Path], Any]) -> Iterator[Embedded]:
     opened = load(folder)
     for start in range(0, len(opened.doc_ids), STEP):
         some = opened.doc_ids[start : start + STEP].tolist()

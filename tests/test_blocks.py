@@ -2,10 +2,12 @@
 
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
 import time
+from types import SimpleNamespace
 
 import faiss
 import numpy as np
@@ -178,9 +180,10 @@ def test_each_kind_finds_what_brute_force_finds(tmp_path, kind, nprobe, recall):
     for number, block in enumerate(np.split(vectors, [300, 550])):
         np.save(tmp_path / f"{number}.npy", block)
     paths = sorted(tmp_path.glob("*.npy"))
-    kinds.write(paths, kinds.new(16, kind), kind, tmp_path / "index")
-    kinds.write(paths, kinds.new(16, kind), kind, tmp_path / "again")
-    assert (tmp_path / "index").read_bytes() == (tmp_path / "again").read_bytes()
+    (tmp_path / "again").mkdir()
+    kinds.write(paths, 16, kind, tmp_path)
+    kinds.write(paths, 16, kind, tmp_path / "again")
+    assert (tmp_path / "index").read_bytes() == (tmp_path / "again" / "index").read_bytes()
     (tmp_path / "docid").write_text("".join(f"d{n}\n" for n in range(800)))
     opened = index.DenseIndex.load(tmp_path)
     scores, rows = opened.search(queries, 10, nprobe=nprobe)
@@ -198,9 +201,8 @@ def test_streamed_files_are_those_that_faiss_writes(tmp_path, kind):
     vectors = clustered(300)
     np.save(tmp_path / "0.npy", vectors[:200])
     np.save(tmp_path / "1.npy", vectors[200:])
-    empty = kinds.new(16, kind)
-    assert kinds.streams(empty)
-    kinds.write([tmp_path / "0.npy", tmp_path / "1.npy"], empty, kind, tmp_path / "index")
+    assert kinds.streams(kinds.new(16, kind))
+    kinds.write([tmp_path / "0.npy", tmp_path / "1.npy"], 16, kind, tmp_path)
     held = kinds.new(16, kind)
     held.train(vectors)
     held.add(vectors)
@@ -233,6 +235,36 @@ def test_too_few_documents_for_a_kind(tmp_path, kind, message):
         kind="Flat", overwrite=False, shard=(0, 1), collection="",
     )  # fmt: skip
     assert calls == []  # the vectors were there
+
+
+@pytest.mark.parametrize("kind", ["Flat", "HNSW8", "IVF4,Flat", "lucene-flat"])
+def test_what_an_index_takes_is_said_before(tmp_path, caplog, monkeypatch, kind):
+    caplog.set_level("INFO")
+    monkeypatch.setattr(kinds, "free_memory", lambda: 100)
+    monkeypatch.setattr(kinds.shutil, "disk_usage", lambda folder: shutil._ntuple_diskusage(100, 0, 100))
+    np.save(tmp_path / "0.npy", clustered(300))
+    (tmp_path / "docid").write_text("".join(f"d{n}\n" for n in range(300)))
+    kinds.write([tmp_path / "0.npy"], 16, kind, tmp_path)
+    where = "in memory" if kind in ("HNSW8", "IVF4,Flat") else "on disk"
+    assert f"{kind} of 300 vectors takes about 0.00 GB {where}" in caplog.text
+    assert f"only 0.00 GB are free {where}" in caplog.text
+
+
+def test_time_is_estimated_by_a_trial(monkeypatch):
+    """Twice the documents take twice the comparisons; a graph, which is searched for each new one, a little more."""
+    sample = clustered(200)
+    graph, lists = kinds.new(16, "HNSW8"), kinds.new(16, "IVF64,PQ4x4")
+    assert min(kinds.forecast(graph, sample, 10), kinds.forecast(lists, sample, 10**6)) > 0
+    clock = iter(range(100))
+    monkeypatch.setattr(kinds, "time", SimpleNamespace(perf_counter=lambda: next(clock)))  # each trial takes a second
+    assert kinds.forecast(graph, sample, 200) == pytest.approx(1)
+    assert kinds.forecast(graph, sample, 400) == pytest.approx(2 * np.log(401) / np.log(201))
+    work = 64 * (10 * 100_000 + 10**6)  # 10 rounds with the training sample, then each vector once
+    codes = 4 * 16 * (25 * 256 * 16 + 10**6)  # 4 parts of 16 centroids, trained with at most 256 vectors each
+    assert kinds.forecast(lists, sample, 10**6) == pytest.approx((work + codes) / 200**2)
+    rotated = kinds.new(16, "OPQ4,IVF64,PQ4x4")
+    more = 4 * 16 * (40 + 49 * 4) * 256 * 16  # FAISS: 50 rotations, the first from 40 rounds, the others from 4
+    assert kinds.forecast(rotated, sample, 10**6) == pytest.approx((work + codes + more) / 200**2)
 
 
 @pytest.mark.parametrize(("kind", "size"), [("Flat", 64), ("SQ8", 16), ("IVF4,Flat", 72), ("IVF4,PQ8", 16), ("HNSW8", 160)])

@@ -2,6 +2,7 @@
 
 import doctest
 import re
+from types import SimpleNamespace
 
 import pytest
 import yaml
@@ -10,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pyserini_kd import api, fuse, search, snippet
-from pyserini_kd.data import Query
+from pyserini_kd.data import Doc, Query
 from pyserini_kd.files import InputError
 from pyserini_kd.runs import Run
 
@@ -109,6 +110,15 @@ def test_matched_words_are_bold_on_a_terminal_and_plain_elsewhere(hybrid, bm25_i
     plain = CliRunner().invoke(search.main, words).output
     assert "\x1b[1mGoose\x1b[0m" in terminal and "the \x1b[1mgoose\x1b[0m \x1b[1meats\x1b[0m hay" in terminal
     assert "\x1b" not in plain and re.sub(r"\x1b\[\d+m", "", terminal) == plain
+
+
+@pytest.mark.parametrize(("columns", "width"), [(80, 80), (20, 60), (500, 160)])
+def test_snippets_fit_the_terminal_and_are_no_orders_to_it(columns, width, monkeypatch, capsys):
+    monkeypatch.setenv("COLUMNS", str(columns))
+    evil = Doc("a", "goose\x1b]0;title\x07", "\x1b[2Jhay " + "goose eats hay " * 40)
+    search._show(SimpleNamespace(query="goose"), lambda ids: [evil], Run.from_scores("t", {"1": {"a": 1.0}}), {})
+    head, shown = capsys.readouterr().out.splitlines()
+    assert head == "  1     1.0000  a  goose ]0;title" and width - 15 < len(shown) <= width and "\x1b" not in shown
 
 
 def test_explain_needs_a_query(invoke, bm25_index, files):

@@ -96,6 +96,11 @@ def test_auto_takes_int8_only_where_it_was_exported_and_the_processor_has_it(fol
         assert inference.choose_precision("auto", "cpu", folder) == expected
 
 
+def test_a_bi_encoder_read_as_a_colbert_is_not_run_in_int8(folders, vnni):
+    model = inference.load(str(folders["bert_dot"][1]), architecture="colbert")
+    assert inference.precision_of(model) == "fp32"
+
+
 def test_refusals(folders, tiny_dot, tmp_path, vnni):
     _, folder = folders["bert_dot"]
     with pytest.raises(InputError, match=r"no onnx/model_int8.onnx of ours; make it: pyserini-kd export .* --int8"):

@@ -44,7 +44,7 @@ def test_disk_full_at_the_last_moment(tmp_path, monkeypatch):
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(os, "fsync", full)
-    with pytest.raises(OSError, match="No space left"):
+    with pytest.raises(OSError, match="No space left on device: '.*/run.txt'"):
         with atomic_file(tmp_path / "run.txt") as out:
             out.write("all of it")
     assert names(tmp_path) == []
@@ -117,6 +117,19 @@ def test_folder_is_replaced_as_a_whole(tmp_path):
         with atomic_folder(tmp_path / "index", overwrite=overwrite) as partial:
             (partial / content).write_text(content)
     assert names(tmp_path) == ["index"] and names(tmp_path / "index") == ["config.json"]
+
+
+def test_what_another_command_wrote_meanwhile_stays(tmp_path):
+    with pytest.raises(InputError, match="run.txt exists; give --overwrite"):
+        with atomic_file(tmp_path / "run.txt", overwrite=False) as out:
+            out.write("ours")
+            (tmp_path / "run.txt").write_text("theirs")
+    with pytest.raises(InputError, match="index exists; give --overwrite"):
+        with atomic_folder(tmp_path / "index"):
+            (tmp_path / "index").mkdir()
+            (tmp_path / "index" / "docid").write_text("theirs")
+    assert names(tmp_path) == ["index", "run.txt"] and names(tmp_path / "index") == ["docid"]
+    assert (tmp_path / "run.txt").read_text() == "theirs"
 
 
 def test_a_link_is_replaced_and_what_it_points_to_stays(tmp_path):

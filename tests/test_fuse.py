@@ -1,9 +1,11 @@
 """Fusion: formulas worked by hand, pyserini.fusion as the oracle, and no dependence on the order of the runs."""
 
 import json
+import math
 
 import numpy as np
 import pytest
+import yaml
 from click.testing import CliRunner
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -220,6 +222,9 @@ def test_command_knows_every_method(files, method, value):
         (["--runs", "a.txt"], "at least two runs, found 1"),
         (["--runs", "a.txt", "b.txt", "./a.txt"], "names a run twice"),
         (["--runs", "a.txt", "none.txt"], "run file not found: none.txt"),
+        (["--runs", "a.txt", "b.txt", "far.txt"], "runs a.txt and far.txt have no topic in common"),
+        (["--runs", "a.txt", "empty.txt"], "run file is empty: empty.txt"),
+        (["--runs", "a.txt", "b.txt", "--method", "wsum", "--weights", "1"], "one finite weight a run: 2 runs, weights 1.0"),
         (["--runs", "a.txt", "faulty.txt"], "faulty.txt:2: score nan is not finite"),
         (["--runs", "a.txt", "b.txt", "--method", "interpolation", "--alpha", "2"], "alpha must lie between 0 and 1"),
         (["--runs", "a.txt", "b.txt", "faulty.txt", "--method", "interpolation"], "exactly two runs, found 3"),
@@ -230,7 +235,9 @@ def test_command_knows_every_method(files, method, value):
     ],
 )
 def test_bad_input_is_one_line_exit_code_2_and_no_file(files, args, message):
-    (files / "faulty.txt").write_text("q Q0 a 1 1.0 t\nq Q0 b 2 nan t\n")
+    (files / "faulty.txt").write_text("q1 Q0 a 1 1.0 t\nq1 Q0 b 2 nan t\n")
+    (files / "far.txt").write_text("far Q0 a 1 1.0 t\n")
+    (files / "empty.txt").write_text("")
     before = sorted(path.name for path in files.iterdir())
     result = run_command(*args, "--output", "c.txt")
     assert result.exit_code == 2
@@ -291,9 +298,47 @@ def test_normalised_sums_by_hand(norm, expected):
 
 
 @pytest.mark.parametrize("norm", ["minmax", "sum", "zscore"])
-def test_equal_scores_normalise_to_nothing(norm):
-    flat = Run.from_scores("flat", {"q": {"x": 7.0, "y": 7.0}})
-    assert scores(fuse.combine([flat, flat], "combsum", norm=norm), "q") == {"x": 0.0, "y": 0.0}
+@pytest.mark.parametrize("flat", [{"x": 7.0, "y": 7.0}, {"x": -7.0}])
+def test_equal_scores_normalise_to_nothing(norm, flat):
+    flat = Run.from_scores("flat", {"q": flat})
+    assert scores(fuse.combine([flat, flat], "combsum", norm=norm), "q") == dict.fromkeys(flat["q"].doc_ids, 0.0)
+
+
+def test_negative_scores_normalise_as_others_do():
+    below = Run.from_scores("below", {"q": {"x": -1.0, "y": -2.0, "z": -5.0}})
+    expected = {"minmax": (1, 3 / 4, 0), "sum": (4 / 7, 3 / 7, 0), "rank": (1, 2 / 3, 1 / 3)}
+    expected["zscore"] = tuple((s + 8 / 3) / math.sqrt(26 / 9) for s in (-1, -2, -5))  # mean -8/3, variance 30/3 - 64/9
+    for norm, values in expected.items():
+        found = scores(fuse.combine([below, THIRD], "combmax", norm=norm), "q")
+        assert [found["x"], found["z"]] == pytest.approx([values[0], values[2]])
+
+
+@settings(max_examples=100, deadline=None)
+@given(RUNS, st.sampled_from(sorted(fuse.METHODS)), st.sampled_from(sorted(fuse.NORMS)))
+def test_whatever_is_fused_each_document_gets_a_number(runs, method, norm):
+    """Topics that some run lacks, empty rankings, one document, equal scores, scores below 0."""
+    by_rank = fuse.METHODS[method].by_rank is not None
+    fused = fuse.combine(runs, method, norm=None if by_rank else norm, k=None)
+    assert set(fused) == set().union(*runs)
+    for query_id, hits in fused.items():
+        assert set(hits.doc_ids) == {d for run in runs if query_id in run for d in run[query_id].doc_ids}
+        assert np.isfinite(hits.scores).all()
+
+
+def test_raw_scores_below_zero_are_warned_of(caplog):
+    below = Run.from_scores("below", {"q": {"x": -1.0}, "r": {"x": -2.0}})
+    warning = "query q: summed scores lie below 0, less than the 0 of documents that a run lacks; --method wsum --norm minmax has no such trap"
+    for fused in (
+        lambda: interpolation(below, A), lambda: average([below, A]), lambda: fuse.combine([A, below], "combsum"),
+        lambda: fuse.combine([A, below], "wsum", norm="none"), lambda: fuse.combine([A, below], "combmnz"),
+    ):  # fmt: skip
+        caplog.clear()
+        fused()
+        assert caplog.messages == [warning]
+    caplog.clear()
+    rrf([below, A]), normalize([below, A]), fuse.combine([below, A], "combmax"), fuse.combine([below, A], "combsum", norm="minmax")
+    average([A, B])
+    assert caplog.messages == []
 
 
 def test_weighted_sum():
@@ -338,9 +383,10 @@ def test_equals_trectools_rbp():
     same(fuse.combine(runs, "rbp", rbp_p=0.7), Run.from_trectools(theirs, "t"))
 
 
-RANX = [("rrf", "rrf", None, None), ("isr", "isr", None, None), ("wsum", "wsum", None, None)]
+RANX = [(name, name, None, None) for name in ("rrf", "isr", "wsum")] + [("rbp", "rbc", None, None), ("borda", "bordafuse", None, None)]
 RANX += [(f"comb{m}", m, None, None) for m in ("sum", "mnz", "anz", "max", "min", "med")]
-RANX += [("combsum", "sum", ours, theirs) for ours, theirs in (("minmax", "min-max"), ("sum", "sum"), ("zscore", "zmuv"))]
+NORMS = [("minmax", "min-max"), ("sum", "sum"), ("zscore", "zmuv"), ("rank", "rank")]
+RANX += [(ours, theirs, *norms) for ours, theirs in (("combsum", "sum"), ("combmed", "med"), ("wsum", "wsum")) for norms in NORMS]
 
 
 @pytest.mark.slow
@@ -349,11 +395,36 @@ def test_equals_ranx(method, theirs, norm, their_norm):
     ranx = pytest.importorskip("ranx", reason="an oracle that nothing else needs: pip install ranx")
     runs = overlapping(3)
     inputs = [ranx.Run({q: dict(zip(*(h.doc_ids, h.scores.astype(float)), strict=True)) for q, h in run.items()}) for run in runs]
-    settings = {"params": {"weights": (0.2, 0.3, 0.5)}} if method == "wsum" else {}
-    fused = ranx.fuse(inputs, norm=their_norm, method=theirs, **settings)
-    ours = rrf(runs) if method == "rrf" else fuse.combine(
-        runs, method, norm=norm, **({"weights": [0.2, 0.3, 0.5]} if method == "wsum" else {}))  # fmt: skip
-    same(ours, Run.from_scores("ranx", {q: dict(d) for q, d in fused.to_dict().items()}), 1e-5)
+    params = {"wsum": {"weights": (0.2, 0.3, 0.5)}, "rbp": {"phi": 0.7}}.get(method, {})
+    fused = Run.from_scores("ranx", ranx.fuse(inputs, norm=their_norm, method=theirs, params=params).to_dict())
+    mine = {"wsum": {"weights": [0.2, 0.3, 0.5]}, "rbp": {"rbp_p": 0.7}}.get(method, {})
+    ours = rrf(runs) if method == "rrf" else fuse.combine(runs, method, norm=norm, **mine)
+    same(ours, fused, 1e-5)
+
+
+def agreeing(n_docs=20):
+    """Three rankings, each with one pair of neighbours swapped: each pair has a majority, and they make one order."""
+    found = []
+    for swapped in (3, 8, 15):
+        docs = [f"d{n}" for n in range(n_docs)]
+        docs[swapped], docs[swapped + 1] = docs[swapped + 1], docs[swapped]
+        found.append(Run.from_scores(f"r{swapped}", {"q": {d: float(-n) for n, d in enumerate(docs)}}))
+    return found
+
+
+def test_condorcet_finds_the_order_of_the_majorities():
+    fused = fuse.combine(agreeing(), "condorcet")
+    assert fused["q"].doc_ids == [f"d{n}" for n in range(20)]
+    assert fused["q"].scores.tolist() == list(range(19, -1, -1))  # documents beaten
+
+
+@pytest.mark.slow
+def test_condorcet_is_ranxs_where_majorities_make_an_order():
+    """ranx sorts by the majority relation; where that runs in circles, its result depends on the sort."""
+    ranx = pytest.importorskip("ranx", reason="an oracle that nothing else needs: pip install ranx")
+    inputs = [ranx.Run({"q": dict(zip(*(run["q"].doc_ids, run["q"].scores.astype(float)), strict=True))}) for run in agreeing()]
+    theirs = Run.from_scores("ranx", ranx.fuse(inputs, norm=None, method="condorcet").to_dict())
+    assert theirs["q"].doc_ids == fuse.combine(agreeing(), "condorcet")["q"].doc_ids
 
 
 @pytest.mark.parametrize("method", sorted(fuse.METHODS))
@@ -391,6 +462,16 @@ def test_the_command_takes_weights(files):
     assert result.exit_code == 0, result.output
     bad = run_command("--runs", "a.txt", "b.txt", "--method", "wsum", "--weights", "1", "x", "--output", "d.txt")
     assert bad.exit_code == 2 and "--weights must be numbers" in bad.output
+
+
+@pytest.mark.parametrize("method", ["rrf", "combsum"])
+def test_ir_metadata_on_request(files, method):
+    words = ("--runs", "a.txt", "b.txt", "--method", method, "--output")
+    assert run_command(*words, "plain.txt").exit_code == run_command(*words, "told.txt", "--ir-metadata").exit_code == 0
+    told, end = (files / "told.txt").read_text(), "# ir_metadata.end\n"
+    assert told.startswith("# ir_metadata.start\n") and told.partition(end)[2] == (files / "plain.txt").read_text()
+    metadata = yaml.safe_load("\n".join(line[2:] for line in told.partition(end)[0].splitlines()[1:]))
+    assert metadata["method"]["retrieval"] == [{"name": fuse.TAG, "method": method, "runs": ["a.txt", "b.txt"]}]
 
 
 # ------------------------------------------------------------------------------------------------- topic by topic

@@ -9,7 +9,7 @@ import faiss
 import numpy as np
 import pytest
 
-from pyserini_kd import index, inference, retrieve
+from pyserini_kd import blocks, index, inference, retrieve
 from pyserini_kd.data import Doc, Query
 from pyserini_kd.files import InputError
 
@@ -38,6 +38,8 @@ def test_more_hits_than_documents_and_blank_queries(dense_index, encoder, caplog
     run = retrieve.dense(index.DenseIndex.load(dense_index), encoder, queries, hits=1000)
     assert len(run["full"].doc_ids) == 20
     assert run["blank"].doc_ids == []
+    with pytest.raises(InputError, match="1 queries have an id that another has too"):
+        retrieve.dense(index.DenseIndex.load(dense_index), encoder, [*queries, queries[0]])
     retrieve.warn_blank(queries)
     assert "1 blank queries get no hits: blank" in caplog.text
 
@@ -92,11 +94,11 @@ def test_an_unfinished_build_goes_on(tmp_path, encoder, tiny_dot, corpus, monkey
 
 def test_a_changed_collection_is_encoded_again(tmp_path, encoder, tiny_dot, corpus, monkeypatch):
     monkeypatch.setattr(index, "BLOCK", 6)
-    merge = index._merge_docs
-    monkeypatch.setattr(index, "_merge_docs", lambda *a: (_ for _ in ()).throw(KeyboardInterrupt))
+    merge = blocks._merge_docs
+    monkeypatch.setattr(blocks, "_merge_docs", lambda *a: (_ for _ in ()).throw(KeyboardInterrupt))
     with pytest.raises(KeyboardInterrupt):
         index.build(corpus, encoder, tiny_dot, tmp_path / "x", precision="fp32")
-    monkeypatch.setattr(index, "_merge_docs", merge)
+    monkeypatch.setattr(blocks, "_merge_docs", merge)
     changed = [corpus[0]._replace(text="the pig sleeps"), *corpus[1:8]]
     assert index.build(changed, encoder, tiny_dot, tmp_path / "x", precision="fp32") == 8
     opened = index.DenseIndex.load(tmp_path / "x")
@@ -126,6 +128,14 @@ def test_folders_that_do_not_fit(tmp_path, dense_index, caplog):
     (foreign / "docid").write_text("a\n")
     with pytest.raises(InputError, match="L2 distance"):
         index.DenseIndex.load(foreign)
+    other = faiss.IndexFlatIP(4)
+    other.add(np.ones((2, 4), np.float32))
+    faiss.write_index(other, str(foreign / "index"))
+    (foreign / "docid").write_text("a\na\n")
+    with pytest.raises(InputError, match="names a document twice"):
+        index.DenseIndex.load(foreign)
+    (foreign / "docid").write_text("a\nb\n")
+    assert index.DenseIndex.load(foreign).search(np.ones((1, 4), np.float32), 1)[1].tolist() == [[1]]  # b before a
 
 
 def test_encoder_must_match(dense_index, tiny_dot, tmp_path, encoder):
@@ -204,6 +214,38 @@ def test_several_folders_search_as_one(halves, encoder, queries):
     assert list(index.stored_docs(*parts)(asked)) == [many[n] for n in (79, 0, 31, 33)]
     with pytest.raises(InputError, match="not in the index .*a or .*b or .*c"):
         list(index.stored_docs(*parts)(["nobody"]))
+
+
+def test_a_manifest_of_shards_is_those_folders(halves, encoder, queries, tmp_path, invoke, files, tiny_dot):
+    from pyserini_kd import rerank, search
+
+    many, whole, parts = halves
+    (tmp_path / "shards.json").write_text(
+        json.dumps({"shards": ["a", str(parts[1]), "c"]})
+    )  # beside it, or with the whole path
+    (tmp_path / "as-folder").mkdir()
+    (tmp_path / "as-folder" / "manifest.json").write_text(json.dumps({"shards": ["../a", "../b", "../c"]}))
+    expected = retrieve.dense(index.DenseIndex.load(whole), encoder, queries, hits=9, precision="fp32")
+    for name in ("shards.json", "as-folder"):
+        opened = index.DenseIndex.load(tmp_path / name)
+        assert opened.doc_ids.tolist() == [doc.doc_id for doc in many]
+        run = retrieve.dense(opened, encoder, queries, hits=9, precision="fp32")
+        assert {q: run[q].doc_ids for q in run} == {q: expected[q].doc_ids for q in expected}
+        assert list(index.stored_docs(tmp_path / name)([many[33].doc_id])) == [many[33]] and index.has_docs(tmp_path / name)
+        result = invoke(search.main, "--index", tmp_path / name, "--encoder", tiny_dot, "--query", "the cat eats")
+        assert result.exit_code == 0 and "eats hay" in result.output, result.output
+    assert list(rerank.fetch_from(str(tmp_path / "as-folder"))([many[33].doc_id])) == [many[33]]
+    for text, message in (
+        ("[]", "expected a JSON object"),
+        ("{}", 'expected {"shards": '),
+        ('{"shards": "a"}', 'expected {"shards": '),
+        ('{"shards": []}', 'expected {"shards": '),
+        ('{"shards": ["a", "nowhere"]}', "index not found: .*nowhere"),
+        ('{"shards": ["a", "a"]}', "in more than one index"),
+    ):
+        (tmp_path / "shards.json").write_text(text)
+        with pytest.raises(InputError, match=message):
+            index.DenseIndex.load(tmp_path / "shards.json")
 
 
 def test_folders_that_do_not_go_together(halves, tmp_path, tiny_dot, corpus):

@@ -1,11 +1,15 @@
 """The engine: order, padding and batching change nothing; equal texts are computed once; all architectures score."""
 
+import copy
 import subprocess
 import sys
+import threading
 
 import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from pyserini_kd import inference
 from pyserini_kd.files import InputError
@@ -42,6 +46,79 @@ def test_equal_texts_are_computed_once(model, monkeypatch):
     vectors = inference.encode(model, ["the cat", "the dog", "the cat", "the cat"], "doc")
     assert sum(seen) == 2
     assert np.array_equal(vectors[0], vectors[2])
+
+
+@pytest.mark.parametrize("architecture", ["bert_dot", "colbert", "prettr", "tk", "cross_encoder"])
+def test_each_query_and_document_is_prepared_once(tiny_dot, tiny_cross, corpus, queries, architecture, monkeypatch):
+    """Not once a pair: texts are tokenised once, and run once where an architecture runs them apart."""
+    if architecture == "cross_encoder":
+        model = checkpoints.load(str(tiny_cross))
+    else:
+        model = checkpoints.load(str(tiny_dot), architecture=architecture, **({"join_layer": 1} if architecture == "prettr" else {}))
+    asked, texts = [query.text for query in queries[:4]], [doc.contents for doc in corpus]
+    pairs = [(query, text) for text in texts for query in asked] * 2
+    monkeypatch.setattr(inference, "CHUNK", 7)
+    monkeypatch.setattr(inference, "LATE_BYTES", 4 * 24 * 32 * 3)  # three documents at a time
+    tokenised, run = [], []
+    plain, forward = type(model.tokenizer).__call__, type(model).forward
+
+    def counting(self, text, *args, **kwargs):
+        tokenised.extend([text] if isinstance(text, str) else text)
+        return plain(self, text, *args, **kwargs)
+
+    monkeypatch.setattr(type(model.tokenizer), "__call__", counting)
+    monkeypatch.setattr(type(model), "forward", lambda self, *a, **b: run.append(len(b["input_ids"])) or forward(self, *a, **b))
+    inference.score(model, [q for q, _ in pairs], [d for _, d in pairs], precision="fp32")
+    known = [text for text in tokenised if text in asked or text in texts]
+    assert sorted(known) == sorted(asked + texts)
+    assert sum(run) == (len(asked) * len(texts) if architecture == "cross_encoder" else len(asked) + len(texts))
+
+
+words = st.lists(st.sampled_from(["cat", "dog", "eats", "hay", "the", "nowhere"]), max_size=30).map(" ".join)
+
+
+@given(st.lists(st.tuples(words, words), min_size=1, max_size=5), st.integers(3, 40), st.booleans())
+@settings(max_examples=60, deadline=None)
+def test_joined_pairs_are_the_tokenizers_pairs(tokenizer, pairs, max_len, types):
+    from pyserini_kd.models import tokens
+
+    other = copy.copy(tokenizer)
+    other.model_input_names = ["input_ids", "token_type_ids", "attention_mask"] if types else ["input_ids", "attention_mask"]
+    expected = tokens.tokenize(other, [q for q, _ in pairs], max_len, [d for _, d in pairs])
+    ids = [tokens.plain_ids(other, side, max_len) for side in zip(*pairs, strict=True)]
+    assert tokens.join_pairs(tokens.pair_frame(other), list(zip(*ids, strict=True)), max_len) == expected
+
+
+def test_special_tokens_of_other_tokenizers_stand_where_they_belong():
+    from tokenizers import Tokenizer, models, pre_tokenizers, processors
+    from transformers import PreTrainedTokenizerFast
+
+    from pyserini_kd.models import tokens
+
+    inner = Tokenizer(models.WordLevel({"<s>": 0, "</s>": 1, "<unk>": 2, "cat": 3, "dog": 4}, unk_token="<unk>"))
+    inner.pre_tokenizer = pre_tokenizers.Whitespace()
+    inner.post_processor = processors.RobertaProcessing(("</s>", 1), ("<s>", 0))
+    roberta = PreTrainedTokenizerFast(tokenizer_object=inner, model_input_names=["input_ids", "attention_mask"])
+    assert tokens.pair_frame(roberta) == (([0], [1, 1], [1]), None)
+    records, cut = tokens.join_pairs(tokens.pair_frame(roberta), [([3, 3], [4])], 10)
+    assert (records, cut) == tokens.tokenize(roberta, ["cat cat"], 10, ["dog"])
+
+
+def test_the_next_texts_are_tokenised_while_the_model_runs():
+    """The second chunk's tokens are there before the first chunk is done with."""
+    ready = threading.Event()
+
+    def tokenise(rows):
+        if rows == [2, 3]:
+            ready.set()
+        return [threading.current_thread().name], 0
+
+    names = []
+    for rows, (records, _) in inference._one_ahead([[0, 1], [2, 3], [4]], tokenise):
+        if rows == [0, 1]:
+            assert ready.wait(5)
+        names += records
+    assert len(names) == 3 and threading.main_thread().name not in names
 
 
 def test_batches_keep_the_budget_and_lose_nothing():
@@ -102,6 +179,37 @@ def test_precision_is_chosen_by_features_and_close(model, corpus, monkeypatch):
     assert cosine.min() > 0.999
     with pytest.raises(InputError, match="precision"):
         inference.choose_precision("fp8")
+    with pytest.raises(InputError, match="fp16 is for GPUs"):
+        inference.choose_precision("fp16")
+
+
+@pytest.mark.parametrize(("native", "chosen"), [(True, "bf16"), (False, "fp16")])
+def test_gpus_without_bf16_take_fp16(monkeypatch, native, chosen):
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation=True: including_emulation or native)
+    assert inference.choose_precision("auto", "cuda") == chosen
+    assert inference.choose_precision("fp16", "cuda:0") == "fp16"
+
+
+def test_what_was_chosen_is_said(tiny_dot, caplog, monkeypatch):
+    caplog.set_level("INFO")
+    for flags, words in (({"amx_bf16"}, "bf16 by torch on cpu, chosen for this processor"), (set(), "fp32 by torch on cpu, chosen")):
+        monkeypatch.setattr(inference, "cpu_flags", lambda flags=flags: flags)
+        inference.load(str(tiny_dot))
+        assert f"tiny-dot runs in {words}" in caplog.text
+    inference.load(str(tiny_dot), precision="bf16")
+    assert caplog.messages[-1] == "tiny-dot runs in bf16 by torch on cpu"
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU here")
+@pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])
+@pytest.mark.parametrize("architecture", ["bert_dot", "colbert", "tk"])
+def test_a_gpu_gives_the_scores_of_the_cpu(tiny_dot, corpus, queries, precision, architecture):
+    pairs = [(query.text, doc.contents) for query in queries[:3] for doc in corpus]
+    columns = [q for q, _ in pairs], [d for _, d in pairs]
+    model = inference.load(str(tiny_dot), architecture=architecture, precision="fp32")
+    expected = inference.score(model, *columns, precision="fp32")
+    found = inference.score(model.to("cuda"), *columns, precision=precision)
+    assert np.corrcoef(expected, found)[0, 1] > (0.99999 if precision == "fp32" else 0.99)
 
 
 def hugging_face(folder, cls, inputs):

@@ -63,6 +63,8 @@ def test_hand_worked_soft_losses(temperature):
     two = [torch.stack([torch.zeros_like(x), x], dim=-1)[m] / temperature for x in (s, t)]
     published = -(two[1].softmax(-1) * two[0].log_softmax(-1)).mean()
     assert float(losses.soft_ce(s, t, y, m, temperature)) == pytest.approx(float(published), rel=1e-6)
+    kl = torch.nn.functional.kl_div(two[0].log_softmax(-1), two[1].softmax(-1), reduction="batchmean")
+    assert float(losses.soft_kl(s, t, y, m, temperature)) == pytest.approx(float(kl), rel=1e-5)
     halves = losses.listwise_kl(s / temperature, t / temperature, y, m)
     assert float(losses.loss("listwise_kl", temperature)(s, t, y, m)) == pytest.approx(float(halves), rel=1e-6)
 
@@ -115,9 +117,20 @@ def test_margin_mse_ignores_a_constant_per_query():  # papers.md P3-C1
     assert not torch.allclose(losses.pointwise_mse(s + shift, t, y, m), losses.pointwise_mse(s, t, y, m))
 
 
+def test_margin_mse_is_zero_where_margins_are_equal():
+    s, t, y, m = group([[3.0, 1.0, -4.0]], [[-7.0, -9.0, -14.0]], [[1, 0, 0]])
+    assert float(losses.margin_mse(s, t, y, m)) == 0.0
+
+
 def test_margin_mse_is_twice_pointwise_mse_per_pair_when_negatives_agree():
     s, t, y, m = group([[3.0, 1.0]], [[9.0, 1.0]], [[1, 0]])
     assert float(losses.margin_mse(s, t, y, m)) == pytest.approx(2 * float(losses.pointwise_mse(s, t, y, m)))
+
+
+@pytest.mark.parametrize("name", [name for name in recipes.SOFT_LOSSES if name != "weighted_ranknet"])
+def test_which_of_two_is_called_positive_is_nothing_to_soft_losses(name):  # so that they need no judgements
+    s, t, y, m = group([[0.3, 1.5], [2.0, -1.0]], [[5.0, -5.0], [1.0, 2.0]], [[1, 0], [0, 1]])
+    assert torch.allclose(losses.LOSSES[name](s, t, y, m), losses.LOSSES[name](s, t, 1 - y, m))
 
 
 @pytest.mark.parametrize("name", losses.LOSSES)

@@ -1,4 +1,7 @@
-"""Candidates: contracts of groups, reasons counted, files round trip, bad lines named."""
+"""Candidates: contracts of groups, reasons counted, files round trip, bad lines named, memory small."""
+
+import gzip
+import tracemalloc
 
 import pytest
 
@@ -43,10 +46,37 @@ def test_same_seed_same_groups():
 def test_files_round_trip(tmp_path):
     groups = mine.mine(QUERIES, QRELS, [RUN], DOCS, negatives=2, shared=3).groups
     mine.write_candidates(groups, tmp_path / "c.jsonl")
-    assert mine.read_candidates(tmp_path / "c.jsonl") == groups
+    read = mine.read_candidates(tmp_path / "c.jsonl")
+    assert list(read) == groups and len(read) == len(groups) and read[2] == groups[2]
+    assert read.n_docs == sum(len(group.doc_ids) for group in groups) and read.blocks.tolist() == [g.block for g in groups]
     mine.write_candidates(groups, tmp_path / "c.tsv")
     triples = mine.read_candidates(tmp_path / "c.tsv")
     assert [(g.query_id, *g.doc_ids) for g in triples] == [(g.query_id, *p) for g in groups for p in mine.pairs(g)]
+
+
+def test_blank_lines_foreign_line_ends_and_packed_files_are_read(tmp_path):
+    text = '\ufeff007\tNA\t1\r\n\n  \n{"query_id": "b", "doc_ids": ["x", "é"], "labels": [1, 0], "block": 3}\n\nc\ty\tz'
+    (tmp_path / "c.tsv").write_text(text, newline="")
+    (tmp_path / "c.tsv.gz").write_bytes(gzip.compress(text.encode()))
+    for name in ("c.tsv", "c.tsv.gz"):
+        read = mine.read_candidates(tmp_path / name)
+        groups = [mine.Group("007", ["NA", "1"], [1, 0], 1), mine.Group("b", ["x", "é"], [1, 0], 3), mine.Group("c", ["y", "z"], [1, 0], 6)]
+        assert list(read) == groups and [read[row] for row in (2, 1, 0)] == groups[::-1]
+    (tmp_path / "half.gz").write_bytes(gzip.compress(text.encode())[:-9])
+    with pytest.raises(InputError, match="not a complete gzip file"):
+        mine.read_candidates(tmp_path / "half.gz")
+
+
+def test_memory_holds_two_numbers_a_group(tmp_path):
+    held = []
+    for count in (500, 5_500):
+        (tmp_path / "c.tsv").write_text("".join(f"query{n}\tpositive{n}\tnegative{n}\n" for n in range(count)))
+        tracemalloc.start()
+        read = mine.read_candidates(tmp_path / "c.tsv")
+        held.append(tracemalloc.get_traced_memory()[1])
+        tracemalloc.stop()
+        assert len(read) == count
+    assert held[1] - held[0] < 5_000 * 24  # as objects a group has 500 bytes
 
 
 @pytest.mark.parametrize(
@@ -56,6 +86,8 @@ def test_files_round_trip(tmp_path):
         ('{"query_id": "a"}\n', ":1: expected an object"),
         ('{"query_id": "a", "doc_ids": ["x"], "labels": []}\n', ":1: 1 doc_ids but 0 labels"),
         ('{"query_id": "a", "doc_ids": ["x"], "labels": [0]}\n', ":1: query a has no positive"),
+        ('{"query_id": "a", "doc_ids": ["x"], "labels": [Infinity]}\n', ":1: expected an object"),
+        ("a\tb\tc\n\na\tb\tb\n", ":3: query a lists a document twice"),
         ("\n", "is empty"),
     ],
 )
@@ -74,3 +106,40 @@ def test_command(tmp_path, invoke, files, bm25_index):
     for wrong, word in ((["--negatives", 1], "--index or --runs"), (["--index", "x", "--run", "y"], "not both")):
         result = invoke(mine.main, *base, "--overwrite", *wrong)
         assert result.exit_code == 2 and word in result.output
+
+
+def test_without_judgements_the_first_hit_stands_in_for_the_positive(tmp_path, invoke, files, bm25_index, caplog):
+    from pyserini_kd import lucene
+    from pyserini_kd.data import read_topics
+
+    base = ["--collection", files["docs"], "--topics", files["topics"], "--output", tmp_path / "c.jsonl", "--negatives", 3]
+    result = invoke(mine.main, *base, "--index", bm25_index, "--depth", 10)
+    assert result.exit_code == 0 and "10 queries, 40 documents" in result.output, result.output
+    assert "labels are the first stage's; train with a loss on teacher scores" in caplog.text
+    run = lucene.search(str(bm25_index), read_topics(files["topics"]), hits=10)
+    for group in mine.read_candidates(tmp_path / "c.jsonl"):
+        hits = run[group.query_id].doc_ids
+        assert group.doc_ids[0] == hits[0] and group.labels == [1, 0, 0, 0] and set(group.doc_ids[1:]) <= set(hits[1:])
+    result = invoke(mine.main, *base, "--overwrite", "--shared", 4, "--negatives", 0)
+    assert result.exit_code == 2 and "without --qrels, --index or --runs must say" in result.output, result.output
+    first = Run.from_scores("first", {"a": {"x": 2.0, "y": 1.0}})
+    second = Run.from_scores("second", {"a": {"y": 2.0}, "b": {"z": 1.0}})
+    assert mine.first_hits([first, second]) == {"a": {"x": 1}, "b": {"z": 1}}
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "words"),
+    [(KeyboardInterrupt(), 130, "Interrupted"), (OSError(28, "No space left on device"), 2, "No space left on device")],
+)
+def test_mining_that_is_cut_short_leaves_nothing(tmp_path, invoke, files, monkeypatch, error, code, words):
+    def broken(record):
+        if record["query_id"] == "q5":
+            raise error
+        return "{}"
+
+    monkeypatch.setattr(mine.json, "dumps", broken)
+    before = {path.name for path in tmp_path.iterdir()}
+    base = ["--collection", files["docs"], "--topics", files["topics"], "--qrels", files["qrels"], "--output", tmp_path / "c.jsonl"]
+    result = invoke(mine.main, *base, "--negatives", 0, "--shared", 5)
+    assert result.exit_code == code and words in result.output, result.output
+    assert {path.name for path in tmp_path.iterdir()} == before

@@ -40,6 +40,9 @@ def test_descriptions_name_paper_start_and_losses():
     for part in ("2007.11088", "--lm-teacher", "stage 1", "stage 3, ranker's scores: soft_ce; on candidates; lr 3e-05", "plain text"):
         assert part in text
     assert "0.5 soft_ce + 0.5 bce" in recipes.get("standard-kd").describe()
+    assert "scores x 20 in the loss; unit vectors" in recipes.get("contrastive").describe()
+    assert "vectors not normalised" in (text := recipes.get("margin-mse").describe()) and "brought to the teacher's scale" in text
+    assert all(recipe.source[0].isupper() and "20" in recipe.source for recipe in recipes.RECIPES.values())  # who and when
 
 
 def test_losses_are_switched_by_name():

@@ -143,7 +143,7 @@ def test_the_same_input_gives_the_same_bytes(made, given_files):
 STRANGE = {
     "systems": [{"name": name, "ms": 1.0 + n, "means": [n / 9], "recall": [n / 9, None]} for n, name in enumerate(["$a_{$", "../b", "ü\n"])],
     "baseline": 0, "measures": ["RR"], "values": [[[0, 5000]]] * 3, "fronts": [[0]], "depths": [1, 2], "level": 1,
-    "training": [{"name": "t", "losses": {"kl": [[1, 2.0]]}, "dev": {}}],
+    "training": [{"name": "t", "losses": {"kl": [[1, 2.0]]}, "dev": {}}], "command": "pyserini-kd report <a> & b",
 }  # fmt: skip
 
 
@@ -155,6 +155,19 @@ def test_figures_survive_strange_names_and_are_the_same_each_time(style, tmp_pat
     before = [path.read_bytes() for path in paths]
     figures.draw(STRANGE, tmp_path / "f", style, overwrite=True)
     assert [path.read_bytes() for path in paths] == before
+
+
+def test_names_stand_beside_their_points_or_all_in_a_legend():
+    def pareto(n_systems):
+        points = [{"name": f"system {n}", "ms": 10.0 + 40 * (n % 5), "means": [0.4 + n / 100]} for n in range(n_systems)]
+        return figures._pareto({"systems": points, "fronts": [[0]], "measures": ["RR"]})
+
+    few, many = pareto(5), pareto(60)
+    boxes = [note.get_window_extent() for note in few.axes[0].texts]
+    assert [note.get_text() for note in few.axes[0].texts] == [f"system {n}" for n in range(5)] and not few.legends
+    assert not any(one.overlaps(other) for n, one in enumerate(boxes) for other in boxes[:n])
+    assert not many.axes[0].texts and len(many.legends[0].get_texts()) == 60
+    assert few.axes[0].get_xscale() == "log"
 
 
 def test_looks_differ_in_black_and_white():
@@ -294,7 +307,10 @@ def test_a_bad_training_record_is_named(log, tmp_path):
 
 @pytest.fixture
 def browse(tmp_path):
-    """Open a page in headless Chromium; gives the DOM as text. A script is run at the end, in a copy that allows it."""
+    """Open a page in headless Chromium; gives the DOM as text. A script is run at the end, in a copy that allows it.
+
+    Ticks keep the browser's virtual clock from running ahead of what a script has set going.
+    """
     if CHROMIUM is None:
         pytest.skip("no chromium on this machine: apt-get install chromium")
 
@@ -302,8 +318,9 @@ def browse(tmp_path):
         if script:
             text = re.sub(r'<meta http-equiv="Content-Security-Policy"[^>]*>', "", page.read_text(encoding="utf-8"))
             page = tmp_path / "copy.html"
+            script += "; setInterval(() => 0, 5)" * wait
             page.write_text(text.replace("</body>", f"<script>{script}</script></body>"), encoding="utf-8")
-        words = ["--headless", "--no-sandbox", "--disable-gpu", "--window-size=1280,900", *["--virtual-time-budget=3000"] * wait]
+        words = ["--headless", "--no-sandbox", "--disable-gpu", "--window-size=1280,900", *["--virtual-time-budget=20000"] * wait]
         words += [f"--user-data-dir={tmp_path / 'profile'}", "--dump-dom", f"{page.as_uri()}#{fragment}"]
         done = subprocess.run([CHROMIUM, *words], capture_output=True, text=True, timeout=120, check=True)
         dom = re.sub(r"<script.*?</script>", "", done.stdout, flags=re.S)
@@ -327,17 +344,21 @@ def sides(dom):
 def test_sorting(full_page, browse):
     down = browse(full_page, "sort=0")  # RR: strong 5/6, weak 1/2, slow 4/9
     assert order(down) == [1, 0, 2] and 'aria-sort="descending"><button id="sort0"' in down
+    assert "<h1>3 runs on qrels, 3 queries</h1>" in down
+    assert "<td>2 / 1 / 0</td><td>0 / 1</td>" in down and "<td>1 / 0 / 2</td><td>1 / 1</td>" in down  # wins, ties, losses; zeros
     assert order(browse(full_page, "sort=2&dir=up")) == [1, 2, 0]  # time; the unknown one last
     assert order(browse(full_page, "sort=2&dir=down")) == [2, 1, 0]
     assert order(browse(full_page, "sort=-1&dir=up")) == [2, 1, 0]  # names
 
 
 def test_sorting_by_clicks(full_page, browse):
-    click = "setTimeout(() => document.getElementById('sort0').click(), {});"
-    assert order(browse(full_page, script=click.format(10))) == [1, 0, 2]
-    up = browse(full_page, script=click.format(10) + click.format(200))
+    # each click waits for what the one before it changed
+    clicks = """let left = {}; const go = () => left-- > 0 && document.getElementById('sort0').click();
+    addEventListener('hashchange', () => setTimeout(go, 10)); setTimeout(go, 10);"""
+    assert order(browse(full_page, script=clicks.format(1))) == [1, 0, 2]
+    up = browse(full_page, script=clicks.format(2))
     assert order(up) == [2, 0, 1] and 'aria-sort="ascending"><button id="sort0"' in up
-    assert order(browse(full_page, script=click.format(10) + click.format(200) + click.format(400))) == [0, 1, 2]
+    assert order(browse(full_page, script=clicks.format(3))) == [0, 1, 2]
 
 
 def test_drill_down(full_page, browse):

@@ -187,6 +187,14 @@ def test_our_matrix_names_what_the_docs_promise():
     assert all("hub" in row.needs for name, row in rows.items() if name.startswith("msmarco"))
 
 
+def test_the_docs_table_is_of_this_matrix():
+    doc = (Path(__file__).parents[1] / "docs" / "evaluation.md").read_text()
+    lines = [[cell.strip() for cell in line.strip("|").split("|")] for line in doc.splitlines() if line.startswith("| ")]
+    shown = [line[:5] for line in lines if len(line) == 7 and line[0] != "condition"]
+    rows = reproduce.read_matrix(reproduce.MATRIX)
+    assert shown == [[r.name, r.about, m, reproduce._number(v), r.source] for r in rows for m, v in r.expected.items()]
+
+
 def test_our_commands_have_the_flags_that_they_use():
     for row in reproduce.read_matrix(reproduce.MATRIX):
         for words in reproduce.commands(row, reproduce.PLACES):

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from pyserini_kd import inference, rerank
+from pyserini_kd import index, inference, rerank
 from pyserini_kd.files import InputError
 from pyserini_kd.models import checkpoints
 from pyserini_kd.runs import Run
@@ -50,17 +50,52 @@ def test_missing_documents_and_queries(first, queries, corpus, tiny_dot):
         rerank.rerank(first, model, queries, rerank.fetch_from("no-such-index"))
 
 
+def test_vectors_of_a_flat_index_are_not_made_again(tmp_path, invoke, first, files, tiny_dot, corpus, monkeypatch):
+    """What lies in the index, with nothing but queries to encode: the run of encoding the documents again."""
+    monkeypatch.setattr(inference, "cpu_flags", lambda: set())  # fp32
+    first.write(tmp_path / "first.txt")
+    parts = []
+    for number, docs in enumerate((corpus[:9], corpus[9:])):
+        parts += ["--index", tmp_path / f"part{number}"]
+        index.build(docs, index.load_encoder(str(tiny_dot)), tiny_dot, parts[-1], store_docs=False)
+    index.build(corpus, index.load_encoder(str(tiny_dot)), tiny_dot, tmp_path / "sq8", kind="SQ8")
+    encoded, encode = [], inference.encode
+    monkeypatch.setattr(inference, "encode", lambda model, texts, kind, **s: encoded.append(kind) or encode(model, texts, kind, **s))
+    base = ["--run", tmp_path / "first.txt", "--encoder", tiny_dot, "--topics", files["topics"], "--depth", 12]
+    sources = {"stored": parts, "rough": ["--index", tmp_path / "sq8"], "fresh": ["--collection", files["docs"]]}
+    runs = {}
+    for name, source in sources.items():
+        encoded.clear()
+        result = invoke(rerank.main, *base, *source, "--output", tmp_path / f"{name}.txt")
+        assert result.exit_code == 0, result.output
+        assert encoded == (["query"] if name == "stored" else ["query", "doc"])  # SQ8 holds them roughly: its texts are encoded
+        runs[name] = Run.read(tmp_path / f"{name}.txt")
+    for query_id in runs["fresh"]:
+        for name in ("stored", "rough"):
+            assert runs[name][query_id].doc_ids == runs["fresh"][query_id].doc_ids
+            assert np.allclose(runs[name][query_id].scores, runs["fresh"][query_id].scores, atol=1e-5)
+    result = invoke(rerank.main, *base, *parts, "--precision", "bf16", "--output", tmp_path / "x.txt")
+    assert result.exit_code == 2 and "stores no text" in result.output  # the stored ones are fp32
+
+
 def test_command(tmp_path, invoke, first, files, tiny_dot, dense_index):
     first.write(tmp_path / "first.txt")
     base = ["--run", tmp_path / "first.txt", "--encoder", tiny_dot, "--topics", files["topics"], "--output", tmp_path / "out.txt"]
     result = invoke(rerank.main, *base, "--index", dense_index, "--depth", 3)
     assert result.exit_code == 0 and "10 queries, 30 lines" in result.output, result.output
     assert Run.read(tmp_path / "out.txt").tag == tiny_dot.name
+    plain = (tmp_path / "out.txt").read_text()
+    result = invoke(rerank.main, *base, "--index", dense_index, "--depth", 3, "--ir-metadata", "--overwrite")
+    head, end, lines = (tmp_path / "out.txt").read_text().partition("# ir_metadata.end\n")
+    assert result.exit_code == 0 and end and lines == plain and f"name: {tiny_dot.name}" in head
     for wrong, word in (
         (["--index", dense_index], "exists"),
         (["--overwrite"], "--collection or --index"),
         (["--overwrite", "--index", dense_index, "--run", tmp_path / "no.txt"], "not found"),
         (["--overwrite", "--index", dense_index, "--device", "tpu0"], "--device"),
+        (["--overwrite", "--index", dense_index, "--ir-metadata", "--output-format", "msmarco"], "--ir-metadata is for"),
+        (["--overwrite", "--index", dense_index, "--runtag", "two words"], "one word without blanks"),
+        (["--overwrite", "--index", dense_index, "--index", "elsewhere"], "several --index are folders that"),
     ):
         result = invoke(rerank.main, *base, *wrong)
         assert result.exit_code == 2 and word in result.output, result.output

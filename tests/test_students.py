@@ -1,5 +1,6 @@
 """ColBERT, PreTTR and TK as Hofstätter et al. 2020 use them, and the published checkpoints' layouts."""
 
+import json
 import math
 
 import numpy as np
@@ -72,11 +73,12 @@ def test_padding_changes_no_score(students, name):
 @pytest.mark.parametrize("name", NAMES)
 def test_the_engine_scores_as_training_does(students, name, corpus, queries):
     model = students[name]
-    docs = [doc.contents for doc in corpus]
-    pairs = [(q, d) for q in range(3) for d in range(len(docs))]
+    docs = [doc.contents for doc in corpus] + [SHORT, LONG, "cow"]
+    asked = [query.text for query in queries[:3]] + [LONG, "hay"]
+    pairs = [(q, d) for q in range(len(asked)) for d in range(len(docs))]
     with torch.no_grad():
-        expected = model.pair_scores(model.pair_batch([query.text for query in queries[:3]], docs, pairs))
-    found = inference.score(model, [queries[q].text for q, _ in pairs], [docs[d] for _, d in pairs], precision="fp32")
+        expected = model.pair_scores(model.pair_batch(asked, docs, pairs))
+    found = inference.score(model, [asked[q] for q, _ in pairs], [docs[d] for _, d in pairs], precision="fp32")
     np.testing.assert_allclose(found, expected.numpy(), atol=2e-5)
 
 
@@ -131,9 +133,11 @@ def test_late_interaction_by_hand(students):
 # --------------------------------------------------------------------------------------------------------- PreTTR
 
 
-def test_joined_from_the_start_it_is_a_cross_encoder(encoder, tokenizer):
-    """join 0 and an unpadded query: BERT on `[CLS] query [SEP] document [SEP]`, with segments."""
-    ids = tokenizer(SHORT, LONG, return_tensors="pt")
+@pytest.mark.parametrize("kind", ["encoder", "distil"])
+def test_joined_from_the_start_it_is_a_cross_encoder(kind, tokenizer, request):
+    """join 0 and an unpadded query: the encoder on `[CLS] query [SEP] document [SEP]`; BERT with segments, DistilBERT without."""
+    encoder = request.getfixturevalue(kind)
+    ids = tokenizer(SHORT, LONG, return_tensors="pt", return_token_type_ids=kind == "encoder")
     n_query = len(tokenizer(SHORT)["input_ids"])
     model = PreTtr(encoder, tokenizer, PreTtrSettings(join_layer=0, max_query_len=n_query, max_doc_len=40)).eval()
     with torch.no_grad():
@@ -154,7 +158,7 @@ def test_a_documents_states_do_not_depend_on_the_query(students):
     states = []
     for query in (SHORT, LONG):
         batch = model.pair_batch([query], [LONG], [(0, 0)])
-        states.append(model.lower(batch["doc_input_ids"], batch["doc_attention_mask"], kind="doc"))
+        states.append(model(batch["doc_input_ids"], batch["doc_attention_mask"], kind="doc"))
     assert torch.equal(*states)
 
 
@@ -179,13 +183,14 @@ def test_kernels_by_hand(students):
     assert found.item() == pytest.approx(expected, rel=1e-5)
 
 
-def test_a_kernel_at_its_centre_is_one(students):
-    model = students["tk"]
+@pytest.mark.parametrize("kernel", range(len(MU)))
+def test_a_kernel_at_its_centre_is_one(students, kernel):
+    model, mu = students["tk"], MU[kernel]
     with torch.no_grad():
         model.head.weight.zero_()
-        model.head.weight[0, 0] = 1.0  # the kernel at 1 alone: log(exp(0)) = 0 for equal words
-    same = torch.tensor([[[3.0, 4.0]]])
-    assert model.late_scores(same, torch.ones(1, 1), same, torch.ones(1, 1)).item() == pytest.approx(0.0, abs=1e-5)
+        model.head.weight[0, kernel] = 1.0  # this kernel alone: log(exp(0)) = 0 where the cosine is mu
+    query, doc = torch.tensor([[[3.0, 0.0]]]), 7 * torch.tensor([[[mu, math.sqrt(1 - mu**2)]]])
+    assert model.late_scores(query, torch.ones(1, 1), doc, torch.ones(1, 1)).item() == pytest.approx(0.0, abs=1e-5)
 
 
 def test_the_mix_starts_at_half_and_at_one_forgets_positions(students):
@@ -281,18 +286,46 @@ def test_published_cross_encoder(tmp_path, distil, tokenizer):
     assert inference.score(again, [SHORT], [LONG], precision="fp32") == pytest.approx(expected.numpy(), rel=1e-4)
 
 
-@pytest.mark.parametrize("prefix", ["bert_model.", ""])
-def test_published_prettr(tmp_path, distil, tokenizer, prefix):
+def prettr_by_hand(encoder, weight, query, doc, split):
+    """The published notebook's forward: layers apart up to `split`, the document after the query's positions, then joined."""
+
+    def embedded(ids, first):
+        positions = torch.arange(first, first + ids.shape[1])
+        table = encoder.embeddings
+        return table.LayerNorm(table.word_embeddings(ids) + table.position_embeddings(positions))
+
+    states = [embedded(query, 0), embedded(doc[:, 1:], query.shape[1])]
+    for layer in encoder.transformer.layer[:split]:
+        states = [layer(part) for part in states]
+    joined = torch.cat(states, dim=1)
+    for layer in encoder.transformer.layer[split:]:
+        joined = layer(joined)
+    return joined[:, 0] @ weight[0]
+
+
+@pytest.mark.parametrize(
+    ("prefix", "config"),
+    [("bert_model.", {"model_type": "PreTTR"}), ("", {"model_type": "distilbert", "architectures": ["PreTTR"]})],
+)
+def test_published_prettr(tmp_path, tokenizer, prefix, config):
+    from transformers import DistilBertConfig, DistilBertModel
+
     torch.manual_seed(8)
-    weight = torch.randn(1, 64)
-    folder = published(tmp_path / "c", "PreTTR", distil, tokenizer, prefix, **{"_classification_layer.weight": weight})
-    model = checkpoints.load(folder)
+    shape = DistilBertConfig(vocab_size=len(tokenizer), dim=64, n_layers=5, n_heads=1, hidden_dim=96, max_position_embeddings=64)
+    encoder, weight = DistilBertModel(shape).eval(), torch.randn(1, 64)
+    head = {"_classification_layer.weight": weight, f"{prefix}embeddings.position_ids": torch.arange(64)[None]}
+    folder = published(tmp_path / "c", "", encoder, tokenizer, prefix, **head)
+    (tmp_path / "c" / "config.json").write_text(json.dumps(config))
+    query, doc = tokenizer(SHORT)["input_ids"], tokenizer(LONG)["input_ids"]
+    model = checkpoints.load(folder, max_query_len=len(query))  # the notebook's query is not padded; ours is, to the longest
     assert (model.architecture, model.settings.join_layer, model.settings.masks) == ("prettr", 3, 8)
     assert torch.equal(model.head.weight, weight)
-    with torch.no_grad():  # split after the last of its three layers: the score is that of the query alone
-        ids = torch.tensor([tokenizer(SHORT)["input_ids"] + [tokenizer.mask_token_id] * 8])
-        expected = distil(input_ids=ids).last_hidden_state[:, 0] @ weight[0]
+    ids = torch.tensor([query + [tokenizer.mask_token_id] * 8]), torch.tensor([doc])
+    with torch.no_grad():
+        expected = prettr_by_hand(encoder, weight, *ids, split=3)
     assert inference.score(model, [SHORT], [LONG], precision="fp32") == pytest.approx(expected.numpy(), rel=1e-4)
+    again = checkpoints.load(str(checkpoints.save(model, tmp_path / "ours")))
+    assert inference.score(again, [SHORT], [LONG], precision="fp32") == pytest.approx(expected.numpy(), rel=1e-4)
 
 
 def test_a_published_layout_that_does_not_fit(tmp_path, distil, tokenizer):
@@ -301,6 +334,13 @@ def test_a_published_layout_that_does_not_fit(tmp_path, distil, tokenizer):
         checkpoints.load(folder)
 
 
+# The query, the passages and the scores printed in the notebooks beside the published checkpoints.
+LIBRARY = "what is the transformers library"
+PASSAGES = (
+    "We are very happy to show you the \U0001f917 Transformers library for pre-trained language models. We are helping the "
+    "community work together towards the goal of advancing NLP \U0001f525.",
+    "Hmm I don't like this new movie about transformers that i got from my local library. Those transformers are robots?",
+)
 GOLDEN = {
     "distilbert-dot-margin_mse-t2": (108.8286, 99.5865),
     "colbert-distilbert-margin_mse-t2": (106.4638, 99.9970),
@@ -310,13 +350,16 @@ GOLDEN = {
 
 
 @pytest.mark.parametrize("name", GOLDEN)
-def test_published_checkpoints_are_registered_and_load_where_present(name):
+def test_published_checkpoints_give_their_golden_scores_where_present(name):
     assert checkpoints.KNOWN[name].hub.startswith("sebastian-hofstaetter/")
     try:
         checkpoints.resolve(name)
     except InputError:
-        pytest.skip(f"{name} is not on this machine; its golden scores {GOLDEN[name]} also need the notebook's two passages")
-    assert np.isfinite(inference.score(checkpoints.load(name), ["what is the transformers library"], ["a library"])).all()
+        pytest.skip(f"{name} is not on this machine; its scores would have to be {GOLDEN[name]}")
+    lengths = {"max_query_len": 7} if name.startswith("prettr") else {}  # the notebook does not pad its query of 7 tokens
+    model = checkpoints.load(name, **lengths)
+    found = inference.score(model, [LIBRARY] * 2, PASSAGES, precision="fp32")
+    assert found.tolist() == pytest.approx(GOLDEN[name], abs=1e-2)
 
 
 # --------------------------------------------------------------------------------------------------- parameter counts

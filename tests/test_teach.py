@@ -29,12 +29,13 @@ def test_ensemble_is_the_mean_of_weighted_raw_scores(groups, texts, tiny_dot, ti
     teachers = [f"{tiny_dot}@2", str(tiny_cross)]
     taught, record = teach.teach(groups, *texts, teachers, [f"{run_file}@0.5"], precision="fp32")
     queries, docs = texts
-    asked = [queries[q] for q in taught.query_ids], [docs[d] for d in taught.doc_ids]
+    pairs = list(taught.pairs)
+    asked = [queries[q] for q, _ in pairs], [docs[d] for _, d in pairs]
     dot, cross = (inference.score(checkpoints.load(str(t)), *asked, precision="fp32") for t in (tiny_dot, tiny_cross))
     known = {("q0", "eat-cat"): 7.5, ("q0", "eat-dog"): 2.5}
-    run = np.array([known.get(pair, 0.0) for pair in zip(taught.query_ids, taught.doc_ids, strict=True)])
+    run = np.array([known.get(pair, 0.0) for pair in pairs])
     assert np.allclose(taught.score, (2 * dot + cross + 0.5 * run) / 3, rtol=1e-5, atol=1e-5)
-    assert len(taught.score) == len(set(zip(taught.query_ids, taught.doc_ids, strict=True))) == 50
+    assert pairs == list(dict.fromkeys((g.query_id, d) for g in groups for d in g.doc_ids)) and len(taught.score) == 50
     assert record["teachers"][0]["absent"] >= 48
     assert record["teachers"][1]["sha256"] == checkpoints.fingerprint(tiny_dot)
 
@@ -48,23 +49,57 @@ def test_vectors_of_an_index_give_the_same_scores(groups, texts, tiny_dot, dense
 def test_store_and_published_file(tmp_path, groups, texts, tiny_dot):
     taught, record = teach.teach(groups, *texts, [str(tiny_dot)])
     teach.write_scores(taught, tmp_path / "s.parquet", record)
-    scores = teach.read_scores(tmp_path / "s.parquet")
-    assert scores[taught.query_ids[3]][taught.doc_ids[3]] == taught.score[3]
+    scores = teach.read_scores(tmp_path / "s.parquet", groups)
+    assert scored(scores, groups) == dict(zip(taught.pairs, taught.score.tolist(), strict=True))
     count = teach.write_triples(groups, scores, tmp_path / "s.tsv")
     lines = (tmp_path / "s.tsv").read_text().splitlines()
     assert count == len(lines) == 40
     pos_score, neg_score, query_id, pos, neg = lines[0].split("\t")
-    assert np.float32(pos_score) == np.float32(scores[query_id][pos])
-    assert np.float32(neg_score) == np.float32(scores[query_id][neg])
-    again = teach.read_scores(tmp_path / "s.tsv")
-    assert {q: {d: np.float32(s) for d, s in docs.items()} for q, docs in again.items()} == scores
-    asked = teach.read_scores(tmp_path / "s.tsv", [mine.Group("q3", ["eat-cow", "eat-hen"], [1, 0], 0)])
-    assert asked == {"q3": {"eat-cow": again["q3"]["eat-cow"]} | ({"eat-hen": s} if (s := again["q3"].get("eat-hen")) else {})}
+    known = scored(scores, groups)
+    assert [np.float32(pos_score), np.float32(neg_score)] == [known[query_id, pos], known[query_id, neg]]
+    assert scored(teach.read_scores(tmp_path / "s.tsv", groups), groups) == known
+    asked = [mine.Group("q3", ["eat-cow", "eat-none", "eat-hen"], [1, 0, 0], 0)]
+    few = teach.read_scores(tmp_path / "s.tsv", asked)
+    assert len(few) == 3 and few.of(asked[0])[0] == known["q3", "eat-cow"]
+    assert [*map(np.isnan, few.of(asked[0]))] == [False, True, ("q3", "eat-hen") not in known]
 
 
-def test_negative_margins_are_kept(tmp_path):
-    (tmp_path / "s.tsv").write_text("-1.5\t2.25\t007\tNA\t0010\n")
-    assert teach.read_scores(tmp_path / "s.tsv") == {"007": {"NA": -1.5, "0010": 2.25}}
+def scored(scores, groups):
+    return {(g.query_id, d): score for g in groups for d, score in zip(g.doc_ids, scores.of(g), strict=True)}
+
+
+def test_pairs_are_those_of_groups_each_once_in_order(groups, monkeypatch):
+    again = [*groups, groups[0]._replace(doc_ids=[groups[0].doc_ids[2], "new", groups[0].doc_ids[0]])]
+    expected = list(dict.fromkeys((g.query_id, d) for g in again for d in g.doc_ids))
+    pairs = teach.Pairs(again)
+    assert list(pairs) == expected and len(pairs) == len(expected) == 51
+    blocks = list(pairs.blocks(20))
+    assert [(some.start, some.stop) for some, _ in blocks] == [(0, 20), (20, 40), (40, 51)]
+    assert [pair for _, ids in blocks for pair in zip(*ids, strict=True)] == expected
+    assert list(teach.Pairs([])) == [] and not list(teach.Pairs([]).blocks(5))
+
+
+def test_blocks_change_nothing(tmp_path, groups, queries, corpus, tiny_dot, dense_index, run_file, monkeypatch):
+    texts = teach.load_texts(groups, queries, corpus)
+    on_disk = teach.load_texts(groups, queries, corpus, tmp_path / "texts")
+    assert [dict(some) for some in on_disk] == [{q: texts[0][q] for q in on_disk[0]}, texts[1]]
+    stored = {"index": index.DenseIndex.load(dense_index)}
+    whole = [teach.teach(groups, *texts, [str(tiny_dot)], [run_file], precision="fp32", **more)[0] for more in ({}, stored)]
+    monkeypatch.setattr(teach, "BLOCK", 7)
+    monkeypatch.setattr(teach, "WRITTEN", 11)
+    for one, more in zip(whole, ({}, stored), strict=True):
+        cut, record = teach.teach(groups, *on_disk, [str(tiny_dot)], [run_file], precision="fp32", **more)
+        assert cut.texts.tolist() == one.texts.tolist() and np.allclose(cut.score, one.score, atol=1e-4)
+        teach.write_scores(cut, tmp_path / "s.parquet", record, overwrite=True)
+        known = scored(teach.read_scores(tmp_path / "s.parquet", groups), groups)
+        assert known == dict(zip(cut.pairs, cut.score.tolist(), strict=True))
+
+
+def test_negative_margins_are_kept_and_the_last_score_of_a_pair_counts(tmp_path):
+    (tmp_path / "s.tsv").write_text("-1.5\t2.25\t007\tNA\t0010\n9\t9\t7\tNA\t0010\n-1.75\t3\t007\tNA\t11\n")
+    group = mine.Group("007", ["NA", "0010"], [1, 0], 0)
+    scores = teach.read_scores(tmp_path / "s.tsv", [group])
+    assert scores.of(group) == [-1.75, 2.25] and scores.largest() == 2.25 and scores.missing() == 0
 
 
 @pytest.mark.parametrize(
@@ -74,10 +109,10 @@ def test_negative_margins_are_kept(tmp_path):
 def test_bad_score_files(tmp_path, line, message):
     (tmp_path / "s.tsv").write_text(line)
     with pytest.raises(InputError, match=message):
-        teach.read_scores(tmp_path / "s.tsv")
+        teach.read_scores(tmp_path / "s.tsv", [])
     (tmp_path / "s.parquet").write_text("no parquet")
     with pytest.raises(InputError, match="not a score store"):
-        teach.read_scores(tmp_path / "s.parquet")
+        teach.read_scores(tmp_path / "s.parquet", [])
 
 
 def test_missing_texts_are_counted(groups, queries, corpus):
@@ -155,9 +190,8 @@ def test_pairs_that_a_store_holds_are_not_scored_again(tmp_path, invoke, monkeyp
     assert taught("few.jsonl", "few.parquet", teachers=(f"{tiny_cross}@3",)) == 20
     assert taught("all.jsonl", "all.parquet", "--reuse", tmp_path / "few.parquet") == 30  # another weight is the same teacher
     assert taught("all.jsonl", "fresh.parquet") == 50
-    reused, fresh = (teach.read_scores(tmp_path / f"{name}.parquet") for name in ("all", "fresh"))
-    assert reused.keys() == fresh.keys()
-    assert all(reused[q] == pytest.approx(docs, abs=1e-4) for q, docs in fresh.items())
+    reused, fresh = (scored(teach.read_scores(tmp_path / f"{name}.parquet", groups), groups) for name in ("all", "fresh"))
+    assert len(fresh) == 50 and reused == pytest.approx(fresh, abs=1e-4)
     assert taught("all.jsonl", "again.parquet", "--reuse", tmp_path / "all.parquet", tmp_path / "few.parquet") == 0
     assert taught("all.jsonl", "two.parquet", "--reuse", tmp_path / "all.parquet", teachers=(tiny_dot, tiny_cross)) == 50  # the dot's
     other = tmp_path / "other.jsonl"  # same ids, another text
@@ -185,6 +219,44 @@ def test_kept_blocks_go_only_when_the_store_is_there_and_nothing_foreign_goes(tm
     assert sum(sizes) == 0 and [path.name for path in work.iterdir()] == ["mine.txt"]
 
 
+@pytest.mark.parametrize("where", ["score_checkpoint", "write_scores", "write_triples"])
+def test_an_interrupted_teach_leaves_nothing_half_written(tmp_path, invoke, monkeypatch, files, groups, tiny_dot, where):
+    mine.write_candidates(groups, tmp_path / "c.jsonl")
+    words = ["--candidates", tmp_path / "c.jsonl", "--collection", files["docs"], "--topics", files["topics"], "--teacher", tiny_dot]
+    words += ["--output", tmp_path / "s.parquet", "--triples", tmp_path / "s.tsv"]
+    before = {path.name for path in tmp_path.iterdir()}
+    with monkeypatch.context() as patch:
+        if where == "write_triples":  # after its first lines
+            patch.setattr(teach, "pairs", lambda group, real=teach.pairs: (_ for _ in ()).throw(KeyboardInterrupt)
+                          if group == groups[3] and (tmp_path / "s.parquet").exists() and armed else real(group))  # fmt: skip
+            armed = []
+            real_write = teach.write_triples
+            patch.setattr(teach, "write_triples", lambda *a, **k: armed.append(1) or real_write(*a, **k))
+        elif where == "write_scores":
+            patch.setattr(teach, "WRITTEN", 7)
+            import pyarrow.parquet as pq
+
+            written, write = [], pq.ParquetWriter.write_table
+
+            def broken(self, table):
+                written.append(1)
+                if len(written) == 3:
+                    raise KeyboardInterrupt
+                return write(self, table)
+
+            patch.setattr(pq.ParquetWriter, "write_table", broken)
+        else:
+            patch.setattr(inference, "score", lambda *a, **k: (_ for _ in ()).throw(KeyboardInterrupt))
+        result = invoke(teach.main, *words)
+    assert result.exit_code == 130 and "Interrupted" in result.output, result.output
+    left = {path.name for path in tmp_path.iterdir()} - before
+    assert left <= {"s.parquet.partial", *(["s.parquet"] if where == "write_triples" else [])}
+    assert not list(tmp_path.glob("s.parquet.partial/texts"))
+    result = invoke(teach.main, *words, *(["--overwrite"] if where == "write_triples" else []))
+    assert result.exit_code == 0 and "40 triples" in result.output, result.output
+    assert {path.name for path in tmp_path.iterdir()} - before == {"s.parquet", "s.tsv"}
+
+
 def test_bounded_teachers_are_refused_or_scaled(tmp_path, invoke, files, groups):
     mine.write_candidates(groups, tmp_path / "c.jsonl")
     Run.from_scores("cosine", {"q0": {"eat-cat": 0.9, "eat-dog": -0.25}}).write(tmp_path / "cosine.txt")
@@ -194,7 +266,7 @@ def test_bounded_teachers_are_refused_or_scaled(tmp_path, invoke, files, groups)
     assert refused.exit_code == 2 and "gives scores in [-1, 1]; margins that small teach little: give it a weight, e.g. " in refused.output
     scaled = invoke(teach.main, *words, "--teacher-run", f"{tmp_path / 'cosine.txt'}@20")
     assert scaled.exit_code == 0, scaled.output
-    assert teach.read_scores(tmp_path / "s.parquet")["q0"]["eat-cat"] == pytest.approx(18.0)
+    assert scored(teach.read_scores(tmp_path / "s.parquet", groups), groups)["q0", "eat-cat"] == pytest.approx(18.0)
 
 
 def test_a_cross_encoder_with_a_sigmoid_in_its_config_gives_raw_logits(tmp_path, groups, texts, tiny_cross):

@@ -13,10 +13,11 @@ import torch
 
 from pyserini_kd import batches, inference, learner, mine, teach, train
 from pyserini_kd.data import read_collection, read_topics
-from pyserini_kd.files import InputError
+from pyserini_kd.files import InputError, sha256
 from pyserini_kd.mine import Group
 from pyserini_kd.models import checkpoints
 from pyserini_kd.stages import TrainConfig
+from pyserini_kd.triples import Scores
 from pyserini_kd.validation import Dev
 
 
@@ -27,11 +28,15 @@ def data(queries, qrels, corpus):
 
 
 @pytest.fixture(scope="module")
-def scores(data, qrels):
-    """A teacher that likes the relevant document: 10, others 0 to 4."""
-    groups, *_ = data
-    return {g.query_id: {d: 10.0 if label else float(len(d) % 5) for d, label in zip(g.doc_ids, g.labels, strict=True)}
-            for g in groups}  # fmt: skip
+def liked(data):
+    """What a teacher that likes the relevant document says: 10, others 0 to 4."""
+    return [(g.query_id, d, 10.0 if label else float(len(d) % 5))
+            for g in data[0] for d, label in zip(g.doc_ids, g.labels, strict=True)]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def scores(data, liked):
+    return Scores(data[0]).fill(liked)
 
 
 def test_batches_never_cross_blocks():
@@ -63,7 +68,7 @@ def test_training_scores_are_inference_scores(data, scores, tiny_dot, tiny_cross
         texts = [docs[d] for d in group.doc_ids]
         expected = inference.score(model, [queries[group.query_id]] * len(texts), texts, precision="fp32")
         assert np.allclose(got[row, : len(texts)], expected, rtol=1e-4, atol=1e-4)
-        assert batch["teacher"][row, : len(texts)].tolist() == [scores[group.query_id][d] for d in group.doc_ids]
+        assert batch["teacher"][row, : len(texts)].tolist() == scores.of(group)
 
 
 class Spy:
@@ -179,18 +184,25 @@ def test_same_seed_same_weights_and_a_cut_run_resumes_to_them(tmp_path, data, sc
         train.train(config, *data, tmp_path / "cut", scores=scores)
     assert not (tmp_path / "cut").exists()
     monkeypatch.setattr(transformers.Trainer, "training_step", step)
-    broken = tmp_path / "cut.partial" / "stage-1" / "checkpoint-6"  # killed while saving: no trainer_state.json
+    broken = tmp_path / "cut.partial" / "stage-1" / "checkpoint-6"  # killed while the last of its files was written
     broken.mkdir()
     (broken / "model.safetensors").write_bytes(b"half")
+    (broken / "trainer_state.json").write_text('{"epoch"')
+    (tmp_path / "cut.partial" / ".config.json.abc.partial").write_text("{")
     assert checkpoints.fingerprint(train.train(config, *data, tmp_path / "cut", scores=scores)) == whole
 
 
-def test_the_best_checkpoint_on_dev_topics_is_kept(tmp_path, data, scores, tiny_dot, corpus, qrels, queries):
-    from pyserini_kd import api, rerank
+@pytest.fixture
+def dev(corpus, qrels, queries):
     from pyserini_kd.runs import Run
 
     first = Run.from_scores("first", {q.query_id: {d.doc_id: float(n) for n, d in enumerate(corpus)} for q in queries})
-    dev = Dev(list(queries), qrels, first, {doc.doc_id: doc for doc in corpus})
+    return Dev(list(queries), qrels, first, {doc.doc_id: doc for doc in corpus})
+
+
+def test_the_best_checkpoint_on_dev_topics_is_kept(tmp_path, data, scores, tiny_dot, corpus, qrels, queries, dev):
+    from pyserini_kd import api, rerank
+
     config = TrainConfig("margin-mse", str(tiny_dot), lr=3e-3, max_steps=30, batch_size=5, precision="fp32",
                          metric="RR@10", eval_steps=5, patience=2)  # fmt: skip
     out = train.train(config, *data, tmp_path / "out", scores=scores, dev=dev)
@@ -198,7 +210,7 @@ def test_the_best_checkpoint_on_dev_topics_is_kept(tmp_path, data, scores, tiny_
     values = [entry["RR@10"] for entry in record["dev"]]
     assert values[-1] > values[0] or max(values) == 1.0
     model = checkpoints.load(str(out))
-    run = rerank.rerank(first, model, queries, rerank.fetch_from(corpus), depth=20, precision="fp32")
+    run = rerank.rerank(dev.run, model, queries, rerank.fetch_from(corpus), depth=20, precision="fp32")
     assert api.mean(api.evaluate(run, qrels, ["RR@10"])["RR@10"]) == pytest.approx(max(values), abs=1e-6)
     assert record["steps"] == record["dev"][-1]["step"] <= 30
     assert len(values) - 1 - values.index(max(values)) <= 2
@@ -227,15 +239,15 @@ def test_scores_keep_float32_under_autocast(data, scores, tiny_dot):
     assert got.dtype == torch.float32 and not torch.equal(got, got.bfloat16().float())
 
 
-def test_a_loss_that_is_not_finite_stops(tmp_path, data, scores, tiny_dot):
-    bad = {q: {d: float("inf") if d.startswith("eat-cat") else s for d, s in docs.items()} for q, docs in scores.items()}
+def test_a_loss_that_is_not_finite_stops(tmp_path, data, liked, tiny_dot):
+    bad = Scores(data[0]).fill((q, d, float("inf") if d.startswith("eat-cat") else s) for q, d, s in liked)
     with pytest.raises(InputError, match="not finite"):
         train.train(TrainConfig("margin-mse", str(tiny_dot), max_steps=3), *data, tmp_path / "x", scores=bad)
     assert not (tmp_path / "x").exists()
 
 
-def test_bounded_scores_are_refused_or_scaled(tmp_path, invoke, files, data, scores, tiny_dot):
-    bounded = {q: {d: s / 10 for d, s in docs.items()} for q, docs in scores.items()}
+def test_bounded_scores_are_refused_or_scaled(tmp_path, invoke, files, data, liked, tiny_dot):
+    bounded = Scores(data[0]).fill((q, d, s / 10) for q, d, s in liked)
     config = TrainConfig("margin-mse", str(tiny_dot), max_steps=1, batch_size=5, precision="fp32")
     with pytest.raises(InputError, match=r"all teacher scores lie in \[-1, 1\]"):
         train.train(config, *data, tmp_path / "x", scores=bounded)
@@ -260,6 +272,48 @@ def test_the_learning_rate_follows_the_schedule(tmp_path, data, tiny_dot):
     assert rates("constant") == pytest.approx([0.0, 1e-3, 1e-3, 1e-3, 1e-3])
 
 
+def test_plateaus_are_those_of_torch():
+    from pyserini_kd.validation import FACTOR, PLATEAU, plateaus
+
+    rng = np.random.default_rng(0)
+    values = np.round(np.r_[rng.random(30), np.full(40, 0.5), [1.5], np.full(50, 1.0)], 2)
+    optimizer = torch.optim.SGD([torch.zeros(1)], lr=1.0)
+    oracle = torch.optim.lr_scheduler.ReduceLROnPlateau(optimizer, "max", FACTOR, PLATEAU, threshold=0.0, eps=0.0)
+    for n, value in enumerate(values, start=1):
+        oracle.step(value)
+        assert FACTOR ** plateaus(values[:n].tolist()) == optimizer.param_groups[0]["lr"]
+    assert plateaus(values.tolist()) >= 5
+
+
+def test_the_learning_rate_falls_on_a_plateau_of_the_dev_measure(tmp_path, data, scores, tiny_dot, dev, monkeypatch):
+    import transformers
+
+    from pyserini_kd import validation
+
+    monkeypatch.setattr(validation, "PLATEAU", 1)
+    monkeypatch.setattr(validation, "mean", lambda values: 0.5)  # never better than the first
+    settings = {"lr": 1e-3, "max_steps": 8, "batch_size": 5, "precision": "fp32", "schedule": "plateau", "warmup": 0.0}
+    config = TrainConfig("margin-mse", str(tiny_dot), eval_steps=1, save_steps=2, **settings)
+    out = train.train(config, *data, tmp_path / "out", scores=scores, dev=dev)
+    rates = [entry["lr"] for entry in stages_of(out)[0]["log"]]
+    assert rates == pytest.approx([1e-3 * 0.25**n for n in (0, 0, 0, 0, 1, 1, 2, 2)])  # measures 3, 5 and 7, a step later
+    step = transformers.Trainer.training_step
+
+    def killed(self, *args, **kwargs):
+        if self.state.global_step == 5:
+            raise KeyboardInterrupt
+        return step(self, *args, **kwargs)
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(transformers.Trainer, "training_step", killed)
+        train.train(config, *data, tmp_path / "cut", scores=scores, dev=dev)
+    resumed = train.train(config, *data, tmp_path / "cut", scores=scores, dev=dev)
+    assert [entry["lr"] for entry in stages_of(resumed)[0]["log"]] == rates
+    assert checkpoints.fingerprint(resumed) == checkpoints.fingerprint(out)
+    with pytest.raises(InputError, match="--schedule plateau follows measures on dev topics: give --dev-topics"):
+        train.train(config, *data, tmp_path / "x", scores=scores)
+
+
 def test_kernels_learn_at_a_rate_of_their_own(tiny_dot):
     from pyserini_kd.stages import quicken
 
@@ -272,11 +326,11 @@ def test_kernels_learn_at_a_rate_of_their_own(tiny_dot):
     assert len(quicken(torch.optim.AdamW(other.parameters()), other).param_groups) == 1
 
 
-def test_refusals(tmp_path, data, scores, tiny_dot, tiny_cross):
+def test_refusals(tmp_path, data, liked, tiny_dot):
     with pytest.raises(InputError, match="needs --scores"):
         train.train(TrainConfig("margin-mse", str(tiny_dot)), *data, tmp_path / "x")
-    few = {q: dict(list(docs.items())[1:]) for q, docs in scores.items()}
-    with pytest.raises(InputError, match="10 candidate pairs have no teacher score"):
+    few = Scores(data[0]).fill(scored for scored in liked if scored[2] < 10)
+    with pytest.raises(InputError, match=f"10 candidate pairs have no teacher score, e.g. query {liked[0][0]}, {liked[0][1]}"):
         train.train(TrainConfig("margin-mse", str(tiny_dot)), *data, tmp_path / "x", scores=few)
     with pytest.raises(InputError, match="unknown recipe 'magic'; expected one of margin-mse"):
         train.train(TrainConfig("magic", str(tiny_dot)), *data, tmp_path / "x")
@@ -401,9 +455,9 @@ def test_simplified_tinybert_learns_layers_scores_and_labels(tmp_path, data, tin
 def test_a_live_teacher_gives_the_scores_of_a_score_file(tmp_path, data, tiny_dot, teacher):
     groups, queries, docs = data
     model = checkpoints.load(teacher)
-    scores = {g.query_id: dict(zip(g.doc_ids, inference.score(
-        model, [queries[g.query_id]] * len(g.doc_ids), [docs[d] for d in g.doc_ids], precision="fp32").tolist(), strict=True))
-        for g in groups}  # fmt: skip
+    asked = [(g.query_id, d) for g in groups for d in g.doc_ids]
+    found = inference.score(model, [queries[q] for q, _ in asked], [docs[d] for _, d in asked], precision="fp32").tolist()
+    scores = Scores(groups).fill((q, d, score) for (q, d), score in zip(asked, found, strict=True))
     config = TrainConfig("margin-mse", str(tiny_dot), lr=1e-3, max_steps=6, batch_size=5, precision="fp32")
     stored = train.train(config, *data, tmp_path / "stored", scores=scores)
     live = train.train(dataclasses.replace(config, teacher=teacher), *data, tmp_path / "live")
@@ -665,6 +719,49 @@ def test_ranker_distill_warns_of_public_distilled_models(tmp_path, tokenizer, da
     assert "looks like a distilled language model; with it this is not ranker-distill" in caplog.text
 
 
+def test_remains_of_a_kill_are_cleared_and_foreign_folders_are_not(tmp_path, data, tiny_dot):
+    config = TrainConfig("ranknet", str(tiny_dot), max_steps=1, batch_size=5, precision="fp32")
+    (tmp_path / "a.partial" / "stage-1").mkdir(parents=True)  # killed while it was being removed
+    (tmp_path / "a.partial" / ".config.json.x1y2.partial").write_text("{")
+    train.train(config, *data, tmp_path / "a")
+    assert not (tmp_path / "a.partial").exists()
+    (tmp_path / "b.partial").mkdir()
+    (tmp_path / "b.partial" / "thesis.txt").write_text("mine")
+    with pytest.raises(InputError, match=r"b.partial is in the way"):
+        train.train(config, *data, tmp_path / "b")
+    assert (tmp_path / "b.partial" / "thesis.txt").exists()
+
+
+def test_a_full_disk_is_one_line_and_the_next_run_goes_on(tmp_path, invoke, files, data, tiny_dot, monkeypatch):
+    import safetensors.torch
+    import transformers
+
+    mine.write_candidates(data[0], tmp_path / "c.jsonl")
+    words = ["--recipe", "ranknet", "--init", tiny_dot, "--collection", files["docs"], "--topics", files["topics"], "--max-steps", 4]
+    words += ["--candidates", tmp_path / "c.jsonl", "--save-steps", 2, "--precision", "fp32", "--output", tmp_path / "m"]
+
+    def saving_state(*args):
+        raise OSError(28, "No space left on device")
+
+    def exporting(model, folder):
+        (folder / "model.safetensors").write_bytes(b"half")
+        raise safetensors.SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
+
+    for place, name, full in ((transformers.Trainer, "_save_optimizer_and_scheduler", saving_state),
+                              (checkpoints, "_save_encoder", exporting)):  # fmt: skip
+        with monkeypatch.context() as patch:
+            patch.setattr(place, name, full)
+            result = invoke(train.main, *words)
+        assert result.exit_code == 2 and "No space left on device" in result.output, result.output
+        assert sorted(path.name for path in tmp_path.glob("*m*")) == ["m.partial"] and "Traceback" not in result.output
+    result = invoke(train.main, *words)
+    assert result.exit_code == 0, result.output
+    record = json.loads((tmp_path / "m" / "training.json").read_text())
+    assert record["data"]["candidates"]["sha256"] == sha256(tmp_path / "c.jsonl")
+    assert record["data"]["topics"] == {"path": files["topics"], "sha256": sha256(files["topics"])}
+    assert record["data"]["collection"]["sha256"] == sha256(files["docs"])
+
+
 def test_a_collapsed_model_is_said_so(tmp_path, data, tokenizer, caplog):
     folder = save_cross(tokenizer, tmp_path / "flat", layers=2)
     model = checkpoints.load(str(folder))
@@ -697,7 +794,7 @@ def run_in_process(folder, docs, topics, threads, environment, killed_in=None):
     losses = keep_losses()
     groups = mine.read_candidates(folder / "c.jsonl")
     queries, texts = teach.load_texts(groups, read_topics(topics), read_collection(docs))
-    scores = json.loads((folder / "scores.json").read_text())
+    scores = Scores(groups).fill(json.loads((folder / "scores.json").read_text()))
     for name, settings in json.loads((folder / "runs.json").read_text()).items():
         config = TrainConfig(**{key: tuple(value) if isinstance(value, list) else value for key, value in settings.items()})
         losses.clear()
@@ -725,7 +822,7 @@ def free_port():
         return found.getsockname()[1]
 
 
-def test_two_processes_train_like_one(tmp_path, data, scores, files, tiny_dot, tiny_cross, teacher, monkeypatch):
+def test_two_processes_train_like_one(tmp_path, data, liked, scores, files, tiny_dot, tiny_cross, teacher, monkeypatch):
     """As torchrun starts them: same loss at each step, same weights in the end, also with uneven shares of the pairs."""
     groups = [group._replace(doc_ids=group.doc_ids[: 5 - n % 3], labels=group.labels[: 5 - n % 3]) for n, group in enumerate(data[0])]
     # at the recipe's rate; ten times as quick, Adam carries rounding to 3e-4 of a loss by the 50th step
@@ -737,7 +834,7 @@ def test_two_processes_train_like_one(tmp_path, data, scores, files, tiny_dot, t
     }
     mine.write_candidates(groups, tmp_path / "c.jsonl")
     (tmp_path / "runs.json").write_text(json.dumps(runs))
-    (tmp_path / "scores.json").write_text(json.dumps(scores))
+    (tmp_path / "scores.json").write_text(json.dumps(liked))
     environment = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "WORLD_SIZE": "2"}
     started = [FRESH.Process(target=run_in_process, args=(tmp_path, files["docs"], files["topics"], 1,
                              {**environment, "RANK": str(rank), "LOCAL_RANK": str(rank)})) for rank in range(2)]  # fmt: skip
@@ -765,18 +862,18 @@ def test_two_processes_train_like_one(tmp_path, data, scores, files, tiny_dot, t
 
 
 def test_a_run_killed_with_signal_9_in_its_second_stage_resumes_to_the_same_weights(
-    tmp_path, data, scores, files, tiny_cross, teacher, whole_tinybert
+    tmp_path, data, liked, files, tiny_cross, teacher, whole_tinybert
 ):
     mine.write_candidates(data[0], tmp_path / "c.jsonl")
-    (tmp_path / "scores.json").write_text(json.dumps(scores))
+    (tmp_path / "scores.json").write_text(json.dumps(liked))
     config = cross("tinybert", tiny_cross, teacher=teacher, save_steps=2)
     (tmp_path / "runs.json").write_text(json.dumps({"out": dataclasses.asdict(config)}))
     process = FRESH.Process(target=run_in_process, args=(tmp_path, files["docs"], files["topics"], torch.get_num_threads(), {}, "stage-2"))
     process.start()
     process.join(timeout=120)
     assert process.exitcode == -signal.SIGKILL
-    half = tmp_path / "out.partial" / "stage-2" / "checkpoint-2"  # while saving: weights are there, trainer_state.json is not
-    assert (half / "model.safetensors").exists() and not (half / "trainer_state.json").exists()
+    half = tmp_path / "out.partial" / "stage-2" / "checkpoint-2"  # while saving: weights are there, the seal is not
+    assert (half / "model.safetensors").exists() and not (half / "saved-0").exists()
     out = train.train(config, *data, tmp_path / "out")
     assert checkpoints.fingerprint(out) == checkpoints.fingerprint(whole_tinybert)
 
@@ -785,10 +882,11 @@ def test_passages_are_trained_on_as_they_were_mined(files, tmp_path, invoke, tin
     candidates = tmp_path / "passages.tsv"
     candidates.write_text("q0\teat-cat#0\teat-dog#1\nq1\teat-dog#0\teat-cat#0\n")
     words = ["--recipe", "ranknet", "--init", tiny_dot, "--collection", files["docs"], "--topics", files["topics"]]
-    words += ["--candidates", candidates, "--max-steps", "1", "--output", tmp_path / "model"]
+    words += ["--candidates", candidates, "--max-steps", "1", "--output", tmp_path / "model", "--precision", "bf16"]
     whole = invoke(train.main, *words)
     assert whole.exit_code == 2 and "3 documents of the candidates are not in the collection" in whole.output
     cut = invoke(train.main, *words, "--segment", "4:2")
     assert cut.exit_code == 0, cut.output
-    assert json.loads((tmp_path / "model" / "training.json").read_text())["data"]["segment"] == "4:2"
+    record = json.loads((tmp_path / "model" / "training.json").read_text())
+    assert record["data"]["segment"] == "4:2" and record["precision"] == "bf16"
     assert "1:2" in invoke(train.main, *words, "--segment", "1:2", "--overwrite").output

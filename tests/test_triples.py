@@ -36,7 +36,7 @@ def test_rows_keep_ids_negative_margins_and_their_own_scores(tmp_path):
     found = built(tmp_path, lines)
     assert list(found) == [Group("007", ["NA", "0010"], [1, 0], 0), Group("8", ["0011", "NA"], [1, 0], 1),
                            Group("007", ["NA", "0010"], [1, 0], 2)]  # fmt: skip
-    assert [found.scores(row) for row in range(3)] == [[-1.5, 2.25], [3.0, pytest.approx(1e-3)], [-2.5, 9.0]]
+    assert [found.of(group) for group in found] == [[-1.5, 2.25], [3.0, pytest.approx(1e-3)], [-2.5, 9.0]]
     assert found.queries["007"] == "query 007" and found.docs["0010"] == "001000100010"
     again = triples.load(tmp_path / "data")
     assert list(again) == list(found)
@@ -82,6 +82,99 @@ def test_training_on_a_score_file_leaves_nothing_behind_and_equals_training_on_g
     assert again.exit_code == 0 and checkpoints.fingerprint(tmp_path / "m") == checkpoints.fingerprint(tmp_path / "again")
 
 
+def test_scores_are_found_by_pair():
+    groups = [Group("q", ["a", "b"], [1, 0], 0), Group("r", ["b", "c"], [1, 0], 1), Group("q", ["a", "c"], [1, 0], 2)]
+    scores = triples.Scores(groups)
+    assert len(scores) == 5 and scores.missing() == 5 and scores.largest() == 0.0
+    scores.fill([("q", "a", 1.5), ("qa", "", 9.0), ("r", "b", -7.25), ("r", "a", 99.0), ("q", "a", -2.5)])
+    assert scores.of(groups[0])[0] == scores.of(groups[2])[0] == -2.5  # the last one
+    assert scores.of(groups[1])[0] == -7.25 and np.isnan(scores.of(groups[1])[1])
+    assert scores.missing() == 3 and scores.largest() == 7.25
+    assert np.isnan(triples.Scores([]).of(groups[0])).all()
+
+
+@given(st.lists(st.tuples(st.sampled_from("qrs"), st.sampled_from("abcd"), st.floats(-9, 9, width=32)), max_size=40))
+@settings(max_examples=30, deadline=None)
+def test_scores_are_those_of_a_dictionary(scored):
+    groups = [Group(query_id, ["a", "c"], [1, 0], 0) for query_id in "qs"]
+    known = {(query_id, doc_id): score for query_id, doc_id, score in scored}
+    scores = triples.Scores(groups).fill(scored)
+    for group in groups:
+        expected = [known.get((group.query_id, doc_id), float("nan")) for doc_id in group.doc_ids]
+        assert scores.of(group) == pytest.approx(expected, nan_ok=True)
+
+
+def test_only_texts_that_groups_name_are_kept(tmp_path, monkeypatch):
+    monkeypatch.setattr(triples, "DOCS", 2)
+    queries, docs = triples.wanted([Group("q", ["3", "0"], [1, 0], 0), Group("r", ["3", "9"], [1, 0], 0)])
+    assert len(queries) == 2 and len(docs) == 3
+    assert list(triples.chosen(((str(n), f"text {n}") for n in range(7)), docs)) == [("0", "text 0"), ("3", "text 3")]
+    assert list(triples.chosen([("a", "b")], triples.distinct(np.uint64([])))) == []
+
+
+def test_plain_texts_are_some_rows_of_a_folder(tmp_path):
+    texts = triples.Texts.build(tmp_path / "t", [("a", "one"), ("b", "two two"), ("c", "drei")], "texts")
+    plain = triples.PlainTexts(texts, np.int32([2, 1]))
+    assert list(plain) == ["drei", "two two"] and plain.lengths().tolist() == [len("c\ndrei"), len("b\ntwo two")]
+    cut = batches.cut_texts(plain, 1, seed=0)
+    assert sorted(text for batch in cut for text in batch) == ["drei", "two two"]
+
+
+def test_what_lies_there_complete_is_not_made_again(tmp_path):
+    made, folder = [], tmp_path / "folder"
+
+    def make():
+        made.append(1)
+        folder.mkdir()
+
+    triples.build_once(folder, {"files": triples.stamp(tmp_path / "x")}, make)
+    triples.build_once(folder, {"files": triples.stamp(tmp_path / "x")}, make)
+    assert len(made) == 1
+    (tmp_path / "x").write_text("now it is there")
+    triples.build_once(folder, {"files": triples.stamp(tmp_path / "x")}, make)
+    assert len(made) == 2
+    (folder / "made_from.json").unlink()  # killed before it was complete
+    triples.build_once(folder, {"files": triples.stamp(tmp_path / "x")}, make)
+    assert len(made) == 3
+
+    def interrupted():
+        make()
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        triples.build_once(folder, {"files": []}, interrupted)
+    assert not folder.exists()
+
+
+def test_a_run_that_is_interrupted_leaves_its_data_to_the_next(tmp_path, files, invoke, tiny_dot, monkeypatch):
+    import transformers
+
+    (tmp_path / "s.tsv").write_text("".join(f"{n}\t-{n}\tq{n}\teat-cat\tsleep-cow\n" for n in range(8)))
+    (tmp_path / "c.tsv").write_text("".join(f"q{n}\teat-cat\tsleep-cow\n" for n in range(8)))
+    words = ["--recipe", "margin-mse", "--collection", files["docs"], "--topics", files["topics"], "--init", tiny_dot]
+    words += ["--scores", tmp_path / "s.tsv", "--max-steps", 4, "--save-steps", 2, "--batch-size", 2, "--precision", "fp32"]
+    words += ["--candidates", tmp_path / "c.tsv"]
+    step, built = transformers.Trainer.training_step, []
+    build = triples.Texts.build.__func__
+    monkeypatch.setattr(triples.Texts, "build", classmethod(lambda cls, *a: built.append(a[0].name) or build(cls, *a)))
+
+    def cut(self, *args, **kwargs):
+        if self.state.global_step == 3:
+            raise KeyboardInterrupt
+        return step(self, *args, **kwargs)
+
+    monkeypatch.setattr(transformers.Trainer, "training_step", cut)
+    result = invoke(train.main, *words, "--output", tmp_path / "m")
+    assert result.exit_code == 130 and "Interrupted; no file or folder was left half-written" in result.output
+    assert sorted(path.name for path in tmp_path.glob("m*")) == ["m.data.partial", "m.partial"]
+    assert sorted(built) == ["docs", "queries"]
+    monkeypatch.setattr(transformers.Trainer, "training_step", step)
+    built.clear()
+    result = invoke(train.main, *words, "--output", tmp_path / "m")
+    assert result.exit_code == 0 and built == [], result.output
+    assert sorted(path.name for path in tmp_path.glob("m*")) == ["m"]
+
+
 def peak(tmp_path, count):
     """Bytes held at most while `count` triples over as many passages are converted and their first batches read."""
 
@@ -106,3 +199,20 @@ def test_memory_grows_by_numbers_not_by_texts(tmp_path, monkeypatch):
     monkeypatch.setattr(triples, "BLOCK", 1 << 10)
     small, large = peak(tmp_path, 5_000), peak(tmp_path, 20_000)
     assert large - small < 15_000 * 50  # a text here has 290 bytes, a triple as objects 500
+
+
+def score_peak(count):
+    """Bytes held at most while the scores of `count` groups of two are read."""
+    groups = [Group(f"query{n}", [f"positive{n}", f"negative{n}"], [1, 0], n) for n in range(count)]
+    tracemalloc.start()
+    scores = triples.Scores(groups).fill((g.query_id, doc_id, 1.0) for g in groups for doc_id in g.doc_ids)
+    assert scores.missing() == 0
+    _, most = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    return most
+
+
+def test_memory_of_scores_is_some_numbers_a_pair(monkeypatch):
+    monkeypatch.setattr(triples, "BLOCK", 1 << 8)
+    small, large = score_peak(1_000), score_peak(6_000)
+    assert large - small < 10_000 * 30  # of a dictionary of dictionaries a pair took 200

@@ -109,6 +109,7 @@ def test_command(files, invoke):
     assert result.exit_code == 0, result.output
     assert "gain on unseen folds over fused, default: +" in result.output
     record = json.loads((files / "tuned.json").read_text())
+    assert set(record["sha256"]) == {str(files / name) for name in ("a.txt", "b.txt", "qrels")} and record["seed"] == 42
     assert len(record["per_fold"]) == 5 and 0.02 <= record["alpha"][0] <= 0.2
     assert record["means"]["fused, tuned (unseen folds)"] <= record["means"]["fused, tuned (seen)"]
 

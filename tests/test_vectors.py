@@ -43,7 +43,7 @@ def test_command(made, invoke, tiny_dot):
     result = invoke(index.main, *words, "--encoder", tiny_dot, "--faiss", "SQ8")
     assert result.exit_code == 0 and "30 vectors" in result.output
     opened, encoder = index.open_with_encoder(folder / "x", str(tiny_dot))
-    assert opened.manifest["faiss"] == "SQ8" and opened.manifest["encoder"] == index.encoder_record(encoder, tiny_dot)
+    assert opened.manifest["index"] == "SQ8" and opened.manifest["encoder"] == index.encoder_record(encoder, tiny_dot)
     for wrong, message in (
         (["--vectors", folder / "v.npy"], "needs --ids"),
         (["--vectors", folder / "v.npy", "--collection", "pydocs"], "--vectors goes with"),

@@ -31,6 +31,7 @@ logger = logging.getLogger(__name__)
 
 ARCHITECTURES = ("bert_dot", "colbert", "cross_encoder", "prettr", "tk")
 ONNX_ARCHITECTURES = ("bert_dot", "cross_encoder")
+PUBLISHED = {"ColBERT": "colbert", "BERT_Cat": "cross_encoder", "PreTTR": "prettr"}  # layouts of Hofstätter et al. 2020
 HEAD = "head.safetensors"
 OURS = "pyserini_kd.json"
 DEFAULT_DOC_LEN = 256
@@ -53,15 +54,20 @@ KNOWN = {
     "distilbert-dot-margin_mse-t2": Known(hub="sebastian-hofstaetter/distilbert-dot-margin_mse-T2-msmarco"),
     "colbert-distilbert-margin_mse-t2": Known(hub="sebastian-hofstaetter/colbert-distilbert-margin_mse-T2-msmarco"),
     "distilbert-cat-margin_mse-t2": Known(hub="sebastian-hofstaetter/distilbert-cat-margin_mse-T2-msmarco"),
-    "prettr-distilbert-margin_mse-t2": Known(
-        hub="sebastian-hofstaetter/prettr-distilbert-split_at_3-margin_mse-T2-msmarco"
-    ),
+    "prettr-distilbert-margin_mse-t2": Known(hub="sebastian-hofstaetter/prettr-distilbert-split_at_3-margin_mse-T2-msmarco"),
     "distilbert-tas-b": Known(hub="sebastian-hofstaetter/distilbert-dot-tas_b-b256-msmarco"),
     "tinybert-4l-312": Known(hub="huawei-noah/TinyBERT_General_4L_312D"),
     "tinybert-6l-768": Known(hub="huawei-noah/TinyBERT_General_6L_768D"),
     "distilbert": Known(hub="distilbert-base-uncased"),
     "bert-base": Known(hub="bert-base-uncased"),
 }
+
+
+def name_of(folder: Path) -> str:
+    """What people call a checkpoint in `folder`: the folder's name, or that of its package or of its hub repository."""
+    if folder.parent.name == "snapshots":  # hub cache: models--OWNER--NAME/snapshots/COMMIT
+        return folder.parent.parent.name.split("--")[-1]
+    return next((name for name, known in KNOWN.items() if known.package == folder.parent.name), folder.name)
 
 
 @functools.cache
@@ -131,10 +137,10 @@ def architecture_of(folder: Path) -> str:
         if name not in ARCHITECTURES:
             raise InputError(f"{folder / OURS}: architecture {name!r} is none of {', '.join(ARCHITECTURES)}")
         return name
-    config = read_json(folder / "config.json", "checkpoint config")
-    if config.get("model_type") in published_types():
-        return published_types()[config["model_type"]]
-    classes = config.get("architectures") or [""]
+    layout = published_layout(folder)
+    if layout:
+        return PUBLISHED[layout]
+    classes = read_json(folder / "config.json", "checkpoint config").get("architectures") or [""]
     return "cross_encoder" if "SequenceClassification" in classes[0] else "bert_dot"
 
 
@@ -173,7 +179,8 @@ def load(
                 return _load_cross_encoder(folder, layers, overrides, onnx, lean)
             if architecture == "tk":
                 return _load_tk(folder, overrides, glove)
-            return _load_encoder(folder, architecture, layers, overrides, onnx, lean and architecture == "bert_dot")
+            lean = lean and architecture != "prettr"
+            return _load_encoder(folder, architecture, layers, overrides, onnx, lean)
     except InputError:
         raise
     except Exception as error:  # transformers and safetensors raise a dozen kinds for broken or foreign folders
@@ -201,26 +208,31 @@ def _tokenizer(folder: Path) -> Any:
     return AutoTokenizer.from_pretrained(folder)
 
 
-def published_types() -> dict[str, str]:
-    """`model_type` of checkpoints published in a layout of their own -> architecture."""
-    return {"ColBERT": "colbert", "BERT_Cat": "cross_encoder", "PreTTR": "prettr"}
+def published_layout(folder: Path) -> str | None:
+    """The layout of its own, one of PUBLISHED, that a checkpoint is in; None where it is ours or that of transformers.
+
+    The config names it as model type or as class: a published PreTTR, which extends DistilBERT's class, has its model type.
+    """
+    if (folder / OURS).exists():
+        return None
+    config = read_json(folder / "config.json", "checkpoint config")
+    names = [config.get("model_type"), *(config.get("architectures") or [])]
+    return next((name for name in names if name in PUBLISHED), None)
 
 
 def is_published(folder: Path, architecture: str) -> bool:
-    """Whether a checkpoint of this architecture is in a published layout of its own, not in ours or that of transformers."""
-    if (folder / OURS).exists():
-        return False
-    model_type = read_json(folder / "config.json", "checkpoint config").get("model_type")
-    return published_types().get(str(model_type)) == architecture
+    """Whether a checkpoint of this architecture is in a published layout of its own."""
+    layout = published_layout(folder)
+    return layout is not None and PUBLISHED[layout] == architecture
 
 
 def _load_published(folder: Path, overrides: dict[str, Any]) -> Model:
     from pyserini_kd.models.published import load as load_published
 
-    model_type = read_json(folder / "config.json", "checkpoint config")["model_type"]
+    layout = published_layout(folder)
     own = (folder / "tokenizer.json").exists() or (folder / "vocab.txt").exists()
     tokenizer = _tokenizer(folder if own else resolve("distilbert"))
-    model: Model = load_published(folder, model_type, tokenizer, overrides).eval()
+    model: Model = load_published(folder, layout, tokenizer, overrides).eval()
     return model
 
 
@@ -270,7 +282,7 @@ def _load_encoder(
         keep_layers(encoder, layers)
     settings = _settings(folder, architecture, config.max_position_embeddings, overrides)
     if isinstance(encoder, Bert):
-        encoder.first = settings.pooling == "cls"
+        encoder.first = architecture == "bert_dot" and settings.pooling == "cls"
     if architecture == "prettr" and not (folder / HEAD).exists() and overrides.get("max_doc_len") is None:
         room = config.max_position_embeddings - settings.max_query_len - settings.masks
         settings = dataclasses.replace(settings, max_doc_len=min(settings.max_doc_len, room))

@@ -43,14 +43,19 @@ class PreTtr(nn.Module):
         self.encoder: Any = encoder
         self.tokenizer = tokenizer
         self.settings = settings
-        self.head = nn.Linear(int(encoder.config.hidden_size), 1, bias=False)
+        self.head = nn.Linear(self.width, 1, bias=False)
 
     @property
     def offset(self) -> int:
         """Positions kept for the query; a document begins after them."""
         return self.settings.max_query_len + self.settings.masks
 
-    def lower(self, input_ids: Tensor, attention_mask: Tensor, kind: str) -> Tensor:
+    @property
+    def width(self) -> int:
+        """H: length of a token's state."""
+        return int(self.encoder.config.hidden_size)
+
+    def forward(self, input_ids: Tensor, attention_mask: Tensor, kind: str) -> Tensor:
         """States float (N, T, H) at the join layer of queries or documents (whose own [CLS] is dropped already)."""
         first = 0 if kind == "query" else self.offset
         positions = torch.arange(first, first + input_ids.shape[1], device=input_ids.device)[None]
@@ -61,7 +66,7 @@ class PreTtr(nn.Module):
         return self._run(states, attention_mask, slice(0, self.settings.join_layer))
 
     def upper(self, query_states: Tensor, query_mask: Tensor, doc_states: Tensor, doc_mask: Tensor) -> Tensor:
-        """Scores float32 (P,) of joined states: queries (P, T, H), documents (P, D, H)."""
+        """Scores float32 (P,) of states at the join layer: queries (P, T, H), documents (P, D, H), each with its mask."""
         states = torch.cat([query_states, doc_states], dim=1)
         mask = torch.cat([query_mask, doc_mask], dim=1)
         states = self._run(states, mask, slice(self.settings.join_layer, None))
@@ -91,8 +96,8 @@ class PreTtr(nn.Module):
 
     def pair_scores(self, batch: Mapping[str, Tensor]) -> Tensor:
         """Raw scores float32 (P,) with gradients; the lower layers run once a query and once a document."""
-        query_states = self.lower(**part(batch, "query_"), kind="query")
-        doc_states = self.lower(**part(batch, "doc_"), kind="doc")
+        query_states = self(**part(batch, "query_"), kind="query")
+        doc_states = self(**part(batch, "doc_"), kind="doc")
         q, d = batch["pairs"][:, 0], batch["pairs"][:, 1]
         return self.upper(query_states[q], batch["query_attention_mask"][q], doc_states[d], batch["doc_attention_mask"][d])
 

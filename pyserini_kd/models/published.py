@@ -1,7 +1,8 @@
 """The checkpoints that Hofstätter et al. 2020 published in layouts of their own: ColBERT, BERT_CAT and PreTTR on DistilBERT.
 
-Their folders hold a `config.json` with a model type that transformers does not know, weights named `bert_model.*` beside a
-`compressor` or a `_classification_layer`, and no tokenizer: that of `distilbert-base-uncased` belongs to them.
+Their folders hold a `config.json` with a model type or class that transformers does not know, weights of the DistilBERT
+(`bert_model.*`, or without a prefix) beside a `compressor` or a `_classification_layer`, and no tokenizer: that of
+`distilbert-base-uncased` belongs to them.
 """
 
 from __future__ import annotations
@@ -44,7 +45,8 @@ def encoder_of(weights: Mapping[str, Tensor], folder: Path) -> Any:
     if prefix is None:
         raise InputError(f"checkpoint {folder} holds no DistilBERT: no embeddings.word_embeddings.weight")
     own = {name.removeprefix(prefix): tensor for name, tensor in weights.items() if name.startswith(prefix)}
-    own = {name: tensor.float() for name, tensor in own.items() if name.startswith(("embeddings.", "transformer."))}
+    parts = ("embeddings.", "transformer.")  # position_ids: counted up, in files of some versions of transformers
+    own = {name: t.float() for name, t in own.items() if name.startswith(parts) and not name.endswith("position_ids")}
     vocab, width = own["embeddings.word_embeddings.weight"].shape
     config = DistilBertConfig(
         vocab_size=vocab,
@@ -56,12 +58,12 @@ def encoder_of(weights: Mapping[str, Tensor], folder: Path) -> Any:
     )
     encoder = DistilBertModel(config)
     missing, unexpected = encoder.load_state_dict(own, strict=False)
-    if unexpected or any("position_ids" not in name for name in missing):
+    if missing or unexpected:
         raise InputError(f"checkpoint {folder} does not fit a DistilBERT: {[*missing, *unexpected][:3]}")
     return encoder
 
 
-def load(folder: Path, model_type: str, tokenizer: Any, overrides: Mapping[str, Any]) -> Any:
+def load(folder: Path, layout: str | None, tokenizer: Any, overrides: Mapping[str, Any]) -> Any:
     """A published checkpoint as a model of ours; `overrides` may replace its lengths (None: keep)."""
     from pyserini_kd.models.colbert import ColBert, ColBertSettings
     from pyserini_kd.models.cross_encoder import CrossEncoder
@@ -72,11 +74,11 @@ def load(folder: Path, model_type: str, tokenizer: Any, overrides: Mapping[str, 
     window = encoder.config.max_position_embeddings
     query_len, doc_len = overrides.get("max_query_len") or QUERY_LEN, overrides.get("max_doc_len")
     lengths: dict[str, Any] = {"max_query_len": query_len, "max_doc_len": min(doc_len or DOC_LEN, window)}
-    if model_type == "BERT_Cat":
+    if layout == "BERT_Cat":
         weight, bias = (weights[f"_classification_layer.{name}"].float() for name in ("weight", "bias"))
         classifier = linear_classifier(encoder, weight, bias)
         return CrossEncoder(classifier, tokenizer, min(doc_len or QUERY_LEN + DOC_LEN, window))
-    if model_type == "PreTTR":
+    if layout == "PreTTR":
         lengths["max_doc_len"] = min(doc_len or DOC_LEN, window - query_len - MASKS)
         split = min(SPLIT, encoder.config.n_layers)
         prettr = PreTtr(encoder, tokenizer, PreTtrSettings(join_layer=split, masks=MASKS, **lengths))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from itertools import chain
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
@@ -24,6 +24,67 @@ def tokenize(tokenizer: Any, texts: Sequence[str], max_len: int, pairs: Sequence
     cut = sum(bool(encoding.overflowing) for encoding in batch.encodings)
     names = [name for name in ("input_ids", "token_type_ids") if name in batch and (pairs is not None or name == "input_ids")]
     return [{name: batch[name][i] for name in names} for i in range(len(texts))], cut
+
+
+class PairFrame(NamedTuple):
+    """What a tokenizer puts around the two texts of a pair: ids before, between and after them; token types, if it has any."""
+
+    ids: tuple[list[int], list[int], list[int]]
+    types: tuple[list[int], int, list[int], int, list[int]] | None  # in front, of the first text, between, ...
+
+
+def pair_frame(tokenizer: Any) -> PairFrame:
+    """The frame of a tokenizer, seen from what it does to a short pair."""
+    batch = tokenizer("a", "a")
+    sides, ids, types = batch.sequence_ids(0), batch["input_ids"], batch.get("token_type_ids")
+    (begin, end), (begin_other, end_other) = ((sides.index(n), len(sides) - sides[::-1].index(n)) for n in (0, 1))
+    around = tuple(ids[slice(*bounds)] for bounds in ((0, begin), (end, begin_other), (end_other, None)))
+    if types is None:
+        return PairFrame(around, None)
+    return PairFrame(around, (types[:begin], types[begin], types[end:begin_other], types[begin_other], types[end_other:]))
+
+
+def plain_ids(tokenizer: Any, texts: Sequence[str], max_len: int) -> list[list[int]]:
+    """Token ids of texts without special tokens; more than `max_len` + 1 of a text are of no use to a pair."""
+    settings = {"add_special_tokens": False, "return_attention_mask": False, "return_token_type_ids": False}
+    found: list[list[int]] = tokenizer(list(texts), truncation=True, max_length=max_len + 1, **settings)["input_ids"]
+    return found
+
+
+def join_pairs(frame: PairFrame, pairs: Sequence[tuple[list[int], list[int]]], max_len: int) -> tuple[list[Any], int]:
+    """Token records of pairs of texts, given by ids, cut longest-first at `max_len` tokens, and how many were cut.
+
+    Equal to what `tokenize` gives for the pairs' texts, without tokenising a text once for each of its pairs.
+    """
+    start, middle, end = frame.ids
+    room = max_len - len(start) - len(middle) - len(end)
+    records, cut = [], 0
+    for first, second in pairs:
+        if len(first) + len(second) > room:
+            cut += 1
+            n_first, n_second = longest_first(len(first), len(second), room)
+            first, second = first[:n_first], second[:n_second]
+        record = {"input_ids": [*start, *first, *middle, *second, *end]}
+        if frame.types is not None:
+            front, type_first, between, type_second, back = frame.types
+            types = [*front, *[type_first] * len(first), *between, *[type_second] * len(second), *back]
+            record["token_type_ids"] = types
+        records.append(record)
+    return records, cut
+
+
+def longest_first(first: int, second: int, room: int) -> tuple[int, int]:
+    """Lengths of two texts, too long together for `room` tokens, cut as tokenizers cut: the longer until both are equal.
+
+    >>> longest_first(5, 20, 15), longest_first(9, 20, 15), longest_first(20, 9, 15)
+    ((5, 10), (7, 8), (8, 7))
+    """
+    short, long = sorted((first, second))
+    if short + max(short, room - short) > room:
+        short, long = room // 2, room - room // 2
+    else:
+        long = room - short
+    return (short, long) if first <= second else (long, short)
 
 
 def pad(records: Sequence[Any], pad_id: int, device: Any) -> dict[str, Tensor]:
