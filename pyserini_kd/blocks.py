@@ -29,6 +29,7 @@ from pyserini_kd.files import (
     InputError,
     atomic_file,
     command_line,
+    comparable,
     environment,
     read_json,
     refuse_existing,
@@ -139,7 +140,7 @@ def open_work(result: Path, settings: dict[str, Any], only_result: dict[str, Any
         InputError: another process is at work there with other settings.
     """
     folder = result.parent / f".{result.name}.partial"
-    wanted = json.loads(json.dumps({"blocks": settings, "result": only_result}))
+    wanted = comparable({"blocks": settings, "result": only_result})
     with contextlib.ExitStack() as stack:
         while True:
             folder.mkdir(parents=True, exist_ok=True)
@@ -231,7 +232,7 @@ def build(
 
 def _is_complete(folder: Path, settings: dict[str, Any]) -> bool:
     manifest = read_json(folder / "manifest.json", "manifest") if (folder / "manifest.json").is_file() else {}
-    return all(name in manifest and manifest[name] == value for name, value in json.loads(json.dumps(settings)).items())
+    return bool(comparable(manifest).items() >= comparable(settings).items())
 
 
 def _write_docs(work: Work, number: int, block: list[Doc], store_docs: bool) -> None:

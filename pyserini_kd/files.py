@@ -136,6 +136,15 @@ def _umask() -> int:
     return mask
 
 
+def comparable(record: Any) -> Any:
+    """A record as a file gives it back, without what checkpoints are called: equal where the same weights did the same.
+
+    >>> comparable({"encoder": {"name": "a", "sizes": (1, 2)}})
+    {'encoder': {'sizes': [1, 2]}}
+    """
+    return json.loads(json.dumps(record), object_pairs_hook=lambda pairs: {k: v for k, v in pairs if k != "name"})
+
+
 def write_json(path: str | Path, record: dict[str, Any]) -> None:
     """Write a record atomically, keys in the given order, one line per entry."""
     with atomic_file(path) as out:

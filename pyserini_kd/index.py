@@ -32,6 +32,7 @@ from pyserini_kd.files import (
     atomic_file,
     atomic_folder,
     command_line,
+    comparable,
     environment,
     read_json,
     refuse_existing,
@@ -98,7 +99,7 @@ class DenseIndex:
         for part in parts[1:]:
             if part.width != first.width:
                 raise InputError(f"{first.folder} holds vectors of {first.width}, {part.folder} of {part.width}")
-            made_by = [(one.manifest or {}).get("encoder") for one in (first, part)]
+            made_by = [comparable((one.manifest or {}).get("encoder")) for one in (first, part)]
             if all(made_by) and made_by[0] != made_by[1]:
                 raise InputError(f"{first.folder} and {part.folder} were made with different encoders or settings of one")
         joined = kinds.Joined([part.index for part in parts])
@@ -215,7 +216,7 @@ def check_encoder(index: DenseIndex, encoder: BertDot, checkpoint: Path, *, igno
     if index.manifest is None or ignore:
         return
     made_by = index.manifest.get("encoder", {})
-    mine = encoder_record(encoder, checkpoint)
+    mine = checkpoints.record_of(encoder, checkpoint)
     for name in ("sha256", "pooling", "l2_norm", "doc_prefix"):
         if name in made_by and made_by[name] != mine[name]:
             raise InputError(
@@ -250,15 +251,6 @@ def open_with_encoder(
     return index, encoder
 
 
-def encoder_record(encoder: BertDot, checkpoint: Path) -> dict[str, Any]:
-    """What a manifest says about an encoder."""
-    return {
-        "name": checkpoints.name_of(checkpoint),
-        "sha256": checkpoints.fingerprint(checkpoint),
-        **dataclasses.asdict(encoder.settings),
-    }
-
-
 # ------------------------------------------------------------------------------------------------------ building
 
 
@@ -286,7 +278,7 @@ def build(
     files, which hold random names).
     """
     settings: dict[str, Any] = {
-        "encoder": encoder_record(encoder, checkpoint),
+        "encoder": checkpoints.record_of(encoder, checkpoint),
         "precision": inference.precision_of(encoder, precision),
         "block": block or BLOCK,
         "store_docs": store_docs,
@@ -544,7 +536,7 @@ def _who(encoder: str | None, **overrides: Any) -> dict[str, Any]:
     if encoder is None:
         return {}
     model = load_encoder(encoder, **overrides)
-    return {"encoder": encoder_record(model, checkpoints.resolve(encoder)), "width": model.width}
+    return {"encoder": checkpoints.record_of(model, checkpoints.resolve(encoder)), "width": model.width}
 
 
 def _shard(shard_id: int | None, shard_num: int | None, overwrite: bool) -> tuple[int, int]:

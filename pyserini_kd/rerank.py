@@ -15,7 +15,7 @@ from pyserini_kd import inference, lucene, passages, sources, token_index
 from pyserini_kd.cli import command
 from pyserini_kd.data import Doc, Query
 from pyserini_kd.files import InputError, read_json, refuse_existing_run, write_record
-from pyserini_kd.index import DenseIndex, encoder_record, has_docs, shards, stored_docs
+from pyserini_kd.index import DenseIndex, has_docs, shards, stored_docs
 from pyserini_kd.models import checkpoints
 from pyserini_kd.runs import Run, Scores, check_tag, ir_metadata
 from pyserini_kd.token_index import TokenIndex
@@ -157,7 +157,7 @@ def _has_vectors(folder: Path, model: Any, checkpoint: Path, precision: str) -> 
     """Whether a folder holds exactly the vectors that the model would make."""
     path = folder / "manifest.json"
     manifest = read_json(path, "manifest") if path.is_file() else {}
-    made_by, mine = manifest.get("encoder", {}), encoder_record(model, checkpoint)
+    made_by, mine = manifest.get("encoder", {}), checkpoints.record_of(model, checkpoint)
     sides = ("sha256", "pooling", "l2_norm", "doc_prefix", "max_doc_len")
     exact = manifest.get("index") == "Flat" and manifest.get("precision") == inference.precision_of(model, precision)
     return exact and all(made_by.get(name) == mine[name] for name in sides)

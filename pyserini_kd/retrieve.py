@@ -1,6 +1,6 @@
-"""Retrieval: queries in, a Run out; sparse through Lucene, dense through FAISS or Lucene.
+"""Dense retrieval: queries in, a Run out, through FAISS or Lucene (for sparse retrieval see `lucene`).
 
-Dense retrieval starts Java only for an index whose vectors lie in Lucene.
+It starts Java only for an index whose vectors lie in Lucene.
 """
 
 from __future__ import annotations
@@ -16,14 +16,11 @@ from pyserini_kd import inference
 from pyserini_kd.data import Query
 from pyserini_kd.files import InputError
 from pyserini_kd.index import DenseIndex
-from pyserini_kd.lucene import search as sparse
 from pyserini_kd.query_cache import QueryCache
 from pyserini_kd.runs import Hits, Run, ordered
 
 if TYPE_CHECKING:
     from pyserini_kd.models.bert_dot import BertDot
-
-__all__ = ["dense", "sparse", "warn_blank"]
 
 logger = logging.getLogger(__name__)
 

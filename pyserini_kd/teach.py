@@ -24,7 +24,16 @@ import numpy.typing as npt
 from pyserini_kd import evaluate, inference, passages, sources
 from pyserini_kd.cli import Runs, command
 from pyserini_kd.data import Doc, Qrels, Query, id_hash
-from pyserini_kd.files import InputError, atomic_file, command_line, environment, refuse_existing, require_file, sha256
+from pyserini_kd.files import (
+    InputError,
+    atomic_file,
+    command_line,
+    comparable,
+    environment,
+    refuse_existing,
+    require_file,
+    sha256,
+)
 from pyserini_kd.index import DenseIndex, check_encoder
 from pyserini_kd.mine import Group, pairs, read_candidates
 from pyserini_kd.models import checkpoints
@@ -154,9 +163,8 @@ def score_checkpoint(
     """
     model = inference.load(name, device=device, precision=precision, backend=backend)
     folder = checkpoints.resolve(name)
-    record: dict[str, Any] = {"name": checkpoints.name_of(folder), "sha256": checkpoints.fingerprint(folder)}
+    record = checkpoints.record_of(model, folder)
     record |= {"dtype": "float32", "architecture": model.architecture, "precision": inference.precision_of(model, precision)}
-    record |= {"settings": vars(model.settings)} if model.architecture != "cross_encoder" else {"max_len": model.max_len}
     if index is not None:
         if model.architecture != "bert_dot":
             raise InputError(f"--index holds vectors of a bert_dot; teacher {name} is a {model.architecture}")
@@ -173,7 +181,7 @@ def score_checkpoint(
         ids, rows = np.unique(np.array(doc_ids, dtype=object), return_inverse=True)
         return inference.dot_rows(query_vecs, np.arange(len(asked)), index.vectors(ids.tolist()), rows)
 
-    key = hashlib.sha256(json.dumps([record, batch_size, device, BLOCK]).encode())
+    key = hashlib.sha256(json.dumps([comparable(record), batch_size, device, BLOCK]).encode())
     key.update(texts.data)
     blocks = work / key.hexdigest() if work else None
     scores, before = np.full(len(pairs), np.nan, np.float32), 0
@@ -301,8 +309,8 @@ def _known(texts: Hashes, scored: Iterable[tuple[Mapping[str, Any], Floats]]) ->
 
 
 def _plain(teacher: Mapping[str, Any]) -> dict[str, Any]:
-    """A teacher's record as a store holds it, without its weight: what decides its raw scores."""
-    plain: dict[str, Any] = json.loads(json.dumps({name: value for name, value in teacher.items() if name != "weight"}))
+    """A teacher's record without its weight: what decides its raw scores."""
+    plain: dict[str, Any] = comparable({name: value for name, value in teacher.items() if name != "weight"})
     return plain
 
 

@@ -8,7 +8,6 @@ made it, and how.
 from __future__ import annotations
 
 import dataclasses
-import json
 import logging
 import shutil
 import time
@@ -22,7 +21,7 @@ import numpy.typing as npt
 
 from pyserini_kd import blocks, inference, passages
 from pyserini_kd.data import Doc
-from pyserini_kd.files import InputError, atomic_file, read_json, require_file
+from pyserini_kd.files import InputError, atomic_file, comparable, read_json, require_file
 from pyserini_kd.models import checkpoints
 
 if TYPE_CHECKING:
@@ -58,7 +57,7 @@ class TokenIndex:
         manifests = [read_json(Path(folder) / "manifest.json", "manifest") for folder in folders]
         for folder, manifest in zip(folders[1:], manifests[1:], strict=True):
             for name in ("architecture", "encoder", "segment"):
-                if manifest.get(name) != manifests[0].get(name):
+                if comparable(manifest.get(name)) != comparable(manifests[0].get(name)):
                     raise InputError(f"{folders[0]} and {folder} were made with different settings ({name})")
         vectors, offsets, starts = [], [], []
         rows: dict[str, int] = {}
@@ -144,7 +143,7 @@ def build(
     """
     settings = {
         "architecture": model.architecture,
-        "encoder": _encoder_record(model, checkpoint),
+        "encoder": checkpoints.record_of(model, checkpoint),
         "precision": inference.precision_of(model, precision),
         "dtype": dtype,
         "segment": segment,
@@ -198,16 +197,12 @@ def _stored(doc: Doc, states: torch.Tensor, dtype: str) -> bytes:
     return stored.tobytes()
 
 
-def _encoder_record(model: Any, checkpoint: Path) -> dict[str, Any]:
-    settings = json.loads(json.dumps(dataclasses.asdict(model.settings)))
-    return {"name": checkpoints.name_of(checkpoint), "sha256": checkpoints.fingerprint(checkpoint), **settings}
-
-
 def check_encoder(index: TokenIndex, model: Any, checkpoint: Path) -> None:
     """InputError where the checkpoint, read as it is now, is not what made the index."""
-    mine, made_by = _encoder_record(model, checkpoint), index.manifest["encoder"]
+    made_by = index.manifest["encoder"]
+    mine = comparable(checkpoints.record_of(model, checkpoint))
     for name in mine:
-        if name != "name" and mine[name] != made_by.get(name):
+        if mine[name] != made_by.get(name):
             raise InputError(
                 f"encoder does not match index {index.folders[0]}: {name} is {str(mine[name])[:12]}, "
                 f"the index was made with {str(made_by.get(name))[:12]} ({made_by['name']})"

@@ -93,12 +93,14 @@ def train(
         InputError: the recipe does not fit the student, needs scores, a teacher or texts that are not there, or the loss is
             not finite (the last good checkpoint is then kept as `NAME.last-good`).
     """
+    import torch
     import transformers
 
     from pyserini_kd import learner
 
     output = Path(output)
     started = time.monotonic()
+    torch.set_flush_denormal(True)  # before there are threads, which inherit it; a ColBERT spends most time on tiny gradients
     share = processes(config)
     refuse_existing(output, overwrite, folder=True)
     recipe = recipes.with_losses(recipes.get(config.recipe), config.losses)
@@ -139,7 +141,7 @@ def train(
         "config": dataclasses.asdict(config),
         "made_from": made_from,
         "distilled_lm": distilled,
-        "data": {"queries": len(groups), "pairs": pairs, "texts": len(texts), **(data or {})},
+        "data": {_unit(groups): len(groups), "pairs": pairs, "texts": len(texts), **(data or {})},
         "stages": records,
         "precision": precision_of(config),
         "processes": share.world,
@@ -459,10 +461,15 @@ def main(
             data={name: _digest(value) for name, value in data.items() if value is not None},
             overwrite=overwrite,
         )
-    what = [f"{len(found.groups)} queries"] if found.groups else []
+    what = [f"{len(found.groups)} {_unit(found.groups)}"] if found.groups else []
     what += [f"{len(found.texts)} plain texts"] if found.texts else []
     if os.environ.get("RANK", "0") == "0":
         click.echo(f"{output}: trained on {' and '.join(what)}")
+
+
+def _unit(groups: Sequence[Group]) -> str:
+    """What a group is called: each of a score file's triples is one of its own."""
+    return "triples" if isinstance(groups, Triples) else "queries"
 
 
 class Given(NamedTuple):
@@ -509,9 +516,7 @@ def _material(given: Given, stages: Sequence[Stage], config: TrainConfig, output
             scores = read_scores(given.scores, groups) if given.scores and scored else None
         texts = _sample(Texts(folder / "texts"), config) if plain else []
         yield Material(groups, queries, docs, scores if scored else None, texts, None)
-    except KeyboardInterrupt:
-        raise
-    except BaseException:
+    except Exception:  # not Ctrl-C
         _remove(folder, share)
         raise
     _remove(folder, share)

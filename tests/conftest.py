@@ -118,6 +118,25 @@ def files(tmp_path, corpus, queries, qrels) -> dict[str, str]:
 
 
 @pytest.fixture
+def interrupted(monkeypatch):
+    """Ctrl-C in the third call of a `module.NAME(model, texts, ...)`: gives the numbers of texts of its calls."""
+
+    def interrupt(module, name):
+        calls, function = [], getattr(module, name)
+
+        def dying(model, texts, *args, **kwargs):
+            calls.append(len(texts))
+            if len(calls) == 3:
+                raise KeyboardInterrupt
+            return function(model, texts, *args, **kwargs)
+
+        monkeypatch.setattr(module, name, dying)
+        return calls
+
+    return interrupt
+
+
+@pytest.fixture
 def invoke():
     """Run a command in this process: invoke(command, 'words and flags') -> result with exit_code and output."""
     from click.testing import CliRunner

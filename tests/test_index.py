@@ -69,23 +69,15 @@ def test_manifest_and_stored_documents(dense_index, corpus):
     assert np.allclose(opened.vectors(["eat-dog"]), opened.index.reconstruct(1))
 
 
-def test_an_unfinished_build_goes_on(tmp_path, encoder, tiny_dot, corpus, monkeypatch):
+def test_an_unfinished_build_goes_on(tmp_path, encoder, tiny_dot, corpus, monkeypatch, interrupted):
     monkeypatch.setattr(index, "BLOCK", 6)
     index.build(corpus, encoder, tiny_dot, tmp_path / "whole", precision="fp32")
-    calls = []
-    encode = inference.encode
-
-    def dying(model, texts, *args, **kwargs):
-        calls.append(len(texts))
-        if len(calls) == 3:
-            raise KeyboardInterrupt
-        return encode(model, texts, *args, **kwargs)
-
-    monkeypatch.setattr(inference, "encode", dying)
+    calls = interrupted(inference, "encode")
     with pytest.raises(KeyboardInterrupt):
         index.build(corpus, encoder, tiny_dot, tmp_path / "cut", precision="fp32")
     assert not (tmp_path / "cut").exists()
-    index.build(corpus, encoder, tiny_dot, tmp_path / "cut", precision="fp32")
+    renamed = shutil.copytree(tiny_dot, tmp_path / "renamed")  # the same weights by another name
+    index.build(corpus, encoder, renamed, tmp_path / "cut", precision="fp32")
     assert calls == [6, 6, 6, 6, 2]  # the two finished blocks are not encoded again
     for name in ("index", "docid", "docs.jsonl", "docs.offsets"):
         assert (tmp_path / "cut" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
@@ -252,6 +244,9 @@ def test_folders_that_do_not_go_together(halves, tmp_path, tiny_dot, corpus):
     _, whole, (a, b, _) = halves
     with pytest.raises(InputError, match="document 'eat-cat-0' is in more than one index: .*a and .*whole"):
         index.DenseIndex.load(a, whole)
+    renamed = shutil.copytree(tiny_dot, tmp_path / "renamed")  # the same weights by another name: these do go together
+    index.build([Doc("y", "", "the hen")], index.load_encoder(str(renamed)), renamed, tmp_path / "y")
+    assert "y" in index.DenseIndex.load(a, tmp_path / "y").rows
     index.build([Doc("x", "", "the hen")], index.load_encoder(str(tiny_dot), pooling="cls"), tiny_dot, tmp_path / "cls")
     with pytest.raises(InputError, match="made with different encoders"):
         index.DenseIndex.load(a, tmp_path / "cls")

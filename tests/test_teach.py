@@ -1,5 +1,7 @@
 """Teacher scores: the mean of weighted raw scores, the store, the published file, refusals."""
 
+import shutil
+
 import numpy as np
 import pytest
 
@@ -193,6 +195,8 @@ def test_pairs_that_a_store_holds_are_not_scored_again(tmp_path, invoke, monkeyp
     reused, fresh = (scored(teach.read_scores(tmp_path / f"{name}.parquet", groups), groups) for name in ("all", "fresh"))
     assert len(fresh) == 50 and reused == pytest.approx(fresh, abs=1e-4)
     assert taught("all.jsonl", "again.parquet", "--reuse", tmp_path / "all.parquet", tmp_path / "few.parquet") == 0
+    renamed = shutil.copytree(tiny_cross, tmp_path / "renamed")  # the same weights by another name
+    assert taught("all.jsonl", "renamed.parquet", "--reuse", tmp_path / "all.parquet", teachers=(renamed,)) == 0
     assert taught("all.jsonl", "two.parquet", "--reuse", tmp_path / "all.parquet", teachers=(tiny_dot, tiny_cross)) == 50  # the dot's
     other = tmp_path / "other.jsonl"  # same ids, another text
     other.write_text(open(files["docs"]).read().replace("the cat eats hay", "the cat eats fish"))

@@ -1,5 +1,6 @@
 """Stored representations score as fresh ones do, and only with the checkpoint that made them; builds survive kills."""
 
+import shutil
 import signal
 import subprocess
 import sys
@@ -76,7 +77,7 @@ def same(a, b):
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_cut_short_or_shared_the_bytes_are_those_of_one_run(saved, name, corpus, tmp_path, monkeypatch):
+def test_cut_short_or_shared_the_bytes_are_those_of_one_run(saved, name, corpus, tmp_path, interrupted):
     model = token_index.load_model(str(saved[name]), name, precision="fp32")
 
     def build(folder, **settings):
@@ -87,15 +88,7 @@ def test_cut_short_or_shared_the_bytes_are_those_of_one_run(saved, name, corpus,
     for doc in corpus:
         (alone,) = inference.represent(model, [doc.contents], "doc", label="", precision="fp32")
         np.testing.assert_allclose(stored.of(doc.doc_id), alone.numpy(), atol=1e-2)
-    calls, represent = [], inference.represent
-
-    def dying(model, texts, *args, **kwargs):
-        calls.append(len(texts))
-        if len(calls) == 3:
-            raise KeyboardInterrupt
-        return represent(model, texts, *args, **kwargs)
-
-    monkeypatch.setattr(inference, "represent", dying)
+    calls = interrupted(inference, "represent")
     with pytest.raises(KeyboardInterrupt):
         build("cut")
     assert not (tmp_path / "cut").exists()
@@ -199,6 +192,8 @@ def test_several_folders_are_read_as_one(saved, corpus, queries, tmp_path):
     parts = {"one": corpus[:7], "two": corpus[7:], "whole": corpus}
     for name, docs in parts.items():
         token_index.build(docs, model, saved["colbert"], tmp_path / name, precision="fp32")
+    renamed = shutil.copytree(saved["colbert"], tmp_path / "renamed")  # the same weights by another name
+    token_index.build(parts["two"], model, renamed, tmp_path / "two", precision="fp32", overwrite=True)
     joined, whole = token_index.TokenIndex.load(tmp_path / "two", tmp_path / "one"), token_index.TokenIndex.load(tmp_path / "whole")
     for doc in corpus:
         assert np.array_equal(joined.of(doc.doc_id), whole.of(doc.doc_id))

@@ -343,7 +343,8 @@ def test_command(tmp_path, invoke, files, data, scores, tiny_dot):
     base = ["--collection", files["docs"], "--topics", files["topics"], "--init", tiny_dot, "--output", tmp_path / "m"]
     result = invoke(train.main, "--recipe", "margin-mse", *base, "--scores", tmp_path / "s.tsv", "--max-steps", 2, "--layers", "0")
     assert result.exit_code == 0, result.output
-    assert json.loads((tmp_path / "m" / "training.json").read_text())["data"]["queries"] == 40  # triples
+    assert json.loads((tmp_path / "m" / "training.json").read_text())["data"]["triples"] == 40
+    assert result.output.endswith("m: trained on 40 triples\n")
     result = invoke(train.main, "--list")
     assert result.exit_code == 0 and "margin-mse" in result.output and "2010.02666" in result.output
     assert invoke(train.main, "--recipe", "ranknet").exit_code == 2

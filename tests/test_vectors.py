@@ -7,6 +7,7 @@ import pytest
 
 from pyserini_kd import index
 from pyserini_kd.files import InputError
+from pyserini_kd.models import checkpoints
 
 IDS = [f"d{n}" for n in range(30)]
 
@@ -43,7 +44,7 @@ def test_command(made, invoke, tiny_dot):
     result = invoke(index.main, *words, "--encoder", tiny_dot, "--faiss", "SQ8")
     assert result.exit_code == 0 and "30 vectors" in result.output
     opened, encoder = index.open_with_encoder(folder / "x", str(tiny_dot))
-    assert opened.manifest["index"] == "SQ8" and opened.manifest["encoder"] == index.encoder_record(encoder, tiny_dot)
+    assert opened.manifest["index"] == "SQ8" and opened.manifest["encoder"] == checkpoints.record_of(encoder, tiny_dot)
     for wrong, message in (
         (["--vectors", folder / "v.npy"], "needs --ids"),
         (["--vectors", folder / "v.npy", "--collection", "pydocs"], "--vectors goes with"),

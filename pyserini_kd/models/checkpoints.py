@@ -124,6 +124,12 @@ def fingerprint(folder: Path) -> str:
     return _sha256(*((path, path.stat().st_size, path.stat().st_mtime_ns) for path in weights))
 
 
+def record_of(model: Any, folder: Path) -> dict[str, Any]:
+    """What manifests and score stores say of a model: its name and weights, and how it reads texts and scores."""
+    own = {"max_len": model.max_len} if model.architecture == "cross_encoder" else dataclasses.asdict(model.settings)
+    return {"name": name_of(folder), "sha256": fingerprint(folder), **own}
+
+
 @functools.cache
 def _sha256(*files: tuple[Path, int, int]) -> str:
     """SHA-256 over files, read once while their sizes and times stay the same."""
