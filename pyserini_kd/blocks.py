@@ -39,6 +39,7 @@ from pyserini_kd.files import (
 
 logger = logging.getLogger(__name__)
 
+ENOUGH = 100  # documents that tell how long a million take
 ASSEMBLY = 1 << 40  # the byte of `blocks` that stands for the assembly
 
 
@@ -193,7 +194,7 @@ def build(
     Raises:
         InputError: the folder exists, the collection is empty or changes meanwhile, another process works with other settings.
     """
-    started = time.monotonic()
+    started, told = time.monotonic(), False
     if shard[1] > 1 and _is_complete(folder, settings):  # the others were quicker
         logger.info("%s is complete", folder)
         return None
@@ -201,8 +202,16 @@ def build(
     with open_work(folder, settings, only_result) as work:
 
         def make_block(number: int, block: list[Doc]) -> None:
+            nonlocal told
+            begun = time.monotonic()
             _write_docs(work, number, block, settings["store_docs"])
             make(work, number, block)
+            if not told and len(block) >= ENOUGH:
+                hours = (time.monotonic() - begun) / len(block) * 1e6 / 3600
+                gigabytes = sum(path.stat().st_size for path in work.folder.glob(f"{number:06d}.*")) / len(block) * 1e6 / 1e9
+                logger.info("a million documents like the first %d take %.1f hours here, and %.1f GB, twice while they are "
+                            "put together", len(block), hours, gigabytes)  # fmt: skip
+                told = True
 
         work.run(docs, settings["block"], make_block, shard)
         if work.count == 0:

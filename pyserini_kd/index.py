@@ -309,18 +309,11 @@ def build_from(
 ) -> int | None:
     """`build` with any function from texts to vectors (N, H); `settings` is what the vectors depend on."""
     logger.info("%s", kinds.estimate(width, kind))
-    told = False
 
     def make(work: blocks.Work, number: int, block: list[Doc]) -> None:
-        nonlocal told
-        begun = time.monotonic()
         found = encode([doc.contents for doc in block])
         with atomic_file(work.path(number, "npy"), binary=True) as out:
             np.save(out, found)
-        if not told and len(block) > 1000:
-            hours = (time.monotonic() - begun) / len(block) * 1e6 / 3600
-            logger.info("a million documents like the first %d take %.1f hours to encode here", len(block), hours)
-            told = True
 
     def assemble(work: blocks.Work, new: Path) -> dict[str, Any]:
         kinds.write(work.paths("npy"), width, kind, new)

@@ -10,7 +10,6 @@ from __future__ import annotations
 import dataclasses
 import logging
 import shutil
-import time
 from bisect import bisect_right
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -151,23 +150,15 @@ def build(
         "store_docs": store_docs,
     }
     cut: list[int] = []
-    told = False
 
     def make(work: blocks.Work, number: int, some: list[Doc]) -> None:
-        nonlocal told
-        begun, texts = time.monotonic(), [doc.contents for doc in some]
+        texts = [doc.contents for doc in some]
         found = inference.represent(model, texts, "doc", label="encode", precision=precision, batch_size=batch_size, cut=cut)
         with atomic_file(work.path(number, "tokens"), binary=True) as out:
             for doc, states in zip(some, found, strict=True):
                 out.write(_stored(doc, states, dtype))
         with atomic_file(work.path(number, "lengths"), binary=True) as out:
             out.write(np.array([len(states) for states in found], dtype="<i8").tobytes())
-        if not told and len(some) > 100:
-            gigabytes, hours = work.path(number, "tokens").stat().st_size / 1e9, (time.monotonic() - begun) / 3600
-            million = 1e6 / len(some)
-            logger.info("a million documents like the first %d take %.1f GB, for a while twice, and %.1f hours to encode here",
-                        len(some), gigabytes * million, hours * million)  # fmt: skip
-            told = True
 
     def assemble(work: blocks.Work, new: Path) -> dict[str, Any]:
         n_tokens = 0
