@@ -34,7 +34,8 @@ NOISE = 0.5  # length of what is added to a vector of length 1
 BLOCK = 1 << 15
 K = 100
 QUERIES = 200
-ENCODED = {1_000: "minilm", 10_000: "minilm", 100_000: "tiny"}  # documents -> model; tiny: 2 layers of width 32, random
+ENCODED = {1_000: "minilm", 10_000: "minilm", 50_000: "tiny", 100_000: "tiny", 1_000_000: "tiny"}  # tiny: 2/32, random
+WORDS = 25  # of each of the two texts that make a document for the tiny model
 
 
 def kinds_for(count: int) -> list[tuple[str, dict[str, int]]]:
@@ -107,9 +108,10 @@ def search_line(bench: Bench, count: int, kind: str, parameters: dict[str, int])
 
 
 def encode_line(bench: Bench, count: int, name: str) -> list[str]:
-    """Index documents: real ones, and beyond their number each with another behind it."""
+    """Index documents: real ones; beyond their number, and for the tiny model, short ones made of the beginnings of two."""
     docs = list(pydocs.docs())
-    some = (_combined(docs, number) for number in range(count))
+    whole = 0 if name == "tiny" else len(docs)
+    some = (docs[number] if number < whole else _combined(docs, number) for number in range(count))
     with tempfile.TemporaryDirectory() as folder:
         if name == "tiny":
             name = str(checkpoints.save(_tiny(), Path(folder) / "tiny"))
@@ -123,8 +125,8 @@ def encode_line(bench: Bench, count: int, name: str) -> list[str]:
 
 def _combined(docs: Sequence[Doc], number: int) -> Doc:
     first, turn = docs[number % len(docs)], number // len(docs)
-    text = first.text if turn == 0 else f"{first.text} {docs[(number * 7 + turn) % len(docs)].text}"
-    return Doc(f"{turn}.{first.doc_id}", first.title, text)
+    second = docs[(number * 7 + turn) % len(docs)]
+    return Doc(f"{turn}.{first.doc_id}", first.title, " ".join(first.text.split()[:WORDS] + second.text.split()[:WORDS]))
 
 
 def _tiny() -> Any:

@@ -47,6 +47,12 @@ STUDENTS = {
     "prettr": ["--student", "prettr", "--layers", "0,1,2", "--setting", "join_layer=1"],
     "tk": ["--student", "tk"],
 }
+TEACHER, BASE = "6/384", "12/768 (random)"
+RANDOM = {  # shapes for which there are no pretrained weights here: layers, width, heads, inner width
+    "4/312 (random)": (4, 312, 12, 1200),
+    "6/768 (random)": (6, 768, 12, 3072),
+    BASE: (12, 768, 12, 3072),
+}
 DEPTH, DL19_DEPTH, N_TEST = 10, 30, 300
 
 
@@ -122,7 +128,7 @@ class Work:
         """(student, recipe, checkpoint) of every experiment, training what is missing."""
         batch = [*self.common, "--candidates", self.candidates, "--batch-size", 8, "--length-buckets", "--seed", seed]
         lr = ["--lr", 2e-4]
-        yield "6/384", "teacher", self.teacher
+        yield TEACHER, "teacher", self.teacher
         shape, *smaller = SHAPES
         yield from self.pretrained(shape, seed, batch, lr)
         for student, options in STUDENTS.items():
@@ -184,19 +190,8 @@ def ensemble(reranked: Path, first: Path, depth: int) -> Run:
     return Run.from_scores("ensemble", summed)
 
 
-def parameters(checkpoint: Path) -> int:
-    """Numbers in a checkpoint's weights."""
-    from safetensors import safe_open
-
-    total = 0
-    for path in checkpoint.glob("*.safetensors"):
-        with safe_open(path, "np") as weights:
-            total += sum(int(np.prod(weights.get_slice(key).get_shape())) for key in weights.keys())
-    return total
-
-
-def speed(work: Work, checkpoints: dict[str, Path]) -> dict[str, float]:
-    """Pairs a second of each shape on the first 512 of DL19's BM25 pairs: median of three interleaved rounds."""
+def costs(work: Work, checkpoints: dict[str, Path]) -> str:
+    """The table of sizes and speeds, of checkpoints and of RANDOM shapes: 512 of DL19's BM25 pairs, median of three rounds."""
     from transformers import BertConfig, BertForSequenceClassification
 
     from pyserini_kd import inference
@@ -208,15 +203,23 @@ def speed(work: Work, checkpoints: dict[str, Path]) -> dict[str, float]:
     hits = Run.read(work.dl19 / "runs" / "bm25.dl19.trec").top(64)
     pairs = [(topics[query_id], texts[doc_id]) for query_id in list(hits)[:8] for doc_id in hits[query_id].doc_ids]
     models = {name: loading.load(str(path)) for name, path in checkpoints.items()}
-    base = BertForSequenceClassification(BertConfig(num_labels=1))
-    models["12/768"] = CrossEncoder(base, models["6/384"].tokenizer, work.length)
+    for name, (layers, width, heads, inner) in RANDOM.items():
+        shape = BertConfig(num_labels=1, num_hidden_layers=layers, hidden_size=width, num_attention_heads=heads,
+                           intermediate_size=inner)  # fmt: skip
+        models[name] = CrossEncoder(BertForSequenceClassification(shape), models[TEACHER].tokenizer, work.length)
     seconds: dict[str, list[float]] = {name: [] for name in models}
     for _ in range(3):
         for name, model in models.items():
             begun = time.perf_counter()
             inference.score(model, [q for q, _ in pairs], [d for _, d in pairs])
             seconds[name].append(time.perf_counter() - begun)
-    return {name: len(pairs) / float(np.median(some)) for name, some in seconds.items()}
+    pace = {name: len(pairs) / float(np.median(some)) for name, some in seconds.items()}
+    rows = []
+    for name, model in models.items():
+        size = sum(parameter.numel() for parameter in model.parameters())
+        rows.append([name, f"{size / 1e6:.1f} M", f"{pace[name]:.0f}", f"{pace[name] / pace[TEACHER]:.2f}",
+                     f"{pace[name] / pace[BASE]:.1f}"])  # fmt: skip
+    return markdown(["student", "parameters", "pairs/s", "x teacher", "x BERT-base"], rows)
 
 
 def table(work: Work, found: dict[tuple[str, str], list[Path]]) -> str:
@@ -242,7 +245,6 @@ def table(work: Work, found: dict[tuple[str, str], list[Path]]) -> str:
         rows.append(["", name, "", *map(mean, values.values()), "", "", ""])
     better = significance.compare({"BM25": {"": sparse["RR@10"]}, "both": {"": both["RR@10"]}}, "BM25")["both"][""]
     print(f"teacher + BM25 against BM25, RR@10: {better.difference:+.4f} (p = {better.p_value:.4f})\n")
-    pace = speed(work, {student: paths[0] for (student, _), paths in found.items()})
     measured = {}
     for key, paths in found.items():
         inside, outside = zip(*(map(Run.read, work.measured(path)) for path in paths), strict=True)
@@ -256,11 +258,8 @@ def table(work: Work, found: dict[tuple[str, str], list[Path]]) -> str:
                 cells.append(f"{compared.difference:+.4f} ({compared.p_value:.3f})")
             else:
                 cells.append("")
-        size = f"{parameters(found[student, recipe][0]) / 1e6:.1f} M, {pace[student]:.0f}"
-        rows.append([student, recipe, str(len(found[student, recipe])), *(mean(v) for v in values.values()), *cells, size])
-    rows.append(["12/768", "(random weights)", "", "", "", "", "", "", f"{pace['12/768']:.0f}"])
-    names = ["student", "recipe", "seeds", "RR@10", "nDCG@10", "DL19 nDCG@10", "RR@10 - ranknet (p)", "DL19 - ranknet (p)",
-             "parameters, pairs/s"]  # fmt: skip
+        rows.append([student, recipe, str(len(found[student, recipe])), *(mean(v) for v in values.values()), *cells])
+    names = ["student", "recipe", "seeds", "RR@10", "nDCG@10", "DL19 nDCG@10", "RR@10 - ranknet (p)", "DL19 - ranknet (p)"]
     return markdown(names, rows)
 
 
@@ -273,6 +272,7 @@ def main() -> None:
     parser.add_argument("--teacher-queries", type=int, default=5000, help="training queries of the teacher")
     parser.add_argument("--lm-docs", type=int, default=6000, help="documents to distil the language model on")
     parser.add_argument("--table", action="store_true", help="run nothing; the table of what there is")
+    parser.add_argument("--speed", action="store_true", help="also the table of sizes and speeds; wants a quiet machine")
     parser.add_argument("--length", type=int, default=144, help="tokens a pair")
     parser.add_argument("--seeds", default="1")
     args = parser.parse_args()
@@ -287,6 +287,8 @@ def main() -> None:
             if checkpoint not in kept:
                 kept.append(checkpoint)
     print(table(work, found))
+    if args.speed:
+        print(costs(work, {student: paths[0] for (student, _), paths in found.items()}))
 
 
 if __name__ == "__main__":
