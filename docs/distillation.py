@@ -12,7 +12,7 @@ import subprocess
 import sys
 import time
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -33,9 +33,13 @@ SOFT = {  # on the score file of the ensemble, from the pretrained layers
 LIVE = {  # with the live cross-encoder, from a distilled language model; lm+ranker-distill from there on is tinybert
     "lm-distill+ft": ["--recipe", "lm-distill+ft", "--start-stage", "2"],
     "tinybert = lm+ranker-distill": ["--recipe", "tinybert"],
+    "two stages, hard labels": ["--recipe", "tinybert", "--loss", "bce=1"],
     "simplified-tinybert": ["--recipe", "simplified-tinybert"],
     "merged, soft labels only": ["--recipe", "simplified-tinybert", "--loss", "bce=none"],
     "standard-kd": ["--recipe", "standard-kd"],
+}
+LAYERED = {  # the same beside layers of the live cross-encoder, from the pretrained layers
+    "ranknet + margin-mse + layers": ["--recipe", "uniform", "--loss", "hidden=1", "--loss", "attention=1"],
 }
 COPIED = {  # with the live cross-encoder, from its layers
     "ranker-distill": ["--recipe", "ranker-distill"],
@@ -53,7 +57,12 @@ RANDOM = {  # shapes for which there are no pretrained weights here: layers, wid
     "6/768 (random)": (6, 768, 12, 3072),
     BASE: (12, 768, 12, 3072),
 }
+ALONE = "margin-mse, one teacher"  # the cross-encoder, live, without BM25's scores
 DEPTH, DL19_DEPTH, N_TEST = 10, 30, 300
+
+
+Found = dict[tuple[str, str], list[Path]]
+"""(student, recipe) -> its checkpoints, one a seed."""
 
 
 class Work:
@@ -129,15 +138,15 @@ class Work:
         batch = [*self.common, "--candidates", self.candidates, "--batch-size", 8, "--length-buckets", "--seed", seed]
         lr = ["--lr", 2e-4]
         yield TEACHER, "teacher", self.teacher
+        one = ["--teacher", self.teacher]
         shape, *smaller = SHAPES
         yield from self.pretrained(shape, seed, batch, lr)
         for student, options in STUDENTS.items():
-            for recipe in ("ranknet", "margin-mse"):
-                scores = ["--scores", self.scores] if recipe == "margin-mse" else []
-                yield student, recipe, self.run(
-                    f"{student}.{recipe}.{seed}", "train", "--recipe", recipe, "--init", "minilm", *options, *scores, *batch,
-                    "--lr", 1e-3 if student == "tk" else 2e-4,
-                )  # fmt: skip
+            common = ["--init", "minilm", *options, *batch, "--lr", 1e-3 if student == "tk" else 2e-4]
+            for recipe, more in {"ranknet": [], "margin-mse": ["--scores", self.scores]}.items():
+                yield student, recipe, self.run(f"{student}.{recipe}.{seed}", "train", "--recipe", recipe, *common, *more)
+            if student == "bert_dot":
+                yield student, ALONE, self.run(f"{student}.one.{seed}", "train", "--recipe", "margin-mse", *common, *one)
         yield from self.distilled(shape, seed, batch, lr)
         for shape in smaller:
             yield from self.pretrained(shape, seed, batch, lr)
@@ -155,6 +164,11 @@ class Work:
         yield shape, "ranknet", self.run(file("ranknet"), "train", "--recipe", "ranknet", *cross, *batch, *lr)
         for recipe, options in SOFT.items():
             yield shape, recipe, self.run(file(recipe), "train", *options, *cross, *batch, "--scores", self.scores, *lr)
+        one = ["--teacher", self.teacher]
+        yield shape, ALONE, self.run(file("one"), "train", "--recipe", "margin-mse", *cross, *batch, *one, *lr)
+        for recipe, options in LAYERED.items():
+            both = [*options, "--scores", self.scores, *one]
+            yield shape, recipe, self.run(file(recipe), "train", *both, *cross, *batch, *lr)
 
     def distilled(self, shape: str, seed: int, batch: list[object], lr: list[object]) -> Iterator[tuple[str, str, Path]]:
         """The recipes that start from a distilled language model or from the ranker's layers, for one shape."""
@@ -178,6 +192,12 @@ class Work:
         outside = self.run(f"run.dl19.{name}.txt", "rerank", "--run", self.dl19 / "runs" / "bm25.dl19.trec", "--encoder",
                            checkpoint, *texts, "--depth", DL19_DEPTH)  # fmt: skip
         return inside, outside
+
+    def retrieved(self, checkpoint: Path) -> Path:
+        """The run of a bert_dot that finds SQuAD's passages by itself."""
+        docs, name = self.squad / "docs.jsonl", checkpoint.name
+        index = self.run(f"index.{name}", "index", "--collection", docs, "--encoder", checkpoint)
+        return self.run(f"run.dense.{name}.txt", "search", "--encoder", checkpoint, "--index", index, "--topics", self.test)
 
 
 def ensemble(reranked: Path, first: Path, depth: int) -> Run:
@@ -222,45 +242,65 @@ def costs(work: Work, checkpoints: dict[str, Path]) -> str:
     return markdown(["student", "parameters", "pairs/s", "x teacher", "x BERT-base"], rows)
 
 
-def table(work: Work, found: dict[tuple[str, str], list[Path]]) -> str:
-    """The table of docs/distillation.md."""
-    squad, dl19 = data.read_qrels(work.squad / "qrels.test.txt"), data.read_qrels(work.dl19 / "qrels.dl19.txt")
-    asked = {query.query_id for query in data.read_topics(work.test)}
-    squad = {query_id: judged for query_id, judged in squad.items() if query_id in asked}
+Values = dict[str, dict[str, float]]
+"""Name of a measure -> query_id -> its value, the mean over seeds."""
 
-    def measure(runs: list[Run], qrels: data.Qrels, name: str) -> dict[str, float]:
-        values = [evaluate(run, qrels, [name])[name] for run in runs]
-        return {query_id: float(np.mean([seed[query_id] for seed in values])) for query_id in values[0]}
 
-    def measures(inside: list[Run], outside: list[Run]) -> dict[str, dict[str, float]]:
-        in_domain = {name: measure(inside, squad, name) for name in ("RR@10", "nDCG@10")}
-        return {**in_domain, "DL19": measure(outside, dl19, "nDCG@10")}
+def measures(work: Work, runs: list[Run], names: Sequence[str], dl19: bool = False) -> Values:
+    """What some seeds' runs of SQuAD's test topics (or DL19's) reach."""
+    if dl19:
+        qrels = data.read_qrels(work.dl19 / "qrels.dl19.txt")
+    else:
+        asked = {query.query_id for query in data.read_topics(work.test)}
+        every = data.read_qrels(work.squad / "qrels.test.txt")
+        qrels = {query_id: judged for query_id, judged in every.items() if query_id in asked}
+    seeds = [evaluate(run, qrels, list(names)) for run in runs]
+    return {name: {q: float(np.mean([values[name][q] for values in seeds])) for q in seeds[0][name]} for name in names}
 
+
+def against(own: Values, plain: Values | None, name: str) -> str:
+    """A measure's difference to the undistilled student's, with the p-value of a paired t-test over topics."""
+    if plain is None or plain is own:
+        return ""
+    compared = significance.compare({"plain": {"": plain[name]}, "own": {"": own[name]}}, "plain")["own"][""]
+    return f"{compared.difference:+.4f} ({compared.p_value:.3f})"
+
+
+def reranking(work: Work, found: Found) -> str:
+    """The table of reranked BM25."""
     firsts = work.first, work.dl19 / "runs" / "bm25.dl19.trec"
-    taught = map(ensemble, work.measured(work.teacher), firsts, (DEPTH, DL19_DEPTH))
-    rows = []
-    sparse = measures(*([Run.read(path)] for path in firsts))
-    both = measures(*([run] for run in taught))
-    for name, values in (("BM25", sparse), ("teacher + BM25", both)):
-        rows.append(["", name, "", *map(mean, values.values()), "", "", ""])
-    better = significance.compare({"BM25": {"": sparse["RR@10"]}, "both": {"": both["RR@10"]}}, "BM25")["both"][""]
-    print(f"teacher + BM25 against BM25, RR@10: {better.difference:+.4f} (p = {better.p_value:.4f})\n")
-    measured = {}
+    taught = [[ensemble(*each)] for each in zip(work.measured(work.teacher), firsts, (DEPTH, DL19_DEPTH), strict=True)]
+
+    def measured(inside: list[Run], outside: list[Run]) -> Values:
+        in_domain = measures(work, inside, ["RR@10", "nDCG@10"])
+        return {**in_domain, "DL19": measures(work, outside, ["nDCG@10"], dl19=True)["nDCG@10"]}
+
+    sparse, both = measured(*([Run.read(path)] for path in firsts)), measured(*taught)
+    print(f"teacher + BM25 against BM25, RR@10: {against(both, sparse, 'RR@10')}\n")
+    first = {"BM25": sparse, "teacher + BM25": both}
+    rows = [["", name, "", *map(mean, values.values()), "", ""] for name, values in first.items()]
+    every = {}
     for key, paths in found.items():
         inside, outside = zip(*(map(Run.read, work.measured(path)) for path in paths), strict=True)
-        measured[key] = measures(list(inside), list(outside))
-    for (student, recipe), values in measured.items():
-        plain = measured.get((student, "ranknet"))
-        cells = []
-        for name in ("RR@10", "DL19"):
-            if plain and recipe != "ranknet":
-                compared = significance.compare({"plain": {"": plain[name]}, "own": {"": values[name]}}, "plain")["own"][""]
-                cells.append(f"{compared.difference:+.4f} ({compared.p_value:.3f})")
-            else:
-                cells.append("")
-        rows.append([student, recipe, str(len(found[student, recipe])), *(mean(v) for v in values.values()), *cells])
+        every[key] = measured(list(inside), list(outside))
+    for (student, recipe), values in every.items():
+        plain = every.get((student, "ranknet"))
+        cells = [against(values, plain, name) for name in ("RR@10", "DL19")]
+        rows.append([student, recipe, str(len(found[student, recipe])), *map(mean, values.values()), *cells])
     names = ["student", "recipe", "seeds", "RR@10", "nDCG@10", "DL19 nDCG@10", "RR@10 - ranknet (p)", "DL19 - ranknet (p)"]
     return markdown(names, rows)
+
+
+def retrieval(work: Work, found: Found) -> str:
+    """The table of the bert_dot students' own retrieval."""
+    names = ["RR@10", "nDCG@10", "R@100"]
+    rows = [["BM25", "", *map(mean, measures(work, [Run.read(work.first)], names).values()), ""]]
+    every = {recipe: measures(work, [Run.read(work.retrieved(path)) for path in paths], names)
+             for (student, recipe), paths in found.items() if student == "bert_dot"}  # fmt: skip
+    for recipe, values in every.items():
+        cell = against(values, every.get("ranknet"), "RR@10")
+        rows.append([recipe, str(len(found["bert_dot", recipe])), *map(mean, values.values()), cell])
+    return markdown(["recipe", "seeds", *names, "RR@10 - ranknet (p)"], rows)
 
 
 def main() -> None:
@@ -278,15 +318,17 @@ def main() -> None:
     args = parser.parse_args()
     work = Work(args.data, args.work, args)
     work.prepare()
-    found: dict[tuple[str, str], list[Path]] = {}
+    found: Found = {}
     for seed in map(int, args.seeds.split(",")):
         for student, recipe, checkpoint in work.systems(seed):
-            if not all(path.exists() for path in work.measured(checkpoint)):
+            runs = [*work.measured(checkpoint), *([work.retrieved(checkpoint)] if student == "bert_dot" else [])]
+            if not all(path.exists() for path in runs):
                 continue  # only with --table
             kept = found.setdefault((student, recipe), [])
             if checkpoint not in kept:
                 kept.append(checkpoint)
-    print(table(work, found))
+    print(reranking(work, found) + "\n")
+    print(retrieval(work, found) + "\n")
     if args.speed:
         print(costs(work, {student: paths[0] for (student, _), paths in found.items()}))
 
