@@ -78,11 +78,16 @@ class Clients:
             query_id, text = self.texts[number % len(self.texts)]
             number += 7
             begun = time.perf_counter()
-            connection.request(
-                "POST", "/search", json.dumps({"query": text, "hits": HITS}), {"Content-Type": "application/json"}
-            )
-            response = connection.getresponse()
-            body = response.read()
+            try:
+                connection.request(
+                    "POST", "/search", json.dumps({"query": text, "hits": HITS}), {"Content-Type": "application/json"}
+                )
+                response = connection.getresponse()
+                body = response.read()
+            except (OSError, http.client.HTTPException) as error:
+                self.errors.append(f"no answer: {error!r}")
+                connection.close()
+                continue
             self.seconds.append(time.perf_counter() - begun)
             if response.status != 200:
                 self.errors.append(f"{response.status}: {body[:200]!r}")
@@ -96,10 +101,13 @@ class Clients:
         while time.monotonic() < until:
             for body in bodies:
                 connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=60)
-                connection.request("POST", "/search", body, {"Content-Type": "application/json"})
-                status = connection.getresponse().status
+                try:
+                    connection.request("POST", "/search", body, {"Content-Type": "application/json"})
+                    status: Any = connection.getresponse().status
+                except (OSError, http.client.HTTPException) as error:
+                    status = repr(error)
                 connection.close()
-                if not 400 <= status < 500:
+                if status not in range(400, 500):
                     self.errors.append(f"a wrong request got {status}")
             with socket.create_connection(("127.0.0.1", self.port)) as leaving:
                 leaving.sendall(b"GET /search?query=leaving HTTP/1.1\r\nHost: x\r\n\r\n")

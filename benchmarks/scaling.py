@@ -15,7 +15,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +26,7 @@ from benchmarks.load import pydocs_index
 from benchmarks.measure import Bench
 from benchmarks.models import dense_index
 from benchmarks.table import about_this_machine, table
-from pyserini_kd import index, inference, kinds, pydocs
+from pyserini_kd import data, index, inference, kinds, pydocs
 from pyserini_kd.data import Doc
 from pyserini_kd.models import checkpoints
 
@@ -111,13 +111,16 @@ def encode_line(bench: Bench, count: int, name: str) -> list[str]:
     """Index documents: real ones; beyond their number, and for the tiny model, short ones made of the beginnings of two."""
     docs = list(pydocs.docs())
     whole = 0 if name == "tiny" else len(docs)
-    some = (docs[number] if number < whole else _combined(docs, number) for number in range(count))
+
+    def some() -> Iterator[Doc]:
+        return (docs[number] if number < whole else _combined(docs, number) for number in range(count))
+
     with tempfile.TemporaryDirectory() as folder:
         if name == "tiny":
             name = str(checkpoints.save(_tiny(), Path(folder) / "tiny"))
         encoder, checkpoint = index.load_encoder(name), checkpoints.resolve(name)
         begun = time.perf_counter()
-        index.build(some, encoder, checkpoint, Path(folder) / "index")
+        index.build(data.unique_docs(some(), some), encoder, checkpoint, Path(folder) / "index")  # as the command does
         seconds = time.perf_counter() - begun
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
     return [f"{count:,}", Path(name).name, f"{count / seconds:.0f}", f"{seconds:.0f}", f"{peak:.0f}"]

@@ -195,7 +195,8 @@ def build(
         InputError: the folder exists, the collection is empty or changes meanwhile, another process works with other settings.
     """
     started, told = time.monotonic(), False
-    if shard[1] > 1 and _is_complete(folder, settings):  # the others were quicker
+    said = settings | {name: value for name, value in only_result.items() if value}
+    if shard[1] > 1 and _is_complete(folder, said):  # the others were quicker
         logger.info("%s is complete", folder)
         return None
     refuse_existing(folder, overwrite, folder=True)
@@ -231,17 +232,19 @@ def build(
             new.mkdir()
             _merge_docs(work, new, settings["store_docs"])
             record = assemble(work, new)
-            record |= settings | {name: value for name, value in only_result.items() if value} | {"n_docs": work.count}
+            record |= said | {"n_docs": work.count}
             seconds = round(time.monotonic() - started, 1)
             write_json(new / "manifest.json", record | {"seconds": seconds, "command": command_line(), **environment()})
+            refuse_existing(folder, overwrite, folder=True)  # somebody may have written there meanwhile
             replace_folder(new, folder)
             work.remove()
     return work.count
 
 
-def _is_complete(folder: Path, settings: dict[str, Any]) -> bool:
+def _is_complete(folder: Path, said: dict[str, Any]) -> bool:
+    """Whether an index lies there whose manifest says all of this."""
     manifest = read_json(folder / "manifest.json", "manifest") if (folder / "manifest.json").is_file() else {}
-    return bool(comparable(manifest).items() >= comparable(settings).items())
+    return bool(comparable(manifest).items() >= comparable(said).items())
 
 
 def _write_docs(work: Work, number: int, block: list[Doc], store_docs: bool) -> None:

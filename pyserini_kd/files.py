@@ -115,6 +115,10 @@ def replace_folder(new: Path, path: Path) -> None:
     old = None
     if path.exists() and not path.is_dir():
         raise InputError(f"{path} is a file; a folder was to be written there")
+    for written in new.rglob("*"):  # what it was made from may be removed next
+        if written.is_file():
+            with open(written, "rb") as handle:
+                os.fsync(handle.fileno())
     if path.exists():
         old = path.with_name(f".{path.name}.{os.getpid()}.old")
         os.replace(path, old)
@@ -171,7 +175,8 @@ def write_record(output: Path, **fields: Any) -> None:
     Checksums are those of the run and of the files and index folders (their manifests) that `config` names. A file that is
     HUGE has its size here instead.
     """
-    named = [word for value in fields.get("config", {}).values() for word in (value if isinstance(value, list) else [value])]
+    values = fields.get("config", {}).values()
+    named = [word for value in values for word in (value if isinstance(value, list | tuple) else [value])]
     paths = {word: _digestible(word) for word in (str(output), *map(str, named))}
     sizes = {path: os.path.getsize(path) for path in paths.values() if path}
     checksums = {

@@ -280,6 +280,7 @@ def build(
     settings: dict[str, Any] = {
         "encoder": checkpoints.record_of(encoder, checkpoint),
         "precision": inference.precision_of(encoder, precision),
+        "backend": inference.backend_of(encoder),
         "block": block or BLOCK,
         "store_docs": store_docs,
     }
@@ -291,7 +292,7 @@ def build(
     count = build_from(
         docs, encode, encoder.width, folder, settings, kind=kind, overwrite=overwrite, shard=shard, collection=collection
     )
-    inference.log_cut(sum(cut), count or 0, encoder.settings.max_doc_len, "documents")
+    inference.log_cut(sum(cut), count, encoder.settings.max_doc_len, "documents")
     return count
 
 
@@ -312,6 +313,9 @@ def build_from(
 
     def make(work: blocks.Work, number: int, block: list[Doc]) -> None:
         found = encode([doc.contents for doc in block])
+        if not np.isfinite(found).all():
+            lost = next(doc.doc_id for doc, vector in zip(block, found, strict=True) if not np.isfinite(vector).all())
+            raise InputError(f"the vector of document {lost!r} is not finite; these weights, so computed, are of no use")
         with atomic_file(work.path(number, "npy"), binary=True) as out:
             np.save(out, found)
 

@@ -97,6 +97,7 @@ def load(
     if backend not in BACKENDS:
         raise InputError(f"backend must be one of {', '.join(BACKENDS)}, not {backend!r}")
     check_device(device)
+    device = own_device(device)
     folder = checkpoints.resolve(name)
     can_onnx = backend != "torch" and (overrides.get("architecture") or checkpoints.architecture_of(folder)) in (
         checkpoints.ONNX_ARCHITECTURES
@@ -127,6 +128,19 @@ def precision_of(model: Any, precision: str = "auto") -> str:
     if precision not in ("auto", module.precision):
         raise InputError(f"the model was loaded to run in {module.precision} by ONNX Runtime, not in {precision}")
     return module.precision
+
+
+def backend_of(model: Any) -> str:
+    """What a loaded model computes by: `torch` or `onnx`."""
+    from pyserini_kd.models import onnx
+
+    return "onnx" if onnx.module_in(model) else "torch"
+
+
+def own_device(device: str) -> str:
+    """The device of this process: under torchrun or accelerate `cuda` is one GPU for each."""
+    local = os.environ.get("LOCAL_RANK")
+    return f"cuda:{local}" if device == "cuda" and local else device
 
 
 def threads() -> int:
@@ -290,10 +304,11 @@ def _count_cut(model: Any, kind: str, n_cut: int, total: int, cut: list[int] | N
         cut.append(n_cut)
 
 
-def log_cut(count: int, total: int, max_len: int, what: str) -> None:
-    """Say how many texts were longer than the model's window."""
+def log_cut(count: int, total: int | None, max_len: int, what: str) -> None:
+    """Say how many texts (of all, where their number is known) were longer than the model's window."""
     if count:
-        logger.info("%d of %d %s are longer than %d tokens and were cut", count, total, what, max_len)
+        of = f" of {total}" if total is not None else ""
+        logger.info("%d%s %s are longer than %d tokens and were cut", count, of, what, max_len)
 
 
 def dot_rows(query_vecs: Floats, query_rows: Rows, doc_vecs: Floats, doc_rows: Rows) -> Floats:

@@ -54,9 +54,12 @@ def new(width: int, kind: str) -> Any:
     import faiss
 
     try:
-        return faiss.index_factory(width, kind, faiss.METRIC_INNER_PRODUCT)
+        index = faiss.index_factory(width, kind, faiss.METRIC_INNER_PRODUCT)
     except RuntimeError:
         raise InputError(f"--faiss {kind!r} is not a FAISS factory string for width {width} (Flat, HNSW32, SQ8 ...)") from None
+    if index.metric_type != faiss.METRIC_INNER_PRODUCT:  # as of HNSW over PQ
+        raise InputError(f"--faiss {kind!r}: FAISS has no such index for inner products")
+    return index
 
 
 def _inner(index: Any) -> Any:
@@ -144,7 +147,10 @@ def _write_faiss(blocks: Sequence[Path], sizes: Sequence[int], index: Any, kind:
     seconds = 0 if streams(index) else forecast(index, _sample(blocks, sizes, TRIAL), sum(sizes))
     _announce(kind, sum(sizes), vector_bytes(index), free, "on disk" if streams(index) else "in memory", seconds)
     if not index.is_trained:
-        index.train(_sample(blocks, sizes, _train_size(index)))
+        try:
+            index.train(_sample(blocks, sizes, _train_size(index)))
+        except RuntimeError as error:
+            raise InputError(f"--faiss {kind} cannot be trained on {sum(sizes)} documents: {_last_line(error)}") from error
     try:
         if streams(index):
             return _write_codes(blocks, sum(sizes), index, path)
@@ -153,7 +159,12 @@ def _write_faiss(blocks: Sequence[Path], sizes: Sequence[int], index: Any, kind:
                 index.add(block)
         faiss.write_index(index, str(path))
     except RuntimeError as error:  # FAISS's word for a full disk
-        raise InputError(f"{path} could not be written: {str(error).splitlines()[0]}") from error
+        raise InputError(f"{path} could not be written: {_last_line(error)}") from error
+
+
+def _last_line(error: RuntimeError) -> str:
+    """What FAISS says happened, without where in its code."""
+    return str(error).strip().splitlines()[-1]
 
 
 def _train_size(index: Any) -> int:

@@ -38,13 +38,11 @@ class QueryCache:
     @classmethod
     def of(cls, folder: str | Path, encoder: BertDot, name: str, precision: str) -> QueryCache:
         """The cache of what the encoder `name` makes of queries: weights, pooling, length, prefix, arithmetic tell it apart."""
-        from pyserini_kd.models import onnx
-
         settings = dataclasses.asdict(encoder.settings)
         made_by = {field: settings[field] for field in ("pooling", "l2_norm", "max_query_len", "query_prefix")}
         made_by["sha256"] = checkpoints.fingerprint(checkpoints.resolve(name))
         made_by["precision"] = inference.precision_of(encoder, precision)
-        made_by["backend"] = "onnx" if onnx.module_in(encoder) else "torch"
+        made_by["backend"] = inference.backend_of(encoder)
         text = json.dumps(made_by, sort_keys=True)
         return cls(Path(folder) / f"{hashlib.sha256(text.encode()).hexdigest()[:16]}.safetensors", text)
 

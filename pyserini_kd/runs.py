@@ -9,13 +9,14 @@ from __future__ import annotations
 import logging
 import platform
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from itertools import chain
+from itertools import chain, islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
+from pyserini_kd.data import numbered_lines
 from pyserini_kd.files import InputError, atomic_file, command_line, environment, require_file
 
 if TYPE_CHECKING:
@@ -387,7 +388,7 @@ def _batches(path: Path, columns: list[str]) -> Iterator[pa.RecordBatch]:
             for batch in reader:
                 if batch.num_rows:
                     yield batch
-    except (pa.ArrowInvalid, pa.ArrowKeyError) as error:
+    except (pa.ArrowInvalid, pa.ArrowKeyError, OSError) as error:  # OSError: a damaged .gz
         raise _NotPlain from error
 
 
@@ -406,12 +407,12 @@ def _stretches(column: pa.StringArray) -> Iterator[tuple[str, int]]:
 
 def _header(path: Path) -> int:
     """Number of lines that ir_metadata take at the top of a run."""
-    with open(path, "rb") as lines:
-        if next(lines, b"").rstrip() == b"# ir_metadata.start":
-            for number, line in enumerate(lines, start=2):
-                if line.rstrip() == b"# ir_metadata.end":
-                    return number
-            raise InputError(f"{path}:1: ir_metadata has no `# ir_metadata.end`")
+    lines = numbered_lines(path, "run", blank=True)
+    if next(lines, ("", ""))[1].rstrip() == "# ir_metadata.start":
+        for number, (_, line) in enumerate(lines, start=2):
+            if line.rstrip() == "# ir_metadata.end":
+                return number
+        raise InputError(f"{path}:1: ir_metadata has no `# ir_metadata.end`")
     return 0
 
 
@@ -419,21 +420,19 @@ def _read_slowly(path: Path) -> Run:
     """Read line by line, checking everything; for files that are faulty or unusual."""
     hits: dict[str, dict[str, float]] = {}
     tag, columns, header = path.stem, 0, _header(path)
-    with open(path, encoding="utf-8-sig") as lines:
-        for number, line in enumerate(lines, start=1):
-            fields = line.split()
-            if not fields or number <= header:
-                continue
-            where = f"{path}:{number}"
-            columns = columns or len(fields)
-            if len(fields) != columns or columns not in (3, 6):
-                raise InputError(f"{where}: expected `qid Q0 docid rank score tag`, found {len(fields)} columns")
-            query_id, doc_id = fields[0], fields[2] if columns == 6 else fields[1]
-            score = _score(fields[4] if columns == 6 else fields[2], where, reciprocal=columns == 3)
-            if columns == 6:
-                tag = fields[5]
-            if hits.setdefault(query_id, {}).setdefault(doc_id, score) is not score:
-                raise InputError(f"{where}: document {doc_id} comes twice for query {query_id}")
+    for where, line in islice(numbered_lines(path, "run", blank=True), header, None):
+        fields = line.split()
+        if not fields:
+            continue
+        columns = columns or len(fields)
+        if len(fields) != columns or columns not in (3, 6):
+            raise InputError(f"{where}: expected `qid Q0 docid rank score tag`, found {len(fields)} columns")
+        query_id, doc_id = fields[0], fields[2] if columns == 6 else fields[1]
+        score = _score(fields[4] if columns == 6 else fields[2], where, reciprocal=columns == 3)
+        if columns == 6:
+            tag = fields[5]
+        if hits.setdefault(query_id, {}).setdefault(doc_id, score) is not score:
+            raise InputError(f"{where}: document {doc_id} comes twice for query {query_id}")
     if not hits:
         raise InputError(f"run file is empty: {path}")
     return Run.from_scores(tag, hits)

@@ -12,8 +12,6 @@ from pyserini_kd import search
 from pyserini_kd.cli import command
 from pyserini_kd.files import InputError
 
-MAX_CONNECTIONS = 256
-
 
 @command(
     name="serve",
@@ -42,13 +40,10 @@ def main(bm25_flag: bool, fusion: str | None, host: str, port: int, **options: A
     from pyserini_kd import service
 
     tqdm.__init__ = functools.partialmethod(tqdm.__init__, delay=3600)  # no bar a request
-    config = uvicorn.Config(
-        service.app(settings, opened), log_config=None, log_level="warning", access_log=False, limit_concurrency=MAX_CONNECTIONS
-    )
     listener.listen()
     address, port = listener.getsockname()[:2]
     click.echo(f"http://{f'[{address}]' if ':' in address else address}:{port}/search?query=")
-    uvicorn.Server(config).run(sockets=[listener])
+    uvicorn.Server(service.config(service.app(settings, opened))).run(sockets=[listener])
 
 
 def _bind(host: str, port: int) -> socket.socket:

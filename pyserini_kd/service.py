@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import concurrent.futures
 import dataclasses
+import functools
 import json
 from collections.abc import Awaitable, Callable
 from typing import Annotated, Any
@@ -17,17 +18,22 @@ from fastapi import FastAPI, HTTPException, Query, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StringConstraints, model_validator
+from uvicorn import Config
+from uvicorn.protocols.http.h11_impl import H11Protocol
 
 import pyserini_kd
-from pyserini_kd import data, search
+from pyserini_kd import data, inference, search
 from pyserini_kd.files import InputError
 
 MAX_QUERIES = 64  # a request
 MAX_CHARS = 8192  # a query
 MAX_HITS = 1000  # a query
 MAX_ANSWERS = 10_000  # hits of all queries of a request
+MAX_DOCS = 1000  # of them, where their texts are sent too
 MAX_BODY = 1 << 20  # bytes
 MAX_WAITING = 64  # requests
+MAX_CONNECTIONS = 256
+PATIENCE = 10  # seconds that a connection may take for a request
 
 Text = Annotated[str, StringConstraints(strip_whitespace=True, min_length=1, max_length=MAX_CHARS)]
 Texts = Annotated[list[Text], BeforeValidator(lambda value: [value] if isinstance(value, str) else value)]
@@ -44,8 +50,9 @@ class Asked(BaseModel):
 
     @model_validator(mode="after")
     def _bounded(self) -> Asked:
-        if len(self.query) * self.hits > MAX_ANSWERS:
-            raise ValueError(f"{len(self.query)} queries of {self.hits} hits; at most {MAX_ANSWERS} hits in all")
+        most, what = (MAX_DOCS, "hits with their texts") if self.docs else (MAX_ANSWERS, "hits")
+        if len(self.query) * self.hits > most:
+            raise ValueError(f"{len(self.query)} queries of {self.hits} hits; at most {most} {what} in all")
         return self
 
 
@@ -72,9 +79,10 @@ def answer(settings: search.Settings, opened: search.Opened, asked: Asked) -> by
 class Worker:
     """One thread that calls `function`; at most MAX_WAITING calls wait for it."""
 
-    def __init__(self, function: Callable[[Asked], bytes]) -> None:
+    def __init__(self, function: Callable[[Asked], bytes], threads: int | None) -> None:
         self.function = function
-        self.pool = concurrent.futures.ThreadPoolExecutor(1)
+        prepare = functools.partial(inference.use_threads, threads) if threads else None  # FAISS's are each thread's own
+        self.pool = concurrent.futures.ThreadPoolExecutor(1, initializer=prepare)
         self.waiting = 0  # changed by the event loop's thread only
 
     async def __call__(self, asked: Asked) -> Response:
@@ -110,9 +118,36 @@ class BoundedBody:
         await self.app(scope, counted, send)
 
 
+class Impatient(H11Protocol):
+    """HTTP over a connection that is closed when a request is not whole in time: silent ones would take all the places."""
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        """Begin to look at the connection every now and then."""
+        super().connection_made(transport)
+        self._next_look = self.loop.call_later(PATIENCE, self._look, None)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """End that."""
+        self._next_look.cancel()
+        super().connection_lost(exc)
+
+    def _look(self, before: Any) -> None:
+        """Close the connection if it is still at the same request and has not sent all of it, or of the next one."""
+        if self.cycle is before and (before is None or before.more_body or before.response_complete):
+            self.transport.close()
+        else:
+            self._next_look = self.loop.call_later(PATIENCE, self._look, self.cycle)
+
+
+def config(api: FastAPI) -> Config:
+    """How uvicorn is to run the application."""
+    quiet: Any = {"log_config": None, "log_level": "warning", "access_log": False}
+    return Config(api, http=Impatient, limit_concurrency=MAX_CONNECTIONS, **quiet)
+
+
 def app(settings: search.Settings, opened: search.Opened) -> FastAPI:
     """The ASGI application over what `search.open_all` loaded."""
-    worker = Worker(lambda asked: answer(settings, opened, asked))
+    worker = Worker(lambda asked: answer(settings, opened, asked), settings.threads)
     api = FastAPI(title="pyserini-kd", version=pyserini_kd.__version__, docs_url=None, redoc_url=None)
     api.add_middleware(BoundedBody)
     served = {name: getattr(settings, name) for name in ("encoder", "index", "more_indexes", "sparse_index", "rerank")}

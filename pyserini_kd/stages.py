@@ -130,12 +130,11 @@ def one_after_another(share: Share) -> Iterator[None]:
 
 
 def device_of(config: TrainConfig) -> str:
-    """The device of this process: `cuda` is one GPU for each."""
-    local = os.environ.get("LOCAL_RANK")
+    """The device of this process."""
     if config.device.startswith("cuda:") and config.device != "cuda:0":  # Trainer always takes the first one it sees
         number = config.device.removeprefix("cuda:")
         raise InputError(f"train --device {config.device}: choose the GPU by CUDA_VISIBLE_DEVICES={number} and --device cuda")
-    return f"cuda:{local}" if config.device == "cuda" and local else config.device
+    return inference.own_device(config.device)
 
 
 def precision_of(config: TrainConfig) -> str:

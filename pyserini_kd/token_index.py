@@ -176,7 +176,7 @@ def build(
     count = blocks.build(
         docs, Path(folder), settings, make, assemble, only_result=only_result, overwrite=overwrite, shard=shard
     )
-    inference.log_cut(sum(cut), count or 0, model.settings.max_doc_len, "documents")
+    inference.log_cut(sum(cut), count, model.settings.max_doc_len, "documents")
     return count
 
 

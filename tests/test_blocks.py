@@ -238,6 +238,52 @@ def test_too_few_documents_for_a_kind(tmp_path, kind, message):
     assert calls == []  # the vectors were there
 
 
+@pytest.mark.parametrize(
+    ("kind", "message"),
+    [("HNSW32,PQ4", "no such index for inner products"), ("RQ2x8", "cannot be trained on 50 documents: .*"), ("Flt", "not a FAISS factory string")],
+)
+def test_a_kind_that_cannot_be_loses_no_vectors(tmp_path, kind, message):
+    with pytest.raises(InputError, match=message):
+        build(list(docs())[:50], tmp_path / "x", kind)
+    assert not (tmp_path / "x").exists()
+    if kind.startswith("RQ"):
+        assert len(list((tmp_path / ".x.partial").glob("*.npy"))) == 5
+
+
+def test_what_is_written_there_meanwhile_stays(tmp_path):
+    def slowly():
+        yield from docs()
+        (tmp_path / "x").mkdir()
+        (tmp_path / "x" / "precious").write_text("mine")
+
+    with pytest.raises(InputError, match="exists"):
+        build(slowly(), tmp_path / "x")
+    assert (tmp_path / "x" / "precious").read_text() == "mine"
+    (tmp_path / "x").rename(tmp_path / "y")
+    build(docs(), tmp_path / "x")  # from the vectors made before
+    assert index.DenseIndex.load(tmp_path / "x").index.ntotal == N
+
+
+def test_a_shard_of_another_index_is_refused(tmp_path):
+    build(docs(), tmp_path / "x", collection="a")
+    assert build(docs(), tmp_path / "x", collection="a", shard=(1, 2)) is None
+    for other in ({"collection": "b"}, {"collection": "a", "kind": "SQ8"}):
+        with pytest.raises(InputError, match="exists"):
+            build(docs(), tmp_path / "x", shard=(1, 2), **other)
+
+
+def test_vectors_that_are_not_finite_are_refused(tmp_path):
+    def encode(texts):
+        return np.array([vector(int(text)) / (text != "7") for text in texts])
+
+    with np.errstate(all="ignore"), pytest.raises(InputError, match="the vector of document 'd7' is not finite"):
+        index.build_from(
+            docs(), encode, WIDTH, tmp_path / "x", {"block": 10, "store_docs": True},
+            kind="Flat", overwrite=False, shard=(0, 1), collection="",
+        )  # fmt: skip
+    assert not (tmp_path / "x").exists()
+
+
 def test_the_first_block_says_what_a_million_documents_take(tmp_path, caplog):
     caplog.set_level("INFO")
 

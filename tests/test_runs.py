@@ -1,5 +1,7 @@
 """Run: trec_eval's order whatever comes in, ids that stay strings, and files that are whole or not there."""
 
+import gzip
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -293,3 +295,25 @@ def test_signs_and_percents_are_written_as_they_are(tmp_path):
     run.write(tmp_path / "r")
     assert (tmp_path / "r").read_text() == "%d Q0 50% 1 1 100%s\n%d Q0 %% 2 0 100%s\n"
     assert content(Run.read(tmp_path / "r")) == content(run)
+
+
+@pytest.mark.parametrize("lines", ["q\td1\t1\nq\td2\t2\n", "# ir_metadata.start\n# a: b\n# ir_metadata.end\nq Q0 d1 1 2.5 t\nq Q0 d2 2 1.5 t\n"])
+def test_compressed_runs_of_every_format(tmp_path, lines):
+    (tmp_path / "run.txt").write_text(lines)
+    (tmp_path / "run.gz").write_bytes(gzip.compress(lines.encode()))
+    plain, compressed = Run.read(tmp_path / "run.txt"), Run.read(tmp_path / "run.gz")
+    assert plain["q"].doc_ids == compressed["q"].doc_ids == ["d1", "d2"]
+    assert np.array_equal(plain["q"].scores, compressed["q"].scores)
+
+
+def test_text_that_is_no_utf8_is_an_input_error(tmp_path):
+    (tmp_path / "run.txt").write_bytes("q Q0 d1 1 2.5 caf\xe9\n".encode("latin-1"))
+    with pytest.raises(InputError, match="run.txt: not valid UTF-8, in or after line 1"):
+        Run.read(tmp_path / "run.txt")
+    double = gzip.compress(b"q Q0 d1 1 2.5 t\nq Q0 d1 2 1.5 t\n")
+    (tmp_path / "run.gz").write_bytes(double)
+    with pytest.raises(InputError, match="run.gz:2: document d1 comes twice for query q"):
+        Run.read(tmp_path / "run.gz")
+    (tmp_path / "run.gz").write_bytes(double[:-9])
+    with pytest.raises(InputError, match="run.gz"):
+        Run.read(tmp_path / "run.gz")

@@ -16,7 +16,7 @@ from urllib.parse import urlencode
 import numpy as np
 import pytest
 
-from pyserini_kd import search, serve, service
+from pyserini_kd import inference, search, serve, service
 from pyserini_kd.runs import Run
 
 
@@ -33,7 +33,7 @@ def running(app):
     import uvicorn
 
     listener = socket.create_server(("127.0.0.1", 0))
-    server = uvicorn.Server(uvicorn.Config(app, log_config=None, access_log=False))
+    server = uvicorn.Server(service.config(app))
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
     thread.start()
     try:
@@ -134,6 +134,7 @@ def test_texts_on_request_and_health(port, corpus, dense_index):
         ("/search?query=a&depth=3", None, 422, "depth: Extra inputs are not permitted"),
         ("/search", {"query": ["a"] * 1000}, 422, "query: List should have at most 64 items"),
         ("/search", {"query": ["a"] * 64, "hits": 1000}, 422, "at most 10000 hits in all"),
+        ("/search", {"query": ["a", "b"], "hits": 501, "docs": True}, 422, "at most 1000 hits with their texts in all"),
         ("/search", {"query": []}, 422, "at least 1 item"),
         ("/search", {"query": ["a", 3]}, 422, "query.1: Input should be a valid string"),
         ("/search", {"query": "a" * 8193}, 422, "query.0: String should have at most 8192 characters"),
@@ -149,7 +150,7 @@ def test_texts_on_request_and_health(port, corpus, dense_index):
         ("/nowhere", None, 404, "Not Found"),
         ("/docs", None, 404, "Not Found"),
     ],
-    ids=range(23),
+    ids=range(24),
 )
 def test_wrong_requests_get_a_clear_4xx(port, path, body, status, word):
     found, answer = ask(port, path, body)
@@ -168,6 +169,51 @@ def test_other_methods_and_what_is_no_http(port):
             endless.sendall(b"GET /search?query=" + b"a" * (1 << 20))
         assert b"400 Bad Request" in endless.recv(1000)
     assert ask(port, "/health")[0] == 200
+
+
+def test_silent_connections_are_closed(monkeypatch, dense_index, tiny_dot):
+    monkeypatch.setattr(service, "PATIENCE", 0.5)
+    monkeypatch.setattr(service, "MAX_CONNECTIONS", 6)
+    chosen = settings("--index", dense_index, "--encoder", tiny_dot)
+    answer, slow = service.answer, threading.Event()
+
+    def answered(*args):
+        slow.wait(5)
+        return answer(*args)
+
+    monkeypatch.setattr(service, "answer", answered)
+    starts = [b"", b"GET /search", b'POST /search HTTP/1.1\r\nHost: x\r\nContent-Length: 99\r\n\r\n{"query": ']
+    health = b"GET /health HTTP/1.1\r\nHost: x\r\n\r\n"
+    with running(service.app(chosen, search.open_all(chosen))) as port, contextlib.ExitStack() as stack:
+        with concurrent.futures.ThreadPoolExecutor(1) as client:
+            waiting = client.submit(ask, port, "/search?query=goose")  # computed for longer than a connection may be silent
+            idle = [stack.enter_context(socket.create_connection(("127.0.0.1", port), timeout=10)) for _ in range(4)]
+            for connection, start in zip(idle, [*starts, health], strict=True):
+                connection.sendall(start)
+            assert b"200 OK" in idle[3].recv(1000)
+            idle[3].sendall(b"GET /health")  # and no more of a second request
+            for connection in idle:
+                while connection.recv(1000):
+                    pass  # until it is closed
+            assert not waiting.done()
+            slow.set()
+            assert waiting.result()[0] == 200
+        assert ask(port, "/health")[0] == 200
+
+
+def test_threads_bound_the_service_too(dense_index, tiny_dot, monkeypatch):
+    import faiss
+
+    chosen = settings("--index", dense_index, "--encoder", tiny_dot, "--threads", 1)
+    answer, counts = service.answer, []
+    monkeypatch.setattr(service, "answer", lambda *args: counts.append(faiss.omp_get_max_threads()) or answer(*args))
+    before = faiss.omp_get_max_threads()
+    try:
+        with running(service.app(chosen, search.open_all(chosen))) as port:
+            assert ask(port, "/search?query=goose")[0] == 200
+    finally:
+        inference.use_threads(before)
+    assert counts == [1]
 
 
 def test_an_index_without_texts_says_so(tmp_path, corpus, tiny_dot):
