@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from pyserini_kd.index import DenseIndex
     from pyserini_kd.models.bert_dot import BertDot
     from pyserini_kd.query_cache import QueryCache
-    from pyserini_kd.rerank import Fetch
+    from pyserini_kd.rerank import Fetch, Source
 
 logger = logging.getLogger(__name__)
 
@@ -80,6 +80,7 @@ class Settings:
     doc_prefix: str | None
     ignore_encoder_mismatch: bool
     query_cache: str | None = None
+    rerank_index: str | None = None
     hits: int = 1000
     topics: str | None = None
     query: str | None = None
@@ -103,6 +104,7 @@ class Opened:
     index: DenseIndex | None
     encoder: BertDot | None
     reranker: Any
+    source: Source | None  # where the reranker takes documents from
     fetch: Fetch | None
     cache: QueryCache | None
 
@@ -136,6 +138,7 @@ stage_options = _options(
     click.option("--bm25", "bm25_flag", is_flag=True, hidden=True, help="The same as --encoder bm25."),
     click.option("--rm3", is_flag=True, help="Expand sparse queries by RM3."),
     click.option("--rerank", help="Rerank with this checkpoint."),
+    click.option("--rerank-index", metavar="DIR", help="What that checkpoint stored of documents (index --for)."),
     click.option("--depth", default=100, type=click.IntRange(1), help="Documents reranked a query; the others are dropped."),
 )
 model_options = _options(
@@ -241,26 +244,27 @@ def refuse_contradictions(settings: Settings, fusion: str | None) -> None:
     """InputError where options do not go together; `fusion` as it was typed."""
     if settings.runtag is not None:
         check_tag(settings.runtag)
-    if fusion and not (settings.sparse_index and settings.encoder != "bm25"):
-        raise InputError("--fusion needs a dense --encoder and a --sparse-index")
-    if settings.encoder == "bm25" and (settings.sparse_index or settings.ef_search or settings.pooling):
-        raise InputError("--sparse-index, --ef-search and --pooling are for a dense --encoder")
-    if settings.encoder == "bm25" and (settings.more_indexes or settings.nprobe or settings.mmap or settings.query_cache):
-        raise InputError("several --index, --nprobe, --mmap and --query-cache are for a dense --encoder")
-    if settings.encoder != "bm25" and not settings.sparse_index and (settings.rm3 or settings.k1 or settings.b):
-        raise InputError("--rm3, --k1 and --b are for --encoder bm25 or a --sparse-index")
-    if settings.query is not None and settings.topics:
-        raise InputError("give --query or --topics, not both")
-    if settings.explain and settings.query is None:
-        raise InputError("--explain needs a --query")
-    if settings.max_passage and settings.query is not None:
-        raise InputError("--max-passage is for --topics; --query shows passages")
-    if not settings.max_passage and (settings.max_passage_hits != 100 or settings.max_passage_delimiter != "#"):
-        raise InputError("--max-passage-hits and --max-passage-delimiter need --max-passage")
-    if not settings.max_passage_delimiter:
-        raise InputError("--max-passage-delimiter is empty")
-    if settings.ir_metadata and settings.output_format != "trec":
-        raise InputError("--ir-metadata is for --output-format trec")
+    sparse, both = settings.encoder == "bm25", bool(settings.sparse_index)
+    only_dense = settings.more_indexes or settings.nprobe or settings.mmap or settings.query_cache
+    passages_set = settings.max_passage_hits != 100 or settings.max_passage_delimiter != "#"
+    wrong = {
+        "--fusion needs a dense --encoder and a --sparse-index": fusion and (sparse or not both),
+        "--sparse-index, --ef-search and --pooling are for a dense --encoder": sparse
+        and (both or settings.ef_search or settings.pooling),
+        "several --index, --nprobe, --mmap and --query-cache are for a dense --encoder": sparse and only_dense,
+        "--rm3, --k1 and --b are for --encoder bm25 or a --sparse-index": not (sparse or both)
+        and (settings.rm3 or settings.k1 or settings.b),
+        "--rerank-index is for --rerank": settings.rerank_index and not settings.rerank,
+        "give --query or --topics, not both": settings.query is not None and settings.topics,
+        "--explain needs a --query": settings.explain and settings.query is None,
+        "--max-passage is for --topics; --query shows passages": settings.max_passage and settings.query is not None,
+        "--max-passage-hits and --max-passage-delimiter need --max-passage": not settings.max_passage and passages_set,
+        "--max-passage-delimiter is empty": not settings.max_passage_delimiter,
+        "--ir-metadata is for --output-format trec": settings.ir_metadata and settings.output_format != "trec",
+    }
+    for message, found in wrong.items():
+        if found:
+            raise InputError(message)
 
 
 def with_defaults(settings: Settings) -> Settings:
@@ -308,29 +312,31 @@ def _judged(settings: Settings, queries: list[Query]) -> Qrels | None:
 
 def open_all(settings: Settings, *, texts: bool = False) -> Opened:
     """Load what the settings name: indexes, encoder, reranker; and with `texts` (or a reranker) the way to stored texts."""
-    from pyserini_kd import lucene
+    from pyserini_kd import lucene, rerank
 
     if settings.threads and (settings.encoder != "bm25" or settings.rerank):
         inference.use_threads(settings.threads)
     index = encoder = reranker = fetch = None
+    source: Source | None = None
     if settings.encoder != "bm25":
         index, encoder = _open_dense(settings)
     if sparse_index := settings.index if settings.encoder == "bm25" else settings.sparse_index:
         lucene.open_searcher(sparse_index)  # kept by the room itself
-    if texts or settings.rerank:
-        fetch = _fetch(settings)
-    if settings.rerank:
+    own: Any = {"device": settings.device, "precision": settings.precision, "backend": settings.backend}
+    if texts or (settings.rerank and not settings.rerank_index):
+        source = fetch = _fetch(settings)
+    if settings.rerank and settings.rerank_index:
+        reranker, source = rerank.open_source(settings.rerank, [settings.rerank_index], **own)
+    elif settings.rerank:
         if fetch is None:
-            raise InputError("--rerank needs texts: an index of ours that stores them, or a --sparse-index")
-        reranker = inference.load(
-            settings.rerank, device=settings.device, precision=settings.precision, backend=settings.backend
-        )
+            raise InputError("--rerank needs texts: an index of ours that stores them, a --sparse-index, or a --rerank-index")
+        reranker = inference.load(settings.rerank, **own)
     cache = None
     if encoder is not None and settings.query_cache:
         from pyserini_kd import query_cache
 
         cache = query_cache.QueryCache.of(settings.query_cache, encoder, settings.encoder, settings.precision)
-    return Opened(index, encoder, reranker, fetch, cache)
+    return Opened(index, encoder, reranker, source, fetch, cache)
 
 
 def search(
@@ -391,10 +397,10 @@ def search(
         run = run.without_query_docs()
     if settings.rerank:
         begun = time.monotonic()
-        assert opened.fetch is not None
+        assert opened.source is not None
         reranker = settings.runtag or Path(settings.rerank).name
         run = rerank.rerank(
-            run, opened.reranker, queries, opened.fetch, depth=settings.depth, precision=settings.precision,
+            run, opened.reranker, queries, opened.source, depth=settings.depth, precision=settings.precision,
             batch_size=settings.batch_size, tag=reranker,
         )  # fmt: skip
         timed("rerank", begun, run)

@@ -150,7 +150,8 @@ def app(settings: search.Settings, opened: search.Opened) -> FastAPI:
     worker = Worker(lambda asked: answer(settings, opened, asked), settings.threads)
     api = FastAPI(title="pyserini-kd", version=pyserini_kd.__version__, docs_url=None, redoc_url=None)
     api.add_middleware(BoundedBody)
-    served = {name: getattr(settings, name) for name in ("encoder", "index", "more_indexes", "sparse_index", "rerank")}
+    told = ("encoder", "index", "more_indexes", "sparse_index", "rerank", "rerank_index")
+    served = {name: getattr(settings, name) for name in told}
 
     @api.get("/health")
     async def health() -> dict[str, Any]:

@@ -312,3 +312,10 @@ def test_query_encoder(tiny_dot, tiny_cross):
     assert np.allclose(encoder.encode("hay"), batch[1], atol=1e-6)
     with pytest.raises(InputError, match="bert_dot"):
         inference.QueryEncoder(str(tiny_cross))
+
+
+def test_each_process_has_a_gpu_of_its_own(monkeypatch):
+    monkeypatch.delenv("LOCAL_RANK", raising=False)
+    assert inference.own_device("cuda") == "cuda"
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    assert [inference.own_device(device) for device in ("cuda", "cuda:0", "cpu")] == ["cuda:1", "cuda:0", "cpu"]

@@ -303,3 +303,25 @@ def test_refusals(saved, corpus, tmp_path):
     (tmp_path / "i" / "docid").write_text("one\n")
     with pytest.raises(InputError, match="does not fit"):
         token_index.TokenIndex.load(tmp_path / "i")
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_search_reranks_from_what_is_stored(saved, name, corpus, files, invoke, dense_index, tiny_dot, tmp_path, monkeypatch):
+    from pyserini_kd import search
+
+    model = token_index.load_model(str(saved[name]), name, precision="fp32")
+    token_index.build(corpus, model, saved[name], tmp_path / "stored", precision="fp32", dtype="fp32", store_docs=False)
+    words = ["--encoder", tiny_dot, "--index", dense_index, "--topics", files["topics"], "--precision", "fp32", "--depth", 6]
+    words += ["--rerank", saved[name]]
+    texts = invoke(search.main, *words, "--output", tmp_path / "texts.txt")
+    assert texts.exit_code == 0, texts.output
+    monkeypatch.setattr(inference, "score", lambda *args, **kwargs: pytest.fail("texts were scored"))
+    stored = invoke(search.main, *words, "--rerank-index", tmp_path / "stored", "--output", tmp_path / "stored.txt")
+    assert stored.exit_code == 0, stored.output
+    one, other = Run.read(tmp_path / "texts.txt"), Run.read(tmp_path / "stored.txt")
+    assert set(one) == set(other) and all(len(hits.doc_ids) == 6 for hits in other.values())
+    for query_id in one:
+        by_id = dict(zip(*one[query_id], strict=True))
+        assert [by_id[doc_id] for doc_id in other[query_id].doc_ids] == pytest.approx(other[query_id].scores.tolist(), abs=1e-4)
+    alone = invoke(search.main, *words[:-2], "--rerank-index", tmp_path / "stored", "--output", tmp_path / "no.txt")
+    assert alone.exit_code == 2 and "--rerank-index is for --rerank" in alone.output
