@@ -374,6 +374,7 @@ def trained(bench: Bench) -> list[Row]:
     from pyserini_kd.mine import Group
     from pyserini_kd.stages import TrainConfig
     from pyserini_kd.train import train
+    from pyserini_kd.triples import Scores
 
     few, many = bench.some(2, 1), bench.some(12, 2)
     docs = list(pydocs.docs())
@@ -384,7 +385,9 @@ def trained(bench: Bench) -> list[Row]:
     triples = [triple for triple in triples if triple[1] != triple[2]][: many * BATCH]
     margins = rng.normal(5, 2, len(triples)).round(3).tolist()
     groups = [Group(query.query_id, [pos, neg], [1, 0], -1) for query, pos, neg in triples]
-    scores = {query.query_id: {pos: margin, neg: 0.0} for (query, pos, neg), margin in zip(triples, margins, strict=True)}
+    scores = Scores(groups)
+    for (query, pos, neg), margin in zip(triples, margins, strict=True):
+        scores.fill([(query.query_id, pos, margin), (query.query_id, neg, 0.0)])
     columns = {
         "query": [query.text for query, *_ in triples],
         "positive": [by_id[pos] for _, pos, _ in triples],

@@ -6,6 +6,7 @@ changes nothing about what is learnt.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -16,6 +17,8 @@ from pyserini_kd.files import InputError
 from pyserini_kd.mine import Candidates, Group
 from pyserini_kd.models.tokens import pad, tokenize
 from pyserini_kd.triples import PlainTexts, Scores, Triples
+
+logger = logging.getLogger(__name__)
 
 Rows = npt.NDArray[np.int32]
 
@@ -70,6 +73,8 @@ def cut_batches(groups: Sequence[Group], batch_size: int, seed: int, lengths: Se
     _, first, block, sizes = np.unique(blocks, return_index=True, return_inverse=True, return_counts=True)
     if len(first) == len(groups):
         return _cut(groups, _shuffled(len(groups), batch_size, seed, lengths), batch_size)
+    if lengths is not None:
+        logger.warning("--length-buckets does nothing here: the candidates' blocks, whose queries share documents, stay whole")
     rows = np.argsort(first[block], kind="stable").astype(np.int32)  # blocks in the order in which they first come
     cut = [min(batch_size, size - i) for size in sizes[np.argsort(first)].tolist() for i in range(0, size, batch_size)]
     return Batches(groups, rows, np.cumsum(cut))

@@ -228,8 +228,10 @@ def _group(line: str, where: str, number: int) -> Group:
 def _json_group(line: str, where: str) -> Group:
     try:
         record = json.loads(line)
-        doc_ids, labels = [str(d) for d in record["doc_ids"]], [int(label) for label in record["labels"]]
-        group = Group(str(record["query_id"]), doc_ids, labels, int(record.get("block", -1)))
+        listed, labels, block = record["doc_ids"], record["labels"], record.get("block", -1)
+        if not (isinstance(listed, list) and isinstance(labels, list) and all(type(n) is int for n in [*labels, block])):
+            raise TypeError
+        group = Group(str(record["query_id"]), [str(d) for d in listed], labels, block)
     except (KeyError, TypeError, ValueError, OverflowError):
         raise InputError(f"{where}: expected an object with query_id, doc_ids, labels and block") from None
     if len(group.doc_ids) != len(group.labels):

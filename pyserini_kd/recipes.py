@@ -192,6 +192,7 @@ RECIPES = {
             (Stage("all", {"ranknet": 1.0, "margin_mse": 1.0}, lr=5e-5),),
             start="a small pretrained cross-encoder or language model",
             student="cross_encoder",
+            l2_norm=False,
         ),
     )
 }

@@ -13,6 +13,7 @@ import os
 import shutil
 import sys
 import time
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -25,7 +26,7 @@ from pyserini_kd.files import InputError, read_json, write_json
 from pyserini_kd.mine import Group
 from pyserini_kd.recipes import Recipe, Stage
 from pyserini_kd.triples import Scores, Triples
-from pyserini_kd.validation import Dev, make_watch
+from pyserini_kd.validation import Dev, Watch
 
 logger = logging.getLogger(__name__)
 
@@ -199,16 +200,23 @@ def run_stage(
     watch = None
     if dev and any(loss not in recipes.LAYER_LOSSES for loss in stage.losses):
         settings = {name: getattr(config, name) for name in ("metric", "eval_steps", "patience")}
-        watch = make_watch(model, dev, folder, **settings, plateau=stage.schedule == "plateau", writes=share.rank == 0)
-        trainer.add_callback(watch)
-    with quiet():
-        result = trainer.train(resume_from_checkpoint=resume)
+        settings |= {"plateau": stage.schedule == "plateau", "precision": precision_of(config)}
+        watch = Watch(model, dev, folder, **settings, writes=share.rank == 0)
+        watch.go_on(_steps_of(resume))
+        trainer.add_callback(watch.callback())
+    steps = _steps_of(resume)
+    if resume and (steps >= trainer.args.max_steps or (watch and watch.is_enough())):
+        load_model(module, str(Path(resume) / "model.safetensors"))  # Trainer would go on for a step
+        log = _log_before(folder, steps)
+    else:
+        with quiet():
+            steps = trainer.train(resume_from_checkpoint=resume).global_step
     with one_after_another(share):
         measured = watch.take_best() if watch else []
         record = {
             **stage._asdict(),
             "start_scale": factor,
-            "steps": result.global_step,
+            "steps": steps,
             "seconds": round(time.monotonic() - started, 1),
             "log": log,
             "dev": measured,
@@ -228,20 +236,35 @@ def _lengths(groups: Sequence[Group], docs: Mapping[str, str]) -> Any:
 
 
 def _last_state(folder: Path, share: Share) -> str | None:
-    """The last Trainer checkpoint of a stage that every process has saved, or None."""
+    """The last Trainer checkpoint of a stage that every process, however many there were, has saved; or None."""
     folder.mkdir(exist_ok=True)
     states = states_of(folder)
-    while states and not all((states[-1] / _saved_by(rank)).exists() for rank in range(share.world)):
+    while states and not (world := _saved_by(states[-1])):
         shutil.rmtree(states.pop(), ignore_errors=True)  # killed while saving
     if not states:
         return None
     logger.info("going on from %s", states[-1])
+    if world != share.world:
+        logger.warning("it was saved by %d processes, here are %d: dropout will draw other numbers", world, share.world)
     return str(states[-1])
 
 
-def _saved_by(rank: int) -> str:
-    """File in a Trainer checkpoint that a process leaves when it has saved all of its part."""
-    return f"saved-{rank}"
+def _saved_by(state: Path) -> int:
+    """The number of processes that have saved a Trainer checkpoint, each all of its part; 0 where some have not."""
+    found = Counter(int(path.name.rpartition("-")[2]) for path in state.glob("saved-*-of-*"))
+    return next((world for world, count in found.items() if count == world), 0)
+
+
+def _steps_of(state: str | None) -> int:
+    """Optimiser steps before a Trainer checkpoint."""
+    return int(read_json(Path(state) / "trainer_state.json", "state of training")["global_step"]) if state else 0
+
+
+def _log_before(folder: Path, steps: int) -> list[dict[str, float]]:
+    """The log of a stage up to a step, from before a crash."""
+    path = folder / "log.json"
+    before = read_json(path, "log of a stage")["log"] if steps and path.exists() else []
+    return [entry for entry in before if entry["step"] <= steps]
 
 
 def _seal(folder: Path, share: Share) -> Any:
@@ -250,7 +273,7 @@ def _seal(folder: Path, share: Share) -> Any:
 
     class Seal(transformers.TrainerCallback):
         def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-            (folder / f"checkpoint-{state.global_step}" / _saved_by(share.rank)).touch()
+            (folder / f"checkpoint-{state.global_step}" / f"saved-{share.rank}-of-{share.world}").touch()
 
     return Seal()
 
@@ -260,20 +283,21 @@ def states_of(folder: Path) -> list[Path]:
     return sorted(folder.glob("checkpoint-*"), key=lambda path: int(path.name.rpartition("-")[2]))
 
 
-def _trainer(
-    config: TrainConfig, stage: Stage, module: Any, batches: Sequence[Any], collator: Any, folder: Path, share: Share
-) -> tuple[Any, list[dict[str, float]]]:
+def _terms(module: Any, log: list[dict[str, float]], folder: Path, share: Share) -> Any:
+    """A Trainer callback that logs every loss term, warns when scores collapse and stops where a gradient is not finite."""
+    import torch
     import transformers
-
-    log: list[dict[str, float]] = []
 
     class Terms(transformers.TrainerCallback):
         """Keeps the mean of every loss term between two log lines, and warns when scores collapse."""
 
         def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-            if state.global_step and (folder / "log.json").exists():  # going on after a crash
-                before = read_json(folder / "log.json", "log of a stage")["log"]
-                log.extend(entry for entry in before if entry["step"] <= state.global_step)
+            log.extend(_log_before(folder, state.global_step))
+
+        def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+            sums = torch.stack([p.grad.sum().float() for p in module.parameters() if p.grad is not None])
+            if not torch.isfinite(sums.sum()):
+                raise FloatingPointError(f"step {state.global_step + 1}: a gradient is not finite")
 
         def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **_: Any) -> None:
             if not module.terms or "loss" not in (logs or {}):
@@ -290,6 +314,16 @@ def _trainer(
                 logger.info("step %d of %d: %s", state.global_step, state.max_steps, shown)
             if terms.get("score_std", 1.0) < 1e-4:
                 logger.warning("step %d: all scores are nearly equal; the model has collapsed", state.global_step)
+
+    return Terms()
+
+
+def _trainer(
+    config: TrainConfig, stage: Stage, module: Any, batches: Sequence[Any], collator: Any, folder: Path, share: Share
+) -> tuple[Any, list[dict[str, float]]]:
+    import transformers
+
+    log: list[dict[str, float]] = []
 
     class Trainer(transformers.Trainer):
         def create_optimizer(self, *args: Any, **kwargs: Any) -> Any:
@@ -331,7 +365,8 @@ def _trainer(
     )
     if arguments.n_gpu > 1:
         arguments._n_gpu = 1  # or Trainer would split batches over all GPUs by itself; torchrun does that right
-    trainer = Trainer(model=module, args=arguments, train_dataset=batches, data_collator=collator, callbacks=[Terms()])
+    trainer = Trainer(model=module, args=arguments, train_dataset=batches, data_collator=collator)
+    trainer.add_callback(_terms(module, log, folder, share))
     trainer.remove_callback(transformers.PrinterCallback)
     return trainer, log
 

@@ -55,16 +55,18 @@ Ids = tuple[list[str], list[str]]
 class Pairs:
     """The distinct (query, document) pairs of groups, in the order in which they first come, some at a time.
 
-    Memory holds a byte a document of a group (24 while they are compared), never the ids.
+    Memory holds a byte a document of a group (12 while they are compared), never the ids.
     """
 
     def __init__(self, groups: Sequence[Group]) -> None:
         self._groups = groups
         keys = pair_hashes(groups)
-        order = np.argsort(keys, kind="stable")
-        keys = keys[order]
         self._first = np.ones(len(keys), bool)
-        self._first[order[1:][keys[1:] == keys[:-1]]] = False
+        parts = keys.view(np.uint8)[:: keys.itemsize] % 16  # compared a sixteenth at a time
+        for part in range(16):
+            rows = np.flatnonzero(parts == part)
+            rows = rows[np.argsort(keys[rows], kind="stable")]
+            self._first[rows[1:][keys[rows[1:]] == keys[rows[:-1]]]] = False
         self._count = int(self._first.sum())
 
     def __len__(self) -> int:
@@ -165,6 +167,7 @@ def score_checkpoint(
     folder = checkpoints.resolve(name)
     record = checkpoints.record_of(model, folder)
     record |= {"dtype": "float32", "architecture": model.architecture, "precision": inference.precision_of(model, precision)}
+    record |= {"backend": inference.backend_of(model)}
     if index is not None:
         if model.architecture != "bert_dot":
             raise InputError(f"--index holds vectors of a bert_dot; teacher {name} is a {model.architecture}")

@@ -130,7 +130,8 @@ def train(
             logger.info("stage %d of %d: %s", number, len(recipe.stages), stage.name)
             records.append(run_stage(config, number, stage, model, teachers, material, partial, share))
     except FloatingPointError as error:
-        kept = _keep_last_good(model, stage, partial, output) if share.rank == 0 else "see the first process"
+        with one_after_another(share):
+            kept = _keep_last_good(model, stage, partial, output) if share.rank == 0 else "see the first process"
         raise InputError(f"{error} (lr {stage.lr:g}); try a lower --lr; {kept}") from None
     if isinstance(groups, (Candidates, Triples)):
         pairs = groups.n_docs
@@ -255,19 +256,24 @@ def _start(config: TrainConfig, teachers: Mapping[bool, Any]) -> Any:
         overrides |= {"pooling": config.pooling, "l2_norm": config.l2_norm, "max_query_len": config.max_query_len}
     elif config.settings:
         raise InputError(f"--setting {config.settings[0]}: a cross_encoder has no settings of its own")
-    if config.architecture == "tk":
-        overrides["glove"] = config.glove
-    elif config.glove:
-        raise InputError(f"--glove: word vectors are for a tk student, not a {config.architecture}")
+    new = checkpoints.architecture_of(checkpoints.resolve(config.init)) != config.architecture
+    if config.glove and not (config.architecture == "tk" and new):
+        raise InputError(f"--glove: word vectors are for a new tk student, not for {config.init} as a {config.architecture}")
+    if config.layers is not None and config.architecture == "tk":
+        raise InputError("--layers chooses layers of a checkpoint; a tk has its own (--setting layers=2)")
     own: dict[str, Any] = dict(parse_setting(text) for text in config.settings)
-    if config.architecture == "colbert" and checkpoints.architecture_of(checkpoints.resolve(config.init)) != "colbert":
+    known = checkpoints.own_settings(config.architecture)
+    if unknown := [name for name in own if name not in known]:
+        raise InputError(f"--setting {unknown[0]}: a {config.architecture} has {', '.join(known) or 'none of its own'}")
+    if config.architecture == "colbert" and new:
         own.setdefault("masks", COLBERT_MASKS)
-    model: Any = checkpoints.load(config.init, architecture=config.architecture, layers=config.layers, **overrides, **own)
-    unknown = [name for name in own if not hasattr(model.settings, name)]
-    if unknown:
-        names = ", ".join(field.name for field in dataclasses.fields(model.settings))
-        raise InputError(f"--setting {unknown[0]}: a {config.architecture} has {names}")
+    model: Any = checkpoints.load(
+        config.init, architecture=config.architecture, layers=config.layers, glove=config.glove, settings=own, **overrides
+    )
     learner.check_encoder(model, config.init)
+    if config.architecture == "bert_dot" and model.settings.l2_norm and (config.score_scale or 1.0) == 1.0:
+        logger.warning("WARNING: the student's vectors have length 1, its scores lie in [-1, 1]; losses on raw scores need "
+                       "--no-l2-norm or, say, --score-scale 20")  # fmt: skip
     return model
 
 
@@ -277,6 +283,7 @@ def _prepare(partial: Path, config: TrainConfig, about: Mapping[str, Any]) -> No
     record = partial / "config.json"
     if partial.exists() and not record.exists() and not all(path.name.startswith(OURS) for path in partial.iterdir()):
         raise InputError(f"{partial} is in the way: training keeps its state there; move it")
+    wanted["config"].pop("save_steps")  # decides nothing about the result
     if record.exists() and read_json(record, "training settings") == wanted:
         return
     if record.exists():
@@ -356,7 +363,7 @@ def _keep_last_good(model: Any, stage: Stage, partial: Path, output: Path) -> st
 )
 @click.option("--start-stage", default=1, type=click.IntRange(1), help="First stage; --init has been through those before.")
 @click.option(
-    "--temperature", default=1.0, type=click.FloatRange(0, min_open=True), help="Of soft_ranknet, soft_ce and listwise_kl."
+    "--temperature", default=1.0, type=click.FloatRange(0, min_open=True), help="Of soft_ranknet, soft_ce and _kl, listwise_kl."
 )
 @click.option("--student", "architecture", help=f"One of {', '.join(checkpoints.ARCHITECTURES)} [default: the recipe's].")
 @click.option("--init", default="minilm", help="What the student starts from: name, folder, hub id, or random:LAYERS/WIDTH.")
@@ -446,7 +453,7 @@ def main(
         if not candidates:
             raise InputError("--segment says how the passages of --candidates were cut; mine them first (mine --segment)")
     given = Given(collection, topics, candidates, scores, qrels, segment)
-    dev = read_dev(dev_topics, dev_qrels, dev_run, dev_depth, collection)
+    dev = read_dev(dev_topics, dev_qrels, dev_run, dev_depth, collection, segment)
     data = given._asdict() | {"dev_topics": dev_topics, "dev_qrels": dev_qrels, "dev_run": dev_run}
     with _material(given, stages, config, output) as found:
         train(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -29,22 +30,33 @@ class Dev(NamedTuple):
     qrels: Qrels
     run: Run
     docs: dict[str, Doc]
+    segment: str | None = None  # how documents are cut; their best passage counts
 
 
-def read_dev(topics: str | None, qrels: str | None, run: Path | None, depth: int, collection: str) -> Dev | None:
-    """Dev topics from what the command was given; None where it was given nothing."""
+def read_dev(
+    topics: str | None, qrels: str | None, run: Path | None, depth: int, collection: str, segment: str | None = None
+) -> Dev | None:
+    """Dev topics from what the command was given; None where it was given nothing.
+
+    Raises:
+        InputError: what was given does not belong together.
+    """
     given = [name for name in (topics, qrels, run) if name is not None]
     if not given:
         return None
     if topics is None or qrels is None or run is None:
         raise InputError("--dev-topics, --dev-qrels and --dev-run go together")
-    first = Run.read(run).top(depth)
+    first, judged, queries = Run.read(run).top(depth), sources.qrels(qrels), sources.topics(topics)
+    unknown = sorted(first.keys() - {query.query_id for query in queries})
+    if unknown:
+        raise InputError(f"{len(unknown)} queries of {run} are not among the dev topics, e.g. {unknown[0]}")
+    evaluate(first, judged, ["RR@10"])  # they must share queries
     wanted = {doc_id for hits in first.values() for doc_id in hits.doc_ids}
     docs = {doc.doc_id: doc for doc in sources.collection(collection) if doc.doc_id in wanted}
     missing = wanted - docs.keys()
     if missing:
         raise InputError(f"{len(missing)} documents of {run} are not in the collection, e.g. {min(missing)}")
-    return Dev(sources.topics(topics), sources.qrels(qrels), first, docs)
+    return Dev(queries, judged, first, docs, segment)
 
 
 def plateaus(values: Sequence[float]) -> int:
@@ -62,70 +74,95 @@ def plateaus(values: Sequence[float]) -> int:
     return count
 
 
-def make_watch(
-    model: Any,
-    dev: Dev,
-    folder: Path,
-    *,
-    metric: str,
-    eval_steps: int,
-    patience: int | None = None,
-    plateau: bool = False,
-    writes: bool = True,
-) -> Any:
-    """A Trainer callback that measures the student on dev topics, keeps the best weights, and may slow or stop training.
+def in_vain(values: Sequence[float]) -> int:
+    """How many measures have come since the best, the first of equals.
+
+    >>> in_vain([0.1, 0.3, 0.3, 0.2]), in_vain([])
+    (2, 0)
+    """
+    return len(values) - 1 - values.index(max(values)) if values else 0
+
+
+class Watch:
+    """Measures the student on dev topics, keeps the best weights, and may slow or stop training.
 
     With several processes each measures, so that all stop together; one (`writes`) keeps files in `folder`.
     """
-    import transformers
-    from safetensors.torch import load_model, save_model
 
-    class Watch(transformers.TrainerCallback):
-        def __init__(self) -> None:
-            self.kept = folder / "best.safetensors"
-            self.measured: list[dict[str, float]] = []
+    def __init__(
+        self,
+        model: Any,
+        dev: Dev,
+        folder: Path,
+        *,
+        metric: str,
+        eval_steps: int,
+        patience: int | None = None,
+        plateau: bool = False,
+        precision: str = "auto",
+        writes: bool = True,
+    ) -> None:
+        self.model, self.dev, self.folder, self.kept = model, dev, folder, folder / "best.safetensors"
+        self.metric, self.eval_steps, self.patience, self.plateau = metric, eval_steps, patience, plateau
+        self.precision, self.writes = precision, writes
+        self.measured: list[dict[str, float]] = []
 
-        def measure(self, step: int) -> None:
-            run = rerank(dev.run, model, dev.queries, lambda ids: (dev.docs[i] for i in ids), depth=dev.run.depth)
-            value = mean(evaluate(run, dev.qrels, [metric])[metric])
-            best = value > max((entry[metric] for entry in self.measured), default=-1.0)
-            self.measured.append({"step": step, metric: value})
-            if not writes:
-                return
-            logger.info("step %d: %s %.4f on dev topics%s", step, metric, value, " (best)" if best else "")
-            if best:
-                save_model(model, f"{self.kept}.partial")
-                os.replace(f"{self.kept}.partial", self.kept)
-            write_json(folder / "dev.json", {"measured": self.measured})
+    def values(self) -> list[float]:
+        """The measures so far."""
+        return [entry[self.metric] for entry in self.measured]
 
-        def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-            self.measured = _measured_before(folder / "dev.json", state.global_step)
+    def measure(self, step: int) -> None:
+        """Rerank the dev topics and keep the measure; and the weights, if it is the best."""
+        from safetensors.torch import save_model
 
-        def on_step_end(self, args: Any, state: Any, control: Any, **others: Any) -> None:
-            last = state.global_step == state.max_steps
-            if state.global_step % eval_steps and not last:
-                return
-            self.measure(state.global_step)
-            values = [entry[metric] for entry in self.measured]
-            if plateau:
-                slow_down(values, others["lr_scheduler"])
-            if patience is not None and len(values) - 1 - values.index(max(values)) >= patience:
-                logger.info("no better for %d evaluations: training stops", patience)
-                control.should_training_stop = True
+        texts, dev = self.dev.docs.__getitem__, self.dev
+        settings: Any = {"depth": dev.run.depth, "segment": dev.segment, "precision": self.precision}
+        run = rerank(dev.run, self.model, dev.queries, lambda ids: map(texts, ids), **settings)
+        value = mean(evaluate(run, dev.qrels, [self.metric])[self.metric])
+        best = value > max(self.values(), default=-1.0)
+        self.measured.append({"step": step, self.metric: value})
+        if not self.writes:
+            return
+        logger.info("step %d: %s %.4f on dev topics%s", step, self.metric, value, " (best)" if best else "")
+        if best:
+            save_model(self.model, f"{self.kept}.partial")
+            os.replace(f"{self.kept}.partial", self.kept)
+        write_json(self.folder / "dev.json", {"measured": self.measured})
 
-        def take_best(self) -> list[dict[str, float]]:
-            """Put the best weights into the model; returns what was measured."""
-            if self.kept.exists():
-                load_model(model, str(self.kept))
-            return self.measured
+    def go_on(self, step: int) -> None:
+        """Take up what was measured before a crash, until `step`."""
+        path = self.folder / "dev.json"
+        before = read_json(path, "dev measures")["measured"] if step and path.exists() else []
+        self.measured = [entry for entry in before if entry["step"] <= step]
 
-    return Watch()
+    def is_enough(self) -> bool:
+        """Whether training is to stop, as `patience` has it."""
+        return in_vain(self.values()) >= (self.patience or sys.maxsize)
 
+    def take_best(self) -> list[dict[str, float]]:
+        """Put the best weights into the model; returns what was measured."""
+        from safetensors.torch import load_model
 
-def _measured_before(path: Path, step: int) -> list[dict[str, float]]:
-    """What was measured up to a step, where training goes on after a crash."""
-    before: list[dict[str, float]] = read_json(path, "dev measures")["measured"] if step and path.exists() else []
-    return [entry for entry in before if entry["step"] <= step]
+        if self.kept.exists():
+            load_model(self.model, str(self.kept))
+        return self.measured
+
+    def callback(self) -> Any:
+        """What Trainer calls after every step."""
+        import transformers
+
+        class Look(transformers.TrainerCallback):
+            def on_step_end(_, args: Any, state: Any, control: Any, **others: Any) -> None:
+                if state.global_step % self.eval_steps and state.global_step != state.max_steps:
+                    return
+                self.measure(state.global_step)
+                if self.plateau:
+                    slow_down(self.values(), others["lr_scheduler"])
+                if self.is_enough():
+                    logger.info("no better for %d evaluations: training stops", self.patience)
+                    control.should_training_stop = True
+
+        return Look()
 
 
 def slow_down(values: Sequence[float], scheduler: Any) -> None:

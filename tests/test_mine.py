@@ -87,6 +87,8 @@ def test_memory_holds_two_numbers_a_group(tmp_path):
         ('{"query_id": "a", "doc_ids": ["x"], "labels": []}\n', ":1: 1 doc_ids but 0 labels"),
         ('{"query_id": "a", "doc_ids": ["x"], "labels": [0]}\n', ":1: query a has no positive"),
         ('{"query_id": "a", "doc_ids": ["x"], "labels": [Infinity]}\n', ":1: expected an object"),
+        ('{"query_id": "a", "doc_ids": ["x"], "labels": [0.9]}\n', ":1: expected an object"),
+        ('{"query_id": "a", "doc_ids": "xy", "labels": [1, 0]}\n', ":1: expected an object"),
         ("a\tb\tc\n\na\tb\tb\n", ":3: query a lists a document twice"),
         ("\n", "is empty"),
     ],

@@ -70,6 +70,24 @@ def test_padding_changes_no_score(students, name):
     assert together.tolist() == pytest.approx(alone, abs=2e-5)
 
 
+@pytest.mark.parametrize("name", ["colbert", "tk"])
+def test_queries_are_compared_with_their_own_documents_only(students, name, monkeypatch):
+    model, compared = students[name], []
+    pairs = [(1, 0), (0, 1), (1, 2), (0, 0)]
+    batch = model.pair_batch([SHORT, LONG], [LONG, SHORT, "hay"], pairs)
+    late_scores = model.late_scores
+
+    def counted(query_vecs, query_mask, doc_vecs, doc_mask):
+        compared.append(len(query_vecs) * len(doc_vecs))
+        return late_scores(query_vecs, query_mask, doc_vecs, doc_mask)
+
+    monkeypatch.setattr(model, "late_scores", counted)
+    scores = model.pair_scores(batch)
+    assert sum(compared) == 4 and scores.requires_grad
+    alone = [model.pair_scores({**batch, "pairs": torch.tensor([pair])}).item() for pair in pairs]
+    assert scores.tolist() == pytest.approx(alone, abs=1e-5)
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_the_engine_scores_as_training_does(students, name, corpus, queries):
     model = students[name]

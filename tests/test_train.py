@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-from pyserini_kd import batches, inference, learner, mine, teach, train
+from pyserini_kd import batches, inference, learner, mine, stages, teach, train
 from pyserini_kd.data import read_collection, read_topics
 from pyserini_kd.files import InputError, sha256
 from pyserini_kd.mine import Group
@@ -190,6 +190,138 @@ def test_same_seed_same_weights_and_a_cut_run_resumes_to_them(tmp_path, data, sc
     (broken / "trainer_state.json").write_text('{"epoch"')
     (tmp_path / "cut.partial" / ".config.json.abc.partial").write_text("{")
     assert checkpoints.fingerprint(train.train(config, *data, tmp_path / "cut", scores=scores)) == whole
+
+
+@pytest.mark.parametrize("patience", [None, 1])
+def test_a_kill_between_the_last_step_and_its_record_adds_no_step(tmp_path, data, scores, tiny_dot, dev, monkeypatch, patience):
+    """5 steps are no whole epoch; with patience training stops when the measure, always 1, has not risen once."""
+    import safetensors.torch
+
+    from pyserini_kd import validation
+
+    monkeypatch.setattr(validation, "evaluate", lambda run, qrels, names: {name: {"q": 1.0} for name in names})
+    config = TrainConfig("margin-mse", str(tiny_dot), lr=1e-3, schedule="constant", max_steps=5 if patience is None else 20,
+                         batch_size=5, save_steps=1, eval_steps=2, patience=patience, precision="fp32")  # fmt: skip
+    given = {"scores": scores, "dev": dev if patience else None}
+    whole = train.train(config, *data, tmp_path / "whole", **given)
+    save = safetensors.torch.save_model
+
+    def killed(model, path):
+        if path.endswith("stage-1.safetensors"):
+            raise KeyboardInterrupt
+        save(model, path)
+
+    monkeypatch.setattr(safetensors.torch, "save_model", killed)
+    with pytest.raises(KeyboardInterrupt):
+        train.train(config, *data, tmp_path / "cut", **given)
+    monkeypatch.setattr(safetensors.torch, "save_model", save)
+    cut = train.train(config, *data, tmp_path / "cut", **given)
+    assert checkpoints.fingerprint(cut) == checkpoints.fingerprint(whole)
+    (a,), (b,) = stages_of(whole), stages_of(cut)
+    assert a["steps"] == b["steps"] == (5 if patience is None else 4)
+    assert [entry["step"] for entry in a["log"]] == [entry["step"] for entry in b["log"]]
+    assert a["dev"] == b["dev"]
+
+
+def test_a_state_belongs_to_all_the_processes_that_saved_it(tmp_path, caplog):
+    for step, seals in ((2, ["saved-0-of-1"]), (4, ["saved-1-of-2", "saved-0-of-2"]), (6, ["saved-1-of-2"]), (8, [])):
+        (tmp_path / f"checkpoint-{step}").mkdir()
+        for seal in seals:
+            (tmp_path / f"checkpoint-{step}" / seal).touch()
+    assert stages._last_state(tmp_path, batches.Share(0, 2)) == str(tmp_path / "checkpoint-4")
+    assert [path.name for path in stages.states_of(tmp_path)] == ["checkpoint-2", "checkpoint-4"]  # the others were cut short
+    assert not caplog.records
+    assert stages._last_state(tmp_path, batches.Share(0, 1)) == str(tmp_path / "checkpoint-4")
+    assert "it was saved by 2 processes, here are 1" in caplog.text
+
+
+def test_runs_with_dropout_resume_to_the_same_weights(tmp_path, data, scores, tiny_dot, monkeypatch):
+    config = TrainConfig("margin-mse", str(tiny_dot), lr=1e-3, max_steps=7, batch_size=5, save_steps=2, precision="fp32", dropout=0.3)
+    whole = train.train(config, *data, tmp_path / "whole", scores=scores)
+    import transformers
+
+    step = transformers.Trainer.training_step
+    monkeypatch.setattr(
+        transformers.Trainer, "training_step",
+        lambda self, *a, **k: (_ for _ in ()).throw(KeyboardInterrupt) if self.state.global_step == 5 else step(self, *a, **k),
+    )  # fmt: skip
+    with pytest.raises(KeyboardInterrupt):
+        train.train(config, *data, tmp_path / "cut", scores=scores)
+    monkeypatch.setattr(transformers.Trainer, "training_step", step)
+    resumed = train.train(dataclasses.replace(config, save_steps=3), *data, tmp_path / "cut", scores=scores)  # decides nothing
+    assert checkpoints.fingerprint(resumed) == checkpoints.fingerprint(whole)
+
+
+def test_a_gradient_that_is_not_finite_stops_in_its_step(tmp_path, data, scores, tiny_dot, monkeypatch):
+    from pyserini_kd import losses
+
+    calls = []
+
+    def steep(student, *args):
+        calls.append(1)
+        value = losses.margin_mse(student, *args)
+        return value + (0 * student.sum()).sqrt() if len(calls) == 4 else value  # the root's slope at 0 is infinite
+
+    monkeypatch.setitem(losses.LOSSES, "margin_mse", steep)
+    config = TrainConfig("margin-mse", str(tiny_dot), max_steps=4, batch_size=5, save_steps=2, precision="fp32")
+    with pytest.raises(InputError, match="step 4: a gradient is not finite .*last good checkpoint is .*out.last-good"):
+        train.train(config, *data, tmp_path / "out", scores=scores)
+    assert not (tmp_path / "out").exists()
+    kept = checkpoints.load(str(tmp_path / "out.last-good")).state_dict()
+    assert all(bool(torch.isfinite(tensor).all()) for tensor in kept.values())
+
+
+def test_unit_vectors_under_raw_losses_are_warned_of(tmp_path, data, tiny_dot, caplog):
+    for l2_norm, scale, warned in ((True, None, True), (True, 20.0, False), (None, None, False)):
+        caplog.clear()
+        config = TrainConfig("uniform", str(tiny_dot), losses=("margin_mse=none",), l2_norm=l2_norm, score_scale=scale,
+                             max_steps=1, batch_size=5, precision="fp32")  # fmt: skip
+        out = train.train(config, *data, tmp_path / "out", overwrite=(tmp_path / "out").exists())
+        assert ("vectors have length 1" in caplog.text) is warned
+        assert checkpoints.load(str(out)).settings.l2_norm is bool(l2_norm)
+
+
+def test_a_tk_has_the_layers_it_is_told(tmp_path, invoke, files, data, tiny_dot):
+    mine.write_candidates(data[0], tmp_path / "c.jsonl")
+    words = ["--recipe", "ranknet", "--student", "tk", "--collection", files["docs"], "--topics", files["topics"]]
+    words += ["--candidates", tmp_path / "c.jsonl", "--max-steps", 1]
+    result = invoke(train.main, *words, "--init", tiny_dot, "--setting", "layers=3", "--output", tmp_path / "tk")
+    assert result.exit_code == 0, result.output
+    assert len(checkpoints.load(str(tmp_path / "tk")).context.layers) == 3
+    (tmp_path / "glove.txt").write_text("the 1 0\n")
+    again = invoke(train.main, *words, "--init", tmp_path / "tk", "--glove", tmp_path / "glove.txt", "--output", tmp_path / "no")
+    assert again.exit_code == 2 and "word vectors are for a new tk student" in again.output
+
+
+def test_dev_data_that_does_not_belong_together_is_refused_before_training(tmp_path, files):
+    from pyserini_kd.validation import read_dev
+
+    (tmp_path / "run.txt").write_text("nobody Q0 eat-cat 1 1.0 t\n")
+    with pytest.raises(InputError, match="1 queries of .*run.txt are not among the dev topics, e.g. nobody"):
+        read_dev(files["topics"], files["qrels"], tmp_path / "run.txt", 5, files["docs"])
+    (tmp_path / "other.qrels").write_text("nobody 0 eat-cat 1\n")
+    (tmp_path / "run.txt").write_text("q0 Q0 eat-cat 1 1.0 t\n")
+    with pytest.raises(InputError, match="share no"):
+        read_dev(files["topics"], str(tmp_path / "other.qrels"), tmp_path / "run.txt", 5, files["docs"])
+
+
+def test_dev_documents_are_measured_by_their_best_passage(tmp_path, files, queries, tiny_dot, dev):
+    from pyserini_kd import rerank, validation
+
+    dev.run.write(tmp_path / "run.txt")
+    read = validation.read_dev(files["topics"], files["qrels"], tmp_path / "run.txt", 5, files["docs"], "3:2")
+    model = checkpoints.load(str(tiny_dot))
+    seen = []
+    for one in (read, read._replace(segment=None)):
+        folder = tmp_path / str(one.segment)
+        folder.mkdir()
+        watch = validation.Watch(model, one, folder, metric="RR@10", eval_steps=1, precision="fp32")
+        watch.measure(1)
+        run = rerank.rerank(read.run, model, queries, lambda ids: (read.docs[i] for i in ids), depth=5, segment=one.segment, precision="fp32")
+        expected = validation.evaluate(run, read.qrels, ["RR@10"])["RR@10"]
+        assert watch.measured == [{"step": 1, "RR@10": validation.mean(expected)}]
+        seen.append(run["q0"].scores.tolist())
+    assert seen[0] != seen[1]
 
 
 @pytest.fixture
@@ -384,8 +516,11 @@ def test_data_that_does_not_fit_is_refused(tmp_path, invoke, files, data, scores
         (["--recipe", "tinybert", "--candidates", tmp_path / "c.jsonl", "--student", "bert_dot"], "is for a cross_encoder student, not a bert_dot"),
         (["--recipe", "ranknet", "--candidates", tmp_path / "c.jsonl", "--start-stage", 2], "has 1 stage"),
         (["--recipe", "ranknet", "--candidates", tmp_path / "c.jsonl", "--setting", "masks"], "NAME=NUMBER such as join_layer=3"),
-        (["--recipe", "ranknet", "--candidates", tmp_path / "c.jsonl", "--setting", "magic=3"], "--setting magic: a bert_dot has pooling"),
-        (["--recipe", "ranknet", "--candidates", tmp_path / "c.jsonl", "--glove", "x.txt"], "for a tk student, not a bert_dot"),
+        (["--recipe", "ranknet", "--candidates", tmp_path / "c.jsonl", "--setting", "magic=3"], "--setting magic: a bert_dot has none of its own"),
+        (["--recipe", "ranknet", "--candidates", tmp_path / "c.jsonl", "--student", "tk", "--setting", "max_query_len=9"], "--setting max_query_len: a tk has layers, heads, feed_forward"),
+        (["--recipe", "ranknet", "--candidates", tmp_path / "c.jsonl", "--student", "tk", "--layers", "0"], "a tk has its own (--setting layers=2)"),
+        (["--recipe", "ranknet", "--candidates", tmp_path / "c.jsonl", "--student", "cross_encoder", "--max-length", 9999], "tokens at most; a longer length was asked for"),
+        (["--recipe", "ranknet", "--candidates", tmp_path / "c.jsonl", "--glove", "x.txt"], "for a new tk student, not for"),
         (["--recipe", "ranknet", "--candidates", tmp_path / "c.jsonl", "--student", "cross_encoder", "--setting", "masks=8"], "no settings of its own"),
     ):
         result = invoke(train.main, *base, *wrong)
@@ -874,7 +1009,7 @@ def test_a_run_killed_with_signal_9_in_its_second_stage_resumes_to_the_same_weig
     process.join(timeout=120)
     assert process.exitcode == -signal.SIGKILL
     half = tmp_path / "out.partial" / "stage-2" / "checkpoint-2"  # while saving: weights are there, the seal is not
-    assert (half / "model.safetensors").exists() and not (half / "saved-0").exists()
+    assert (half / "model.safetensors").exists() and not list(half.glob("saved-*"))
     out = train.train(config, *data, tmp_path / "out")
     assert checkpoints.fingerprint(out) == checkpoints.fingerprint(whole_tinybert)
 

@@ -12,7 +12,7 @@ import functools
 import importlib.util
 import json
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -158,6 +158,7 @@ def load(
     glove: str | Path | None = None,
     onnx: str | None = None,
     lean: bool = False,
+    settings: Mapping[str, Any] | None = None,
     **overrides: Any,
 ) -> Model:
     """Load a checkpoint, ready to score (eval mode, float32, CPU).
@@ -169,9 +170,10 @@ def load(
         glove: for `tk`: take word vectors from this GloVe text file, instead of the checkpoint's input embeddings.
         onnx: run by ONNX Runtime from the exported file of this precision, `fp32` or `int8`; only for inference.
         lean: run a BERT by our own forward (`models.bert`), not by transformers'; only for inference.
-        overrides: fields of the architecture's settings that replace the checkpoint's (None: keep).
+        settings: of the architecture alone (`own_settings`), in place of the checkpoint's.
+        overrides: fields of the settings that all share, in place of the checkpoint's (None: keep).
     """
-    folder = resolve(name)
+    folder, overrides = resolve(name), {**overrides, **(settings or {})}
     architecture = architecture or architecture_of(folder)
     if architecture not in ARCHITECTURES:
         raise InputError(f"unknown architecture {architecture!r}; expected one of {', '.join(ARCHITECTURES)}")
@@ -251,6 +253,16 @@ def _architecture(name: str) -> tuple[Any, Any]:
 
     classes = {"bert_dot": (BertDot, EncoderSettings), "colbert": (ColBert, ColBertSettings)}
     return (classes | {"prettr": (PreTtr, PreTtrSettings), "tk": (Tk, TkSettings)})[name]
+
+
+def own_settings(architecture: str) -> list[str]:
+    """Names of the settings that an architecture has beyond those that all share."""
+    from pyserini_kd.models.bert_dot import EncoderSettings
+
+    if architecture == "cross_encoder":
+        return []
+    shared = {field.name for field in dataclasses.fields(EncoderSettings)}
+    return [field.name for field in dataclasses.fields(_architecture(architecture)[1]) if field.name not in shared]
 
 
 def _settings(folder: Path, architecture: str, window: int, overrides: dict[str, Any]) -> Any:
@@ -361,9 +373,11 @@ def _load_cross_encoder(
     if layers is not None:
         keep_layers(classifier.base_model, layers)
     tokenizer = _tokenizer(folder)
-    window = min(tokenizer.model_max_length, classifier.config.max_position_embeddings)
-    max_len = overrides.get("max_doc_len") or window
-    return CrossEncoder(classifier, tokenizer, min(max_len, window)).eval()
+    room = int(classifier.config.max_position_embeddings)
+    max_len = overrides.get("max_doc_len") or min(tokenizer.model_max_length, room)
+    if max_len > room:
+        raise InputError(f"{folder} reads {room} tokens at most; a longer length was asked for")
+    return CrossEncoder(classifier, tokenizer, max_len).eval()
 
 
 def settings_of(folder: Path, window: int = 512) -> EncoderSettings:

@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pyserini_kd.models.bert_dot import EncoderSettings
-from pyserini_kd.models.tokens import part, two_sides
+from pyserini_kd.models.tokens import late_pairs, part, two_sides
 
 
 @dataclasses.dataclass(frozen=True)
@@ -73,5 +73,4 @@ class ColBert(nn.Module):
         """MaxSim float32 (P,) with gradients."""
         query_vecs, doc_vecs = self(**part(batch, "query_")), self(**part(batch, "doc_"))
         with torch.autocast(query_vecs.device.type, enabled=False):  # sums around 100 need all of float32
-            scores = self.late_scores(query_vecs, batch["query_attention_mask"], doc_vecs, batch["doc_attention_mask"])
-            return scores[batch["pairs"][:, 0], batch["pairs"][:, 1]]
+            return late_pairs(self.late_scores, batch, query_vecs, doc_vecs)

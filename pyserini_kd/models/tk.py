@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pyserini_kd.models.bert_dot import EncoderSettings
-from pyserini_kd.models.tokens import part, two_sides
+from pyserini_kd.models.tokens import late_pairs, part, two_sides
 
 MU = (1.0, 0.9, 0.7, 0.5, 0.3, 0.1, -0.1, -0.3, -0.5, -0.7, -0.9)
 SIGMA = 0.1
@@ -92,8 +92,7 @@ class Tk(nn.Module):
         query_vecs = self(**part(batch, "query_"), kind="query")
         doc_vecs = self(**part(batch, "doc_"), kind="doc")
         with torch.autocast(query_vecs.device.type, enabled=False):
-            scores = self.late_scores(query_vecs, batch["query_attention_mask"], doc_vecs, batch["doc_attention_mask"])
-            return scores[batch["pairs"][:, 0], batch["pairs"][:, 1]]
+            return late_pairs(self.late_scores, batch, query_vecs, doc_vecs)
 
 
 def positions(length: int, width: int, first: int = 0) -> Tensor:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from itertools import chain
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -130,3 +130,23 @@ def two_sides(
         records, _ = side_records(model, texts, kind, max_doc_len)
         batch |= {f"{kind}_{name}": tensor for name, tensor in pad(records, pad_id, "cpu").items()}
     return batch
+
+
+def late_pairs(
+    late_scores: Callable[[Tensor, Tensor, Tensor, Tensor], Tensor],
+    batch: Mapping[str, Tensor],
+    query_vecs: Tensor,
+    doc_vecs: Tensor,
+) -> Tensor:
+    """Scores (P,) of the pairs of a `two_sides` batch: each query is compared with its own documents, not with all."""
+    import torch
+
+    pairs, query_mask, doc_mask = batch["pairs"], batch["query_attention_mask"], batch["doc_attention_mask"]
+    if len(pairs) == len(query_vecs) * len(doc_vecs):  # all are its own
+        return late_scores(query_vecs, query_mask, doc_vecs, doc_mask)[pairs[:, 0], pairs[:, 1]]
+    places = [(pairs[:, 0] == row).nonzero()[:, 0] for row in range(len(query_vecs))]
+    scores = []
+    for row, own in enumerate(places):
+        docs = pairs[own, 1]
+        scores.append(late_scores(query_vecs[row : row + 1], query_mask[row : row + 1], doc_vecs[docs], doc_mask[docs])[0])
+    return torch.cat(scores)[torch.cat(places).argsort()]
