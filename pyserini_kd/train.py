@@ -491,8 +491,10 @@ class Given(NamedTuple):
 
 
 def _digest(name: str | Path) -> str | dict[str, str]:
-    """A file with its checksum; anything else as it was named."""
-    return {"path": str(name), "sha256": sha256(name)} if Path(name).is_file() else str(name)
+    """A file, or a folder of files, with its checksum; anything else as it was named."""
+    path = Path(name)
+    files = [path] if path.is_file() else sorted(file for file in path.rglob("*") if file.is_file())
+    return {"path": str(name), "sha256": sha256(*files)} if files else str(name)
 
 
 @contextlib.contextmanager

@@ -1026,3 +1026,15 @@ def test_passages_are_trained_on_as_they_were_mined(files, tmp_path, invoke, tin
     record = json.loads((tmp_path / "model" / "training.json").read_text())
     assert record["data"]["segment"] == "4:2" and record["precision"] == "bf16"
     assert "1:2" in invoke(train.main, *words, "--segment", "1:2", "--overwrite").output
+
+
+def test_data_in_folders_has_a_checksum_too(tmp_path):
+    (tmp_path / "docs" / "more").mkdir(parents=True)
+    for name, text in (("docs/b.jsonl", "b"), ("docs/more/a.jsonl", "a")):
+        (tmp_path / name).write_text(text)
+    before = train._digest(tmp_path / "docs")
+    (tmp_path / "both").write_text("ba")
+    assert before == {"path": str(tmp_path / "docs"), "sha256": sha256(tmp_path / "both")}
+    (tmp_path / "docs" / "more" / "a.jsonl").write_text("c")
+    assert train._digest(tmp_path / "docs") != before
+    assert train._digest("ir_datasets:far/away") == "ir_datasets:far/away"
