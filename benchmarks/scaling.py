@@ -26,6 +26,7 @@ from benchmarks.load import pydocs_index
 from benchmarks.measure import Bench
 from benchmarks.models import dense_index
 from benchmarks.table import about_this_machine, table
+from benchmarks.table import line as row
 from pyserini_kd import data, index, inference, kinds, pydocs
 from pyserini_kd.data import Doc
 from pyserini_kd.models import checkpoints
@@ -170,17 +171,16 @@ def main(data: Path, work: Path, up_to: int, quick: bool, line: str | None) -> N
         return cells
 
     click.echo(about_this_machine() + ("; QUICK sizes: the figures mean nothing" if quick else ""))
-    lines = [measured("encode", count // bench.some(1, 50), name) for count, name in ENCODED.items()]
-    click.echo("\n" + table(lines, ("documents", "model", "docs/s", "seconds", "peak MiB")) + "\n")
-    rows = []
+    click.echo("\n" + table([], ("documents", "model", "docs/s", "seconds", "peak MiB")))  # lines are printed as they come
+    for count, name in ENCODED.items():
+        click.echo(row(measured("encode", count // bench.some(1, 50), name)))
+    click.echo("\n" + table([], ("vectors", "kind", f"recall@{K}", "p50 ms", "p95 ms", "MiB held", "build s")))
     for count in (2_000,) if quick else [size for size in (10_000, 100_000, 1_000_000) if size <= up_to]:
         for kind, parameters in kinds_for(count):
             if quick and "PQ" in kind:
                 continue
             cells = measured("search", count, kind, parameters)
-            rows.append(cells or measured("search", count, kind, parameters))
-    header = ("vectors", "kind", f"recall@{K}", "p50 ms", "p95 ms", "MiB held", "build s")
-    click.echo(table(rows, header))
+            click.echo(row(cells or measured("search", count, kind, parameters)))
 
 
 if __name__ == "__main__":

@@ -56,7 +56,7 @@ def main(data: Path, work: Path, only: Sequence[str], quick: bool, row: str | No
     click.echo(about_this_machine() + ("; QUICK sizes: the figures mean nothing" if quick else "") + "\n")
     click.echo(table([]))
     for name in only or ROWS:  # as they come: a row may take minutes
-        click.echo("\n".join(_line(_cells(row)) for row in _in_a_process(name, bench)))
+        click.echo("\n".join(line(_cells(row)) for row in _in_a_process(name, bench)))
     click.echo(f"\n{time.monotonic() - begun:.0f} s in all; load average at the end {os.getloadavg()[0]:.1f}")
 
 
@@ -89,10 +89,11 @@ def _cells(row: Row) -> list[str]:
 
 def table(rows: list[list[str]], header: Sequence[str] = HEADER) -> str:
     """A Markdown table."""
-    return "\n".join(map(_line, [header, ["---"] * len(header), *rows]))
+    return "\n".join(map(line, [header, ["---"] * len(header), *rows]))
 
 
-def _line(cells: Sequence[str]) -> str:
+def line(cells: Sequence[str]) -> str:
+    """A line of a Markdown table."""
     return f"| {' | '.join(cell.replace('|', '/') for cell in cells)} |"
 
 
