@@ -211,7 +211,7 @@ def ensemble(reranked: Path, first: Path, depth: int) -> Run:
 
 
 def costs(work: Work, checkpoints: dict[str, Path]) -> str:
-    """The table of sizes and speeds, of checkpoints and of RANDOM shapes: 512 of DL19's BM25 pairs, median of three rounds."""
+    """The table of sizes and speeds, of checkpoints and of RANDOM shapes: 128 of DL19's BM25 pairs, median of three rounds."""
     from transformers import BertConfig, BertForSequenceClassification
 
     from pyserini_kd import inference
@@ -220,7 +220,7 @@ def costs(work: Work, checkpoints: dict[str, Path]) -> str:
 
     texts = {doc.doc_id: doc.contents for doc in data.read_collection(work.dl19 / "collection.tsv")}
     topics = {query.query_id: query.text for query in data.read_topics(work.dl19 / "queries.dl19.tsv")}
-    hits = Run.read(work.dl19 / "runs" / "bm25.dl19.trec").top(64)
+    hits = Run.read(work.dl19 / "runs" / "bm25.dl19.trec").top(16)
     pairs = [(topics[query_id], texts[doc_id]) for query_id in list(hits)[:8] for doc_id in hits[query_id].doc_ids]
     models = {name: loading.load(str(path)) for name, path in checkpoints.items()}
     for name, (layers, width, heads, inner) in RANDOM.items():
