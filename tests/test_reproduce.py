@@ -180,7 +180,7 @@ def test_our_matrix_names_what_the_docs_promise():
     rows = {row.name: row for row in reproduce.read_matrix(reproduce.MATRIX)}
     expected = {name: next(iter(row.expected.values())) for name, row in rows.items()}
     assert expected["bm25-cacm"] == 0.3123 and rows["bm25-cacm"].expected["P@30"] == 0.1942 and expected["bm25-scifact"] == 0.6789
-    demo = {"bm25-pydocs": 0.4237, "demo-student": 0.5038, "demo-hybrid": 0.5489, "demo-reranked": 0.5524}
+    demo = {"bm25-pydocs": 0.4237, "demo-student": 0.5038, "demo-hybrid": 0.5488, "demo-reranked": 0.5522}
     assert demo.items() <= expected.items() and "msmarco-train-margin-mse" in rows
     for system in ("bm25", "margin-mse", "hybrid"):
         assert {f"msmarco-{system}-{topics}" for topics in ("dev", "dl19", "dl20")} < rows.keys()
