@@ -295,8 +295,14 @@ def retrieval(work: Work, found: Found) -> str:
     """The table of the bert_dot students' own retrieval."""
     names = ["RR@10", "nDCG@10", "R@100"]
     rows = [["BM25", "", *map(mean, measures(work, [Run.read(work.first)], names).values()), ""]]
-    every = {recipe: measures(work, [Run.read(work.retrieved(path)) for path in paths], names)
-             for (student, recipe), paths in found.items() if student == "bert_dot"}  # fmt: skip
+    own = {
+        recipe: [work.retrieved(path) for path in paths] for (student, recipe), paths in found.items() if student == "bert_dot"
+    }
+    every = {
+        recipe: measures(work, [Run.read(path) for path in paths], names)
+        for recipe, paths in own.items()
+        if all(path.exists() for path in paths)  # not yet, with --table
+    }
     for recipe, values in every.items():
         cell = against(values, every.get("ranknet"), "RR@10")
         rows.append([recipe, str(len(found["bert_dot", recipe])), *map(mean, values.values()), cell])
@@ -321,8 +327,9 @@ def main() -> None:
     found: Found = {}
     for seed in map(int, args.seeds.split(",")):
         for student, recipe, checkpoint in work.systems(seed):
-            runs = [*work.measured(checkpoint), *([work.retrieved(checkpoint)] if student == "bert_dot" else [])]
-            if not all(path.exists() for path in runs):
+            if student == "bert_dot":
+                work.retrieved(checkpoint)
+            if not all(path.exists() for path in work.measured(checkpoint)):
                 continue  # only with --table
             kept = found.setdefault((student, recipe), [])
             if checkpoint not in kept:
