@@ -61,6 +61,22 @@ OURS = ("stage-", ".config.json.")  # how names begin in a folder of resume stat
 DISTILLED_NAMES = ("minilm", "distilbert", "tinybert")  # how published distilled language models are called
 
 
+@contextlib.contextmanager
+def _tiny_is_zero() -> Iterator[None]:
+    """Denormal numbers count as 0: a ColBERT's gradients have many, and a processor takes most of its time over them.
+
+    To be entered before torch has threads of its own, which inherit it.
+    """
+    import torch
+
+    torch.set_flush_denormal(True)
+    try:
+        yield
+    finally:
+        torch.set_flush_denormal(False)
+
+
+@_tiny_is_zero()
 def train(
     config: TrainConfig,
     groups: Sequence[Group],
@@ -93,14 +109,12 @@ def train(
         InputError: the recipe does not fit the student, needs scores, a teacher or texts that are not there, or the loss is
             not finite (the last good checkpoint is then kept as `NAME.last-good`).
     """
-    import torch
     import transformers
 
     from pyserini_kd import learner
 
     output = Path(output)
     started = time.monotonic()
-    torch.set_flush_denormal(True)  # before there are threads, which inherit it; a ColBERT spends most time on tiny gradients
     share = processes(config)
     refuse_existing(output, overwrite, folder=True)
     recipe = recipes.with_losses(recipes.get(config.recipe), config.losses)

@@ -1038,3 +1038,12 @@ def test_data_in_folders_has_a_checksum_too(tmp_path):
     (tmp_path / "docs" / "more" / "a.jsonl").write_text("c")
     assert train._digest(tmp_path / "docs") != before
     assert train._digest("ir_datasets:far/away") == "ir_datasets:far/away"
+
+
+def test_tiny_numbers_are_zero_while_training_and_only_then(tmp_path, data, tiny_dot, monkeypatch):
+    from pyserini_kd import losses
+
+    seen, tiny = [], torch.tensor([1e-40])
+    monkeypatch.setitem(losses.LOSSES, "ranknet", lambda *args: seen.append(float(tiny + 0)) or losses.ranknet(*args))
+    train.train(TrainConfig("ranknet", str(tiny_dot), max_steps=1, batch_size=5, precision="fp32"), *data, tmp_path / "out")
+    assert set(seen) == {0.0} and float(tiny + 0) > 0

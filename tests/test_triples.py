@@ -75,7 +75,7 @@ def test_training_on_a_score_file_leaves_nothing_behind_and_equals_training_on_g
     words = ["--recipe", "margin-mse", "--collection", files["docs"], "--topics", files["topics"], "--init", tiny_dot]
     words += ["--scores", tmp_path / "s.tsv", "--max-steps", 3, "--batch-size", 4, "--precision", "fp32", "--length-buckets"]
     result = invoke(train.main, *words, "--output", tmp_path / "m")
-    assert result.exit_code == 0 and "trained on 20 queries" in result.output, result.output
+    assert result.exit_code == 0 and "trained on 20 triples" in result.output, result.output
     assert json.loads((tmp_path / "m" / "training.json").read_text())["data"]["pairs"] == 40
     assert sorted(p.name for p in tmp_path.glob("m*")) == ["m"]
     again = invoke(train.main, *words, "--output", tmp_path / "again")
