@@ -312,6 +312,8 @@ def search(
     json_mapper(), _generator()  # here, not in the threads: jnius may load a class in one thread at a time
     pool = concurrent.futures.ThreadPoolExecutor(threads)
     try:
+        if len(chunks) > 1:  # what a search returns is of classes too: one thread alone meets them first
+            pool.submit(find, searcher, 1, asked[:1]).result()
         results = pool.map(functools.partial(find, searcher, hits), chunks)
         with tqdm(total=len(asked), desc="BM25", unit=" queries", disable=None) as bar:
             for chunk, part in zip(chunks, results, strict=True):
