@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from pyserini_kd.files import InputError
-from pyserini_kd.mine import Candidates, Group
+from pyserini_kd.mine import Group
 from pyserini_kd.models.tokens import pad, tokenize
 from pyserini_kd.triples import PlainTexts, Scores, Triples
 
@@ -68,9 +68,12 @@ def cut_batches(groups: Sequence[Group], batch_size: int, seed: int, lengths: Se
     """
     if isinstance(groups, Triples):
         return _cut(groups, _shuffled(len(groups), batch_size, seed, lengths), batch_size)
-    given = groups.blocks if isinstance(groups, Candidates) else np.array([group.block for group in groups], np.int64)
-    blocks = np.where(given < 0, -1 - np.arange(len(given)), given)
-    _, first, block, sizes = np.unique(blocks, return_index=True, return_inverse=True, return_counts=True)
+    blocks = np.fromiter((group.block for group in groups), np.int64, len(groups))
+    alone = np.flatnonzero(blocks < 0)
+    blocks[alone] = -1 - alone
+    first = alone
+    if len(first) < len(groups):
+        _, first, block, sizes = np.unique(blocks, return_index=True, return_inverse=True, return_counts=True)
     if len(first) == len(groups):
         return _cut(groups, _shuffled(len(groups), batch_size, seed, lengths), batch_size)
     if lengths is not None:

@@ -162,9 +162,7 @@ def unique_docs(docs: Iterable[D], reread: Callable[[], Iterable[D]], block: int
                 if sum(doc.doc_id == doc_id for doc in reread()) > 1:
                     raise InputError(f"duplicate document id {doc_id!r} in the collection")
                 confirmed.add(doc_id)
-        seen.append(values)
-        while len(seen) > 1 and 2 * len(seen[-1]) > len(seen[-2]):
-            seen[-2:] = [np.union1d(seen[-2], seen[-1])]
+        merge_into(seen, values)
         yield from pending
         pending.clear()
 
@@ -174,6 +172,13 @@ def unique_docs(docs: Iterable[D], reread: Callable[[], Iterable[D]], block: int
             yield from flush()
     if pending:
         yield from flush()
+
+
+def merge_into(known: list[npt.NDArray[np.uint64]], values: npt.NDArray[np.uint64]) -> None:
+    """Add sorted hashes to sorted arrays of them, each at least twice as long as the next."""
+    known.append(values)
+    while len(known) > 1 and 2 * len(known[-1]) > len(known[-2]):
+        known[-2:] = [np.union1d(known[-2], known[-1])]
 
 
 def id_hash(text: str) -> int:

@@ -8,6 +8,7 @@ its negatives. A training batch is then one block, and each document is encoded 
 from __future__ import annotations
 
 import gzip
+import itertools
 import json
 import logging
 import os
@@ -30,11 +31,12 @@ from pyserini_kd.runs import Run
 
 logger = logging.getLogger(__name__)
 
-AT_ONCE = 4096  # groups
+AT_ONCE = 4096  # groups, a multiple of STRIDE
+STRIDE = 16  # groups whose lines are read to get at one of them
 
 
 class Group(NamedTuple):
-    """One query's candidates: G doc_ids, their labels (1 relevant, 0 not), and the block the group belongs to."""
+    """One query's candidates: G doc_ids, their labels (1 relevant, 0 not), and the block the group belongs to (-1: none)."""
 
     query_id: str
     doc_ids: list[str]
@@ -143,55 +145,60 @@ def pairs(group: Group) -> Iterator[tuple[str, str]]:
 class Candidates(Sequence[Group]):
     """The groups of a candidates file, checked when it is opened and read again when they are asked for.
 
-    Memory holds 16 bytes a group: where its line starts, and its block.
+    Memory holds half a byte a group: where every STRIDEth line starts.
     """
 
     def __init__(self, path: str | Path) -> None:
-        """Open groups (JSON lines) or triples (TSV); every triple is a group of two in a block of its own.
+        """Open groups (JSON lines) or triples (TSV); every triple is a group of two, in no block.
 
         Raises:
             InputError: a line is malformed, or a group lacks a positive or a negative, or lists a document twice.
         """
         self.path = require_file(path, "candidates file")
         self._file = _unpacked(self.path)
-        starts, blocks, start, self.n_docs = array("q"), array("q"), 0, 0
+        starts, end, self._count, self.n_docs = array("q"), 0, 0, 0
         with open(self._file.fileno(), "rb", closefd=False) as raw:
-            lines = zip(numbered_lines(self.path, "candidates file", blank=True), raw, strict=True)
-            for number, ((where, line), data) in enumerate(lines, start=1):
+            for (where, line), data in zip(numbered_lines(self.path, "candidates file", blank=True), raw, strict=True):
                 if line.strip():
-                    group = _group(line, where, number)
+                    group = _group(line, where)
                     _check_group(group, where)
-                    starts.append(start)
-                    blocks.append(group.block)
+                    if self._count % STRIDE == 0:
+                        starts.append(end)
+                    self._count += 1
                     self.n_docs += len(group.doc_ids)
-                start += len(data)
-        if not starts:
+                end += len(data)
+        if not self._count:
             raise InputError(f"candidates file is empty: {path}")
-        starts.append(start)
-        self._starts = np.frombuffer(starts, np.int64)
-        self.blocks = np.frombuffer(blocks, np.int64)
+        starts.append(end)
+        self._starts = starts
 
-    def _read(self, first: int, last: int) -> Iterator[Group]:
-        start, end = int(self._starts[first]), int(self._starts[last])
+    def _lines(self, first: int, last: int) -> Iterator[str]:
+        """The lines of a range of groups that begins at a multiple of STRIDE, and some more."""
+        start, end = self._starts[first // STRIDE], self._starts[-(-last // STRIDE)]
         text = os.pread(self._file.fileno(), end - start, start).decode("utf-8" if start else "utf-8-sig")
-        lines = (line.rstrip("\r") for line in text.split("\n") if line.strip())
-        for line, block in zip(lines, self.blocks[first:last].tolist(), strict=True):
-            yield _group(line, str(self.path), block)
+        return (line.rstrip("\r") for line in text.split("\n") if line.strip())
 
     def __getitem__(self, row: Any) -> Any:
         """The group of a row."""
         if not 0 <= row < len(self):
             raise IndexError(row)
-        return next(self._read(row, row + 1))
+        offset = row % STRIDE
+        return _group(next(itertools.islice(self._lines(row - offset, row + 1), offset, None)), str(self.path))
 
     def __iter__(self) -> Iterator[Group]:
         """The groups, some thousand read at a time."""
         for first in range(0, len(self), AT_ONCE):
-            yield from self._read(first, min(first + AT_ONCE, len(self)))
+            yield from (_group(line, str(self.path)) for line in self._lines(first, min(first + AT_ONCE, len(self))))
 
     def __len__(self) -> int:
         """Number of groups."""
-        return len(self.blocks)
+        return self._count
+
+
+def n_docs(groups: Sequence[Group]) -> int:
+    """Documents of all groups, each as often as it comes."""
+    known: int | None = getattr(groups, "n_docs", None)  # of those that lie in a file
+    return sum(len(group.doc_ids) for group in groups) if known is None else known
 
 
 def read_candidates(path: str | Path) -> Candidates:
@@ -221,8 +228,8 @@ def _check_group(group: Group, where: str) -> None:
         raise InputError(f"{where}: query {group.query_id} lists a document twice")
 
 
-def _group(line: str, where: str, number: int) -> Group:
-    return _json_group(line, where) if line.lstrip().startswith("{") else _triple(line, where, number)
+def _group(line: str, where: str) -> Group:
+    return _json_group(line, where) if line.lstrip().startswith("{") else _triple(line, where)
 
 
 def _json_group(line: str, where: str) -> Group:
@@ -239,11 +246,11 @@ def _json_group(line: str, where: str) -> Group:
     return group
 
 
-def _triple(line: str, where: str, number: int) -> Group:
+def _triple(line: str, where: str) -> Group:
     fields = line.split("\t")
     if len(fields) != 3:
         raise InputError(f"{where}: expected `query_id<TAB>pos_id<TAB>neg_id`, found {len(fields)} columns")
-    return Group(fields[0], fields[1:], [1, 0], number)
+    return Group(fields[0], fields[1:], [1, 0], -1)
 
 
 @command(

@@ -35,10 +35,23 @@ from pyserini_kd.files import (
     sha256,
 )
 from pyserini_kd.index import DenseIndex, check_encoder
-from pyserini_kd.mine import Group, pairs, read_candidates
+from pyserini_kd.mine import Group, n_docs, pairs, read_candidates
 from pyserini_kd.models import checkpoints
 from pyserini_kd.runs import Run
-from pyserini_kd.triples import Hashes, Scores, Texts, Triples, chosen, five_columns, look_up, pair_hashes, wanted
+from pyserini_kd.triples import (
+    Hashes,
+    Scores,
+    Texts,
+    Triples,
+    chosen,
+    column,
+    five_columns,
+    let_go,
+    look_up,
+    pair_hashes,
+    spans,
+    wanted,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -55,28 +68,41 @@ Ids = tuple[list[str], list[str]]
 class Pairs:
     """The distinct (query, document) pairs of groups, in the order in which they first come, some at a time.
 
-    Memory holds a byte a document of a group (12 while they are compared), never the ids.
+    `numbers` tells of every document of every group which of the pairs it is.
     """
 
-    def __init__(self, groups: Sequence[Group]) -> None:
+    def __init__(self, groups: Sequence[Group], folder: Path | None = None) -> None:
+        """Tell the pairs of groups apart by their hashes, in memory or in files of a folder."""
         self._groups = groups
-        keys = pair_hashes(groups)
-        self._first = np.ones(len(keys), bool)
-        parts = keys.view(np.uint8)[:: keys.itemsize] % 16  # compared a sixteenth at a time
-        for part in range(16):
-            rows = np.flatnonzero(parts == part)
-            rows = rows[np.argsort(keys[rows], kind="stable")]
-            self._first[rows[1:][keys[rows[1:]] == keys[rows[:-1]]]] = False
-        self._count = int(self._first.sum())
+        count = n_docs(groups)
+        keys = column(folder, "keys", count, np.uint64)
+        rest, end = iter(groups), 0
+        while some := list(itertools.islice(rest, BLOCK)):
+            own = pair_hashes(some)
+            keys[end : end + len(own)] = own
+            end += len(own)
+            let_go(keys)
+        self.numbers = column(folder, "numbers", count, np.int64)
+        _first_places(keys, self.numbers)
+        self._count = _number(self.numbers)
 
     def __len__(self) -> int:
         """Number of pairs."""
         return self._count
 
+    def _are_new(self) -> Iterator[bool]:
+        """Of every document of every group whether its pair comes for the first time."""
+        before = -1
+        for some in spans(len(self.numbers)):
+            highest = np.maximum(np.maximum.accumulate(self.numbers[some]), before)
+            yield from (highest > np.r_[before, highest[:-1]]).tolist()
+            before = highest[-1]
+            let_go(self.numbers)
+
     def __iter__(self) -> Iterator[tuple[str, str]]:
         """(query_id, doc_id) of every pair."""
         every = ((group.query_id, doc_id) for group in self._groups for doc_id in group.doc_ids)
-        return itertools.compress(every, self._first)
+        return itertools.compress(every, self._are_new())
 
     def blocks(self, size: int) -> Iterator[tuple[slice, Ids]]:
         """The pairs `size` at a time: which they are, and their ids."""
@@ -84,6 +110,49 @@ class Pairs:
         while some := list(itertools.islice(rest, size)):
             yield slice(start, start + len(some)), ([q for q, _ in some], [d for _, d in some])
             start += len(some)
+
+    def each(self, values: Floats) -> Iterator[tuple[Group, list[float]]]:
+        """Every group with the values of its documents, of which there is one a pair."""
+        rest = (value for some in spans(len(self.numbers)) for value in self._of(values, some))
+        return ((group, list(itertools.islice(rest, len(group.doc_ids)))) for group in self._groups)
+
+    def _of(self, values: Floats, some: slice) -> list[float]:
+        found: list[float] = values[self.numbers[some]].tolist()
+        let_go(values, self.numbers)
+        return found
+
+
+def _first_places(keys: Hashes, places: npt.NDArray[np.int64]) -> None:
+    """Write for every key the place where it first comes; sorts only as many at a time as memory should hold."""
+    bits = max(1, (len(keys) >> 20).bit_length())
+    for part in range(1 << bits if len(keys) else 0):  # the keys whose highest bits are these
+        found = []
+        for some in spans(len(keys)):
+            rows = some.start + np.flatnonzero(keys[some] >> np.uint64(64 - bits) == part)
+            found.append((rows, keys[rows]))
+            let_go(keys)
+        rows, own = (np.concatenate(each) for each in zip(*found, strict=True))
+        order = np.argsort(own, kind="stable")
+        is_new = np.r_[True, own[order][1:] != own[order][:-1]][: len(own)]
+        first = np.empty_like(rows)
+        first[order] = rows[order][is_new][np.cumsum(is_new) - 1]
+        for some in spans(len(rows)):
+            places[rows[some]] = first[some]
+            let_go(places)
+
+
+def _number(places: npt.NDArray[np.int64]) -> int:
+    """Put a number from 0 on where there is the place of the first of equal keys; returns how many different ones there are."""
+    count = 0
+    for some in spans(len(places)):
+        first = np.array(places[some])
+        is_new = first == np.arange(some.start, some.stop)
+        after = count + int(is_new.sum())
+        places[some][is_new] = np.arange(count, after)
+        places[some][~is_new] = places[first[~is_new]]
+        count = after
+        let_go(places)
+    return count
 
 
 class Taught(NamedTuple):
@@ -117,16 +186,17 @@ def weighted(name: str) -> tuple[str, float | None]:
     return name, value
 
 
-def score_run(run: Run, pairs: Pairs) -> tuple[Floats, int]:
-    """A run as a teacher: its scores, 0 for documents it did not return; and how many those are."""
-    scores, absent = np.zeros(len(pairs), np.float32), 0
+def score_run(run: Run, pairs: Pairs, scores: Floats) -> int:
+    """A run as a teacher: write its scores, 0 for documents it did not return; returns how many those are."""
+    absent = 0
     for some, (query_ids, doc_ids) in pairs.blocks(BLOCK):
         asked = [query_id for query_id in dict.fromkeys(query_ids) if query_id in run]
         found = {q: dict(zip(run[q].doc_ids, run[q].scores.tolist(), strict=True)) for q in asked}
         own = [found.get(q, {}).get(d) for q, d in zip(query_ids, doc_ids, strict=True)]
         scores[some] = [0.0 if score is None else score for score in own]
         absent += sum(score is None for score in own)
-    return scores, absent
+        let_go(scores)
+    return absent
 
 
 def score_checkpoint(
@@ -135,6 +205,7 @@ def score_checkpoint(
     texts: Hashes,
     queries: Mapping[str, str],
     docs: Mapping[str, str],
+    scores: Floats,
     *,
     index: DenseIndex | None = None,
     precision: str = "auto",
@@ -143,8 +214,8 @@ def score_checkpoint(
     device: str = "cpu",
     work: Path | None = None,
     reuse: Sequence[Known] = (),
-) -> tuple[Floats, dict[str, Any]]:
-    """A checkpoint as a teacher: raw scores of pairs and a record of who gave them.
+) -> dict[str, Any]:
+    """A checkpoint as a teacher: write its raw scores of pairs; returns a record of who gave them.
 
     Pairs of texts that the same teacher, so set, scored before (`reuse`) are not scored again. Scores are written under `work`
     a block of pairs at a time; a later call for the same texts and settings goes on there.
@@ -155,6 +226,7 @@ def score_checkpoint(
         texts: hash of the texts of each pair.
         queries: query_id -> text.
         docs: doc_id -> text.
+        scores: (number of pairs,), takes the scores.
         index: holds the document vectors of this very checkpoint (BERT_DOT only), so that documents are not encoded again.
         precision: arithmetic.
         backend: what computes.
@@ -185,14 +257,17 @@ def score_checkpoint(
         return inference.dot_rows(query_vecs, np.arange(len(asked)), index.vectors(ids.tolist()), rows)
 
     key = hashlib.sha256(json.dumps([comparable(record), batch_size, device, BLOCK]).encode())
-    key.update(texts.data)
+    for some in spans(len(texts)):
+        key.update(texts[some].data)
+        let_go(texts)
     blocks = work / key.hexdigest() if work else None
-    scores, before = np.full(len(pairs), np.nan, np.float32), 0
+    before = 0
     for number, (some, (query_ids, doc_ids)) in enumerate(pairs.blocks(BLOCK)):
         path = blocks / f"{number:06d}.npy" if blocks else None
         if path is not None and path.exists():
             scores[some] = np.load(path)
             continue
+        scores[some] = np.nan
         for known in same:
             found, places = look_up(known.texts, texts[some])
             scores[some] = np.where(found, known.scores[places], scores[some])
@@ -203,16 +278,19 @@ def score_checkpoint(
         if path is not None:
             with atomic_file(path, binary=True) as out:
                 np.save(out, scores[some])
+        let_go(scores, texts)
     if same:
         logger.info("%s: %d of %d pairs were scored before", name, before, len(pairs))
-    return scores, record
+    return record
 
 
-def text_hashes(pairs: Pairs, queries: Mapping[str, str], docs: Mapping[str, str]) -> Hashes:
-    """A stable 64-bit hash of the texts of each pair: ids may mean another text in another collection."""
+def hash_texts(pairs: Pairs, queries: Mapping[str, str], docs: Mapping[str, str], texts: Hashes) -> None:
+    """Write a stable 64-bit hash of the texts of each pair: ids may mean another text in another collection."""
     query_of = functools.lru_cache(maxsize=1)(queries.__getitem__)  # its pairs follow each other
-    keys = (id_hash(f"{query_of(query_id)}\0{docs[doc_id]}") for query_id, doc_id in pairs)
-    return np.fromiter(keys, dtype=np.uint64, count=len(pairs))
+    for some, both in pairs.blocks(BLOCK):
+        keys = (id_hash(f"{query_of(query_id)}\0{docs[doc_id]}") for query_id, doc_id in zip(*both, strict=True))
+        texts[some] = np.fromiter(keys, np.uint64)
+        let_go(texts)
 
 
 def is_bounded(name: str) -> bool:
@@ -262,13 +340,14 @@ def write_scores(taught: Taught, path: str | Path, record: dict[str, Any], *, ov
         for some, both in taught.pairs.blocks(WRITTEN):
             columns = [pa.array(ids).dictionary_encode() for ids in both] + [pa.array(values[some]) for values in numbers]
             writer.write_table(pa.table(columns, schema=schema))
+            let_go(*numbers)
 
 
-def write_triples(groups: Iterable[Group], scores: Scores, path: str | Path, *, overwrite: bool = False) -> int:
-    """Write the published format, no header: `pos_score neg_score query_id pos_id neg_id`, tab-separated."""
+def write_triples(scored: Iterable[tuple[Group, list[float]]], path: str | Path, *, overwrite: bool = False) -> int:
+    """Write groups with their scores in the published format, no header: `pos_score neg_score query_id pos_id neg_id`."""
     count = 0
     with atomic_file(path, overwrite=overwrite) as out:
-        for group, own in scores.each(groups):
+        for group, own in scored:
             found = dict(zip(group.doc_ids, own, strict=True))
             for pos, neg in pairs(group):
                 out.write(f"{found[pos]:.9g}\t{found[neg]:.9g}\t{group.query_id}\t{pos}\t{neg}\n")
@@ -414,7 +493,7 @@ def main(
             refuse_existing(path, overwrite)
     _refuse_contradictions(output, teachers, teacher_runs, segment, index)
     groups = read_candidates(candidates)
-    checked = _read_check(check_run, check_topics, check_qrels)
+    first = _read_check(check_run, check_topics, check_qrels)
 
     def documents() -> Iterator[Doc]:
         found = sources.collection(collection)
@@ -425,24 +504,26 @@ def main(
     settings["work"] = work
     settings["index"] = DenseIndex.load(index) if index else None
     known = [found for store in reuse for found in read_known(store)]
-    with _folder(work / "texts") as folder:
-        texts = load_texts(groups, sources.topics(topics), documents(), folder)
-        taught, record = teach(groups, *texts, teachers, teacher_runs, reuse=known, **settings)
-    record["candidates_sha256"] = sha256(candidates)
-    if checked:
-        first, queries, judged = checked
-        asked = [Group(query_id, hits.doc_ids, [], 0) for query_id, hits in first.items()]
-        with _folder(work / "texts") as folder:
-            texts = load_texts(asked, queries, documents(), folder)
-            reranked, _ = teach(asked, *texts, teachers, teacher_runs, reuse=[*known, *known_of(taught, record)], **settings)
-        record["check"] = check(first, reranked, judged)
-    write_scores(taught, output, record, overwrite=overwrite)
-    del taught, known
-    scores = read_scores(output, groups)
-    click.echo(f"{output}: {len(scores)} pairs, {agreement(groups, scores):.1%} of positives above their negatives")
-    if triples:
-        count = write_triples(groups, scores, triples, overwrite=overwrite)
-        click.echo(f"{triples}: {count} triples")
+    with _folder(work / "scratch") as scratch:
+        checked = None
+        if first:
+            run, queries, judged = first
+            asked = [Group(query_id, hits.doc_ids, [], 0) for query_id, hits in run.items()]
+            texts = load_texts(asked, queries, documents(), scratch / "check")
+            reranked, by = teach(asked, *texts, teachers, teacher_runs, reuse=known, **settings)
+            checked = check(run, reranked, judged)
+            known += known_of(reranked, by)
+        texts = load_texts(groups, sources.topics(topics), documents(), scratch / "texts")
+        taught, record = teach(groups, *texts, teachers, teacher_runs, reuse=known, scratch=scratch / "columns", **settings)
+        record["candidates_sha256"] = sha256(candidates)
+        if checked:
+            record["check"] = checked
+        write_scores(taught, output, record, overwrite=overwrite)
+        agreed = agreement(taught.pairs.each(taught.score))
+        click.echo(f"{output}: {len(taught.pairs)} pairs, {agreed:.1%} of positives above their negatives")
+        if triples:
+            count = write_triples(taught.pairs.each(taught.score), triples, overwrite=overwrite)
+            click.echo(f"{triples}: {count} triples")
     _clear(work, "[0-9a-f]" * 64)
 
 
@@ -523,38 +604,59 @@ def teach(
     docs: Mapping[str, str],
     teachers: Sequence[str],
     teacher_runs: Sequence[str] = (),
+    *,
+    scratch: Path | None = None,
     **settings: Any,
 ) -> tuple[Taught, dict[str, Any]]:
-    """Score every (query, document) pair of the groups once with each teacher."""
+    """Score every (query, document) pair of the groups once with each teacher.
+
+    Args:
+        groups: whose pairs are scored.
+        queries: query_id -> text.
+        docs: doc_id -> text.
+        teachers: checkpoints, each with `@WEIGHT` or without.
+        teacher_runs: runs, likewise.
+        scratch: folder for what would else be in memory; what is returned needs it.
+        settings: of `score_checkpoint`.
+    """
     started = time.monotonic()
-    pairs = Pairs(groups)
-    texts = text_hashes(pairs, queries, docs)
+    pairs = Pairs(groups, scratch)
+    texts = column(scratch, "texts", len(pairs), np.uint64)
+    hash_texts(pairs, queries, docs, texts)
     raw: dict[str, Floats] = {}
     weights: dict[str, float] = {}
     who = []
-    for teacher in teacher_runs:
+    for number, teacher in enumerate([*teacher_runs, *teachers]):
         name, weight = weighted(teacher)
-        run = Run.read(name)
-        if weight is None and all(np.abs(hits.scores).max(initial=0.0) <= 1 for hits in run.values()):
-            refuse_bounded(name, "scores")
-        raw[name], absent = score_run(run, pairs)
+        raw[name] = column(scratch, f"raw.{number}", len(pairs), np.float32)
         weights[name] = 1.0 if weight is None else weight
-        logger.info("%s: %d of %d pairs are not in the run and score 0", name, absent, len(pairs))
-        who.append({"name": name, "sha256": sha256(name), "weight": weights[name], "absent": absent})
-    for teacher in teachers:
-        name, weight = weighted(teacher)
-        raw[name], record = score_checkpoint(name, pairs, texts, queries, docs, **settings)
-        weights[name] = 1.0 if weight is None else weight
+        if number < len(teacher_runs):
+            record = _teach_run(name, weight, pairs, raw[name])
+        else:
+            record = score_checkpoint(name, pairs, texts, queries, docs, raw[name], **settings)
         who.append({**record, "weight": weights[name]})
-    taught = Taught(pairs, texts, raw, ensemble(raw, weights))
+    score = column(scratch, "score", len(pairs), np.float32)
+    for some in spans(len(pairs)):
+        score[some] = ensemble({name: scores[some] for name, scores in raw.items()}, weights)
+        let_go(score, *raw.values())
     seconds = round(time.monotonic() - started, 1)
-    return taught, {"teachers": who, "n_pairs": len(pairs), "seconds": seconds, "command": command_line(), **environment()}
+    record = {"teachers": who, "n_pairs": len(pairs), "seconds": seconds, "command": command_line(), **environment()}
+    return Taught(pairs, texts, raw, score), record
 
 
-def agreement(groups: Iterable[Group], scores: Scores) -> float:
-    """Share of (positive, negative) pairs that the ensemble orders as the labels do."""
+def _teach_run(name: str, weight: float | None, pairs: Pairs, scores: Floats) -> dict[str, Any]:
+    run = Run.read(name)
+    if weight is None and all(np.abs(hits.scores).max(initial=0.0) <= 1 for hits in run.values()):
+        refuse_bounded(name, "scores")
+    absent = score_run(run, pairs, scores)
+    logger.info("%s: %d of %d pairs are not in the run and score 0", name, absent, len(pairs))
+    return {"name": name, "sha256": sha256(name), "absent": absent}
+
+
+def agreement(scored: Iterable[tuple[Group, list[float]]]) -> float:
+    """Share of (positive, negative) pairs of groups that their scores order as the labels do."""
     right = total = 0
-    for group, own in scores.each(groups):
+    for group, own in scored:
         found = dict(zip(group.doc_ids, own, strict=True))
         margins = [found[pos] - found[neg] for pos, neg in pairs(group)]
         right, total = right + sum(margin > 0 for margin in margins), total + len(margins)

@@ -35,7 +35,7 @@ from pyserini_kd.files import (
     write_json,
 )
 from pyserini_kd.measures import Measure
-from pyserini_kd.mine import Candidates, Group, mine, read_candidates
+from pyserini_kd.mine import Group, mine, n_docs, read_candidates
 from pyserini_kd.models import checkpoints
 from pyserini_kd.recipes import Recipe, Stage
 from pyserini_kd.stages import (
@@ -147,16 +147,12 @@ def train(
         with one_after_another(share):
             kept = _keep_last_good(model, stage, partial, output) if share.rank == 0 else "see the first process"
         raise InputError(f"{error} (lr {stage.lr:g}); try a lower --lr; {kept}") from None
-    if isinstance(groups, (Candidates, Triples)):
-        pairs = groups.n_docs
-    else:
-        pairs = sum(len(group.doc_ids) for group in groups)
     record = {
         "recipe": {"name": recipe.name, "source": recipe.source, "start": recipe.start},
         "config": dataclasses.asdict(config),
         "made_from": made_from,
         "distilled_lm": distilled,
-        "data": {_unit(groups): len(groups), "pairs": pairs, "texts": len(texts), **(data or {})},
+        "data": {_unit(groups): len(groups), "pairs": n_docs(groups), "texts": len(texts), **(data or {})},
         "stages": records,
         "precision": precision_of(config),
         "processes": share.world,

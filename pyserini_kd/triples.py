@@ -3,7 +3,7 @@
 The published score files have 40 million rows over 8.8 million passages. Both are converted once, as they stream by, into
 plain arrays in a folder; afterwards a triple is 24 bytes read from one file and a text a few hundred read from another. What
 stays in memory are 8 bytes a document for its hash (24 more while they are sorted) and 4 bytes a triple for the epoch's order.
-Of candidates, only the texts that they name are written, and `Scores` holds 12 bytes a pair.
+Of candidates, only the texts that they name are written; `Scores` holds 12 bytes a pair, `teach` keeps its numbers in columns.
 
 Ids are compared by 64-bit hashes. Of 16 million pairs, any two have the same one with a probability of 1 in 100,000.
 """
@@ -13,6 +13,7 @@ from __future__ import annotations
 import itertools
 import json
 import logging
+import mmap
 import os
 import shutil
 from array import array
@@ -24,7 +25,7 @@ import numpy as np
 import numpy.typing as npt
 from tqdm import tqdm
 
-from pyserini_kd.data import id_hash, numbered_lines
+from pyserini_kd.data import id_hash, merge_into, numbered_lines
 from pyserini_kd.files import InputError, read_json, require_file, write_json
 from pyserini_kd.mine import Group
 
@@ -34,7 +35,7 @@ Rows = npt.NDArray[np.int32]
 Hashes = npt.NDArray[np.uint64]
 Floats = npt.NDArray[np.float32]
 
-BLOCK = 1 << 16  # triples converted at a time
+BLOCK = 1 << 16  # rows worked on at a time
 DOCS = 1 << 12  # documents held while a collection streams by
 RECORD = np.dtype("<i4, <i4, <i4, <f4, <f4, <i4")
 RECORD.names = ("query", "pos", "neg", "pos_score", "neg_score", "length")
@@ -64,6 +65,30 @@ def hashes_of(ids: Iterable[str]) -> Hashes:
 def pair_hashes(groups: Iterable[Group]) -> Hashes:
     """The hash of the ids of every (query, document) pair of groups, one after the other."""
     return hashes_of(f"{group.query_id}\0{doc_id}" for group in groups for doc_id in group.doc_ids)
+
+
+def column(folder: Path | None, name: str, count: int, dtype: npt.DTypeLike) -> npt.NDArray[Any]:
+    """Room for `count` numbers, 0 at first: in memory, or in a new file of a folder, where memory `let_go` of costs nothing."""
+    if folder is None or not count:
+        return np.zeros(count, dtype)
+    folder.mkdir(parents=True, exist_ok=True)
+    with open(folder / name, "w+b") as file:
+        for some in spans(count):  # on a full disk an error here, a crash when memory is written to
+            np.zeros(some.stop - some.start, dtype).tofile(file)
+        file.flush()
+        return np.memmap(file, dtype, "r+", shape=(count,))
+
+
+def let_go(*columns: npt.NDArray[Any]) -> None:
+    """Give the memory of columns that lie in files back; what was written to them stays."""
+    for values in columns:
+        if isinstance(values.base, mmap.mmap):
+            values.base.madvise(mmap.MADV_DONTNEED)
+
+
+def spans(count: int) -> Iterator[slice]:
+    """`count` rows, some at a time."""
+    return (slice(start, min(start + BLOCK, count)) for start in range(0, count, BLOCK))
 
 
 def look_up(known: Hashes, hashes: Hashes) -> tuple[npt.NDArray[np.bool_], npt.NDArray[np.int64]]:
@@ -150,12 +175,15 @@ class Texts(Mapping[str, str]):
 
 
 def wanted(groups: Iterable[Group]) -> tuple[Hashes, Hashes]:
-    """Sorted hashes of the queries and of the documents of groups."""
-    queries, docs = array("Q"), array("Q")
-    for group in groups:
-        queries.append(id_hash(group.query_id))
-        docs.extend(map(id_hash, group.doc_ids))
-    return distinct(np.array(queries, np.uint64)), distinct(np.array(docs, np.uint64))
+    """Sorted hashes of the distinct queries and of the distinct documents of groups."""
+    queries: list[Hashes] = []
+    docs: list[Hashes] = []
+    groups = iter(groups)
+    while some := list(itertools.islice(groups, BLOCK)):
+        merge_into(queries, distinct(hashes_of(group.query_id for group in some)))
+        merge_into(docs, distinct(hashes_of(doc_id for group in some for doc_id in group.doc_ids)))
+    none = np.empty(0, np.uint64)
+    return distinct(np.concatenate([none, *queries])), distinct(np.concatenate([none, *docs]))
 
 
 def chosen(texts: Iterable[tuple[str, str]], hashes: Hashes) -> Iterator[tuple[str, str]]:

@@ -3,9 +3,12 @@
 import shutil
 
 import numpy as np
+import psutil
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
-from pyserini_kd import index, inference, mine, teach
+from pyserini_kd import index, inference, mine, teach, triples
 from pyserini_kd.files import InputError
 from pyserini_kd.models import checkpoints
 from pyserini_kd.runs import Run
@@ -53,7 +56,7 @@ def test_store_and_published_file(tmp_path, groups, texts, tiny_dot):
     teach.write_scores(taught, tmp_path / "s.parquet", record)
     scores = teach.read_scores(tmp_path / "s.parquet", groups)
     assert scored(scores, groups) == dict(zip(taught.pairs, taught.score.tolist(), strict=True))
-    count = teach.write_triples(groups, scores, tmp_path / "s.tsv")
+    count = teach.write_triples(scores.each(groups), tmp_path / "s.tsv")
     lines = (tmp_path / "s.tsv").read_text().splitlines()
     assert count == len(lines) == 40
     pos_score, neg_score, query_id, pos, neg = lines[0].split("\t")
@@ -79,6 +82,42 @@ def test_pairs_are_those_of_groups_each_once_in_order(groups, monkeypatch):
     assert [(some.start, some.stop) for some, _ in blocks] == [(0, 20), (20, 40), (40, 51)]
     assert [pair for _, ids in blocks for pair in zip(*ids, strict=True)] == expected
     assert list(teach.Pairs([])) == [] and not list(teach.Pairs([]).blocks(5))
+    numbers = [value for _, own in pairs.each(np.arange(51, dtype=np.float32)) for value in own]
+    assert [expected[int(number)] for number in numbers] == [(g.query_id, d) for g in again for d in g.doc_ids]
+
+
+@given(st.lists(st.lists(st.integers(0, 12), min_size=1, max_size=5, unique=True), max_size=30))
+@settings(max_examples=40, deadline=None)
+def test_pairs_in_files_are_those_in_memory(tmp_path_factory, drawn):
+    groups = [mine.Group(f"q{min(own)}", [f"d{n}" for n in own], [], -1) for own in drawn]
+    expected = list(dict.fromkeys((g.query_id, d) for g in groups for d in g.doc_ids))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(triples, "BLOCK", 7)
+        patch.setattr(teach, "BLOCK", 3)
+        pairs = teach.Pairs(groups, tmp_path_factory.mktemp("columns"))
+        assert list(pairs) == expected and len(pairs) == len(expected)
+        values = np.arange(len(pairs), dtype=np.float32)
+        assert [(g, [(g.query_id, d) for d in g.doc_ids]) for g in groups] == [
+            (group, [expected[int(n)] for n in own]) for group, own in pairs.each(values)
+        ]
+
+
+def test_columns_keep_what_was_written_and_cost_no_memory(tmp_path):
+    kept = triples.column(tmp_path / "new", "numbers", 3_000_000, np.int64)
+    assert not kept.any() and kept.base.size() == 24_000_000
+    kept[:] = np.arange(3_000_000)
+    before = resident()
+    triples.let_go(kept)
+    assert resident() < before - 20_000_000
+    assert (kept == np.arange(3_000_000)).all()
+    held = triples.column(None, "numbers", 3, np.float32)
+    held[1] = 2
+    triples.let_go(held)
+    assert held.tolist() == [0, 2, 0]
+
+
+def resident():
+    return psutil.Process().memory_info().rss
 
 
 def test_blocks_change_nothing(tmp_path, groups, queries, corpus, tiny_dot, dense_index, run_file, monkeypatch):
@@ -255,7 +294,7 @@ def test_an_interrupted_teach_leaves_nothing_half_written(tmp_path, invoke, monk
     assert result.exit_code == 130 and "Interrupted" in result.output, result.output
     left = {path.name for path in tmp_path.iterdir()} - before
     assert left <= {"s.parquet.partial", *(["s.parquet"] if where == "write_triples" else [])}
-    assert not list(tmp_path.glob("s.parquet.partial/texts"))
+    assert not list(tmp_path.glob("s.parquet.partial/scratch"))
     result = invoke(teach.main, *words, *(["--overwrite"] if where == "write_triples" else []))
     assert result.exit_code == 0 and "40 triples" in result.output, result.output
     assert {path.name for path in tmp_path.iterdir()} - before == {"s.parquet", "s.tsv"}

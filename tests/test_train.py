@@ -471,7 +471,7 @@ def test_refusals(tmp_path, data, liked, tiny_dot):
 def test_command(tmp_path, invoke, files, data, scores, tiny_dot):
     groups, *_ = data
     mine.write_candidates(groups, tmp_path / "c.jsonl")
-    teach.write_triples(groups, scores, tmp_path / "s.tsv")
+    teach.write_triples(scores.each(groups), tmp_path / "s.tsv")
     base = ["--collection", files["docs"], "--topics", files["topics"], "--init", tiny_dot, "--output", tmp_path / "m"]
     result = invoke(train.main, "--recipe", "margin-mse", *base, "--scores", tmp_path / "s.tsv", "--max-steps", 2, "--layers", "0")
     assert result.exit_code == 0, result.output
@@ -785,7 +785,7 @@ def test_bad_input_is_one_line_and_exit_code_2(tmp_path, invoke, files, data, sc
     from pyserini_kd import losses
 
     mine.write_candidates(data[0], tmp_path / "c.jsonl")
-    teach.write_triples(data[0], scores, tmp_path / "s.tsv")
+    teach.write_triples(scores.each(data[0]), tmp_path / "s.tsv")
     three = save_cross(tokenizer, tmp_path / "three", layers=3)
     heads = save_cross(tokenizer, tmp_path / "heads", layers=2, heads=8)
     base = ["--collection", files["docs"], "--topics", files["topics"], "--output", tmp_path / "m", "--candidates", tmp_path / "c.jsonl"]
