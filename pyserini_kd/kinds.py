@@ -21,7 +21,7 @@ import numpy as np
 import numpy.typing as npt
 from tqdm import tqdm
 
-from pyserini_kd import lucene, lucene_vectors
+from pyserini_kd import lucene, lucene_vectors, streamed
 from pyserini_kd.files import InputError
 
 logger = logging.getLogger(__name__)
@@ -45,7 +45,7 @@ def estimate(width: int, kind: str) -> str:
     else:
         index = new(width, kind)
         size = vector_bytes(index)
-        held = "on disk; built without being held in memory" if streams(index) else "in memory while it is built"
+        held = "on disk; built without being held in memory" if streamed.streams(index) else "in memory while it is built"
     return f"an index of kind {kind} takes {size * 1e6 / 1e9:.2f} GB a million documents {held}"
 
 
@@ -79,13 +79,6 @@ def vector_bytes(index: Any) -> int:
         graph: Any = inner.hnsw
         return int(storage.code_size + 4 * (graph.nb_neighbors(0) + graph.nb_neighbors(1)))
     return int(getattr(inner, "code_size", 4 * index.d) + (8 if hasattr(inner, "nlist") else 0))
-
-
-def streams(index: Any) -> bool:
-    """Whether the index is written without being held: plain codes one after the other."""
-    import faiss
-
-    return type(index) in (faiss.IndexFlat, faiss.IndexFlatIP, faiss.IndexScalarQuantizer)
 
 
 def needed(index: Any) -> tuple[int, str]:
@@ -132,8 +125,8 @@ def _announce(kind: str, count: int, size: int, free: int, where: str, seconds: 
 def _write_faiss(blocks: Sequence[Path], sizes: Sequence[int], index: Any, kind: str, path: Path) -> None:
     """Train the empty index where it needs that, and write it with the vectors of the blocks.
 
-    Flat and scalar-quantised indexes go to the file block by block; the others are built in memory. Training takes a uniform
-    sample of all vectors, drawn with seed 0. HNSW is built by one thread: several would build a different graph every time.
+    Graphs, and product quantisation without lists, are built in memory; the others go to the file block by block. Training
+    takes a uniform sample of all vectors, drawn with seed 0. HNSW is built by one thread: more build another graph each time.
     """
     import faiss
 
@@ -143,17 +136,17 @@ def _write_faiss(blocks: Sequence[Path], sizes: Sequence[int], index: Any, kind:
             f"--faiss {kind} needs at least {least} documents ({why}), the collection has {sum(sizes)}; the same command with "
             "another kind goes on from the vectors encoded now"
         )
-    free = shutil.disk_usage(path.parent).free if streams(index) else free_memory()
-    seconds = 0 if streams(index) else forecast(index, _sample(blocks, sizes, TRIAL), sum(sizes))
-    _announce(kind, sum(sizes), vector_bytes(index), free, "on disk" if streams(index) else "in memory", seconds)
+    free = shutil.disk_usage(path.parent).free if streamed.streams(index) else free_memory()
+    seconds = forecast(index, _sample(blocks, sizes, TRIAL), sum(sizes))
+    _announce(kind, sum(sizes), vector_bytes(index), free, "on disk" if streamed.streams(index) else "in memory", seconds)
     if not index.is_trained:
         try:
             index.train(_sample(blocks, sizes, _train_size(index)))
         except RuntimeError as error:
             raise InputError(f"--faiss {kind} cannot be trained on {sum(sizes)} documents: {_last_line(error)}") from error
     try:
-        if streams(index):
-            return _write_codes(blocks, sum(sizes), index, path)
+        if streamed.streams(index):
+            return streamed.write(index, _loaded(blocks), sum(sizes), path)
         with _one_thread("HNSW" in kind):
             for block in _loaded(blocks):
                 index.add(block)
@@ -233,20 +226,6 @@ def _sample(blocks: Sequence[Path], sizes: Sequence[int], most: int) -> Floats:
     cuts = np.searchsorted(rows, starts)
     parts = zip(blocks, starts, cuts[:-1], cuts[1:], strict=False)
     return np.concatenate([np.load(block, mmap_mode="r")[rows[a:b] - start] for block, start, a, b in parts])
-
-
-def _write_codes(blocks: Sequence[Path], total: int, index: Any, path: Path) -> None:
-    """What `faiss.write_index` writes of a Flat or SQ index: header with the count (byte 8), number of codes, codes."""
-    import faiss
-
-    head = bytearray(faiss.serialize_index(index).tobytes())
-    unit = 4 if isinstance(index, faiss.IndexFlat) else 1  # a Flat index counts floats, the others bytes
-    head[8:16] = int(total).to_bytes(8, "little")
-    head[-8:] = int(total * index.code_size // unit).to_bytes(8, "little")
-    with open(path, "wb") as out:
-        out.write(head)
-        for block in blocks:
-            out.write(index.sa_encode(np.load(block)).tobytes())
 
 
 @contextlib.contextmanager

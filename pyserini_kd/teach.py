@@ -23,6 +23,7 @@ import numpy.typing as npt
 
 from pyserini_kd import evaluate, inference, passages, sources
 from pyserini_kd.cli import Runs, command
+from pyserini_kd.columns import column, let_go, spans
 from pyserini_kd.data import Doc, Qrels, Query, id_hash
 from pyserini_kd.files import (
     InputError,
@@ -44,12 +45,9 @@ from pyserini_kd.triples import (
     Texts,
     Triples,
     chosen,
-    column,
     five_columns,
-    let_go,
     look_up,
     pair_hashes,
-    spans,
     wanted,
 )
 

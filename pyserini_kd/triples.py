@@ -13,7 +13,6 @@ from __future__ import annotations
 import itertools
 import json
 import logging
-import mmap
 import os
 import shutil
 from array import array
@@ -35,7 +34,7 @@ Rows = npt.NDArray[np.int32]
 Hashes = npt.NDArray[np.uint64]
 Floats = npt.NDArray[np.float32]
 
-BLOCK = 1 << 16  # rows worked on at a time
+BLOCK = 1 << 16  # triples converted at a time
 DOCS = 1 << 12  # documents held while a collection streams by
 RECORD = np.dtype("<i4, <i4, <i4, <f4, <f4, <i4")
 RECORD.names = ("query", "pos", "neg", "pos_score", "neg_score", "length")
@@ -65,30 +64,6 @@ def hashes_of(ids: Iterable[str]) -> Hashes:
 def pair_hashes(groups: Iterable[Group]) -> Hashes:
     """The hash of the ids of every (query, document) pair of groups, one after the other."""
     return hashes_of(f"{group.query_id}\0{doc_id}" for group in groups for doc_id in group.doc_ids)
-
-
-def column(folder: Path | None, name: str, count: int, dtype: npt.DTypeLike) -> npt.NDArray[Any]:
-    """Room for `count` numbers, 0 at first: in memory, or in a new file of a folder, where memory `let_go` of costs nothing."""
-    if folder is None or not count:
-        return np.zeros(count, dtype)
-    folder.mkdir(parents=True, exist_ok=True)
-    with open(folder / name, "w+b") as file:
-        for some in spans(count):  # on a full disk an error here, a crash when memory is written to
-            np.zeros(some.stop - some.start, dtype).tofile(file)
-        file.flush()
-        return np.memmap(file, dtype, "r+", shape=(count,))
-
-
-def let_go(*columns: npt.NDArray[Any]) -> None:
-    """Give the memory of columns that lie in files back; what was written to them stays."""
-    for values in columns:
-        if isinstance(values.base, mmap.mmap):
-            values.base.madvise(mmap.MADV_DONTNEED)
-
-
-def spans(count: int) -> Iterator[slice]:
-    """`count` rows, some at a time."""
-    return (slice(start, min(start + BLOCK, count)) for start in range(0, count, BLOCK))
 
 
 def look_up(known: Hashes, hashes: Hashes) -> tuple[npt.NDArray[np.bool_], npt.NDArray[np.int64]]:

@@ -14,7 +14,7 @@ import faiss
 import numpy as np
 import pytest
 
-from pyserini_kd import blocks, index, kinds
+from pyserini_kd import blocks, index, kinds, streamed
 from pyserini_kd.data import Doc
 from pyserini_kd.files import InputError
 
@@ -197,17 +197,22 @@ def test_each_kind_finds_what_brute_force_finds(tmp_path, kind, nprobe, recall):
     assert np.array_equal(mapped.search(queries, 10, nprobe=nprobe)[1], rows)
 
 
-@pytest.mark.parametrize("kind", ["Flat", "SQ8", "SQ4", "SQfp16"])
+STREAMED = ["Flat", "SQ8", "SQ4", "SQfp16", "IVF8,Flat", "IVF299,Flat", "IVF8,SQ8", "IVF4_HNSW4,Flat", "IVF8,PQ4x4",
+            "OPQ4,IVF4,PQ4x4", "PCA8,IVF8,Flat", "L2norm,IVF8,SQ4"]  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", STREAMED)
 def test_streamed_files_are_those_that_faiss_writes(tmp_path, kind):
     vectors = clustered(300)
     np.save(tmp_path / "0.npy", vectors[:200])
     np.save(tmp_path / "1.npy", vectors[200:])
-    assert kinds.streams(kinds.new(16, kind))
+    assert streamed.streams(kinds.new(16, kind))
     kinds.write([tmp_path / "0.npy", tmp_path / "1.npy"], 16, kind, tmp_path)
     held = kinds.new(16, kind)
     held.train(vectors)
     held.add(vectors)
     faiss.write_index(held, str(tmp_path / "held"))
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["0.npy", "1.npy", "held", "index"]
     assert (tmp_path / "index").read_bytes() == (tmp_path / "held").read_bytes()
 
 
@@ -308,7 +313,7 @@ def test_what_an_index_takes_is_said_before(tmp_path, caplog, monkeypatch, kind)
     np.save(tmp_path / "0.npy", clustered(300))
     (tmp_path / "docid").write_text("".join(f"d{n}\n" for n in range(300)))
     kinds.write([tmp_path / "0.npy"], 16, kind, tmp_path)
-    where = "in memory" if kind in ("HNSW8", "IVF4,Flat") else "on disk"
+    where = "in memory" if kind == "HNSW8" else "on disk"
     assert f"{kind} of 300 vectors takes about 0.00 GB {where}" in caplog.text
     assert f"only 0.00 GB are free {where}" in caplog.text
 

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pyserini_kd import index, inference, mine, teach, triples
+from pyserini_kd import columns, index, inference, mine, teach
 from pyserini_kd.files import InputError
 from pyserini_kd.models import checkpoints
 from pyserini_kd.runs import Run
@@ -92,7 +92,7 @@ def test_pairs_in_files_are_those_in_memory(tmp_path_factory, drawn):
     groups = [mine.Group(f"q{min(own)}", [f"d{n}" for n in own], [], -1) for own in drawn]
     expected = list(dict.fromkeys((g.query_id, d) for g in groups for d in g.doc_ids))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(triples, "BLOCK", 7)
+        patch.setattr(columns, "SPAN", 7)
         patch.setattr(teach, "BLOCK", 3)
         pairs = teach.Pairs(groups, tmp_path_factory.mktemp("columns"))
         assert list(pairs) == expected and len(pairs) == len(expected)
@@ -103,16 +103,16 @@ def test_pairs_in_files_are_those_in_memory(tmp_path_factory, drawn):
 
 
 def test_columns_keep_what_was_written_and_cost_no_memory(tmp_path):
-    kept = triples.column(tmp_path / "new", "numbers", 3_000_000, np.int64)
+    kept = columns.column(tmp_path / "new", "numbers", 3_000_000, np.int64)
     assert not kept.any() and kept.base.size() == 24_000_000
     kept[:] = np.arange(3_000_000)
     before = resident()
-    triples.let_go(kept)
+    columns.let_go(kept)
     assert resident() < before - 20_000_000
     assert (kept == np.arange(3_000_000)).all()
-    held = triples.column(None, "numbers", 3, np.float32)
+    held = columns.column(None, "numbers", 3, np.float32)
     held[1] = 2
-    triples.let_go(held)
+    columns.let_go(held)
     assert held.tolist() == [0, 2, 0]
 
 

@@ -1,0 +1,37 @@
+"""Columns of numbers that may lie in files, so that memory holds only what is worked on."""
+
+from __future__ import annotations
+
+import mmap
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+SPAN = 1 << 16  # rows worked on at a time
+
+
+def column(folder: Path | None, name: str, count: int, dtype: npt.DTypeLike) -> npt.NDArray[Any]:
+    """Room for `count` numbers, 0 at first: in memory, or in a new file of a folder, where memory `let_go` of costs nothing."""
+    if folder is None or not count:
+        return np.zeros(count, dtype)
+    folder.mkdir(parents=True, exist_ok=True)
+    with open(folder / name, "w+b") as file:
+        for some in spans(count):  # on a full disk an error here, a crash when memory is written to
+            file.write(bytes((some.stop - some.start) * np.dtype(dtype).itemsize))
+        file.flush()
+        return np.memmap(file, dtype, "r+", shape=(count,))
+
+
+def let_go(*columns: npt.NDArray[Any]) -> None:
+    """Give the memory of columns that lie in files back; what was written to them stays."""
+    for values in columns:
+        if isinstance(values.base, mmap.mmap):
+            values.base.madvise(mmap.MADV_DONTNEED)
+
+
+def spans(count: int) -> Iterator[slice]:
+    """`count` rows, some at a time."""
+    return (slice(start, min(start + SPAN, count)) for start in range(0, count, SPAN))
