@@ -153,8 +153,9 @@ class Collator:
     def __call__(self, items: Sequence[Sequence[Group]]) -> dict[str, Any]:
         """One batch of B groups with P distinct pairs.
 
-        `labels`, `rows` (places among the P scores), `mask` and, from a file, `teacher` are (B, G); `student` and
-        `live` hold the tensors that the student and the live teacher score; `batch_labels`, `batch_rows` are (B, N).
+        The first `taught` pairs are those of the groups. `labels`, `rows` (places among the P scores), `mask` and, from a
+        file, `teacher` are (B, G); `student` and `live` hold the tensors that the student and the live teacher score;
+        `batch_labels`, `batch_rows` are (B, N).
         """
         import torch
 
@@ -173,20 +174,27 @@ class Collator:
         batch: dict[str, Any] = {"labels": labels, "rows": rows, "mask": mask}
         if self.scores is not None:
             batch["teacher"] = teacher
+        own = len(places)
         if self.in_batch:
             batch["batch_labels"], batch["batch_rows"] = _all_pairs(groups, places)
-        return batch | {"pairs": torch.tensor(len(places))} | self._tokens(list(places))
+        return batch | {"pairs": torch.tensor(len(places)), "taught": torch.tensor(own)} | self._tokens(list(places), own)
 
-    def _tokens(self, pairs: list[tuple[str, str]]) -> dict[str, Any]:
-        start, end = self.share.of(len(pairs))
-        end = max(end, start + 1)  # a process without a pair of its own takes another's, and drops its score
+    def _tokens(self, pairs: list[tuple[str, str]], taught: int) -> dict[str, Any]:
+        """The tensors of this process's part of the pairs; a live teacher scores those of the first `taught`."""
+        own = self._own(len(pairs))
         if not self.same_inputs:
-            batch = {"student": self._pair_batch(self.model, pairs[start:end], self.doc_len)}
-            return batch if self.teacher is None else batch | {"live": self._pair_batch(self.teacher, pairs[start:end])}
+            batch = {"student": self._pair_batch(self.model, pairs[own], self.doc_len)}
+            some = pairs[:taught][self._own(taught)]
+            return batch if self.teacher is None else batch | {"live": self._pair_batch(self.teacher, some)}
         whole = {"student": self._pair_batch(self.model, pairs, self.doc_len)}  # padded as one process would pad them
         whole["live"] = self._pair_batch(self.teacher, pairs, self.doc_len)
         check_same_tokens(whole["student"], whole["live"])
-        return {who: {name: tensor[start:end] for name, tensor in tokens.items()} for who, tokens in whole.items()}
+        return {who: {name: tensor[own] for name, tensor in tokens.items()} for who, tokens in whole.items()}
+
+    def _own(self, count: int) -> slice:
+        """This process's part; one without a pair of its own takes another's, and drops its score."""
+        start, end = self.share.of(count)
+        return slice(start, max(end, start + 1))
 
     def _pair_batch(self, model: Any, pairs: list[tuple[str, str]], max_len: int | None = None) -> dict[str, Any]:
         queries = {query_id: row for row, query_id in enumerate(dict.fromkeys(q for q, _ in pairs))}

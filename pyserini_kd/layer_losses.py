@@ -18,6 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pyserini_kd.files import InputError
+from pyserini_kd.models.stack import layers_of
 
 MASKED = -10000.0  # added to the scores of padded keys
 CUT = -100.0  # scores at or below it count as masked
@@ -110,7 +111,7 @@ def recorded(encoder: Any) -> Iterator[Layers]:
     Raises:
         InputError: the encoder is not built like BERT or DistilBERT.
     """
-    layers, projections = _parts(encoder)
+    layers = layers_of(encoder)
     heads = int(encoder.config.num_attention_heads)
     found = Layers([], [])
     masks: list[Tensor] = []
@@ -133,7 +134,7 @@ def recorded(encoder: Any) -> Iterator[Layers]:
 
     handles = [encoder.register_forward_pre_hook(start, with_kwargs=True)]
     handles += [module.register_forward_hook(keep) for module in (encoder.embeddings, *layers)]
-    for query_part, key_part in projections:
+    for query_part, key_part in map(_projections, layers):
         handles += [query_part.register_forward_hook(query), key_part.register_forward_hook(key)]
     try:
         yield found
@@ -142,17 +143,11 @@ def recorded(encoder: Any) -> Iterator[Layers]:
             handle.remove()
 
 
-def _parts(encoder: Any) -> tuple[list[nn.Module], list[tuple[nn.Module, nn.Module]]]:
-    """(layers, their query and key projections) of a BERT-like or DistilBERT encoder."""
-    try:
-        if hasattr(encoder, "transformer"):
-            layers = list(encoder.transformer.layer)
-            return layers, [(layer.attention.q_lin, layer.attention.k_lin) for layer in layers]
-        layers = list(encoder.encoder.layer)
-        return layers, [(layer.attention.self.query, layer.attention.self.key) for layer in layers]
-    except AttributeError:
-        name = type(encoder).__name__
-        raise InputError(f"layers of a {name} cannot be distilled; those of BERT and DistilBERT can") from None
+def _projections(layer: Any) -> tuple[nn.Module, nn.Module]:
+    """The query and key projections of a layer of a BERT-like or DistilBERT encoder."""
+    if hasattr(layer.attention, "q_lin"):
+        return layer.attention.q_lin, layer.attention.k_lin
+    return layer.attention.self.query, layer.attention.self.key
 
 
 def check(student: Any, teacher: Any, attention: bool) -> None:
@@ -161,7 +156,9 @@ def check(student: Any, teacher: Any, attention: bool) -> None:
     Both are encoders of transformers.
     """
     for encoder in (student, teacher):
-        _parts(encoder)
+        layers_of(encoder)
+        if getattr(encoder.config, "embedding_size", encoder.config.hidden_size) != encoder.config.hidden_size:
+            raise InputError(f"layers of a {type(encoder).__name__} whose embeddings are narrower cannot be distilled")
     block_size(student.config.num_hidden_layers, teacher.config.num_hidden_layers)
     heads = [int(encoder.config.num_attention_heads) for encoder in (student, teacher)]
     if attention and heads[0] != heads[1]:

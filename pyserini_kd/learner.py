@@ -17,6 +17,7 @@ from pyserini_kd.losses import loss, margins
 from pyserini_kd.mine import Group
 from pyserini_kd.models.bert_dot import scale_outputs
 from pyserini_kd.models.cross_encoder import CrossEncoder
+from pyserini_kd.models.stack import layers_of
 from pyserini_kd.recipes import LAYER_LOSSES
 
 SCALE_BATCHES = 4  # batches whose margins set the student's starting scale
@@ -27,14 +28,10 @@ def encoder_of(model: Any) -> Any:
     return model.classifier.base_model
 
 
-def check_encoder(model: Any, name: str) -> None:
+def check_encoder(model: Any) -> None:
     """InputError unless the student's encoder is a stack of BERT-like layers (TK has a small one of its own)."""
-    if model.architecture == "tk":
-        return
-    encoder = encoder_of(model) if model.architecture == "cross_encoder" else model.encoder
-    stack = getattr(encoder, "transformer", None) or getattr(encoder, "encoder", None)
-    if not hasattr(stack, "layer"):
-        raise InputError(f"checkpoint {name} is a {type(encoder).__name__}; students are made from BERT-like encoders")
+    if model.architecture != "tk":
+        layers_of(encoder_of(model) if model.architecture == "cross_encoder" else model.encoder)
 
 
 def check_layers(student: Any, teacher: Any, losses: Mapping[str, float]) -> None:
@@ -169,7 +166,7 @@ class Learner(nn.Module):
             if self.functions:
                 theirs = batch.get("teacher")
                 if theirs is None and live is not None:
-                    theirs = gathered(live, count, self.share)[batch["rows"]]
+                    theirs = gathered(live, int(batch["taught"]), self.share)[batch["rows"]]
                 scores = gathered(own, count, self.share) * self.score_scale
                 terms |= self._score_terms(scores, theirs, batch)
         return terms
@@ -184,7 +181,8 @@ class Learner(nn.Module):
             else:
                 value = function(grouped, theirs, batch["labels"], mask)
             terms[name] = (value, value)
-        self.terms.setdefault("score_std", []).append(float(grouped.detach()[mask].std()))
+        for name, figure in zip(("score_mean", "score_std"), spread(grouped.detach(), mask), strict=True):
+            self.terms.setdefault(name, []).append(figure)
         return terms
 
     def _run_both(self, batch: Mapping[str, Any]) -> tuple[Tensor, Any, Tensor | None, Any]:
@@ -206,6 +204,16 @@ class Learner(nn.Module):
         """Scores of pairs; for plain text the encoder's output, whose layers alone are of use."""
         output: Tensor = encoder_of(model)(**tokens).last_hidden_state if self.text else model.pair_scores(tokens)
         return output
+
+
+def spread(scores: Tensor, mask: Tensor) -> tuple[float, float]:
+    """Mean of the scores (B, G) of groups, and the standard deviation within groups: what a ranking is made of.
+
+    >>> spread(torch.tensor([[1.0, 3.0], [7.0, 9.0]]), torch.ones(2, 2, dtype=torch.bool))
+    (5.0, 1.0)
+    """
+    centres = (scores * mask).sum(dim=1, keepdim=True) / mask.sum(dim=1, keepdim=True)
+    return float(scores[mask].mean()), float((scores - centres)[mask].square().mean().sqrt())
 
 
 def summed(value: Tensor, share: Share) -> Tensor:

@@ -12,6 +12,7 @@ softmax is (1 - sigmoid(z), sigmoid(z)).
 from __future__ import annotations
 
 import functools
+import inspect
 from collections.abc import Callable
 
 import torch
@@ -230,15 +231,10 @@ LOSSES: dict[str, Loss] = {
     "soft_kl": soft_kl,
     "listwise_kl": listwise_kl,
 }
-TEMPERED: dict[str, Callable[..., Tensor]] = {
-    "soft_ranknet": soft_ranknet,
-    "soft_ce": soft_ce,
-    "soft_kl": soft_kl,
-    "listwise_kl": listwise_kl,
-}
-"""The losses that take a temperature."""
 
 
 def loss(name: str, temperature: float = 1.0) -> Loss:
     """The loss of that name, at that temperature where it takes one."""
-    return functools.partial(TEMPERED[name], temperature=temperature) if name in TEMPERED else LOSSES[name]
+    found: Callable[..., Tensor] = LOSSES[name]
+    takes_one = "temperature" in inspect.signature(found).parameters
+    return functools.partial(found, temperature=temperature) if takes_one else found

@@ -308,6 +308,9 @@ def main(
 
         asked = [q for q in queries if judged is None or q.query_id in judged]
         found = [lucene.search(index, asked, hits=depth, threads=inference.threads())]
+    if segment and found and not any("#" in doc_id for run in found for hits in run.values() for doc_id in hits.doc_ids):
+        raise InputError(f"--segment {segment}: negatives come from whole documents, not from passages `docid#n`; "
+                         f"index them with --segment {segment}")  # fmt: skip
     if judged is None:
         judged = first_hits(found)
         logger.warning("no --qrels: labels are the first stage's; train with a loss on teacher scores, not on labels")

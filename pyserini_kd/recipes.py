@@ -13,6 +13,8 @@ HARD_LOSSES = ("ranknet", "hinge", "bce", "listwise_ce", "listnet", "lambda", "i
 """On labels alone. `in_batch`: `listwise_ce` over all documents of the batch, for BERT_DOT."""
 SOFT_LOSSES = ("margin_mse", "weighted_ranknet", "soft_ranknet", "pointwise_mse", "soft_ce", "soft_kl", "listwise_kl")
 """On teacher scores: from a score file, or from a live teacher."""
+TEMPERED = ("soft_ranknet", "soft_ce", "soft_kl", "listwise_kl")
+"""Those of them that take a temperature."""
 LAYER_LOSSES = ("hidden", "attention")
 """On the layers of a live teacher, for cross-encoders."""
 LOSSES = (*HARD_LOSSES, *SOFT_LOSSES, *LAYER_LOSSES)
@@ -20,6 +22,11 @@ SCHEDULES = {"linear": "linear", "constant": "constant_with_warmup", "cosine": "
 """Learning rate after the warm-up -> transformers' name of the schedule; `validation` lowers that of `plateau`."""
 QUICK = 10.0
 """TK's kernel weights and mix learn at ten times the rate of the rest (Hofstätter et al. 2020: 1e-4 and 1e-5)."""
+
+
+INIT = "minilm"
+"""What a student starts from."""
+ADVICE = "take --init random:LAYERS/WIDTH or layers of the teacher, or --recipe lm+ranker-distill --start-stage 2"
 
 
 class Stage(NamedTuple):
@@ -59,6 +66,12 @@ class Recipe:
     score_scale: float = 1.0  # student scores are multiplied by this before the loss
     l2_norm: bool | None = None  # None: as the starting checkpoint (students of the papers: False)
     distilled_start: bool = True  # whether the student may start from a distilled language model
+
+    def init(self) -> str:
+        """The checkpoint to start from where none is named; InputError where it must not be that one."""
+        if not self.distilled_start:
+            raise InputError(f"recipe {self.name} must not start from a distilled language model, as {INIT} is; {ADVICE}")
+        return INIT
 
     def describe(self) -> str:
         """What `train --list` prints."""

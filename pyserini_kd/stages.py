@@ -30,6 +30,8 @@ from pyserini_kd.validation import Dev, Watch
 
 logger = logging.getLogger(__name__)
 
+TERMS = "terms.json"  # of a saved state: the loss terms since the last line of the log
+FLAT = 1e-5  # spread of a query's scores, against their size, under which nothing is ranked
 
 @dataclasses.dataclass(frozen=True)
 class TrainConfig:
@@ -167,6 +169,8 @@ def run_stage(
         load_model(model, str(weights))
         return read_json(done, "record of a stage")
     started = time.monotonic()
+    folder.mkdir(exist_ok=True)
+    earlier = 0.0 if share.rank else clock(folder)
     groups, queries, docs, scores, texts, dev = material
     transformers.set_seed(config.seed)
     scale = float(config.score_scale or 1.0)
@@ -196,7 +200,9 @@ def run_stage(
     with one_after_another(share):
         resume = _last_state(folder, share)
     trainer, log = _trainer(config, stage, module, batches, collator, folder, share)
-    trainer.add_callback(_seal(folder, share))
+    trainer.add_callback(_seal(module, folder, share))
+    if resume and not share.rank:
+        module.terms = read_json(Path(resume) / TERMS, "loss terms")
     watch = None
     if dev and any(loss not in recipes.LAYER_LOSSES for loss in stage.losses):
         settings = {name: getattr(config, name) for name in ("metric", "eval_steps", "patience")}
@@ -217,7 +223,7 @@ def run_stage(
             **stage._asdict(),
             "start_scale": factor,
             "steps": steps,
-            "seconds": round(time.monotonic() - started, 1),
+            "seconds": round(earlier + time.monotonic() - started, 1),
             "log": log,
             "dev": measured,
         }
@@ -237,7 +243,6 @@ def _lengths(groups: Sequence[Group], docs: Mapping[str, str]) -> Any:
 
 def _last_state(folder: Path, share: Share) -> str | None:
     """The last Trainer checkpoint of a stage that every process, however many there were, has saved; or None."""
-    folder.mkdir(exist_ok=True)
     states = states_of(folder)
     while states and not (world := _saved_by(states[-1])):
         shutil.rmtree(states.pop(), ignore_errors=True)  # killed while saving
@@ -267,13 +272,28 @@ def _log_before(folder: Path, steps: int) -> list[dict[str, float]]:
     return [entry for entry in before if entry["step"] <= steps]
 
 
-def _seal(folder: Path, share: Share) -> Any:
-    """A Trainer callback that says of a saved state when it is complete."""
+def clock(folder: Path) -> float:
+    """Seconds that earlier sessions worked here, up to the last file they left, which are lost to no kill; begins a new one."""
+    record, now = folder / "clock.json", time.time()
+    before = 0.0
+    if record.exists():
+        known = read_json(record, "clock")
+        last = max(path.stat().st_mtime for path in folder.rglob("*"))
+        before = float(known["seconds"]) + max(0.0, last - float(known["began"]))
+    write_json(record, {"seconds": before, "began": now})
+    return before
+
+
+def _seal(module: Any, folder: Path, share: Share) -> Any:
+    """A Trainer callback that saves the loss terms that are not logged yet, and says of a saved state when it is complete."""
     import transformers
 
     class Seal(transformers.TrainerCallback):
         def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-            (folder / f"checkpoint-{state.global_step}" / f"saved-{share.rank}-of-{share.world}").touch()
+            saved = folder / f"checkpoint-{state.global_step}"
+            if not share.rank:
+                write_json(saved / TERMS, module.terms)
+            (saved / f"saved-{share.rank}-of-{share.world}").touch()
 
     return Seal()
 
@@ -312,8 +332,9 @@ def _terms(module: Any, log: list[dict[str, float]], folder: Path, share: Share)
             if args.disable_tqdm:
                 shown = ", ".join(f"{name} {value:.4g}" for name, value in terms.items())
                 logger.info("step %d of %d: %s", state.global_step, state.max_steps, shown)
-            if terms.get("score_std", 1.0) < 1e-4:
-                logger.warning("step %d: all scores are nearly equal; the model has collapsed", state.global_step)
+            if terms.get("score_std", 1.0) < FLAT * max(1.0, abs(terms.get("score_mean", 0.0))):
+                logger.warning("step %d: a query's documents all score nearly the same; the model has collapsed",
+                               state.global_step)  # fmt: skip
 
     return Terms()
 

@@ -41,6 +41,7 @@ from pyserini_kd.recipes import Recipe, Stage
 from pyserini_kd.stages import (
     Material,
     TrainConfig,
+    clock,
     device_of,
     one_after_another,
     precision_of,
@@ -124,9 +125,9 @@ def train(
     if dev is None and any(stage.schedule == "plateau" for _, stage in stages):
         raise InputError("--schedule plateau follows measures on dev topics: give --dev-topics, --dev-qrels and --dev-run")
     scores = _checked_inputs(config, [stage for _, stage in stages], groups, scores, texts)
+    teachers = _teachers(config, [stage for _, stage in stages])
     config = config.resolved(recipe)
     distilled = _check_start(recipe, config)
-    teachers = _teachers(config, [stage for _, stage in stages])
     made_from = {role: _fingerprint(name) for role, name in
                  (("init", config.init), ("teacher", config.teacher), ("lm_teacher", config.lm_teacher)) if name}  # fmt: skip
     transformers.set_seed(config.seed)
@@ -137,6 +138,7 @@ def train(
     partial = output.with_name(output.name + ".partial")
     with one_after_another(share):
         _prepare(partial, config, {"data": dict(data or {}), "made_from": made_from})
+        earlier = 0.0 if share.rank else clock(partial)
     material = Material(groups, queries, docs, scores, texts, dev)
     records = []
     try:
@@ -156,7 +158,7 @@ def train(
         "stages": records,
         "precision": precision_of(config),
         "processes": share.world,
-        "seconds": round(time.monotonic() - started, 1),
+        "seconds": round(earlier + time.monotonic() - started, 1),
         "command": command_line(),
         **environment(),
     }
@@ -193,8 +195,7 @@ def _checked_inputs(
             raise InputError(f"recipe {name} needs --scores (from teach, or a published 5-column file) or a live --teacher")
     if scores is None or not any(stage.needs_scores for stage in stages):
         return None
-    asked = config.score_scale is not None or config.temperature != 1.0
-    if not asked and is_bounded_scores(scores):
+    if not _is_scaled(config, stages) and is_bounded_scores(scores):
         raise InputError(
             "all teacher scores lie in [-1, 1] (a cosine or a sigmoid); margins that small teach little: give the teacher a "
             "weight in teach, or say with --score-scale what the student's scores are to be multiplied by"
@@ -206,19 +207,26 @@ def _checked_inputs(
     return scores
 
 
+def _is_scaled(config: TrainConfig, stages: Sequence[Stage]) -> bool:
+    """Whether the user has said what to do about teacher scores that are small: a scale, or a temperature that is used."""
+    soft = {loss for stage in stages for loss in stage.losses if loss in recipes.SOFT_LOSSES}
+    return config.score_scale is not None or (config.temperature != 1.0 and soft <= set(recipes.TEMPERED))
+
+
 def _check_start(recipe: Recipe, config: TrainConfig) -> bool:
     """Whether the student is, or becomes, a distilled language model; InputError where the recipe must not start from one."""
     distilled = any(stage.text for stage in recipe.stages)  # now, or before --start-stage
     if config.init.startswith(RANDOM):
         return distilled
+    if config.teacher and _fingerprint(config.init) == _fingerprint(config.teacher):
+        return distilled  # layers of the teacher
     folder = checkpoints.resolve(config.init)
     known = (folder / "training.json").exists() and bool(read_json(folder / "training.json", "record").get("distilled_lm"))
-    advice = "take --init random:LAYERS/WIDTH or layers of the teacher, or --recipe lm+ranker-distill --start-stage 2"
     if known and not recipe.distilled_start:
-        raise InputError(f"{config.init} is a distilled language model, which {recipe.name} must not start from; {advice}")
+        raise InputError(f"{recipe.name} must not start from a distilled language model, as {config.init} is; {recipes.ADVICE}")
     if not recipe.distilled_start and any(word in config.init.lower() for word in DISTILLED_NAMES):
         logger.warning("WARNING: %s looks like a distilled language model; with it this is not %s: %s", config.init,
-                       recipe.name, advice)  # fmt: skip
+                       recipe.name, recipes.ADVICE)  # fmt: skip
     return distilled or known
 
 
@@ -232,8 +240,9 @@ def _teachers(config: TrainConfig, stages: Sequence[Stage]) -> dict[bool, Any]:
         teachers[False] = teacher = checkpoints.load(config.teacher).to(device_of(config))
         if any(stage.needs_layers for stage in rankers) and teacher.architecture != "cross_encoder":
             raise InputError(f"--teacher {config.teacher} is a {teacher.architecture}; layers are those of a cross-encoder")
-        if any(stage.needs_scores for stage in rankers) and is_bounded(config.teacher):
-            raise InputError(f"--teacher {config.teacher} gives cosines in [-1, 1]; scale them in a score file (teach)")
+        if any(stage.needs_scores for stage in rankers) and is_bounded(config.teacher) and not _is_scaled(config, rankers):
+            raise InputError(f"--teacher {config.teacher} gives cosines in [-1, 1]: say with --score-scale what the student's "
+                             f"scores are to be multiplied by, or scale the teacher's in a score file (teach)")  # fmt: skip
     return teachers
 
 
@@ -255,6 +264,7 @@ def _student(config: TrainConfig, teachers: Mapping[bool, Any]) -> Any:
 def _start(config: TrainConfig, teachers: Mapping[bool, Any]) -> Any:
     from pyserini_kd import learner
 
+    _refuse_ignored(config)
     if config.init.startswith(RANDOM):
         if config.architecture != "cross_encoder":
             raise InputError(f"--init {config.init} makes a cross_encoder, not a {config.architecture}")
@@ -264,13 +274,9 @@ def _start(config: TrainConfig, teachers: Mapping[bool, Any]) -> Any:
     overrides: dict[str, Any] = {"max_doc_len": config.max_doc_len}
     if config.architecture != "cross_encoder":
         overrides |= {"pooling": config.pooling, "l2_norm": config.l2_norm, "max_query_len": config.max_query_len}
-    elif config.settings:
-        raise InputError(f"--setting {config.settings[0]}: a cross_encoder has no settings of its own")
     new = checkpoints.architecture_of(checkpoints.resolve(config.init)) != config.architecture
     if config.glove and not (config.architecture == "tk" and new):
         raise InputError(f"--glove: word vectors are for a new tk student, not for {config.init} as a {config.architecture}")
-    if config.layers is not None and config.architecture == "tk":
-        raise InputError("--layers chooses layers of a checkpoint; a tk has its own (--setting layers=2)")
     own: dict[str, Any] = dict(parse_setting(text) for text in config.settings)
     known = checkpoints.own_settings(config.architecture)
     if unknown := [name for name in own if name not in known]:
@@ -280,11 +286,25 @@ def _start(config: TrainConfig, teachers: Mapping[bool, Any]) -> Any:
     model: Any = checkpoints.load(
         config.init, architecture=config.architecture, layers=config.layers, glove=config.glove, settings=own, **overrides
     )
-    learner.check_encoder(model, config.init)
+    learner.check_encoder(model)
     if config.architecture == "bert_dot" and model.settings.l2_norm and (config.score_scale or 1.0) == 1.0:
         logger.warning("WARNING: the student's vectors have length 1, its scores lie in [-1, 1]; losses on raw scores need "
                        "--no-l2-norm or, say, --score-scale 20")  # fmt: skip
     return model
+
+
+def _refuse_ignored(config: TrainConfig) -> None:
+    """InputError for settings that would change nothing."""
+    if config.architecture == "cross_encoder" and config.settings:
+        raise InputError(f"--setting {config.settings[0]}: a cross_encoder has no settings of its own")
+    if config.architecture == "cross_encoder" and (config.pooling or config.max_query_len):
+        raise InputError("--pooling and --max-query-length are not for a cross_encoder; it reads pairs of --max-length tokens")
+    if config.architecture != "bert_dot" and config.pooling:
+        raise InputError(f"--pooling is for a bert_dot; a {config.architecture} keeps its words apart")
+    if config.layers is not None and config.architecture == "tk":
+        raise InputError("--layers chooses layers of a checkpoint; a tk has its own (--setting layers=2)")
+    if config.layers is not None and config.init.startswith(RANDOM):
+        raise InputError(f"--layers chooses layers of a checkpoint; {config.init} says how many there are")
 
 
 def _prepare(partial: Path, config: TrainConfig, about: Mapping[str, Any]) -> None:
@@ -358,7 +378,7 @@ def _keep_last_good(model: Any, stage: Stage, partial: Path, output: Path) -> st
 @click.option("--collection", help="Collection: a path, ir_datasets:<id> or pydocs.")
 @click.option("--topics", help="Training topics: a file, ir_datasets:<id> or pydocs:train.")
 @click.option("--candidates", type=click.Path(path_type=Path), help="Groups or triples, from mine.")
-@click.option("--segment", metavar="WORDS:STRIDE", help="The candidates are passages cut like this, as in mine.")
+@click.option("--segment", metavar="WORDS:STRIDE", help="Candidates, and plain texts, are passages cut like this, as in mine.")
 @click.option("--scores", type=click.Path(path_type=Path), help="Teacher scores: a store from teach, or a 5-column file.")
 @click.option("--teacher", help="Live ranker: for layer losses, and for soft losses where there is no --scores.")
 @click.option("--lm-teacher", help="Language model to distil on the collection's plain text.")
@@ -376,7 +396,7 @@ def _keep_last_good(model: Any, stage: Stage, partial: Path, output: Path) -> st
     "--temperature", default=1.0, type=click.FloatRange(0, min_open=True), help="Of soft_ranknet, soft_ce and _kl, listwise_kl."
 )
 @click.option("--student", "architecture", help=f"One of {', '.join(checkpoints.ARCHITECTURES)} [default: the recipe's].")
-@click.option("--init", default="minilm", help="What the student starts from: name, folder, hub id, or random:LAYERS/WIDTH.")
+@click.option("--init", help="What the student starts from: name, folder, hub id, random:LAYERS/WIDTH [default: minilm].")
 @click.option("--layers", help="Layers kept of it, e.g. 0,3,5 [default: all].")
 @click.option(
     "--setting",
@@ -439,32 +459,30 @@ def main(
     if list_recipes:
         click.echo("\n\n".join(known.describe() for known in recipes.RECIPES.values()))
         return
-    chosen = recipes.with_losses(recipes.get(recipe), options["losses"]) if recipe is not None else None
-    if chosen is not None:
-        options["architecture"] = options["architecture"] or chosen.student
-    config = TrainConfig(recipe=recipe or "", layers=parse_layers(layers), **options)
-    stages = [stage for _, stage in config.stages(chosen)] if chosen is not None else []
-    on_candidates = any(not stage.text for stage in stages)
     required = {"--recipe": recipe, "--collection": collection, "--output": output}
-    required |= {"--topics": topics} if on_candidates else {}
     absent = [flag for flag, value in required.items() if value is None]
-    if absent:
-        raise click.UsageError(f"Missing option {', '.join(absent)}.")
     if recipe is None or collection is None or output is None:
-        return
+        raise click.UsageError(f"Missing option {', '.join(absent)}.")
+    chosen = recipes.with_losses(recipes.get(recipe), options["losses"])
+    options["architecture"] = options["architecture"] or chosen.student
+    options["init"] = options["init"] or chosen.init()
+    config = TrainConfig(recipe=recipe, layers=parse_layers(layers), **options)
+    stages = [stage for _, stage in config.stages(chosen)]
+    on_candidates = any(not stage.text for stage in stages)
+    if on_candidates and topics is None:
+        raise click.UsageError("Missing option --topics.")
     refuse_existing(output, overwrite, folder=True)
     if config.architecture not in checkpoints.ARCHITECTURES:
         raise InputError(f"unknown student {config.architecture!r}; one of {', '.join(checkpoints.ARCHITECTURES)}")
-    if chosen is not None:
-        recipes.check_student(chosen, config.architecture)
+    recipes.check_student(chosen, config.architecture)
     Measure.parse(config.metric)
     if segment:
         passages.parse(segment)
-        if not candidates:
+        if on_candidates and not candidates:
             raise InputError("--segment says how the passages of --candidates were cut; mine them first (mine --segment)")
     given = Given(collection, topics, candidates, scores, qrels, segment)
     dev = read_dev(dev_topics, dev_qrels, dev_run, dev_depth, collection, segment)
-    data = given._asdict() | {"dev_topics": dev_topics, "dev_qrels": dev_qrels, "dev_run": dev_run}
+    data = given._asdict() | {"glove": config.glove, "dev_topics": dev_topics, "dev_qrels": dev_qrels, "dev_run": dev_run}
     with _material(given, stages, config, output) as found:
         train(
             config,
@@ -566,8 +584,9 @@ def _convert(folder: Path, given: Given, groups: Sequence[Group], *, plain: bool
         elif given.scores:
             triples.build(folder, given.scores, queries, ((doc.doc_id, doc.contents) for doc in docs))
     if plain:
-        every = ((doc.doc_id, doc.contents) for doc in sources.collection(given.collection))
-        Texts.build(folder / "texts", every, "plain texts")
+        docs = sources.collection(given.collection)
+        docs = passages.segment(docs, given.segment) if given.segment else docs
+        Texts.build(folder / "texts", ((doc.doc_id, doc.contents) for doc in docs), "plain texts")
 
 
 def _sample(texts: Texts, config: TrainConfig) -> PlainTexts:

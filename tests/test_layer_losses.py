@@ -126,6 +126,37 @@ def test_gradients_flow_to_the_student_only(tokenizer):
     assert all(p.grad is None for p in teacher.parameters())
 
 
+@pytest.mark.parametrize("count", [6, 4, 3])
+def test_which_of_twelve_layers_a_student_follows(tokenizer, count):
+    """The loss of states that are those of the mapped layers is 0, and of no others."""
+    from conftest import tiny_config
+    from transformers import BertModel
+
+    torch.manual_seed(1)
+    teacher = BertModel(tiny_config(tokenizer, layers=12)).eval()
+    with torch.no_grad(), layer_losses.recorded(teacher) as layers:
+        teacher(input_ids=torch.tensor([[2, 7, 9, 3]]), attention_mask=torch.ones(1, 4, dtype=torch.long))
+    block = 12 // count
+    hidden = [layers.hidden[j * block] for j in range(count + 1)]
+    attention = [layers.attention[i * block + block - 1] for i in range(count)]
+    assert layer_losses.hidden_loss(hidden, layers.hidden, torch.nn.Identity()) == 0
+    assert layer_losses.attention_loss(attention, layers.attention) == 0
+    for row in range(count):
+        wrong = [*attention[:row], layers.attention[row * block], *attention[row + 1 :]]
+        assert layer_losses.attention_loss(wrong, layers.attention) > 1e-6
+        wrong = [*hidden[: row + 1], layers.hidden[row * block + 1], *hidden[row + 2 :]]
+        assert layer_losses.hidden_loss(wrong, layers.hidden, torch.nn.Identity()) > 1e-6
+
+
+def test_layers_of_narrow_embeddings_are_refused(tokenizer):
+    from transformers import ElectraConfig, ElectraModel
+
+    shape = ElectraConfig(vocab_size=len(tokenizer), embedding_size=4, hidden_size=8, num_hidden_layers=2, num_attention_heads=1,
+                          intermediate_size=8)  # fmt: skip
+    with pytest.raises(InputError, match="ElectraModel whose embeddings are narrower cannot be distilled"):
+        layer_losses.check(ElectraModel(shape), ElectraModel(shape), attention=False)
+
+
 def test_check_names_what_does_not_fit(tokenizer):
     from conftest import tiny_config
     from transformers import BertModel, GPT2Config, GPT2Model
@@ -139,5 +170,5 @@ def test_check_names_what_does_not_fit(tokenizer):
     layer_losses.check(BertModel(config), teacher, attention=False)
     with pytest.raises(InputError, match="student has 2 attention heads, the teacher 4"):
         layer_losses.check(BertModel(config), teacher, attention=True)
-    with pytest.raises(InputError, match="GPT2Model cannot be distilled"):
+    with pytest.raises(InputError, match="a GPT2Model is no stack of layers like BERT's"):
         layer_losses.check(GPT2Model(GPT2Config(n_layer=1, n_embd=4, n_head=1, vocab_size=9)), teacher, attention=True)

@@ -1,5 +1,6 @@
 """Losses: hand-worked values, a slow loop over pairs, and the properties the papers rely on."""
 
+import functools
 import math
 
 import pytest
@@ -167,3 +168,8 @@ def test_bad_shapes_and_missing_teachers_are_errors():
                 loss(s, None, y, m)
         else:
             loss(s, None, y, m)
+
+
+def test_the_losses_that_take_a_temperature_are_those_that_recipes_names():
+    taking = {name for name in losses.LOSSES if isinstance(losses.loss(name, 2.0), functools.partial)}
+    assert taking == set(recipes.TEMPERED)

@@ -155,3 +155,10 @@ def test_mining_that_is_cut_short_leaves_nothing(tmp_path, invoke, files, monkey
     result = invoke(mine.main, *base, "--negatives", 0, "--shared", 5)
     assert result.exit_code == code and words in result.output, result.output
     assert {path.name for path in tmp_path.iterdir()} == before
+
+
+def test_negatives_from_whole_documents_are_no_passages(tmp_path, invoke, files):
+    Run.from_scores("whole", {"q0": {"eat-cat": 2.0, "eat-dog": 1.0}}).write(tmp_path / "run.txt")
+    words = ["--collection", files["docs"], "--topics", files["topics"], "--qrels", files["qrels"], "--output", tmp_path / "c.jsonl"]
+    result = invoke(mine.main, *words, "--segment", "4:2", "--runs", tmp_path / "run.txt")
+    assert result.exit_code == 2 and "negatives come from whole documents, not from passages" in result.output

@@ -1,5 +1,6 @@
 """ColBERT, PreTTR and TK as Hofstätter et al. 2020 use them, and the published checkpoints' layouts."""
 
+import functools
 import json
 import math
 
@@ -164,13 +165,6 @@ def test_joined_from_the_start_it_is_a_cross_encoder(kind, tokenizer, request):
     torch.testing.assert_close(found, expected, atol=1e-5, rtol=0)
 
 
-def test_never_joined_the_document_does_not_matter(encoder, tokenizer):
-    model = PreTtr(encoder, tokenizer, PreTtrSettings(join_layer=2, **LENGTHS)).eval()
-    with torch.no_grad():
-        scores = model.pair_scores(model.pair_batch([SHORT], [SHORT, LONG], [(0, 0), (0, 1)]))
-    assert scores[0] == pytest.approx(float(scores[1]), abs=1e-6)
-
-
 def test_a_documents_states_do_not_depend_on_the_query(students):
     model = students["prettr"]
     states = []
@@ -183,8 +177,29 @@ def test_a_documents_states_do_not_depend_on_the_query(students):
 def test_prettr_must_fit_into_the_window(encoder, tokenizer):
     with pytest.raises(ValueError, match="do not fit into the encoder's 64 positions"):
         PreTtr(encoder, tokenizer, PreTtrSettings(join_layer=1, max_query_len=30, max_doc_len=40))
-    with pytest.raises(ValueError, match="join_layer must lie between 0 and 2"):
-        PreTtr(encoder, tokenizer, PreTtrSettings(join_layer=3, **LENGTHS))
+    with pytest.raises(InputError, match="join_layer must lie between 0 and 1, not 2"):  # never joined
+        PreTtr(encoder, tokenizer, PreTtrSettings(join_layer=2, **LENGTHS))
+
+
+def test_a_new_prettr_joins_half_way(tmp_path, tokenizer, tiny_dot):
+    from conftest import tiny_config
+    from transformers import BertModel
+
+    assert checkpoints.load(str(tiny_dot), architecture="prettr").settings.join_layer == 1
+    deep = BertModel(tiny_config(tokenizer, layers=5))
+    deep.save_pretrained(tmp_path / "deep")
+    tokenizer.save_pretrained(tmp_path / "deep")
+    load = functools.partial(checkpoints.load, str(tmp_path / "deep"), architecture="prettr")
+    joined = [model.settings.join_layer for model in (load(), load(layers=(0, 2, 4)), load(settings={"join_layer": 4}))]
+    assert joined == [2, 1, 4]
+
+
+def test_a_prettr_of_foreign_positions_is_refused(tokenizer):
+    from transformers import RobertaConfig, RobertaModel
+
+    shape = RobertaConfig(vocab_size=len(tokenizer), hidden_size=8, num_hidden_layers=2, num_attention_heads=1, intermediate_size=8)
+    with pytest.raises(InputError, match="a prettr is made from bert or distilbert, not from roberta"):
+        PreTtr(RobertaModel(shape), tokenizer, PreTtrSettings(join_layer=1, **LENGTHS))
 
 
 # ------------------------------------------------------------------------------------------------------------- TK
@@ -257,6 +272,21 @@ def test_bad_glove(tmp_path, line, message):
         read_glove(tmp_path / "glove.txt")
 
 
+def test_words_with_blanks_in_them(tmp_path):
+    (tmp_path / "glove.txt").write_text("the 1 0\n. . . 0.5 0.25\n")
+    vectors, tokenizer = read_glove(tmp_path / "glove.txt")
+    assert vectors[2:].tolist() == [[1, 0], [0.5, 0.25]] and ". . ." in tokenizer.get_vocab()
+
+
+def test_a_text_without_words_is_no_nan(students):
+    model = students["tk"]
+    ids, mask = torch.tensor([[5, 6], [0, 0]]), torch.tensor([[1, 1], [0, 0]])
+    with torch.no_grad():
+        states = model(ids, mask)
+        assert torch.equal(states[0], model(ids[:1], mask[:1])[0]) and not states[1].any()
+        assert torch.isfinite(model.late_scores(states, mask, states, mask)).all()
+
+
 def test_heads_must_divide_the_word_vectors(tokenizer):
     with pytest.raises(ValueError, match="10 attention heads do not divide word vectors of 32"):
         Tk(torch.zeros(9, 32), tokenizer, TkSettings())
@@ -287,6 +317,39 @@ def test_published_colbert(tmp_path, distil, tokenizer):
         query_vecs, doc_vecs = (distil(input_ids=x).last_hidden_state @ weight.T + bias for x in (ids, doc))
         expected = (query_vecs @ doc_vecs.transpose(1, 2)).amax(dim=-1).sum(dim=-1)
     assert inference.score(model, [SHORT], [LONG], precision="fp32") == pytest.approx(expected.numpy(), rel=1e-5)
+
+
+def test_a_student_may_take_some_layers_of_a_published_one_and_settings_of_its_own(tmp_path, distil, tokenizer):
+    torch.manual_seed(6)
+    head = {"compressor.weight": torch.randn(48, 64), "compressor.bias": torch.randn(48)}
+    folder = published(tmp_path / "c", "ColBERT", distil, tokenizer, **head)
+    model = checkpoints.load(folder, layers=(0, 2), settings={"masks": 3, "width": 48})
+    assert model.settings.masks == 3 and len(model.encoder.transformer.layer) == model.encoder.config.n_layers == 2
+    kept, first = (encoder.transformer.layer[row].ffn.lin1.weight for encoder, row in ((model.encoder, 1), (distil, 2)))
+    assert torch.equal(kept, first)
+    with pytest.raises(InputError, match="compresses to 48 numbers a token, not to 16"):
+        checkpoints.load(folder, settings={"width": 16})
+    with pytest.raises(InputError, match="is a colbert and cannot be read as a bert_dot"):
+        checkpoints.load(folder, architecture="bert_dot")
+    split = {"_classification_layer.weight": torch.randn(1, 64)}
+    folder = published(tmp_path / "p", "PreTTR", distil, tokenizer, **split)
+    assert checkpoints.load(folder, layers=(0, 1), settings={"masks": 2}).settings.join_layer == 1
+
+
+def test_what_cannot_be_read_as_a_ranker_is_refused(tmp_path, students, tokenizer):
+    from transformers import GPT2Config, GPT2Model
+
+    tk = str(checkpoints.save(students["tk"], tmp_path / "tk"))
+    with pytest.raises(InputError, match="is a tk and cannot be read as a cross_encoder"):
+        checkpoints.load(tk, architecture="cross_encoder")
+    GPT2Model(GPT2Config(n_layer=1, n_embd=4, n_head=1, vocab_size=len(tokenizer))).save_pretrained(tmp_path / "gpt")
+    tokenizer.save_pretrained(tmp_path / "gpt")
+    for architecture in ("bert_dot", "cross_encoder"):
+        with pytest.raises(InputError, match="is a gpt2; rankers are made from encoders like BERT"):
+            checkpoints.load(str(tmp_path / "gpt"), architecture=architecture, lean=True)
+    narrow = str(checkpoints.save(students["colbert"], tmp_path / "narrow"))
+    with pytest.raises(InputError, match="size mismatch for weight"):  # what torch says, not only where
+        checkpoints.load(narrow, settings={"width": 8})
 
 
 def test_published_cross_encoder(tmp_path, distil, tokenizer):

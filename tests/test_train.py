@@ -4,6 +4,7 @@ import dataclasses
 import json
 import multiprocessing
 import os
+import shutil
 import signal
 import socket
 
@@ -103,6 +104,16 @@ def test_in_batch_negatives_pair_every_query_with_every_document():
     places = [[(spy.asked[0][q], spy.asked[1][d]) for q, d in (spy.asked[2][row] for row in rows)] for rows in batch["batch_rows"]]
     assert places == [[(query, doc) for doc in "XYZ"] for query in "ABA"]
     assert int(batch["pairs"]) == 6
+    teacher = Spy()
+    live = batches.Collator(spy, {"a": "A", "b": "B"}, {"x": "X", "y": "Y", "z": "Z"}, in_batch=True, teacher=teacher)([groups])
+    assert len(spy.asked[2]) == 6 and len(teacher.asked[2]) == int(live["taught"]) == 5  # b y belongs to no group
+
+
+def test_the_spread_of_scores_is_that_within_queries():
+    scores = torch.tensor([[5.0, 5.0, 99.0], [9.0, 9.0, 9.0]])
+    mask = torch.tensor([[True, True, False], [True, True, True]])
+    assert learner.spread(scores, mask) == (pytest.approx(7.4), 0.0)  # documents do not matter, however far queries are apart
+    assert learner.spread(torch.tensor([[1.0, 3.0], [7.0, 9.0]]), torch.ones(2, 2, dtype=torch.bool)) == (5.0, 1.0)
 
 
 def test_shares_cover_every_pair_once(data):
@@ -236,20 +247,42 @@ def test_a_state_belongs_to_all_the_processes_that_saved_it(tmp_path, caplog):
 
 
 def test_runs_with_dropout_resume_to_the_same_weights(tmp_path, data, scores, tiny_dot, monkeypatch):
-    config = TrainConfig("margin-mse", str(tiny_dot), lr=1e-3, max_steps=7, batch_size=5, save_steps=2, precision="fp32", dropout=0.3)
+    config = TrainConfig("margin-mse", str(tiny_dot), lr=1e-3, max_steps=21, batch_size=5, save_steps=3, precision="fp32", dropout=0.3)
     whole = train.train(config, *data, tmp_path / "whole", scores=scores)
     import transformers
 
     step = transformers.Trainer.training_step
     monkeypatch.setattr(
         transformers.Trainer, "training_step",
-        lambda self, *a, **k: (_ for _ in ()).throw(KeyboardInterrupt) if self.state.global_step == 5 else step(self, *a, **k),
+        lambda self, *a, **k: (_ for _ in ()).throw(KeyboardInterrupt) if self.state.global_step == 10 else step(self, *a, **k),
     )  # fmt: skip
     with pytest.raises(KeyboardInterrupt):
         train.train(config, *data, tmp_path / "cut", scores=scores)
     monkeypatch.setattr(transformers.Trainer, "training_step", step)
-    resumed = train.train(dataclasses.replace(config, save_steps=3), *data, tmp_path / "cut", scores=scores)  # decides nothing
+    resumed = train.train(dataclasses.replace(config, save_steps=4), *data, tmp_path / "cut", scores=scores)  # decides nothing
     assert checkpoints.fingerprint(resumed) == checkpoints.fingerprint(whole)
+    (a,), (b,) = stages_of(whole), stages_of(resumed)
+    assert a["log"] == b["log"] and [entry["step"] for entry in a["log"]] == list(range(2, 21, 2))  # step 9 was saved, 10 logged
+
+
+def test_layers_of_a_random_start_are_refused():
+    with pytest.raises(InputError, match="random:2/32 says how many there are"):
+        train._refuse_ignored(TrainConfig("ranker-distill", "random:2/32", "cross_encoder", layers=(0,)))
+
+
+def test_the_time_of_earlier_sessions_counts_up_to_what_they_left(tmp_path, monkeypatch):
+    now = [1000.0]
+    monkeypatch.setattr(stages.time, "time", lambda: now[0])
+    assert stages.clock(tmp_path) == 0
+    (tmp_path / "checkpoint-2").mkdir()
+    (tmp_path / "checkpoint-2" / "model").touch()
+    for path in tmp_path.rglob("*"):
+        os.utime(path, (1030, 1030))  # the last that was saved before a kill
+    now[0] = 5000.0
+    assert stages.clock(tmp_path) == 30
+    for path in tmp_path.rglob("*"):
+        os.utime(path, (5012, 5012))
+    assert stages.clock(tmp_path) == 42
 
 
 def test_a_gradient_that_is_not_finite_stops_in_its_step(tmp_path, data, scores, tiny_dot, monkeypatch):
@@ -390,8 +423,14 @@ def test_bounded_scores_are_refused_or_scaled(tmp_path, invoke, files, data, lik
     assert result.exit_code == 2 and "all teacher scores lie in [-1, 1]" in result.output and not list(tmp_path.glob("y*"))
     cosine = checkpoints.load(str(tiny_dot), l2_norm=True)
     checkpoints.save(cosine, tmp_path / "cosine")
-    with pytest.raises(InputError, match=r"gives cosines in \[-1, 1\]; scale them in a score file"):
-        train.train(dataclasses.replace(config, teacher=str(tmp_path / "cosine")), *data, tmp_path / "z")
+    live = dataclasses.replace(config, teacher=str(tmp_path / "cosine"))
+    with pytest.raises(InputError, match=r"gives cosines in \[-1, 1\]: say with --score-scale"):
+        train.train(live, *data, tmp_path / "z")
+    with pytest.raises(InputError, match=r"gives cosines in \[-1, 1\]: say with --score-scale"):
+        train.train(dataclasses.replace(live, temperature=0.1), *data, tmp_path / "z")  # which margin-mse takes no notice of
+    train.train(dataclasses.replace(live, score_scale=0.05), *data, tmp_path / "z")
+    soft = dataclasses.replace(live, recipe="uniform", losses=("margin_mse=none", "soft_ranknet=1"), temperature=0.1)
+    train.train(soft, *data, tmp_path / "soft")
 
 
 def test_the_learning_rate_follows_the_schedule(tmp_path, data, tiny_dot):
@@ -511,7 +550,7 @@ def test_data_that_does_not_fit_is_refused(tmp_path, invoke, files, data, scores
         (["--recipe", "margin-mse", "--scores", tmp_path / "foreign.tsv", "--candidates", tmp_path / "c.jsonl"], "pairs have no teacher score"),
         (["--recipe", "ranknet", "--candidates", tmp_path / "elsewhere.jsonl"], "e.g. absent"),
         (["--recipe", "ranknet", "--candidates", tmp_path / "lonely.jsonl"], "query q1 has no positive document"),
-        (["--recipe", "ranknet", "--candidates", tmp_path / "c.jsonl", "--init", folder], "is a GPT2Model; students are made from BERT"),
+        (["--recipe", "ranknet", "--candidates", tmp_path / "c.jsonl", "--init", folder], "is a gpt2; rankers are made from encoders like BERT"),
         (["--recipe", "ranknet", "--candidates", tmp_path / "c.jsonl", "--loss", "rank=1"], "unknown loss 'rank'"),
         (["--recipe", "tinybert", "--candidates", tmp_path / "c.jsonl", "--student", "bert_dot"], "is for a cross_encoder student, not a bert_dot"),
         (["--recipe", "ranknet", "--candidates", tmp_path / "c.jsonl", "--start-stage", 2], "has 1 stage"),
@@ -522,6 +561,8 @@ def test_data_that_does_not_fit_is_refused(tmp_path, invoke, files, data, scores
         (["--recipe", "ranknet", "--candidates", tmp_path / "c.jsonl", "--student", "cross_encoder", "--max-length", 9999], "tokens at most; a longer length was asked for"),
         (["--recipe", "ranknet", "--candidates", tmp_path / "c.jsonl", "--glove", "x.txt"], "for a new tk student, not for"),
         (["--recipe", "ranknet", "--candidates", tmp_path / "c.jsonl", "--student", "cross_encoder", "--setting", "masks=8"], "no settings of its own"),
+        (["--recipe", "ranknet", "--candidates", tmp_path / "c.jsonl", "--student", "cross_encoder", "--pooling", "mean"], "are not for a cross_encoder"),
+        (["--recipe", "ranknet", "--candidates", tmp_path / "c.jsonl", "--student", "colbert", "--pooling", "mean"], "--pooling is for a bert_dot"),
     ):
         result = invoke(train.main, *base, *wrong)
         assert result.exit_code == 2 and words in result.output, result.output
@@ -708,7 +749,12 @@ def test_language_models_are_distilled_on_plain_text_alone(tmp_path, data, corpu
     mine.write_candidates(groups, tmp_path / "c.jsonl")
     more = ["--topics", files["topics"], "--candidates", tmp_path / "c.jsonl", "--max-steps", 2, "--init", tmp_path / "small"]
     result = invoke(train.main, "--recipe", "ranker-distill", *base, *more, "--teacher", teacher, "--output", tmp_path / "x")
-    assert result.exit_code == 2 and "distilled language model, which ranker-distill must not start from" in result.output
+    assert result.exit_code == 2 and "ranker-distill must not start from a distilled language model, as " in result.output
+    result = invoke(train.main, "--recipe", "ranker-distill", *base, *more[:-2], "--teacher", teacher, "--output", tmp_path / "x")
+    assert result.exit_code == 2 and "must not start from a distilled language model, as minilm is; take --init" in result.output
+    result = invoke(train.main, "--recipe", "lm-distill", *base, "--lm-teacher", lm, "--init", "random:2/16", "--segment", "4:2",
+                    "--max-steps", 90, "--output", tmp_path / "cut")  # fmt: skip
+    assert result.exit_code == 0 and "60 plain texts" in result.output, result.output
     result = invoke(train.main, "--recipe", "lm+ranker-distill", *base, *more, "--teacher", teacher, "--start-stage", 2,
                     "--output", tmp_path / "ranker")  # fmt: skip
     assert result.exit_code == 0, result.output
@@ -724,6 +770,9 @@ def test_lm_distill_and_fine_tuning_in_one_command_never_sees_a_ranker(tmp_path,
 
 
 def test_the_published_start_of_ranker_distill_is_layers_of_the_teacher(tmp_path, data, teacher, caplog):
+    teacher = shutil.copytree(teacher, tmp_path / "minilm-teacher")  # itself from a distilled language model, as it says
+    (teacher / "training.json").write_text('{"distilled_lm": true}')
+    teacher = str(teacher)
     config = cross("ranker-distill", teacher, teacher=teacher, layers=(1, 3), max_steps=1)
     out = train.train(config, *data, tmp_path / "out")
     assert checkpoints.load(str(out)).classifier.config.num_hidden_layers == 2 and "distilled language" not in caplog.text

@@ -174,15 +174,18 @@ def load(
         overrides: fields of the settings that all share, in place of the checkpoint's (None: keep).
     """
     folder, overrides = resolve(name), {**overrides, **(settings or {})}
-    architecture = architecture or architecture_of(folder)
+    own = architecture_of(folder)
+    architecture = architecture or own
     if architecture not in ARCHITECTURES:
         raise InputError(f"unknown architecture {architecture!r}; expected one of {', '.join(ARCHITECTURES)}")
+    if architecture != own and (own == "tk" or published_layout(folder)):
+        raise InputError(f"{name} is a {own} and cannot be read as a {architecture}")
     if onnx and (architecture not in ONNX_ARCHITECTURES or is_published(folder, architecture)):
         raise InputError(f"{name} is a {architecture}; only {' and '.join(ONNX_ARCHITECTURES)} run as ONNX or in int8")
     try:
         with _quiet_transformers():
             if is_published(folder, architecture):
-                return _load_published(folder, overrides)
+                return _load_published(folder, layers, overrides)
             if architecture == "cross_encoder":
                 return _load_cross_encoder(folder, layers, overrides, onnx, lean)
             if architecture == "tk":
@@ -192,7 +195,8 @@ def load(
     except InputError:
         raise
     except Exception as error:  # transformers and safetensors raise a dozen kinds for broken or foreign folders
-        raise InputError(f"checkpoint {folder} cannot be loaded: {str(error).splitlines()[0]}") from error
+        said = " ".join(line.strip() for line in str(error).splitlines()[:2])  # torch puts what is wrong into the second
+        raise InputError(f"checkpoint {folder} cannot be loaded: {said}") from error
 
 
 @contextlib.contextmanager
@@ -234,13 +238,13 @@ def is_published(folder: Path, architecture: str) -> bool:
     return layout is not None and PUBLISHED[layout] == architecture
 
 
-def _load_published(folder: Path, overrides: dict[str, Any]) -> Model:
+def _load_published(folder: Path, layers: tuple[int, ...] | None, overrides: dict[str, Any]) -> Model:
     from pyserini_kd.models.published import load as load_published
 
     layout = published_layout(folder)
     own = (folder / "tokenizer.json").exists() or (folder / "vocab.txt").exists()
     tokenizer = _tokenizer(folder if own else resolve("distilbert"))
-    model: Model = load_published(folder, layout, tokenizer, overrides).eval()
+    model: Model = load_published(folder, layout, tokenizer, layers, overrides).eval()
     return model
 
 
@@ -286,6 +290,7 @@ def _load_encoder(
     from pyserini_kd.models.bert import Bert
     from pyserini_kd.models.bert import read as read_bert
     from pyserini_kd.models.onnx import open_module
+    from pyserini_kd.models.stack import keep_layers, layers_of
 
     model_class, _ = _architecture(architecture)
     config = AutoConfig.from_pretrained(folder)
@@ -295,9 +300,13 @@ def _load_encoder(
         encoder = open_module(folder, config, onnx, "last_hidden_state", fingerprint(folder))
     else:
         found = read_bert(folder, architecture) if lean else None
-        encoder = AutoModel.from_pretrained(folder, dtype=torch.float32, **extra) if found is None else found
-    if layers is not None:
-        keep_layers(encoder, layers)
+        if found is None:
+            _refuse_decoder(folder, config)
+            found = AutoModel.from_pretrained(folder, dtype=torch.float32, **extra)
+        encoder = found
+    keep_layers(encoder, layers)
+    if architecture == "prettr" and architecture_of(folder) != "prettr" and overrides.get("join_layer") is None:
+        overrides = {**overrides, "join_layer": len(layers_of(encoder)) // 2}  # the published one: 3 of 6
     settings = _settings(folder, architecture, config.max_position_embeddings, overrides)
     if isinstance(encoder, Bert):
         encoder.first = architecture == "bert_dot" and settings.pooling == "cls"
@@ -313,6 +322,14 @@ def _load_encoder(
         model.head.load_state_dict(load_file(folder / HEAD))
     loaded: BertDot | ColBert | PreTtr = model.eval()
     return loaded
+
+
+def _refuse_decoder(folder: Path, config: Any) -> None:
+    """InputError for models that write text, whose first token sees no other: those without a masked language model."""
+    from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_NAMES
+
+    if config.model_type not in MODEL_FOR_MASKED_LM_MAPPING_NAMES:
+        raise InputError(f"{folder} is a {config.model_type}; rankers are made from encoders like BERT")
 
 
 def _load_tk(folder: Path, overrides: dict[str, Any], glove: str | Path | None) -> Tk:
@@ -354,6 +371,7 @@ def _load_cross_encoder(
     from pyserini_kd.models.bert import read as read_bert
     from pyserini_kd.models.cross_encoder import CrossEncoder, fold_two_classes
     from pyserini_kd.models.onnx import open_module
+    from pyserini_kd.models.stack import keep_layers
 
     # a checkpoint without a ranking head (a plain language model) gets a new one
     has_head = architecture_of(folder) == "cross_encoder"
@@ -362,8 +380,10 @@ def _load_cross_encoder(
     if onnx:
         classifier = open_module(folder, AutoConfig.from_pretrained(folder, num_labels=1), onnx, "logits", fingerprint(folder))
     else:
-        found = read_bert(folder, "cross_encoder") if lean and has_head else None
-        classifier = found or AutoModelForSequenceClassification.from_pretrained(folder, dtype=torch.float32, **extra)
+        classifier = read_bert(folder, "cross_encoder") if lean and has_head else None
+        if classifier is None:
+            _refuse_decoder(folder, AutoConfig.from_pretrained(folder))
+            classifier = AutoModelForSequenceClassification.from_pretrained(folder, dtype=torch.float32, **extra)
     if isinstance(classifier, BertClassifier):
         pass  # one logit already
     elif classifier.config.num_labels == 2:
@@ -409,19 +429,6 @@ def settings_of(folder: Path, window: int = 512) -> EncoderSettings:
     if (folder / "sentence_bert_config.json").exists():
         max_len = read_json(folder / "sentence_bert_config.json", "config").get("max_seq_length") or max_len
     return EncoderSettings(pooling, l2_norm, max_query_len=min(64, max_len), max_doc_len=min(max_len, window))
-
-
-def keep_layers(encoder: Any, layers: tuple[int, ...]) -> None:
-    """Keep the given Transformer layers (0-based, ascending) of a BERT- or DistilBERT-like encoder, in place."""
-    import torch
-
-    stack = encoder.transformer if hasattr(encoder, "transformer") else encoder.encoder
-    count = len(stack.layer)
-    if not layers or list(layers) != sorted(set(layers)) or layers[-1] >= count or layers[0] < 0:
-        raise InputError(f"layers must be ascending numbers from 0 to {count - 1}, not {','.join(map(str, layers))}")
-    stack.layer = torch.nn.ModuleList(stack.layer[i] for i in layers)
-    name = "n_layers" if hasattr(encoder.config, "n_layers") else "num_hidden_layers"
-    setattr(encoder.config, name, len(layers))
 
 
 # -------------------------------------------------------------------------------------------------------- saving

@@ -28,9 +28,10 @@ def read_glove(path: Path) -> tuple[Tensor, Any]:
     rows: list[np.ndarray[Any, np.dtype[np.float32]]] = []
     with open(require_file(path, "GloVe file"), encoding="utf-8") as lines:
         for number, line in enumerate(tqdm(lines, desc="read GloVe", unit=" words", disable=None), start=1):
-            word, _, numbers = line.rstrip().partition(" ")
+            parts = line.rstrip().rsplit(" ", len(rows[0])) if rows else line.rstrip().split(" ")  # some words hold blanks
+            word = parts[0]
             try:
-                row = np.array(numbers.split(" "), dtype=np.float32)
+                row = np.array(parts[1:], dtype=np.float32)
             except ValueError:
                 raise InputError(f"{path}:{number}: expected a word and numbers, separated by blanks") from None
             if rows and len(row) != len(rows[0]):

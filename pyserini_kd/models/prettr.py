@@ -14,8 +14,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from pyserini_kd.files import InputError
 from pyserini_kd.models.bert_dot import EncoderSettings
+from pyserini_kd.models.stack import layers_of
 from pyserini_kd.models.tokens import part, two_sides
+
+MODEL_TYPES = ("bert", "distilbert")  # whose positions start at 0 and whose layers take states and a mask
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,9 +37,11 @@ class PreTtr(nn.Module):
 
     def __init__(self, encoder: Any, tokenizer: Any, settings: PreTtrSettings) -> None:
         super().__init__()
+        if encoder.config.model_type not in MODEL_TYPES:
+            raise InputError(f"a prettr is made from {' or '.join(MODEL_TYPES)}, not from {encoder.config.model_type}")
         count = len(layers_of(encoder))
-        if not 0 <= settings.join_layer <= count:
-            raise ValueError(f"join_layer must lie between 0 and {count}, not {settings.join_layer}")
+        if not 0 <= settings.join_layer < count:  # with all of them apart a query would never see a document
+            raise InputError(f"join_layer must lie between 0 and {count - 1}, not {settings.join_layer}")
         window = int(encoder.config.max_position_embeddings)
         if settings.max_query_len + settings.masks + settings.max_doc_len > window:
             raise ValueError(f"a query of {settings.max_query_len + settings.masks} and a document of {settings.max_doc_len} "
@@ -100,9 +106,3 @@ class PreTtr(nn.Module):
         doc_states = self(**part(batch, "doc_"), kind="doc")
         q, d = batch["pairs"][:, 0], batch["pairs"][:, 1]
         return self.upper(query_states[q], batch["query_attention_mask"][q], doc_states[d], batch["doc_attention_mask"][d])
-
-
-def layers_of(encoder: Any) -> nn.ModuleList:
-    """The stack of Transformer layers of a BERT- or DistilBERT-like encoder."""
-    stack: nn.ModuleList = (encoder.transformer if hasattr(encoder, "transformer") else encoder.encoder).layer
-    return stack

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from pyserini_kd.files import InputError
 
 MASKS = 8
-SPLIT = 3
+SPLIT = 3  # of the published PreTTR's 6 layers
 QUERY_LEN, DOC_LEN = 30, 200
 
 
@@ -63,29 +63,37 @@ def encoder_of(weights: Mapping[str, Tensor], folder: Path) -> Any:
     return encoder
 
 
-def load(folder: Path, layout: str | None, tokenizer: Any, overrides: Mapping[str, Any]) -> Any:
-    """A published checkpoint as a model of ours; `overrides` may replace its lengths (None: keep)."""
+def load(
+    folder: Path, layout: str | None, tokenizer: Any, layers: tuple[int, ...] | None, overrides: Mapping[str, Any]
+) -> Any:
+    """A published checkpoint as a model of ours, with some of its layers (None: all); `overrides` may replace settings."""
     from pyserini_kd.models.colbert import ColBert, ColBertSettings
     from pyserini_kd.models.cross_encoder import CrossEncoder
     from pyserini_kd.models.prettr import PreTtr, PreTtrSettings
+    from pyserini_kd.models.stack import keep_layers
 
     weights = read_weights(folder)
     encoder = encoder_of(weights, folder)
+    keep_layers(encoder, layers)
     window = encoder.config.max_position_embeddings
-    query_len, doc_len = overrides.get("max_query_len") or QUERY_LEN, overrides.get("max_doc_len")
+    given = {name: value for name, value in overrides.items() if value is not None}
+    query_len, doc_len = given.get("max_query_len", QUERY_LEN), given.get("max_doc_len")
     lengths: dict[str, Any] = {"max_query_len": query_len, "max_doc_len": min(doc_len or DOC_LEN, window)}
     if layout == "BERT_Cat":
         weight, bias = (weights[f"_classification_layer.{name}"].float() for name in ("weight", "bias"))
         classifier = linear_classifier(encoder, weight, bias)
         return CrossEncoder(classifier, tokenizer, min(doc_len or QUERY_LEN + DOC_LEN, window))
     if layout == "PreTTR":
-        lengths["max_doc_len"] = min(doc_len or DOC_LEN, window - query_len - MASKS)
-        split = min(SPLIT, encoder.config.n_layers)
-        prettr = PreTtr(encoder, tokenizer, PreTtrSettings(join_layer=split, masks=MASKS, **lengths))
+        half = SPLIT if layers is None else encoder.config.n_layers // 2
+        masks, split = given.get("masks", MASKS), given.get("join_layer", half)
+        lengths["max_doc_len"] = min(doc_len or DOC_LEN, window - query_len - masks)
+        prettr = PreTtr(encoder, tokenizer, PreTtrSettings(join_layer=split, masks=masks, **lengths))
         prettr.head.load_state_dict({"weight": weights["_classification_layer.weight"].float()})
         return prettr
     width = weights["compressor.weight"].shape[0]
-    colbert = ColBert(encoder, tokenizer, ColBertSettings(masks=MASKS, width=width, **lengths))
+    if given.get("width", width) != width:
+        raise InputError(f"checkpoint {folder} compresses to {width} numbers a token, not to {given['width']}")
+    colbert = ColBert(encoder, tokenizer, ColBertSettings(masks=given.get("masks", MASKS), width=width, **lengths))
     head: Any = colbert.head
     head.load_state_dict({name: weights[f"compressor.{name}"].float() for name in ("weight", "bias")})
     return colbert

@@ -62,7 +62,8 @@ class Tk(nn.Module):
         words = self.embeddings(input_ids)
         first = DOC_POSITION if kind == "doc" else 0
         states = words + positions(words.shape[1], self.width, first).to(words)
-        states = self.context(states, src_key_padding_mask=attention_mask == 0)
+        absent = (attention_mask == 0) & attention_mask.any(dim=1, keepdim=True)  # or a text without words is NaN
+        states = self.context(states, src_key_padding_mask=absent)
         mixed: Tensor = (self.mix * words + (1 - self.mix) * states).float()
         return mixed * attention_mask.unsqueeze(-1)
 
