@@ -88,8 +88,8 @@ def _read_doc_file(path: Path) -> Iterator[Doc]:
 
 
 def _json_doc(line: str, where: str) -> Doc:
-    record = _json_line(line, where)
-    doc_id = _json_id(record, ("id", "_id", "docid", "doc_id"), where)
+    record = json_line(line, where)
+    doc_id = json_id(record, ("id", "_id", "docid", "doc_id"), where)
     title = _json_text(record, "title", where)
     if "contents" in record:
         contents = _json_text(record, "contents", where)
@@ -232,8 +232,8 @@ def _tsv_topic(line: str, where: str) -> Query:
 
 def _json_topics(path: Path) -> Iterator[Query]:
     for where, line in numbered_lines(path, "topics file"):
-        record = _json_line(line, where)
-        query_id = _json_id(record, ("_id", "id", "query_id", "qid"), where)
+        record = json_line(line, where)
+        query_id = json_id(record, ("_id", "id", "query_id", "qid"), where)
         name = next((n for n in ("text", "query", "title", "contents", "question") if n in record), None)
         if name is None:
             raise InputError(f"{where}: a topic needs `text`, found {sorted(record)}")
@@ -380,7 +380,8 @@ def _refuse_header(fields: list[str], where: str) -> None:
 _HALF_PAIR = re.compile(r"\\u[dD][89a-fA-F]")
 
 
-def _json_line(line: str, where: str) -> dict[str, Any]:
+def json_line(line: str, where: str) -> dict[str, Any]:
+    """The object of a line; InputError where it is none."""
     try:
         record = json.loads(line)
     except json.JSONDecodeError as error:
@@ -395,7 +396,8 @@ def _json_line(line: str, where: str) -> dict[str, Any]:
     return record
 
 
-def _json_id(record: dict[str, Any], names: tuple[str, ...], where: str) -> str:
+def json_id(record: dict[str, Any], names: tuple[str, ...], where: str) -> str:
+    """The id that a record has under the first of the names; InputError where it has none."""
     for name in names:
         if isinstance(record.get(name), (str, int)) and not isinstance(record[name], bool):
             return one_word(str(record[name]), where)

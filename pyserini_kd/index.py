@@ -7,7 +7,6 @@ LuceneHnswDenseSearcher reads it and `docid`; and beside them our `manifest.json
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import functools
 import json
@@ -83,6 +82,8 @@ class DenseIndex:
         if not (folder / "docid").is_file():
             raise InputError(f"index folder {folder} is incomplete: no file `docid` (expected `index` and `docid`)")
         manifest = read_json(folder / "manifest.json", "manifest") if (folder / "manifest.json").exists() else None
+        if manifest and not isinstance(manifest.get("encoder", {}), dict):
+            raise InputError(f"{folder / 'manifest.json'}: `encoder` must be a record, not {manifest['encoder']!r}")
         index = kinds.read(folder, mmap)
         doc_ids = np.array(_read_doc_ids(folder), dtype=object)
         if index.ntotal != len(doc_ids):
@@ -99,11 +100,13 @@ class DenseIndex:
         for part in parts[1:]:
             if part.width != first.width:
                 raise InputError(f"{first.folder} holds vectors of {first.width}, {part.folder} of {part.width}")
-            made_by = [comparable((one.manifest or {}).get("encoder")) for one in (first, part)]
-            if all(made_by) and made_by[0] != made_by[1]:
-                raise InputError(f"{first.folder} and {part.folder} were made with different encoders or settings of one")
+        known = [part for part in parts if part.made_by]  # vectors made elsewhere may come from anything
+        for part in known[1:]:
+            if comparable(part.made_by) != comparable(known[0].made_by):
+                raise InputError(f"{known[0].folder} and {part.folder} were made with different encoders or settings of one")
         joined = kinds.Joined([part.index for part in parts])
-        whole = cls(first.folder, joined, np.concatenate([part.doc_ids for part in parts]), first.manifest)
+        manifest = known[0].manifest if known else first.manifest
+        whole = cls(first.folder, joined, np.concatenate([part.doc_ids for part in parts]), manifest)
         if len(whole.rows) < len(whole.doc_ids):
             twice = next(doc_id for row, doc_id in enumerate(whole.doc_ids) if whole.rows[doc_id] != row)
             where = " and ".join(str(part.folder) for part in parts if twice in part.rows)
@@ -114,6 +117,12 @@ class DenseIndex:
     def width(self) -> int:
         """H: length of a vector."""
         return int(self.index.d)
+
+    @property
+    def made_by(self) -> dict[str, Any]:
+        """What the manifest says of the encoder, as `checkpoints.record_of` does; nothing where that is not known."""
+        record = (self.manifest or {}).get("encoder", {})
+        return record if "sha256" in record else {}
 
     def search(
         self, query_vecs: Floats, k: int, *, ef_search: int | None = None, nprobe: int | None = None
@@ -186,19 +195,39 @@ def stored_docs(*paths: Path) -> Callable[[Iterable[str]], Iterator[Doc]]:
     """A function from ids to stored documents of one index folder or several, in the order asked; no vectors are loaded."""
     folders = shards(*paths)
     places = {doc_id: (n, row) for n, folder in enumerate(folders) for row, doc_id in enumerate(_read_doc_ids(folder))}
-    offsets = [np.memmap(folder / "docs.offsets", dtype="<u8", mode="r") for folder in folders]
+    texts = [_Lines(folder) for folder in folders]
+    if sum(map(len, texts)) != len(places):
+        raise InputError(f"{' and '.join(map(str, folders))}: `docid` and `docs.offsets` are not of one collection")
 
     def fetch(doc_ids: Iterable[str]) -> Iterator[Doc]:
-        with contextlib.ExitStack() as stack:
-            handles = [stack.enter_context(open(folder / "docs.jsonl", "rb")) for folder in folders]
-            for doc_id in doc_ids:
-                if doc_id not in places:
-                    raise InputError(f"document {doc_id!r} is not in the index {' or '.join(map(str, folders))}")
-                n, row = places[doc_id]
-                handles[n].seek(int(offsets[n][row]))
-                yield Doc(*json.loads(handles[n].readline()))
+        for doc_id in doc_ids:
+            if doc_id not in places:
+                raise InputError(f"document {doc_id!r} is not in the index {' or '.join(map(str, folders))}")
+            n, row = places[doc_id]
+            yield texts[n].doc(row)
 
     return fetch
+
+
+class _Lines:
+    """The stored documents of a folder by row; opened once, so that an index that takes its place changes nothing here."""
+
+    def __init__(self, folder: Path) -> None:
+        self._path = folder / "docs.jsonl"
+        self._file = open(self._path, "rb", buffering=0)  # noqa: SIM115 - open as long as this lives
+        starts = np.memmap(require_file(folder / "docs.offsets", "offsets"), dtype="<u8", mode="r")
+        self._starts, self._end = starts, self._path.stat().st_size
+
+    def __len__(self) -> int:
+        return len(self._starts)
+
+    def doc(self, row: int) -> Doc:
+        start = int(self._starts[row])
+        end = int(self._starts[row + 1]) if row + 1 < len(self) else self._end
+        try:
+            return Doc(*json.loads(os.pread(self._file.fileno(), end - start, start)))
+        except (ValueError, OSError):
+            raise InputError(f"{self._path} is damaged: no document at byte {start}") from None
 
 
 def _read_doc_ids(folder: Path) -> list[str]:
@@ -213,9 +242,9 @@ def check_encoder(index: DenseIndex, encoder: BertDot, checkpoint: Path, *, igno
             f"encoder does not match index {index.folder}: {checkpoint} gives vectors of {encoder.width}, "
             f"the index holds {index.width}"
         )
-    if index.manifest is None or ignore:
+    made_by = index.made_by
+    if not made_by or ignore:
         return
-    made_by = index.manifest.get("encoder", {})
     mine = checkpoints.record_of(encoder, checkpoint)
     for name in ("sha256", "pooling", "l2_norm", "doc_prefix"):
         if name in made_by and made_by[name] != mine[name]:
@@ -242,8 +271,8 @@ def open_with_encoder(
     folders = [folder] if isinstance(folder, str | Path) else folder
     index = DenseIndex.load(*folders, mmap=mmap)
     checkpoint = checkpoints.resolve(name)
-    made_by = (index.manifest or {}).get("encoder", {})
-    if made_by and made_by.get("sha256") == checkpoints.fingerprint(checkpoint):
+    made_by = index.made_by
+    if made_by and made_by["sha256"] == checkpoints.fingerprint(checkpoint):
         kept = {field: made_by.get(field) for field in ("pooling", "l2_norm", "query_prefix", "doc_prefix")}
         overrides = kept | {field: value for field, value in overrides.items() if value is not None}
     encoder = load_encoder(name, device, **overrides)

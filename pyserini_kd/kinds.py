@@ -59,7 +59,21 @@ def new(width: int, kind: str) -> Any:
         raise InputError(f"--faiss {kind!r} is not a FAISS factory string for width {width} (Flat, HNSW32, SQ8 ...)") from None
     if index.metric_type != faiss.METRIC_INNER_PRODUCT:  # as of HNSW over PQ
         raise InputError(f"--faiss {kind!r}: FAISS has no such index for inner products")
+    for transform in _transforms(index):
+        if not isinstance(transform, (faiss.OPQMatrix, faiss.RandomRotationMatrix, faiss.RemapDimensionsTransform)):
+            name = type(transform).__name__.removesuffix("Matrix").removesuffix("Transform")
+            raise InputError(f"--faiss {kind!r}: {name} changes inner products (it centres or scales); OPQ and RR rotate only")
     return index
+
+
+def _transforms(index: Any) -> list[Any]:
+    """What is done to vectors before they come into the index: OPQ's rotation, for one."""
+    import faiss
+
+    if not isinstance(index, faiss.IndexPreTransform):
+        return []
+    chain: Any = index.chain
+    return [faiss.downcast_VectorTransform(chain.at(number)) for number in range(chain.size())]
 
 
 def _inner(index: Any) -> Any:
@@ -202,8 +216,7 @@ def _rounds(index: Any, pq: Any) -> int:
     """Rounds of training for a product quantiser; for OPQ's rotation one is trained many times."""
     import faiss
 
-    chain: Any = index.chain if isinstance(index, faiss.IndexPreTransform) else None
-    first: Any = faiss.downcast_VectorTransform(chain.at(0)) if chain else None
+    first: Any = next(iter(_transforms(index)), None)
     if not isinstance(first, faiss.OPQMatrix):
         return int(pq.cp.niter)
     return int(pq.cp.niter + first.niter_pq_0 + (first.niter - 1) * first.niter_pq)
@@ -258,7 +271,19 @@ def read(folder: Path, mmap: bool) -> Any:
     index = _read_faiss(folder / "index", mmap)
     if index.metric_type != faiss.METRIC_INNER_PRODUCT:
         raise InputError(f"{folder / 'index'} measures L2 distance; only inner-product indexes are searched")
+    if isinstance(index, faiss.IndexIDMap) or _numbered_otherwise(index):
+        raise InputError(f"{folder / 'index'} has ids of its own; only rows that `docid` names in their order are searched")
     return index
+
+
+def _numbered_otherwise(index: Any) -> bool:
+    """Whether the inverted lists of an index, if it has any, name a row that it does not have."""
+    import faiss
+
+    ivf: Any = faiss.try_extract_index_ivf(index)
+    lists: Any = faiss.downcast_InvertedLists(ivf.invlists) if ivf is not None else None
+    sizes = [(number, lists.list_size(number)) for number in range(ivf.nlist)] if lists is not None else []
+    return any(faiss.rev_swig_ptr(lists.get_ids(n), size).max() >= index.ntotal for n, size in sizes if size)
 
 
 def _read_faiss(path: Path, mmap: bool) -> Any:
@@ -325,6 +350,8 @@ def vectors_of(index: Any, rows: Rows) -> Floats:
                 vectors[here] = vectors_of(part, rows[here] - start)
         return vectors
     if not isinstance(index, lucene_vectors.VectorIndex):
+        if "FastScan" in type(_inner(index)).__name__:  # FAISS crashes
+            raise InputError("vectors cannot be read back from a FAISS index of the kind `fs`")
         ivf: Any = faiss.try_extract_index_ivf(index)
         if ivf is not None:
             ivf.make_direct_map()

@@ -1,7 +1,8 @@
 """The HTTP JSON API of `serve`: bounded requests, answered one after the other by one thread that owns the models.
 
 GET and POST `/search` take the same fields (`Asked`); `/health` says what is served. A request that is wrong or too large
-gets a 4xx and one line under `detail`; one more than may wait gets 503. Nothing of a query is logged or kept.
+gets a 4xx and one line under `detail`, one more than may wait gets 429, and who has left by the time of his turn is passed
+over. Nothing of a query is logged or kept.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ import json
 from collections.abc import Awaitable, Callable
 from typing import Annotated, Any
 
-from fastapi import FastAPI, HTTPException, Query, Response
+from fastapi import FastAPI, HTTPException, Query, Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StringConstraints, model_validator
@@ -30,10 +31,12 @@ MAX_CHARS = 8192  # a query
 MAX_HITS = 1000  # a query
 MAX_ANSWERS = 10_000  # hits of all queries of a request
 MAX_DOCS = 1000  # of them, where their texts are sent too
+MAX_PAIRS = 10_000  # documents reranked for a request
 MAX_BODY = 1 << 20  # bytes
+MAX_BODIES = 64 << 20  # bytes of all requests that are being received
 MAX_WAITING = 64  # requests
-MAX_CONNECTIONS = 256
-PATIENCE = 10  # seconds that a connection may take for a request
+MAX_CONNECTIONS = 4096
+PATIENCE = 10  # seconds that a connection may take for a request, and without reading of its answer
 
 Text = Annotated[str, StringConstraints(strip_whitespace=True, min_length=1, max_length=MAX_CHARS)]
 Texts = Annotated[list[Text], BeforeValidator(lambda value: [value] if isinstance(value, str) else value)]
@@ -77,31 +80,36 @@ def answer(settings: search.Settings, opened: search.Opened, asked: Asked) -> by
 
 
 class Worker:
-    """One thread that calls `function`; at most MAX_WAITING calls wait for it."""
+    """One thread that calls `function`, first come first served; at most MAX_WAITING requests wait for it."""
 
     def __init__(self, function: Callable[[Asked], bytes], threads: int | None) -> None:
         self.function = function
         prepare = functools.partial(inference.use_threads, threads) if threads else None  # FAISS's are each thread's own
         self.pool = concurrent.futures.ThreadPoolExecutor(1, initializer=prepare)
+        self.turn = asyncio.Lock()
         self.waiting = 0  # changed by the event loop's thread only
 
-    async def __call__(self, asked: Asked) -> Response:
-        """The answer to one request; 503 where too many wait."""
+    async def __call__(self, request: Request, asked: Asked) -> Response:
+        """The answer to one request; 429 where too many wait."""
         if self.waiting >= MAX_WAITING:
-            raise HTTPException(503, f"{MAX_WAITING} requests are waiting; come again", headers={"Retry-After": "1"})
+            raise HTTPException(429, f"{MAX_WAITING} requests are waiting; come again", headers={"Retry-After": "1"})
         self.waiting += 1
         try:
-            body = await asyncio.get_running_loop().run_in_executor(self.pool, self.function, asked)
+            async with self.turn:
+                if await request.is_disconnected():
+                    return Response(status_code=499)  # to nobody
+                body = await asyncio.get_running_loop().run_in_executor(self.pool, self.function, asked)
         finally:
             self.waiting -= 1
         return Response(body, media_type="application/json")
 
 
 class BoundedBody:
-    """ASGI middleware: 413 as soon as a body has more than MAX_BODY bytes."""
+    """ASGI middleware: 413 as soon as a body has more than MAX_BODY bytes, 429 where all bodies have more than MAX_BODIES."""
 
     def __init__(self, app: Any) -> None:
         self.app = app
+        self.held = 0  # bytes, of all requests at work
 
     async def __call__(self, scope: Any, receive: Callable[[], Awaitable[Any]], send: Any) -> None:
         """Pass the request on with a `receive` that counts."""
@@ -110,12 +118,18 @@ class BoundedBody:
         async def counted() -> Any:
             nonlocal size
             message = await receive()
-            size += len(message.get("body", b""))
+            more = len(message.get("body", b""))
+            size, self.held = size + more, self.held + more
             if size > MAX_BODY:
                 raise HTTPException(413, f"the request has more than {MAX_BODY} bytes")
+            if self.held > MAX_BODIES:
+                raise HTTPException(429, "too much is being sent at once; come again", headers={"Retry-After": "1"})
             return message
 
-        await self.app(scope, counted, send)
+        try:
+            await self.app(scope, counted, send)
+        finally:
+            self.held -= size
 
 
 class Impatient(H11Protocol):
@@ -134,9 +148,18 @@ class Impatient(H11Protocol):
     def _look(self, before: Any) -> None:
         """Close the connection if it is still at the same request and has not sent all of it, or of the next one."""
         if self.cycle is before and (before is None or before.more_body or before.response_complete):
-            self.transport.close()
+            self.transport.close()  # as soon as what was answered is read
+            self._next_look = self.loop.call_later(PATIENCE, self._give_up, self.transport.get_write_buffer_size())
         else:
             self._next_look = self.loop.call_later(PATIENCE, self._look, self.cycle)
+
+    def _give_up(self, unread: int) -> None:
+        """End a connection whose client has read nothing since: its answer would stay in memory."""
+        left = self.transport.get_write_buffer_size()
+        if left >= unread:
+            self.transport.abort()
+        else:
+            self._next_look = self.loop.call_later(PATIENCE, self._give_up, left)
 
 
 def config(api: FastAPI) -> Config:
@@ -158,12 +181,18 @@ def app(settings: search.Settings, opened: search.Opened) -> FastAPI:
         return {"status": "ok", "version": pyserini_kd.__version__, "waiting": worker.waiting} | served
 
     @api.get("/search")
-    async def get(asked: Annotated[Asked, Query()]) -> Response:
-        return await worker(asked)
+    async def get(request: Request, asked: Annotated[Asked, Query()]) -> Response:
+        return await search_for(request, asked)
 
     @api.post("/search")
-    async def post(asked: Asked) -> Response:
-        return await worker(asked)
+    async def post(request: Request, asked: Asked) -> Response:
+        return await search_for(request, asked)
+
+    async def search_for(request: Request, asked: Asked) -> Response:
+        if settings.rerank and len(asked.query) * settings.depth > MAX_PAIRS:
+            most = max(1, MAX_PAIRS // settings.depth)
+            raise InputError(f"{len(asked.query)} queries; {settings.depth} documents are reranked for each: ask for {most}")
+        return await worker(request, asked)
 
     @api.exception_handler(RequestValidationError)
     async def invalid(_: Any, error: RequestValidationError) -> JSONResponse:

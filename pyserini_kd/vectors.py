@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -81,12 +80,14 @@ def _jsonl(path: Path) -> Iterator[Embedded]:
         raise InputError(f"--vectors {path}: a folder without .jsonl files, and without `index` and `docid`")
     for file in files:
         for where, line in data.numbered_lines(file, "vectors"):
+            record = data.json_line(line, where)
             try:
-                record = json.loads(line)
-                doc_id, vector = record["id"], np.array(record["vector"], dtype=np.float64)
-            except (ValueError, KeyError, TypeError):
-                raise InputError(f'{where}: expected {{"id": ..., "vector": [numbers]}}, as Pyserini writes') from None
-            yield Embedded(data.one_word(str(doc_id), where), _float32(vector), where)
+                vector = np.array(record.get("vector"))
+            except ValueError:  # lists of unequal length
+                vector = np.array(None)
+            if vector.ndim != 1 or vector.dtype.kind not in "fiu":
+                raise InputError(f'{where}: expected {{"id": ..., "vector": [numbers]}}, as Pyserini writes')
+            yield Embedded(data.json_id(record, ("id",), where), _float32(vector), where)
 
 
 def _index(folder: Path, load: Callable[[Path], Any]) -> Iterator[Embedded]:

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 from types import SimpleNamespace
 
 import faiss
@@ -198,7 +199,7 @@ def test_each_kind_finds_what_brute_force_finds(tmp_path, kind, nprobe, recall):
 
 
 STREAMED = ["Flat", "SQ8", "SQ4", "SQfp16", "IVF8,Flat", "IVF299,Flat", "IVF8,SQ8", "IVF4_HNSW4,Flat", "IVF8,PQ4x4",
-            "OPQ4,IVF4,PQ4x4", "PCA8,IVF8,Flat", "L2norm,IVF8,SQ4"]  # fmt: skip
+            "OPQ4,IVF4,PQ4x4", "RR8,IVF8,Flat"]  # fmt: skip
 
 
 @pytest.mark.parametrize("kind", STREAMED)
@@ -214,6 +215,43 @@ def test_streamed_files_are_those_that_faiss_writes(tmp_path, kind):
     faiss.write_index(held, str(tmp_path / "held"))
     assert sorted(path.name for path in tmp_path.iterdir()) == ["0.npy", "1.npy", "held", "index"]
     assert (tmp_path / "index").read_bytes() == (tmp_path / "held").read_bytes()
+
+
+@pytest.mark.parametrize("kind", ["PCA8,Flat", "PCAR8,Flat", "L2norm,Flat", "ITQ8,LSH", "OPQ4,L2norm,Flat"])
+def test_kinds_that_change_inner_products_are_refused(kind):
+    with pytest.raises(InputError, match="changes inner products|is not a FAISS factory string|no such index for inner"):
+        kinds.new(16, kind)
+
+
+def test_fast_scan_codes_are_searched_but_not_read_back(tmp_path):
+    vectors = clustered(300)
+    np.save(tmp_path / "0.npy", vectors)
+    (tmp_path / "docid").write_text("".join(f"d{n}\n" for n in range(300)))
+    kinds.write([tmp_path / "0.npy"], 16, "IVF4,PQ8x4fs", tmp_path)
+    opened = index.DenseIndex.load(tmp_path)
+    assert opened.search(vectors[:3], 5)[1].shape == (3, 5)
+    with pytest.raises(InputError, match="vectors cannot be read back"):
+        opened.vectors(["d1"])
+
+
+def test_a_kill_while_old_blocks_are_cleared_away_leaves_nothing_that_seems_whole(tmp_path, monkeypatch):
+    folder = tmp_path / "x"
+    build(docs(), tmp_path / "whole")
+    with pytest.raises(KeyboardInterrupt):
+        build((doc if n < 45 else (_ for _ in ()).throw(KeyboardInterrupt) for n, doc in enumerate(docs())), folder)
+    remove, removed = Path.unlink, []
+
+    def dying(path, *args, **kwargs):
+        removed.append(path)
+        if len(removed) == 4:
+            raise KeyboardInterrupt
+        remove(path, *args, **kwargs)
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(Path, "unlink", dying)
+        with blocks.open_work(folder, {"other": 1}, {}):
+            pass
+    assert build(docs(), folder) == N and same(folder, tmp_path / "whole")
 
 
 def test_the_sample_is_of_rows_in_order_and_of_every_block(tmp_path):

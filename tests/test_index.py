@@ -127,6 +127,17 @@ def test_folders_that_do_not_fit(tmp_path, dense_index, caplog):
     with pytest.raises(InputError, match="names a document twice"):
         index.DenseIndex.load(foreign)
     (foreign / "docid").write_text("a\nb\n")
+    named = faiss.IndexIDMap(faiss.IndexFlatIP(4))
+    named.add_with_ids(np.ones((2, 4), np.float32), np.array([7, 9]))
+    lists = faiss.index_factory(4, "IVF2,Flat", faiss.METRIC_INNER_PRODUCT)
+    lists.train(np.random.default_rng(0).standard_normal((80, 4)).astype(np.float32))
+    lists.add_with_ids(np.ones((2, 4), np.float32), np.array([0, 2]))
+    for wrong in (named, lists):
+        faiss.write_index(wrong, str(foreign / "index"))
+        for mmap in (False, True):
+            with pytest.raises(InputError, match="has ids of its own"):
+                index.DenseIndex.load(foreign, mmap=mmap)
+    faiss.write_index(other, str(foreign / "index"))
     assert index.DenseIndex.load(foreign).search(np.ones((1, 4), np.float32), 1)[1].tolist() == [[1]]  # b before a
 
 
@@ -248,8 +259,37 @@ def test_folders_that_do_not_go_together(halves, tmp_path, tiny_dot, corpus):
     index.build([Doc("y", "", "the hen")], index.load_encoder(str(renamed)), renamed, tmp_path / "y")
     assert "y" in index.DenseIndex.load(a, tmp_path / "y").rows
     index.build([Doc("x", "", "the hen")], index.load_encoder(str(tiny_dot), pooling="cls"), tiny_dot, tmp_path / "cls")
-    with pytest.raises(InputError, match="made with different encoders"):
-        index.DenseIndex.load(a, tmp_path / "cls")
+    foreign = shutil.copytree(whole, tmp_path / "foreign")  # by nobody knows whom
+    (foreign / "docid").write_text("".join(f"f{n}\n" for n in range(80)))
+    (foreign / "manifest.json").write_text(json.dumps({"encoder": {"name": "unknown"}}))
+    for folders in ((a, tmp_path / "cls"), (foreign, a, tmp_path / "cls"), (a, foreign, tmp_path / "cls")):
+        with pytest.raises(InputError, match="made with different encoders"):
+            index.DenseIndex.load(*folders)
+    joined = index.DenseIndex.load(foreign, tmp_path / "cls")
+    with pytest.raises(InputError, match="pooling is mean, the index was made with cls"):
+        index.check_encoder(joined, index.load_encoder(str(tiny_dot)), tiny_dot)
+
+
+def test_an_open_index_keeps_its_documents_when_another_takes_its_place(tmp_path, encoder, tiny_dot, corpus):
+    index.build(corpus, encoder, tiny_dot, tmp_path / "x")
+    fetch = index.stored_docs(tmp_path / "x")
+    index.build([Doc(doc.doc_id, "", "longer " * 9) for doc in reversed(corpus)], encoder, tiny_dot, tmp_path / "x", overwrite=True)
+    assert list(fetch([corpus[3].doc_id, corpus[0].doc_id])) == [corpus[3], corpus[0]]
+    for name, data, message in (
+        ("docs.offsets", b"", "offsets is empty"),
+        ("docs.offsets", bytes(16), "`docid` and `docs.offsets` are not of one collection"),
+    ):
+        (tmp_path / "x" / name).write_bytes(data)
+        with pytest.raises(InputError, match=message):
+            index.stored_docs(tmp_path / "x")
+    index.build(corpus, encoder, tiny_dot, tmp_path / "y")
+    with open(tmp_path / "y" / "docs.jsonl", "r+b") as out:
+        out.truncate(100)
+    with pytest.raises(InputError, match="docs.jsonl is damaged: no document at byte"):
+        list(index.stored_docs(tmp_path / "y")([corpus[-1].doc_id]))
+    (tmp_path / "y" / "manifest.json").write_text('{"encoder": "minilm"}')
+    with pytest.raises(InputError, match="`encoder` must be a record, not 'minilm'"):
+        index.DenseIndex.load(tmp_path / "y")
 
 
 def test_search_command_over_several_folders(halves, invoke, files, tiny_dot, tmp_path):

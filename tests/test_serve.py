@@ -1,4 +1,4 @@
-"""The service: the command's results over HTTP; whatever is wrong, too large or too much gets a clear 4xx or 503 and harms nobody."""
+"""The service: the command's results over HTTP; whatever is wrong, too large or too much gets a clear 4xx and harms nobody."""
 
 import concurrent.futures
 import contextlib
@@ -226,13 +226,14 @@ def test_an_index_without_texts_says_so(tmp_path, corpus, tiny_dot):
         assert ask(port, "/search?query=goose&docs=1") == (422, {"detail": "docs: this index stores no texts"})
 
 
-def test_a_full_queue_is_503_and_clients_that_leave_harm_nobody(dense_index, tiny_dot, monkeypatch):
+def test_a_full_queue_is_429_and_clients_that_leave_are_passed_over(dense_index, tiny_dot, monkeypatch):
     chosen = settings("--index", dense_index, "--encoder", tiny_dot)
     opened = search.open_all(chosen)
-    go, original = threading.Event(), service.answer
+    go, original, answered = threading.Event(), service.answer, []
 
     def slow(*args):
         go.wait(30)
+        answered.extend(args[-1].query)
         return original(*args)
 
     monkeypatch.setattr(service, "answer", slow)
@@ -249,9 +250,96 @@ def test_a_full_queue_is_503_and_clients_that_leave_harm_nobody(dense_index, tin
             wait_until(lambda: sum(answer.done() for answer in answers) == 5)  # 1 + 3 wait
             assert ask(port, "/health")[1]["waiting"] == 4
             go.set()
-            statuses = sorted(answer.result()[0] for answer in answers)
-        assert statuses == [200] * 3 + [503] * 5
+            said = sorted(answer.result() for answer in answers)
+        assert [status for status, _ in said] == [200] * 3 + [429] * 5
+        assert said[-1][1] == {"detail": "4 requests are waiting; come again"}
         assert ask(port, "/health")[1]["waiting"] == 0 and ask(port, "/search?query=goose")[0] == 200
+        go.clear()
+        monkeypatch.setattr(service, "MAX_WAITING", 64)
+        answered.clear()
+        clients = [socket.create_connection(("127.0.0.1", port)) for _ in range(20)]
+        for number, client in enumerate(clients):
+            client.sendall(b"GET /search?query=goose%d HTTP/1.1\r\nHost: x\r\n\r\n" % number)
+        wait_until(lambda: ask(port, "/health")[1]["waiting"] == 20)
+        for client in clients:
+            client.close()
+        go.set()
+        assert ask(port, "/search?query=horse")[0] == 200
+        assert "horse" in answered and len(answered) <= 3  # of the others only who had his turn before he left
+
+
+def test_a_thousand_queries_at_once_are_answered_or_told_to_come_again(port):
+    connections = [http.client.HTTPConnection("127.0.0.1", port, timeout=60) for _ in range(400)]
+    for connection in connections:
+        connection.connect()  # all open before one asks
+    statuses = []
+
+    def client(some):
+        for connection in some:
+            connection.request("GET", "/search?query=goose")
+        for connection in some:
+            response = connection.getresponse()
+            said = json.loads(response.read())
+            assert (response.status == 200 and said["results"]) or (response.status == 429 and "come again" in said["detail"])
+            statuses.append(response.status)
+
+    with concurrent.futures.ThreadPoolExecutor(4) as pool:
+        list(pool.map(client, [connections[part::4] for part in range(4)]))
+    for connection in connections:
+        connection.close()
+    assert len(statuses) == 400 and statuses.count(200) >= 1 and ask(port, "/search?query=goose")[0] == 200
+
+
+def test_who_does_not_read_his_answer_is_cut_off(dense_index, tiny_dot, monkeypatch):
+    chosen = settings("--index", dense_index, "--encoder", tiny_dot)
+    opened = search.open_all(chosen)
+    monkeypatch.setattr(service, "answer", lambda *args: b'"' + b"x" * (8 << 20) + b'"')
+    monkeypatch.setattr(service, "PATIENCE", 0.3)
+    with running(service.app(chosen, opened)) as port:
+        lazy = socket.socket()
+        lazy.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        lazy.connect(("127.0.0.1", port))
+        lazy.sendall(b"GET /search?query=goose HTTP/1.1\r\nHost: x\r\n\r\n")
+        time.sleep(1.5)
+        got = 0
+        with contextlib.suppress(ConnectionResetError):
+            while some := lazy.recv(1 << 20):
+                got += len(some)
+        assert got < 8 << 20
+        slow = socket.create_connection(("127.0.0.1", port))  # reads a little now and then, and is served
+        slow.sendall(b"GET /search?query=goose HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
+        got = 0
+        while some := slow.recv(1 << 20):
+            got += len(some)
+            time.sleep(0.1)
+        assert got > 8 << 20
+
+
+def test_what_a_request_may_have_reranked_is_bounded(dense_index, tiny_dot, tiny_cross):
+    chosen = settings("--index", dense_index, "--encoder", tiny_dot, "--rerank", tiny_cross, "--depth", 1000)
+    with running(service.app(chosen, search.open_all(chosen, texts=True))) as port:
+        assert ask(port, "/search", {"query": ["goose"] * 10})[0] == 200
+        status, said = ask(port, "/search", {"query": ["goose"] * 11})
+        assert (status, said["detail"]) == (422, "11 queries; 1000 documents are reranked for each: ask for 10")
+
+
+def test_bodies_are_bounded_all_together(port, monkeypatch):
+    monkeypatch.setattr(service, "MAX_BODIES", 50_000)
+    waiting = [socket.create_connection(("127.0.0.1", port)) for _ in range(2)]
+    for client in waiting:
+        client.sendall(b"POST /search HTTP/1.1\r\nHost: x\r\nContent-Length: 60000\r\n\r\n" + b" " * 30_000)
+    assert any(b"429" in answer for answer in (read_some(client) for client in waiting))
+    for client in waiting:
+        client.close()
+    wait_until(lambda: ask(port, "/search", {"query": "goose"})[0] == 200)
+
+
+def read_some(client):
+    client.settimeout(2)
+    try:
+        return client.recv(4096)
+    except TimeoutError:
+        return b""
 
 
 def test_many_clients_get_equal_answers(port, queries):

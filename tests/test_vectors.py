@@ -64,7 +64,13 @@ def test_command(made, invoke, tiny_dot):
         ('{"id": "x", "vector": [' + ", ".join(["1e39"] * 32) + "]}", r"embeddings.jsonl:31: .*holds NaN"),
         ('{"id": "x"}', 'embeddings.jsonl:31: expected {"id"'),
         ('{"id": "two words", "vector": [1]}', "embeddings.jsonl:31: an id must be one word"),
-        ("nonsense", "embeddings.jsonl:31: expected"),
+        ("nonsense", "embeddings.jsonl:31: not valid JSON"),
+        ('{"id": "x", "vector": 5}', 'embeddings.jsonl:31: expected {"id"'),
+        ('{"id": "x", "vector": null}', 'embeddings.jsonl:31: expected {"id"'),
+        ('{"id": "x", "vector": ["1", "2"]}', 'embeddings.jsonl:31: expected {"id"'),
+        ('{"id": "x", "vector": [[1], [1, 2]]}', 'embeddings.jsonl:31: expected {"id"'),
+        ('{"id": null, "vector": [1]}', "embeddings.jsonl:31: no id"),
+        ('{"id": "\\ud800", "vector": [1]}', "embeddings.jsonl:31: text with half of a surrogate pair"),
     ],
 )
 def test_wrong_lines(made, line, message):
