@@ -31,15 +31,18 @@ from pyserini_kd.files import (
     command_line,
     comparable,
     environment,
+    put_back,
     read_json,
     refuse_existing,
     replace_folder,
+    sync,
     write_json,
 )
 
 logger = logging.getLogger(__name__)
 
 ENOUGH = 100  # documents that tell how long a million take
+FINAL = "final"  # where the result is put together
 ASSEMBLY = 1 << 40  # the byte of `blocks` that stands for the assembly
 
 
@@ -123,11 +126,18 @@ class Work:
                     out.write(self.sums[number])
         return ours
 
-    def remove(self) -> None:
-        """Take the folder away, in one step for whoever else looks at it."""
-        gone = self.folder.with_name(f"{self.folder.name}.{os.getpid()}")
+    def remove(self, result: Path | None = None) -> None:
+        """Take the folder away, in one step for whoever else looks at it; what it holds as `final` becomes the result.
+
+        `_mend` does the rest where a kill comes between.
+        """
+        gone = _gone(self.folder)
+        if result is not None:
+            sync(self.folder / FINAL)
         os.replace(self.folder, gone)
-        shutil.rmtree(gone)
+        if result is not None:
+            replace_folder(gone / FINAL, result)
+        shutil.rmtree(gone, ignore_errors=True)
 
 
 @contextlib.contextmanager
@@ -140,7 +150,7 @@ def open_work(result: Path, settings: dict[str, Any], only_result: dict[str, Any
     Raises:
         InputError: another process is at work there with other settings.
     """
-    folder = result.parent / f".{result.name}.partial"
+    folder = _partial(result)
     wanted = comparable({"blocks": settings, "result": only_result})
     with contextlib.ExitStack() as stack:
         while True:
@@ -196,6 +206,7 @@ def build(
     """
     started, told = time.monotonic(), False
     said = settings | {name: value for name, value in only_result.items() if value}
+    _mend(folder)
     if shard[1] > 1 and _is_complete(folder, said):  # the others were quicker
         logger.info("%s is complete", folder)
         return None
@@ -227,7 +238,7 @@ def build(
                 return work.count
             if work.left():
                 raise InputError("the collection has changed while it was indexed; start again")
-            new = work.folder / "final"
+            new = work.folder / FINAL
             shutil.rmtree(new, ignore_errors=True)
             new.mkdir()
             _merge_docs(work, new, settings["store_docs"])
@@ -236,9 +247,33 @@ def build(
             seconds = round(time.monotonic() - started, 1)
             write_json(new / "manifest.json", record | {"seconds": seconds, "command": command_line(), **environment()})
             refuse_existing(folder, overwrite, folder=True)  # somebody may have written there meanwhile
-            replace_folder(new, folder)
-            work.remove()
+            work.remove(folder)
     return work.count
+
+
+def _partial(result: Path) -> Path:
+    return result.parent / f".{result.name}.partial"
+
+
+def _gone(work: Path) -> Path:
+    return work.with_name(f"{work.name}.gone")
+
+
+def _mend(result: Path) -> None:
+    """Finish what a process that was killed in its last moments had begun: nothing of ours stays under another name."""
+    work = _partial(result)
+    gone = _gone(work)
+    with contextlib.ExitStack() as stack:
+        try:
+            fcntl.flock(stack.enter_context(open(gone / "users", "rb")), fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:  # he is alive
+            return
+        except FileNotFoundError:  # there is nothing, or half of it has been removed
+            pass
+        if (gone / FINAL).exists() and not work.exists():
+            os.replace(gone, work)
+        shutil.rmtree(gone, ignore_errors=True)
+    put_back(result)
 
 
 def _is_complete(folder: Path, said: dict[str, Any]) -> bool:

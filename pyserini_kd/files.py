@@ -97,6 +97,7 @@ def atomic_file(path: str | Path, *, overwrite: bool = True, binary: bool = Fals
 def atomic_folder(path: str | Path, *, overwrite: bool = False) -> Iterator[Path]:
     """Give a temporary sibling folder; it takes the final name only when the block ends without an error."""
     path = Path(path)
+    put_back(path)
     refuse_existing(path, overwrite, folder=True)
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}.", suffix=".partial"))
@@ -111,27 +112,43 @@ def atomic_folder(path: str | Path, *, overwrite: bool = False) -> Iterator[Path
 
 
 def replace_folder(new: Path, path: Path) -> None:
-    """Give the finished folder `new` its final name; what lay there before goes only after that."""
-    old = None
+    """Give the finished folder `new` its final name; what lay there before goes only after that. `put_back` mends a kill."""
     if path.exists() and not path.is_dir():
         raise InputError(f"{path} is a file; a folder was to be written there")
-    for written in new.rglob("*"):  # what it was made from may be removed next
-        if written.is_file():
-            with open(written, "rb") as handle:
-                os.fsync(handle.fileno())
+    sync(new)  # what it was made from may be removed next
+    put_back(path)
+    old = _old(path)
     if path.exists():
-        old = path.with_name(f".{path.name}.{os.getpid()}.old")
         os.replace(path, old)
     try:
         os.replace(new, path)
-    except BaseException:
-        if old is not None:
-            os.replace(old, path)
-        raise
-    if old is not None and old.is_symlink():
+    finally:
+        put_back(path)
+
+
+def sync(folder: Path) -> None:
+    """See to it that what was written in a folder outlives a loss of power."""
+    for written in folder.rglob("*"):
+        if written.is_file():
+            with open(written, "rb") as handle:
+                os.fsync(handle.fileno())
+
+
+def put_back(path: Path) -> None:
+    """What `replace_folder` moved away gets its name again where nothing took its place; else it goes."""
+    old = _old(path)
+    if not os.path.lexists(old):
+        return
+    if not path.exists():
+        os.replace(old, path)
+    elif old.is_symlink():
         old.unlink()  # what it points to is the user's
-    elif old is not None:
+    else:
         shutil.rmtree(old)
+
+
+def _old(path: Path) -> Path:
+    return path.with_name(f".{path.name}.old")
 
 
 def _umask() -> int:

@@ -234,6 +234,22 @@ def test_fast_scan_codes_are_searched_but_not_read_back(tmp_path):
         opened.vectors(["d1"])
 
 
+def test_a_kill_in_the_last_moment_is_mended_by_the_next_start(tmp_path, monkeypatch):
+    build(docs(), tmp_path / "whole")
+    with monkeypatch.context() as patch, pytest.raises(SystemExit):
+        patch.setattr(blocks, "replace_folder", lambda *_: (_ for _ in ()).throw(SystemExit))
+        build(docs(), tmp_path / "x")
+    assert sorted(p.name for p in tmp_path.glob(".*")) == [".x.partial.gone"]
+    assert build(docs(), tmp_path / "x") == N and same(tmp_path / "x", tmp_path / "whole") and not list(tmp_path.glob(".*"))
+    with monkeypatch.context() as patch:
+        patch.setattr(blocks.shutil, "rmtree", lambda *_, **__: None)  # killed before the blocks had gone
+        build(docs(), tmp_path / "y")
+    (tmp_path / ".y.partial.gone" / "users").unlink()
+    with pytest.raises(InputError, match="exists; give --overwrite"):
+        build(docs(), tmp_path / "y")
+    assert same(tmp_path / "y", tmp_path / "whole") and not list(tmp_path.glob(".*"))
+
+
 def test_a_kill_while_old_blocks_are_cleared_away_leaves_nothing_that_seems_whole(tmp_path, monkeypatch):
     folder = tmp_path / "x"
     build(docs(), tmp_path / "whole")

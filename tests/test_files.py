@@ -112,6 +112,33 @@ def test_failed_rename_puts_the_old_folder_back(tmp_path, monkeypatch):
     assert names(tmp_path) == ["index"] and names(tmp_path / "index") == ["docid"]
 
 
+@pytest.mark.parametrize("deadly", [1, 2, 3])
+def test_a_kill_while_a_folder_is_replaced_leaves_the_old_or_the_new(tmp_path, monkeypatch, deadly):
+    """Before the old folder is moved away, before the new one takes its place, before the old one goes."""
+    (tmp_path / "index").mkdir()
+    (tmp_path / "index" / "docid").write_text("old")
+    (tmp_path / "new").mkdir()
+    (tmp_path / "new" / "docid").write_text("new")
+    calls = []
+
+    def deadly_call(real):
+        def call(*args, **kwargs):
+            calls.append(real)
+            if len(calls) >= deadly:
+                raise SystemExit  # and nothing after it does anything, as after a kill
+            return real(*args, **kwargs)
+
+        return call
+
+    with monkeypatch.context() as patch, pytest.raises(SystemExit):
+        patch.setattr(os, "replace", deadly_call(os.replace))
+        patch.setattr(files.shutil, "rmtree", deadly_call(files.shutil.rmtree))
+        files.replace_folder(tmp_path / "new", tmp_path / "index")
+    files.put_back(tmp_path / "index")
+    assert (tmp_path / "index" / "docid").read_text() == ("new" if deadly == 3 else "old")
+    assert names(tmp_path) == ["index"] if deadly == 3 else ["index", "new"]
+
+
 def test_folder_is_replaced_as_a_whole(tmp_path):
     for content, overwrite in (("docid", False), ("config.json", True)):
         with atomic_folder(tmp_path / "index", overwrite=overwrite) as partial:

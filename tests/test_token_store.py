@@ -149,12 +149,14 @@ def test_killed_at_every_stage_and_started_again(tmp_path):
     assert whole.communicate(timeout=60)[0] == "60\n"
     (tmp_path / "run.log").unlink()
     # settings.json is the first file of each process, then five a block: ids, docs, tokens, lengths, sha256
-    for deadly, done in ((1 + 5 + 3, 1), (1 + 5 + 5 + 4, 3), (1 + 15 + 1, 6), (1 + 2, 6), (1 + 3, 6)):
+    # then manifest.json, `.cut.partial` becomes `.cut.partial.gone`, and what it holds as `final` becomes `cut`
+    for deadly, done in ((1 + 5 + 3, 1), (1 + 5 + 5 + 4, 3), (1 + 15 + 1, 6), (1 + 2, 6), (1 + 3, 0)):
         process = start(tmp_path / "cut", deadly)
         _, said = process.communicate(timeout=60)
         assert process.returncode == -signal.SIGKILL, said
         assert len(list(tmp_path.glob(".cut.partial/*.sha256"))) == done
-        assert (tmp_path / "cut").exists() == (deadly == 1 + 3)  # only the last came after the folder had its name
+        assert not (tmp_path / "cut").exists()
+    assert start(tmp_path / "cut").communicate(timeout=60)[0] == "60\n"
     assert same(tmp_path / "cut", tmp_path / "whole")
     assert (tmp_path / "run.log").read_text().split() == ["0", "10", "10", "20", "30", "30", "40", "50"]  # a block a kill
     running = [start(tmp_path / "shared", shard=(number, 2)) for number in range(2)]
