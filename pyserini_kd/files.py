@@ -166,6 +166,16 @@ def comparable(record: Any) -> Any:
     return json.loads(json.dumps(record), object_pairs_hook=lambda pairs: {k: v for k, v in pairs if k != "name"})
 
 
+def stamp(*names: str | Path | None) -> list[Any]:
+    """What tells whether files or folders of these names have changed: sizes and times, not contents; no file is its name."""
+    found: list[Any] = []
+    for name in names:
+        path = Path(name or "")
+        files = sorted(path.rglob("*")) if name and path.is_dir() else [path] if path.is_file() else []
+        found += [str(name), [[str(file), file.stat().st_size, file.stat().st_mtime_ns] for file in files]]
+    return found
+
+
 def write_json(path: str | Path, record: dict[str, Any]) -> None:
     """Write a record atomically, keys in the given order, one line per entry."""
     with atomic_file(path) as out:

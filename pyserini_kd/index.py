@@ -36,6 +36,7 @@ from pyserini_kd.files import (
     read_json,
     refuse_existing,
     require_file,
+    stamp,
     write_json,
 )
 from pyserini_kd.models import checkpoints
@@ -352,7 +353,7 @@ def build_from(
         kinds.write(work.paths("npy"), width, kind, new)
         return {"kind": "dense", "metric": "inner_product", "width": width}
 
-    only_result = {"index": kind, "collection": collection}
+    only_result = {"index": kind, "collection": collection, "collection_files": stamp(collection)[1]}
     return blocks.build(docs, Path(folder), settings, make, assemble, only_result=only_result, overwrite=overwrite, shard=shard)
 
 

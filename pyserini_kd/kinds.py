@@ -38,7 +38,11 @@ Rows = npt.NDArray[np.int64]
 
 
 def estimate(width: int, kind: str) -> str:
-    """What a million vectors take in an index of this kind, in words; InputError where it is none for this width."""
+    """What a million vectors take in an index of this kind, in words; InputError where it is none for this width.
+
+    The time, said where it is more than a minute, comes from a trial with random vectors.
+    """
+    seconds = 0.0
     if kind in lucene_vectors.INDEXERS:
         lucene_vectors.check(width, kind)
         size, held = lucene_vectors.vector_bytes(width, kind), f"on disk; built with {lucene_vectors.BUFFER} MiB in memory"
@@ -46,7 +50,9 @@ def estimate(width: int, kind: str) -> str:
         index = new(width, kind)
         size = vector_bytes(index)
         held = "on disk; built without being held in memory" if streamed.streams(index) else "in memory while it is built"
-    return f"an index of kind {kind} takes {size * 1e6 / 1e9:.2f} GB a million documents {held}"
+        seconds = forecast(index, np.random.default_rng(0).standard_normal((TRIAL, width), np.float32), 1_000_000)
+    spent = f"; putting it together takes about {seconds / 60:.0f} minutes, encoding aside" if seconds > 60 else ""
+    return f"an index of kind {kind} takes {size * 1e6 / 1e9:.2f} GB a million documents {held}{spent}"
 
 
 def new(width: int, kind: str) -> Any:

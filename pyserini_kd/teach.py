@@ -1,6 +1,7 @@
 """Teacher scores: score candidates once, keep the raw scores and who gave them; the published 5-column file.
 
-A teacher is a checkpoint or a run (BM25's, for one); an ensemble's score is the mean of its teachers' weighted raw scores.
+A teacher is a checkpoint, a run (BM25's, for one) or a file of scores; an ensemble's score is the mean of its teachers'
+weighted raw scores.
 """
 
 from __future__ import annotations
@@ -452,6 +453,7 @@ def _kept(texts: Iterator[tuple[str, str]], folder: Path | None, name: str) -> M
 @click.option("--topics", required=True, help="Topics of the candidates.")
 @click.option("--teacher", "teachers", cls=Runs, multiple=True, help="Checkpoint, or CHECKPOINT@WEIGHT; any number.")
 @click.option("--teacher-run", "teacher_runs", cls=Runs, multiple=True, help="Run, or RUN@WEIGHT, as a teacher; absent = 0.")
+@click.option("--teacher-scores", cls=Runs, multiple=True, help="Score store or 5-column file, or FILE@WEIGHT, as a teacher.")
 @click.option("--segment", metavar="WORDS:STRIDE", help="The candidates are passages cut like this, as in mine.")
 @click.option("--index", type=click.Path(path_type=Path), help="Dense index of the (one, bert_dot) teacher: vectors reused.")
 @click.option("--reuse", cls=Runs, multiple=True, help="Score stores whose pairs the same teacher does not score again.")
@@ -471,6 +473,7 @@ def main(
     topics: str,
     teachers: tuple[str, ...],
     teacher_runs: tuple[str, ...],
+    teacher_scores: tuple[str, ...],
     segment: str | None,
     index: Path | None,
     reuse: tuple[str, ...],
@@ -489,7 +492,9 @@ def main(
     for path in (output, triples):
         if path is not None:
             refuse_existing(path, overwrite)
-    _refuse_contradictions(output, teachers, teacher_runs, segment, index)
+    _refuse_contradictions(output, teachers, [*teacher_runs, *teacher_scores], segment, index)
+    if check_run and teacher_scores:
+        raise InputError("--check-run: a score file knows no other pairs than those of the candidates")
     groups = read_candidates(candidates)
     first = _read_check(check_run, check_topics, check_qrels)
 
@@ -512,7 +517,9 @@ def main(
             checked = check(run, reranked, judged)
             known += known_of(reranked, by)
         texts = load_texts(groups, sources.topics(topics), documents(), scratch / "texts")
-        taught, record = teach(groups, *texts, teachers, teacher_runs, reuse=known, scratch=scratch / "columns", **settings)
+        taught, record = teach(
+            groups, *texts, teachers, teacher_runs, teacher_scores, reuse=known, scratch=scratch / "columns", **settings
+        )
         record["candidates_sha256"] = sha256(candidates)
         if checked:
             record["check"] = checked
@@ -544,15 +551,15 @@ def _clear(work: Path, names: str) -> None:
 
 
 def _refuse_contradictions(
-    output: Path, teachers: Sequence[str], teacher_runs: Sequence[str], segment: str | None, index: Path | None
+    output: Path, teachers: Sequence[str], files: Sequence[str], segment: str | None, index: Path | None
 ) -> None:
     if output.suffix != ".parquet":
         raise InputError(f"--output {output} must end in .parquet; the 5-column file is --triples")
-    names = [weighted(teacher)[0] for teacher in (*teachers, *teacher_runs)]
+    names = [weighted(teacher)[0] for teacher in (*teachers, *files)]
     if len(set(names)) != len(names):
         raise InputError("a teacher is named twice")
-    if not teachers and not teacher_runs:
-        raise InputError("give a --teacher or a --teacher-run")
+    if not names:
+        raise InputError("give a --teacher, a --teacher-run or --teacher-scores")
     if segment:
         passages.parse(segment)
     if index and len(teachers) != 1:
@@ -602,6 +609,7 @@ def teach(
     docs: Mapping[str, str],
     teachers: Sequence[str],
     teacher_runs: Sequence[str] = (),
+    teacher_scores: Sequence[str] = (),
     *,
     scratch: Path | None = None,
     **settings: Any,
@@ -614,6 +622,7 @@ def teach(
         docs: doc_id -> text.
         teachers: checkpoints, each with `@WEIGHT` or without.
         teacher_runs: runs, likewise.
+        teacher_scores: score stores or 5-column files, likewise.
         scratch: folder for what would else be in memory; what is returned needs it.
         settings: of `score_checkpoint`.
     """
@@ -624,12 +633,14 @@ def teach(
     raw: dict[str, Floats] = {}
     weights: dict[str, float] = {}
     who = []
-    for number, teacher in enumerate([*teacher_runs, *teachers]):
+    for number, teacher in enumerate([*teacher_runs, *teacher_scores, *teachers]):
         name, weight = weighted(teacher)
         raw[name] = column(scratch, f"raw.{number}", len(pairs), np.float32)
         weights[name] = 1.0 if weight is None else weight
         if number < len(teacher_runs):
             record = _teach_run(name, weight, pairs, raw[name])
+        elif number < len(teacher_runs) + len(teacher_scores):
+            record = _teach_scores(name, weight, groups, pairs, raw[name])
         else:
             record = score_checkpoint(name, pairs, texts, queries, docs, raw[name], **settings)
         who.append({**record, "weight": weights[name]})
@@ -649,6 +660,19 @@ def _teach_run(name: str, weight: float | None, pairs: Pairs, scores: Floats) ->
     absent = score_run(run, pairs, scores)
     logger.info("%s: %d of %d pairs are not in the run and score 0", name, absent, len(pairs))
     return {"name": name, "sha256": sha256(name), "absent": absent}
+
+
+def _teach_scores(name: str, weight: float | None, groups: Sequence[Group], pairs: Pairs, scores: Floats) -> dict[str, Any]:
+    found = read_scores(name, groups)
+    if missing := found.missing():
+        raise InputError(f"--teacher-scores {name}: {missing} of the candidates' {len(pairs)} pairs have no score there")
+    if weight is None and is_bounded_scores(found):
+        refuse_bounded(name, "scores")
+    rest = itertools.chain.from_iterable(own for _, own in found.each(groups))
+    for some in spans(len(pairs.numbers)):
+        scores[pairs.numbers[some]] = np.fromiter(itertools.islice(rest, some.stop - some.start), np.float32)
+        let_go(scores, pairs.numbers)
+    return {"name": name, "sha256": sha256(name)}
 
 
 def agreement(scored: Iterable[tuple[Group, list[float]]]) -> float:

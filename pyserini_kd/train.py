@@ -32,6 +32,7 @@ from pyserini_kd.files import (
     read_json,
     refuse_existing,
     sha256,
+    stamp,
     write_json,
 )
 from pyserini_kd.measures import Measure
@@ -536,7 +537,7 @@ def _material(given: Given, stages: Sequence[Stage], config: TrainConfig, output
     scored = any(stage.needs_scores for stage in stages)
     published = given.scores and not given.candidates and given.scores.suffix != ".parquet"
     groups = _groups(given, config) if ranked and not published else []
-    made_from = {"files": triples.stamp(*given[:-1]), "segment": given.segment, "plain": plain, "ranked": ranked,
+    made_from = {"files": stamp(*given[:-1]), "segment": given.segment, "plain": plain, "ranked": ranked,
                  "blocks": [config.batch_size, config.seed]}  # fmt: skip
     try:
         with one_after_another(share):

@@ -346,13 +346,3 @@ def build_once(folder: Path, made_from: Mapping[str, Any], make: Callable[[], ob
     except BaseException:
         shutil.rmtree(folder, ignore_errors=True)
         raise
-
-
-def stamp(*names: str | Path | None) -> list[Any]:
-    """What tells whether files or folders of these names have changed: sizes and times, not contents; no file is its name."""
-    found: list[Any] = []
-    for name in names:
-        path = Path(name or "")
-        files = sorted(path.rglob("*")) if name and path.is_dir() else [path] if path.is_file() else []
-        found += [str(name), [[str(file), file.stat().st_size, file.stat().st_mtime_ns] for file in files]]
-    return found

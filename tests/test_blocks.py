@@ -114,6 +114,12 @@ def test_shards_one_after_the_other_and_at_once(tmp_path):
     assert build(docs(), tmp_path / "a", shard=(1, 3)) == N
     assert same(tmp_path / "a", tmp_path / "whole")
     assert build(docs(), tmp_path / "a", shard=(0, 3)) is None  # late, and nothing to do
+    (tmp_path / "docs").write_text("one")
+    assert build(docs(), tmp_path / "c", collection=str(tmp_path / "docs")) == N
+    assert build(docs(), tmp_path / "c", collection=str(tmp_path / "docs"), shard=(0, 3)) is None
+    (tmp_path / "docs").write_text("another")  # the same name, another collection
+    with pytest.raises(InputError, match="exists; give --overwrite"):
+        build(docs(7), tmp_path / "c", collection=str(tmp_path / "docs"), shard=(0, 3))
     running = [start(tmp_path / "b", pause=0.02, shard=(i, 2)) for i in range(2)]
     said = [process.communicate(timeout=60) for process in running]
     assert all(process.returncode == 0 for process in running), said

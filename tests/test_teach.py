@@ -300,6 +300,27 @@ def test_an_interrupted_teach_leaves_nothing_half_written(tmp_path, invoke, monk
     assert {path.name for path in tmp_path.iterdir()} - before == {"s.parquet", "s.tsv"}
 
 
+def test_a_file_of_scores_is_a_teacher(tmp_path, invoke, files, groups, tiny_cross, tiny_dot):
+    mine.write_candidates(groups, tmp_path / "c.jsonl")
+    words = ["--candidates", tmp_path / "c.jsonl", "--collection", files["docs"], "--topics", files["topics"]]
+    for name, teachers in (("cross", [tiny_cross]), ("dot", [tiny_dot]), ("both", [tiny_cross, f"{tiny_dot}@0.5"])):
+        asked = [word for teacher in teachers for word in ("--teacher", teacher)]
+        out = ["--output", tmp_path / f"{name}.parquet", "--triples", tmp_path / f"{name}.tsv"]
+        assert invoke(teach.main, *words, *asked, *out).exit_code == 0
+    expected = scored(teach.read_scores(tmp_path / "both.parquet", groups), groups)
+    for name in ("cross.parquet", "cross.tsv"):
+        more = ["--teacher-scores", tmp_path / name, "--teacher", f"{tiny_dot}@0.5", "--output", tmp_path / f"of.{name}.parquet"]
+        result = invoke(teach.main, *words, *more)
+        assert result.exit_code == 0, result.output
+        found = teach.read_scores(tmp_path / f"of.{name}.parquet", groups)
+        assert scored(found, groups) == pytest.approx(expected, abs=1e-5)
+    (tmp_path / "few.tsv").write_text("".join((tmp_path / "cross.tsv").read_text().splitlines(keepends=True)[:3]))
+    (tmp_path / "small.tsv").write_text("".join(f"0.5\t-0.5\t{line.split(chr(9), 2)[2]}" for line in open(tmp_path / "cross.tsv")))
+    for file, message in (("few.tsv", "46 of the candidates' 50 pairs have no score there"), ("small.tsv", "[-1, 1]")):
+        result = invoke(teach.main, *words, "--teacher-scores", tmp_path / file, "--output", tmp_path / "x.parquet")
+        assert result.exit_code == 2 and message in result.output, result.output
+
+
 def test_bounded_teachers_are_refused_or_scaled(tmp_path, invoke, files, groups):
     mine.write_candidates(groups, tmp_path / "c.jsonl")
     Run.from_scores("cosine", {"q0": {"eat-cat": 0.9, "eat-dog": -0.25}}).write(tmp_path / "cosine.txt")

@@ -7,7 +7,7 @@ of the checkpoint, so that sentence-transformers models are read as what they ar
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -60,11 +60,7 @@ class BertDot(nn.Module):
         vectors = pool(states, attention_mask, self.settings.pooling)
         return F.normalize(vectors, dim=-1) if self.settings.l2_norm else vectors
 
-    def pair_batch(
-        self, queries: Sequence[str], docs: Sequence[str], pairs: Sequence[tuple[int, int]], max_doc_len: int | None = None
-    ) -> dict[str, Tensor]:
-        """Token tensors of P pairs (query row, document row); each text is tokenised once."""
-        return two_sides(self, queries, docs, pairs, max_doc_len)
+    pair_batch = two_sides
 
     def pair_scores(self, batch: Mapping[str, Tensor]) -> Tensor:
         """Dot products float32 (P,) with gradients."""

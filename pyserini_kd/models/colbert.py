@@ -8,7 +8,7 @@ also be read off any bi-encoder with mean pooling, whose token states are traine
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -63,11 +63,7 @@ class ColBert(nn.Module):
         similarity = torch.einsum("qth,ndh->qntd", query_vecs, doc_vecs).masked_fill(~doc_mask.bool()[None, :, None, :], -1e4)
         return (similarity.amax(dim=-1) * query_mask[:, None, :]).sum(dim=-1)
 
-    def pair_batch(
-        self, queries: Sequence[str], docs: Sequence[str], pairs: Sequence[tuple[int, int]], max_doc_len: int | None = None
-    ) -> dict[str, Tensor]:
-        """Token tensors of P pairs (query row, document row); each text is tokenised once."""
-        return two_sides(self, queries, docs, pairs, max_doc_len)
+    pair_batch = two_sides
 
     def pair_scores(self, batch: Mapping[str, Tensor]) -> Tensor:
         """MaxSim float32 (P,) with gradients."""

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -82,11 +82,7 @@ class Tk(nn.Module):
         scores: Tensor = self.head(logs.sum(dim=1))[:, 0]
         return scores
 
-    def pair_batch(
-        self, queries: Sequence[str], docs: Sequence[str], pairs: Sequence[tuple[int, int]], max_doc_len: int | None = None
-    ) -> dict[str, Tensor]:
-        """Token tensors of P pairs (query row, document row); each text is tokenised once."""
-        return two_sides(self, queries, docs, pairs, max_doc_len)
+    pair_batch = two_sides
 
     def pair_scores(self, batch: Mapping[str, Tensor]) -> Tensor:
         """Scores float32 (P,) with gradients."""

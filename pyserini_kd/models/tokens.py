@@ -119,7 +119,7 @@ def side_records(model: Any, texts: Sequence[str], kind: str, max_doc_len: int |
 
 
 def two_sides(
-    model: Any, queries: Sequence[str], docs: Sequence[str], pairs: Sequence[tuple[int, int]], max_doc_len: int | None
+    model: Any, queries: Sequence[str], docs: Sequence[str], pairs: Sequence[tuple[int, int]], max_doc_len: int | None = None
 ) -> dict[str, Tensor]:
     """Queries and documents tokenised apart, each once: `query_*` (Q, T), `doc_*` (N, D), and `pairs` int (P, 2) of rows."""
     import torch
