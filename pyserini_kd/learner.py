@@ -15,11 +15,11 @@ from pyserini_kd.batches import WHOLE, Collator, Share
 from pyserini_kd.files import InputError
 from pyserini_kd.losses import loss, margins
 from pyserini_kd.mine import Group
-from pyserini_kd.models.bert_dot import scale_outputs
 from pyserini_kd.models.cross_encoder import CrossEncoder
 from pyserini_kd.models.stack import layers_of
 from pyserini_kd.recipes import LAYER_LOSSES
 
+SCALED = ("bert_dot", "colbert", "tk")  # architectures whose scores have a scale of their own from the start
 SCALE_BATCHES = 4  # batches whose margins set the student's starting scale
 
 
@@ -225,6 +225,21 @@ def summed(value: Tensor, share: Share) -> Tensor:
     return total
 
 
+def scale_scores(model: Any, factor: float) -> None:
+    """Multiply all scores of a bert_dot, colbert or tk by `factor`, in place: none of them can rank otherwise for it.
+
+    Vectors take its root, in the last layer that makes them; TK's kernels are summed up by a linear unit.
+    """
+    with torch.no_grad():
+        if model.architecture == "tk":
+            model.head.weight.mul_(factor)
+            return
+        head = getattr(model, "head", None)  # of a ColBERT that compresses
+        last = head or [module for module in model.encoder.modules() if isinstance(module, nn.LayerNorm)][-1]
+        for parameter in (last.weight, last.bias):
+            parameter.mul_(math.sqrt(factor))
+
+
 def match_scale(
     model: Any,
     collator: Collator,
@@ -232,10 +247,10 @@ def match_scale(
     score_scale: float = 1.0,
     teacher: Any = None,
 ) -> float:
-    """Scale a bert_dot student's vectors so that its margins' root mean square is the teacher's; returns the factor.
+    """Scale a student so that its margins' root mean square is the teacher's; returns what its scores were multiplied by.
 
-    Margin-MSE compares margins in the teacher's units; a student that starts a factor off spends its training on that. Not
-    their means: the mean margin of a student that cannot rank yet is about 0.
+    Margin-MSE compares margins in the teacher's units; a student that starts a factor off (a ColBERT: a hundred) spends its
+    training on that. Not their means: the mean margin of a student that cannot rank yet is about 0.
     """
     student_margins, teacher_margins = [], []
     with inference.running(model, "fp32") as device:
@@ -246,11 +261,10 @@ def match_scale(
             mine, theirs = margins(scores, theirs, batch["labels"], batch["mask"])
             student_margins.append(mine.clone())
             teacher_margins.append(theirs)
-    ratio = float(torch.cat(teacher_margins).square().mean().sqrt() / torch.cat(student_margins).square().mean().sqrt())
-    if not math.isfinite(ratio) or ratio <= 0:
+    factor = float(torch.cat(teacher_margins).square().mean().sqrt() / torch.cat(student_margins).square().mean().sqrt())
+    if not math.isfinite(factor) or factor <= 0:
         return 1.0
-    factor = math.sqrt(ratio)
-    scale_outputs(model, factor)
+    scale_scores(model, factor)
     return factor
 
 

@@ -162,7 +162,7 @@ def run_stage(
     import transformers
     from safetensors.torch import load_model, save_model
 
-    from pyserini_kd.learner import Learner, match_scale
+    from pyserini_kd.learner import SCALED, Learner, match_scale
 
     folder, weights, done = (partial / f"stage-{number}{ending}" for ending in ("", ".safetensors", ".json"))
     if done.exists():
@@ -190,7 +190,7 @@ def run_stage(
             model, queries, docs, scores if stage.needs_scores else None, config.train_len,
             teacher=teacher, same_inputs=stage.needs_layers, in_batch="in_batch" in stage.losses,
         )  # fmt: skip
-        if stage.match_scale and config.architecture == "bert_dot" and not model.settings.l2_norm:
+        if stage.match_scale and config.architecture in SCALED and not model.settings.l2_norm:
             factor = match_scale(model, collator, batches, scale, teacher)
         collator.share = share
     module = Learner(

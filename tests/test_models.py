@@ -11,7 +11,7 @@ from conftest import tiny_config
 from pyserini_kd import inference
 from pyserini_kd.files import InputError
 from pyserini_kd.models import checkpoints
-from pyserini_kd.models.bert_dot import EncoderSettings, pool, scale_outputs
+from pyserini_kd.models.bert_dot import EncoderSettings, pool
 from pyserini_kd.models.cross_encoder import fold_two_classes
 
 
@@ -70,13 +70,6 @@ def test_pooling_by_hand():
     mask = torch.tensor([[1, 1, 0]])
     assert pool(states, mask, "cls").tolist() == [[1, 2]]
     assert pool(states, mask, "mean").tolist() == [[2, 3]]
-
-
-def test_scaling_outputs_scales_vectors(tiny_dot):
-    model = checkpoints.load(str(tiny_dot))
-    before = inference.encode(model, ["the cat eats"], "query", precision="fp32")
-    scale_outputs(model, 2.5)
-    assert np.allclose(inference.encode(model, ["the cat eats"], "query", precision="fp32"), 2.5 * before, rtol=1e-5)
 
 
 def test_layers_are_taken_in_order(tiny_dot):

@@ -136,9 +136,12 @@ def test_texts_are_cut_into_batches_of_like_length():
     assert list(cut) == list(batches.cut_texts(texts, 8, seed=0)) != list(batches.cut_texts(texts, 8, seed=1))
 
 
-def test_start_scale_meets_the_teacher_s_margin(data, scores, tiny_dot):
+@pytest.mark.parametrize(("architecture", "own"), [("bert_dot", {}), ("colbert", {}), ("colbert", {"width": 8}), ("tk", {"heads": 4})])
+def test_start_scale_meets_the_teacher_s_margin(data, scores, tiny_dot, architecture, own):
     groups, queries, docs = data
-    model = checkpoints.load(str(tiny_dot))
+    model = checkpoints.load(str(tiny_dot), architecture=architecture, settings=own)
+    asked = [queries["q0"]] * 2, [docs["eat-cat"], docs["eat-dog"]]
+    before = inference.score(model, *asked, precision="fp32")
     collator = batches.Collator(model, queries, docs, scores)
     cut = batches.cut_batches(groups, 5, 0)
 
@@ -153,6 +156,7 @@ def test_start_scale_meets_the_teacher_s_margin(data, scores, tiny_dot):
     factor = learner.match_scale(model, collator, cut)
     student, teacher = rms_margin()
     assert factor != 1.0 and student == pytest.approx(teacher, rel=1e-3)
+    assert inference.score(model, *asked, precision="fp32") == pytest.approx(factor * before, rel=1e-3)
 
 
 @pytest.mark.parametrize(

@@ -76,11 +76,3 @@ def pool(states: Tensor, attention_mask: Tensor, pooling: str) -> Tensor:
         return states[:, 0]
     mask = attention_mask.unsqueeze(-1).to(states.dtype)
     return (states * mask).sum(dim=1) / mask.sum(dim=1).clamp(min=1.0)
-
-
-def scale_outputs(model: BertDot, factor: float) -> None:
-    """Multiply every vector by `factor`, by scaling the last LayerNorm of the encoder in place."""
-    norm = [module for module in model.encoder.modules() if isinstance(module, nn.LayerNorm)][-1]
-    with torch.no_grad():
-        norm.weight.mul_(factor)
-        norm.bias.mul_(factor)
