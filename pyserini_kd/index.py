@@ -162,6 +162,12 @@ class DenseIndex:
             raise InputError(f"{len(missing)} documents are not in the index {self.folder}, e.g. {missing[0]}")
         return kinds.vectors_of(self.index, np.array([rows[d] for d in doc_ids], dtype=np.int64))
 
+    def score(self, encoder: BertDot, queries: Sequence[str], doc_ids: Sequence[str], **settings: Any) -> Floats:
+        """Dot products float32 (P,) of (query, document) pairs with the stored vectors; `settings` of `inference.encode`."""
+        (texts, query_rows), (ids, doc_rows) = inference.unique(queries), inference.unique(doc_ids)
+        query_vecs = inference.encode(encoder, texts, "query", label="encode queries", **settings)
+        return inference.dot_rows(query_vecs, query_rows, self.vectors(ids), doc_rows)
+
     @functools.cached_property
     def rows(self) -> dict[str, int]:
         """doc_id -> row."""

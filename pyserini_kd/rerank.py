@@ -87,9 +87,7 @@ def _scores(model: Any, source: Source, pairs: Sequence[tuple[str, str]], conten
     if isinstance(source, TokenIndex):
         return token_index.score(source, model, queries, doc_ids, **settings)
     if isinstance(source, DenseIndex):
-        (texts, query_rows), (ids, doc_rows) = inference.unique(queries), inference.unique(doc_ids)
-        query_vecs = inference.encode(model, texts, "query", label="encode queries", **settings)
-        return inference.dot_rows(query_vecs, query_rows, source.vectors(ids), doc_rows)
+        return source.score(model, queries, doc_ids, **settings)
     return inference.score(model, queries, [contents[doc_id] for doc_id in doc_ids], **settings)
 
 

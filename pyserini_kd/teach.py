@@ -243,17 +243,17 @@ def score_checkpoint(
         if model.architecture != "bert_dot":
             raise InputError(f"--index holds vectors of a bert_dot; teacher {name} is a {model.architecture}")
         check_encoder(index, model, folder)  # type: ignore[arg-type]
+        if (kind := (index.manifest or {}).get("index", "Flat")) != "Flat":
+            raise InputError(f"--index {index.folder} is a {kind}, whose vectors are not exact; a teacher needs a Flat one")
         record["index"] = (index.manifest or {}).get("encoder")  # the lengths and precision its vectors were made with
     same = [known for known in reuse if known.teacher == _plain(record) and len(known.texts)]
 
     def score(query_ids: Sequence[str], doc_ids: Sequence[str]) -> Floats:
         asked = [queries[query_id] for query_id in query_ids]
-        if index is None:
-            contents = [docs[doc_id] for doc_id in doc_ids]
-            return inference.score(model, asked, contents, precision=precision, batch_size=batch_size)
-        query_vecs = inference.encode(model, asked, "query", precision=precision, label="encode queries")  # type: ignore[arg-type]
-        ids, rows = np.unique(np.array(doc_ids, dtype=object), return_inverse=True)
-        return inference.dot_rows(query_vecs, np.arange(len(asked)), index.vectors(ids.tolist()), rows)
+        if index is not None:
+            return index.score(model, asked, doc_ids, precision=precision)  # type: ignore[arg-type]
+        contents = [docs[doc_id] for doc_id in doc_ids]
+        return inference.score(model, asked, contents, precision=precision, batch_size=batch_size)
 
     key = hashlib.sha256(json.dumps([comparable(record), batch_size, device, BLOCK]).encode())
     for some in spans(len(texts)):

@@ -51,6 +51,12 @@ def test_vectors_of_an_index_give_the_same_scores(groups, texts, tiny_dot, dense
     assert np.allclose(fresh.score, stored.score, atol=1e-4)
 
 
+def test_vectors_that_are_not_exact_are_no_teacher_s(tmp_path, groups, texts, tiny_dot, corpus):
+    index.build(corpus, index.load_encoder(str(tiny_dot)), tiny_dot, tmp_path / "x", kind="SQ8")
+    with pytest.raises(InputError, match="is a SQ8, whose vectors are not exact; a teacher needs a Flat one"):
+        teach.teach(groups, *texts, [str(tiny_dot)], index=index.DenseIndex.load(tmp_path / "x"))
+
+
 def test_store_and_published_file(tmp_path, groups, texts, tiny_dot):
     taught, record = teach.teach(groups, *texts, [str(tiny_dot)])
     teach.write_scores(taught, tmp_path / "s.parquet", record)
