@@ -240,11 +240,7 @@ def score_checkpoint(
     record |= {"dtype": "float32", "architecture": model.architecture, "precision": inference.precision_of(model, precision)}
     record |= {"backend": inference.backend_of(model)}
     if index is not None:
-        if model.architecture != "bert_dot":
-            raise InputError(f"--index holds vectors of a bert_dot; teacher {name} is a {model.architecture}")
-        check_encoder(index, model, folder)  # type: ignore[arg-type]
-        if (kind := (index.manifest or {}).get("index", "Flat")) != "Flat":
-            raise InputError(f"--index {index.folder} is a {kind}, whose vectors are not exact; a teacher needs a Flat one")
+        _check_index(index, name, model, folder)
         record["index"] = (index.manifest or {}).get("encoder")  # the lengths and precision its vectors were made with
     same = [known for known in reuse if known.teacher == _plain(record) and len(known.texts)]
 
@@ -281,6 +277,15 @@ def score_checkpoint(
     if same:
         logger.info("%s: %d of %d pairs were scored before", name, before, len(pairs))
     return record
+
+
+def _check_index(index: DenseIndex, name: str, model: Any, folder: Path) -> None:
+    """InputError unless an index holds the very vectors that the teacher would make."""
+    if model.architecture != "bert_dot":
+        raise InputError(f"--index holds vectors of a bert_dot; teacher {name} is a {model.architecture}")
+    check_encoder(index, model, folder)
+    if (kind := (index.manifest or {}).get("index", "Flat")) != "Flat":
+        raise InputError(f"--index {index.folder} is a {kind}, whose vectors are not exact; a teacher needs a Flat one")
 
 
 def hash_texts(pairs: Pairs, queries: Mapping[str, str], docs: Mapping[str, str], texts: Hashes) -> None:
