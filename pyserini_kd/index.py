@@ -14,8 +14,9 @@ import logging
 import os
 import shutil
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from itertools import islice
+from bisect import bisect_right
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from itertools import chain, islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -198,20 +199,27 @@ def has_docs(*paths: Path) -> bool:
     return all((folder / name).is_file() for folder in shards(*paths) for name in ("docid", "docs.jsonl", "docs.offsets"))
 
 
-def stored_docs(*paths: Path) -> Callable[[Iterable[str]], Iterator[Doc]]:
-    """A function from ids to stored documents of one index folder or several, in the order asked; no vectors are loaded."""
+def stored_docs(*paths: Path, rows: Mapping[str, int] | None = None) -> Callable[[Iterable[str]], Iterator[Doc]]:
+    """A function from ids to stored documents of one index folder or several, in the order asked; no vectors are loaded.
+
+    `rows` are those of the folders where an index of them is open: ids then are in memory once.
+    """
     folders = shards(*paths)
-    places = {doc_id: (n, row) for n, folder in enumerate(folders) for row, doc_id in enumerate(_read_doc_ids(folder))}
     texts = [_Lines(folder) for folder in folders]
-    if sum(map(len, texts)) != len(places):
+    starts = np.cumsum([0, *map(len, texts)]).tolist()
+    count = len(rows or ())
+    if rows is None:
+        every = list(chain.from_iterable(map(_read_doc_ids, folders)))
+        rows, count = {doc_id: row for row, doc_id in enumerate(every)}, len(every)
+    if starts[-1] != count:
         raise InputError(f"{' and '.join(map(str, folders))}: `docid` and `docs.offsets` are not of one collection")
 
     def fetch(doc_ids: Iterable[str]) -> Iterator[Doc]:
         for doc_id in doc_ids:
-            if doc_id not in places:
+            if doc_id not in rows:
                 raise InputError(f"document {doc_id!r} is not in the index {' or '.join(map(str, folders))}")
-            n, row = places[doc_id]
-            yield texts[n].doc(row)
+            part = bisect_right(starts, rows[doc_id]) - 1
+            yield texts[part].doc(rows[doc_id] - starts[part])
 
     return fetch
 

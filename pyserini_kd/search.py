@@ -324,7 +324,7 @@ def open_all(settings: Settings, *, texts: bool = False) -> Opened:
         lucene.open_searcher(sparse_index)  # kept by the room itself
     own: Any = {"device": settings.device, "precision": settings.precision, "backend": settings.backend}
     if texts or (settings.rerank and not settings.rerank_index):
-        source = fetch = _fetch(settings)
+        source = fetch = _fetch(settings, index)
     if settings.rerank and settings.rerank_index:
         reranker, source = rerank.open_source(settings.rerank, [settings.rerank_index], **own)
     elif settings.rerank:
@@ -431,7 +431,7 @@ def _open_dense(settings: Settings) -> tuple[DenseIndex, BertDot]:
     )
 
 
-def _fetch(settings: Settings) -> Fetch | None:
+def _fetch(settings: Settings, index: DenseIndex | None) -> Fetch | None:
     """Where texts come from: our dense index, else the sparse one; None where neither is there to have them."""
     from pyserini_kd import index as indexes
     from pyserini_kd import rerank
@@ -440,7 +440,7 @@ def _fetch(settings: Settings) -> Fetch | None:
         return rerank.fetch_from(settings.index or "")
     folders = [Path(name) for name in (settings.index or "", *settings.more_indexes)]
     if indexes.has_docs(*folders):
-        return indexes.stored_docs(*folders)
+        return indexes.stored_docs(*folders, rows=index.rows if index else None)
     return rerank.fetch_from(settings.sparse_index) if settings.sparse_index else None
 
 
