@@ -485,6 +485,9 @@ def main(
     dev = read_dev(dev_topics, dev_qrels, dev_run, dev_depth, collection, segment)
     data = given._asdict() | {"glove": config.glove, "dev_topics": dev_topics, "dev_qrels": dev_qrels, "dev_run": dev_run}
     with _material(given, stages, config, output) as found:
+        known = {name: _digest(value) for name, value in data.items() if value is not None}
+        if not Path(collection).exists():  # pydocs, ir_datasets: of other texts another time
+            known["texts_sha256"] = sha256(*sorted(_data_folder(output).glob("*/texts")))
         train(
             config,
             found.groups,
@@ -494,7 +497,7 @@ def main(
             scores=found.scores,
             texts=found.texts,
             dev=dev,
-            data={name: _digest(value) for name, value in data.items() if value is not None},
+            data=known,
             overwrite=overwrite,
         )
     what = [f"{len(found.groups)} {_unit(found.groups)}"] if found.groups else []
@@ -532,7 +535,7 @@ def _material(given: Given, stages: Sequence[Stage], config: TrainConfig, output
 
     They stay there when training is interrupted, and serve the next run on the same data.
     """
-    folder, share = output.with_name(output.name + ".data.partial"), processes(config)
+    folder, share = _data_folder(output), processes(config)
     plain, ranked = any(stage.text for stage in stages), any(not stage.text for stage in stages)
     scored = any(stage.needs_scores for stage in stages)
     published = given.scores and not given.candidates and given.scores.suffix != ".parquet"
@@ -558,6 +561,10 @@ def _material(given: Given, stages: Sequence[Stage], config: TrainConfig, output
         _remove(folder, share)
         raise
     _remove(folder, share)
+
+
+def _data_folder(output: Path) -> Path:
+    return output.with_name(output.name + ".data.partial")
 
 
 def _remove(folder: Path, share: Share) -> None:

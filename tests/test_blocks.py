@@ -96,6 +96,30 @@ def test_killed_at_any_moment_and_started_again(tmp_path, kind):
     assert len(encoded) <= N // 10 + 2  # each kill costs one block at most
 
 
+@pytest.mark.parametrize("kind", ["Flat", "SQ8", "IVF8,Flat", "IVF8,PQ4x4", "HNSW8"])
+@pytest.mark.parametrize("after", [0, 3])
+def test_cut_short_while_it_is_put_together(tmp_path, monkeypatch, kind, after):
+    threads = faiss.omp_get_max_threads()
+    faiss.omp_set_num_threads(1)
+    build(docs(), tmp_path / "whole", kind)
+    loaded = kinds._loaded
+
+    def dying(paths):
+        for number, block in enumerate(loaded(paths)):
+            if number == after:
+                raise SystemExit
+            yield block
+
+    with monkeypatch.context() as patch, pytest.raises(SystemExit):
+        patch.setattr(kinds, "_loaded", dying)
+        build(docs(), tmp_path / "cut", kind)
+    assert not (tmp_path / "cut").exists()
+    monkeypatch.setattr(index, "np", None)  # no block is made again
+    assert build(docs(), tmp_path / "cut", kind) == N and same(tmp_path / "cut", tmp_path / "whole")
+    faiss.omp_set_num_threads(threads)
+    assert not list(tmp_path.glob(".*"))
+
+
 def test_processes_share_the_work(tmp_path):
     build(docs(), tmp_path / "whole")
     running = [start(tmp_path / "x", pause=0.05) for _ in range(3)]

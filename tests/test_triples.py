@@ -217,3 +217,19 @@ def test_memory_of_scores_is_some_numbers_a_pair(monkeypatch):
     monkeypatch.setattr(triples, "BLOCK", 1 << 8)
     small, large = score_peak(1_000), score_peak(6_000)
     assert large - small < 10_000 * 30  # of a dictionary of dictionaries a pair took 200
+
+
+def test_texts_that_lie_in_no_file_have_a_checksum(tmp_path, files, invoke, tiny_dot, corpus, monkeypatch):
+    from pyserini_kd import sources
+
+    read = sources.collection
+    monkeypatch.setattr(sources, "collection", lambda name: iter(corpus) if name == "ir_datasets:ours" else read(name))
+    (tmp_path / "c.tsv").write_text("q0\teat-cat\teat-dog\n")
+    words = ["--recipe", "ranknet", "--topics", files["topics"], "--init", tiny_dot, "--max-steps", 1, "--candidates", tmp_path / "c.tsv"]
+    kept = []
+    for name in ("ir_datasets:ours", files["docs"]):
+        result = invoke(train.main, *words, "--collection", name, "--output", tmp_path / "m", "--overwrite")
+        assert result.exit_code == 0, result.output
+        kept.append(json.loads((tmp_path / "m" / "training.json").read_text())["data"])
+    assert len(kept[0]["texts_sha256"]) == 64 and kept[0]["collection"] == "ir_datasets:ours"
+    assert "sha256" in kept[1]["collection"] and "texts_sha256" not in kept[1]
