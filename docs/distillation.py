@@ -41,6 +41,9 @@ LIVE = {  # with the live cross-encoder, from a distilled language model; lm+ran
 LAYERED = {  # the same beside layers of the live cross-encoder, from the pretrained layers
     "ranknet + margin-mse + layers": ["--recipe", "uniform", "--loss", "hidden=1", "--loss", "attention=1"],
 }
+RANKED = {  # on the score file, from the live cross-encoder's layers
+    "margin-mse from the ranker": ["--recipe", "margin-mse"],
+}
 COPIED = {  # with the live cross-encoder, from its layers
     "ranker-distill": ["--recipe", "ranker-distill"],
     "simplified-tinybert from the ranker": ["--recipe", "simplified-tinybert"],
@@ -143,7 +146,8 @@ class Work:
         yield from self.pretrained(shape, seed, batch, lr)
         for student, options in STUDENTS.items():
             common = ["--init", "minilm", *options, *batch, "--lr", 1e-3 if student == "tk" else 2e-4]
-            for recipe, more in {"ranknet": [], "margin-mse": ["--scores", self.scores]}.items():
+            for recipe in ("ranknet", "margin-mse", "weighted-ranknet", "pointwise-mse"):
+                more = [] if recipe == "ranknet" else ["--scores", self.scores]
                 yield student, recipe, self.run(f"{student}.{recipe}.{seed}", "train", "--recipe", recipe, *common, *more)
             if student == "bert_dot":
                 yield student, ALONE, self.run(f"{student}.one.{seed}", "train", "--recipe", "margin-mse", *common, *one)
@@ -179,8 +183,11 @@ class Work:
         for recipe, options in LIVE.items():
             live = [] if recipe == "lm-distill+ft" else ["--teacher", self.teacher]
             yield shape, recipe, self.run(file(recipe), "train", *options, "--init", lm, *live, *batch, *lr, "--epochs", 1)
+        start = ["--init", self.teacher, "--layers", layers]
+        for recipe, options in RANKED.items():
+            yield shape, recipe, self.run(file(recipe), "train", *options, *start, "--scores", self.scores, *batch, *lr)
         for recipe, options in COPIED.items():
-            own = [*options, "--init", self.teacher, "--layers", layers, "--teacher", self.teacher, *batch, *lr, "--epochs", 1]
+            own = [*options, *start, "--teacher", self.teacher, *batch, *lr, "--epochs", 1]
             yield shape, recipe, self.run(file(recipe), "train", *own)
 
     def measured(self, checkpoint: Path) -> tuple[Path, Path]:
