@@ -78,11 +78,12 @@ def matmul_flops(rows: int, inner: int, columns: int, precision: str = "fp32") -
     import torch
     from torch.utils.benchmark import Timer
 
-    dtype = torch.bfloat16 if precision == "bf16" else torch.float32
+    dtype = {"bf16": torch.bfloat16, "int8": torch.int8}.get(precision, torch.float32)
     a, b = torch.ones(rows, inner, dtype=dtype), torch.ones(columns, inner, dtype=dtype)
-    timer = Timer(
-        "linear(a, b)", globals={"linear": torch.nn.functional.linear, "a": a, "b": b}, num_threads=torch.get_num_threads()
-    )
+    product = torch._int_mm if precision == "int8" else torch.nn.functional.linear
+    if precision == "int8":
+        b = b.T.contiguous()
+    timer = Timer("product(a, b)", globals={"product": product, "a": a, "b": b}, num_threads=torch.get_num_threads())
     return 2.0 * rows * inner * columns / timer.blocked_autorange(min_run_time=0.5).median
 
 
@@ -98,9 +99,8 @@ def against_machine(config: Any, lengths: Sequence[int], seconds: float, precisi
     reached = model_flops(config, lengths) / seconds
     square = matmul_flops(2048, 2048, 2048, precision)
     own = matmul_flops(8192, config.hidden_size, config.intermediate_size, precision)
-    return (
-        f"{reached / 1e9:.0f} GFLOP/s {precision}: {reached / own:.0%} of its own matrices', {reached / square:.0%} of 2048^3"
-    )
+    unit = "GOP/s" if precision == "int8" else "GFLOP/s"
+    return f"{reached / 1e9:.0f} {unit} {precision}: {reached / own:.0%} of its own matrices', {reached / square:.0%} of 2048^3"
 
 
 def read_bandwidth(path: Path) -> float:
