@@ -19,7 +19,7 @@ from pyserini_kd.models.cross_encoder import CrossEncoder
 from pyserini_kd.models.stack import layers_of
 from pyserini_kd.recipes import LAYER_LOSSES
 
-SCALED = ("bert_dot", "colbert", "tk")  # architectures whose scores have a scale of their own from the start
+SCALED = ("bert_dot", "colbert")  # architectures that can rank, on a scale of their own, before they are trained
 SCALE_BATCHES = 4  # batches whose margins set the student's starting scale
 
 
@@ -226,16 +226,10 @@ def summed(value: Tensor, share: Share) -> Tensor:
 
 
 def scale_scores(model: Any, factor: float) -> None:
-    """Multiply all scores of a bert_dot, colbert or tk by `factor`, in place: none of them can rank otherwise for it.
-
-    Vectors take its root, in the last layer that makes them; TK's kernels are summed up by a linear unit.
-    """
+    """Multiply all scores of a bert_dot or colbert by `factor`, in place: its vectors' last layer takes the root."""
+    head = getattr(model, "head", None)  # of a ColBERT that compresses
+    last = head or [module for module in model.encoder.modules() if isinstance(module, nn.LayerNorm)][-1]
     with torch.no_grad():
-        if model.architecture == "tk":
-            model.head.weight.mul_(factor)
-            return
-        head = getattr(model, "head", None)  # of a ColBERT that compresses
-        last = head or [module for module in model.encoder.modules() if isinstance(module, nn.LayerNorm)][-1]
         for parameter in (last.weight, last.bias):
             parameter.mul_(math.sqrt(factor))
 
@@ -250,7 +244,8 @@ def match_scale(
     """Scale a student so that its margins' root mean square is the teacher's; returns what its scores were multiplied by.
 
     Margin-MSE compares margins in the teacher's units; a student that starts a factor off (a ColBERT: a hundred) spends its
-    training on that. Not their means: the mean margin of a student that cannot rank yet is about 0.
+    training on that. Not their means: the mean margin of a student that cannot rank yet is about 0. Students with a random
+    head (cross-encoder, PreTTR, TK) cannot rank at all yet: made larger they would only be further off.
     """
     student_margins, teacher_margins = [], []
     with inference.running(model, "fp32") as device:

@@ -40,7 +40,7 @@ class Stage(NamedTuple):
     warmup: float = 0.1  # share of the steps
     schedule: str = "linear"  # after the warm-up, of SCHEDULES
     weight_decay: float = 0.0
-    match_scale: bool = False  # scale a bert_dot, colbert or tk at the start so that its margins are as large as the teacher's
+    match_scale: bool = False  # scale a bert_dot or colbert at the start so that its margins are as large as the teacher's
 
     @property
     def needs_scores(self) -> bool:
@@ -85,7 +85,7 @@ class Recipe:
             lines.append(
                 f"{'':22} stage {number}, {stage.name}: {losses}; on {where}; lr {stage.lr:g}, {stage.epochs:g} epochs, "
                 f"warm-up {stage.warmup:g}, {stage.schedule}, weight decay {stage.weight_decay:g}"
-                + ("; a bert_dot, colbert or tk is first brought to the teacher's scale" if stage.match_scale else "")
+                + ("; a bert_dot or colbert is first brought to the teacher's scale" if stage.match_scale else "")
             )
         return "\n".join(lines)
 

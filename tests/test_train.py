@@ -136,7 +136,7 @@ def test_texts_are_cut_into_batches_of_like_length():
     assert list(cut) == list(batches.cut_texts(texts, 8, seed=0)) != list(batches.cut_texts(texts, 8, seed=1))
 
 
-@pytest.mark.parametrize(("architecture", "own"), [("bert_dot", {}), ("colbert", {}), ("colbert", {"width": 8}), ("tk", {"heads": 4})])
+@pytest.mark.parametrize(("architecture", "own"), [("bert_dot", {}), ("colbert", {}), ("colbert", {"width": 8})])
 def test_start_scale_meets_the_teacher_s_margin(data, scores, tiny_dot, architecture, own):
     groups, queries, docs = data
     model = checkpoints.load(str(tiny_dot), architecture=architecture, settings=own)
