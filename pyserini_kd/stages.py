@@ -162,7 +162,7 @@ def run_stage(
     import transformers
     from safetensors.torch import load_model, save_model
 
-    from pyserini_kd.learner import SCALED, Learner, match_scale
+    from pyserini_kd.learner import Learner
 
     folder, weights, done = (partial / f"stage-{number}{ending}" for ending in ("", ".safetensors", ".json"))
     if done.exists():
@@ -171,30 +171,11 @@ def run_stage(
     started = time.monotonic()
     folder.mkdir(exist_ok=True)
     earlier = 0.0 if share.rank else clock(folder)
-    groups, queries, docs, scores, texts, dev = material
     transformers.set_seed(config.seed)
-    scale = float(config.score_scale or 1.0)
-    teacher = teachers[stage.text]
-    if not stage.needs_layers and (scores is not None or not stage.needs_scores):
-        teacher = None
-    factor = 1.0
-    collator: Any
-    if stage.text:
-        batches = cut_texts(texts, config.batch_size, config.seed)
-        collator = TextCollator(model, config.train_len, share=share)
-        collator.text_len = min(collator.text_len, window_of(teacher))
-    else:
-        lengths = _lengths(groups, docs) if config.length_buckets else None
-        batches = cut_batches(groups, config.batch_size, config.seed, lengths)
-        collator = Collator(
-            model, queries, docs, scores if stage.needs_scores else None, config.train_len,
-            teacher=teacher, same_inputs=stage.needs_layers, in_batch="in_batch" in stage.losses,
-        )  # fmt: skip
-        if stage.match_scale and config.architecture in SCALED and not model.settings.l2_norm:
-            factor = match_scale(model, collator, batches, scale, teacher)
-        collator.share = share
+    teacher = teachers[stage.text] if stage.needs_layers or (stage.needs_scores and material.scores is None) else None
+    batches, collator, factor = _batches(config, stage, model, teacher, material, share)
     module = Learner(
-        model, stage.losses, scale, teacher=teacher, teacher_dropout=config.teacher_dropout,
+        model, stage.losses, config.score_scale or 1.0, teacher=teacher, teacher_dropout=config.teacher_dropout,
         temperature=config.temperature, text=stage.text, share=share,
     )  # fmt: skip
     with one_after_another(share):
@@ -204,10 +185,10 @@ def run_stage(
     if resume and not share.rank:
         module.terms = read_json(Path(resume) / TERMS, "loss terms")
     watch = None
-    if dev and any(loss not in recipes.LAYER_LOSSES for loss in stage.losses):
+    if material.dev and any(loss not in recipes.LAYER_LOSSES for loss in stage.losses):
         settings = {name: getattr(config, name) for name in ("metric", "eval_steps", "patience")}
         settings |= {"plateau": stage.schedule == "plateau", "precision": precision_of(config)}
-        watch = Watch(model, dev, folder, **settings, writes=share.rank == 0)
+        watch = Watch(model, material.dev, folder, **settings, writes=share.rank == 0)
         watch.go_on(_steps_of(resume))
         trainer.add_callback(watch.callback())
     steps = _steps_of(resume)
@@ -232,6 +213,30 @@ def run_stage(
             write_json(done, record)  # last: a stage without it is not done
             shutil.rmtree(folder)
     return record
+
+
+def _batches(
+    config: TrainConfig, stage: Stage, model: Any, teacher: Any, material: Material, share: Share
+) -> tuple[Sequence[Any], Any, float]:
+    """The batches of a stage, what makes tensors of them, and what the student's scores were multiplied by for a start."""
+    from pyserini_kd.learner import SCALED, match_scale
+
+    groups, queries, docs, scores, texts, _ = material
+    if stage.text:
+        text_collator = TextCollator(model, config.train_len, share=share)
+        text_collator.text_len = min(text_collator.text_len, window_of(teacher))
+        return cut_texts(texts, config.batch_size, config.seed), text_collator, 1.0
+    lengths = _lengths(groups, docs) if config.length_buckets else None
+    batches = cut_batches(groups, config.batch_size, config.seed, lengths)
+    collator = Collator(
+        model, queries, docs, scores if stage.needs_scores else None, config.train_len,
+        teacher=teacher, same_inputs=stage.needs_layers, in_batch="in_batch" in stage.losses,
+    )  # fmt: skip
+    factor = 1.0
+    if stage.match_scale and config.architecture in SCALED and not model.settings.l2_norm:
+        factor = match_scale(model, collator, batches, config.score_scale or 1.0, teacher)
+    collator.share = share
+    return batches, collator, factor
 
 
 def _lengths(groups: Sequence[Group], docs: Mapping[str, str]) -> Any:
