@@ -234,6 +234,8 @@ def build(
             return None
         with work.lock(ASSEMBLY, wait=True):
             if not work.is_there():
+                if not (folder / "manifest.json").is_file():
+                    raise InputError(f"the process that was putting {folder} together was killed; start again")
                 logger.info("another process has written %s", folder)
                 return work.count
             if work.left():
@@ -264,12 +266,8 @@ def _mend(result: Path) -> None:
     work = _partial(result)
     gone = _gone(work)
     with contextlib.ExitStack() as stack:
-        try:
-            fcntl.flock(stack.enter_context(open(gone / "users", "rb")), fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:  # he is alive
-            return
-        except FileNotFoundError:  # there is nothing, or half of it has been removed
-            pass
+        with contextlib.suppress(FileNotFoundError):  # there is nothing, or half of it has been removed
+            fcntl.flock(stack.enter_context(open(gone / "users", "rb")), fcntl.LOCK_EX)  # once he who is at it has ended
         if (gone / FINAL).exists() and not work.exists():
             os.replace(gone, work)
         shutil.rmtree(gone, ignore_errors=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import mmap
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -13,12 +14,12 @@ import numpy.typing as npt
 SPAN = 1 << 16  # rows worked on at a time
 
 
-def column(folder: Path | None, name: str, count: int, dtype: npt.DTypeLike) -> npt.NDArray[Any]:
-    """Room for `count` numbers, 0 at first: in memory, or in a new file of a folder, where memory `let_go` of costs nothing."""
+def column(folder: Path | None, count: int, dtype: npt.DTypeLike) -> npt.NDArray[Any]:
+    """Room for `count` numbers, 0 at first: in memory, or in a nameless file of a folder, whose memory can be `let_go` of."""
     if folder is None or not count:
         return np.zeros(count, dtype)
     folder.mkdir(parents=True, exist_ok=True)
-    with open(folder / name, "w+b") as file:
+    with tempfile.TemporaryFile(dir=folder) as file:
         for some in spans(count):  # on a full disk an error here, a crash when memory is written to
             file.write(bytes((some.stop - some.start) * np.dtype(dtype).itemsize))
         file.flush()

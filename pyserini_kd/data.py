@@ -58,20 +58,27 @@ def read_collection(path: str | Path) -> Iterator[Doc]:
     or `_id`, `title`, `text`) or MS MARCO TSV (`id text` or `id url title body`); each may end in `.gz`. In a folder, hidden
     files and files named `queries*`, `topics*` or `qrels*` are no documents.
     """
+    for file in collection_files(path):
+        yield from _read_doc_file(file)
+
+
+def collection_files(path: str | Path) -> list[Path]:
+    """The files that `read_collection` reads, in their order; hidden folders and our own indexes hold no documents."""
     path = Path(path)
     if not path.exists():
         raise InputError(f"collection not found: {path} (a path, `ir_datasets:<id>` or `pydocs` was expected)")
-    if path.is_dir():
-        if (path / "corpus.jsonl").exists() or (path / "corpus.jsonl.gz").exists():
-            files = [p for p in (path / "corpus.jsonl", path / "corpus.jsonl.gz") if p.exists()][:1]
-        else:
-            files = sorted(p for p in path.rglob("*") if _kind(p) and not p.name.startswith(NOT_DOCS))
-        if not files:
-            raise InputError(f"collection folder {path} holds no .jsonl, .json or .tsv file (.gz allowed)")
-    else:
-        files = [path]
-    for file in files:
-        yield from _read_doc_file(file)
+    if not path.is_dir():
+        return [path]
+    corpus = [p for p in (path / "corpus.jsonl", path / "corpus.jsonl.gz") if p.exists()]
+    files = corpus[:1] or sorted(p for p in path.rglob("*") if _kind(p) and not _is_foreign(p.relative_to(path), p))
+    if not files:
+        raise InputError(f"collection folder {path} holds no .jsonl, .json or .tsv file (.gz allowed)")
+    return files
+
+
+def _is_foreign(name: Path, path: Path) -> bool:
+    in_index = path.with_name("docid").is_file() and path.with_name("manifest.json").is_file()
+    return path.name.startswith(NOT_DOCS) or any(part.startswith(".") for part in name.parts) or in_index
 
 
 def _kind(path: Path) -> str:

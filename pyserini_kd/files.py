@@ -7,6 +7,7 @@ complete, so that a crash, a full disk or Ctrl-C never leaves half a result unde
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import functools
 import hashlib
 import importlib.metadata
@@ -116,14 +117,14 @@ def replace_folder(new: Path, path: Path) -> None:
     if path.exists() and not path.is_dir():
         raise InputError(f"{path} is a file; a folder was to be written there")
     sync(new)  # what it was made from may be removed next
-    put_back(path)
-    old = _old(path)
-    if path.exists():
-        os.replace(path, old)
-    try:
-        os.replace(new, path)
-    finally:
-        put_back(path)
+    with _turn(path.parent):
+        _put_back(path)
+        if path.exists():
+            os.replace(path, _old(path))
+        try:
+            os.replace(new, path)
+        finally:
+            _put_back(path)
 
 
 def sync(folder: Path) -> None:
@@ -135,7 +136,25 @@ def sync(folder: Path) -> None:
 
 
 def put_back(path: Path) -> None:
-    """What `replace_folder` moved away gets its name again where nothing took its place; else it goes."""
+    """What a killed `replace_folder` moved away gets its name again where nothing took its place; else it goes."""
+    if os.path.lexists(_old(path)):
+        with _turn(path.parent):
+            _put_back(path)
+
+
+@contextlib.contextmanager
+def _turn(folder: Path) -> Iterator[None]:
+    """One process after the other gives folders in a folder other names; where a file system knows no locks, at once."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        with contextlib.suppress(OSError):
+            fcntl.flock(handle, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(handle)
+
+
+def _put_back(path: Path) -> None:
     old = _old(path)
     if not os.path.lexists(old):
         return
@@ -144,7 +163,7 @@ def put_back(path: Path) -> None:
     elif old.is_symlink():
         old.unlink()  # what it points to is the user's
     else:
-        shutil.rmtree(old)
+        shutil.rmtree(old, ignore_errors=True)
 
 
 def _old(path: Path) -> Path:

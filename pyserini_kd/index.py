@@ -37,7 +37,6 @@ from pyserini_kd.files import (
     read_json,
     refuse_existing,
     require_file,
-    stamp,
     write_json,
 )
 from pyserini_kd.models import checkpoints
@@ -86,7 +85,7 @@ class DenseIndex:
         manifest = read_json(folder / "manifest.json", "manifest") if (folder / "manifest.json").exists() else None
         if manifest and not isinstance(manifest.get("encoder", {}), dict):
             raise InputError(f"{folder / 'manifest.json'}: `encoder` must be a record, not {manifest['encoder']!r}")
-        index = kinds.read(folder, mmap)
+        index = kinds.read(folder, mmap, foreign=manifest is None)
         doc_ids = np.array(_read_doc_ids(folder), dtype=object)
         if index.ntotal != len(doc_ids):
             raise InputError(f"index folder {folder} does not fit: {index.ntotal} vectors but {len(doc_ids)} document ids")
@@ -119,6 +118,11 @@ class DenseIndex:
     def width(self) -> int:
         """H: length of a vector."""
         return int(self.index.d)
+
+    @property
+    def is_exact(self) -> bool:
+        """Whether the vectors are kept as they were made, not approximately."""
+        return all(kinds.is_flat(part) for part in getattr(self.index, "parts", [self.index]))
 
     @property
     def made_by(self) -> dict[str, Any]:
@@ -231,7 +235,7 @@ class _Lines:
         self._path = folder / "docs.jsonl"
         self._file = open(self._path, "rb", buffering=0)  # noqa: SIM115 - open as long as this lives
         starts = np.memmap(require_file(folder / "docs.offsets", "offsets"), dtype="<u8", mode="r")
-        self._starts, self._end = starts, self._path.stat().st_size
+        self._starts, self._end = starts, os.fstat(self._file.fileno()).st_size
 
     def __len__(self) -> int:
         return len(self._starts)
@@ -312,6 +316,7 @@ def build(
     block: int | None = None,
     shard: tuple[int, int] = (0, 1),
     collection: str = "",
+    segment: str | None = None,
 ) -> int | None:
     """Encode a stream of documents and write an index folder of a kind (see `kinds`); returns the number of documents.
 
@@ -334,7 +339,8 @@ def build(
         return inference.encode(encoder, texts, "doc", precision=precision, batch_size=batch_size, cut=cut)
 
     count = build_from(
-        docs, encode, encoder.width, folder, settings, kind=kind, overwrite=overwrite, shard=shard, collection=collection
+        docs, encode, encoder.width, folder, settings,
+        kind=kind, overwrite=overwrite, shard=shard, collection=collection, segment=segment,
     )
     inference.log_cut(sum(cut), count, encoder.settings.max_doc_len, "documents")
     return count
@@ -351,6 +357,7 @@ def build_from(
     overwrite: bool,
     shard: tuple[int, int],
     collection: str,
+    segment: str | None = None,
 ) -> int | None:
     """`build` with any function from texts to vectors (N, H); `settings` is what the vectors depend on."""
     logger.info("%s", kinds.estimate(width, kind))
@@ -367,7 +374,7 @@ def build_from(
         kinds.write(work.paths("npy"), width, kind, new)
         return {"kind": "dense", "metric": "inner_product", "width": width}
 
-    only_result = {"index": kind, "collection": collection, "collection_files": stamp(collection)[1]}
+    only_result = {"index": kind, "collection": collection, "segment": segment, "collection_stamp": sources.stamp(collection)}
     return blocks.build(docs, Path(folder), settings, make, assemble, only_result=only_result, overwrite=overwrite, shard=shard)
 
 
@@ -548,7 +555,8 @@ def main(
             overwrite=overwrite,
             block=block,
             shard=shard,
-            collection=f"{collection} {segment}" if segment else collection,
+            collection=collection,
+            segment=segment,
         )
     if count is None:  # other processes have work left
         return

@@ -263,10 +263,10 @@ def _one_thread(wanted: bool) -> Iterator[None]:
 # ------------------------------------------------------------------------------------------------------- searching
 
 
-def read(folder: Path, mmap: bool) -> Any:
+def read(folder: Path, mmap: bool, *, foreign: bool = True) -> Any:
     """Open the vectors of an index folder; InputError where there are none, or they are not compared by inner product.
 
-    With `mmap` FAISS leaves them on disk, as Lucene always does.
+    With `mmap` FAISS leaves them on disk, as Lucene always does. A `foreign` index may have ids of its own.
     """
     import faiss
 
@@ -277,7 +277,7 @@ def read(folder: Path, mmap: bool) -> Any:
     index = _read_faiss(folder / "index", mmap)
     if index.metric_type != faiss.METRIC_INNER_PRODUCT:
         raise InputError(f"{folder / 'index'} measures L2 distance; only inner-product indexes are searched")
-    if isinstance(index, faiss.IndexIDMap) or _numbered_otherwise(index):
+    if foreign and (isinstance(index, faiss.IndexIDMap) or _numbered_otherwise(index)):
         raise InputError(f"{folder / 'index'} has ids of its own; only rows that `docid` names in their order are searched")
     return index
 
@@ -304,6 +304,13 @@ def _read_faiss(path: Path, mmap: bool) -> Any:
         except RuntimeError as caught:
             error = caught
     raise InputError(f"{path} is not a FAISS index: {str(error).splitlines()[0]}") from error
+
+
+def is_flat(index: Any) -> bool:
+    """Whether an index keeps its vectors as they are."""
+    import faiss
+
+    return type(index) in (faiss.IndexFlat, faiss.IndexFlatIP)
 
 
 def tune(index: Any, folder: Path, ef_search: int | None = None, nprobe: int | None = None) -> None:

@@ -227,8 +227,11 @@ def summed(value: Tensor, share: Share) -> Tensor:
 
 def scale_scores(model: Any, factor: float) -> None:
     """Multiply all scores of a bert_dot or colbert by `factor`, in place: its vectors' last layer takes the root."""
-    head = getattr(model, "head", None)  # of a ColBERT that compresses
-    last = head or [module for module in model.encoder.modules() if isinstance(module, nn.LayerNorm)][-1]
+    norms = [module for module in layers_of(model.encoder)[-1].modules() if isinstance(module, nn.LayerNorm)]
+    ends = [getattr(model, "head", None), *reversed(norms)]  # a head: of a ColBERT that compresses
+    last: Any = next((end for end in ends if end is not None), None)
+    if last is None:
+        raise InputError(f"a {type(model.encoder).__name__} ends in no LayerNorm, by which its scores could be scaled")
     with torch.no_grad():
         for parameter in (last.weight, last.bias):
             parameter.mul_(math.sqrt(factor))

@@ -33,11 +33,13 @@ def main(bm25_flag: bool, fusion: str | None, host: str, port: int, **options: A
     search.refuse_contradictions(settings, fusion)
     listener = _bind(host, port)
     settings = search.with_defaults(settings)
+    from pyserini_kd import service
+
+    if settings.rerank and settings.depth > service.MAX_PAIRS:
+        raise InputError(f"--depth {settings.depth}: at most {service.MAX_PAIRS} documents are reranked for a request")
     opened = search.open_all(settings, texts=True)
     import uvicorn
     from tqdm import tqdm
-
-    from pyserini_kd import service
 
     tqdm.__init__ = functools.partialmethod(tqdm.__init__, delay=3600)  # no bar a request
     listener.listen()

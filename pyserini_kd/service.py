@@ -12,6 +12,7 @@ import concurrent.futures
 import dataclasses
 import functools
 import json
+import resource
 from collections.abc import Awaitable, Callable
 from typing import Annotated, Any
 
@@ -36,6 +37,7 @@ MAX_BODY = 1 << 20  # bytes
 MAX_BODIES = 64 << 20  # bytes of all requests that are being received
 MAX_WAITING = 64  # requests
 MAX_CONNECTIONS = 4096
+OTHER_FILES = 200  # that the process has open: libraries, indexes
 PATIENCE = 10  # seconds that a connection may take for a request, and without reading of its answer
 
 Text = Annotated[str, StringConstraints(strip_whitespace=True, min_length=1, max_length=MAX_CHARS)]
@@ -138,6 +140,8 @@ class Impatient(H11Protocol):
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """Begin to look at the connection every now and then."""
         super().connection_made(transport)
+        if len(self.connections) >= (self.limit_concurrency or MAX_CONNECTIONS):
+            transport.abort()
         self._next_look = self.loop.call_later(PATIENCE, self._look, None)
 
     def connection_lost(self, exc: Exception | None) -> None:
@@ -163,9 +167,13 @@ class Impatient(H11Protocol):
 
 
 def config(api: FastAPI) -> Config:
-    """How uvicorn is to run the application."""
-    quiet: Any = {"log_config": None, "log_level": "warning", "access_log": False}
-    return Config(api, http=Impatient, limit_concurrency=MAX_CONNECTIONS, **quiet)
+    """How uvicorn is to run the application; the process may open more files than before, for its connections."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = MAX_CONNECTIONS + OTHER_FILES
+    soft = max(soft, wanted if hard == resource.RLIM_INFINITY else min(wanted, hard))
+    resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    quiet: Any = {"log_config": None, "log_level": "warning", "access_log": False, "backlog": 128}
+    return Config(api, http=Impatient, limit_concurrency=max(16, min(MAX_CONNECTIONS, soft - OTHER_FILES)), **quiet)
 
 
 def app(settings: search.Settings, opened: search.Opened) -> FastAPI:
@@ -190,7 +198,7 @@ def app(settings: search.Settings, opened: search.Opened) -> FastAPI:
 
     async def search_for(request: Request, asked: Asked) -> Response:
         if settings.rerank and len(asked.query) * settings.depth > MAX_PAIRS:
-            most = max(1, MAX_PAIRS // settings.depth)
+            most = MAX_PAIRS // settings.depth
             raise InputError(f"{len(asked.query)} queries; {settings.depth} documents are reranked for each: ask for {most}")
         return await worker(request, asked)
 

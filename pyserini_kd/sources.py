@@ -6,6 +6,8 @@ kept as TSV under `PYSERINI_KD_HOME/indexes/topics/`.
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -28,6 +30,19 @@ def collection(spec: str) -> Iterator[Doc]:
         return data.read_collection(spec)
 
     return data.unique_docs(read(), read)
+
+
+def is_named(spec: str) -> bool:
+    """Whether data are asked for by a name of their own, whatever files there are."""
+    return spec.split(":")[0] == "pydocs" or spec.startswith(IR_DATASETS)
+
+
+def stamp(spec: str) -> str:
+    """What tells whether the files of a collection have changed (names, sizes, times); nothing where there are none."""
+    if is_named(spec) or not (spec and Path(spec).exists()):
+        return ""
+    files = [(str(file), file.stat().st_size, file.stat().st_mtime_ns) for file in data.collection_files(spec)]
+    return hashlib.sha256(json.dumps(files).encode()).hexdigest()
 
 
 def topics(spec: str) -> list[Query]:

@@ -183,7 +183,7 @@ def run_stage(
     trainer, log = _trainer(config, stage, module, batches, collator, folder, share)
     trainer.add_callback(_seal(module, folder, share))
     if resume and not share.rank:
-        module.terms = read_json(Path(resume) / TERMS, "loss terms")
+        module.terms = read_json(Path(resume) / TERMS, "loss terms")  # as `_seal` wrote them
     watch = None
     if material.dev and any(loss not in recipes.LAYER_LOSSES for loss in stage.losses):
         settings = {name: getattr(config, name) for name in ("metric", "eval_steps", "patience")}

@@ -24,7 +24,8 @@ def streams(index: Any) -> bool:
     """Whether the index can be written like this."""
     import faiss
 
-    return _is_plain(index) or isinstance(_lists(index), (faiss.IndexIVFFlat, faiss.IndexIVFPQ, faiss.IndexIVFScalarQuantizer))
+    # not what is derived from them (Panorama, Dedup), which is written otherwise
+    return _is_plain(index) or type(_lists(index)) in (faiss.IndexIVFFlat, faiss.IndexIVFPQ, faiss.IndexIVFScalarQuantizer)
 
 
 def _is_plain(index: Any) -> bool:

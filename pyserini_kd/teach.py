@@ -7,11 +7,13 @@ weighted raw scores.
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import functools
 import hashlib
 import itertools
 import json
 import logging
+import math
 import shutil
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -74,14 +76,14 @@ class Pairs:
         """Tell the pairs of groups apart by their hashes, in memory or in files of a folder."""
         self._groups = groups
         count = n_docs(groups)
-        keys = column(folder, "keys", count, np.uint64)
+        keys = column(folder, count, np.uint64)
         rest, end = iter(groups), 0
         while some := list(itertools.islice(rest, BLOCK)):
             own = pair_hashes(some)
             keys[end : end + len(own)] = own
             end += len(own)
             let_go(keys)
-        self.numbers = column(folder, "numbers", count, np.int64)
+        self.numbers = column(folder, count, np.int64)
         _first_places(keys, self.numbers)
         self._count = _number(self.numbers)
 
@@ -284,8 +286,8 @@ def _check_index(index: DenseIndex, name: str, model: Any, folder: Path) -> None
     if model.architecture != "bert_dot":
         raise InputError(f"--index holds vectors of a bert_dot; teacher {name} is a {model.architecture}")
     check_encoder(index, model, folder)
-    if (kind := (index.manifest or {}).get("index", "Flat")) != "Flat":
-        raise InputError(f"--index {index.folder} is a {kind}, whose vectors are not exact; a teacher needs a Flat one")
+    if not index.is_exact:
+        raise InputError(f"--index {index.folder} does not hold exact vectors; a teacher needs a Flat one")
 
 
 def hash_texts(pairs: Pairs, queries: Mapping[str, str], docs: Mapping[str, str], texts: Hashes) -> None:
@@ -375,11 +377,10 @@ def read_known(path: str | Path) -> list[Known]:
             record = json.loads(file.schema_arrow.metadata[b"pyserini_kd"])
             columns = [name for name in file.schema_arrow.names if name.startswith("raw:")]
             table = file.read(["texts", *columns])
-        texts = table["texts"].to_numpy()
-    except (pa.ArrowException, KeyError, TypeError) as error:
+        raw = (table[name].to_numpy() for name in columns)
+        return _known(table["texts"].to_numpy(), zip(record["teachers"], raw, strict=True))
+    except (pa.ArrowException, KeyError, TypeError, ValueError) as error:
         raise InputError(f"{path} is not a score store of teach: {str(error).splitlines()[0]}") from error
-    raw = (table[name].to_numpy() for name in columns)
-    return _known(texts, zip(record["teachers"], raw, strict=True))
 
 
 def known_of(taught: Taught, record: Mapping[str, Any]) -> list[Known]:
@@ -413,7 +414,10 @@ def _parquet_pairs(path: Path) -> Iterator[tuple[str, str, float]]:
     try:
         with pq.ParquetFile(path) as file:
             for batch in file.iter_batches(columns=["query_id", "doc_id", "score"]):
-                yield from zip(*(batch[name].to_pylist() for name in ("query_id", "doc_id", "score")), strict=True)
+                scores = batch["score"].cast(pa.float32()).to_pylist()
+                if not all(map(math.isfinite, scores)):
+                    raise InputError(f"{path}: scores must be finite")
+                yield from zip(batch["query_id"].to_pylist(), batch["doc_id"].to_pylist(), scores, strict=True)
     except (pa.ArrowException, KeyError) as error:
         raise InputError(f"{path} is not a score store: {str(error).splitlines()[0]}") from error
 
@@ -512,29 +516,47 @@ def main(
     settings["work"] = work
     settings["index"] = DenseIndex.load(index) if index else None
     known = [found for store in reuse for found in read_known(store)]
-    with _folder(work / "scratch") as scratch:
-        checked = None
-        if first:
-            run, queries, judged = first
-            asked = [Group(query_id, hits.doc_ids, [], 0) for query_id, hits in run.items()]
-            texts = load_texts(asked, queries, documents(), scratch / "check")
-            reranked, by = teach(asked, *texts, teachers, teacher_runs, reuse=known, **settings)
-            checked = check(run, reranked, judged)
-            known += known_of(reranked, by)
-        texts = load_texts(groups, sources.topics(topics), documents(), scratch / "texts")
-        taught, record = teach(
-            groups, *texts, teachers, teacher_runs, teacher_scores, reuse=known, scratch=scratch / "columns", **settings
-        )
-        record["candidates_sha256"] = sha256(candidates)
-        if checked:
-            record["check"] = checked
-        write_scores(taught, output, record, overwrite=overwrite)
-        agreed = agreement(taught.pairs.each(taught.score))
-        click.echo(f"{output}: {len(taught.pairs)} pairs, {agreed:.1%} of positives above their negatives")
-        if triples:
-            count = write_triples(taught.pairs.each(taught.score), triples, overwrite=overwrite)
-            click.echo(f"{triples}: {count} triples")
-    _clear(work, "[0-9a-f]" * 64)
+    with _alone(work):
+        with _folder(work / "scratch") as scratch:
+            texts = load_texts(groups, sources.topics(topics), documents(), scratch / "texts")
+            checked = None
+            if first:
+                run, queries, judged = first
+                asked = [Group(query_id, hits.doc_ids, [], 0) for query_id, hits in run.items()]
+                check_texts = load_texts(asked, queries, documents(), scratch / "check")
+                reranked, by = teach(asked, *check_texts, teachers, teacher_runs, reuse=known, **settings)
+                checked = check(run, reranked, judged)
+                known += known_of(reranked, by)
+            taught, record = teach(
+                groups, *texts, teachers, teacher_runs, teacher_scores, reuse=known, scratch=scratch / "columns", **settings
+            )
+            record["candidates_sha256"] = sha256(candidates)
+            if checked:
+                record["check"] = checked
+            write_scores(taught, output, record, overwrite=overwrite)
+            agreed = agreement(taught.pairs.each(taught.score))
+            click.echo(f"{output}: {len(taught.pairs)} pairs, {agreed:.1%} of positives above their negatives")
+            if triples:
+                count = write_triples(taught.pairs.each(taught.score), triples, overwrite=overwrite)
+                click.echo(f"{triples}: {count} triples")
+        _clear(work, "[0-9a-f]" * 64)
+
+
+@contextlib.contextmanager
+def _alone(work: Path) -> Iterator[None]:
+    """InputError where another process works in a folder; else this one does, until the end of the block."""
+    work.mkdir(parents=True, exist_ok=True)
+    with open(work / "lock", "ab") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise InputError(f"another teach is at work in {work}") from None
+        try:
+            yield
+        finally:
+            (work / "lock").unlink(missing_ok=True)
+            with contextlib.suppress(OSError):  # holds blocks, or something that is not ours
+                work.rmdir()
 
 
 @contextlib.contextmanager
@@ -633,23 +655,23 @@ def teach(
     """
     started = time.monotonic()
     pairs = Pairs(groups, scratch)
-    texts = column(scratch, "texts", len(pairs), np.uint64)
+    texts = column(scratch, len(pairs), np.uint64)
     hash_texts(pairs, queries, docs, texts)
     raw: dict[str, Floats] = {}
     weights: dict[str, float] = {}
     who = []
     for number, teacher in enumerate([*teacher_runs, *teacher_scores, *teachers]):
         name, weight = weighted(teacher)
-        raw[name] = column(scratch, f"raw.{number}", len(pairs), np.float32)
+        raw[name] = column(scratch, len(pairs), np.float32)
         weights[name] = 1.0 if weight is None else weight
         if number < len(teacher_runs):
             record = _teach_run(name, weight, pairs, raw[name])
         elif number < len(teacher_runs) + len(teacher_scores):
-            record = _teach_scores(name, weight, groups, pairs, raw[name])
+            record = _teach_scores(name, weight, groups, pairs, texts, raw[name])
         else:
             record = score_checkpoint(name, pairs, texts, queries, docs, raw[name], **settings)
         who.append({**record, "weight": weights[name]})
-    score = column(scratch, "score", len(pairs), np.float32)
+    score = column(scratch, len(pairs), np.float32)
     for some in spans(len(pairs)):
         score[some] = ensemble({name: scores[some] for name, scores in raw.items()}, weights)
         let_go(score, *raw.values())
@@ -667,16 +689,48 @@ def _teach_run(name: str, weight: float | None, pairs: Pairs, scores: Floats) ->
     return {"name": name, "sha256": sha256(name), "absent": absent}
 
 
-def _teach_scores(name: str, weight: float | None, groups: Sequence[Group], pairs: Pairs, scores: Floats) -> dict[str, Any]:
-    found = read_scores(name, groups)
-    if missing := found.missing():
-        raise InputError(f"--teacher-scores {name}: {missing} of the candidates' {len(pairs)} pairs have no score there")
-    if weight is None and is_bounded_scores(found):
-        refuse_bounded(name, "scores")
-    rest = itertools.chain.from_iterable(own for _, own in found.each(groups))
+def _fill_from_store(path: Path, texts: Hashes, scores: Floats) -> None:
+    """Write the scores that a store has for pairs of these texts, NaN for the others; its ids may mean other texts."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        table = pq.read_table(require_file(path, "score store"), columns=["texts", "score"])
+        known, values = table["texts"].to_numpy(), table["score"].cast(pa.float32()).to_numpy()
+    except (pa.ArrowException, KeyError, ValueError) as error:
+        raise InputError(f"{path} is not a score store of teach: {str(error).splitlines()[0]}") from error
+    order = np.argsort(known)
+    known, values = known[order], values[order]
+    for some in spans(len(texts)):
+        found, places = look_up(known, texts[some])
+        scores[some] = np.where(found, values[places] if len(values) else np.nan, np.nan)
+        let_go(scores, texts)
+
+
+def _fill_from_triples(name: str, groups: Sequence[Group], pairs: Pairs, scores: Floats) -> None:
+    """Write the scores that a published file has for pairs of these ids, NaN for the others."""
+    rest = itertools.chain.from_iterable(own for _, own in read_scores(name, groups).each(groups))
     for some in spans(len(pairs.numbers)):
         scores[pairs.numbers[some]] = np.fromiter(itertools.islice(rest, some.stop - some.start), np.float32)
         let_go(scores, pairs.numbers)
+
+
+def _teach_scores(
+    name: str, weight: float | None, groups: Sequence[Group], pairs: Pairs, texts: Hashes, scores: Floats
+) -> dict[str, Any]:
+    if name.endswith(".parquet"):
+        _fill_from_store(Path(name), texts, scores)
+    else:
+        _fill_from_triples(name, groups, pairs, scores)
+    missing, bounded = 0, True
+    for some in spans(len(scores)):
+        missing += int(np.isnan(scores[some]).sum())
+        bounded = bounded and bool(np.nanmax(np.abs(scores[some]), initial=0.0) <= 1)
+        let_go(scores)
+    if missing:
+        raise InputError(f"--teacher-scores {name} lacks {missing} of the candidates' {len(pairs)} pairs, or knows other texts")
+    if weight is None and bounded:
+        refuse_bounded(name, "scores")
     return {"name": name, "sha256": sha256(name)}
 
 

@@ -18,9 +18,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from pyserini_kd import blocks, inference, passages
+from pyserini_kd import blocks, inference, passages, sources
 from pyserini_kd.data import Doc
-from pyserini_kd.files import InputError, atomic_file, comparable, read_json, require_file, stamp
+from pyserini_kd.files import InputError, atomic_file, comparable, read_json, require_file
 from pyserini_kd.models import checkpoints
 
 if TYPE_CHECKING:
@@ -172,7 +172,7 @@ def build(
                 n_tokens = int(ends[-1])
         return {"kind": "tokens", "width": model.width, "n_tokens": n_tokens}
 
-    only_result = {"collection": collection, "collection_files": stamp(collection)[1]}
+    only_result = {"collection": collection, "collection_stamp": sources.stamp(collection)}
     count = blocks.build(
         docs, Path(folder), settings, make, assemble, only_result=only_result, overwrite=overwrite, shard=shard
     )

@@ -127,6 +127,7 @@ def train(
         raise InputError("--schedule plateau follows measures on dev topics: give --dev-topics, --dev-qrels and --dev-run")
     scores = _checked_inputs(config, [stage for _, stage in stages], groups, scores, texts)
     teachers = _teachers(config, [stage for _, stage in stages])
+    _refuse_ignored(config)
     config = config.resolved(recipe)
     distilled = _check_start(recipe, config)
     made_from = {role: _fingerprint(name) for role, name in
@@ -265,7 +266,6 @@ def _student(config: TrainConfig, teachers: Mapping[bool, Any]) -> Any:
 def _start(config: TrainConfig, teachers: Mapping[bool, Any]) -> Any:
     from pyserini_kd import learner
 
-    _refuse_ignored(config)
     if config.init.startswith(RANDOM):
         if config.architecture != "cross_encoder":
             raise InputError(f"--init {config.init} makes a cross_encoder, not a {config.architecture}")
@@ -300,6 +300,8 @@ def _refuse_ignored(config: TrainConfig) -> None:
         raise InputError(f"--setting {config.settings[0]}: a cross_encoder has no settings of its own")
     if config.architecture == "cross_encoder" and (config.pooling or config.max_query_len):
         raise InputError("--pooling and --max-query-length are not for a cross_encoder; it reads pairs of --max-length tokens")
+    if config.architecture not in ("bert_dot", "colbert") and config.l2_norm:
+        raise InputError(f"--l2-norm is for a bert_dot or a colbert, not for a {config.architecture}")
     if config.architecture != "bert_dot" and config.pooling:
         raise InputError(f"--pooling is for a bert_dot; a {config.architecture} keeps its words apart")
     if config.layers is not None and config.architecture == "tk":
@@ -486,7 +488,7 @@ def main(
     data = given._asdict() | {"glove": config.glove, "dev_topics": dev_topics, "dev_qrels": dev_qrels, "dev_run": dev_run}
     with _material(given, stages, config, output) as found:
         known = {name: _digest(value) for name, value in data.items() if value is not None}
-        if not Path(collection).exists():  # pydocs, ir_datasets: of other texts another time
+        if sources.is_named(collection):  # of other texts another time
             known["texts_sha256"] = sha256(*sorted(_data_folder(output).glob("*/texts")))
         train(
             config,
@@ -524,7 +526,7 @@ class Given(NamedTuple):
 
 def _digest(name: str | Path) -> str | dict[str, str]:
     """A file, or a folder of files, with its checksum; anything else as it was named."""
-    path = Path(name)
+    path = Path("" if sources.is_named(str(name)) else name)
     files = [path] if path.is_file() else sorted(file for file in path.rglob("*") if file.is_file())
     return {"path": str(name), "sha256": sha256(*files)} if files else str(name)
 

@@ -1,5 +1,6 @@
 """Work in blocks: kills, several processes, other settings; the bytes are always those of one unbroken run."""
 
+import contextlib
 import os
 import random
 import re
@@ -7,6 +8,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 from types import SimpleNamespace
@@ -72,6 +74,15 @@ def same(a, b):
     return all((a / name).read_bytes() == (b / name).read_bytes() for name in FILES)
 
 
+@pytest.fixture
+def one_thread():
+    """FAISS with one thread."""
+    threads = faiss.omp_get_max_threads()
+    faiss.omp_set_num_threads(1)
+    yield
+    faiss.omp_set_num_threads(threads)
+
+
 @pytest.mark.parametrize("kind", ["Flat", "SQ8", "IVF8,Flat", "HNSW8"])
 def test_killed_at_any_moment_and_started_again(tmp_path, kind):
     threads = faiss.omp_get_max_threads()
@@ -98,9 +109,7 @@ def test_killed_at_any_moment_and_started_again(tmp_path, kind):
 
 @pytest.mark.parametrize("kind", ["Flat", "SQ8", "IVF8,Flat", "IVF8,PQ4x4", "HNSW8"])
 @pytest.mark.parametrize("after", [0, 3])
-def test_cut_short_while_it_is_put_together(tmp_path, monkeypatch, kind, after):
-    threads = faiss.omp_get_max_threads()
-    faiss.omp_set_num_threads(1)
+def test_cut_short_while_it_is_put_together(tmp_path, monkeypatch, kind, after, one_thread):
     build(docs(), tmp_path / "whole", kind)
     loaded = kinds._loaded
 
@@ -116,7 +125,6 @@ def test_cut_short_while_it_is_put_together(tmp_path, monkeypatch, kind, after):
     assert not (tmp_path / "cut").exists()
     monkeypatch.setattr(index, "np", None)  # no block is made again
     assert build(docs(), tmp_path / "cut", kind) == N and same(tmp_path / "cut", tmp_path / "whole")
-    faiss.omp_set_num_threads(threads)
     assert not list(tmp_path.glob(".*"))
 
 
@@ -138,12 +146,26 @@ def test_shards_one_after_the_other_and_at_once(tmp_path):
     assert build(docs(), tmp_path / "a", shard=(1, 3)) == N
     assert same(tmp_path / "a", tmp_path / "whole")
     assert build(docs(), tmp_path / "a", shard=(0, 3)) is None  # late, and nothing to do
-    (tmp_path / "docs").write_text("one")
-    assert build(docs(), tmp_path / "c", collection=str(tmp_path / "docs")) == N
-    assert build(docs(), tmp_path / "c", collection=str(tmp_path / "docs"), shard=(0, 3)) is None
-    (tmp_path / "docs").write_text("another")  # the same name, another collection
+
+
+@pytest.mark.parametrize("segment", [None, "4:2"])
+def test_a_late_shard_knows_its_collection_by_more_than_its_name(tmp_path, segment):
+    folder = tmp_path / "docs"
+    folder.mkdir()
+    (folder / "docs.jsonl").write_text("one")
+    given = {"collection": str(folder), "segment": segment}
+    assert build(docs(), folder / "index", **given) == N  # inside the collection's own folder
+    assert build(docs(), folder / "index", **given, shard=(0, 3)) is None
+    other = given | {"segment": "9:9"}
     with pytest.raises(InputError, match="exists; give --overwrite"):
-        build(docs(7), tmp_path / "c", collection=str(tmp_path / "docs"), shard=(0, 3))
+        build(docs(7), folder / "index", **other, shard=(0, 3))
+    (folder / "docs.jsonl").write_text("another")
+    with pytest.raises(InputError, match="exists; give --overwrite"):
+        build(docs(7), folder / "index", **given, shard=(0, 3))
+
+
+def test_shards_at_once(tmp_path):
+    build(docs(), tmp_path / "whole")
     running = [start(tmp_path / "b", pause=0.02, shard=(i, 2)) for i in range(2)]
     said = [process.communicate(timeout=60) for process in running]
     assert all(process.returncode == 0 for process in running), said
@@ -247,6 +269,21 @@ def test_streamed_files_are_those_that_faiss_writes(tmp_path, kind):
     assert (tmp_path / "index").read_bytes() == (tmp_path / "held").read_bytes()
 
 
+@pytest.mark.parametrize("kind", ["IVF8,FlatPanorama2", "IVF8,FlatDedup"])
+def test_kinds_derived_from_those_that_stream_are_written_by_faiss(tmp_path, kind):
+    vectors = clustered(300)
+    vectors[7] = vectors[3]
+    np.save(tmp_path / "0.npy", vectors)
+    (tmp_path / "docid").write_text("".join(f"d{n}\n" for n in range(300)))
+    try:
+        empty = kinds.new(16, kind)
+    except InputError:
+        pytest.skip("this FAISS has no such index")
+    assert not streamed.streams(empty)
+    kinds.write([tmp_path / "0.npy"], 16, kind, tmp_path)
+    assert kinds.read(tmp_path, mmap=False).ntotal == 300
+
+
 @pytest.mark.parametrize("kind", ["PCA8,Flat", "PCAR8,Flat", "L2norm,Flat", "ITQ8,LSH", "OPQ4,L2norm,Flat"])
 def test_kinds_that_change_inner_products_are_refused(kind):
     with pytest.raises(InputError, match="changes inner products|is not a FAISS factory string|no such index for inner"):
@@ -278,6 +315,39 @@ def test_a_kill_in_the_last_moment_is_mended_by_the_next_start(tmp_path, monkeyp
     with pytest.raises(InputError, match="exists; give --overwrite"):
         build(docs(), tmp_path / "y")
     assert same(tmp_path / "y", tmp_path / "whole") and not list(tmp_path.glob(".*"))
+
+
+def test_who_waits_for_a_process_that_is_killed_in_its_last_moment_does_not_report_success(tmp_path, monkeypatch):
+    waiting, gone = threading.Event(), threading.Event()
+    lock = blocks.Work.lock
+
+    @contextlib.contextmanager
+    def late(self, byte, wait):
+        if byte == blocks.ASSEMBLY and threading.current_thread().name == "second":
+            waiting.set()
+            gone.wait(20)
+        with lock(self, byte, wait) as ours:
+            yield ours
+
+    said = []
+
+    def second():
+        try:
+            said.append(build(docs(), tmp_path / "x"))
+        except InputError as error:
+            said.append(str(error))
+
+    monkeypatch.setattr(blocks.Work, "lock", late)
+    thread = threading.Thread(target=second, name="second")
+    thread.start()
+    assert waiting.wait(20)
+    with monkeypatch.context() as patch, pytest.raises(SystemExit):
+        patch.setattr(blocks, "replace_folder", lambda *_: (_ for _ in ()).throw(SystemExit))
+        build(docs(), tmp_path / "x")
+    gone.set()
+    thread.join()
+    assert said == [f"the process that was putting {tmp_path / 'x'} together was killed; start again"]
+    assert build(docs(), tmp_path / "x") == N and not list(tmp_path.glob(".*"))
 
 
 def test_a_kill_while_old_blocks_are_cleared_away_leaves_nothing_that_seems_whole(tmp_path, monkeypatch):

@@ -268,7 +268,7 @@ def test_a_full_queue_is_429_and_clients_that_leave_are_passed_over(dense_index,
         assert "horse" in answered and len(answered) <= 3  # of the others only who had his turn before he left
 
 
-def test_a_thousand_queries_at_once_are_answered_or_told_to_come_again(port):
+def test_many_queries_at_once_are_answered_or_told_to_come_again(port):
     connections = [http.client.HTTPConnection("127.0.0.1", port, timeout=60) for _ in range(400)]
     for connection in connections:
         connection.connect()  # all open before one asks
@@ -315,7 +315,25 @@ def test_who_does_not_read_his_answer_is_cut_off(dense_index, tiny_dot, monkeypa
         assert got > 8 << 20
 
 
-def test_what_a_request_may_have_reranked_is_bounded(dense_index, tiny_dot, tiny_cross):
+def test_a_crowd_larger_than_the_service_may_hold_harms_nobody(dense_index, tiny_dot):
+    command = "import resource, runpy, sys; resource.setrlimit(resource.RLIMIT_NOFILE, (300, 300)); "
+    command += "sys.argv[1:1] = ['serve']; runpy.run_module('pyserini_kd', run_name='__main__')"
+    words = [sys.executable, "-c", command, "--index", str(dense_index), "--encoder", str(tiny_dot), "--port", "0"]
+    with subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as server:
+        port = int(re.search(r":(\d+)/search", server.stdout.readline()).group(1))
+        crowd = [socket.create_connection(("127.0.0.1", port)) for _ in range(250)]
+        time.sleep(0.5)
+        for one in crowd:
+            one.close()
+        wait_until(lambda: ask(port, "/search?query=goose")[0] == 200)
+        server.terminate()
+        assert "out of system resource" not in server.communicate(timeout=20)[1]
+
+
+def test_what_a_request_may_have_reranked_is_bounded(dense_index, tiny_dot, tiny_cross, invoke):
+    too_deep = ["--index", dense_index, "--encoder", tiny_dot, "--rerank", tiny_cross, "--depth", 10_001, "--port", 0]
+    result = invoke(serve.main, *too_deep)
+    assert result.exit_code == 2 and "at most 10000 documents are reranked for a request" in result.output
     chosen = settings("--index", dense_index, "--encoder", tiny_dot, "--rerank", tiny_cross, "--depth", 1000)
     with running(service.app(chosen, search.open_all(chosen, texts=True))) as port:
         assert ask(port, "/search", {"query": ["goose"] * 10})[0] == 200

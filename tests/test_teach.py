@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pyserini_kd import columns, index, inference, mine, teach
+from pyserini_kd.data import Doc
 from pyserini_kd.files import InputError
 from pyserini_kd.models import checkpoints
 from pyserini_kd.runs import Run
@@ -53,8 +54,13 @@ def test_vectors_of_an_index_give_the_same_scores(groups, texts, tiny_dot, dense
 
 def test_vectors_that_are_not_exact_are_no_teacher_s(tmp_path, groups, texts, tiny_dot, corpus):
     index.build(corpus, index.load_encoder(str(tiny_dot)), tiny_dot, tmp_path / "x", kind="SQ8")
-    with pytest.raises(InputError, match="is a SQ8, whose vectors are not exact; a teacher needs a Flat one"):
+    with pytest.raises(InputError, match="does not hold exact vectors; a teacher needs a Flat one"):
         teach.teach(groups, *texts, [str(tiny_dot)], index=index.DenseIndex.load(tmp_path / "x"))
+    index.build([Doc("more", "", "the hen")], index.load_encoder(str(tiny_dot)), tiny_dot, tmp_path / "y")
+    (tmp_path / "x" / "manifest.json").unlink()  # nobody says what it is
+    for folders in ((tmp_path / "x",), (tmp_path / "y", tmp_path / "x")):
+        with pytest.raises(InputError, match="does not hold exact vectors"):
+            teach.teach(groups, *texts, [str(tiny_dot)], index=index.DenseIndex.load(*folders))
 
 
 def test_store_and_published_file(tmp_path, groups, texts, tiny_dot):
@@ -109,14 +115,15 @@ def test_pairs_in_files_are_those_in_memory(tmp_path_factory, drawn):
 
 
 def test_columns_keep_what_was_written_and_cost_no_memory(tmp_path):
-    kept = columns.column(tmp_path / "new", "numbers", 3_000_000, np.int64)
+    kept = columns.column(tmp_path / "new", 3_000_000, np.int64)
+    assert not list((tmp_path / "new").iterdir())  # nobody else can come upon it
     assert not kept.any() and kept.base.size() == 24_000_000
     kept[:] = np.arange(3_000_000)
     before = resident()
     columns.let_go(kept)
     assert resident() < before - 20_000_000
     assert (kept == np.arange(3_000_000)).all()
-    held = columns.column(None, "numbers", 3, np.float32)
+    held = columns.column(None, 3, np.float32)
     held[1] = 2
     columns.let_go(held)
     assert held.tolist() == [0, 2, 0]
@@ -322,9 +329,45 @@ def test_a_file_of_scores_is_a_teacher(tmp_path, invoke, files, groups, tiny_cro
         assert scored(found, groups) == pytest.approx(expected, abs=1e-5)
     (tmp_path / "few.tsv").write_text("".join((tmp_path / "cross.tsv").read_text().splitlines(keepends=True)[:3]))
     (tmp_path / "small.tsv").write_text("".join(f"0.5\t-0.5\t{line.split(chr(9), 2)[2]}" for line in open(tmp_path / "cross.tsv")))
-    for file, message in (("few.tsv", "46 of the candidates' 50 pairs have no score there"), ("small.tsv", "[-1, 1]")):
+    for file, message in (("few.tsv", "lacks 46 of the candidates' 50 pairs"), ("small.tsv", "[-1, 1]")):
         result = invoke(teach.main, *words, "--teacher-scores", tmp_path / file, "--output", tmp_path / "x.parquet")
         assert result.exit_code == 2 and message in result.output, result.output
+
+
+def test_scores_of_other_texts_and_damaged_stores_are_no_teachers(tmp_path, invoke, files, groups, tiny_cross):
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    mine.write_candidates(groups, tmp_path / "c.jsonl")
+    words = ["--candidates", tmp_path / "c.jsonl", "--topics", files["topics"]]
+    made = invoke(teach.main, *words, "--collection", files["docs"], "--teacher", tiny_cross, "--output", tmp_path / "s.parquet")
+    assert made.exit_code == 0, made.output
+    other = tmp_path / "other.jsonl"  # the same ids, another text
+    other.write_text(open(files["docs"]).read().replace("the cat eats hay", "the cat eats fish"))
+    taught = [*words, "--collection", other, "--output", tmp_path / "x.parquet"]
+    asked = sum("eat-cat" in group.doc_ids for group in groups)
+    result = invoke(teach.main, *taught, "--teacher-scores", tmp_path / "s.parquet")
+    assert result.exit_code == 2 and f"lacks {asked} of the candidates' 50 pairs, or knows other texts" in result.output
+    table = {"query_id": ["q0"], "doc_id": ["eat-cat"]}
+    pq.write_table(pa.table(table | {"score": ["high"]}), tmp_path / "text.parquet")
+    pq.write_table(pa.table(table | {"score": [float("inf")]}), tmp_path / "inf.parquet")
+    pq.write_table(pa.table({"texts": pa.array([1], pa.uint64())}).replace_schema_metadata({"pyserini_kd": "no"}), tmp_path / "no.parquet")
+    for name, message in (("text", "not a score store"), ("inf", "scores must be finite")):
+        with pytest.raises(InputError, match=message):
+            teach.read_scores(tmp_path / f"{name}.parquet", groups)
+    for name in ("text", "no"):
+        with pytest.raises(InputError, match="not a score store"):
+            teach.read_known(tmp_path / f"{name}.parquet")
+
+
+def test_two_at_once_are_refused(tmp_path, invoke, files, groups, tiny_cross):
+    mine.write_candidates(groups, tmp_path / "c.jsonl")
+    words = ["--candidates", tmp_path / "c.jsonl", "--collection", files["docs"], "--topics", files["topics"], "--teacher", tiny_cross]
+    with teach._alone(tmp_path / "s.parquet.partial"):
+        result = invoke(teach.main, *words, "--output", tmp_path / "s.parquet")
+        assert result.exit_code == 2 and "another teach is at work in" in result.output
+    assert invoke(teach.main, *words, "--output", tmp_path / "s.parquet").exit_code == 0
+    assert not (tmp_path / "s.parquet.partial").exists()
 
 
 def test_bounded_teachers_are_refused_or_scaled(tmp_path, invoke, files, groups):

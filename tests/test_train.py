@@ -567,6 +567,7 @@ def test_data_that_does_not_fit_is_refused(tmp_path, invoke, files, data, scores
         (["--recipe", "ranknet", "--candidates", tmp_path / "c.jsonl", "--student", "cross_encoder", "--setting", "masks=8"], "no settings of its own"),
         (["--recipe", "ranknet", "--candidates", tmp_path / "c.jsonl", "--student", "cross_encoder", "--pooling", "mean"], "are not for a cross_encoder"),
         (["--recipe", "ranknet", "--candidates", tmp_path / "c.jsonl", "--student", "colbert", "--pooling", "mean"], "--pooling is for a bert_dot"),
+        (["--recipe", "ranknet", "--candidates", tmp_path / "c.jsonl", "--student", "tk", "--l2-norm"], "--l2-norm is for a bert_dot or a colbert"),
     ):
         result = invoke(train.main, *base, *wrong)
         assert result.exit_code == 2 and words in result.output, result.output
