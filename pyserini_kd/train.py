@@ -526,7 +526,9 @@ class Given(NamedTuple):
 
 def _digest(name: str | Path) -> str | dict[str, str]:
     """A file, or a folder of files, with its checksum; anything else as it was named."""
-    path = Path("" if sources.is_named(str(name)) else name)
+    if sources.is_named(str(name)):
+        return str(name)
+    path = Path(name)
     files = [path] if path.is_file() else sorted(file for file in path.rglob("*") if file.is_file())
     return {"path": str(name), "sha256": sha256(*files)} if files else str(name)
 
