@@ -42,7 +42,7 @@ LAYERED = {  # the same beside layers of the live cross-encoder, from the pretra
     "ranknet + margin-mse + layers": ["--recipe", "uniform", "--loss", "hidden=1", "--loss", "attention=1"],
 }
 RANKED = {  # on the score file, from the live cross-encoder's layers
-    "margin-mse from the ranker": ["--recipe", "margin-mse"],
+    "margin-mse from the ranker": ["--recipe", "margin-mse", "--student", "cross_encoder"],
 }
 COPIED = {  # with the live cross-encoder, from its layers
     "ranker-distill": ["--recipe", "ranker-distill"],
