@@ -2,7 +2,8 @@
 
 DATA holds the folders `squad` and `msmarco-dl19`, WORK takes what is made. What is there already is not made again, so the
 script can be stopped at any moment and goes on when it is started again; `--table` prints what there is. The table
-compares each system with the undistilled student (`ranknet`) of its shape: mean over seeds, paired t-test over topics.
+compares each system with the undistilled student (`ranknet`) of its shape: mean over seeds, paired t-test over topics, on
+the seeds that both have.
 """
 
 import argparse
@@ -64,8 +65,8 @@ ALONE = "margin-mse, one teacher"  # the cross-encoder, live, without BM25's sco
 DEPTH, DL19_DEPTH, N_TEST = 10, 30, 300
 
 
-Found = dict[tuple[str, str], list[Path]]
-"""(student, recipe) -> its checkpoints, one a seed."""
+Found = dict[tuple[str, str], dict[int, Path]]
+"""(student, recipe) -> its checkpoints by seed."""
 
 
 class Work:
@@ -265,10 +266,8 @@ def measures(work: Work, runs: list[Run], names: Sequence[str], dl19: bool = Fal
     return {name: {q: float(np.mean([values[name][q] for values in seeds])) for q in seeds[0][name]} for name in names}
 
 
-def against(own: Values, plain: Values | None, name: str) -> str:
+def against(own: Values, plain: Values, name: str) -> str:
     """A measure's difference to the undistilled student's, with the p-value of a paired t-test over topics."""
-    if plain is None or plain is own:
-        return ""
     compared = significance.compare({"plain": {"": plain[name]}, "own": {"": own[name]}}, "plain")["own"][""]
     return f"{compared.difference:+.4f} ({compared.p_value:.3f})"
 
@@ -282,18 +281,23 @@ def reranking(work: Work, found: Found) -> str:
         in_domain = measures(work, inside, ["RR@10", "nDCG@10"])
         return {**in_domain, "DL19": measures(work, outside, ["nDCG@10"], dl19=True)["nDCG@10"]}
 
-    sparse, both = measured(*([Run.read(path)] for path in firsts)), measured(*taught)
-    print(f"teacher + BM25 against BM25, RR@10: {against(both, sparse, 'RR@10')}\n")
-    first = {"BM25": sparse, "teacher + BM25": both}
+    sparse, summed = measured(*([Run.read(path)] for path in firsts)), measured(*taught)
+    print(f"teacher + BM25 against BM25, RR@10: {against(summed, sparse, 'RR@10')}\n")
+    first = {"BM25": sparse, "teacher + BM25": summed}
     rows = [["", name, "", *map(mean, values.values()), "", ""] for name, values in first.items()]
-    every = {}
-    for key, paths in found.items():
-        inside, outside = zip(*(map(Run.read, work.measured(path)) for path in paths), strict=True)
-        every[key] = measured(list(inside), list(outside))
-    for (student, recipe), values in every.items():
-        plain = every.get((student, "ranknet"))
-        cells = [against(values, plain, name) for name in ("RR@10", "DL19")]
-        rows.append([student, recipe, str(len(found[student, recipe])), *map(mean, values.values()), *cells])
+
+    @functools.cache
+    def of(key: tuple[str, str], seeds: tuple[int, ...]) -> Values:
+        inside, outside = zip(*(map(Run.read, work.measured(found[key][seed])) for seed in seeds), strict=True)
+        return measured(list(inside), list(outside))
+
+    for (student, recipe), paths in found.items():
+        plain, values = (student, "ranknet"), of((student, recipe), tuple(paths))
+        both = tuple(seed for seed in paths if seed in found.get(plain, {}))
+        cells = ["", ""]
+        if both and recipe != "ranknet":
+            cells = [against(of((student, recipe), both), of(plain, both), name) for name in ("RR@10", "DL19")]
+        rows.append([student, recipe, str(len(paths)), *map(mean, values.values()), *cells])
     names = ["student", "recipe", "seeds", "RR@10", "nDCG@10", "DL19 nDCG@10", "RR@10 - ranknet (p)", "DL19 - ranknet (p)"]
     return markdown(names, rows)
 
@@ -303,16 +307,18 @@ def retrieval(work: Work, found: Found) -> str:
     names = ["RR@10", "nDCG@10", "R@100"]
     rows = [["BM25", "", *map(mean, measures(work, [Run.read(work.first)], names).values()), ""]]
     own = {
-        recipe: [work.retrieved(path) for path in paths] for (student, recipe), paths in found.items() if student == "bert_dot"
+        recipe: {seed: run for seed, path in paths.items() if (run := work.retrieved(path)).exists()}  # not all, with --table
+        for (student, recipe), paths in found.items()
+        if student == "bert_dot"
     }
-    every = {
-        recipe: measures(work, [Run.read(path) for path in paths], names)
-        for recipe, paths in own.items()
-        if all(path.exists() for path in paths)  # not yet, with --table
-    }
-    for recipe, values in every.items():
-        cell = against(values, every.get("ranknet"), "RR@10")
-        rows.append([recipe, str(len(found["bert_dot", recipe])), *map(mean, values.values()), cell])
+
+    def of(recipe: str, seeds: Sequence[int]) -> Values:
+        return measures(work, [Run.read(own[recipe][seed]) for seed in seeds], names)
+
+    for recipe, runs in own.items():
+        both = [seed for seed in runs if seed in own["ranknet"]]
+        cell = against(of(recipe, both), of("ranknet", both), "RR@10") if both and recipe != "ranknet" else ""
+        rows.append([recipe, str(len(runs)), *map(mean, of(recipe, list(runs)).values()), cell])
     return markdown(["recipe", "seeds", *names, "RR@10 - ranknet (p)"], rows)
 
 
@@ -338,13 +344,13 @@ def main() -> None:
                 work.retrieved(checkpoint)
             if not all(path.exists() for path in work.measured(checkpoint)):
                 continue  # only with --table
-            kept = found.setdefault((student, recipe), [])
-            if checkpoint not in kept:
-                kept.append(checkpoint)
+            kept = found.setdefault((student, recipe), {})
+            if checkpoint not in kept.values():
+                kept[seed] = checkpoint
     print(reranking(work, found) + "\n")
     print(retrieval(work, found) + "\n")
     if args.speed:
-        print(costs(work, {student: paths[0] for (student, _), paths in found.items()}))
+        print(costs(work, {student: next(iter(paths.values())) for (student, _), paths in found.items()}))
 
 
 if __name__ == "__main__":
