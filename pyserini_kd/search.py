@@ -279,9 +279,9 @@ def with_defaults(settings: Settings) -> Settings:
     if settings.encoder == "student" and settings.query is not None and not index.exists():
         raise InputError("the embedded student is not there yet; `python -m pyserini_kd.search --encoder student` prepares it")
     if settings.encoder == "student":
-        from pyserini_kd import demo
+        from pyserini_kd import embedded
 
-        demo.prepare()
+        embedded.prepare()
     elif not index.exists():
         raise InputError(
             f"no index given and {index} is not there; make it: pyserini-kd index --collection {EMBEDDED} "

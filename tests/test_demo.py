@@ -5,7 +5,7 @@ import shutil
 
 import pytest
 
-from pyserini_kd import demo, pydocs, search
+from pyserini_kd import demo, embedded, pydocs, search
 from pyserini_kd.runs import Run
 
 
@@ -17,8 +17,8 @@ def small_home(tmp_path, monkeypatch, corpus, queries, qrels, tiny_dot):
     monkeypatch.setattr(pydocs, "docs", lambda: iter(corpus))
     monkeypatch.setattr(pydocs, "topics", lambda split: queries)
     monkeypatch.setattr(pydocs, "qrels", lambda split: qrels)
-    monkeypatch.setattr(demo, "TRAINING", {"max_query_len": 16, "max_doc_len": 32, "train_len": 16})
-    monkeypatch.setattr(demo, "BLOCK", 5)
+    monkeypatch.setattr(embedded, "TRAINING", {"max_query_len": 16, "max_doc_len": 32, "train_len": 16})
+    monkeypatch.setattr(embedded, "BLOCK", 5)
     from pyserini_kd.models import checkpoints
 
     checkpoints.resolve.cache_clear()
@@ -29,16 +29,16 @@ def small_home(tmp_path, monkeypatch, corpus, queries, qrels, tiny_dot):
 def test_demo_makes_everything_once_and_measures_it(small_home, invoke, qrels):
     result = invoke(demo.main)
     assert result.exit_code == 0, result.output
-    at = demo.paths()
+    at = embedded.paths()
     for made in (at.bm25, at.teacher, at.teacher_index, at.student, at.index, at.reranker):
         assert made.is_dir()
     names = ["bm25", "student", "hybrid-rrf", "hybrid", "reranked"]
     runs = {name: Run.read(small_home / "runs" / f"run.pydocs.{name}.test.txt") for name in names}
     assert all(set(run) == set(qrels) for run in runs.values())
-    assert runs["reranked"].depth == demo.RERANK_DEPTH and runs["hybrid"].depth == 20
+    assert runs["reranked"].depth == embedded.RERANK_DEPTH and runs["hybrid"].depth == 20
     assert "RR@10, reranked against hybrid" in result.output
     weights = json.loads((at.training / "weights.json").read_text())
-    assert weights["alpha"] in demo.ALPHAS and weights["weight"] in demo.WEIGHTS
+    assert weights["alpha"] in embedded.ALPHAS and weights["weight"] in embedded.WEIGHTS
 
     # again: nothing is made anew, the figures are the same
     before = {path: path.stat().st_mtime_ns for path in (at.student / "model.safetensors", at.index / "index", at.bm25)}
@@ -54,17 +54,17 @@ def test_demo_makes_everything_once_and_measures_it(small_home, invoke, qrels):
 
 
 def test_a_new_student_makes_its_index_anew(small_home, caplog):
-    at = demo.prepare()
+    at = embedded.prepare()
     made = (at.index / "index").stat().st_mtime_ns
     shutil.rmtree(at.student)
     shutil.copytree(at.teacher, at.student)
     with caplog.at_level("INFO"):
-        demo.prepare()
+        embedded.prepare()
     assert "made with another checkpoint" in caplog.text
     assert (at.index / "index").stat().st_mtime_ns > made
 
 
 def test_a_teacher_that_does_not_beat_bm25_is_announced(small_home, caplog):
-    at = demo.prepare()  # BM25 ranks the animals perfectly: nothing beats it
+    at = embedded.prepare()  # BM25 ranks the animals perfectly: nothing beats it
     assert "the teacher does not beat BM25" in caplog.text
     assert json.loads((at.training / "teacher.json").read_text())["BM25"] == 1.0
