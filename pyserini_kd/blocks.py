@@ -22,9 +22,9 @@ from pathlib import Path
 from typing import IO, Any
 
 import numpy as np
+import numpy.typing as npt
 from tqdm import tqdm
 
-from pyserini_kd.data import Doc
 from pyserini_kd.files import (
     InputError,
     atomic_file,
@@ -101,9 +101,9 @@ class Work:
         """
         stream = iter(records)
         waiting: dict[int, list[Any]] = {}
-        with tqdm(desc="encode", unit=" docs", disable=None) as bar:
+        with tqdm(desc="index", unit=" docs", disable=None) as bar:
             for number, block in enumerate(iter(lambda: list(islice(stream, size)), [])):
-                self.sums.append(hashlib.sha256(json.dumps(block, ensure_ascii=False).encode()).hexdigest())
+                self.sums.append(hashlib.sha256(json.dumps(block, ensure_ascii=False, default=_digest).encode()).hexdigest())
                 self.count += len(block)
                 if number % shard[1] == shard[0] and not self._make(number, block, make, wait=False):
                     waiting[number] = block
@@ -177,22 +177,22 @@ def open_work(result: Path, settings: dict[str, Any], only_result: dict[str, Any
 
 
 def build(
-    docs: Iterable[Doc],
+    docs: Iterable[Any],
     folder: Path,
     settings: dict[str, Any],
-    make: Callable[[Work, int, list[Doc]], None],
+    make: Callable[[Work, int, list[Any]], None],
     assemble: Callable[[Work, Path], dict[str, Any]],
     *,
     only_result: dict[str, Any],
     overwrite: bool,
-    shard: tuple[int, int],
+    shard: tuple[int, int] = (0, 1),
 ) -> int | None:
     """Make an index folder of a stream of documents; returns their number, or None where other shards have work left.
 
     The ids and, with `settings["store_docs"]`, the texts of the documents are kept here.
 
     Args:
-        docs: the collection; read by every process, whatever its share.
+        docs: the collection, or anything with a `doc_id` (`vectors.Embedded`); read by every process, whatever its share.
         folder: what to write, with `docid`, `docs.jsonl`, `docs.offsets`, `manifest.json` and what `assemble` adds.
         settings: what a block depends on, `block` (documents in one) and `store_docs` among it.
         make: writes the files of a block.
@@ -213,7 +213,7 @@ def build(
     refuse_existing(folder, overwrite, folder=True)
     with open_work(folder, settings, only_result) as work:
 
-        def make_block(number: int, block: list[Doc]) -> None:
+        def make_block(number: int, block: list[Any]) -> None:
             nonlocal told
             begun = time.monotonic()
             _write_docs(work, number, block, settings["store_docs"])
@@ -280,7 +280,7 @@ def _is_complete(folder: Path, said: dict[str, Any]) -> bool:
     return bool(comparable(manifest).items() >= comparable(said).items())
 
 
-def _write_docs(work: Work, number: int, block: list[Doc], store_docs: bool) -> None:
+def _write_docs(work: Work, number: int, block: list[Any], store_docs: bool) -> None:
     with atomic_file(work.path(number, "ids")) as out:
         out.writelines(f"{doc.doc_id}\n" for doc in block)
     if store_docs:
@@ -317,6 +317,10 @@ def _keep_or_clear(folder: Path, wanted: dict[str, Any]) -> None:
             elif path.name not in ("users", "blocks"):
                 path.unlink()
     write_json(record, wanted)
+
+
+def _digest(vector: npt.NDArray[np.float32]) -> str:
+    return hashlib.sha256(np.ascontiguousarray(vector).data).hexdigest()
 
 
 def _same_file(handle: IO[bytes], path: Path) -> bool:

@@ -12,11 +12,10 @@ import functools
 import json
 import logging
 import os
-import shutil
 import time
 from bisect import bisect_right
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from itertools import chain, islice
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -30,14 +29,10 @@ from pyserini_kd.data import Doc
 from pyserini_kd.files import (
     InputError,
     atomic_file,
-    atomic_folder,
-    command_line,
     comparable,
-    environment,
     read_json,
     refuse_existing,
     require_file,
-    write_json,
 )
 from pyserini_kd.models import checkpoints
 
@@ -324,7 +319,7 @@ def build(
     the same command goes on with the blocks that are missing or whose documents have changed; a second process shares the
     work. With `shard` = (I, N) only every N-th block is encoded here: the process that ends last writes the index, the others
     return None. The bytes written do not depend on any of this (`manifest.json` excepted, which holds the time, and Lucene's
-    files, which hold random names).
+    files, which hold random names). The manifest names the `collection` and says how it was cut into passages (`segment`).
     """
     settings: dict[str, Any] = {
         "encoder": checkpoints.record_of(encoder, checkpoint),
@@ -359,7 +354,10 @@ def build_from(
     collection: str,
     segment: str | None = None,
 ) -> int | None:
-    """`build` with any function from texts to vectors (N, H); `settings` is what the vectors depend on."""
+    """`build` with any function from texts to vectors (N, H); `settings` is what the vectors depend on.
+
+    The manifest says by `segment` how the documents were cut into passages, and of which `collection` they are.
+    """
     logger.info("%s", kinds.estimate(width, kind))
 
     def make(work: blocks.Work, number: int, block: list[Doc]) -> None:
@@ -367,8 +365,7 @@ def build_from(
         if not np.isfinite(found).all():
             lost = next(doc.doc_id for doc, vector in zip(block, found, strict=True) if not np.isfinite(vector).all())
             raise InputError(f"the vector of document {lost!r} is not finite; these weights, so computed, are of no use")
-        with atomic_file(work.path(number, "npy"), binary=True) as out:
-            np.save(out, found)
+        _save(work, number, found)
 
     def assemble(work: blocks.Work, new: Path) -> dict[str, Any]:
         kinds.write(work.paths("npy"), width, kind, new)
@@ -376,6 +373,11 @@ def build_from(
 
     only_result = {"index": kind, "collection": collection, "segment": segment, "collection_stamp": sources.stamp(collection)}
     return blocks.build(docs, Path(folder), settings, make, assemble, only_result=only_result, overwrite=overwrite, shard=shard)
+
+
+def _save(work: blocks.Work, number: int, found: Floats) -> None:
+    with atomic_file(work.path(number, "npy"), binary=True) as out:
+        np.save(out, found)
 
 
 def build_from_vectors(
@@ -387,35 +389,28 @@ def build_from_vectors(
     encoder: dict[str, Any] | None = None,
     width: int | None = None,
     overwrite: bool = False,
-) -> int:
+) -> int | None:
     """Write an index folder of vectors made elsewhere (see `vectors.read`); `encoder` is what the manifest says of their maker.
 
-    No texts are stored. InputError where `width`, the encoder's, is not that of the vectors.
+    No texts are stored. A run that was killed is gone on with, as in `build`. InputError where `width`, the encoder's, is not
+    that of the vectors.
     """
-    started, count = time.monotonic(), 0
-    files: list[Path] = []
-    with atomic_folder(folder, overwrite=overwrite) as new:
-        parts = new / "parts"
-        parts.mkdir()
-        stream = vectors.read(path, ids, lambda source: DenseIndex.load(source, mmap=True))
-        with open(new / "docid", "w", encoding="utf-8") as out:
-            for block in iter(lambda: list(islice(stream, BLOCK)), []):
-                found = np.stack([one.vector for one in block])
-                if width and found.shape[1] != width:
-                    raise InputError(f"{path} holds vectors of {found.shape[1]}, the encoder makes vectors of {width}")
-                out.writelines(f"{one.doc_id}\n" for one in block)
-                files.append(parts / f"{len(files):06d}.npy")
-                np.save(files[-1], found)
-                count += len(block)
-        if count == 0:
-            raise InputError(f"{path} holds no vectors")
-        kinds.write(files, found.shape[1], kind, new)
-        shutil.rmtree(parts)
-        record = {"kind": "dense", "index": kind, "metric": "inner_product", "n_docs": count, "width": found.shape[1]}
-        record |= {"encoder": encoder or {"name": "unknown"}, "vectors": str(path)}
-        seconds = round(time.monotonic() - started, 1)
-        write_json(new / "manifest.json", record | {"seconds": seconds, "command": command_line(), **environment()})
-    return count
+
+    def make(work: blocks.Work, number: int, block: list[vectors.Embedded]) -> None:
+        found = np.stack([one.vector for one in block])
+        if width and found.shape[1] != width:
+            raise InputError(f"{path} holds vectors of {found.shape[1]}, the encoder makes vectors of {width}")
+        _save(work, number, found)
+
+    def assemble(work: blocks.Work, new: Path) -> dict[str, Any]:
+        files = work.paths("npy")
+        own = np.load(files[0], mmap_mode="r").shape[1]
+        kinds.write(files, own, kind, new)
+        return {"kind": "dense", "metric": "inner_product", "width": own}
+
+    found = vectors.read(path, ids, lambda source: DenseIndex.load(source, mmap=True))
+    settings = {"encoder": encoder or {"name": "unknown"}, "vectors": str(path), "block": BLOCK, "store_docs": False}
+    return blocks.build(found, Path(folder), settings, make, assemble, only_result={"index": kind}, overwrite=overwrite)
 
 
 # ------------------------------------------------------------------------------------------------------- command

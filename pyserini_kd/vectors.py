@@ -44,10 +44,10 @@ def read(path: Path, ids: Path | None, load: Callable[[Path], Any]) -> Iterator[
             raise InputError(f"--ids goes with an .npy file; {path} holds its own ids")
         return _index(path, load) if (path / "docid").is_file() else _jsonl(path)
 
-    return data.unique_docs(_checked(opened()), opened)
+    return data.unique_docs(_checked(path, opened()), opened)
 
 
-def _checked(found: Iterator[Embedded]) -> Iterator[Embedded]:
+def _checked(path: Path, found: Iterator[Embedded]) -> Iterator[Embedded]:
     width = None
     for one in found:
         width = width or len(one.vector)
@@ -56,6 +56,8 @@ def _checked(found: Iterator[Embedded]) -> Iterator[Embedded]:
         if not np.isfinite(one.vector).all():
             raise InputError(f"{one.where}: the vector of {one.doc_id!r} holds NaN, infinity or more than float32 can")
         yield one
+    if width is None:
+        raise InputError(f"{path} holds no vectors")
 
 
 def _npy(path: Path, ids: Path) -> Iterator[Embedded]:

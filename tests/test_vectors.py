@@ -38,6 +38,42 @@ def test_every_source_gives_the_same_index(made, monkeypatch):
     assert np.array_equal(opened.search(found[:5], 4)[1], np.argsort(-(found[:5] @ found.T), axis=1)[:, :4])
 
 
+def test_what_was_read_before_a_kill_is_not_written_again(made, monkeypatch, caplog):
+    folder, _, _ = made
+    monkeypatch.setattr(index, "BLOCK", 7)
+    index.build_from_vectors(folder / "v.npy", folder / "ids.txt", folder / "unbroken")
+    real, saved = index._save, []
+
+    def save(work, number, found):
+        saved.append(number)
+        if len(saved) == 3:
+            raise KeyboardInterrupt
+        real(work, number, found)
+
+    monkeypatch.setattr(index, "_save", save)
+    with pytest.raises(KeyboardInterrupt):
+        index.build_from_vectors(folder / "pyserini", None, folder / "x")
+    assert not (folder / "x").exists()
+    with caplog.at_level("INFO"):
+        assert index.build_from_vectors(folder / "pyserini", None, folder / "x") == 30
+    assert saved == [0, 1, 2, 2, 3, 4] and "going on from 2 finished blocks" in caplog.text
+    for file in ("index", "docid"):
+        assert (folder / "x" / file).read_bytes() == (folder / "unbroken" / file).read_bytes()
+    assert not list(folder.glob(".*"))
+
+
+def test_no_vectors_are_no_index(made):
+    folder, _, _ = made
+    np.save(folder / "v.npy", np.empty((0, 32), np.float32))
+    (folder / "ids.txt").write_text("\n")
+    (folder / "none").mkdir()
+    (folder / "none" / "embeddings.jsonl").write_text("\n")
+    for path, ids in ((folder / "v.npy", folder / "ids.txt"), (folder / "none", None)):
+        with pytest.raises(InputError, match="holds no vectors|is empty|nothing in it"):
+            index.build_from_vectors(path, ids, folder / "x")
+        assert not (folder / "x").exists()
+
+
 def test_command(made, invoke, tiny_dot):
     folder, _, _ = made
     words = ["--vectors", folder / "v.npy", "--ids", folder / "ids.txt", "--index", folder / "x"]
