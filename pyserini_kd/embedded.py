@@ -20,6 +20,8 @@ from pyserini_kd.files import home, read_json, sha256, write_json
 from pyserini_kd.index import DenseIndex
 from pyserini_kd.models import checkpoints
 from pyserini_kd.runs import Run
+from pyserini_kd.score_files import read_scores, write_scores
+from pyserini_kd.triples import load_texts
 
 logger = logging.getLogger(__name__)
 
@@ -126,10 +128,10 @@ def _make_scores(at: Paths) -> None:
     bm25 = at.training / "run.bm25.train.txt"
     lucene.search(str(at.bm25), pydocs.topics("train"), hits=50, threads=inference.threads()).write(bm25, overwrite=True)
     groups = mine.read_candidates(at.training / "candidates.jsonl")
-    queries, docs = teach.load_texts(groups, pydocs.topics("train"), pydocs.docs())
+    queries, docs = load_texts(groups, pydocs.topics("train"), pydocs.docs())
     teachers, runs = [f"{at.teacher}@{TEACHER_WEIGHT}"], [f"{bm25}@{BM25_WEIGHT}"]
     taught, record = teach.teach(groups, queries, docs, teachers, runs, index=DenseIndex.load(at.teacher_index))
-    teach.write_scores(taught, at.training / "scores.parquet", record, overwrite=True)
+    write_scores(taught, at.training / "scores.parquet", record, overwrite=True)
 
 
 def _check_teacher(at: Paths) -> None:
@@ -157,11 +159,11 @@ def _make_student(at: Paths) -> None:
 def _train(config: train.TrainConfig, at: Paths, output: Path, scores: Path | None = None) -> None:
     candidates = at.training / "candidates.jsonl"
     groups = mine.read_candidates(candidates)
-    queries, docs = teach.load_texts(groups, pydocs.topics("train"), pydocs.docs())
+    queries, docs = load_texts(groups, pydocs.topics("train"), pydocs.docs())
     data = {"collection": "pydocs", "topics": "pydocs:train", "candidates_sha256": sha256(candidates)}
     if scores:
         data["scores_sha256"] = sha256(scores)
-    train.train(config, groups, queries, docs, output, scores=teach.read_scores(scores, groups) if scores else None, data=data)
+    train.train(config, groups, queries, docs, output, scores=read_scores(scores, groups) if scores else None, data=data)
 
 
 def _make_index(at: Paths) -> None:

@@ -19,7 +19,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import IO, Any
 
@@ -117,7 +117,7 @@ def replace_folder(new: Path, path: Path) -> None:
     if path.exists() and not path.is_dir():
         raise InputError(f"{path} is a file; a folder was to be written there")
     sync(new)  # what it was made from may be removed next
-    with _turn(path.parent):
+    with locked(path.parent):
         _put_back(path)
         if path.exists():
             os.replace(path, _old(path))
@@ -138,20 +138,45 @@ def sync(folder: Path) -> None:
 def put_back(path: Path) -> None:
     """What a killed `replace_folder` moved away gets its name again where nothing took its place; else it goes."""
     if os.path.lexists(_old(path)):
-        with _turn(path.parent):
+        with locked(path.parent):
             _put_back(path)
 
 
 @contextlib.contextmanager
-def _turn(folder: Path) -> Iterator[None]:
-    """One process after the other gives folders in a folder other names; where a file system knows no locks, at once."""
-    handle = os.open(folder, os.O_RDONLY)
+def locked(folder: Path, *, wait: bool = True) -> Iterator[None]:
+    """One process after the other works in a folder, which is made where it is missing and may be removed meanwhile.
+
+    Where a file system knows no locks, all work at once.
+
+    Raises:
+        BlockingIOError: another process works there, and `wait` is False.
+    """
+    how = fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB
+    while not _is_at(handle := _lock(folder, how), folder):  # he who had it has removed it
+        os.close(handle)
     try:
-        with contextlib.suppress(OSError):
-            fcntl.flock(handle, fcntl.LOCK_EX)
         yield
     finally:
         os.close(handle)
+
+
+def _lock(folder: Path, how: int) -> int:
+    folder.mkdir(parents=True, exist_ok=True)
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(handle, how)
+    except BlockingIOError:
+        os.close(handle)
+        raise
+    except OSError:  # a file system without locks
+        pass
+    return handle
+
+
+def _is_at(handle: int, folder: Path) -> bool:
+    with contextlib.suppress(FileNotFoundError):
+        return os.path.samestat(os.fstat(handle), os.stat(folder))
+    return False
 
 
 def _put_back(path: Path) -> None:
@@ -185,14 +210,10 @@ def comparable(record: Any) -> Any:
     return json.loads(json.dumps(record), object_pairs_hook=lambda pairs: {k: v for k, v in pairs if k != "name"})
 
 
-def stamp(*names: str | Path | None) -> list[Any]:
-    """What tells whether files or folders of these names have changed: sizes and times, not contents; no file is its name."""
-    found: list[Any] = []
-    for name in names:
-        path = Path(name or "")
-        files = sorted(path.rglob("*")) if name and path.is_dir() else [path] if path.is_file() else []
-        found += [str(name), [[str(file), file.stat().st_size, file.stat().st_mtime_ns] for file in files]]
-    return found
+def stamp(files: Iterable[Path]) -> str:
+    """What tells whether files have changed: a digest of their names, sizes and times, not of their contents."""
+    found = [(str(file), file.stat().st_size, file.stat().st_mtime_ns) for file in files]
+    return hashlib.sha256(json.dumps(found).encode()).hexdigest()
 
 
 def write_json(path: str | Path, record: dict[str, Any]) -> None:

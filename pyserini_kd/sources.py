@@ -6,12 +6,11 @@ kept as TSV under `PYSERINI_KD_HOME/indexes/topics/`.
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Iterator
 from pathlib import Path
 
 from pyserini_kd import data, pydocs
+from pyserini_kd import files as disk
 from pyserini_kd.data import Doc, Qrels, Query
 from pyserini_kd.files import InputError, home
 
@@ -37,12 +36,16 @@ def is_named(spec: str) -> bool:
     return spec.split(":")[0] == "pydocs" or spec.startswith(IR_DATASETS)
 
 
-def stamp(spec: str) -> str:
-    """What tells whether the files of a collection have changed (names, sizes, times); nothing where there are none."""
-    if is_named(spec) or not (spec and Path(spec).exists()):
-        return ""
-    files = [(str(file), file.stat().st_size, file.stat().st_mtime_ns) for file in data.collection_files(spec)]
-    return hashlib.sha256(json.dumps(files).encode()).hexdigest()
+def files(spec: str | Path | None) -> list[Path]:
+    """The files of a collection, or the one file of another source; none where it is named, or not there."""
+    there = spec and not is_named(str(spec)) and Path(spec).exists()
+    return data.collection_files(spec) if spec and there else []
+
+
+def stamp(spec: str | Path | None) -> str:
+    """What tells whether the files of a source have changed (names, sizes, times); nothing where there are none."""
+    found = files(spec)
+    return disk.stamp(found) if found else ""
 
 
 def topics(spec: str) -> list[Query]:

@@ -7,22 +7,18 @@ weighted raw scores.
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import functools
 import hashlib
-import itertools
 import json
 import logging
-import math
 import shutil
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import click
 import numpy as np
-import numpy.typing as npt
 
 from pyserini_kd import evaluate, inference, passages, sources
 from pyserini_kd.cli import Runs, command
@@ -34,144 +30,32 @@ from pyserini_kd.files import (
     command_line,
     comparable,
     environment,
+    locked,
     refuse_existing,
-    require_file,
     sha256,
 )
 from pyserini_kd.index import DenseIndex, check_encoder
-from pyserini_kd.mine import Group, n_docs, pairs, read_candidates
+from pyserini_kd.mine import Group, pairs, read_candidates
 from pyserini_kd.models import checkpoints
+from pyserini_kd.pairs import BLOCK, Pairs
 from pyserini_kd.runs import Run
-from pyserini_kd.triples import (
-    Hashes,
-    Scores,
-    Texts,
-    Triples,
-    chosen,
-    five_columns,
-    look_up,
-    pair_hashes,
-    wanted,
+from pyserini_kd.score_files import (
+    Known,
+    Taught,
+    fill_from_store,
+    fill_from_triples,
+    known_of,
+    read_known,
+    unweighted,
+    write_scores,
+    write_triples,
 )
+from pyserini_kd.triples import Floats, Hashes, Scores, Triples, load_texts, look_up
 
 logger = logging.getLogger(__name__)
 
 CHECK_DEPTH = 20  # documents of each check query that the ensemble reranks
 CHECK_MEASURES = ("RR@10", "nDCG@10")
-BLOCK = 1 << 14  # pairs scored, and kept against a kill, at a time; their texts are in memory
-WRITTEN = 1 << 17  # pairs written to the store at a time
-
-Floats = npt.NDArray[np.float32]
-Ids = tuple[list[str], list[str]]
-"""query_ids and doc_ids of some pairs."""
-
-
-class Pairs:
-    """The distinct (query, document) pairs of groups, in the order in which they first come, some at a time.
-
-    `numbers` tells of every document of every group which of the pairs it is.
-    """
-
-    def __init__(self, groups: Sequence[Group], folder: Path | None = None) -> None:
-        """Tell the pairs of groups apart by their hashes, in memory or in files of a folder."""
-        self._groups = groups
-        count = n_docs(groups)
-        keys = column(folder, count, np.uint64)
-        rest, end = iter(groups), 0
-        while some := list(itertools.islice(rest, BLOCK)):
-            own = pair_hashes(some)
-            keys[end : end + len(own)] = own
-            end += len(own)
-            let_go(keys)
-        self.numbers = column(folder, count, np.int64)
-        _first_places(keys, self.numbers)
-        self._count = _number(self.numbers)
-
-    def __len__(self) -> int:
-        """Number of pairs."""
-        return self._count
-
-    def _are_new(self) -> Iterator[bool]:
-        """Of every document of every group whether its pair comes for the first time."""
-        before = -1
-        for some in spans(len(self.numbers)):
-            highest = np.maximum(np.maximum.accumulate(self.numbers[some]), before)
-            yield from (highest > np.r_[before, highest[:-1]]).tolist()
-            before = highest[-1]
-            let_go(self.numbers)
-
-    def __iter__(self) -> Iterator[tuple[str, str]]:
-        """(query_id, doc_id) of every pair."""
-        every = ((group.query_id, doc_id) for group in self._groups for doc_id in group.doc_ids)
-        return itertools.compress(every, self._are_new())
-
-    def blocks(self, size: int) -> Iterator[tuple[slice, Ids]]:
-        """The pairs `size` at a time: which they are, and their ids."""
-        rest, start = iter(self), 0
-        while some := list(itertools.islice(rest, size)):
-            yield slice(start, start + len(some)), ([q for q, _ in some], [d for _, d in some])
-            start += len(some)
-
-    def each(self, values: Floats) -> Iterator[tuple[Group, list[float]]]:
-        """Every group with the values of its documents, of which there is one a pair."""
-        rest = (value for some in spans(len(self.numbers)) for value in self._of(values, some))
-        return ((group, list(itertools.islice(rest, len(group.doc_ids)))) for group in self._groups)
-
-    def _of(self, values: Floats, some: slice) -> list[float]:
-        found: list[float] = values[self.numbers[some]].tolist()
-        let_go(values, self.numbers)
-        return found
-
-
-def _first_places(keys: Hashes, places: npt.NDArray[np.int64]) -> None:
-    """Write for every key the place where it first comes; sorts only as many at a time as memory should hold."""
-    bits = max(1, (len(keys) >> 20).bit_length())
-    for part in range(1 << bits if len(keys) else 0):  # the keys whose highest bits are these
-        found = []
-        for some in spans(len(keys)):
-            rows = some.start + np.flatnonzero(keys[some] >> np.uint64(64 - bits) == part)
-            found.append((rows, keys[rows]))
-            let_go(keys)
-        rows, own = (np.concatenate(each) for each in zip(*found, strict=True))
-        order = np.argsort(own, kind="stable")
-        is_new = np.r_[True, own[order][1:] != own[order][:-1]][: len(own)]
-        first = np.empty_like(rows)
-        first[order] = rows[order][is_new][np.cumsum(is_new) - 1]
-        for some in spans(len(rows)):
-            places[rows[some]] = first[some]
-            let_go(places)
-
-
-def _number(places: npt.NDArray[np.int64]) -> int:
-    """Put a number from 0 on where there is the place of the first of equal keys; returns how many different ones there are."""
-    count = 0
-    for some in spans(len(places)):
-        first = np.array(places[some])
-        is_new = first == np.arange(some.start, some.stop)
-        after = count + int(is_new.sum())
-        places[some][is_new] = np.arange(count, after)
-        places[some][~is_new] = places[first[~is_new]]
-        count = after
-        let_go(places)
-    return count
-
-
-class Taught(NamedTuple):
-    """Scores of (query, document) pairs: one column a teacher, and their ensemble."""
-
-    pairs: Pairs
-    texts: Hashes  # hash of the two texts that were scored
-    raw: dict[str, Floats]
-    score: Floats
-
-
-class Known(NamedTuple):
-    """What a checkpoint has scored before: its record in an older store, and its scores by the (sorted) hash of the texts."""
-
-    teacher: dict[str, Any]
-    texts: Hashes
-    scores: Floats
-
 
 def weighted(name: str) -> tuple[str, float | None]:
     """Split `NAME@WEIGHT`; no weight is None."""
@@ -244,7 +128,7 @@ def score_checkpoint(
     if index is not None:
         _check_index(index, name, model, folder)
         record["index"] = (index.manifest or {}).get("encoder")  # the lengths and precision its vectors were made with
-    same = [known for known in reuse if known.teacher == _plain(record) and len(known.texts)]
+    same = [known for known in reuse if known.teacher == unweighted(record) and len(known.texts)]
 
     def score(query_ids: Sequence[str], doc_ids: Sequence[str]) -> Floats:
         asked = [queries[query_id] for query_id in query_ids]
@@ -329,124 +213,7 @@ def ensemble(raw: Mapping[str, Floats], weights: Mapping[str, float]) -> Floats:
     return (total / len(raw)).astype(np.float32)
 
 
-# --------------------------------------------------------------------------------------------------------- files
-
-
-def write_scores(taught: Taught, path: str | Path, record: dict[str, Any], *, overwrite: bool = False) -> None:
-    """Write the score store: parquet with query_id, doc_id, texts (a hash), score, `raw:NAME` a teacher, and the record."""
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    ids = pa.dictionary(pa.int32(), pa.string())
-    fields = [("query_id", ids), ("doc_id", ids), ("texts", pa.uint64()), ("score", pa.float32())]
-    fields += [(f"raw:{name}", pa.float32()) for name in taught.raw]
-    schema = pa.schema(fields, {"pyserini_kd": json.dumps(record)})
-    numbers: list[Any] = [taught.texts, taught.score, *taught.raw.values()]
-    with atomic_file(path, overwrite=overwrite, binary=True) as out, pq.ParquetWriter(out, schema) as writer:
-        for some, both in taught.pairs.blocks(WRITTEN):
-            columns = [pa.array(ids).dictionary_encode() for ids in both] + [pa.array(values[some]) for values in numbers]
-            writer.write_table(pa.table(columns, schema=schema))
-            let_go(*numbers)
-
-
-def write_triples(scored: Iterable[tuple[Group, list[float]]], path: str | Path, *, overwrite: bool = False) -> int:
-    """Write groups with their scores in the published format, no header: `pos_score neg_score query_id pos_id neg_id`."""
-    count = 0
-    with atomic_file(path, overwrite=overwrite) as out:
-        for group, own in scored:
-            found = dict(zip(group.doc_ids, own, strict=True))
-            for pos, neg in pairs(group):
-                out.write(f"{found[pos]:.9g}\t{found[neg]:.9g}\t{group.query_id}\t{pos}\t{neg}\n")
-                count += 1
-    return count
-
-
-def read_scores(path: str | Path, groups: Sequence[Group]) -> Scores:
-    """The groups' scores in a score store (parquet) or a published 5-column file (anything else), as it streams by."""
-    path = require_file(path, "score file")
-    return Scores(groups).fill(_parquet_pairs(path) if path.suffix == ".parquet" else _triple_pairs(path))
-
-
-def read_known(path: str | Path) -> list[Known]:
-    """What the checkpoints of a score store have scored."""
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    try:
-        with pq.ParquetFile(require_file(path, "score store")) as file:
-            record = json.loads(file.schema_arrow.metadata[b"pyserini_kd"])
-            columns = [name for name in file.schema_arrow.names if name.startswith("raw:")]
-            table = file.read(["texts", *columns])
-        raw = (table[name].to_numpy() for name in columns)
-        return _known(table["texts"].to_numpy(), zip(record["teachers"], raw, strict=True))
-    except (pa.ArrowException, KeyError, TypeError, ValueError) as error:
-        raise InputError(f"{path} is not a score store of teach: {str(error).splitlines()[0]}") from error
-
-
-def known_of(taught: Taught, record: Mapping[str, Any]) -> list[Known]:
-    """The same of scores that are not in a file yet."""
-    return _known(taught.texts, zip(record["teachers"], taught.raw.values(), strict=True))
-
-
-def _known(texts: Hashes, scored: Iterable[tuple[Mapping[str, Any], Floats]]) -> list[Known]:
-    order = np.argsort(texts)
-    texts = texts[order]
-    checkpoints_only = ((who, raw) for who, raw in scored if "architecture" in who)  # a run's scores cost nothing
-    return [Known(_plain(who), texts, raw[order]) for who, raw in checkpoints_only]
-
-
-def _plain(teacher: Mapping[str, Any]) -> dict[str, Any]:
-    """A teacher's record without its weight: what decides its raw scores."""
-    plain: dict[str, Any] = comparable({name: value for name, value in teacher.items() if name != "weight"})
-    return plain
-
-
-def _triple_pairs(path: Path) -> Iterator[tuple[str, str, float]]:
-    for pos_score, neg_score, query_id, pos, neg in five_columns(path):
-        yield query_id, pos, pos_score
-        yield query_id, neg, neg_score
-
-
-def _parquet_pairs(path: Path) -> Iterator[tuple[str, str, float]]:
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    try:
-        with pq.ParquetFile(path) as file:
-            for batch in file.iter_batches(columns=["query_id", "doc_id", "score"]):
-                scores = batch["score"].cast(pa.float32()).to_pylist()
-                if not all(map(math.isfinite, scores)):
-                    raise InputError(f"{path}: scores must be finite")
-                yield from zip(batch["query_id"].to_pylist(), batch["doc_id"].to_pylist(), scores, strict=True)
-    except (pa.ArrowException, KeyError) as error:
-        raise InputError(f"{path} is not a score store: {str(error).splitlines()[0]}") from error
-
-
 # ------------------------------------------------------------------------------------------------------- command
-
-
-def load_texts(
-    groups: Sequence[Group], queries: Iterable[Query], docs: Iterable[Doc], folder: Path | None = None
-) -> tuple[Mapping[str, str], Mapping[str, str]]:
-    """Texts of the queries and documents of groups, in memory or in new folders of `folder`.
-
-    Raises:
-        InputError: texts are missing; counts their ids.
-    """
-    query_ids, doc_ids = wanted(groups)
-    query_texts = _kept(chosen(((q.query_id, q.text) for q in queries), query_ids), folder, "queries")
-    if missing := len(query_ids) - len(query_texts):
-        example = next(group.query_id for group in groups if group.query_id not in query_texts)
-        raise InputError(f"{missing} queries of the candidates are not among the topics, e.g. {example}")
-    doc_texts = _kept(chosen(((doc.doc_id, doc.contents) for doc in docs), doc_ids), folder, "docs")
-    if missing := len(doc_ids) - len(doc_texts):
-        example = next(doc_id for group in groups for doc_id in group.doc_ids if doc_id not in doc_texts)
-        raise InputError(f"{missing} documents of the candidates are not in the collection, e.g. {example}")
-    return query_texts, doc_texts
-
-
-def _kept(texts: Iterator[tuple[str, str]], folder: Path | None, name: str) -> Mapping[str, str]:
-    return dict(texts) if folder is None else Texts.build(folder / name, texts, f"texts of {name}")
 
 
 @command(
@@ -545,18 +312,15 @@ def main(
 @contextlib.contextmanager
 def _alone(work: Path) -> Iterator[None]:
     """InputError where another process works in a folder; else this one does, until the end of the block."""
-    work.mkdir(parents=True, exist_ok=True)
-    with open(work / "lock", "ab") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise InputError(f"another teach is at work in {work}") from None
-        try:
-            yield
-        finally:
-            (work / "lock").unlink(missing_ok=True)
-            with contextlib.suppress(OSError):  # holds blocks, or something that is not ours
-                work.rmdir()
+    try:
+        with locked(work, wait=False):
+            try:
+                yield
+            finally:
+                with contextlib.suppress(OSError):  # holds blocks, or something that is not ours
+                    work.rmdir()
+    except BlockingIOError:
+        raise InputError(f"another teach is at work in {work}") from None
 
 
 @contextlib.contextmanager
@@ -660,17 +424,22 @@ def teach(
     raw: dict[str, Floats] = {}
     weights: dict[str, float] = {}
     who = []
-    for number, teacher in enumerate([*teacher_runs, *teacher_scores, *teachers]):
+
+    def by_run(name: str, weight: float | None, scores: Floats) -> dict[str, Any]:
+        return _teach_run(name, weight, pairs, scores)
+
+    def by_file(name: str, weight: float | None, scores: Floats) -> dict[str, Any]:
+        return _teach_scores(name, weight, groups, pairs, texts, scores)
+
+    def by_checkpoint(name: str, _: float | None, scores: Floats) -> dict[str, Any]:
+        return score_checkpoint(name, pairs, texts, queries, docs, scores, **settings)
+
+    every = ((by_run, teacher_runs), (by_file, teacher_scores), (by_checkpoint, teachers))
+    for score_by, teacher in ((how, teacher) for how, some in every for teacher in some):
         name, weight = weighted(teacher)
         raw[name] = column(scratch, len(pairs), np.float32)
         weights[name] = 1.0 if weight is None else weight
-        if number < len(teacher_runs):
-            record = _teach_run(name, weight, pairs, raw[name])
-        elif number < len(teacher_runs) + len(teacher_scores):
-            record = _teach_scores(name, weight, groups, pairs, texts, raw[name])
-        else:
-            record = score_checkpoint(name, pairs, texts, queries, docs, raw[name], **settings)
-        who.append({**record, "weight": weights[name]})
+        who.append({**score_by(name, weight, raw[name]), "weight": weights[name]})
     score = column(scratch, len(pairs), np.float32)
     for some in spans(len(pairs)):
         score[some] = ensemble({name: scores[some] for name, scores in raw.items()}, weights)
@@ -689,39 +458,13 @@ def _teach_run(name: str, weight: float | None, pairs: Pairs, scores: Floats) ->
     return {"name": name, "sha256": sha256(name), "absent": absent}
 
 
-def _fill_from_store(path: Path, texts: Hashes, scores: Floats) -> None:
-    """Write the scores that a store has for pairs of these texts, NaN for the others; its ids may mean other texts."""
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    try:
-        table = pq.read_table(require_file(path, "score store"), columns=["texts", "score"])
-        known, values = table["texts"].to_numpy(), table["score"].cast(pa.float32()).to_numpy()
-    except (pa.ArrowException, KeyError, ValueError) as error:
-        raise InputError(f"{path} is not a score store of teach: {str(error).splitlines()[0]}") from error
-    order = np.argsort(known)
-    known, values = known[order], values[order]
-    for some in spans(len(texts)):
-        found, places = look_up(known, texts[some])
-        scores[some] = np.where(found, values[places] if len(values) else np.nan, np.nan)
-        let_go(scores, texts)
-
-
-def _fill_from_triples(name: str, groups: Sequence[Group], pairs: Pairs, scores: Floats) -> None:
-    """Write the scores that a published file has for pairs of these ids, NaN for the others."""
-    rest = itertools.chain.from_iterable(own for _, own in read_scores(name, groups).each(groups))
-    for some in spans(len(pairs.numbers)):
-        scores[pairs.numbers[some]] = np.fromiter(itertools.islice(rest, some.stop - some.start), np.float32)
-        let_go(scores, pairs.numbers)
-
-
 def _teach_scores(
     name: str, weight: float | None, groups: Sequence[Group], pairs: Pairs, texts: Hashes, scores: Floats
 ) -> dict[str, Any]:
     if name.endswith(".parquet"):
-        _fill_from_store(Path(name), texts, scores)
+        fill_from_store(Path(name), texts, scores)
     else:
-        _fill_from_triples(name, groups, pairs, scores)
+        fill_from_triples(name, groups, pairs, scores)
     missing, bounded = 0, True
     for some in spans(len(scores)):
         missing += int(np.isnan(scores[some]).sum())

@@ -32,13 +32,13 @@ from pyserini_kd.files import (
     read_json,
     refuse_existing,
     sha256,
-    stamp,
     write_json,
 )
 from pyserini_kd.measures import Measure
 from pyserini_kd.mine import Group, mine, n_docs, read_candidates
 from pyserini_kd.models import checkpoints
 from pyserini_kd.recipes import Recipe, Stage
+from pyserini_kd.score_files import read_scores
 from pyserini_kd.stages import (
     Material,
     TrainConfig,
@@ -51,8 +51,8 @@ from pyserini_kd.stages import (
     run_stage,
     states_of,
 )
-from pyserini_kd.teach import is_bounded, is_bounded_scores, load_texts, read_scores
-from pyserini_kd.triples import PlainTexts, Scores, Texts, Triples
+from pyserini_kd.teach import is_bounded, is_bounded_scores
+from pyserini_kd.triples import PlainTexts, Scores, Texts, Triples, load_texts
 from pyserini_kd.validation import Dev, read_dev
 
 logger = logging.getLogger(__name__)
@@ -526,10 +526,7 @@ class Given(NamedTuple):
 
 def _digest(name: str | Path) -> str | dict[str, str]:
     """A file, or a folder of files, with its checksum; anything else as it was named."""
-    if sources.is_named(str(name)):
-        return str(name)
-    path = Path(name)
-    files = [path] if path.is_file() else sorted(file for file in path.rglob("*") if file.is_file())
+    files = sources.files(name)
     return {"path": str(name), "sha256": sha256(*files)} if files else str(name)
 
 
@@ -544,8 +541,8 @@ def _material(given: Given, stages: Sequence[Stage], config: TrainConfig, output
     scored = any(stage.needs_scores for stage in stages)
     published = given.scores and not given.candidates and given.scores.suffix != ".parquet"
     groups = _groups(given, config) if ranked and not published else []
-    made_from = {"files": stamp(*given[:-1]), "segment": given.segment, "plain": plain, "ranked": ranked,
-                 "blocks": [config.batch_size, config.seed]}  # fmt: skip
+    made_from = {"sources": [(str(name), sources.stamp(name)) for name in given[:-1]], "segment": given.segment, "plain": plain,
+                 "ranked": ranked, "blocks": [config.batch_size, config.seed]}  # fmt: skip
     try:
         with one_after_another(share):
             if share.rank == 0:

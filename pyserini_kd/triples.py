@@ -24,7 +24,7 @@ import numpy as np
 import numpy.typing as npt
 from tqdm import tqdm
 
-from pyserini_kd.data import id_hash, merge_into, numbered_lines
+from pyserini_kd.data import Doc, Query, id_hash, merge_into, numbered_lines
 from pyserini_kd.files import InputError, read_json, require_file, write_json
 from pyserini_kd.mine import Group
 
@@ -167,6 +167,30 @@ def chosen(texts: Iterable[tuple[str, str]], hashes: Hashes) -> Iterator[tuple[s
     while some := list(itertools.islice(texts, DOCS)):
         found, _ = look_up(hashes, hashes_of(text_id for text_id, _ in some))
         yield from itertools.compress(some, found.tolist())
+
+
+def load_texts(
+    groups: Sequence[Group], queries: Iterable[Query], docs: Iterable[Doc], folder: Path | None = None
+) -> tuple[Mapping[str, str], Mapping[str, str]]:
+    """Texts of the queries and documents of groups, in memory or in new folders of `folder`.
+
+    Raises:
+        InputError: texts are missing; counts their ids.
+    """
+    query_ids, doc_ids = wanted(groups)
+    query_texts = _kept(chosen(((q.query_id, q.text) for q in queries), query_ids), folder, "queries")
+    if missing := len(query_ids) - len(query_texts):
+        example = next(group.query_id for group in groups if group.query_id not in query_texts)
+        raise InputError(f"{missing} queries of the candidates are not among the topics, e.g. {example}")
+    doc_texts = _kept(chosen(((doc.doc_id, doc.contents) for doc in docs), doc_ids), folder, "docs")
+    if missing := len(doc_ids) - len(doc_texts):
+        example = next(doc_id for group in groups for doc_id in group.doc_ids if doc_id not in doc_texts)
+        raise InputError(f"{missing} documents of the candidates are not in the collection, e.g. {example}")
+    return query_texts, doc_texts
+
+
+def _kept(texts: Iterator[tuple[str, str]], folder: Path | None, name: str) -> Mapping[str, str]:
+    return dict(texts) if folder is None else Texts.build(folder / name, texts, f"texts of {name}")
 
 
 class PlainTexts(Sequence[str]):

@@ -4,7 +4,9 @@ import errno
 import hashlib
 import json
 import os
+import shutil
 import stat
+import threading
 
 import pytest
 
@@ -253,3 +255,51 @@ def test_overwrite_spares_folders_that_are_not_ours(tmp_path):
     with atomic_folder(mine / "student", overwrite=True) as new:
         (new / "config.json").write_text("new")
     assert (mine / "student" / "config.json").read_text() == "new"
+
+
+def test_a_locked_folder_is_another_s_turn(tmp_path):
+    with files.locked(tmp_path / "work"):
+        assert (tmp_path / "work").is_dir()
+        with pytest.raises(BlockingIOError), files.locked(tmp_path / "work", wait=False):
+            pass
+    with files.locked(tmp_path / "work", wait=False):
+        pass
+
+
+def test_who_waits_for_a_folder_that_is_removed_gets_the_new_one(tmp_path):
+    order = []
+
+    def second():
+        with files.locked(tmp_path / "work"):
+            (tmp_path / "work" / "second").touch()
+            order.append("second")
+
+    waiting = threading.Thread(target=second)
+    with files.locked(tmp_path / "work"):
+        waiting.start()
+        waiting.join(0.2)
+        assert waiting.is_alive()
+        shutil.rmtree(tmp_path / "work")
+        order.append("first")
+    waiting.join()
+    assert order == ["first", "second"] and (tmp_path / "work" / "second").exists()
+
+
+def test_a_file_system_without_locks_lets_all_work(tmp_path, monkeypatch):
+    monkeypatch.setattr(files.fcntl, "flock", lambda *_: (_ for _ in ()).throw(OSError(errno.ENOLCK, "No locks available")))
+    with files.locked(tmp_path), files.locked(tmp_path, wait=False):
+        pass
+
+
+def test_a_stamp_changes_with_names_sizes_and_times(tmp_path):
+    path = tmp_path / "a"
+    path.write_text("one")
+    os.utime(path, ns=(1, 1))
+    before = files.stamp([path])
+    assert before == files.stamp([path]) and len(before) == 64
+    os.utime(path, ns=(1, 2))
+    assert files.stamp([path]) != before
+    path.write_text("three")
+    os.utime(path, ns=(1, 1))
+    assert files.stamp([path]) != before
+    assert files.stamp([]) != before

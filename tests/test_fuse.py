@@ -392,7 +392,8 @@ RANX += [(ours, theirs, *norms) for ours, theirs in (("combsum", "sum"), ("combm
 @pytest.mark.slow
 @pytest.mark.parametrize(("method", "theirs", "norm", "their_norm"), RANX)
 def test_equals_ranx(method, theirs, norm, their_norm):
-    ranx = pytest.importorskip("ranx", reason="an oracle that nothing else needs: pip install ranx")
+    import ranx  # compiles for seconds
+
     runs = overlapping(3)
     inputs = [ranx.Run({q: dict(zip(*(h.doc_ids, h.scores.astype(float)), strict=True)) for q, h in run.items()}) for run in runs]
     params = {"wsum": {"weights": (0.2, 0.3, 0.5)}, "rbp": {"phi": 0.7}}.get(method, {})
@@ -421,7 +422,8 @@ def test_condorcet_finds_the_order_of_the_majorities():
 @pytest.mark.slow
 def test_condorcet_is_ranxs_where_majorities_make_an_order():
     """ranx sorts by the majority relation; where that runs in circles, its result depends on the sort."""
-    ranx = pytest.importorskip("ranx", reason="an oracle that nothing else needs: pip install ranx")
+    import ranx  # compiles for seconds
+
     inputs = [ranx.Run({"q": dict(zip(*(run["q"].doc_ids, run["q"].scores.astype(float)), strict=True))}) for run in agreeing()]
     theirs = Run.from_scores("ranx", ranx.fuse(inputs, norm=None, method="condorcet").to_dict())
     assert theirs["q"].doc_ids == fuse.combine(agreeing(), "condorcet")["q"].doc_ids

@@ -8,10 +8,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pyserini_kd import columns, index, inference, mine, teach
+from pyserini_kd import columns, index, inference, mine, score_files, teach, triples
 from pyserini_kd.data import Doc
 from pyserini_kd.files import InputError
 from pyserini_kd.models import checkpoints
+from pyserini_kd.pairs import Pairs
 from pyserini_kd.runs import Run
 
 
@@ -22,7 +23,7 @@ def groups(queries, qrels, corpus):
 
 @pytest.fixture
 def texts(groups, queries, corpus):
-    return teach.load_texts(groups, queries, corpus)
+    return triples.load_texts(groups, queries, corpus)
 
 
 @pytest.fixture
@@ -65,18 +66,18 @@ def test_vectors_that_are_not_exact_are_no_teacher_s(tmp_path, groups, texts, ti
 
 def test_store_and_published_file(tmp_path, groups, texts, tiny_dot):
     taught, record = teach.teach(groups, *texts, [str(tiny_dot)])
-    teach.write_scores(taught, tmp_path / "s.parquet", record)
-    scores = teach.read_scores(tmp_path / "s.parquet", groups)
+    score_files.write_scores(taught, tmp_path / "s.parquet", record)
+    scores = score_files.read_scores(tmp_path / "s.parquet", groups)
     assert scored(scores, groups) == dict(zip(taught.pairs, taught.score.tolist(), strict=True))
-    count = teach.write_triples(scores.each(groups), tmp_path / "s.tsv")
+    count = score_files.write_triples(scores.each(groups), tmp_path / "s.tsv")
     lines = (tmp_path / "s.tsv").read_text().splitlines()
     assert count == len(lines) == 40
     pos_score, neg_score, query_id, pos, neg = lines[0].split("\t")
     known = scored(scores, groups)
     assert [np.float32(pos_score), np.float32(neg_score)] == [known[query_id, pos], known[query_id, neg]]
-    assert scored(teach.read_scores(tmp_path / "s.tsv", groups), groups) == known
+    assert scored(score_files.read_scores(tmp_path / "s.tsv", groups), groups) == known
     asked = [mine.Group("q3", ["eat-cow", "eat-none", "eat-hen"], [1, 0, 0], 0)]
-    few = teach.read_scores(tmp_path / "s.tsv", asked)
+    few = score_files.read_scores(tmp_path / "s.tsv", asked)
     assert len(few) == 3 and few.of(asked[0])[0] == known["q3", "eat-cow"]
     assert [*map(np.isnan, few.of(asked[0]))] == [False, True, ("q3", "eat-hen") not in known]
 
@@ -88,12 +89,12 @@ def scored(scores, groups):
 def test_pairs_are_those_of_groups_each_once_in_order(groups, monkeypatch):
     again = [*groups, groups[0]._replace(doc_ids=[groups[0].doc_ids[2], "new", groups[0].doc_ids[0]])]
     expected = list(dict.fromkeys((g.query_id, d) for g in again for d in g.doc_ids))
-    pairs = teach.Pairs(again)
+    pairs = Pairs(again)
     assert list(pairs) == expected and len(pairs) == len(expected) == 51
     blocks = list(pairs.blocks(20))
     assert [(some.start, some.stop) for some, _ in blocks] == [(0, 20), (20, 40), (40, 51)]
     assert [pair for _, ids in blocks for pair in zip(*ids, strict=True)] == expected
-    assert list(teach.Pairs([])) == [] and not list(teach.Pairs([]).blocks(5))
+    assert list(Pairs([])) == [] and not list(Pairs([]).blocks(5))
     numbers = [value for _, own in pairs.each(np.arange(51, dtype=np.float32)) for value in own]
     assert [expected[int(number)] for number in numbers] == [(g.query_id, d) for g in again for d in g.doc_ids]
 
@@ -105,8 +106,8 @@ def test_pairs_in_files_are_those_in_memory(tmp_path_factory, drawn):
     expected = list(dict.fromkeys((g.query_id, d) for g in groups for d in g.doc_ids))
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(columns, "SPAN", 7)
-        patch.setattr(teach, "BLOCK", 3)
-        pairs = teach.Pairs(groups, tmp_path_factory.mktemp("columns"))
+        patch.setattr("pyserini_kd.pairs.BLOCK", 3)
+        pairs = Pairs(groups, tmp_path_factory.mktemp("columns"))
         assert list(pairs) == expected and len(pairs) == len(expected)
         values = np.arange(len(pairs), dtype=np.float32)
         assert [(g, [(g.query_id, d) for d in g.doc_ids]) for g in groups] == [
@@ -134,25 +135,25 @@ def resident():
 
 
 def test_blocks_change_nothing(tmp_path, groups, queries, corpus, tiny_dot, dense_index, run_file, monkeypatch):
-    texts = teach.load_texts(groups, queries, corpus)
-    on_disk = teach.load_texts(groups, queries, corpus, tmp_path / "texts")
+    texts = triples.load_texts(groups, queries, corpus)
+    on_disk = triples.load_texts(groups, queries, corpus, tmp_path / "texts")
     assert [dict(some) for some in on_disk] == [{q: texts[0][q] for q in on_disk[0]}, texts[1]]
     stored = {"index": index.DenseIndex.load(dense_index)}
     whole = [teach.teach(groups, *texts, [str(tiny_dot)], [run_file], precision="fp32", **more)[0] for more in ({}, stored)]
     monkeypatch.setattr(teach, "BLOCK", 7)
-    monkeypatch.setattr(teach, "WRITTEN", 11)
+    monkeypatch.setattr(score_files, "WRITTEN", 11)
     for one, more in zip(whole, ({}, stored), strict=True):
         cut, record = teach.teach(groups, *on_disk, [str(tiny_dot)], [run_file], precision="fp32", **more)
         assert cut.texts.tolist() == one.texts.tolist() and np.allclose(cut.score, one.score, atol=1e-4)
-        teach.write_scores(cut, tmp_path / "s.parquet", record, overwrite=True)
-        known = scored(teach.read_scores(tmp_path / "s.parquet", groups), groups)
+        score_files.write_scores(cut, tmp_path / "s.parquet", record, overwrite=True)
+        known = scored(score_files.read_scores(tmp_path / "s.parquet", groups), groups)
         assert known == dict(zip(cut.pairs, cut.score.tolist(), strict=True))
 
 
 def test_negative_margins_are_kept_and_the_last_score_of_a_pair_counts(tmp_path):
     (tmp_path / "s.tsv").write_text("-1.5\t2.25\t007\tNA\t0010\n9\t9\t7\tNA\t0010\n-1.75\t3\t007\tNA\t11\n")
     group = mine.Group("007", ["NA", "0010"], [1, 0], 0)
-    scores = teach.read_scores(tmp_path / "s.tsv", [group])
+    scores = score_files.read_scores(tmp_path / "s.tsv", [group])
     assert scores.of(group) == [-1.75, 2.25] and scores.largest() == 2.25 and scores.missing() == 0
 
 
@@ -163,17 +164,17 @@ def test_negative_margins_are_kept_and_the_last_score_of_a_pair_counts(tmp_path)
 def test_bad_score_files(tmp_path, line, message):
     (tmp_path / "s.tsv").write_text(line)
     with pytest.raises(InputError, match=message):
-        teach.read_scores(tmp_path / "s.tsv", [])
+        score_files.read_scores(tmp_path / "s.tsv", [])
     (tmp_path / "s.parquet").write_text("no parquet")
     with pytest.raises(InputError, match="not a score store"):
-        teach.read_scores(tmp_path / "s.parquet", [])
+        score_files.read_scores(tmp_path / "s.parquet", [])
 
 
 def test_missing_texts_are_counted(groups, queries, corpus):
     with pytest.raises(InputError, match="1 documents of the candidates are not in the collection, e.g. eat-cat"):
-        teach.load_texts(groups, queries, corpus[1:])
+        triples.load_texts(groups, queries, corpus[1:])
     with pytest.raises(InputError, match="1 queries of the candidates are not among the topics, e.g. q0"):
-        teach.load_texts(groups, queries[1:], corpus)
+        triples.load_texts(groups, queries[1:], corpus)
 
 
 def test_command(tmp_path, invoke, files, groups, tiny_dot):
@@ -244,7 +245,7 @@ def test_pairs_that_a_store_holds_are_not_scored_again(tmp_path, invoke, monkeyp
     assert taught("few.jsonl", "few.parquet", teachers=(f"{tiny_cross}@3",)) == 20
     assert taught("all.jsonl", "all.parquet", "--reuse", tmp_path / "few.parquet") == 30  # another weight is the same teacher
     assert taught("all.jsonl", "fresh.parquet") == 50
-    reused, fresh = (scored(teach.read_scores(tmp_path / f"{name}.parquet", groups), groups) for name in ("all", "fresh"))
+    reused, fresh = (scored(score_files.read_scores(tmp_path / f"{name}.parquet", groups), groups) for name in ("all", "fresh"))
     assert len(fresh) == 50 and reused == pytest.approx(fresh, abs=1e-4)
     assert taught("all.jsonl", "again.parquet", "--reuse", tmp_path / "all.parquet", tmp_path / "few.parquet") == 0
     renamed = shutil.copytree(tiny_cross, tmp_path / "renamed")  # the same weights by another name
@@ -283,13 +284,13 @@ def test_an_interrupted_teach_leaves_nothing_half_written(tmp_path, invoke, monk
     before = {path.name for path in tmp_path.iterdir()}
     with monkeypatch.context() as patch:
         if where == "write_triples":  # after its first lines
-            patch.setattr(teach, "pairs", lambda group, real=teach.pairs: (_ for _ in ()).throw(KeyboardInterrupt)
+            patch.setattr(score_files, "pairs", lambda group, real=score_files.pairs: (_ for _ in ()).throw(KeyboardInterrupt)
                           if group == groups[3] and (tmp_path / "s.parquet").exists() and armed else real(group))  # fmt: skip
             armed = []
-            real_write = teach.write_triples
+            real_write = score_files.write_triples
             patch.setattr(teach, "write_triples", lambda *a, **k: armed.append(1) or real_write(*a, **k))
         elif where == "write_scores":
-            patch.setattr(teach, "WRITTEN", 7)
+            patch.setattr(score_files, "WRITTEN", 7)
             import pyarrow.parquet as pq
 
             written, write = [], pq.ParquetWriter.write_table
@@ -320,12 +321,12 @@ def test_a_file_of_scores_is_a_teacher(tmp_path, invoke, files, groups, tiny_cro
         asked = [word for teacher in teachers for word in ("--teacher", teacher)]
         out = ["--output", tmp_path / f"{name}.parquet", "--triples", tmp_path / f"{name}.tsv"]
         assert invoke(teach.main, *words, *asked, *out).exit_code == 0
-    expected = scored(teach.read_scores(tmp_path / "both.parquet", groups), groups)
+    expected = scored(score_files.read_scores(tmp_path / "both.parquet", groups), groups)
     for name in ("cross.parquet", "cross.tsv"):
         more = ["--teacher-scores", tmp_path / name, "--teacher", f"{tiny_dot}@0.5", "--output", tmp_path / f"of.{name}.parquet"]
         result = invoke(teach.main, *words, *more)
         assert result.exit_code == 0, result.output
-        found = teach.read_scores(tmp_path / f"of.{name}.parquet", groups)
+        found = score_files.read_scores(tmp_path / f"of.{name}.parquet", groups)
         assert scored(found, groups) == pytest.approx(expected, abs=1e-5)
     (tmp_path / "few.tsv").write_text("".join((tmp_path / "cross.tsv").read_text().splitlines(keepends=True)[:3]))
     (tmp_path / "small.tsv").write_text("".join(f"0.5\t-0.5\t{line.split(chr(9), 2)[2]}" for line in open(tmp_path / "cross.tsv")))
@@ -354,10 +355,10 @@ def test_scores_of_other_texts_and_damaged_stores_are_no_teachers(tmp_path, invo
     pq.write_table(pa.table({"texts": pa.array([1], pa.uint64())}).replace_schema_metadata({"pyserini_kd": "no"}), tmp_path / "no.parquet")
     for name, message in (("text", "not a score store"), ("inf", "scores must be finite")):
         with pytest.raises(InputError, match=message):
-            teach.read_scores(tmp_path / f"{name}.parquet", groups)
+            score_files.read_scores(tmp_path / f"{name}.parquet", groups)
     for name in ("text", "no"):
         with pytest.raises(InputError, match="not a score store"):
-            teach.read_known(tmp_path / f"{name}.parquet")
+            score_files.read_known(tmp_path / f"{name}.parquet")
 
 
 def test_two_at_once_are_refused(tmp_path, invoke, files, groups, tiny_cross):
@@ -379,7 +380,7 @@ def test_bounded_teachers_are_refused_or_scaled(tmp_path, invoke, files, groups)
     assert refused.exit_code == 2 and "gives scores in [-1, 1]; margins that small teach little: give it a weight, e.g. " in refused.output
     scaled = invoke(teach.main, *words, "--teacher-run", f"{tmp_path / 'cosine.txt'}@20")
     assert scaled.exit_code == 0, scaled.output
-    assert scored(teach.read_scores(tmp_path / "s.parquet", groups), groups)["q0", "eat-cat"] == pytest.approx(18.0)
+    assert scored(score_files.read_scores(tmp_path / "s.parquet", groups), groups)["q0", "eat-cat"] == pytest.approx(18.0)
 
 
 def test_a_cross_encoder_with_a_sigmoid_in_its_config_gives_raw_logits(tmp_path, groups, texts, tiny_cross):

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 
-from pyserini_kd import batches, inference, learner, mine, stages, teach, train
+from pyserini_kd import batches, inference, learner, mine, score_files, stages, train, triples
 from pyserini_kd.data import read_collection, read_topics
 from pyserini_kd.files import InputError, sha256
 from pyserini_kd.mine import Group
@@ -25,7 +25,7 @@ from pyserini_kd.validation import Dev
 @pytest.fixture(scope="module")
 def data(queries, qrels, corpus):
     groups = mine.mine(queries, qrels, [], corpus, negatives=0, shared=5).groups
-    return groups, *teach.load_texts(groups, queries, corpus)
+    return groups, *triples.load_texts(groups, queries, corpus)
 
 
 @pytest.fixture(scope="module")
@@ -514,7 +514,7 @@ def test_refusals(tmp_path, data, liked, tiny_dot):
 def test_command(tmp_path, invoke, files, data, scores, tiny_dot):
     groups, *_ = data
     mine.write_candidates(groups, tmp_path / "c.jsonl")
-    teach.write_triples(scores.each(groups), tmp_path / "s.tsv")
+    score_files.write_triples(scores.each(groups), tmp_path / "s.tsv")
     base = ["--collection", files["docs"], "--topics", files["topics"], "--init", tiny_dot, "--output", tmp_path / "m"]
     result = invoke(train.main, "--recipe", "margin-mse", *base, "--scores", tmp_path / "s.tsv", "--max-steps", 2, "--layers", "0")
     assert result.exit_code == 0, result.output
@@ -839,7 +839,7 @@ def test_bad_input_is_one_line_and_exit_code_2(tmp_path, invoke, files, data, sc
     from pyserini_kd import losses
 
     mine.write_candidates(data[0], tmp_path / "c.jsonl")
-    teach.write_triples(scores.each(data[0]), tmp_path / "s.tsv")
+    score_files.write_triples(scores.each(data[0]), tmp_path / "s.tsv")
     three = save_cross(tokenizer, tmp_path / "three", layers=3)
     heads = save_cross(tokenizer, tmp_path / "heads", layers=2, heads=8)
     base = ["--collection", files["docs"], "--topics", files["topics"], "--output", tmp_path / "m", "--candidates", tmp_path / "c.jsonl"]
@@ -983,7 +983,7 @@ def run_in_process(folder, docs, topics, threads, environment, killed_in=None):
     transformers.Trainer._save_optimizer_and_scheduler = save_or_die
     losses = keep_losses()
     groups = mine.read_candidates(folder / "c.jsonl")
-    queries, texts = teach.load_texts(groups, read_topics(topics), read_collection(docs))
+    queries, texts = triples.load_texts(groups, read_topics(topics), read_collection(docs))
     scores = Scores(groups).fill(json.loads((folder / "scores.json").read_text()))
     for name, settings in json.loads((folder / "runs.json").read_text()).items():
         config = TrainConfig(**{key: tuple(value) if isinstance(value, list) else value for key, value in settings.items()})

@@ -1,0 +1,153 @@
+"""Files of teacher scores: our store, which knows who scored what, and the published 5-column file."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import math
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from pyserini_kd.columns import let_go, spans
+from pyserini_kd.files import InputError, atomic_file, comparable, require_file
+from pyserini_kd.mine import Group, pairs
+from pyserini_kd.pairs import Pairs
+from pyserini_kd.triples import Floats, Hashes, Scores, five_columns, look_up
+
+WRITTEN = 1 << 17  # pairs written to the store at a time
+
+
+class Taught(NamedTuple):
+    """Scores of (query, document) pairs: one column a teacher, and their ensemble."""
+
+    pairs: Pairs
+    texts: Hashes  # hash of the two texts that were scored
+    raw: dict[str, Floats]
+    score: Floats
+
+
+class Known(NamedTuple):
+    """What a checkpoint has scored before: its record in an older store, and its scores by the (sorted) hash of the texts."""
+
+    teacher: dict[str, Any]
+    texts: Hashes
+    scores: Floats
+
+
+def write_scores(taught: Taught, path: str | Path, record: dict[str, Any], *, overwrite: bool = False) -> None:
+    """Write the score store: parquet with query_id, doc_id, texts (a hash), score, `raw:NAME` a teacher, and the record."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    ids = pa.dictionary(pa.int32(), pa.string())
+    fields = [("query_id", ids), ("doc_id", ids), ("texts", pa.uint64()), ("score", pa.float32())]
+    fields += [(f"raw:{name}", pa.float32()) for name in taught.raw]
+    schema = pa.schema(fields, {"pyserini_kd": json.dumps(record)})
+    numbers: list[Any] = [taught.texts, taught.score, *taught.raw.values()]
+    with atomic_file(path, overwrite=overwrite, binary=True) as out, pq.ParquetWriter(out, schema) as writer:
+        for some, both in taught.pairs.blocks(WRITTEN):
+            columns = [pa.array(ids).dictionary_encode() for ids in both] + [pa.array(values[some]) for values in numbers]
+            writer.write_table(pa.table(columns, schema=schema))
+            let_go(*numbers)
+
+
+def write_triples(scored: Iterable[tuple[Group, list[float]]], path: str | Path, *, overwrite: bool = False) -> int:
+    """Write groups with their scores in the published format, no header: `pos_score neg_score query_id pos_id neg_id`."""
+    count = 0
+    with atomic_file(path, overwrite=overwrite) as out:
+        for group, own in scored:
+            found = dict(zip(group.doc_ids, own, strict=True))
+            for pos, neg in pairs(group):
+                out.write(f"{found[pos]:.9g}\t{found[neg]:.9g}\t{group.query_id}\t{pos}\t{neg}\n")
+                count += 1
+    return count
+
+
+def read_scores(path: str | Path, groups: Sequence[Group]) -> Scores:
+    """The groups' scores in a score store (parquet) or a published 5-column file (anything else), as it streams by."""
+    path = require_file(path, "score file")
+    return Scores(groups).fill(_parquet_pairs(path) if path.suffix == ".parquet" else _triple_pairs(path))
+
+
+def read_known(path: str | Path) -> list[Known]:
+    """What the checkpoints of a score store have scored."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        with pq.ParquetFile(require_file(path, "score store")) as file:
+            record = json.loads(file.schema_arrow.metadata[b"pyserini_kd"])
+            columns = [name for name in file.schema_arrow.names if name.startswith("raw:")]
+            table = file.read(["texts", *columns])
+        raw = (table[name].to_numpy() for name in columns)
+        return _known(table["texts"].to_numpy(), zip(record["teachers"], raw, strict=True))
+    except (pa.ArrowException, KeyError, TypeError, ValueError) as error:
+        raise InputError(f"{path} is not a score store of teach: {str(error).splitlines()[0]}") from error
+
+
+def known_of(taught: Taught, record: Mapping[str, Any]) -> list[Known]:
+    """The same of scores that are not in a file yet."""
+    return _known(taught.texts, zip(record["teachers"], taught.raw.values(), strict=True))
+
+
+def _known(texts: Hashes, scored: Iterable[tuple[Mapping[str, Any], Floats]]) -> list[Known]:
+    order = np.argsort(texts)
+    texts = texts[order]
+    checkpoints_only = ((who, raw) for who, raw in scored if "architecture" in who)  # a run's scores cost nothing
+    return [Known(unweighted(who), texts, raw[order]) for who, raw in checkpoints_only]
+
+
+def unweighted(teacher: Mapping[str, Any]) -> dict[str, Any]:
+    """A teacher's record without its weight: what decides its raw scores."""
+    plain: dict[str, Any] = comparable({name: value for name, value in teacher.items() if name != "weight"})
+    return plain
+
+
+def _triple_pairs(path: Path) -> Iterator[tuple[str, str, float]]:
+    for pos_score, neg_score, query_id, pos, neg in five_columns(path):
+        yield query_id, pos, pos_score
+        yield query_id, neg, neg_score
+
+
+def _parquet_pairs(path: Path) -> Iterator[tuple[str, str, float]]:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        with pq.ParquetFile(path) as file:
+            for batch in file.iter_batches(columns=["query_id", "doc_id", "score"]):
+                scores = batch["score"].cast(pa.float32()).to_pylist()
+                if not all(map(math.isfinite, scores)):
+                    raise InputError(f"{path}: scores must be finite")
+                yield from zip(batch["query_id"].to_pylist(), batch["doc_id"].to_pylist(), scores, strict=True)
+    except (pa.ArrowException, KeyError) as error:
+        raise InputError(f"{path} is not a score store: {str(error).splitlines()[0]}") from error
+
+
+def fill_from_store(path: Path, texts: Hashes, scores: Floats) -> None:
+    """Write the scores that a store has for pairs of these texts, NaN for the others; its ids may mean other texts."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        table = pq.read_table(require_file(path, "score store"), columns=["texts", "score"])
+        known, values = table["texts"].to_numpy(), table["score"].cast(pa.float32()).to_numpy()
+    except (pa.ArrowException, KeyError, ValueError) as error:
+        raise InputError(f"{path} is not a score store of teach: {str(error).splitlines()[0]}") from error
+    order = np.argsort(known)
+    known, values = known[order], values[order]
+    for some in spans(len(texts)):
+        found, places = look_up(known, texts[some])
+        scores[some] = np.where(found, values[places] if len(values) else np.nan, np.nan)
+        let_go(scores, texts)
+
+
+def fill_from_triples(name: str, groups: Sequence[Group], pairs: Pairs, scores: Floats) -> None:
+    """Write the scores that a published file has for pairs of these ids, NaN for the others."""
+    rest = itertools.chain.from_iterable(own for _, own in read_scores(name, groups).each(groups))
+    for some in spans(len(pairs.numbers)):
+        scores[pairs.numbers[some]] = np.fromiter(itertools.islice(rest, some.stop - some.start), np.float32)
+        let_go(scores, pairs.numbers)
