@@ -315,7 +315,11 @@ class Triples(Sequence[Group]):
 
     def lengths(self) -> Rows:
         """Bytes of the longer document of every triple."""
-        return np.concatenate([block["length"] for block in self._blocks()])
+        found, start = np.empty(self._count, np.int32), 0
+        for block in self._blocks():
+            found[start : start + len(block)] = block["length"]
+            start += len(block)
+        return found
 
     @property
     def n_docs(self) -> int:

@@ -1012,6 +1012,37 @@ def free_port():
         return found.getsockname()[1]
 
 
+def exit_codes_of_two(folder, files, killed_in=None):
+    """Start two processes on the runs of a folder, wait for both."""
+    environment = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "WORLD_SIZE": "2"}
+    own = [{**environment, "RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(2)]
+    started = [FRESH.Process(target=run_in_process, args=(folder, files["docs"], files["topics"], 1, one, killed_in)) for one in own]
+    for process in started:
+        process.start()
+    for process in started:
+        process.join(timeout=120)
+    return [process.exitcode for process in started]
+
+
+def test_two_processes_killed_with_signal_9_resume_to_the_same_weights(tmp_path, data, liked, files, tiny_dot):
+    config = {"recipe": "margin-mse", "init": str(tiny_dot), "max_steps": 9, "batch_size": 3, "lr": 1e-3, "precision": "fp32",
+              "save_steps": 2, "dropout": 0.3}  # fmt: skip
+    for name in ("whole", "cut"):
+        (tmp_path / name).mkdir()
+        mine.write_candidates(data[0], tmp_path / name / "c.jsonl")
+        (tmp_path / name / "scores.json").write_text(json.dumps(liked))
+        (tmp_path / name / "runs.json").write_text(json.dumps({"out": config}))
+    assert exit_codes_of_two(tmp_path / "whole", files) == [0, 0]
+    assert exit_codes_of_two(tmp_path / "cut", files, killed_in="checkpoint-6") == [-signal.SIGKILL] * 2
+    states = tmp_path / "cut" / "out.partial" / "stage-1"
+    assert sorted(path.name for path in states.glob("checkpoint-4/saved-*")) == ["saved-0-of-2", "saved-1-of-2"]
+    assert not list(states.glob("checkpoint-6/saved-*"))
+    assert exit_codes_of_two(tmp_path / "cut", files) == [0, 0]
+    whole, cut = tmp_path / "whole" / "out", tmp_path / "cut" / "out"
+    assert checkpoints.fingerprint(cut) == checkpoints.fingerprint(whole)
+    assert [entry["step"] for entry in stages_of(cut)[0]["log"]] == [entry["step"] for entry in stages_of(whole)[0]["log"]]
+
+
 def test_two_processes_train_like_one(tmp_path, data, liked, scores, files, tiny_dot, tiny_cross, teacher, monkeypatch):
     """As torchrun starts them: same loss at each step, same weights in the end, also with uneven shares of the pairs."""
     groups = [group._replace(doc_ids=group.doc_ids[: 5 - n % 3], labels=group.labels[: 5 - n % 3]) for n, group in enumerate(data[0])]
@@ -1025,14 +1056,7 @@ def test_two_processes_train_like_one(tmp_path, data, liked, scores, files, tiny
     mine.write_candidates(groups, tmp_path / "c.jsonl")
     (tmp_path / "runs.json").write_text(json.dumps(runs))
     (tmp_path / "scores.json").write_text(json.dumps(liked))
-    environment = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "WORLD_SIZE": "2"}
-    started = [FRESH.Process(target=run_in_process, args=(tmp_path, files["docs"], files["topics"], 1,
-                             {**environment, "RANK": str(rank), "LOCAL_RANK": str(rank)})) for rank in range(2)]  # fmt: skip
-    for process in started:
-        process.start()
-    for process in started:
-        process.join(timeout=120)
-    assert [process.exitcode for process in started] == [0, 0]
+    assert exit_codes_of_two(tmp_path, files) == [0, 0]
     monkeypatch.setattr(learner.Learner, "forward", learner.Learner.forward)  # put back at the end
     losses = keep_losses()
     for name, settings in runs.items():
