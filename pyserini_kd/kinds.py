@@ -134,11 +134,12 @@ def _loaded(blocks: Sequence[Path]) -> Iterator[Floats]:
     return (np.load(block) for block in tqdm(blocks, desc="index", unit=" blocks", disable=None))
 
 
-def _announce(kind: str, count: int, size: int, free: int, where: str, seconds: float = 0) -> None:
+def _announce(kind: str, count: int, size: int, free: int, where: str, *, seconds: float = 0, twice: bool = False) -> None:
     """Say what an index will take before it is written, and warn where there is less."""
+    meanwhile = ", twice that while its lists are put in order," if twice else ""
     time_too = f" and about {seconds / 60:.0f} minutes" if seconds > 60 else ""
-    logger.info("%s of %d vectors takes about %.2f GB %s%s", kind, count, count * size / 1e9, where, time_too)
-    if count * size > free:
+    logger.info("%s of %d vectors takes about %.2f GB %s%s%s", kind, count, count * size / 1e9, where, meanwhile, time_too)
+    if count * size * (1 + twice) > free:
         logger.warning("only %.2f GB are free %s", free / 1e9, where)
 
 
@@ -156,16 +157,18 @@ def _write_faiss(blocks: Sequence[Path], sizes: Sequence[int], index: Any, kind:
             f"--faiss {kind} needs at least {least} documents ({why}), the collection has {sum(sizes)}; the same command with "
             "another kind goes on from the vectors encoded now"
         )
-    free = shutil.disk_usage(path.parent).free if streamed.streams(index) else free_memory()
+    streams = streamed.streams(index)
+    free, where = (shutil.disk_usage(path.parent).free, "on disk") if streams else (free_memory(), "in memory")
     seconds = forecast(index, _sample(blocks, sizes, TRIAL), sum(sizes))
-    _announce(kind, sum(sizes), vector_bytes(index), free, "on disk" if streamed.streams(index) else "in memory", seconds)
+    has_lists = hasattr(_inner(index), "nlist")
+    _announce(kind, sum(sizes), vector_bytes(index), free, where, seconds=seconds, twice=streams and has_lists)
     if not index.is_trained:
         try:
             index.train(_sample(blocks, sizes, _train_size(index)))
         except RuntimeError as error:
             raise InputError(f"--faiss {kind} cannot be trained on {sum(sizes)} documents: {_last_line(error)}") from error
     try:
-        if streamed.streams(index):
+        if streams:
             return streamed.write(index, _loaded(blocks), sum(sizes), path)
         with _one_thread("HNSW" in kind):
             for block in _loaded(blocks):

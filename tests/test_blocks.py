@@ -468,6 +468,18 @@ def test_what_an_index_takes_is_said_before(tmp_path, caplog, monkeypatch, kind)
     assert f"only 0.00 GB are free {where}" in caplog.text
 
 
+@pytest.mark.parametrize(("kind", "enough"), [("Flat", 20_000), ("IVF4,Flat", 44_000)])
+def test_lists_need_their_room_twice_while_they_are_put_in_order(tmp_path, caplog, monkeypatch, kind, enough):
+    caplog.set_level("INFO")
+    np.save(tmp_path / "0.npy", clustered(300))  # 64 bytes each, 8 more in a list
+    for free in (enough, enough - 1000):
+        caplog.clear()
+        monkeypatch.setattr(kinds.shutil, "disk_usage", lambda folder, free=free: shutil._ntuple_diskusage(free, 0, free))
+        kinds.write([tmp_path / "0.npy"], 16, kind, tmp_path)
+        assert ("are free" in caplog.text) == (free < enough)
+    assert ("twice that while its lists" in caplog.text) == kind.startswith("IVF")
+
+
 def test_time_is_estimated_by_a_trial(monkeypatch):
     """Twice the documents take twice the comparisons; a graph, which is searched for each new one, a little more."""
     sample = clustered(200)
