@@ -8,14 +8,12 @@ LuceneHnswDenseSearcher reads it and `docid`; and beside them our `manifest.json
 from __future__ import annotations
 
 import dataclasses
-import functools
 import json
 import logging
 import os
 import time
 from bisect import bisect_right
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from itertools import chain
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -26,6 +24,7 @@ import numpy.typing as npt
 from pyserini_kd import blocks, inference, kinds, lucene, passages, sources, token_index, vectors
 from pyserini_kd.cli import command
 from pyserini_kd.data import Doc
+from pyserini_kd.doc_ids import DocIds
 from pyserini_kd.files import (
     InputError,
     atomic_file,
@@ -52,7 +51,7 @@ class DenseIndex:
 
     folder: Path
     index: Any
-    doc_ids: npt.NDArray[np.object_]
+    doc_ids: DocIds
     manifest: dict[str, Any] | None
 
     @classmethod
@@ -81,12 +80,12 @@ class DenseIndex:
         if manifest and not isinstance(manifest.get("encoder", {}), dict):
             raise InputError(f"{folder / 'manifest.json'}: `encoder` must be a record, not {manifest['encoder']!r}")
         index = kinds.read(folder, mmap, foreign=manifest is None)
-        doc_ids = np.array(_read_doc_ids(folder), dtype=object)
+        doc_ids = DocIds.read(folder)
         if index.ntotal != len(doc_ids):
             raise InputError(f"index folder {folder} does not fit: {index.ntotal} vectors but {len(doc_ids)} document ids")
         if manifest is None:
             logger.warning("%s has no manifest of ours: which encoder made it cannot be checked", folder)
-            if len(set(doc_ids)) < len(doc_ids):
+            if doc_ids.twice() is not None:
                 raise InputError(f"index folder {folder} is not searched: its `docid` names a document twice")
         return cls(folder, index, doc_ids, manifest)
 
@@ -102,10 +101,9 @@ class DenseIndex:
                 raise InputError(f"{known[0].folder} and {part.folder} were made with different encoders or settings of one")
         joined = kinds.Joined([part.index for part in parts])
         manifest = known[0].manifest if known else first.manifest
-        whole = cls(first.folder, joined, np.concatenate([part.doc_ids for part in parts]), manifest)
-        if len(whole.rows) < len(whole.doc_ids):
-            twice = next(doc_id for row, doc_id in enumerate(whole.doc_ids) if whole.rows[doc_id] != row)
-            where = " and ".join(str(part.folder) for part in parts if twice in part.rows)
+        whole = cls(first.folder, joined, DocIds.join(part.doc_ids for part in parts), manifest)
+        if (twice := whole.doc_ids.twice()) is not None:
+            where = " and ".join(str(part.folder) for part in parts if twice in part.doc_ids)
             raise InputError(f"document {twice!r} is in more than one index: {where}")
         return whole
 
@@ -156,22 +154,17 @@ class DenseIndex:
 
     def vectors(self, doc_ids: Sequence[str]) -> Floats:
         """Stored vectors float32 (N, H) of documents, by id (exact for Flat, approximate for quantised indexes)."""
-        rows = self.rows
-        missing = [doc_id for doc_id in doc_ids if doc_id not in rows]
-        if missing:
-            raise InputError(f"{len(missing)} documents are not in the index {self.folder}, e.g. {missing[0]}")
-        return kinds.vectors_of(self.index, np.array([rows[d] for d in doc_ids], dtype=np.int64))
+        rows = self.doc_ids.rows(doc_ids)
+        missing = np.flatnonzero(rows < 0)
+        if len(missing):
+            raise InputError(f"{len(missing)} documents are not in the index {self.folder}, e.g. {doc_ids[missing[0]]}")
+        return kinds.vectors_of(self.index, rows)
 
     def score(self, encoder: BertDot, queries: Sequence[str], doc_ids: Sequence[str], **settings: Any) -> Floats:
         """Dot products float32 (P,) of (query, document) pairs with the stored vectors; `settings` of `inference.encode`."""
         (texts, query_rows), (ids, doc_rows) = inference.unique(queries), inference.unique(doc_ids)
         query_vecs = inference.encode(encoder, texts, "query", label="encode queries", **settings)
         return inference.dot_rows(query_vecs, query_rows, self.vectors(ids), doc_rows)
-
-    @functools.cached_property
-    def rows(self) -> dict[str, int]:
-        """doc_id -> row."""
-        return {doc_id: row for row, doc_id in enumerate(self.doc_ids.tolist())}
 
 
 def shards(*paths: str | Path) -> list[Path]:
@@ -198,27 +191,25 @@ def has_docs(*paths: Path) -> bool:
     return all((folder / name).is_file() for folder in shards(*paths) for name in ("docid", "docs.jsonl", "docs.offsets"))
 
 
-def stored_docs(*paths: Path, rows: Mapping[str, int] | None = None) -> Callable[[Iterable[str]], Iterator[Doc]]:
+def stored_docs(*paths: Path, known: DocIds | None = None) -> Callable[[Iterable[str]], Iterator[Doc]]:
     """A function from ids to stored documents of one index folder or several, in the order asked; no vectors are loaded.
 
-    `rows` are those of the folders where an index of them is open: ids then are in memory once.
+    `known` are the ids of the folders where an index of them is open: they then are in memory once.
     """
     folders = shards(*paths)
     texts = [_Lines(folder) for folder in folders]
     starts = np.cumsum([0, *map(len, texts)]).tolist()
-    count = len(rows or ())
-    if rows is None:
-        every = list(chain.from_iterable(map(_read_doc_ids, folders)))
-        rows, count = {doc_id: row for row, doc_id in enumerate(every)}, len(every)
-    if starts[-1] != count:
+    ids = DocIds.read(*folders) if known is None else known
+    if starts[-1] != len(ids):
         raise InputError(f"{' and '.join(map(str, folders))}: `docid` and `docs.offsets` are not of one collection")
 
     def fetch(doc_ids: Iterable[str]) -> Iterator[Doc]:
         for doc_id in doc_ids:
-            if doc_id not in rows:
+            row = ids.row(doc_id)
+            if row < 0:
                 raise InputError(f"document {doc_id!r} is not in the index {' or '.join(map(str, folders))}")
-            part = bisect_right(starts, rows[doc_id]) - 1
-            yield texts[part].doc(rows[doc_id] - starts[part])
+            part = bisect_right(starts, row) - 1
+            yield texts[part].doc(row - starts[part])
 
     return fetch
 
@@ -242,11 +233,6 @@ class _Lines:
             return Doc(*json.loads(os.pread(self._file.fileno(), end - start, start)))
         except (ValueError, OSError):
             raise InputError(f"{self._path} is damaged: no document at byte {start}") from None
-
-
-def _read_doc_ids(folder: Path) -> list[str]:
-    lines = require_file(folder / "docid", "docid file").read_text(encoding="utf-8").split("\n")
-    return [line.rstrip() for line in (lines[:-1] if lines[-1] == "" else lines)]
 
 
 def check_encoder(index: DenseIndex, encoder: BertDot, checkpoint: Path, *, ignore: bool = False) -> None:

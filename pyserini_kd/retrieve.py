@@ -60,7 +60,7 @@ def dense(
         scores, rows = index.search(vectors[start : start + SEARCH_BLOCK], hits, ef_search=ef_search, nprobe=nprobe)
         found = (rows >= 0).sum(axis=1).tolist()  # approximate indexes may find fewer
         for query, query_scores, query_rows, count in zip(some, scores, rows, found, strict=True):
-            doc_ids = index.doc_ids[query_rows[:count]].tolist()
+            doc_ids = index.doc_ids.take(query_rows[:count])
             hits_of[query.query_id] = ordered(doc_ids, query_scores[:count], f"query {query.query_id}")
     return Run(tag, hits_of)
 

@@ -440,7 +440,7 @@ def _fetch(settings: Settings, index: DenseIndex | None) -> Fetch | None:
         return rerank.fetch_from(settings.index or "")
     folders = [Path(name) for name in (settings.index or "", *settings.more_indexes)]
     if indexes.has_docs(*folders):
-        return indexes.stored_docs(*folders, rows=index.rows if index else None)
+        return indexes.stored_docs(*folders, known=index.doc_ids if index else None)
     return rerank.fetch_from(settings.sparse_index) if settings.sparse_index else None
 
 

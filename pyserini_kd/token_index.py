@@ -20,6 +20,7 @@ import numpy.typing as npt
 
 from pyserini_kd import blocks, inference, passages, sources
 from pyserini_kd.data import Doc
+from pyserini_kd.doc_ids import DocIds
 from pyserini_kd.files import InputError, atomic_file, comparable, read_json, require_file
 from pyserini_kd.models import checkpoints
 
@@ -43,7 +44,7 @@ class TokenIndex:
     vectors: tuple[npt.NDArray[Any], ...]
     offsets: tuple[npt.NDArray[np.int64], ...]
     starts: tuple[int, ...]  # the first row of each folder; rows are counted through
-    rows: dict[str, int]
+    doc_ids: DocIds
     manifest: dict[str, Any]
 
     @classmethod
@@ -59,9 +60,9 @@ class TokenIndex:
                 if comparable(manifest.get(name)) != comparable(manifests[0].get(name)):
                     raise InputError(f"{folders[0]} and {folder} were made with different settings ({name})")
         vectors, offsets, starts = [], [], []
-        rows: dict[str, int] = {}
+        every: list[DocIds] = []
         for folder, manifest in zip(map(Path, folders), manifests, strict=True):
-            doc_ids = require_file(folder / "docid", "docid file").read_text(encoding="utf-8").split("\n")[:-1]
+            doc_ids = DocIds.read(folder)
             offsets.append(np.fromfile(require_file(folder / "offsets", "offsets"), dtype="<i8"))
             dtype, width = np.dtype(DTYPES[manifest["dtype"]]), manifest["width"]
             size = require_file(folder / "vectors", "vectors").stat().st_size
@@ -69,15 +70,17 @@ class TokenIndex:
                 raise InputError(f"index folder {folder} does not fit: docid, offsets and vectors are not of one collection")
             shape = (int(offsets[-1][-1]), width)
             vectors.append(np.memmap(folder / "vectors", dtype=dtype, mode="r", shape=shape))
-            starts.append(len(rows))
-            rows.update((doc_id, row) for row, doc_id in enumerate(doc_ids, start=starts[-1]))
-            if len(rows) != starts[-1] + len(doc_ids):
-                raise InputError(f"{folder} holds a document twice, or one that another index has too")
-        return cls(tuple(map(Path, folders)), tuple(vectors), tuple(offsets), tuple(starts), rows, manifests[0])
+            starts.append(sum(map(len, every)))
+            every.append(doc_ids)
+        joined = DocIds.join(every)
+        if len(every) > 1 and (twice := joined.twice()) is not None:
+            where = " and ".join(str(folder) for folder, own in zip(folders, every, strict=True) if twice in own)
+            raise InputError(f"document {twice!r} is in more than one index: {where}")
+        return cls(tuple(map(Path, folders)), tuple(vectors), tuple(offsets), tuple(starts), joined, manifests[0])
 
     def of(self, doc_id: str) -> Floats:
         """Representation float32 (D, H) of a document."""
-        row = self.rows[doc_id]
+        row = self.doc_ids.row(doc_id)
         part = bisect_right(self.starts, row) - 1
         begin, end = self.offsets[part][row - self.starts[part] :][:2]
         return self.vectors[part][begin:end].astype(np.float32)
@@ -93,7 +96,7 @@ class TokenIndex:
         if segment and segment != stored:
             holds = f"passages of {stored}" if stored else "whole documents, no passages"
             raise InputError(f"{where} holds {holds}, not --segment {segment}; name the --collection to cut texts anew")
-        found = {d: passages.stored_parts(d, self.rows) if segment else [d] * (d in self.rows) for d in doc_ids}
+        found = {d: passages.stored_parts(d, self.doc_ids) if segment else [d] * (d in self.doc_ids) for d in doc_ids}
         missing = [doc_id for doc_id, parts in found.items() if not parts]
         if missing:
             hint = f"; it holds passages: give --segment {stored} to rerank their documents" if stored and not segment else ""

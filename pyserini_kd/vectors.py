@@ -95,7 +95,7 @@ def _jsonl(path: Path) -> Iterator[Embedded]:
 def _index(folder: Path, load: Callable[[Path], Any]) -> Iterator[Embedded]:
     opened = load(folder)
     for start in range(0, len(opened.doc_ids), STEP):
-        some = opened.doc_ids[start : start + STEP].tolist()
+        some = opened.doc_ids[start : start + STEP]
         for row, (doc_id, vector) in enumerate(zip(some, opened.vectors(some), strict=True), start=start + 1):
             yield Embedded(doc_id, vector, f"{folder / 'docid'}:{row}")
 

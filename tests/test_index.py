@@ -206,7 +206,7 @@ def halves(tmp_path, encoder, tiny_dot, corpus):
 def test_several_folders_search_as_one(halves, encoder, queries):
     many, whole, parts = halves
     one, joined = index.DenseIndex.load(whole), index.DenseIndex.load(*parts)
-    assert joined.doc_ids.tolist() == [doc.doc_id for doc in many]
+    assert list(joined.doc_ids) == [doc.doc_id for doc in many]
     for hits in (1, 3, 10, 100):
         a, b = (retrieve.dense(opened, encoder, queries, hits=hits, precision="fp32") for opened in (one, joined))
         for query in queries:
@@ -231,7 +231,7 @@ def test_a_manifest_of_shards_is_those_folders(halves, encoder, queries, tmp_pat
     expected = retrieve.dense(index.DenseIndex.load(whole), encoder, queries, hits=9, precision="fp32")
     for name in ("shards.json", "as-folder"):
         opened = index.DenseIndex.load(tmp_path / name)
-        assert opened.doc_ids.tolist() == [doc.doc_id for doc in many]
+        assert list(opened.doc_ids) == [doc.doc_id for doc in many]
         run = retrieve.dense(opened, encoder, queries, hits=9, precision="fp32")
         assert {q: run[q].doc_ids for q in run} == {q: expected[q].doc_ids for q in expected}
         assert list(index.stored_docs(tmp_path / name)([many[33].doc_id])) == [many[33]] and index.has_docs(tmp_path / name)
@@ -257,7 +257,7 @@ def test_folders_that_do_not_go_together(halves, tmp_path, tiny_dot, corpus):
         index.DenseIndex.load(a, whole)
     renamed = shutil.copytree(tiny_dot, tmp_path / "renamed")  # the same weights by another name: these do go together
     index.build([Doc("y", "", "the hen")], index.load_encoder(str(renamed)), renamed, tmp_path / "y")
-    assert "y" in index.DenseIndex.load(a, tmp_path / "y").rows
+    assert "y" in index.DenseIndex.load(a, tmp_path / "y").doc_ids
     index.build([Doc("x", "", "the hen")], index.load_encoder(str(tiny_dot), pooling="cls"), tiny_dot, tmp_path / "cls")
     foreign = shutil.copytree(whole, tmp_path / "foreign")  # by nobody knows whom
     (foreign / "docid").write_text("".join(f"f{n}\n" for n in range(80)))
