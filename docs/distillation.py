@@ -19,8 +19,9 @@ from pathlib import Path
 import numpy as np
 
 from pyserini_kd import data, significance
-from pyserini_kd.evaluate import evaluate, markdown, mean
+from pyserini_kd.evaluate import evaluate, mean
 from pyserini_kd.runs import Run
+from pyserini_kd.tables import markdown
 
 SHAPES = {"3/384": "0,1,2", "2/384": "0,1"}  # layers kept of the six: the lowest learn soonest
 SOFT = {  # on the score file of the ensemble, from the pretrained layers

@@ -10,8 +10,9 @@ from pathlib import Path
 import numpy as np
 
 from pyserini_kd import data, fuse, significance, tune
-from pyserini_kd.evaluate import evaluate, markdown, mean
+from pyserini_kd.evaluate import evaluate, mean
 from pyserini_kd.runs import Run
+from pyserini_kd.tables import markdown
 
 NAMES = {"bm25": "bm25", "bm25-rm3": "rm3", "distilbert-tas-b": "tasb", "openai-ada2": "ada2", "splade-pp-ed": "splade"}
 BY_RANK, BY_SCORE = ("isr", "rbp", "borda", "condorcet"), ("combsum", "combmnz", "combanz", "combmax", "combmin", "combmed")

@@ -26,7 +26,7 @@ MEASURES = ("RR@10", "nDCG@10", "R@100")
 )
 def main() -> None:
     """Run the main job on the embedded default, from nothing to a table of measures."""
-    from pyserini_kd import embedded, evaluate, fuse, index, inference, lucene, pydocs, retrieve
+    from pyserini_kd import embedded, evaluate, fuse, index, inference, lucene, pydocs, retrieve, tables
 
     started = time.monotonic()
     at = embedded.prepare()
@@ -69,7 +69,7 @@ def main() -> None:
 
     measured(f"reranked, {weight:g} hybrid + {1 - weight:g} MaxSim", "reranked", reranked, ("hybrid",))
     click.echo(f"\npydocs test: {len(queries)} topics over {sum(1 for _ in pydocs.docs())} documents\n")
-    click.echo(evaluate.table(["system", *MEASURES, "ms/query", "run"], rows) + "\n")
+    click.echo(tables.table(["system", *MEASURES, "ms/query", "run"], rows) + "\n")
     for better, worse in (("hybrid", "bm25"), ("hybrid", "student"), ("reranked", "hybrid")):
         difference, p_value = evaluate.compare(values[better], values[worse])
         click.echo(f"RR@10, {better} against {worse}: {difference:+.4f} (p = {p_value:.2g}, paired t-test)")

@@ -14,7 +14,7 @@ import logging
 import math
 import re
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence, Set
+from collections.abc import Iterable, Mapping, Sequence, Set
 from itertools import combinations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -34,6 +34,7 @@ from pyserini_kd.files import (
 )
 from pyserini_kd.measures import DEFAULT_MEASURES, PRESETS, Measure, by_kernels
 from pyserini_kd.runs import Run
+from pyserini_kd.tables import STYLES, Style
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -223,65 +224,6 @@ def disagreement(ours: Mapping[str, PerQuery], theirs: Mapping[str, PerQuery]) -
 
 
 # ------------------------------------------------------------------------------------------------------ report
-
-
-def table(header: Sequence[str], rows: Iterable[Sequence[str | float]]) -> str:
-    """Plain aligned text: words to the left, numbers to the right with four digits.
-
-    >>> print(table(["run", "RR@10", "AP"], [["bm25", 0.5, 0.25], ["student", 0.625, 1.0]]))
-    run       RR@10      AP
-    bm25     0.5000  0.2500
-    student  0.6250  1.0000
-    """
-    cells = [list(header)] + [[f"{x:.4f}" if isinstance(x, float) else x for x in row] for row in rows]
-    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
-    return "\n".join("  ".join([row[0].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:])]).rstrip() for row in cells)
-
-
-def markdown(header: Sequence[str], rows: Iterable[Sequence[str | float]]) -> str:
-    """A table in GitHub's Markdown.
-
-    >>> print(markdown(["run", "AP"], [["bm25", 0.25]]))
-    | run | AP |
-    |:--|--:|
-    | bm25 | 0.2500 |
-    """
-    lines = [list(header), *([f"{x:.4f}" if isinstance(x, float) else x for x in row] for row in rows)]
-    text = ["| " + " | ".join(line) + " |" for line in lines]
-    return "\n".join([text[0], "|:--" + "|--:" * (len(header) - 1) + "|", *text[1:]])
-
-
-def latex(header: Sequence[str], rows: Iterable[Sequence[str | float]]) -> str:
-    """A tabular environment with booktabs' rules; words must be escaped already."""
-    lines = [list(header), *([f"{x:.4f}" if isinstance(x, float) else x for x in row] for row in rows)]
-    text = ["  " + " & ".join(line) + r" \\" for line in lines]
-    body = [r"  \toprule", text[0], r"  \midrule", *text[1:], r"  \bottomrule"]
-    return "\n".join([rf"\begin{{tabular}}{{l{'r' * (len(header) - 1)}}}", *body, r"\end{tabular}"])
-
-
-def _escape_latex(text: str) -> str:
-    special = {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "<": "$<$"}
-    return re.sub(r"[\\~^<&%$#_{}]", lambda match: special.get(match.group(), "\\" + match.group()), text)
-
-
-class Style(NamedTuple):
-    """How a format for readers shows a table, a word, a title, the best value of a column, a significant one, a remark."""
-
-    table: Callable[[Sequence[str], Iterable[Sequence[str | float]]], str]
-    escape: Callable[[str], str] = str
-    title: str = "{}"
-    best: str = "{}"
-    mark: str = "*"
-    no_mark: str = ""
-    remark: str = ""
-    """which the reader of the finished page does not see; empty where there is no such thing"""
-
-
-STYLES = {
-    "table": Style(table, no_mark=" "),
-    "markdown": Style(markdown, lambda text: text.replace("|", r"\|"), "{}\n", "**{}**", r"\*", "", "<!-- {} -->\n"),
-    "latex": Style(latex, _escape_latex, "% {}", r"\textbf{{{}}}", "$^{*}$", "", "% {}\n"),
-}
 
 
 class Report(NamedTuple):

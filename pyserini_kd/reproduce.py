@@ -20,7 +20,7 @@ from typing import Any, NamedTuple
 
 import click
 
-from pyserini_kd import doctor, evaluate, sources
+from pyserini_kd import doctor, evaluate, sources, tables
 from pyserini_kd.cli import command
 from pyserini_kd.files import InputError, command_line, environment, home, require_file, write_json
 from pyserini_kd.measures import Measure
@@ -256,7 +256,7 @@ def _number(value: float | None) -> str:
 def _list(conditions: Iterable[Condition], style: str) -> str:
     if style == "markdown":
         header = ["condition", "what", "measure", "expected", "tolerance", "source"]
-        return evaluate.markdown(
+        return tables.markdown(
             header,
             [
                 [row.name, row.about, measure, _number(value), f"{row.tolerance:g}", row.source]
@@ -280,9 +280,9 @@ def _results(conditions: Iterable[Condition], outcomes: Sequence[Outcome], style
         for o in outcomes:
             row = rows[o.condition]
             cells.append([row.name, row.about, o.measure, _number(o.expected), row.source, _number(o.got), o.verdict])
-        return evaluate.markdown(header, cells)
+        return tables.markdown(header, cells)
     header = ["condition", "measure", "expected", "got", "verdict"]
-    text = evaluate.table(header, [[o.condition, o.measure, _number(o.expected), _number(o.got), o.verdict] for o in outcomes])
+    text = tables.table(header, [[o.condition, o.measure, _number(o.expected), _number(o.got), o.verdict] for o in outcomes])
     reasons: dict[str, dict[str, None]] = {}
     for o in outcomes:
         if o.why:

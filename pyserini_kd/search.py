@@ -496,10 +496,10 @@ def _finish(settings: Settings, run: Run, judged: Qrels | None, timing: dict[str
 
         record["encoder_sha256"] = checkpoints.fingerprint(checkpoints.resolve(settings.encoder))
     if judged is not None:
-        from pyserini_kd import evaluate
+        from pyserini_kd import evaluate, tables
 
         means = {m: evaluate.mean(values) for m, values in evaluate.evaluate(run, judged, MEASURES).items()}
-        click.echo(evaluate.table(["run", *means], [[run.tag, *means.values()]]))
+        click.echo(tables.table(["run", *means], [[run.tag, *means.values()]]))
         record |= {"measures": means, "engine": evaluate.choose_engine(run)}
     write_record(output, **record)
 

@@ -13,10 +13,11 @@ import numpy.typing as npt
 from pyserini_kd import fuse, significance, sources
 from pyserini_kd.cli import Runs, command
 from pyserini_kd.data import Qrels
-from pyserini_kd.evaluate import evaluate, table
+from pyserini_kd.evaluate import evaluate
 from pyserini_kd.files import InputError, command_line, environment, refuse_existing, sha256, write_json
 from pyserini_kd.measures import Measure
 from pyserini_kd.runs import Run
+from pyserini_kd.tables import table
 
 RESAMPLES = 1000
 Values = npt.NDArray[np.float64]

@@ -19,17 +19,15 @@ from pyserini_kd.evaluate import (
     compare,
     disagreement,
     evaluate,
-    latex,
     main,
-    markdown,
     mean,
-    table,
     write_per_query,
 )  # fmt: skip
 from pyserini_kd.files import InputError
 from pyserini_kd.measures import DEFAULT_MEASURES, PRESETS
 from pyserini_kd.runs import Run
 from pyserini_kd.significance import Comparison
+from pyserini_kd.tables import latex, markdown, table
 
 BOTH = pytest.mark.parametrize("engine", ["trectools", "fast"])
 
