@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from pyserini_kd.columns import column, let_go
 from pyserini_kd.files import InputError
 from pyserini_kd.mine import Group
 from pyserini_kd.models.tokens import pad, tokenize
@@ -54,7 +55,9 @@ class Batches(Sequence[list[Any]]):
         if isinstance(batch, slice):
             return [self[i] for i in range(len(self))[batch]]
         start = self.ends[batch - 1] if batch else 0
-        return [self.items[row] for row in self.rows[start : self.ends[batch]].tolist()]
+        rows = self.rows[start : self.ends[batch]].tolist()
+        let_go(self.rows)
+        return [self.items[row] for row in rows]
 
     def __len__(self) -> int:
         """Number of batches."""
@@ -67,7 +70,9 @@ def cut_batches(groups: Sequence[Group], batch_size: int, seed: int, lengths: Se
     Groups without a block (triples) are shuffled; with `lengths`, those of like length come into one batch.
     """
     if isinstance(groups, Triples):
-        return _cut(groups, _shuffled(len(groups), batch_size, seed, lengths), batch_size)
+        rows = column(groups.folder, len(groups), np.int32)
+        rows[:] = _shuffled(len(groups), batch_size, seed, lengths)
+        return _cut(groups, rows, batch_size)
     blocks = np.fromiter((group.block for group in groups), np.int64, len(groups))
     alone = np.flatnonzero(blocks < 0)
     blocks[alone] = -1 - alone

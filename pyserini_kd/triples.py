@@ -2,7 +2,7 @@
 
 The published score files have 40 million rows over 8.8 million passages. Both are converted once, as they stream by, into
 plain arrays in a folder; afterwards a triple is 24 bytes read from one file and a text a few hundred read from another. What
-stays in memory are 8 bytes a document for its hash (24 more while they are sorted) and 4 bytes a triple for the epoch's order.
+stays in memory are 8 bytes a document for its hash (24 more while they are sorted) and some 60 a batch for the epoch's order.
 Of candidates, only the texts that they name are written; `Scores` holds 12 bytes a pair, `teach` keeps its numbers in columns.
 
 Ids are compared by 64-bit hashes. Of 16 million pairs, any two have the same one with a probability of 1 in 100,000.
@@ -263,7 +263,7 @@ class Triples(Sequence[Group]):
 
     def __init__(self, path: Path, queries: Texts, docs: Texts) -> None:
         """Open a file that `build` wrote."""
-        self.queries, self.docs, self._path = queries, docs, path
+        self.queries, self.docs, self.folder = queries, docs, path.parent
         self._file = open(path, "rb", buffering=0)  # noqa: SIM115 - open as long as this lives
         self._count = path.stat().st_size // RECORD.itemsize
 
