@@ -31,6 +31,7 @@ from pyserini_kd.files import (
     command_line,
     comparable,
     environment,
+    is_at,
     put_back,
     read_json,
     refuse_existing,
@@ -90,7 +91,7 @@ class Work:
 
     def is_there(self) -> bool:
         """Whether the folder is still the one that we opened; another process moves it away when the result is complete."""
-        return _same_file(self.users, self.folder / "users")
+        return is_at(self.users.fileno(), self.folder / "users")
 
     def run(
         self, records: Iterable[Any], size: int, make: Callable[[int, list[Any]], None], shard: tuple[int, int] = (0, 1)
@@ -161,12 +162,12 @@ def open_work(result: Path, settings: dict[str, Any], only_result: dict[str, Any
                 continue
             try:
                 fcntl.flock(users, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                if _same_file(users, folder / "users"):
+                if is_at(users.fileno(), folder / "users"):
                     _keep_or_clear(folder, wanted)
             except BlockingIOError:
                 logger.info("another process is at work on %s", result)
             fcntl.flock(users, fcntl.LOCK_SH)
-            if _same_file(users, folder / "users"):
+            if is_at(users.fileno(), folder / "users"):
                 break
         found = read_json(folder / "settings.json", "settings")
         if found != wanted:
@@ -225,10 +226,14 @@ def build(
                             "put together", len(block), hours, gigabytes)  # fmt: skip
                 told = True
 
-        work.run(docs, settings["block"], make_block, shard)
-        if work.count == 0:
-            work.remove()
-            raise InputError("the collection has no documents")
+        try:
+            work.run(docs, settings["block"], make_block, shard)
+            if work.count == 0:
+                raise InputError("the collection has no documents")
+        except InputError:
+            if not any(work.folder.glob("*.sha256")):  # nothing to go on with
+                work.remove()
+            raise
         if shard[1] > 1 and (left := work.left()):
             logger.info("shard %d of %d is done; %d blocks are left to the other shards", *shard, left)
             return None
@@ -321,10 +326,3 @@ def _keep_or_clear(folder: Path, wanted: dict[str, Any]) -> None:
 
 def _digest(vector: npt.NDArray[np.float32]) -> str:
     return hashlib.sha256(np.ascontiguousarray(vector).data).hexdigest()
-
-
-def _same_file(handle: IO[bytes], path: Path) -> bool:
-    try:
-        return os.path.samestat(os.fstat(handle.fileno()), os.stat(path))
-    except FileNotFoundError:
-        return False

@@ -37,7 +37,11 @@ class DocIds(Sequence[str]):
 
     @classmethod
     def read(cls, *folders: Path) -> DocIds:
-        """The ids of some index folders, in their order. InputError where a file is missing, empty or no UTF-8."""
+        """The ids of some index folders, in their order; blanks at the end of a line are none of an id.
+
+        Raises:
+            InputError: a file is missing, empty or no UTF-8.
+        """
         return cls(b"".join(map(_read, folders)))
 
     @classmethod
@@ -51,6 +55,8 @@ class DocIds(Sequence[str]):
 
     def __getitem__(self, row: Any) -> Any:
         """The id of a row, or the ids of a slice without steps."""
+        if isinstance(row, slice) and row.step not in (None, 1):
+            raise ValueError("ids come without steps")
         first, end = row.indices(len(self))[:2] if isinstance(row, slice) else (int(row), int(row) + 1)
         if not 0 <= first < len(self) and not isinstance(row, slice):
             raise IndexError(row)
@@ -98,6 +104,10 @@ class DocIds(Sequence[str]):
             if self.row(doc_id := str(self[row])) != row:  # of equal ids `row` gives the first
                 return doc_id
         return None
+
+    def get_ready(self) -> None:
+        """Do now what the first look-up by id would do: a third of a second a million."""
+        self._by_hash()
 
     def _by_hash(self) -> npt.NDArray[np.int64]:
         """The sorted hashes of the ids; `_sorted` has their rows."""

@@ -143,16 +143,17 @@ def put_back(path: Path) -> None:
 
 
 @contextlib.contextmanager
-def locked(folder: Path, *, wait: bool = True) -> Iterator[None]:
-    """One process after the other works in a folder, which is made where it is missing and may be removed meanwhile.
+def locked(path: Path, *, wait: bool = True) -> Iterator[None]:
+    """One process after the other holds a lock: a folder that is there, else a file of that name. Its holder may remove it.
 
-    Where a file system knows no locks, all work at once.
+    The lock of a folder holds on one machine, that of a file also where a network shares it; where there are no locks, all
+    processes go on at once.
 
     Raises:
-        BlockingIOError: another process works there, and `wait` is False.
+        BlockingIOError: another process holds it, and `wait` is False.
     """
     how = fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB
-    while not _is_at(handle := _lock(folder, how), folder):  # he who had it has removed it
+    while not is_at(handle := _lock(path, how), path):  # he who held it has removed it
         os.close(handle)
     try:
         yield
@@ -160,9 +161,8 @@ def locked(folder: Path, *, wait: bool = True) -> Iterator[None]:
         os.close(handle)
 
 
-def _lock(folder: Path, how: int) -> int:
-    folder.mkdir(parents=True, exist_ok=True)
-    handle = os.open(folder, os.O_RDONLY)
+def _lock(path: Path, how: int) -> int:
+    handle = _open(path)
     try:
         fcntl.flock(handle, how)
     except BlockingIOError:
@@ -173,9 +173,20 @@ def _lock(folder: Path, how: int) -> int:
     return handle
 
 
-def _is_at(handle: int, folder: Path) -> bool:
+def _open(path: Path) -> int:
+    while True:  # what its last holder removes meanwhile is made anew
+        with contextlib.suppress(FileNotFoundError):
+            if path.is_dir():
+                return os.open(path, os.O_RDONLY)
+            with contextlib.suppress(FileExistsError):
+                path.parent.mkdir(parents=True)
+            return os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+
+
+def is_at(handle: int, path: Path) -> bool:
+    """Whether an open file is still the one of that name."""
     with contextlib.suppress(FileNotFoundError):
-        return os.path.samestat(os.fstat(handle), os.stat(folder))
+        return os.path.samestat(os.fstat(handle), os.stat(path))
     return False
 
 

@@ -200,6 +200,7 @@ def stored_docs(*paths: Path, known: DocIds | None = None) -> Callable[[Iterable
     texts = [_Lines(folder) for folder in folders]
     starts = np.cumsum([0, *map(len, texts)]).tolist()
     ids = DocIds.read(*folders) if known is None else known
+    ids.get_ready()  # while everything is opened, not at the first request
     if starts[-1] != len(ids):
         raise InputError(f"{' and '.join(map(str, folders))}: `docid` and `docs.offsets` are not of one collection")
 

@@ -16,7 +16,7 @@ from pyserini_kd.columns import column, let_go, spans
 from pyserini_kd.mine import Group, n_docs
 from pyserini_kd.triples import Floats, Hashes, pair_hashes
 
-BLOCK = 1 << 14  # pairs scored, and kept against a kill, at a time; their texts are in memory
+BLOCK = 1 << 14  # pairs scored, and kept against a kill, at a time; their texts are in memory. Also groups hashed at a time
 
 Ids = tuple[list[str], list[str]]
 """query_ids and doc_ids of some pairs."""

@@ -11,9 +11,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from pyserini_kd import mine
 from pyserini_kd.columns import let_go, spans
 from pyserini_kd.files import InputError, atomic_file, comparable, require_file
-from pyserini_kd.mine import Group, pairs
+from pyserini_kd.mine import Group
 from pyserini_kd.pairs import Pairs
 from pyserini_kd.triples import Floats, Hashes, Scores, five_columns, look_up
 
@@ -60,7 +61,7 @@ def write_triples(scored: Iterable[tuple[Group, list[float]]], path: str | Path,
     with atomic_file(path, overwrite=overwrite) as out:
         for group, own in scored:
             found = dict(zip(group.doc_ids, own, strict=True))
-            for pos, neg in pairs(group):
+            for pos, neg in mine.pairs(group):
                 out.write(f"{found[pos]:.9g}\t{found[neg]:.9g}\t{group.query_id}\t{pos}\t{neg}\n")
                 count += 1
     return count

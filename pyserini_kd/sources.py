@@ -36,14 +36,13 @@ def is_named(spec: str) -> bool:
     return spec.split(":")[0] == "pydocs" or spec.startswith(IR_DATASETS)
 
 
-def files(spec: str | Path | None) -> list[Path]:
-    """The files of a collection, or the one file of another source; none where it is named, or not there."""
-    there = spec and not is_named(str(spec)) and Path(spec).exists()
-    return data.collection_files(spec) if spec and there else []
+def files(spec: str) -> list[Path]:
+    """The files of a collection; none where it is named, or not there."""
+    return data.collection_files(spec) if spec and not is_named(spec) and Path(spec).exists() else []
 
 
-def stamp(spec: str | Path | None) -> str:
-    """What tells whether the files of a source have changed (names, sizes, times); nothing where there are none."""
+def stamp(spec: str) -> str:
+    """What tells whether the files of a collection have changed (names, sizes, times); nothing where there are none."""
     found = files(spec)
     return disk.stamp(found) if found else ""
 

@@ -57,6 +57,7 @@ logger = logging.getLogger(__name__)
 CHECK_DEPTH = 20  # documents of each check query that the ensemble reranks
 CHECK_MEASURES = ("RR@10", "nDCG@10")
 
+
 def weighted(name: str) -> tuple[str, float | None]:
     """Split `NAME@WEIGHT`; no weight is None."""
     name, at, weight = name.rpartition("@") if "@" in name else (name, "", "")
@@ -312,15 +313,17 @@ def main(
 @contextlib.contextmanager
 def _alone(work: Path) -> Iterator[None]:
     """InputError where another process works in a folder; else this one does, until the end of the block."""
-    try:
-        with locked(work, wait=False):
-            try:
-                yield
-            finally:
-                with contextlib.suppress(OSError):  # holds blocks, or something that is not ours
-                    work.rmdir()
-    except BlockingIOError:
-        raise InputError(f"another teach is at work in {work}") from None
+    with contextlib.ExitStack() as stack:
+        try:
+            stack.enter_context(locked(work / "lock", wait=False))
+        except BlockingIOError:
+            raise InputError(f"another teach is at work in {work}") from None
+        try:
+            yield
+        finally:
+            (work / "lock").unlink(missing_ok=True)
+            with contextlib.suppress(OSError):  # holds blocks, or something that is not ours
+                work.rmdir()
 
 
 @contextlib.contextmanager
@@ -424,22 +427,18 @@ def teach(
     raw: dict[str, Floats] = {}
     weights: dict[str, float] = {}
     who = []
-
-    def by_run(name: str, weight: float | None, scores: Floats) -> dict[str, Any]:
-        return _teach_run(name, weight, pairs, scores)
-
-    def by_file(name: str, weight: float | None, scores: Floats) -> dict[str, Any]:
-        return _teach_scores(name, weight, groups, pairs, texts, scores)
-
-    def by_checkpoint(name: str, _: float | None, scores: Floats) -> dict[str, Any]:
-        return score_checkpoint(name, pairs, texts, queries, docs, scores, **settings)
-
-    every = ((by_run, teacher_runs), (by_file, teacher_scores), (by_checkpoint, teachers))
-    for score_by, teacher in ((how, teacher) for how, some in every for teacher in some):
+    every = (("run", teacher_runs), ("scores", teacher_scores), ("checkpoint", teachers))
+    for kind, teacher in ((kind, teacher) for kind, some in every for teacher in some):
         name, weight = weighted(teacher)
         raw[name] = column(scratch, len(pairs), np.float32)
         weights[name] = 1.0 if weight is None else weight
-        who.append({**score_by(name, weight, raw[name]), "weight": weights[name]})
+        if kind == "run":
+            record = _teach_run(name, weight, pairs, raw[name])
+        elif kind == "scores":
+            record = _teach_scores(name, weight, groups, pairs, texts, raw[name])
+        else:
+            record = score_checkpoint(name, pairs, texts, queries, docs, raw[name], **settings)
+        who.append({**record, "weight": weights[name]})
     score = column(scratch, len(pairs), np.float32)
     for some in spans(len(pairs)):
         score[some] = ensemble({name: scores[some] for name, scores in raw.items()}, weights)

@@ -73,14 +73,16 @@ class TokenIndex:
             starts.append(sum(map(len, every)))
             every.append(doc_ids)
         joined = DocIds.join(every)
-        if len(every) > 1 and (twice := joined.twice()) is not None:
+        if (twice := joined.twice()) is not None:
             where = " and ".join(str(folder) for folder, own in zip(folders, every, strict=True) if twice in own)
-            raise InputError(f"document {twice!r} is in more than one index: {where}")
+            raise InputError(f"document {twice!r} is stored more than once: {where}")
         return cls(tuple(map(Path, folders)), tuple(vectors), tuple(offsets), tuple(starts), joined, manifests[0])
 
     def of(self, doc_id: str) -> Floats:
         """Representation float32 (D, H) of a document."""
         row = self.doc_ids.row(doc_id)
+        if row < 0:
+            raise KeyError(doc_id)
         part = bisect_right(self.starts, row) - 1
         begin, end = self.offsets[part][row - self.starts[part] :][:2]
         return self.vectors[part][begin:end].astype(np.float32)

@@ -32,6 +32,7 @@ from pyserini_kd.files import (
     read_json,
     refuse_existing,
     sha256,
+    stamp,
     write_json,
 )
 from pyserini_kd.measures import Measure
@@ -487,7 +488,7 @@ def main(
     dev = read_dev(dev_topics, dev_qrels, dev_run, dev_depth, collection, segment)
     data = given._asdict() | {"glove": config.glove, "dev_topics": dev_topics, "dev_qrels": dev_qrels, "dev_run": dev_run}
     with _material(given, stages, config, output) as found:
-        known = {name: _digest(value) for name, value in data.items() if value is not None}
+        known = {name: _digest(name, value) for name, value in data.items() if value is not None}
         if sources.is_named(collection):  # of other texts another time
             known["texts_sha256"] = sha256(*sorted(_data_folder(output).glob("*/texts")))
         train(
@@ -524,10 +525,17 @@ class Given(NamedTuple):
     segment: str | None
 
 
-def _digest(name: str | Path) -> str | dict[str, str]:
-    """A file, or a folder of files, with its checksum; anything else as it was named."""
-    files = sources.files(name)
-    return {"path": str(name), "sha256": sha256(*files)} if files else str(name)
+def _files(name: str, value: str | Path | None) -> list[Path]:
+    """The files that the command was given as `name`: those of the collection, or one; none where they are named."""
+    if name == "collection":
+        return sources.files(str(value))
+    return [Path(value)] if value and not sources.is_named(str(value)) and Path(value).is_file() else []
+
+
+def _digest(name: str, value: str | Path) -> str | dict[str, str]:
+    """Files with their checksum; anything else as it was named."""
+    files = _files(name, value)
+    return {"path": str(value), "sha256": sha256(*files)} if files else str(value)
 
 
 @contextlib.contextmanager
@@ -541,8 +549,8 @@ def _material(given: Given, stages: Sequence[Stage], config: TrainConfig, output
     scored = any(stage.needs_scores for stage in stages)
     published = given.scores and not given.candidates and given.scores.suffix != ".parquet"
     groups = _groups(given, config) if ranked and not published else []
-    made_from = {"sources": [(str(name), sources.stamp(name)) for name in given[:-1]], "segment": given.segment, "plain": plain,
-                 "ranked": ranked, "blocks": [config.batch_size, config.seed]}  # fmt: skip
+    sources_of = {name: [str(value), stamp(_files(name, value))] for name, value in given._asdict().items()}
+    made_from = {**sources_of, "plain": plain, "ranked": ranked, "blocks": [config.batch_size, config.seed]}
     try:
         with one_after_another(share):
             if share.rank == 0:

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from pyserini_kd import data
+from pyserini_kd import data, kinds
 from pyserini_kd.files import InputError, require_file
 
 STEP = 8192  # vectors read from an index at a time
@@ -61,8 +61,9 @@ def _checked(path: Path, found: Iterator[Embedded]) -> Iterator[Embedded]:
 
 
 def _npy(path: Path, ids: Path) -> Iterator[Embedded]:
+    require_file(path, "vectors")
     try:
-        array = np.load(require_file(path, "vectors"), mmap_mode="r", allow_pickle=False)
+        array = np.load(path, mmap_mode="r", allow_pickle=False)
     except ValueError as error:
         raise InputError(f"{path} is not a complete .npy array of numbers: {error}") from None
     if array.ndim != 2 or array.dtype.kind != "f":
@@ -96,7 +97,8 @@ def _index(folder: Path, load: Callable[[Path], Any]) -> Iterator[Embedded]:
     opened = load(folder)
     for start in range(0, len(opened.doc_ids), STEP):
         some = opened.doc_ids[start : start + STEP]
-        for row, (doc_id, vector) in enumerate(zip(some, opened.vectors(some), strict=True), start=start + 1):
+        found = kinds.vectors_of(opened.index, np.arange(start, start + len(some)))
+        for row, (doc_id, vector) in enumerate(zip(some, found, strict=True), start=start + 1):
             yield Embedded(doc_id, vector, f"{folder / 'docid'}:{row}")
 
 

@@ -1,5 +1,6 @@
 """files.py: a final name holds a complete result or nothing, whatever interrupts the writing."""
 
+import contextlib
 import errno
 import hashlib
 import json
@@ -258,31 +259,63 @@ def test_overwrite_spares_folders_that_are_not_ours(tmp_path):
 
 
 def test_a_locked_folder_is_another_s_turn(tmp_path):
+    (tmp_path / "work").mkdir()
     with files.locked(tmp_path / "work"):
-        assert (tmp_path / "work").is_dir()
         with pytest.raises(BlockingIOError), files.locked(tmp_path / "work", wait=False):
             pass
     with files.locked(tmp_path / "work", wait=False):
         pass
 
 
-def test_who_waits_for_a_folder_that_is_removed_gets_the_new_one(tmp_path):
-    order = []
+@pytest.mark.parametrize("name", ["work", "work/lock"])
+def test_who_waits_for_a_lock_that_is_removed_gets_the_new_one(tmp_path, name):
+    order, path = [], tmp_path / name
+    (tmp_path / "work").mkdir()
 
     def second():
-        with files.locked(tmp_path / "work"):
-            (tmp_path / "work" / "second").touch()
+        with files.locked(path):
+            assert path.exists()
             order.append("second")
 
     waiting = threading.Thread(target=second)
-    with files.locked(tmp_path / "work"):
+    with files.locked(path):
         waiting.start()
         waiting.join(0.2)
         assert waiting.is_alive()
         shutil.rmtree(tmp_path / "work")
         order.append("first")
     waiting.join()
-    assert order == ["first", "second"] and (tmp_path / "work" / "second").exists()
+    assert order == ["first", "second"] and path.exists()
+
+
+def test_many_that_remove_their_lock_never_hold_it_together(tmp_path):
+    path, inside, most, faults = tmp_path / "work" / "lock", [], [], []
+
+    def often():
+        try:
+            for _ in range(300):
+                with files.locked(path):
+                    inside.append(1)
+                    most.append(len(inside))
+                    inside.pop()
+                    path.unlink()
+                    with contextlib.suppress(OSError):
+                        path.parent.rmdir()
+        except BaseException as error:
+            faults.append(error)
+
+    threads = [threading.Thread(target=often) for _ in range(3)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not faults and len(most) == 900 and max(most) == 1
+
+
+def test_a_file_where_the_folder_of_a_lock_was_to_be(tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(NotADirectoryError), files.locked(tmp_path / "file" / "lock"):
+        pass
 
 
 def test_a_file_system_without_locks_lets_all_work(tmp_path, monkeypatch):

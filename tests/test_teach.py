@@ -284,7 +284,7 @@ def test_an_interrupted_teach_leaves_nothing_half_written(tmp_path, invoke, monk
     before = {path.name for path in tmp_path.iterdir()}
     with monkeypatch.context() as patch:
         if where == "write_triples":  # after its first lines
-            patch.setattr(score_files, "pairs", lambda group, real=score_files.pairs: (_ for _ in ()).throw(KeyboardInterrupt)
+            patch.setattr(mine, "pairs", lambda group, real=mine.pairs: (_ for _ in ()).throw(KeyboardInterrupt)
                           if group == groups[3] and (tmp_path / "s.parquet").exists() and armed else real(group))  # fmt: skip
             armed = []
             real_write = score_files.write_triples
@@ -368,6 +368,12 @@ def test_two_at_once_are_refused(tmp_path, invoke, files, groups, tiny_cross):
         result = invoke(teach.main, *words, "--output", tmp_path / "s.parquet")
         assert result.exit_code == 2 and "another teach is at work in" in result.output
     assert invoke(teach.main, *words, "--output", tmp_path / "s.parquet").exit_code == 0
+    assert not (tmp_path / "s.parquet.partial").exists()
+
+
+def test_an_error_of_the_work_is_no_other_teach(tmp_path):
+    with pytest.raises(BlockingIOError), teach._alone(tmp_path / "s.parquet.partial"):
+        raise BlockingIOError  # of a standard output that does not block, for one
     assert not (tmp_path / "s.parquet.partial").exists()
 
 

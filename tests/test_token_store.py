@@ -199,7 +199,10 @@ def test_several_folders_are_read_as_one(saved, corpus, queries, tmp_path):
     joined, whole = token_index.TokenIndex.load(tmp_path / "two", tmp_path / "one"), token_index.TokenIndex.load(tmp_path / "whole")
     for doc in corpus:
         assert np.array_equal(joined.of(doc.doc_id), whole.of(doc.doc_id))
-    with pytest.raises(InputError, match="is in more than one index: .* and "):
+    for stored in (joined, whole):
+        with pytest.raises(KeyError, match="nobody"):
+            stored.of("nobody")
+    with pytest.raises(InputError, match="is stored more than once: .*whole and .*one"):
         token_index.TokenIndex.load(tmp_path / "whole", tmp_path / "one")
     token_index.build(corpus[:7], model, saved["colbert"], tmp_path / "cut", segment="3:2")
     with pytest.raises(InputError, match=r"whole and .*cut were made with different settings \(segment\)"):

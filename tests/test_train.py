@@ -1110,12 +1110,15 @@ def test_data_in_folders_has_a_checksum_too(tmp_path):
     (tmp_path / "docs" / "more").mkdir(parents=True)
     for name, text in (("docs/b.jsonl", "b"), ("docs/more/a.jsonl", "a")):
         (tmp_path / name).write_text(text)
-    before = train._digest(tmp_path / "docs")
+    before = train._digest("collection", tmp_path / "docs")
     (tmp_path / "both").write_text("ba")
     assert before == {"path": str(tmp_path / "docs"), "sha256": sha256(tmp_path / "both")}
     (tmp_path / "docs" / "more" / "a.jsonl").write_text("c")
-    assert train._digest(tmp_path / "docs") != before
-    assert train._digest("ir_datasets:far/away") == "ir_datasets:far/away"
+    assert train._digest("collection", tmp_path / "docs") != before
+    for name in ("collection", "topics"):
+        assert train._digest(name, "ir_datasets:far/away") == "ir_datasets:far/away"
+    assert train._digest("topics", tmp_path / "both") == {"path": str(tmp_path / "both"), "sha256": sha256(tmp_path / "both")}
+    assert train._digest("topics", tmp_path / "docs") == str(tmp_path / "docs")  # reading it will say what is wrong
 
 
 def test_tiny_numbers_are_zero_while_training_and_only_then(tmp_path, data, tiny_dot, monkeypatch):

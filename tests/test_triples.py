@@ -127,14 +127,14 @@ def test_what_lies_there_complete_is_not_made_again(tmp_path):
         made.append(1)
         folder.mkdir()
 
-    triples.build_once(folder, {"files": sources.stamp(tmp_path / "x")}, make)
-    triples.build_once(folder, {"files": sources.stamp(tmp_path / "x")}, make)
+    triples.build_once(folder, {"files": sources.stamp(str(tmp_path / "x"))}, make)
+    triples.build_once(folder, {"files": sources.stamp(str(tmp_path / "x"))}, make)
     assert len(made) == 1
     (tmp_path / "x").write_text("now it is there")
-    triples.build_once(folder, {"files": sources.stamp(tmp_path / "x")}, make)
+    triples.build_once(folder, {"files": sources.stamp(str(tmp_path / "x"))}, make)
     assert len(made) == 2
     (folder / "made_from.json").unlink()  # killed before it was complete
-    triples.build_once(folder, {"files": sources.stamp(tmp_path / "x")}, make)
+    triples.build_once(folder, {"files": sources.stamp(str(tmp_path / "x"))}, make)
     assert len(made) == 3
 
     def interrupted():

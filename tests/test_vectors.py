@@ -69,9 +69,9 @@ def test_no_vectors_are_no_index(made):
     (folder / "none").mkdir()
     (folder / "none" / "embeddings.jsonl").write_text("\n")
     for path, ids in ((folder / "v.npy", folder / "ids.txt"), (folder / "none", None)):
-        with pytest.raises(InputError, match="holds no vectors|is empty|nothing in it"):
+        with pytest.raises(InputError, match="holds no vectors"):
             index.build_from_vectors(path, ids, folder / "x")
-        assert not (folder / "x").exists()
+        assert not (folder / "x").exists() and not list(folder.glob(".*"))
 
 
 def test_command(made, invoke, tiny_dot):
@@ -115,7 +115,7 @@ def test_wrong_lines(made, line, message):
         out.write(line + "\n")
     with pytest.raises(InputError, match=message):
         index.build_from_vectors(folder / "pyserini", None, folder / "x")
-    assert not (folder / "x").exists()
+    assert not (folder / "x").exists() and not list(folder.glob(".*"))
 
 
 def test_wrong_counts_and_ids(made):
