@@ -55,6 +55,7 @@ STUDENTS = {
     "colbert": ["--student", "colbert", "--layers", "0,1,2"],
     "prettr": ["--student", "prettr", "--layers", "0,1,2", "--setting", "join_layer=1"],
     "tk": ["--student", "tk"],
+    "tk4": ["--student", "tk", "--epochs", "4"],  # its own layers, and what they are for, must be learnt from nothing
 }
 TEACHER, BASE = "6/384", "12/768 (random)"
 RANDOM = {  # shapes for which there are no pretrained weights here: layers, width, heads, inner width
@@ -147,7 +148,7 @@ class Work:
         shape, *smaller = SHAPES
         yield from self.pretrained(shape, seed, batch, lr)
         for student, options in STUDENTS.items():
-            common = ["--init", "minilm", *options, *batch, "--lr", 1e-3 if student == "tk" else 2e-4]
+            common = ["--init", "minilm", *options, *batch, "--lr", 1e-3 if student.startswith("tk") else 2e-4]
             for recipe in ("ranknet", "margin-mse", "weighted-ranknet", "pointwise-mse"):
                 more = [] if recipe == "ranknet" else ["--scores", self.scores]
                 yield student, recipe, self.run(f"{student}.{recipe}.{seed}", "train", "--recipe", recipe, *common, *more)
