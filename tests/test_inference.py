@@ -8,7 +8,7 @@ import threading
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from pyserini_kd import inference
@@ -78,6 +78,7 @@ words = st.lists(st.sampled_from(["cat", "dog", "eats", "hay", "the", "nowhere"]
 
 
 @given(st.lists(st.tuples(words, words), min_size=1, max_size=5), st.integers(3, 40), st.booleans())
+@example([("cat " * 6, "cat " * 5), ("cat " * 5, "cat " * 6), ("cat " * 20, "cat " * 21)], 4, False)  # both longer than the pair
 @settings(max_examples=60, deadline=None)
 def test_joined_pairs_are_the_tokenizers_pairs(tokenizer, pairs, max_len, types):
     from pyserini_kd.models import tokens
@@ -100,7 +101,7 @@ def test_special_tokens_of_other_tokenizers_stand_where_they_belong():
     inner.post_processor = processors.RobertaProcessing(("</s>", 1), ("<s>", 0))
     roberta = PreTrainedTokenizerFast(tokenizer_object=inner, model_input_names=["input_ids", "attention_mask"])
     assert tokens.pair_frame(roberta) == (([0], [1, 1], [1]), None)
-    records, cut = tokens.join_pairs(tokens.pair_frame(roberta), [([3, 3], [4])], 10)
+    records, cut = tokens.join_pairs(tokens.pair_frame(roberta), [(tokens.Plain([3, 3], 2), tokens.Plain([4], 1))], 10)
     assert (records, cut) == tokens.tokenize(roberta, ["cat cat"], 10, ["dog"])
 
 

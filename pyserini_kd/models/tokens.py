@@ -44,14 +44,22 @@ def pair_frame(tokenizer: Any) -> PairFrame:
     return PairFrame(around, (types[:begin], types[begin], types[end:begin_other], types[begin_other], types[end_other:]))
 
 
-def plain_ids(tokenizer: Any, texts: Sequence[str], max_len: int) -> list[list[int]]:
-    """Token ids of texts without special tokens; more than `max_len` + 1 of a text are of no use to a pair."""
+class Plain(NamedTuple):
+    """A text's token ids without special ones, no more than a pair may need, and how many there were."""
+
+    ids: list[int]
+    length: int
+
+
+def plain_ids(tokenizer: Any, texts: Sequence[str], max_len: int) -> list[Plain]:
+    """Token ids of texts that are to be cut as pairs of `max_len` tokens."""
     settings = {"add_special_tokens": False, "return_attention_mask": False, "return_token_type_ids": False}
-    found: list[list[int]] = tokenizer(list(texts), truncation=True, max_length=max_len + 1, **settings)["input_ids"]
-    return found
+    batch = tokenizer(list(texts), truncation=True, max_length=max_len, **settings)
+    beyond = (sum(map(len, encoding.overflowing)) if len(encoding) == max_len else 0 for encoding in batch.encodings)
+    return [Plain(ids, len(ids) + more) for ids, more in zip(batch["input_ids"], beyond, strict=True)]
 
 
-def join_pairs(frame: PairFrame, pairs: Sequence[tuple[list[int], list[int]]], max_len: int) -> tuple[list[Any], int]:
+def join_pairs(frame: PairFrame, pairs: Sequence[tuple[Plain, Plain]], max_len: int) -> tuple[list[Any], int]:
     """Token records of pairs of texts, given by ids, cut longest-first at `max_len` tokens, and how many were cut.
 
     Equal to what `tokenize` gives for the pairs' texts, without tokenising a text once for each of its pairs.
@@ -59,10 +67,10 @@ def join_pairs(frame: PairFrame, pairs: Sequence[tuple[list[int], list[int]]], m
     start, middle, end = frame.ids
     room = max_len - len(start) - len(middle) - len(end)
     records, cut = [], 0
-    for first, second in pairs:
-        if len(first) + len(second) > room:
+    for (first, n_first), (second, n_second) in pairs:
+        if n_first + n_second > room:
             cut += 1
-            n_first, n_second = longest_first(len(first), len(second), room)
+            n_first, n_second = longest_first(n_first, n_second, room)
             first, second = first[:n_first], second[:n_second]
         record = {"input_ids": [*start, *first, *middle, *second, *end]}
         if frame.types is not None:
