@@ -13,7 +13,7 @@ demo: .venv/.installed
 	$(BIN)/python -m pyserini_kd.demo
 
 test: .venv/.installed
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n logical --maxprocesses 4 --dist loadfile
 
 lint: .venv/.installed
 	$(BIN)/ruff check .
