@@ -178,8 +178,11 @@ def _open(path: Path) -> int:
         with contextlib.suppress(FileNotFoundError):
             if path.is_dir():
                 return os.open(path, os.O_RDONLY)
-            with contextlib.suppress(FileExistsError):
+            try:
                 path.parent.mkdir(parents=True)
+            except FileExistsError:
+                if path.parent.is_symlink() and not path.parent.exists():  # which points to nothing
+                    raise
             return os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
 
 

@@ -316,6 +316,9 @@ def test_a_file_where_the_folder_of_a_lock_was_to_be(tmp_path):
     (tmp_path / "file").touch()
     with pytest.raises(NotADirectoryError), files.locked(tmp_path / "file" / "lock"):
         pass
+    (tmp_path / "link").symlink_to(tmp_path / "nowhere")
+    with pytest.raises(FileExistsError), files.locked(tmp_path / "link" / "lock"):
+        pass
 
 
 def test_a_file_system_without_locks_lets_all_work(tmp_path, monkeypatch):
