@@ -26,6 +26,7 @@ import psutil
 
 from benchmarks.measure import Bench, Row
 from pyserini_kd import data, index, pydocs
+from pyserini_kd.dense_index import load_encoder
 from pyserini_kd.models import checkpoints
 from pyserini_kd.runs import Run
 
@@ -161,7 +162,7 @@ def pydocs_index(bench: Bench) -> Path:
     folder = bench.work / f"pydocs.{count}.minilm"
     if not folder.exists():
         docs = [doc for doc, _ in zip(pydocs.docs(), range(count), strict=False)]
-        index.build(docs, index.load_encoder("minilm"), checkpoints.resolve("minilm"), folder)
+        index.build(docs, load_encoder("minilm"), checkpoints.resolve("minilm"), folder)
     return folder
 
 

@@ -16,6 +16,7 @@ import numpy as np
 from benchmarks import peers
 from benchmarks.measure import Bench, Row, against_machine, interleaved
 from pyserini_kd import data, index, inference, pydocs, search, sources
+from pyserini_kd.dense_index import load_encoder
 from pyserini_kd.models import checkpoints
 from pyserini_kd.runs import Run
 
@@ -170,7 +171,7 @@ def dense_index(bench: Bench) -> Path:
     if not folder.exists():
         docs = sources.collection(str(bench.data / "msmarco-dl19" / "collection.tsv"))
         some = (doc for doc, _ in zip(docs, range(bench.some(1 << 30, 200)), strict=False))
-        index.build(some, index.load_encoder("minilm"), checkpoints.resolve("minilm"), folder)
+        index.build(some, load_encoder("minilm"), checkpoints.resolve("minilm"), folder)
     return folder
 
 

@@ -29,6 +29,7 @@ from benchmarks.table import about_this_machine, table
 from benchmarks.table import line as row
 from pyserini_kd import data, index, inference, kinds, pydocs
 from pyserini_kd.data import Doc
+from pyserini_kd.dense_index import DenseIndex, load_encoder
 from pyserini_kd.models import checkpoints
 
 NOISE = 0.5  # length of what is added to a vector of length 1
@@ -60,14 +61,14 @@ def vector_blocks(bench: Bench, count: int) -> list[Path]:
     folder = bench.work / f"vectors.{count}"
     if not (folder / "done").exists():
         folder.mkdir(exist_ok=True)
-        real = index.DenseIndex.load(dense_index(bench) if bench.data else pydocs_index(bench)).index
+        real = DenseIndex.load(dense_index(bench) if bench.data else pydocs_index(bench)).index
         base, rng = real.reconstruct_n(0, real.ntotal), np.random.default_rng(0)
         for number, start in enumerate(range(0, count, BLOCK)):
             rows = np.arange(start, min(start + BLOCK, count)) % len(base)
             vectors = base[rows] + rng.normal(0, NOISE / math.sqrt(base.shape[1]), (len(rows), base.shape[1])).astype("f4")
             np.save(folder / f"{number:06d}.npy", vectors / np.linalg.norm(vectors, axis=1, keepdims=True))
         texts = [query.text for query in pydocs.topics("test")][:QUERIES]
-        np.save(folder / "queries", inference.encode(index.load_encoder("minilm"), texts, "query"))
+        np.save(folder / "queries", inference.encode(load_encoder("minilm"), texts, "query"))
         (folder / "done").touch()
     return sorted(folder.glob("[0-9]*.npy"))
 
@@ -119,7 +120,7 @@ def encode_line(bench: Bench, count: int, name: str) -> list[str]:
     with tempfile.TemporaryDirectory() as folder:
         if name == "tiny":
             name = str(checkpoints.save(_tiny(), Path(folder) / "tiny"))
-        encoder, checkpoint = index.load_encoder(name), checkpoints.resolve(name)
+        encoder, checkpoint = load_encoder(name), checkpoints.resolve(name)
         begun = time.perf_counter()
         index.build(data.unique_docs(some(), some), encoder, checkpoint, Path(folder) / "index")  # as the command does
         seconds = time.perf_counter() - begun

@@ -14,10 +14,10 @@ from pyserini_kd import inference, lucene, sources
 from pyserini_kd import rerank as reranking
 from pyserini_kd import retrieve as retrieving
 from pyserini_kd.data import Query
+from pyserini_kd.dense_index import open_with_encoder
 from pyserini_kd.evaluate import evaluate, mean
 from pyserini_kd.files import InputError
 from pyserini_kd.fuse import interpolation, rrf
-from pyserini_kd.index import open_with_encoder
 from pyserini_kd.lucene import start_jvm
 from pyserini_kd.runs import Run
 

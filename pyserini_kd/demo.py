@@ -26,7 +26,8 @@ MEASURES = ("RR@10", "nDCG@10", "R@100")
 )
 def main() -> None:
     """Run the main job on the embedded default, from nothing to a table of measures."""
-    from pyserini_kd import embedded, evaluate, fuse, index, inference, lucene, pydocs, retrieve, tables
+    from pyserini_kd import embedded, evaluate, fuse, inference, lucene, pydocs, retrieve, tables
+    from pyserini_kd.dense_index import open_with_encoder
 
     started = time.monotonic()
     at = embedded.prepare()
@@ -54,7 +55,7 @@ def main() -> None:
         return run
 
     def dense() -> Run:
-        return retrieve.dense(*index.open_with_encoder(at.index, str(at.student)), queries, tag="student")
+        return retrieve.dense(*open_with_encoder(at.index, str(at.student)), queries, tag="student")
 
     bm25 = measured("BM25", "bm25", lambda: lucene.search(str(at.bm25), queries, threads=inference.threads()))
     student = measured("student, dense", "student", dense)

@@ -16,8 +16,8 @@ from typing import Any
 
 from pyserini_kd import evaluate, fuse, index, inference, lucene, mine, pydocs, rerank, retrieve, teach, train, tune
 from pyserini_kd.data import Query
+from pyserini_kd.dense_index import DenseIndex, load_encoder, open_with_encoder, stored_docs
 from pyserini_kd.files import home, read_json, sha256, write_json
-from pyserini_kd.index import DenseIndex
 from pyserini_kd.models import checkpoints
 from pyserini_kd.runs import Run
 from pyserini_kd.score_files import read_scores, write_scores
@@ -120,7 +120,7 @@ def _make_teacher(at: Paths) -> None:
 
 
 def _make_teacher_index(at: Paths) -> None:
-    index.build(pydocs.docs(), index.load_encoder(str(at.teacher)), at.teacher, at.teacher_index)
+    index.build(pydocs.docs(), load_encoder(str(at.teacher)), at.teacher, at.teacher_index)
 
 
 def _make_scores(at: Paths) -> None:
@@ -138,7 +138,7 @@ def _check_teacher(at: Paths) -> None:
     """Say what the teacher ensemble is worth on dev topics, loudly if that is less than BM25."""
     queries, qrels = pydocs.topics("dev"), pydocs.qrels("dev")
     sparse = lucene.search(str(at.bm25), queries, hits=200, threads=inference.threads())
-    dense = retrieve.dense(*index.open_with_encoder(at.teacher_index, str(at.teacher)), queries, hits=200)
+    dense = retrieve.dense(*open_with_encoder(at.teacher_index, str(at.teacher)), queries, hits=200)
     together = fuse.interpolation(sparse, dense, alpha=BM25_WEIGHT / (BM25_WEIGHT + TEACHER_WEIGHT))
     worth = {name: _rr(run, qrels) for name, run in (("BM25", sparse), ("teacher", dense), ("ensemble", together))}
     logger.info("on dev topics, RR@10: %s", ", ".join(f"{name} {value:.4f}" for name, value in worth.items()))
@@ -167,7 +167,7 @@ def _train(config: train.TrainConfig, at: Paths, output: Path, scores: Path | No
 
 
 def _make_index(at: Paths) -> None:
-    index.build(pydocs.docs(), index.load_encoder(str(at.student)), at.student, at.index)
+    index.build(pydocs.docs(), load_encoder(str(at.student)), at.student, at.index)
 
 
 def _make_reranker(at: Paths) -> None:
@@ -180,7 +180,7 @@ def _make_reranker(at: Paths) -> None:
 
 def late_interaction(at: Paths, run: Run, queries: list[Query]) -> Run:
     """The top of a run, rescored by the reranker."""
-    fetch = index.stored_docs(at.index)
+    fetch = stored_docs(at.index)
     return rerank.rerank(run, checkpoints.load(str(at.reranker)), queries, fetch, depth=RERANK_DEPTH, tag="maxsim")
 
 
@@ -192,7 +192,7 @@ def choose_weights(at: Paths) -> tuple[float, float]:
         return float(record["alpha"]), float(record["weight"])
     queries, qrels = pydocs.topics("dev"), pydocs.qrels("dev")
     sparse = lucene.search(str(at.bm25), queries, threads=inference.threads())
-    dense = retrieve.dense(*index.open_with_encoder(at.index, str(at.student)), queries)
+    dense = retrieve.dense(*open_with_encoder(at.index, str(at.student)), queries)
     alpha = tune.best_alpha(sparse, dense, qrels, ALPHAS, "RR@10")
     hybrid = fuse.interpolation(sparse, dense, alpha=alpha).top(RERANK_DEPTH)
     weight = tune.best_alpha(hybrid, late_interaction(at, hybrid, queries), qrels, WEIGHTS, "RR@10")

@@ -14,8 +14,8 @@ import numpy.typing as npt
 
 from pyserini_kd import inference
 from pyserini_kd.data import Query
+from pyserini_kd.dense_index import DenseIndex
 from pyserini_kd.files import InputError
-from pyserini_kd.index import DenseIndex
 from pyserini_kd.query_cache import QueryCache
 from pyserini_kd.runs import Hits, Run, ordered
 

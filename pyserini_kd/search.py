@@ -20,7 +20,7 @@ from pyserini_kd.files import InputError, home, refuse_existing_run, write_recor
 from pyserini_kd.runs import Run, check_tag, ir_metadata
 
 if TYPE_CHECKING:
-    from pyserini_kd.index import DenseIndex
+    from pyserini_kd.dense_index import DenseIndex
     from pyserini_kd.models.bert_dot import BertDot
     from pyserini_kd.query_cache import QueryCache
     from pyserini_kd.rerank import Fetch, Source
@@ -411,11 +411,11 @@ def search(
 
 
 def _open_dense(settings: Settings) -> tuple[DenseIndex, BertDot]:
-    from pyserini_kd import index as indexes
     from pyserini_kd import lucene
+    from pyserini_kd.dense_index import open_with_encoder
 
     named = [settings.index or "", *settings.more_indexes]
-    return indexes.open_with_encoder(
+    return open_with_encoder(
         [name if Path(name).exists() else lucene.prebuilt_index(name, "FAISS") for name in named],
         settings.encoder,
         mmap=settings.mmap,
@@ -433,14 +433,14 @@ def _open_dense(settings: Settings) -> tuple[DenseIndex, BertDot]:
 
 def _fetch(settings: Settings, index: DenseIndex | None) -> Fetch | None:
     """Where texts come from: our dense index, else the sparse one; None where neither is there to have them."""
-    from pyserini_kd import index as indexes
     from pyserini_kd import rerank
+    from pyserini_kd.dense_index import has_docs, stored_docs
 
     if settings.encoder == "bm25":
         return rerank.fetch_from(settings.index or "")
     folders = [Path(name) for name in (settings.index or "", *settings.more_indexes)]
-    if indexes.has_docs(*folders):
-        return indexes.stored_docs(*folders, known=index.doc_ids if index else None)
+    if has_docs(*folders):
+        return stored_docs(*folders, known=index.doc_ids if index else None)
     return rerank.fetch_from(settings.sparse_index) if settings.sparse_index else None
 
 

@@ -24,6 +24,7 @@ from pyserini_kd import evaluate, inference, passages, sources
 from pyserini_kd.cli import Runs, command
 from pyserini_kd.columns import column, let_go, spans
 from pyserini_kd.data import Doc, Qrels, Query, id_hash
+from pyserini_kd.dense_index import DenseIndex, check_encoder
 from pyserini_kd.files import (
     InputError,
     atomic_file,
@@ -34,7 +35,6 @@ from pyserini_kd.files import (
     refuse_existing,
     sha256,
 )
-from pyserini_kd.index import DenseIndex, check_encoder
 from pyserini_kd.mine import Group, pairs, read_candidates
 from pyserini_kd.models import checkpoints
 from pyserini_kd.pairs import BLOCK, Pairs

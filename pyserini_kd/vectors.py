@@ -29,7 +29,7 @@ def read(path: Path, ids: Path | None, load: Callable[[Path], Any]) -> Iterator[
 
     `path` is an `.npy` array (N, H) with `ids`, one a line; Pyserini's `embeddings.jsonl` or a folder of such files; or a
     folder with `index` and `docid` as Pyserini's FaissSearcher reads them, or ours of Lucene; `load` opens those
-    (`index.DenseIndex.load`).
+    (`DenseIndex.load`).
 
     Raises:
         InputError: naming file and line (`.npy`: the line of the id).

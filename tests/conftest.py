@@ -91,9 +91,10 @@ def tiny_cross(tmp_path_factory, tokenizer) -> Path:
 @pytest.fixture(scope="session")
 def dense_index(tmp_path_factory, tiny_dot, corpus) -> Path:
     from pyserini_kd import index
+    from pyserini_kd.dense_index import load_encoder
 
     folder = tmp_path_factory.mktemp("indexes") / "corpus.tiny"
-    index.build(corpus, index.load_encoder(str(tiny_dot)), tiny_dot, folder, precision="fp32")
+    index.build(corpus, load_encoder(str(tiny_dot)), tiny_dot, folder, precision="fp32")
     return folder
 
 

@@ -19,6 +19,7 @@ import pytest
 
 from pyserini_kd import blocks, index, kinds, streamed
 from pyserini_kd.data import Doc
+from pyserini_kd.dense_index import DenseIndex
 from pyserini_kd.files import InputError
 
 FILES = ("index", "docid", "docs.jsonl", "docs.offsets")
@@ -239,14 +240,14 @@ def test_each_kind_finds_what_brute_force_finds(tmp_path, kind, nprobe, recall):
     kinds.write(paths, 16, kind, tmp_path / "again")
     assert (tmp_path / "index").read_bytes() == (tmp_path / "again" / "index").read_bytes()
     (tmp_path / "docid").write_text("".join(f"d{n}\n" for n in range(800)))
-    opened = index.DenseIndex.load(tmp_path)
+    opened = DenseIndex.load(tmp_path)
     scores, rows = opened.search(queries, 10, nprobe=nprobe)
     exact = np.argsort(-(queries @ vectors.T), axis=1, kind="stable")[:, :10]
     found = np.mean([len(set(a) & set(b)) / 10 for a, b in zip(exact, rows, strict=True)])
     assert found >= recall, found
     if recall == 1:
         assert np.allclose(scores, np.take_along_axis(queries @ vectors.T, exact, 1), atol=1e-4)
-    mapped = index.DenseIndex.load(tmp_path, mmap=True)
+    mapped = DenseIndex.load(tmp_path, mmap=True)
     assert np.array_equal(mapped.search(queries, 10, nprobe=nprobe)[1], rows)
 
 
@@ -291,7 +292,7 @@ def test_fast_scan_codes_are_searched_but_not_read_back(tmp_path):
     np.save(tmp_path / "0.npy", vectors)
     (tmp_path / "docid").write_text("".join(f"d{n}\n" for n in range(300)))
     kinds.write([tmp_path / "0.npy"], 16, "IVF4,PQ8x4fs", tmp_path)
-    opened = index.DenseIndex.load(tmp_path)
+    opened = DenseIndex.load(tmp_path)
     assert opened.search(vectors[:3], 5)[1].shape == (3, 5)
     with pytest.raises(InputError, match="vectors cannot be read back"):
         opened.vectors(["d1"])
@@ -416,7 +417,7 @@ def test_what_is_written_there_meanwhile_stays(tmp_path):
     assert (tmp_path / "x" / "precious").read_text() == "mine"
     (tmp_path / "x").rename(tmp_path / "y")
     build(docs(), tmp_path / "x")  # from the vectors made before
-    assert index.DenseIndex.load(tmp_path / "x").index.ntotal == N
+    assert DenseIndex.load(tmp_path / "x").index.ntotal == N
 
 
 def test_a_shard_of_another_index_is_refused(tmp_path):

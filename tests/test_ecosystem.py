@@ -7,7 +7,8 @@ import sys
 import numpy as np
 import pytest
 
-from pyserini_kd import data, index, inference, lucene, retrieve
+from pyserini_kd import data, inference, lucene, retrieve
+from pyserini_kd.dense_index import DenseIndex, load_encoder
 from pyserini_kd.runs import Run
 
 LAUNCH = """
@@ -42,7 +43,7 @@ def same(run, other, tolerance=1e-4):
 
 @pytest.fixture(scope="module")
 def ours(dense_index, tiny_dot, queries):
-    return retrieve.dense(index.DenseIndex.load(dense_index), index.load_encoder(str(tiny_dot)), queries, hits=10, precision="fp32")
+    return retrieve.dense(DenseIndex.load(dense_index), load_encoder(str(tiny_dot)), queries, hits=10, precision="fp32")
 
 
 @pytest.mark.parametrize("encoder", ["ours", "AutoQueryEncoder"])
@@ -72,9 +73,9 @@ def test_we_open_an_index_that_pyserini_encoded(tmp_path, corpus, queries, tiny_
         "--dimension", "32", "--device", "cpu", "--batch-size", "1", "--max-length", "24",
     )  # fmt: skip
     data.write_topics(queries, tmp_path / "topics.tsv")
-    opened = index.DenseIndex.load(tmp_path / "faiss")
+    opened = DenseIndex.load(tmp_path / "faiss")
     assert opened.manifest is None
-    run = retrieve.dense(opened, index.load_encoder(str(tiny_dot)), queries, hits=10, precision="fp32")
+    run = retrieve.dense(opened, load_encoder(str(tiny_dot)), queries, hits=10, precision="fp32")
     pyserini(
         "pyserini.search.faiss", "--index", tmp_path / "faiss", "--topics", tmp_path / "topics.tsv", "--encoder", tiny_dot,
         "--encoder-class", "auto", "--pooling", "mean", "--output", tmp_path / "run.txt", "--hits", "10", "--device", "cpu",
@@ -111,5 +112,5 @@ def test_folders_named_to_mislead_pyserini_are_fine(tmp_path, tiny_dot, dense_in
 
     folder = tmp_path / "balanced-dpr-student"
     shutil.copytree(tiny_dot, folder)
-    run = retrieve.dense(index.DenseIndex.load(dense_index), index.load_encoder(str(folder)), queries, hits=10, precision="fp32")
+    run = retrieve.dense(DenseIndex.load(dense_index), load_encoder(str(folder)), queries, hits=10, precision="fp32")
     same(ours, run)

@@ -1,5 +1,6 @@
 """Dense indexes: brute force as the oracle, resuming, mismatches, incomplete folders."""
 
+import dataclasses
 import json
 import shutil
 import subprocess
@@ -11,12 +12,13 @@ import pytest
 
 from pyserini_kd import blocks, index, inference, retrieve
 from pyserini_kd.data import Doc, Query
+from pyserini_kd.dense_index import DenseIndex, check_encoder, has_docs, load_encoder, open_with_encoder, stored_docs
 from pyserini_kd.files import InputError
 
 
 @pytest.fixture(scope="module")
 def encoder(tiny_dot):
-    return index.load_encoder(str(tiny_dot))
+    return load_encoder(str(tiny_dot))
 
 
 def vectors(encoder, corpus):
@@ -24,7 +26,7 @@ def vectors(encoder, corpus):
 
 
 def test_search_is_brute_force(dense_index, encoder, corpus, queries):
-    run = retrieve.dense(index.DenseIndex.load(dense_index), encoder, queries, hits=7, precision="fp32")
+    run = retrieve.dense(DenseIndex.load(dense_index), encoder, queries, hits=7, precision="fp32")
     doc_vecs = vectors(encoder, corpus)
     query_vecs = inference.encode(encoder, [q.text for q in queries], "query", precision="fp32")
     for query, scores in zip(queries, query_vecs @ doc_vecs.T, strict=True):
@@ -35,11 +37,11 @@ def test_search_is_brute_force(dense_index, encoder, corpus, queries):
 
 def test_more_hits_than_documents_and_blank_queries(dense_index, encoder, caplog):
     queries = [Query("full", "the cat"), Query("blank", "  ")]
-    run = retrieve.dense(index.DenseIndex.load(dense_index), encoder, queries, hits=1000)
+    run = retrieve.dense(DenseIndex.load(dense_index), encoder, queries, hits=1000)
     assert len(run["full"].doc_ids) == 20
     assert run["blank"].doc_ids == []
     with pytest.raises(InputError, match="1 queries have an id that another has too"):
-        retrieve.dense(index.DenseIndex.load(dense_index), encoder, [*queries, queries[0]])
+        retrieve.dense(DenseIndex.load(dense_index), encoder, [*queries, queries[0]])
     retrieve.warn_blank(queries)
     assert "1 blank queries get no hits: blank" in caplog.text
 
@@ -48,7 +50,7 @@ def test_more_hits_than_documents_and_blank_queries(dense_index, encoder, caplog
 def test_kinds_keep_inner_product_order(tmp_path, encoder, tiny_dot, corpus, queries, kind):
     many = [Doc(f"{doc.doc_id}-{n}", doc.title, f"{doc.text} {n * 'hay '}") for n in range(10) for doc in corpus]
     index.build(many, encoder, tiny_dot, tmp_path / "x", kind=kind, precision="fp32")
-    opened = index.DenseIndex.load(tmp_path / "x")
+    opened = DenseIndex.load(tmp_path / "x")
     assert opened.index.metric_type == faiss.METRIC_INNER_PRODUCT
     if kind.startswith("IVF"):
         opened.index.nprobe = 2
@@ -60,9 +62,9 @@ def test_kinds_keep_inner_product_order(tmp_path, encoder, tiny_dot, corpus, que
 
 
 def test_manifest_and_stored_documents(dense_index, corpus):
-    opened = index.DenseIndex.load(dense_index)
+    opened = DenseIndex.load(dense_index)
     assert opened.manifest["n_docs"] == 20 and opened.manifest["encoder"]["pooling"] == "mean"
-    fetch = index.stored_docs(dense_index)
+    fetch = stored_docs(dense_index)
     assert list(fetch(["sleep-cat", "eat-dog"])) == [corpus[10], corpus[1]]
     with pytest.raises(InputError, match="not in the index"):
         list(fetch(["nobody"]))
@@ -93,25 +95,25 @@ def test_a_changed_collection_is_encoded_again(tmp_path, encoder, tiny_dot, corp
     monkeypatch.setattr(blocks, "_merge_docs", merge)
     changed = [corpus[0]._replace(text="the pig sleeps"), *corpus[1:8]]
     assert index.build(changed, encoder, tiny_dot, tmp_path / "x", precision="fp32") == 8
-    opened = index.DenseIndex.load(tmp_path / "x")
+    opened = DenseIndex.load(tmp_path / "x")
     assert opened.index.ntotal == 8
     assert np.allclose(opened.index.reconstruct_n(0, 8), vectors(encoder, changed), atol=1e-5)
 
 
 def test_folders_that_do_not_fit(tmp_path, dense_index, caplog):
     with pytest.raises(InputError, match="not found"):
-        index.DenseIndex.load(tmp_path / "nothing")
+        DenseIndex.load(tmp_path / "nothing")
     broken = tmp_path / "broken"
     shutil.copytree(dense_index, broken)
     (broken / "docid").unlink()
     with pytest.raises(InputError, match="incomplete: no file `docid`"):
-        index.DenseIndex.load(broken)
+        DenseIndex.load(broken)
     (broken / "docid").write_text("a\nb\n")
     with pytest.raises(InputError, match="20 vectors but 2 document ids"):
-        index.DenseIndex.load(broken)
+        DenseIndex.load(broken)
     (broken / "index").write_bytes(b"no index at all")
     with pytest.raises(InputError, match="not a FAISS index"):
-        index.DenseIndex.load(broken)
+        DenseIndex.load(broken)
     foreign = tmp_path / "foreign"
     foreign.mkdir()
     other = faiss.IndexFlatL2(4)
@@ -119,13 +121,13 @@ def test_folders_that_do_not_fit(tmp_path, dense_index, caplog):
     faiss.write_index(other, str(foreign / "index"))
     (foreign / "docid").write_text("a\n")
     with pytest.raises(InputError, match="L2 distance"):
-        index.DenseIndex.load(foreign)
+        DenseIndex.load(foreign)
     other = faiss.IndexFlatIP(4)
     other.add(np.ones((2, 4), np.float32))
     faiss.write_index(other, str(foreign / "index"))
     (foreign / "docid").write_text("a\na\n")
     with pytest.raises(InputError, match="names a document twice"):
-        index.DenseIndex.load(foreign)
+        DenseIndex.load(foreign)
     (foreign / "docid").write_text("a\nb\n")
     named = faiss.IndexIDMap(faiss.IndexFlatIP(4))
     named.add_with_ids(np.ones((2, 4), np.float32), np.array([7, 9]))
@@ -136,33 +138,33 @@ def test_folders_that_do_not_fit(tmp_path, dense_index, caplog):
         faiss.write_index(wrong, str(foreign / "index"))
         for mmap in (False, True):
             with pytest.raises(InputError, match="has ids of its own"):
-                index.DenseIndex.load(foreign, mmap=mmap)
+                DenseIndex.load(foreign, mmap=mmap)
     faiss.write_index(other, str(foreign / "index"))
-    assert index.DenseIndex.load(foreign).search(np.ones((1, 4), np.float32), 1)[1].tolist() == [[1]]  # b before a
+    assert DenseIndex.load(foreign).search(np.ones((1, 4), np.float32), 1)[1].tolist() == [[1]]  # b before a
 
 
 def test_encoder_must_match(dense_index, tiny_dot, tmp_path, encoder):
-    opened = index.DenseIndex.load(dense_index)
-    index.check_encoder(opened, encoder, tiny_dot)
-    other = index.load_encoder(str(tiny_dot), pooling="cls")
+    opened = DenseIndex.load(dense_index)
+    check_encoder(opened, encoder, tiny_dot)
+    other = load_encoder(str(tiny_dot), pooling="cls")
     with pytest.raises(InputError, match="pooling is cls, the index was made with mean"):
-        index.check_encoder(opened, other, tiny_dot)
-    index.check_encoder(opened, other, tiny_dot, ignore=True)
+        check_encoder(opened, other, tiny_dot)
+    check_encoder(opened, other, tiny_dot, ignore=True)
     manifest = json.loads((dense_index / "manifest.json").read_text())
     manifest["encoder"]["sha256"] = "0" * 64
     with pytest.raises(InputError, match="sha256"):
-        index.check_encoder(index.dataclasses.replace(opened, manifest=manifest), encoder, tiny_dot)
+        check_encoder(dataclasses.replace(opened, manifest=manifest), encoder, tiny_dot)
     with pytest.raises(InputError, match="vectors of 384"):
-        index.check_encoder(opened, index.load_encoder("minilm"), tiny_dot)
+        check_encoder(opened, load_encoder("minilm"), tiny_dot)
 
 
 def test_prefixes_of_the_index_are_known_to_the_search(tmp_path, tiny_dot, corpus, queries):
-    made = index.load_encoder(str(tiny_dot), doc_prefix="barn ", pooling="cls")
+    made = load_encoder(str(tiny_dot), doc_prefix="barn ", pooling="cls")
     index.build(corpus, made, tiny_dot, tmp_path / "x", precision="fp32")
-    opened, encoder = index.open_with_encoder(tmp_path / "x", str(tiny_dot))
+    opened, encoder = open_with_encoder(tmp_path / "x", str(tiny_dot))
     assert (encoder.settings.doc_prefix, encoder.settings.pooling) == ("barn ", "cls")
     with pytest.raises(InputError, match="pooling is mean, the index was made with cls"):
-        index.open_with_encoder(tmp_path / "x", str(tiny_dot), pooling="mean")
+        open_with_encoder(tmp_path / "x", str(tiny_dot), pooling="mean")
 
 
 def test_a_file_is_never_replaced_by_a_folder(tmp_path, encoder, tiny_dot, corpus):
@@ -176,7 +178,7 @@ def test_command(tmp_path, invoke, files, tiny_dot, tiny_cross):
     good = ["--collection", files["docs"], "--encoder", tiny_dot, "--index", tmp_path / "out"]
     result = invoke(index.main, *good, "--no-store-docs")
     assert result.exit_code == 0 and "20 documents" in result.output
-    assert not index.has_docs(tmp_path / "out")
+    assert not has_docs(tmp_path / "out")
     assert invoke(index.main, *good).exit_code == 2  # exists
     for wrong, word in (
         (["--faiss", "Magic7"], "factory string"),
@@ -205,7 +207,7 @@ def halves(tmp_path, encoder, tiny_dot, corpus):
 
 def test_several_folders_search_as_one(halves, encoder, queries):
     many, whole, parts = halves
-    one, joined = index.DenseIndex.load(whole), index.DenseIndex.load(*parts)
+    one, joined = DenseIndex.load(whole), DenseIndex.load(*parts)
     assert list(joined.doc_ids) == [doc.doc_id for doc in many]
     for hits in (1, 3, 10, 100):
         a, b = (retrieve.dense(opened, encoder, queries, hits=hits, precision="fp32") for opened in (one, joined))
@@ -214,9 +216,9 @@ def test_several_folders_search_as_one(halves, encoder, queries):
             assert np.array_equal(a[query.query_id].scores, b[query.query_id].scores)
     asked = [many[n].doc_id for n in (79, 0, 31, 33)]
     assert np.array_equal(one.vectors(asked), joined.vectors(asked))
-    assert list(index.stored_docs(*parts)(asked)) == [many[n] for n in (79, 0, 31, 33)]
+    assert list(stored_docs(*parts)(asked)) == [many[n] for n in (79, 0, 31, 33)]
     with pytest.raises(InputError, match="not in the index .*a or .*b or .*c"):
-        list(index.stored_docs(*parts)(["nobody"]))
+        list(stored_docs(*parts)(["nobody"]))
 
 
 def test_a_manifest_of_shards_is_those_folders(halves, encoder, queries, tmp_path, invoke, files, tiny_dot):
@@ -228,13 +230,13 @@ def test_a_manifest_of_shards_is_those_folders(halves, encoder, queries, tmp_pat
     )  # beside it, or with the whole path
     (tmp_path / "as-folder").mkdir()
     (tmp_path / "as-folder" / "manifest.json").write_text(json.dumps({"shards": ["../a", "../b", "../c"]}))
-    expected = retrieve.dense(index.DenseIndex.load(whole), encoder, queries, hits=9, precision="fp32")
+    expected = retrieve.dense(DenseIndex.load(whole), encoder, queries, hits=9, precision="fp32")
     for name in ("shards.json", "as-folder"):
-        opened = index.DenseIndex.load(tmp_path / name)
+        opened = DenseIndex.load(tmp_path / name)
         assert list(opened.doc_ids) == [doc.doc_id for doc in many]
         run = retrieve.dense(opened, encoder, queries, hits=9, precision="fp32")
         assert {q: run[q].doc_ids for q in run} == {q: expected[q].doc_ids for q in expected}
-        assert list(index.stored_docs(tmp_path / name)([many[33].doc_id])) == [many[33]] and index.has_docs(tmp_path / name)
+        assert list(stored_docs(tmp_path / name)([many[33].doc_id])) == [many[33]] and has_docs(tmp_path / name)
         result = invoke(search.main, "--index", tmp_path / name, "--encoder", tiny_dot, "--query", "the cat eats")
         assert result.exit_code == 0 and "eats hay" in result.output, result.output
     assert list(rerank.fetch_from(str(tmp_path / "as-folder"))([many[33].doc_id])) == [many[33]]
@@ -248,31 +250,31 @@ def test_a_manifest_of_shards_is_those_folders(halves, encoder, queries, tmp_pat
     ):
         (tmp_path / "shards.json").write_text(text)
         with pytest.raises(InputError, match=message):
-            index.DenseIndex.load(tmp_path / "shards.json")
+            DenseIndex.load(tmp_path / "shards.json")
 
 
 def test_folders_that_do_not_go_together(halves, tmp_path, tiny_dot, corpus):
     _, whole, (a, b, _) = halves
     with pytest.raises(InputError, match="document 'eat-cat-0' is in more than one index: .*a and .*whole"):
-        index.DenseIndex.load(a, whole)
+        DenseIndex.load(a, whole)
     renamed = shutil.copytree(tiny_dot, tmp_path / "renamed")  # the same weights by another name: these do go together
-    index.build([Doc("y", "", "the hen")], index.load_encoder(str(renamed)), renamed, tmp_path / "y")
-    assert "y" in index.DenseIndex.load(a, tmp_path / "y").doc_ids
-    index.build([Doc("x", "", "the hen")], index.load_encoder(str(tiny_dot), pooling="cls"), tiny_dot, tmp_path / "cls")
+    index.build([Doc("y", "", "the hen")], load_encoder(str(renamed)), renamed, tmp_path / "y")
+    assert "y" in DenseIndex.load(a, tmp_path / "y").doc_ids
+    index.build([Doc("x", "", "the hen")], load_encoder(str(tiny_dot), pooling="cls"), tiny_dot, tmp_path / "cls")
     foreign = shutil.copytree(whole, tmp_path / "foreign")  # by nobody knows whom
     (foreign / "docid").write_text("".join(f"f{n}\n" for n in range(80)))
     (foreign / "manifest.json").write_text(json.dumps({"encoder": {"name": "unknown"}}))
     for folders in ((a, tmp_path / "cls"), (foreign, a, tmp_path / "cls"), (a, foreign, tmp_path / "cls")):
         with pytest.raises(InputError, match="made with different encoders"):
-            index.DenseIndex.load(*folders)
-    joined = index.DenseIndex.load(foreign, tmp_path / "cls")
+            DenseIndex.load(*folders)
+    joined = DenseIndex.load(foreign, tmp_path / "cls")
     with pytest.raises(InputError, match="pooling is mean, the index was made with cls"):
-        index.check_encoder(joined, index.load_encoder(str(tiny_dot)), tiny_dot)
+        check_encoder(joined, load_encoder(str(tiny_dot)), tiny_dot)
 
 
 def test_an_open_index_keeps_its_documents_when_another_takes_its_place(tmp_path, encoder, tiny_dot, corpus):
     index.build(corpus, encoder, tiny_dot, tmp_path / "x")
-    fetch = index.stored_docs(tmp_path / "x")
+    fetch = stored_docs(tmp_path / "x")
     index.build([Doc(doc.doc_id, "", "longer " * 9) for doc in reversed(corpus)], encoder, tiny_dot, tmp_path / "x", overwrite=True)
     assert list(fetch([corpus[3].doc_id, corpus[0].doc_id])) == [corpus[3], corpus[0]]
     for name, data, message in (
@@ -281,15 +283,15 @@ def test_an_open_index_keeps_its_documents_when_another_takes_its_place(tmp_path
     ):
         (tmp_path / "x" / name).write_bytes(data)
         with pytest.raises(InputError, match=message):
-            index.stored_docs(tmp_path / "x")
+            stored_docs(tmp_path / "x")
     index.build(corpus, encoder, tiny_dot, tmp_path / "y")
     with open(tmp_path / "y" / "docs.jsonl", "r+b") as out:
         out.truncate(100)
     with pytest.raises(InputError, match="docs.jsonl is damaged: no document at byte"):
-        list(index.stored_docs(tmp_path / "y")([corpus[-1].doc_id]))
+        list(stored_docs(tmp_path / "y")([corpus[-1].doc_id]))
     (tmp_path / "y" / "manifest.json").write_text('{"encoder": "minilm"}')
     with pytest.raises(InputError, match="`encoder` must be a record, not 'minilm'"):
-        index.DenseIndex.load(tmp_path / "y")
+        DenseIndex.load(tmp_path / "y")
 
 
 def test_search_command_over_several_folders(halves, invoke, files, tiny_dot, tmp_path):

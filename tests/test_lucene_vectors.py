@@ -7,6 +7,7 @@ import pytest
 
 from pyserini_kd import api, index, inference, kinds, lucene, lucene_vectors, rerank, search, service
 from pyserini_kd.data import Doc, Query
+from pyserini_kd.dense_index import DenseIndex, load_encoder, stored_docs
 from pyserini_kd.files import InputError
 from pyserini_kd.runs import Run
 
@@ -20,7 +21,7 @@ def folder_of(path, vectors, kind, cuts=(300, 550), ids=None):
         np.save(path / f"{number}.npy", block)
     (path / "docid").write_text("".join(f"{doc_id}\n" for doc_id in ids or [f"d{n}" for n in range(len(vectors))]))
     kinds.write(sorted(path.glob("*.npy")), vectors.shape[1], kind, path)
-    return index.DenseIndex.load(path)
+    return DenseIndex.load(path)
 
 
 @pytest.fixture(scope="module")
@@ -98,7 +99,7 @@ def test_ties_at_the_end_are_cut_by_id_and_faiss_and_lucene_join(tmp_path, opene
         assert np.array_equal(np.sort(rows), np.sort(expected))
     shutil.copytree(opened["lucene-hnsw"].folder, tmp_path / "hnsw")
     (tmp_path / "hnsw" / "docid").write_text("".join(f"e{n}\n" for n in range(800)))
-    joined = index.DenseIndex.load(tmp_path / "Flat", tmp_path / "hnsw")
+    joined = DenseIndex.load(tmp_path / "Flat", tmp_path / "hnsw")
     _, rows = joined.search(lengths[1], 1000)
     products = lengths[1] @ np.concatenate([vectors, lengths[0]]).T
     assert np.array_equal(np.sort(rows), np.tile(np.arange(1000), (40, 1)))
@@ -155,9 +156,9 @@ def test_the_same_commands(by_command, dense_index, bm25_index, tiny_dot, tiny_c
 def test_query_texts_manifest_and_service(by_command, tiny_dot, corpus, invoke):
     result = invoke(search.main, "--index", by_command, "--encoder", tiny_dot, "--query", "what the goose eats", "--hits", 3)
     assert result.exit_code == 0 and len(result.output.splitlines()) == 6, result.output
-    manifest = index.DenseIndex.load(by_command).manifest
+    manifest = DenseIndex.load(by_command).manifest
     assert manifest["index"] == "lucene-flat" and manifest["n_docs"] == 20 and manifest["encoder"]["pooling"] == "mean"
-    assert list(index.stored_docs(by_command)(["sleep-cat"])) == [corpus[10]]
+    assert list(stored_docs(by_command)(["sleep-cat"])) == [corpus[10]]
     assert list(rerank.fetch_from(str(by_command))(["eat-dog"])) == [corpus[1]]
     run = api.search([Query("q", "the goose"), Query("blank", " ")], str(by_command), str(tiny_dot), hits=30)
     assert len(run["q"].doc_ids) == 20 and run["blank"].doc_ids == []
@@ -171,7 +172,7 @@ def test_query_texts_manifest_and_service(by_command, tiny_dot, corpus, invoke):
 
 
 def test_an_interrupted_assembly_encodes_nothing_again(tmp_path, corpus, tiny_dot, monkeypatch):
-    encoder = index.load_encoder(str(tiny_dot))
+    encoder = load_encoder(str(tiny_dot))
     settings = {"kind": "lucene-hnsw", "precision": "fp32", "block": 6}
     add = lucene_vectors._add
 
@@ -186,7 +187,7 @@ def test_an_interrupted_assembly_encodes_nothing_again(tmp_path, corpus, tiny_do
     monkeypatch.setattr(lucene_vectors, "_add", add)
     monkeypatch.setattr(inference, "encode", lambda *a, **k: pytest.fail("encoded again"))
     assert index.build(corpus, encoder, tiny_dot, tmp_path / "x", **settings) == 20
-    assert index.DenseIndex.load(tmp_path / "x").index.ntotal == 20
+    assert DenseIndex.load(tmp_path / "x").index.ntotal == 20
     assert not list(tmp_path.glob(".*")) and not (tmp_path / "x" / "write.lock").exists()
 
 
@@ -222,7 +223,7 @@ def test_what_does_not_fit_is_refused(tmp_path, by_command, opened, bm25_index, 
         kinds.estimate(4097, "lucene-flat")
     with pytest.raises(InputError, match="--nprobe is for IVF"):
         opened["lucene-hnsw"].search(np.ones((1, 16), np.float32), 5, nprobe=3)
-    encoder = index.load_encoder(str(tiny_dot))
+    encoder = load_encoder(str(tiny_dot))
     with pytest.raises(InputError, match="could not write .* term"):
         index.build([Doc("x" * 40_000, "", "the hen")], encoder, tiny_dot, tmp_path / "no", kind="lucene-flat")
     with pytest.raises(InputError, match="no Lucene index of vectors .* it compares nothing"):
@@ -231,7 +232,7 @@ def test_what_does_not_fit_is_refused(tmp_path, by_command, opened, bm25_index, 
     broken = shutil.copytree(by_command, tmp_path / "broken")
     (broken / "docid").write_text("a\n")
     with pytest.raises(InputError, match="20 vectors but 1 document ids"):
-        index.DenseIndex.load(broken)
+        DenseIndex.load(broken)
 
 
 def test_results_do_not_depend_on_threads(opened, lengths, monkeypatch):

@@ -3,7 +3,8 @@
 import numpy as np
 import pytest
 
-from pyserini_kd import index, inference, search
+from pyserini_kd import inference, search
+from pyserini_kd.dense_index import load_encoder
 from pyserini_kd.files import InputError
 from pyserini_kd.query_cache import QueryCache
 
@@ -54,7 +55,7 @@ def test_what_a_vector_depends_on_tells_caches_apart(invoke, words, encoded, tmp
 
 
 def test_vectors_come_back_in_the_order_asked(tmp_path, tiny_dot):
-    cache = QueryCache.of(tmp_path / "x", index.load_encoder(str(tiny_dot)), str(tiny_dot), "fp32")
+    cache = QueryCache.of(tmp_path / "x", load_encoder(str(tiny_dot)), str(tiny_dot), "fp32")
 
     def encode(texts):
         return np.array([[len(text), 0.1] for text in texts], np.float32).reshape(-1, 2)

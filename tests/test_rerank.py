@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from pyserini_kd import index, inference, rerank
+from pyserini_kd.dense_index import load_encoder
 from pyserini_kd.files import InputError
 from pyserini_kd.models import checkpoints
 from pyserini_kd.runs import Run
@@ -57,8 +58,8 @@ def test_vectors_of_a_flat_index_are_not_made_again(tmp_path, invoke, first, fil
     parts = []
     for number, docs in enumerate((corpus[:9], corpus[9:])):
         parts += ["--index", tmp_path / f"part{number}"]
-        index.build(docs, index.load_encoder(str(tiny_dot)), tiny_dot, parts[-1], store_docs=False)
-    index.build(corpus, index.load_encoder(str(tiny_dot)), tiny_dot, tmp_path / "sq8", kind="SQ8")
+        index.build(docs, load_encoder(str(tiny_dot)), tiny_dot, parts[-1], store_docs=False)
+    index.build(corpus, load_encoder(str(tiny_dot)), tiny_dot, tmp_path / "sq8", kind="SQ8")
     encoded, encode = [], inference.encode
     monkeypatch.setattr(inference, "encode", lambda model, texts, kind, **s: encoded.append(kind) or encode(model, texts, kind, **s))
     base = ["--run", tmp_path / "first.txt", "--encoder", tiny_dot, "--topics", files["topics"], "--depth", 12]

@@ -159,11 +159,12 @@ def test_nothing_is_left_after_ctrl_c_or_a_full_disk(invoke, dense, tmp_path, mo
 def test_the_embedded_default_needs_no_arguments_once_it_is_there(tmp_path, tiny_dot, monkeypatch):
     """`python -m pyserini_kd.search --encoder student` over a small stand-in for what the demo prepares."""
     from pyserini_kd import index, pydocs
+    from pyserini_kd.dense_index import load_encoder
 
     monkeypatch.setenv("PYSERINI_KD_HOME", str(tmp_path))
     shutil.copytree(tiny_dot, tmp_path / "models" / "student")
     docs = [doc for doc in pydocs.docs() if pydocs.split_of(doc.doc_id.rsplit(".", 1)[0]) == "test"][:50]
-    index.build(docs, index.load_encoder(str(tiny_dot)), tiny_dot, tmp_path / "indexes" / "pydocs.student")
+    index.build(docs, load_encoder(str(tiny_dot)), tiny_dot, tmp_path / "indexes" / "pydocs.student")
     (tmp_path / "indexes" / "pydocs.bm25").mkdir()
     done = subprocess.run([sys.executable, "-m", "pyserini_kd.search", "--encoder", "student"], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr

@@ -17,6 +17,7 @@ import numpy as np
 import pytest
 
 from pyserini_kd import inference, search, serve, service
+from pyserini_kd.dense_index import load_encoder
 from pyserini_kd.runs import Run
 
 
@@ -219,7 +220,7 @@ def test_threads_bound_the_service_too(dense_index, tiny_dot, monkeypatch):
 def test_an_index_without_texts_says_so(tmp_path, corpus, tiny_dot):
     from pyserini_kd import index
 
-    index.build(corpus, index.load_encoder(str(tiny_dot)), tiny_dot, tmp_path / "bare", store_docs=False)
+    index.build(corpus, load_encoder(str(tiny_dot)), tiny_dot, tmp_path / "bare", store_docs=False)
     chosen = settings("--index", tmp_path / "bare", "--encoder", tiny_dot)
     with running(service.app(chosen, search.open_all(chosen, texts=True))) as port:
         assert ask(port, "/search?query=goose")[0] == 200

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from pyserini_kd import columns, index, inference, mine, score_files, teach, triples
 from pyserini_kd.data import Doc
+from pyserini_kd.dense_index import DenseIndex, load_encoder
 from pyserini_kd.files import InputError
 from pyserini_kd.models import checkpoints
 from pyserini_kd.pairs import Pairs
@@ -49,19 +50,19 @@ def test_ensemble_is_the_mean_of_weighted_raw_scores(groups, texts, tiny_dot, ti
 
 def test_vectors_of_an_index_give_the_same_scores(groups, texts, tiny_dot, dense_index):
     fresh, _ = teach.teach(groups, *texts, [str(tiny_dot)], precision="fp32")
-    stored, _ = teach.teach(groups, *texts, [str(tiny_dot)], precision="fp32", index=index.DenseIndex.load(dense_index))
+    stored, _ = teach.teach(groups, *texts, [str(tiny_dot)], precision="fp32", index=DenseIndex.load(dense_index))
     assert np.allclose(fresh.score, stored.score, atol=1e-4)
 
 
 def test_vectors_that_are_not_exact_are_no_teacher_s(tmp_path, groups, texts, tiny_dot, corpus):
-    index.build(corpus, index.load_encoder(str(tiny_dot)), tiny_dot, tmp_path / "x", kind="SQ8")
+    index.build(corpus, load_encoder(str(tiny_dot)), tiny_dot, tmp_path / "x", kind="SQ8")
     with pytest.raises(InputError, match="does not hold exact vectors; a teacher needs a Flat one"):
-        teach.teach(groups, *texts, [str(tiny_dot)], index=index.DenseIndex.load(tmp_path / "x"))
-    index.build([Doc("more", "", "the hen")], index.load_encoder(str(tiny_dot)), tiny_dot, tmp_path / "y")
+        teach.teach(groups, *texts, [str(tiny_dot)], index=DenseIndex.load(tmp_path / "x"))
+    index.build([Doc("more", "", "the hen")], load_encoder(str(tiny_dot)), tiny_dot, tmp_path / "y")
     (tmp_path / "x" / "manifest.json").unlink()  # nobody says what it is
     for folders in ((tmp_path / "x",), (tmp_path / "y", tmp_path / "x")):
         with pytest.raises(InputError, match="does not hold exact vectors"):
-            teach.teach(groups, *texts, [str(tiny_dot)], index=index.DenseIndex.load(*folders))
+            teach.teach(groups, *texts, [str(tiny_dot)], index=DenseIndex.load(*folders))
 
 
 def test_store_and_published_file(tmp_path, groups, texts, tiny_dot):
@@ -138,7 +139,7 @@ def test_blocks_change_nothing(tmp_path, groups, queries, corpus, tiny_dot, dens
     texts = triples.load_texts(groups, queries, corpus)
     on_disk = triples.load_texts(groups, queries, corpus, tmp_path / "texts")
     assert [dict(some) for some in on_disk] == [{q: texts[0][q] for q in on_disk[0]}, texts[1]]
-    stored = {"index": index.DenseIndex.load(dense_index)}
+    stored = {"index": DenseIndex.load(dense_index)}
     whole = [teach.teach(groups, *texts, [str(tiny_dot)], [run_file], precision="fp32", **more)[0] for more in ({}, stored)]
     monkeypatch.setattr(teach, "BLOCK", 7)
     monkeypatch.setattr(score_files, "WRITTEN", 11)

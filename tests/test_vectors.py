@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from pyserini_kd import index
+from pyserini_kd.dense_index import DenseIndex, open_with_encoder
 from pyserini_kd.files import InputError
 from pyserini_kd.models import checkpoints
 
@@ -32,7 +33,7 @@ def test_every_source_gives_the_same_index(made, monkeypatch):
         index.build_from_vectors(folder / source, None, folder / name)
         for file in ("index", "docid"):
             assert (folder / name / file).read_bytes() == (folder / "a" / file).read_bytes()
-    opened = index.DenseIndex.load(folder / "a")
+    opened = DenseIndex.load(folder / "a")
     assert opened.manifest["encoder"] == {"name": "unknown"}
     assert np.array_equal(opened.vectors(IDS), found)
     assert np.array_equal(opened.search(found[:5], 4)[1], np.argsort(-(found[:5] @ found.T), axis=1)[:, :4])
@@ -79,7 +80,7 @@ def test_command(made, invoke, tiny_dot):
     words = ["--vectors", folder / "v.npy", "--ids", folder / "ids.txt", "--index", folder / "x"]
     result = invoke(index.main, *words, "--encoder", tiny_dot, "--faiss", "SQ8")
     assert result.exit_code == 0 and "30 vectors" in result.output
-    opened, encoder = index.open_with_encoder(folder / "x", str(tiny_dot))
+    opened, encoder = open_with_encoder(folder / "x", str(tiny_dot))
     assert opened.manifest["index"] == "SQ8" and opened.manifest["encoder"] == checkpoints.record_of(encoder, tiny_dot)
     for wrong, message in (
         (["--vectors", folder / "v.npy"], "needs --ids"),
