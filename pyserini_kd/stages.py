@@ -33,6 +33,7 @@ logger = logging.getLogger(__name__)
 TERMS = "terms.json"  # of a saved state: the loss terms since the last line of the log
 FLAT = 1e-5  # spread of a query's scores, against their size, under which nothing is ranked
 
+
 @dataclasses.dataclass(frozen=True)
 class TrainConfig:
     """Everything that decides a training run besides its data. None: the recipe's or the checkpoint's default."""

@@ -16,13 +16,11 @@ import shutil
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import click
-import numpy as np
 
-from pyserini_kd import inference, passages, recipes, sources, triples
-from pyserini_kd.batches import Share
+from pyserini_kd import inference, passages, recipes, sources
 from pyserini_kd.cli import Runs, command
 from pyserini_kd.files import (
     InputError,
@@ -32,19 +30,17 @@ from pyserini_kd.files import (
     read_json,
     refuse_existing,
     sha256,
-    stamp,
     write_json,
 )
+from pyserini_kd.material import Given, data_folder, digest, gather
 from pyserini_kd.measures import Measure
-from pyserini_kd.mine import Group, mine, n_docs, read_candidates
+from pyserini_kd.mine import Group, n_docs
 from pyserini_kd.models import checkpoints
-from pyserini_kd.recipes import Recipe, Stage
-from pyserini_kd.score_files import read_scores
+from pyserini_kd.recipes import Stage
 from pyserini_kd.stages import (
     Material,
     TrainConfig,
     clock,
-    device_of,
     one_after_another,
     precision_of,
     processes,
@@ -52,16 +48,14 @@ from pyserini_kd.stages import (
     run_stage,
     states_of,
 )
-from pyserini_kd.teach import is_bounded, is_bounded_scores
-from pyserini_kd.triples import PlainTexts, Scores, Texts, Triples, load_texts
+from pyserini_kd.student import check_start, fingerprint, is_scaled, load_student, load_teachers, parse_layers, refuse_ignored
+from pyserini_kd.teach import is_bounded_scores
+from pyserini_kd.triples import Scores, Triples
 from pyserini_kd.validation import Dev, read_dev
 
 logger = logging.getLogger(__name__)
 
-COLBERT_MASKS = 8  # [MASK] tokens after each query of a new ColBERT (Hofstätter et al. 2020)
-RANDOM = "random:"  # --init random:LAYERS/WIDTH
 OURS = ("stage-", ".config.json.")  # how names begin in a folder of resume state without its record, after a kill
-DISTILLED_NAMES = ("minilm", "distilbert", "tinybert")  # how published distilled language models are called
 
 
 @contextlib.contextmanager
@@ -127,14 +121,14 @@ def train(
     if dev is None and any(stage.schedule == "plateau" for _, stage in stages):
         raise InputError("--schedule plateau follows measures on dev topics: give --dev-topics, --dev-qrels and --dev-run")
     scores = _checked_inputs(config, [stage for _, stage in stages], groups, scores, texts)
-    teachers = _teachers(config, [stage for _, stage in stages])
-    _refuse_ignored(config)
+    teachers = load_teachers(config, [stage for _, stage in stages])
+    refuse_ignored(config)
     config = config.resolved(recipe)
-    distilled = _check_start(recipe, config)
-    made_from = {role: _fingerprint(name) for role, name in
+    distilled = check_start(recipe, config)
+    made_from = {role: fingerprint(name) for role, name in
                  (("init", config.init), ("teacher", config.teacher), ("lm_teacher", config.lm_teacher)) if name}  # fmt: skip
     transformers.set_seed(config.seed)
-    model = _student(config, teachers)
+    model = load_student(config, teachers)
     for _, stage in stages:
         if stage.needs_layers:
             learner.check_layers(model, teachers[stage.text], stage.losses)
@@ -198,7 +192,7 @@ def _checked_inputs(
             raise InputError(f"recipe {name} needs --scores (from teach, or a published 5-column file) or a live --teacher")
     if scores is None or not any(stage.needs_scores for stage in stages):
         return None
-    if not _is_scaled(config, stages) and is_bounded_scores(scores):
+    if not is_scaled(config, stages) and is_bounded_scores(scores):
         raise InputError(
             "all teacher scores lie in [-1, 1] (a cosine or a sigmoid); margins that small teach little: give the teacher a "
             "weight in teach, or say with --score-scale what the student's scores are to be multiplied by"
@@ -208,107 +202,6 @@ def _checked_inputs(
         query_id, doc_id = next((query_id, doc_id) for query_id, doc_id, score in every if math.isnan(score))
         raise InputError(f"{missing} candidate pairs have no teacher score, e.g. query {query_id}, {doc_id}")
     return scores
-
-
-def _is_scaled(config: TrainConfig, stages: Sequence[Stage]) -> bool:
-    """Whether the user has said what to do about teacher scores that are small: a scale, or a temperature that is used."""
-    soft = {loss for stage in stages for loss in stage.losses if loss in recipes.SOFT_LOSSES}
-    return config.score_scale is not None or (config.temperature != 1.0 and soft <= set(recipes.TEMPERED))
-
-
-def _check_start(recipe: Recipe, config: TrainConfig) -> bool:
-    """Whether the student is, or becomes, a distilled language model; InputError where the recipe must not start from one."""
-    distilled = any(stage.text for stage in recipe.stages)  # now, or before --start-stage
-    if config.init.startswith(RANDOM):
-        return distilled
-    if config.teacher and _fingerprint(config.init) == _fingerprint(config.teacher):
-        return distilled  # layers of the teacher
-    folder = checkpoints.resolve(config.init)
-    known = (folder / "training.json").exists() and bool(read_json(folder / "training.json", "record").get("distilled_lm"))
-    if known and not recipe.distilled_start:
-        raise InputError(f"{recipe.name} must not start from a distilled language model, as {config.init} is; {recipes.ADVICE}")
-    if not recipe.distilled_start and any(word in config.init.lower() for word in DISTILLED_NAMES):
-        logger.warning("WARNING: %s looks like a distilled language model; with it this is not %s: %s", config.init,
-                       recipe.name, recipes.ADVICE)  # fmt: skip
-    return distilled or known
-
-
-def _teachers(config: TrainConfig, stages: Sequence[Stage]) -> dict[bool, Any]:
-    """The live teachers that the stages need: True -> the language model, False -> the ranker (None where not given)."""
-    teachers: dict[bool, Any] = {True: None, False: None}
-    if config.lm_teacher and any(stage.text for stage in stages):
-        teachers[True] = checkpoints.load(config.lm_teacher, architecture="cross_encoder").to(device_of(config))
-    rankers = [stage for stage in stages if not stage.text]
-    if config.teacher and any(stage.needs_layers or stage.needs_scores for stage in rankers):
-        teachers[False] = teacher = checkpoints.load(config.teacher).to(device_of(config))
-        if any(stage.needs_layers for stage in rankers) and teacher.architecture != "cross_encoder":
-            raise InputError(f"--teacher {config.teacher} is a {teacher.architecture}; layers are those of a cross-encoder")
-        if any(stage.needs_scores for stage in rankers) and is_bounded(config.teacher) and not _is_scaled(config, rankers):
-            raise InputError(f"--teacher {config.teacher} gives cosines in [-1, 1]: say with --score-scale what the student's "
-                             f"scores are to be multiplied by, or scale the teacher's in a score file (teach)")  # fmt: skip
-    return teachers
-
-
-def _fingerprint(name: str) -> str:
-    return name if name.startswith(RANDOM) else checkpoints.fingerprint(checkpoints.resolve(name))
-
-
-def _student(config: TrainConfig, teachers: Mapping[bool, Any]) -> Any:
-    from torch import nn
-
-    model = _start(config, teachers)
-    if config.dropout is not None:
-        for module in model.modules():
-            if isinstance(module, nn.Dropout):  # attention reads its rate from such a module too
-                module.p = config.dropout
-    return model.to(device_of(config))
-
-
-def _start(config: TrainConfig, teachers: Mapping[bool, Any]) -> Any:
-    from pyserini_kd import learner
-
-    if config.init.startswith(RANDOM):
-        if config.architecture != "cross_encoder":
-            raise InputError(f"--init {config.init} makes a cross_encoder, not a {config.architecture}")
-        fresh = learner.random_student(config.init.removeprefix(RANDOM), teachers[True] or teachers[False])
-        fresh.max_len = min(config.max_doc_len or fresh.max_len, fresh.max_len)
-        return fresh
-    overrides: dict[str, Any] = {"max_doc_len": config.max_doc_len}
-    if config.architecture != "cross_encoder":
-        overrides |= {"pooling": config.pooling, "l2_norm": config.l2_norm, "max_query_len": config.max_query_len}
-    new = checkpoints.architecture_of(checkpoints.resolve(config.init)) != config.architecture
-    if config.glove and not (config.architecture == "tk" and new):
-        raise InputError(f"--glove: word vectors are for a new tk student, not for {config.init} as a {config.architecture}")
-    own: dict[str, Any] = dict(parse_setting(text) for text in config.settings)
-    known = checkpoints.own_settings(config.architecture)
-    if unknown := [name for name in own if name not in known]:
-        raise InputError(f"--setting {unknown[0]}: a {config.architecture} has {', '.join(known) or 'none of its own'}")
-    if config.architecture == "colbert" and new:
-        own.setdefault("masks", COLBERT_MASKS)
-    model: Any = checkpoints.load(
-        config.init, architecture=config.architecture, layers=config.layers, glove=config.glove, settings=own, **overrides
-    )
-    learner.check_encoder(model)
-    if config.architecture == "bert_dot" and model.settings.l2_norm and (config.score_scale or 1.0) == 1.0:
-        logger.warning("WARNING: the student's vectors have length 1, its scores lie in [-1, 1]; losses on raw scores need "
-                       "--no-l2-norm or, say, --score-scale 20")  # fmt: skip
-    return model
-
-
-def _refuse_ignored(config: TrainConfig) -> None:
-    """InputError for settings that would change nothing."""
-    if config.architecture == "cross_encoder" and config.settings:
-        raise InputError(f"--setting {config.settings[0]}: a cross_encoder has no settings of its own")
-    if config.architecture == "cross_encoder" and (config.pooling or config.max_query_len):
-        raise InputError("--pooling and --max-query-length are not for a cross_encoder; it reads pairs of --max-length tokens")
-    if config.architecture not in ("bert_dot", "colbert") and config.l2_norm:
-        raise InputError(f"--l2-norm is for a bert_dot or a colbert, not for a {config.architecture}")
-    if config.architecture != "bert_dot" and config.pooling:
-        raise InputError(f"--pooling is for a bert_dot; a {config.architecture} keeps its words apart")
-    if config.layers is not None and config.architecture == "tk":
-        raise InputError("--layers chooses layers of a checkpoint; a tk has its own (--setting layers=2)")
-    if config.layers is not None and config.init.startswith(RANDOM):
-        raise InputError(f"--layers chooses layers of a checkpoint; {config.init} says how many there are")
 
 
 def _prepare(partial: Path, config: TrainConfig, about: Mapping[str, Any]) -> None:
@@ -487,10 +380,10 @@ def main(
     given = Given(collection, topics, candidates, scores, qrels, segment)
     dev = read_dev(dev_topics, dev_qrels, dev_run, dev_depth, collection, segment)
     data = given._asdict() | {"glove": config.glove, "dev_topics": dev_topics, "dev_qrels": dev_qrels, "dev_run": dev_run}
-    with _material(given, stages, config, output) as found:
-        known = {name: _digest(name, value) for name, value in data.items() if value is not None}
+    with gather(given, stages, config, output) as found:
+        known = {name: digest(name, value) for name, value in data.items() if value is not None}
         if sources.is_named(collection):  # of other texts another time
-            known["texts_sha256"] = sha256(*sorted(_data_folder(output).glob("*/texts")))
+            known["texts_sha256"] = sha256(*sorted(data_folder(output).glob("*/texts")))
         train(
             config,
             found.groups,
@@ -512,125 +405,6 @@ def main(
 def _unit(groups: Sequence[Group]) -> str:
     """What a group is called: each of a score file's triples is one of its own."""
     return "triples" if isinstance(groups, Triples) else "queries"
-
-
-class Given(NamedTuple):
-    """What the command was given to train on."""
-
-    collection: str
-    topics: str | None
-    candidates: Path | None
-    scores: Path | None
-    qrels: str | None
-    segment: str | None
-
-
-def _files(name: str, value: str | Path | None) -> list[Path]:
-    """The files that the command was given as `name`: those of the collection, or one; none where they are named."""
-    if name == "collection":
-        return sources.files(str(value))
-    return [Path(value)] if value and not sources.is_named(str(value)) and Path(value).is_file() else []
-
-
-def _digest(name: str, value: str | Path) -> str | dict[str, str]:
-    """Files with their checksum; anything else as it was named."""
-    files = _files(name, value)
-    return {"path": str(value), "sha256": sha256(*files)} if files else str(value)
-
-
-@contextlib.contextmanager
-def _material(given: Given, stages: Sequence[Stage], config: TrainConfig, output: Path) -> Iterator[Material]:
-    """What the stages train on. Its texts, and the triples of a 5-column file, lie in `NAME.data.partial/` meanwhile.
-
-    They stay there when training is interrupted, and serve the next run on the same data.
-    """
-    folder, share = _data_folder(output), processes(config)
-    plain, ranked = any(stage.text for stage in stages), any(not stage.text for stage in stages)
-    scored = any(stage.needs_scores for stage in stages)
-    published = given.scores and not given.candidates and given.scores.suffix != ".parquet"
-    groups = _groups(given, config) if ranked and not published else []
-    sources_of = {name: [str(value), stamp(_files(name, value))] for name, value in given._asdict().items()}
-    made_from = {**sources_of, "plain": plain, "ranked": ranked, "blocks": [config.batch_size, config.seed]}
-    try:
-        with one_after_another(share):
-            if share.rank == 0:
-                triples.build_once(folder, made_from, lambda: _convert(folder, given, groups, plain=plain, ranked=ranked))
-        scores: Scores | Triples | None = None
-        queries: Mapping[str, str] = {}
-        docs: Mapping[str, str] = {}
-        if ranked and published:
-            scores = groups = triples.load(folder)
-            queries, docs = groups.queries, groups.docs
-        elif groups:
-            queries, docs = Texts(folder / "queries"), Texts(folder / "docs")
-            scores = read_scores(given.scores, groups) if given.scores and scored else None
-        texts = _sample(Texts(folder / "texts"), config) if plain else []
-        yield Material(groups, queries, docs, scores if scored else None, texts, None)
-    except Exception:  # not Ctrl-C
-        _remove(folder, share)
-        raise
-    _remove(folder, share)
-
-
-def _data_folder(output: Path) -> Path:
-    return output.with_name(output.name + ".data.partial")
-
-
-def _remove(folder: Path, share: Share) -> None:
-    if share.rank == 0:
-        shutil.rmtree(folder, ignore_errors=True)
-
-
-def _groups(given: Given, config: TrainConfig) -> Sequence[Group]:
-    if given.candidates:
-        return read_candidates(given.candidates)
-    if given.qrels and given.topics:
-        return mine(sources.topics(given.topics), sources.qrels(given.qrels), [], sources.collection(given.collection),
-                    negatives=0, shared=config.batch_size, seed=config.seed).groups  # fmt: skip
-    raise InputError("--candidates is needed (or --qrels, or a 5-column score file, which brings its own triples)")
-
-
-def _convert(folder: Path, given: Given, groups: Sequence[Group], *, plain: bool, ranked: bool) -> None:
-    """Write the texts that training needs, and the triples of a 5-column file, as they stream by."""
-    if ranked and given.topics:
-        docs = sources.collection(given.collection)
-        docs = passages.segment(docs, given.segment) if given.segment else docs
-        queries = sources.topics(given.topics)
-        if groups:
-            load_texts(groups, queries, docs, folder)
-        elif given.scores:
-            triples.build(folder, given.scores, queries, ((doc.doc_id, doc.contents) for doc in docs))
-    if plain:
-        docs = sources.collection(given.collection)
-        docs = passages.segment(docs, given.segment) if given.segment else docs
-        Texts.build(folder / "texts", ((doc.doc_id, doc.contents) for doc in docs), "plain texts")
-
-
-def _sample(texts: Texts, config: TrainConfig) -> PlainTexts:
-    """The texts; with --max-steps a random sample, as many as will be read."""
-    limit = config.max_steps * config.batch_size * config.accumulate if config.max_steps else len(texts)
-    rows = np.arange(len(texts), dtype=np.int32)
-    if limit < len(rows):
-        rows = np.sort(np.random.default_rng(config.seed).choice(rows, limit, replace=False))
-    return PlainTexts(texts, rows)
-
-
-def parse_setting(text: str) -> tuple[str, int]:
-    """`join_layer=3` -> ("join_layer", 3)."""
-    name, _, number = text.partition("=")
-    if not name.isidentifier() or not number.isdecimal():
-        raise InputError(f"--setting must be NAME=NUMBER such as join_layer=3, not {text!r}")
-    return name, int(number)
-
-
-def parse_layers(text: str | None) -> tuple[int, ...] | None:
-    """`0,3,5` -> (0, 3, 5)."""
-    if text is None:
-        return None
-    try:
-        return tuple(int(part) for part in text.split(","))
-    except ValueError:
-        raise InputError(f"--layers must be numbers such as 0,3,5, not {text!r}") from None
 
 
 if __name__ == "__main__":

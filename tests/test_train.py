@@ -12,12 +12,13 @@ import numpy as np
 import pytest
 import torch
 
-from pyserini_kd import batches, inference, learner, mine, score_files, stages, train, triples
+from pyserini_kd import batches, inference, learner, material, mine, score_files, stages, train, triples
 from pyserini_kd.data import read_collection, read_topics
 from pyserini_kd.files import InputError, sha256
 from pyserini_kd.mine import Group
 from pyserini_kd.models import checkpoints
 from pyserini_kd.stages import TrainConfig
+from pyserini_kd.student import load_student, refuse_ignored
 from pyserini_kd.triples import Scores
 from pyserini_kd.validation import Dev
 
@@ -271,7 +272,7 @@ def test_runs_with_dropout_resume_to_the_same_weights(tmp_path, data, scores, ti
 
 def test_layers_of_a_random_start_are_refused():
     with pytest.raises(InputError, match="random:2/32 says how many there are"):
-        train._refuse_ignored(TrainConfig("ranker-distill", "random:2/32", "cross_encoder", layers=(0,)))
+        refuse_ignored(TrainConfig("ranker-distill", "random:2/32", "cross_encoder", layers=(0,)))
 
 
 def test_the_time_of_earlier_sessions_counts_up_to_what_they_left(tmp_path, monkeypatch):
@@ -671,7 +672,7 @@ def test_dropout_replaces_the_checkpoints_in_every_layer(tmp_path, data, tokeniz
 
     def scores(**settings):
         torch.manual_seed(0)
-        model = train._student(cross("ranknet", noisy, **settings), {True: None, False: None})
+        model = load_student(cross("ranknet", noisy, **settings), {True: None, False: None})
         return [model.train(training).pair_scores(batch).tolist() for training in (True, True, False)]
 
     first, second, still = scores()
@@ -1110,15 +1111,15 @@ def test_data_in_folders_has_a_checksum_too(tmp_path):
     (tmp_path / "docs" / "more").mkdir(parents=True)
     for name, text in (("docs/b.jsonl", "b"), ("docs/more/a.jsonl", "a")):
         (tmp_path / name).write_text(text)
-    before = train._digest("collection", tmp_path / "docs")
+    before = material.digest("collection", tmp_path / "docs")
     (tmp_path / "both").write_text("ba")
     assert before == {"path": str(tmp_path / "docs"), "sha256": sha256(tmp_path / "both")}
     (tmp_path / "docs" / "more" / "a.jsonl").write_text("c")
-    assert train._digest("collection", tmp_path / "docs") != before
+    assert material.digest("collection", tmp_path / "docs") != before
     for name in ("collection", "topics"):
-        assert train._digest(name, "ir_datasets:far/away") == "ir_datasets:far/away"
-    assert train._digest("topics", tmp_path / "both") == {"path": str(tmp_path / "both"), "sha256": sha256(tmp_path / "both")}
-    assert train._digest("topics", tmp_path / "docs") == str(tmp_path / "docs")  # reading it will say what is wrong
+        assert material.digest(name, "ir_datasets:far/away") == "ir_datasets:far/away"
+    assert material.digest("topics", tmp_path / "both") == {"path": str(tmp_path / "both"), "sha256": sha256(tmp_path / "both")}
+    assert material.digest("topics", tmp_path / "docs") == str(tmp_path / "docs")  # reading it will say what is wrong
 
 
 def test_tiny_numbers_are_zero_while_training_and_only_then(tmp_path, data, tiny_dot, monkeypatch):

@@ -1,0 +1,141 @@
+"""What training starts from: the student, its live teachers, and what is refused of them before it begins."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from pyserini_kd import recipes
+from pyserini_kd.files import InputError, read_json
+from pyserini_kd.models import checkpoints
+from pyserini_kd.recipes import Recipe, Stage
+from pyserini_kd.stages import TrainConfig, device_of
+from pyserini_kd.teach import is_bounded
+
+logger = logging.getLogger(__name__)
+
+COLBERT_MASKS = 8  # [MASK] tokens after each query of a new ColBERT (Hofstätter et al. 2020)
+RANDOM = "random:"  # --init random:LAYERS/WIDTH
+DISTILLED_NAMES = ("minilm", "distilbert", "tinybert")  # how published distilled language models are called
+
+
+def check_start(recipe: Recipe, config: TrainConfig) -> bool:
+    """Whether the student is, or becomes, a distilled language model; InputError where the recipe must not start from one."""
+    distilled = any(stage.text for stage in recipe.stages)  # now, or before --start-stage
+    if config.init.startswith(RANDOM):
+        return distilled
+    if config.teacher and fingerprint(config.init) == fingerprint(config.teacher):
+        return distilled  # layers of the teacher
+    folder = checkpoints.resolve(config.init)
+    known = (folder / "training.json").exists() and bool(read_json(folder / "training.json", "record").get("distilled_lm"))
+    if known and not recipe.distilled_start:
+        raise InputError(f"{recipe.name} must not start from a distilled language model, as {config.init} is; {recipes.ADVICE}")
+    if not recipe.distilled_start and any(word in config.init.lower() for word in DISTILLED_NAMES):
+        logger.warning("WARNING: %s looks like a distilled language model; with it this is not %s: %s", config.init,
+                       recipe.name, recipes.ADVICE)  # fmt: skip
+    return distilled or known
+
+
+def load_teachers(config: TrainConfig, stages: Sequence[Stage]) -> dict[bool, Any]:
+    """The live teachers that the stages need: True -> the language model, False -> the ranker (None where not given)."""
+    teachers: dict[bool, Any] = {True: None, False: None}
+    if config.lm_teacher and any(stage.text for stage in stages):
+        teachers[True] = checkpoints.load(config.lm_teacher, architecture="cross_encoder").to(device_of(config))
+    rankers = [stage for stage in stages if not stage.text]
+    if config.teacher and any(stage.needs_layers or stage.needs_scores for stage in rankers):
+        teachers[False] = teacher = checkpoints.load(config.teacher).to(device_of(config))
+        if any(stage.needs_layers for stage in rankers) and teacher.architecture != "cross_encoder":
+            raise InputError(f"--teacher {config.teacher} is a {teacher.architecture}; layers are those of a cross-encoder")
+        if any(stage.needs_scores for stage in rankers) and is_bounded(config.teacher) and not is_scaled(config, rankers):
+            raise InputError(f"--teacher {config.teacher} gives cosines in [-1, 1]: say with --score-scale what the student's "
+                             f"scores are to be multiplied by, or scale the teacher's in a score file (teach)")  # fmt: skip
+    return teachers
+
+
+def fingerprint(name: str) -> str:
+    """What tells a checkpoint from others: its checksum, or `random:LAYERS/WIDTH` itself."""
+    return name if name.startswith(RANDOM) else checkpoints.fingerprint(checkpoints.resolve(name))
+
+
+def load_student(config: TrainConfig, teachers: Mapping[bool, Any]) -> Any:
+    """The student as training begins, on its device, with the dropout asked for."""
+    from torch import nn
+
+    model = _start(config, teachers)
+    if config.dropout is not None:
+        for module in model.modules():
+            if isinstance(module, nn.Dropout):  # attention reads its rate from such a module too
+                module.p = config.dropout
+    return model.to(device_of(config))
+
+
+def _start(config: TrainConfig, teachers: Mapping[bool, Any]) -> Any:
+    from pyserini_kd import learner
+
+    if config.init.startswith(RANDOM):
+        if config.architecture != "cross_encoder":
+            raise InputError(f"--init {config.init} makes a cross_encoder, not a {config.architecture}")
+        fresh = learner.random_student(config.init.removeprefix(RANDOM), teachers[True] or teachers[False])
+        fresh.max_len = min(config.max_doc_len or fresh.max_len, fresh.max_len)
+        return fresh
+    overrides: dict[str, Any] = {"max_doc_len": config.max_doc_len}
+    if config.architecture != "cross_encoder":
+        overrides |= {"pooling": config.pooling, "l2_norm": config.l2_norm, "max_query_len": config.max_query_len}
+    new = checkpoints.architecture_of(checkpoints.resolve(config.init)) != config.architecture
+    if config.glove and not (config.architecture == "tk" and new):
+        raise InputError(f"--glove: word vectors are for a new tk student, not for {config.init} as a {config.architecture}")
+    own: dict[str, Any] = dict(parse_setting(text) for text in config.settings)
+    known = checkpoints.own_settings(config.architecture)
+    if unknown := [name for name in own if name not in known]:
+        raise InputError(f"--setting {unknown[0]}: a {config.architecture} has {', '.join(known) or 'none of its own'}")
+    if config.architecture == "colbert" and new:
+        own.setdefault("masks", COLBERT_MASKS)
+    model: Any = checkpoints.load(
+        config.init, architecture=config.architecture, layers=config.layers, glove=config.glove, settings=own, **overrides
+    )
+    learner.check_encoder(model)
+    if config.architecture == "bert_dot" and model.settings.l2_norm and (config.score_scale or 1.0) == 1.0:
+        logger.warning("WARNING: the student's vectors have length 1, its scores lie in [-1, 1]; losses on raw scores need "
+                       "--no-l2-norm or, say, --score-scale 20")  # fmt: skip
+    return model
+
+
+def refuse_ignored(config: TrainConfig) -> None:
+    """InputError for settings that would change nothing."""
+    if config.architecture == "cross_encoder" and config.settings:
+        raise InputError(f"--setting {config.settings[0]}: a cross_encoder has no settings of its own")
+    if config.architecture == "cross_encoder" and (config.pooling or config.max_query_len):
+        raise InputError("--pooling and --max-query-length are not for a cross_encoder; it reads pairs of --max-length tokens")
+    if config.architecture not in ("bert_dot", "colbert") and config.l2_norm:
+        raise InputError(f"--l2-norm is for a bert_dot or a colbert, not for a {config.architecture}")
+    if config.architecture != "bert_dot" and config.pooling:
+        raise InputError(f"--pooling is for a bert_dot; a {config.architecture} keeps its words apart")
+    if config.layers is not None and config.architecture == "tk":
+        raise InputError("--layers chooses layers of a checkpoint; a tk has its own (--setting layers=2)")
+    if config.layers is not None and config.init.startswith(RANDOM):
+        raise InputError(f"--layers chooses layers of a checkpoint; {config.init} says how many there are")
+
+
+def is_scaled(config: TrainConfig, stages: Sequence[Stage]) -> bool:
+    """Whether the user has said what to do about teacher scores that are small: a scale, or a temperature that is used."""
+    soft = {loss for stage in stages for loss in stage.losses if loss in recipes.SOFT_LOSSES}
+    return config.score_scale is not None or (config.temperature != 1.0 and soft <= set(recipes.TEMPERED))
+
+
+def parse_setting(text: str) -> tuple[str, int]:
+    """`join_layer=3` -> ("join_layer", 3)."""
+    name, _, number = text.partition("=")
+    if not name.isidentifier() or not number.isdecimal():
+        raise InputError(f"--setting must be NAME=NUMBER such as join_layer=3, not {text!r}")
+    return name, int(number)
+
+
+def parse_layers(text: str | None) -> tuple[int, ...] | None:
+    """`0,3,5` -> (0, 3, 5)."""
+    if text is None:
+        return None
+    try:
+        return tuple(int(part) for part in text.split(","))
+    except ValueError:
+        raise InputError(f"--layers must be numbers such as 0,3,5, not {text!r}") from None
