@@ -56,11 +56,17 @@ def rerank(run: Run, queries: str | Sequence[Query], texts: str, encoder: str, *
     Args:
         run: the first stage.
         queries: as for `search`.
-        texts: where the documents' texts are: an index folder, a prebuilt name, or whatever `--collection` takes.
+        texts: where the documents' texts are: an index folder, a prebuilt name, or whatever `--collection` takes. What an
+            index stores of this checkpoint (vectors, `index --for`) is reused.
         encoder: the checkpoint.
         depth: documents rescored a query; the others are dropped.
         settings: of `rerank.rerank`.
     """
     asked = sources.topics(queries) if isinstance(queries, str) else list(queries)
-    model = inference.load(encoder, precision=settings.get("precision", "auto"))
-    return reranking.rerank(run, model, asked, reranking.fetch_from(texts), depth=depth, **settings)
+    precision = settings.get("precision", "auto")
+    model, source = (
+        reranking.open_source(encoder, [texts], precision=precision)
+        if reranking.is_index(texts)
+        else (inference.load(encoder, precision=precision), reranking.fetch_from(texts))
+    )
+    return reranking.rerank(run, model, asked, source, depth=depth, **settings)

@@ -32,6 +32,7 @@ class DocIds(Sequence[str]):
         self._starts = np.zeros(len(ends) + 1, np.uint32 if len(lines) < 1 << 32 else np.uint64)
         self._starts[1:] = ends + 1
         self._strings = np.zeros(len(ends), object)  # 0 where nobody has asked yet
+        self._asked: list[Rows] = []
         self._hashes: npt.NDArray[np.int64] | None = None
         self._sorted: npt.NDArray[np.uint32] = np.empty(0, np.uint32)
 
@@ -68,16 +69,23 @@ class DocIds(Sequence[str]):
         return chain.from_iterable(self[start : start + CHUNK] for start in range(0, len(self), CHUNK))
 
     def take(self, rows: Rows) -> list[str]:
-        """The ids of some rows; one string for each document, however often it is asked for."""
+        """The ids of some rows; one string for each document, however often it is asked for, until `forget`."""
         found = self._strings[rows]
-        missing = rows[found == 0]
-        if len(missing):
+        unknown = found == 0
+        if unknown.any():
+            missing, lines = rows[unknown], self._lines
             begins, ends = self._starts[missing].tolist(), self._starts[missing + 1].tolist()
-            lines = self._lines
-            self._strings[missing] = [lines[begin : end - 1].decode() for begin, end in zip(begins, ends, strict=True)]
-            found = self._strings[rows]
+            found[unknown] = [lines[begin : end - 1].decode() for begin, end in zip(begins, ends, strict=True)]
+            self._strings[missing] = found[unknown]
+            self._asked.append(missing)
         ids: list[str] = found.tolist()
         return ids
+
+    def forget(self) -> None:
+        """Keep no string any more: a service would come to hold one for every document that was ever found."""
+        asked, self._asked = self._asked, []
+        for rows in asked:
+            self._strings[rows] = 0
 
     def rows(self, doc_ids: Iterable[str]) -> Rows:
         """The row of each id, -1 for those that are not there."""

@@ -7,6 +7,7 @@ LuceneHnswDenseSearcher reads it and `docid`; and beside them our `manifest.json
 
 from __future__ import annotations
 
+import hashlib
 import logging
 import os
 import time
@@ -61,8 +62,7 @@ def build(
     """
     settings: dict[str, Any] = {
         "encoder": checkpoints.record_of(encoder, checkpoint),
-        "precision": inference.precision_of(encoder, precision),
-        "backend": inference.backend_of(encoder),
+        **inference.arithmetic(encoder, precision, batch_size),
         "block": block or BLOCK,
         "store_docs": store_docs,
     }
@@ -106,11 +106,16 @@ def build_from(
         _save(work, number, found)
 
     def assemble(work: blocks.Work, new: Path) -> dict[str, Any]:
-        kinds.write(work.paths("npy"), width, kind, new)
+        kinds.write(work.paths("npy"), width, kind, new, _trained(work, kind))
         return {"kind": "dense", "metric": "inner_product", "width": width}
 
     only_result = {"index": kind, "collection": collection, "segment": segment, "collection_stamp": sources.stamp(collection)}
     return blocks.build(docs, Path(folder), settings, make, assemble, only_result=only_result, overwrite=overwrite, shard=shard)
+
+
+def _trained(work: blocks.Work, kind: str) -> Path:
+    """Where the kind's training on these blocks is kept until the index is whole."""
+    return work.folder / f"{hashlib.sha256(' '.join([kind, *work.sums]).encode()).hexdigest()[:16]}.trained"
 
 
 def _save(work: blocks.Work, number: int, found: Floats) -> None:
@@ -143,7 +148,7 @@ def build_from_vectors(
     def assemble(work: blocks.Work, new: Path) -> dict[str, Any]:
         files = work.paths("npy")
         own = np.load(files[0], mmap_mode="r").shape[1]
-        kinds.write(files, own, kind, new)
+        kinds.write(files, own, kind, new, _trained(work, kind))
         return {"kind": "dense", "metric": "inner_product", "width": own}
 
     found = vectors.read(path, ids, lambda source: DenseIndex.load(source, mmap=True))

@@ -137,6 +137,13 @@ def backend_of(model: Any) -> str:
     return "onnx" if onnx.module_in(model) else "torch"
 
 
+def arithmetic(model: Any, precision: str, batch_size: int | None) -> dict[str, Any]:
+    """How a loaded model computes: what its outputs depend on besides weights and settings, for records."""
+    device = next(model.parameters()).device.type
+    known = {"precision": precision_of(model, precision), "backend": backend_of(model)}
+    return {**known, "batch_size": batch_size, "device": device}
+
+
 def own_device(device: str) -> str:
     """The device of this process: under torchrun or accelerate `cuda` is one GPU for each."""
     local = os.environ.get("LOCAL_RANK")
@@ -290,10 +297,20 @@ def encode(
     def tokenise(rows: list[int]) -> tuple[list[Any], int]:
         return side_records(model, [distinct[row] for row in rows], kind)
 
+    if kind == "query" and _depends_on_its_batch(model):
+        batch_size = 1  # a query has one vector, whoever else is asked for
     settings: dict[str, Any] = {"precision": precision, "batch_size": batch_size, "label": label}
     n_cut = run_batches(model, _text_chunks(distinct), tokenise, use, **settings)
     _count_cut(model, kind, n_cut, len(distinct), cut)
     return vectors[places]
+
+
+def _depends_on_its_batch(model: Any) -> bool:
+    """Whether what is computed of a text depends on what is beside it: int8 measures its activations a batch at a time."""
+    from pyserini_kd.models import onnx
+
+    module = onnx.module_in(model)
+    return module is not None and module.precision == "int8"
 
 
 def _count_cut(model: Any, kind: str, n_cut: int, total: int, cut: list[int] | None) -> None:
@@ -357,14 +374,19 @@ def _score_pairs(model: CrossEncoder, queries: Sequence[str], docs: Sequence[str
     """Logits of pairs; queries are tokenised once, documents once each, and joined as the tokenizer joins pairs."""
     query_texts, query_rows = unique(queries)
     doc_texts, doc_rows = unique(docs)
-    order = np.array(sorted(range(len(doc_texts)), key=lambda row: (-len(doc_texts[row]), row)))
+    order = np.array(sorted(range(len(doc_texts)), key=lambda row: (-len(doc_texts[row]), doc_texts[row])))
     rank = np.empty_like(order)
     rank[order] = np.arange(len(order))
     keys, places = np.unique(rank[doc_rows] * len(query_texts) + query_rows, return_inverse=True)  # longest documents first
     pair_docs, pair_queries = order[keys // len(query_texts)], keys % len(query_texts)
-    ends = np.append(np.flatnonzero(np.diff(pair_docs)) + 1, len(keys))  # of each document's pairs: all come into one chunk
-    cuts = np.unique(ends[np.searchsorted(ends, np.arange(CHUNK, len(keys), CHUNK))])
-    chunks = [some.tolist() for some in np.split(np.arange(len(keys)), cuts) if len(some)]
+    if _depends_on_its_batch(model):  # a query's scores then depend on its own documents, and on no other query
+        rows = np.argsort(pair_queries, kind="stable")
+        cuts = np.flatnonzero(np.diff(pair_queries[rows])) + 1
+    else:
+        rows = np.arange(len(keys))
+        ends = np.append(np.flatnonzero(np.diff(pair_docs)) + 1, len(keys))  # of a document's pairs: all come into one chunk
+        cuts = np.unique(ends[np.searchsorted(ends, np.arange(CHUNK, len(keys), CHUNK))])
+    chunks = [some.tolist() for some in np.split(rows, cuts) if len(some)]
     frame = pair_frame(model.tokenizer)
     query_ids = plain_ids(model.tokenizer, query_texts, model.max_len)
     scores = np.zeros(len(keys), dtype=np.float32)

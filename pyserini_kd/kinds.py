@@ -22,7 +22,7 @@ import numpy.typing as npt
 from tqdm import tqdm
 
 from pyserini_kd import lucene, lucene_vectors, streamed
-from pyserini_kd.files import InputError
+from pyserini_kd.files import InputError, atomic_file
 
 logger = logging.getLogger(__name__)
 
@@ -49,7 +49,9 @@ def estimate(width: int, kind: str) -> str:
     else:
         index = new(width, kind)
         size = vector_bytes(index)
-        held = "on disk; built without being held in memory" if streamed.streams(index) else "in memory while it is built"
+        held = "in memory while it is built"
+        if streamed.streams(index):
+            held = f"on disk, {_meanwhile(index, 1_000_000) / 1e9:.2f} GB in memory while it is built"
         seconds = forecast(index, np.random.default_rng(0).standard_normal((TRIAL, width), np.float32), 1_000_000)
     spent = f"; putting it together takes about {seconds / 60:.0f} minutes, encoding aside" if seconds > 60 else ""
     return f"an index of kind {kind} takes {size * 1e6 / 1e9:.2f} GB a million documents {held}{spent}"
@@ -112,17 +114,19 @@ def needed(index: Any) -> tuple[int, str]:
 # ----------------------------------------------------------------------------------------------------------- writing
 
 
-def write(blocks: Sequence[Path], width: int, kind: str, folder: Path) -> None:
+def write(blocks: Sequence[Path], width: int, kind: str, folder: Path, trained: Path | None = None) -> None:
     """Write the vectors of the blocks (`.npy`, in order) into an index folder, whose `docid` names the rows.
 
-    Memory holds a block where the kind streams, the whole index where it does not. What it takes is said before.
+    Memory holds a block where the kind streams, the whole index where it does not, and before that what the kind is trained
+    on. What it takes is said before. `trained` names a file for the trained index without vectors, of these very vectors: it
+    is written where it is missing, so that a run that is killed later need not train again.
 
     Raises:
         InputError: there are fewer vectors than the kind needs, Lucene refuses an id, or the disk is full.
     """
     sizes = [len(np.load(block, mmap_mode="r")) for block in blocks]
     if kind not in lucene_vectors.INDEXERS:
-        _write_faiss(blocks, sizes, new(width, kind), kind, folder / "index")
+        _write_faiss(blocks, sizes, new(width, kind), kind, folder / "index", trained)
         return
     _announce(kind, sum(sizes), lucene_vectors.vector_bytes(width, kind), shutil.disk_usage(folder).free, "on disk")
     with open(folder / "docid", encoding="utf-8", newline="\n") as lines:
@@ -134,16 +138,30 @@ def _loaded(blocks: Sequence[Path]) -> Iterator[Floats]:
     return (np.load(block) for block in tqdm(blocks, desc="index", unit=" blocks", disable=None))
 
 
-def _announce(kind: str, count: int, size: int, free: int, where: str, *, seconds: float = 0, twice: bool = False) -> None:
-    """Say what an index will take before it is written, and warn where there is less."""
-    meanwhile = ", twice that while its lists are put in order," if twice else ""
-    time_too = f" and about {seconds / 60:.0f} minutes" if seconds > 60 else ""
-    logger.info("%s of %d vectors takes about %.2f GB %s%s%s", kind, count, count * size / 1e9, where, meanwhile, time_too)
+def _announce(
+    kind: str, count: int, size: int, free: int, where: str, *, seconds: float = 0, twice: bool = False, held: int = 0
+) -> None:
+    """Say what an index will take before it is written (`held`: bytes of memory, where it goes to disk); warn of too little."""
+    size_too = ", twice that while its lists are put in order," if twice else ""
+    memory = f", {held / 1e9:.2f} GB in memory" if held else ""
+    spent = f" and about {seconds / 60:.0f} minutes" if seconds > 60 else ""
+    what = f"{kind} of {count} vectors takes about {count * size / 1e9:.2f} GB {where}"
+    logger.info("%s%s%s%s", what, size_too, memory, spent)
     if count * size * (1 + twice) > free:
         logger.warning("only %.2f GB are free %s", free / 1e9, where)
+    if held > free_memory():
+        logger.warning("only %.2f GB of memory are free", free_memory() / 1e9)
 
 
-def _write_faiss(blocks: Sequence[Path], sizes: Sequence[int], index: Any, kind: str, path: Path) -> None:
+def _meanwhile(index: Any, count: int) -> int:
+    """Bytes of memory that an index of `count` vectors needs while it streams: to be trained, or 12 a vector of its lists."""
+    lists = 12 * count if hasattr(_inner(index), "nlist") else 0
+    return max(4 * index.d * min(count, _train_size(index)) * (not index.is_trained), lists)
+
+
+def _write_faiss(
+    blocks: Sequence[Path], sizes: Sequence[int], index: Any, kind: str, path: Path, trained: Path | None
+) -> None:
     """Train the empty index where it needs that, and write it with the vectors of the blocks.
 
     Graphs, and product quantisation without lists, are built in memory; the others go to the file block by block. Training
@@ -161,12 +179,10 @@ def _write_faiss(blocks: Sequence[Path], sizes: Sequence[int], index: Any, kind:
     free, where = (shutil.disk_usage(path.parent).free, "on disk") if streams else (free_memory(), "in memory")
     seconds = forecast(index, _sample(blocks, sizes, TRIAL), sum(sizes))
     has_lists = hasattr(_inner(index), "nlist")
-    _announce(kind, sum(sizes), vector_bytes(index), free, where, seconds=seconds, twice=streams and has_lists)
+    held = _meanwhile(index, sum(sizes)) if streams else 0
+    _announce(kind, sum(sizes), vector_bytes(index), free, where, seconds=seconds, twice=streams and has_lists, held=held)
     if not index.is_trained:
-        try:
-            index.train(_sample(blocks, sizes, _train_size(index)))
-        except RuntimeError as error:
-            raise InputError(f"--faiss {kind} cannot be trained on {sum(sizes)} documents: {_last_line(error)}") from error
+        index = _trained(index, kind, blocks, sizes, trained)
     try:
         if streams:
             return streamed.write(index, _loaded(blocks), sum(sizes), path)
@@ -176,6 +192,22 @@ def _write_faiss(blocks: Sequence[Path], sizes: Sequence[int], index: Any, kind:
         faiss.write_index(index, str(path))
     except RuntimeError as error:  # FAISS's word for a full disk
         raise InputError(f"{path} could not be written: {_last_line(error)}") from error
+
+
+def _trained(index: Any, kind: str, blocks: Sequence[Path], sizes: Sequence[int], kept: Path | None) -> Any:
+    """The index trained on a sample of the blocks, or as it was `kept` before."""
+    import faiss
+
+    if kept is None or not kept.exists():
+        try:
+            index.train(_sample(blocks, sizes, _train_size(index)))
+        except RuntimeError as error:
+            raise InputError(f"--faiss {kind} cannot be trained on {sum(sizes)} documents: {_last_line(error)}") from error
+        if kept is None:
+            return index
+        with atomic_file(kept, binary=True) as out:
+            out.write(faiss.serialize_index(index).tobytes())
+    return _read_faiss(kept, mmap=False)
 
 
 def _last_line(error: RuntimeError) -> str:
@@ -247,7 +279,13 @@ def _sample(blocks: Sequence[Path], sizes: Sequence[int], most: int) -> Floats:
     starts = np.cumsum([0, *sizes])
     cuts = np.searchsorted(rows, starts)
     parts = zip(blocks, starts, cuts[:-1], cuts[1:], strict=False)
-    return np.concatenate([np.load(block, mmap_mode="r")[rows[a:b] - start] for block, start, a, b in parts])
+    sample: Floats | None = None
+    for block, start, a, b in parts:
+        vectors = np.load(block, mmap_mode="r")
+        sample = np.empty((len(rows), vectors.shape[1]), np.float32) if sample is None else sample
+        sample[a:b] = vectors[rows[a:b] - start]
+    assert sample is not None
+    return sample
 
 
 @contextlib.contextmanager

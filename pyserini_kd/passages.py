@@ -50,7 +50,7 @@ def segment(docs: Iterable[Doc], windows: str) -> Iterator[Doc]:
 def segment_qrels(qrels: Qrels, passages: Iterable[Doc]) -> Qrels:
     """Judgements of passages: each has its document's.
 
-    A passage of a relevant document need not be relevant itself; which are is for a teacher's scores to say, later.
+    A passage of a relevant document need not be relevant itself; which are is not known here.
     """
     judged = {doc_id for documents in qrels.values() for doc_id in documents}
     of: dict[str, list[str]] = {}

@@ -107,7 +107,8 @@ RECIPES = {
     for recipe in (
         Recipe(
             "margin-mse",
-            f"{CROSS_ARCHITECTURE}, section 3; there at lr 7e-6 (TK: 1e-5) on 40 million triples, --schedule plateau",
+            f"{CROSS_ARCHITECTURE}, section 3; there at lr 7e-6 (TK: 1e-5) on 40 million triples, --schedule plateau, "
+            "no gradient clipped (--max-grad-norm 10000), every student on its own scale (--no-match-scale)",
             "Margin-MSE on teacher scores; triples or n-way groups",
             (Stage("scores", {"margin_mse": 1.0}, match_scale=True),),
             l2_norm=False,

@@ -62,6 +62,7 @@ def dense(
         for query, query_scores, query_rows, count in zip(some, scores, rows, found, strict=True):
             doc_ids = index.doc_ids.take(query_rows[:count])
             hits_of[query.query_id] = ordered(doc_ids, query_scores[:count], f"query {query.query_id}")
+    index.doc_ids.forget()
     return Run(tag, hits_of)
 
 

@@ -31,7 +31,7 @@ from pyserini_kd.validation import Dev, Watch
 logger = logging.getLogger(__name__)
 
 TERMS = "terms.json"  # of a saved state: the loss terms since the last line of the log
-FLAT = 1e-5  # spread of a query's scores, against their size, under which nothing is ranked
+FLAT = 1e-4  # spread of a query's scores, against their size, under which nothing is ranked
 
 
 @dataclasses.dataclass(frozen=True)
@@ -65,7 +65,8 @@ class TrainConfig:
     accumulate: int = 1
     warmup: float | None = None
     weight_decay: float | None = None
-    dropout: float | None = None  # of every layer, attention included; 0 is twice as fast on a CPU
+    match_scale: bool | None = None  # whether a bert_dot or colbert is first brought to the teacher's scale
+    dropout: float | None = None  # of every layer, attention included; 0 takes a third less time on a CPU
     max_grad_norm: float = 1.0
     save_steps: int = 200
     metric: str = "nDCG@10"  # on dev topics, where there are any
@@ -84,7 +85,7 @@ class TrainConfig:
         """The recipe's stages from `start_stage` on, with their numbers and with this configuration's settings."""
         if self.start_stage > len(recipe.stages):
             raise InputError(f"--start-stage {self.start_stage}: recipe {recipe.name} has {len(recipe.stages)} stage(s)")
-        names = ("lr", "schedule", "epochs", "warmup", "weight_decay")
+        names = ("lr", "schedule", "epochs", "warmup", "weight_decay", "match_scale")
         given = {name: getattr(self, name) for name in names if getattr(self, name) is not None}
         numbered = list(enumerate(recipe.stages, start=1))[self.start_stage - 1 :]
         return [(number, stage._replace(**given)) for number, stage in numbered]

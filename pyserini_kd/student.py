@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from pyserini_kd import recipes
@@ -20,21 +21,30 @@ RANDOM = "random:"  # --init random:LAYERS/WIDTH
 DISTILLED_NAMES = ("minilm", "distilbert", "tinybert")  # how published distilled language models are called
 
 
-def check_start(recipe: Recipe, config: TrainConfig) -> bool:
-    """Whether the student is, or becomes, a distilled language model; InputError where the recipe must not start from one."""
-    distilled = any(stage.text for stage in recipe.stages)  # now, or before --start-stage
-    if config.init.startswith(RANDOM):
-        return distilled
-    if config.teacher and fingerprint(config.init) == fingerprint(config.teacher):
-        return distilled  # layers of the teacher
-    folder = checkpoints.resolve(config.init)
-    known = (folder / "training.json").exists() and bool(read_json(folder / "training.json", "record").get("distilled_lm"))
+def check_start(recipe: Recipe, stages: Sequence[Stage], config: TrainConfig) -> bool:
+    """Whether the student is a distilled language model, or becomes one by these stages of the recipe.
+
+    Where the recipe is meant to start from one and does not, as far as can be seen, that is said; InputError where it starts
+    from one and must not.
+    """
+    becomes = any(stage.text for stage in stages)
+    is_random = config.init.startswith(RANDOM)
+    of_teacher = not is_random and bool(config.teacher) and fingerprint(config.init) == fingerprint(str(config.teacher))
+    known = looks = False
+    if not is_random and not of_teacher:
+        record = checkpoints.resolve(config.init) / "training.json"
+        ours = read_json(record, "record") if record.exists() else {}
+        known = config.init == recipes.INIT or bool(ours.get("distilled_lm"))
+        looks = known or any(word in Path(config.init).name.lower() for word in DISTILLED_NAMES)
     if known and not recipe.distilled_start:
         raise InputError(f"{recipe.name} must not start from a distilled language model, as {config.init} is; {recipes.ADVICE}")
-    if not recipe.distilled_start and any(word in config.init.lower() for word in DISTILLED_NAMES):
+    if looks and not recipe.distilled_start:
         logger.warning("WARNING: %s looks like a distilled language model; with it this is not %s: %s", config.init,
                        recipe.name, recipes.ADVICE)  # fmt: skip
-    return distilled or known
+    skipped = any(stage.text for stage in recipe.stages) and not becomes  # by --start-stage
+    if (recipe.start == recipes.DISTILLED or skipped) and not looks:
+        logger.warning("%s is meant to start from %s; nothing says that %s is one", recipe.name, recipes.DISTILLED, config.init)
+    return becomes or looks
 
 
 def load_teachers(config: TrainConfig, stages: Sequence[Stage]) -> dict[bool, Any]:

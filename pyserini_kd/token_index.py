@@ -148,7 +148,7 @@ def build(
     settings = {
         "architecture": model.architecture,
         "encoder": checkpoints.record_of(model, checkpoint),
-        "precision": inference.precision_of(model, precision),
+        **inference.arithmetic(model, precision, batch_size),
         "dtype": dtype,
         "segment": segment,
         "block": block or BLOCK,

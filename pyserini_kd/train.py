@@ -124,7 +124,7 @@ def train(
     teachers = load_teachers(config, [stage for _, stage in stages])
     refuse_ignored(config)
     config = config.resolved(recipe)
-    distilled = check_start(recipe, config)
+    distilled = check_start(recipe, [stage for _, stage in stages], config)
     made_from = {role: fingerprint(name) for role, name in
                  (("init", config.init), ("teacher", config.teacher), ("lm_teacher", config.lm_teacher)) if name}  # fmt: skip
     transformers.set_seed(config.seed)
@@ -192,15 +192,15 @@ def _checked_inputs(
             raise InputError(f"recipe {name} needs --scores (from teach, or a published 5-column file) or a live --teacher")
     if scores is None or not any(stage.needs_scores for stage in stages):
         return None
+    if isinstance(scores, Scores) and (missing := scores.missing()):  # triples bring their own
+        every = ((g.query_id, d, score) for g, own in scores.each(groups) for d, score in zip(g.doc_ids, own, strict=True))
+        query_id, doc_id = next((query_id, doc_id) for query_id, doc_id, score in every if math.isnan(score))
+        raise InputError(f"{missing} candidate pairs have no teacher score, e.g. query {query_id}, {doc_id}")
     if not is_scaled(config, stages) and is_bounded_scores(scores):
         raise InputError(
             "all teacher scores lie in [-1, 1] (a cosine or a sigmoid); margins that small teach little: give the teacher a "
             "weight in teach, or say with --score-scale what the student's scores are to be multiplied by"
         )
-    if isinstance(scores, Scores) and (missing := scores.missing()):  # triples bring their own
-        every = ((g.query_id, d, score) for g, own in scores.each(groups) for d, score in zip(g.doc_ids, own, strict=True))
-        query_id, doc_id = next((query_id, doc_id) for query_id, doc_id, score in every if math.isnan(score))
-        raise InputError(f"{missing} candidate pairs have no teacher score, e.g. query {query_id}, {doc_id}")
     return scores
 
 
@@ -247,8 +247,9 @@ def _keep_last_good(model: Any, stage: Stage, partial: Path, output: Path) -> st
     from safetensors.torch import load_file
 
     states = [path / "model.safetensors" for folder in sorted(partial.glob("stage-*/")) for path in states_of(folder)]
+    best = sorted(partial.glob("stage-*/best.safetensors"))  # on dev topics
     before = sorted(partial.glob("stage-*.safetensors"))
-    for path in [*reversed(states), *reversed(before)]:
+    for path in [*reversed(states), *reversed(best), *reversed(before)]:
         weights = {name.removeprefix("student."): tensor for name, tensor in load_file(path).items()}
         if not all(bool(torch.isfinite(tensor).all()) for tensor in weights.values()):
             continue
@@ -328,6 +329,12 @@ def _keep_last_good(model: Any, stage: Stage, partial: Path, output: Path) -> st
 @click.option("--warmup", type=click.FloatRange(0, 1), help="Share of steps [default: from the recipe].")
 @click.option("--weight-decay", type=click.FloatRange(0), help="[default: from the recipe]")
 @click.option("--dropout", type=click.FloatRange(0, 1, max_open=True), help="0 trains twice as fast [default: checkpoint's].")
+@click.option(
+    "--match-scale/--no-match-scale",
+    default=None,
+    help="Bring a bert_dot or colbert to the teacher's scale first, which no paper does [default: the recipe's].",
+)
+@click.option("--max-grad-norm", default=1.0, type=click.FloatRange(0, min_open=True), help="Gradients are clipped to it.")
 @click.option("--save-steps", default=200, type=click.IntRange(1), help="Steps between states that a crash goes back to.")
 @click.option("--seed", default=42, type=click.IntRange(0), help="Seed of dropout and batch order.")
 @click.option("--precision", default="auto", type=click.Choice(["auto", "fp32", "bf16"]), help="Arithmetic.")
@@ -381,7 +388,8 @@ def main(
     dev = read_dev(dev_topics, dev_qrels, dev_run, dev_depth, collection, segment)
     data = given._asdict() | {"glove": config.glove, "dev_topics": dev_topics, "dev_qrels": dev_qrels, "dev_run": dev_run}
     with gather(given, stages, config, output) as found:
-        known = {name: digest(name, value) for name, value in data.items() if value is not None}
+        known: dict[str, Any] = {name: digest(name, value) for name, value in data.items() if value is not None}
+        known |= {"dev_depth": dev_depth} if dev else {}
         if sources.is_named(collection):  # of other texts another time
             known["texts_sha256"] = sha256(*sorted(data_folder(output).glob("*/texts")))
         train(

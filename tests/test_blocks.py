@@ -29,7 +29,7 @@ N, WIDTH = 230, 8
 SCRIPT = r"""
 import sys, time
 import numpy as np
-from pyserini_kd import index
+from pyserini_kd import index, kinds
 from pyserini_kd.data import Doc
 
 folder, kind, pause, shard_id, shard_num = sys.argv[1], sys.argv[2], float(sys.argv[3]), int(sys.argv[4]), int(sys.argv[5])
@@ -40,6 +40,8 @@ def encode(texts):
     time.sleep(pause)
     return np.array([np.random.default_rng(int(text)).standard_normal(8) for text in texts], np.float32)
 
+loaded = kinds._loaded
+kinds._loaded = lambda paths: (time.sleep(pause) or block for block in loaded(paths))
 docs = (Doc(f"d{n}", "", str(n)) for n in range(230))
 print("ready", flush=True)
 count = index.build_from(docs, encode, 8, folder, {"block": 10, "store_docs": True}, kind=kind, overwrite=False,
@@ -90,19 +92,22 @@ def test_killed_at_any_moment_and_started_again(tmp_path, kind):
     faiss.omp_set_num_threads(1)
     assert build(docs(), tmp_path / "whole", kind) == N
     faiss.omp_set_num_threads(threads)
-    cut, rng = tmp_path / "cut", random.Random(kind)
+    cut, seed = tmp_path / "cut", random.randrange(1 << 30)
+    rng = random.Random(seed)
     (tmp_path / "encoded.log").touch()
-    for _ in range(2 if kind == "Flat" else 1):
+    for part in (".cut.partial", ".cut.partial/final"):  # while blocks are encoded, while they are put together
         process = start(cut, kind, pause=0.02)
         assert process.stdout.readline() == "ready\n"
-        time.sleep(rng.uniform(0.05, 0.35))
+        while not (tmp_path / part).exists():
+            time.sleep(0.001)
+        time.sleep(rng.uniform(0, 0.35))
         process.send_signal(signal.SIGKILL)
         process.communicate()
-        assert not cut.exists() or same(cut, tmp_path / "whole")
+        assert not cut.exists(), f"seed {seed}"
     if not cut.exists():
         out, err = start(cut, kind).communicate(timeout=60)
         assert out.split() == ["ready", str(N)], err
-    assert same(cut, tmp_path / "whole")
+    assert same(cut, tmp_path / "whole"), f"seed {seed}"
     encoded = (tmp_path / "encoded.log").read_text().split()
     assert set(encoded) == {str(n) for n in range(0, N, 10)}
     assert len(encoded) <= N // 10 + 2  # each kill costs one block at most
@@ -124,8 +129,12 @@ def test_cut_short_while_it_is_put_together(tmp_path, monkeypatch, kind, after, 
         patch.setattr(kinds, "_loaded", dying)
         build(docs(), tmp_path / "cut", kind)
     assert not (tmp_path / "cut").exists()
+    is_trained, sampled, sample = "SQ" in kind or "IVF" in kind, [], kinds._sample
+    assert len(list(tmp_path.glob(".cut.partial/*.trained"))) == is_trained
+    monkeypatch.setattr(kinds, "_sample", lambda *args: sampled.append(args[-1]) or sample(*args))
     monkeypatch.setattr(index, "np", None)  # no block is made again
     assert build(docs(), tmp_path / "cut", kind) == N and same(tmp_path / "cut", tmp_path / "whole")
+    assert sampled == [kinds.TRIAL]  # to tell the time; it is not trained again
     assert not list(tmp_path.glob(".*"))
 
 
@@ -211,6 +220,17 @@ def test_torchrun_tells_each_process_its_shard(monkeypatch):
         index._shard(None, None, True)
 
 
+def test_torchrun_writes_the_index_of_one_process(tmp_path, files, tiny_dot):
+    words = ["-m", "pyserini_kd.index", "--collection", files["docs"], "--encoder", tiny_dot, "--block", 3, "--precision", "fp32"]
+    words += ["--threads", 1, "--index"]
+    whole = [sys.executable, *words, tmp_path / "whole"]
+    shared = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", 2, *words, tmp_path / "shared"]
+    for command in (whole, shared):
+        done = subprocess.run([str(word) for word in command], capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+    assert same(tmp_path / "shared", tmp_path / "whole")
+
+
 def clustered(n, width=16, seed=0):
     """Vectors around 50 centres, of different lengths: inner product and distance rank them differently."""
     rng = np.random.default_rng(seed)
@@ -226,8 +246,8 @@ def clustered(n, width=16, seed=0):
         ("SQ8", None, 0.9),
         ("HNSW32", None, 0.9),
         ("IVF16,Flat", 16, 1.0),
-        ("IVF16,PQ8x4", 16, 0.5),
-        ("OPQ4,IVF16,PQ4x4", 16, 0.4),
+        ("IVF16,PQ8x4", 16, 0.75),
+        ("OPQ4,IVF16,PQ4x4", 16, 0.6),
     ],
 )
 def test_each_kind_finds_what_brute_force_finds(tmp_path, kind, nprobe, recall):
@@ -245,6 +265,8 @@ def test_each_kind_finds_what_brute_force_finds(tmp_path, kind, nprobe, recall):
     exact = np.argsort(-(queries @ vectors.T), axis=1, kind="stable")[:, :10]
     found = np.mean([len(set(a) & set(b)) / 10 for a, b in zip(exact, rows, strict=True)])
     assert found >= recall, found
+    nearest = np.argsort(((queries[:, None] - vectors) ** 2).sum(2), axis=1)[:, :10]  # what another metric finds
+    assert found > 0.1 + np.mean([len(set(a) & set(b)) / 10 for a, b in zip(nearest, rows, strict=True)])
     if recall == 1:
         assert np.allclose(scores, np.take_along_axis(queries @ vectors.T, exact, 1), atol=1e-4)
     mapped = DenseIndex.load(tmp_path, mmap=True)

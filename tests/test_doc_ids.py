@@ -42,6 +42,8 @@ def test_a_document_is_one_string_however_often_it_is_found():
     ids = of(["a1", "b2", "c3"])
     first, again = ids.take(np.array([2, 0])), ids.take(np.array([0, 2, 2]))
     assert again[0] is first[1] and again[1] is first[0]
+    ids.forget()
+    assert ids.take(np.array([0])) == ["a1"] and [one for one in ids._strings if one] == ["a1"]
 
 
 def test_rows_that_are_not_there():

@@ -55,6 +55,20 @@ def test_batching_and_masks_change_nothing_in_fp32(folders, corpus):
         assert np.allclose(inference.encode(model, texts, "doc", batch_size=batch_size), alone, atol=1e-5)
 
 
+def test_of_a_query_int8_gives_the_same_alone_and_beside_others(folders, corpus, queries):
+    """Or `serve` would not answer what `search` finds."""
+    texts = [query.text for query in queries]
+    encoder, ranker = (inference.load(str(folders[name][1]), precision="int8") for name in ("bert_dot", "cross_encoder"))
+    together = inference.encode(encoder, texts, "query")
+    assert np.array_equal(together, np.concatenate([inference.encode(encoder, [text], "query") for text in texts]))
+    docs = [doc.contents for doc in corpus]
+    pairs = [(query, doc) for n, query in enumerate(texts) for doc in docs[n % 3 :: 2]]
+    together = inference.score(ranker, [query for query, _ in pairs], [doc for _, doc in pairs], batch_size=3)
+    alone = [inference.score(ranker, [q for q, _ in own], [doc for _, doc in own], batch_size=3)
+             for query in texts if (own := [pair for pair in reversed(pairs) if pair[0] == query])]  # fmt: skip
+    assert np.array_equal(together, np.concatenate([scores[::-1] for scores in alone]))
+
+
 @pytest.mark.parametrize("architecture", ["bert_dot", "cross_encoder"])
 def test_the_folder_stays_the_checkpoint(folders, architecture):
     source, folder = folders[architecture]

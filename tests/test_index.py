@@ -37,7 +37,9 @@ def test_search_is_brute_force(dense_index, encoder, corpus, queries):
 
 def test_more_hits_than_documents_and_blank_queries(dense_index, encoder, caplog):
     queries = [Query("full", "the cat"), Query("blank", "  ")]
-    run = retrieve.dense(DenseIndex.load(dense_index), encoder, queries, hits=1000)
+    opened = DenseIndex.load(dense_index)
+    run = retrieve.dense(opened, encoder, queries, hits=1000)
+    assert not opened.doc_ids._strings.any()  # a service keeps none of what it has found
     assert len(run["full"].doc_ids) == 20
     assert run["blank"].doc_ids == []
     with pytest.raises(InputError, match="1 queries have an id that another has too"):

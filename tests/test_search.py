@@ -184,8 +184,11 @@ def test_dense_search_starts_no_java(dense, tmp_path):
 import sys
 from click.testing import CliRunner
 from pyserini_kd import search
-result = CliRunner().invoke(search.main, {[str(word) for word in dense]!r})
+words = {[str(word) for word in dense]!r}
+result = CliRunner().invoke(search.main, words)
 assert result.exit_code == 0, result.output
+result = CliRunner().invoke(search.main, [*words[:4], "--query", "what the goose eats"])  # with titles, from our own folder
+assert result.exit_code == 0 and "the goose eats hay" in result.output, result.output
 assert "jnius" not in sys.modules and "pyserini" not in sys.modules
 """
     subprocess.run([sys.executable, "-c", code], check=True)

@@ -1,5 +1,7 @@
 """ColBERT, PreTTR and TK as Hofstätter et al. 2020 use them, and the published checkpoints' layouts."""
 
+import copy
+import dataclasses
 import functools
 import json
 import math
@@ -179,6 +181,15 @@ def test_prettr_must_fit_into_the_window(encoder, tokenizer):
         PreTtr(encoder, tokenizer, PreTtrSettings(join_layer=1, max_query_len=30, max_doc_len=40))
     with pytest.raises(InputError, match="join_layer must lie between 0 and 1, not 2"):  # never joined
         PreTtr(encoder, tokenizer, PreTtrSettings(join_layer=2, **LENGTHS))
+
+
+def test_never_joined_a_query_scores_all_documents_the_same(students):
+    """What the refusal is for: with every layer apart a document has no say in its score."""
+    model = copy.deepcopy(students["prettr"])
+    pairs = (["the cat eats"] * 2, ["at night the cat sleeps", "hay"])
+    assert len(set(inference.score(model, *pairs, precision="fp32").tolist())) == 2
+    model.settings = dataclasses.replace(model.settings, join_layer=2)
+    assert len(set(inference.score(model, *pairs, precision="fp32").tolist())) == 1
 
 
 def test_a_new_prettr_joins_half_way(tmp_path, tokenizer, tiny_dot):

@@ -129,7 +129,7 @@ def represent(model, texts, *_, **__):
         log.write(texts[0] + "\n")
     return [np.random.default_rng(int(t)).standard_normal((1 + int(t) % 5, 4)).astype(np.float32).view(States) for t in texts]
 
-os.replace, inference.represent, inference.precision_of = replacing, represent, lambda *_: "fp32"
+os.replace, inference.represent, inference.arithmetic = replacing, represent, lambda *_: {"precision": "fp32"}
 settings = dataclasses.make_dataclass("Settings", [("max_doc_len", int)])(8)
 model = types.SimpleNamespace(architecture="colbert", width=4, settings=settings)
 docs = (Doc(f"d{n}", "", str(n)) for n in range(60))
@@ -172,7 +172,7 @@ class Sized(torch.nn.Module):
 
 def test_memory_does_not_grow_with_the_collection(saved, tmp_path, monkeypatch):
     rng = np.random.default_rng(0)
-    monkeypatch.setattr(inference, "precision_of", lambda *_: "fp32")
+    monkeypatch.setattr(inference, "arithmetic", lambda *_: {"precision": "fp32"})
     states = lambda texts: [torch.from_numpy(rng.standard_normal((9, 16)).astype(np.float32)) for _ in texts]  # noqa: E731
     monkeypatch.setattr(inference, "represent", lambda model, texts, *_, **__: states(texts))
 

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import math
 import multiprocessing
 import os
 import shutil
@@ -543,6 +544,7 @@ def test_data_that_does_not_fit_is_refused(tmp_path, invoke, files, data, scores
     groups, *_ = data
     base = ["--collection", files["docs"], "--topics", files["topics"], "--init", tiny_dot, "--output", tmp_path / "m"]
     (tmp_path / "foreign.tsv").write_text("9\t1\tq1\teat-dog\tno-such-doc\n")
+    (tmp_path / "other.tsv").write_text("9\t1\tq1\tone\ttwo\n")
     (tmp_path / "lonely.jsonl").write_text(json.dumps(Group("q1", ["eat-cow", "eat-pig"], [0, 0], 0)._asdict()) + "\n")
     (tmp_path / "elsewhere.jsonl").write_text(json.dumps(Group("q1", ["eat-dog", "absent"], [1, 0], 0)._asdict()) + "\n")
     mine.write_candidates(groups, tmp_path / "c.jsonl")
@@ -553,6 +555,7 @@ def test_data_that_does_not_fit_is_refused(tmp_path, invoke, files, data, scores
     for wrong, words in (
         (["--recipe", "margin-mse", "--scores", tmp_path / "foreign.tsv"], "none of its 1 triples has all its texts: 1 with a document that is not in the collection, e.g. no-such-doc"),
         (["--recipe", "margin-mse", "--scores", tmp_path / "foreign.tsv", "--candidates", tmp_path / "c.jsonl"], "pairs have no teacher score"),
+        (["--recipe", "margin-mse", "--scores", tmp_path / "other.tsv", "--candidates", tmp_path / "c.jsonl"], "pairs have no teacher score"),
         (["--recipe", "ranknet", "--candidates", tmp_path / "elsewhere.jsonl"], "e.g. absent"),
         (["--recipe", "ranknet", "--candidates", tmp_path / "lonely.jsonl"], "query q1 has no positive document"),
         (["--recipe", "ranknet", "--candidates", tmp_path / "c.jsonl", "--init", folder], "is a gpt2; rankers are made from encoders like BERT"),
@@ -803,6 +806,22 @@ def test_the_last_good_checkpoint_is_kept(tmp_path, data, scores, tiny_dot, monk
     assert any(not torch.equal(kept[name], start[name]) for name in kept)
 
 
+def test_the_best_weights_on_dev_topics_are_a_good_checkpoint_too(tmp_path, data, scores, tiny_dot, dev, monkeypatch):
+    from pyserini_kd import losses
+
+    calls = []
+
+    def broken(student, *args):
+        calls.append(1)
+        return losses.margin_mse(student, *args) * (float("nan") if len(calls) > 3 else 1.0)
+
+    monkeypatch.setitem(losses.LOSSES, "margin_mse", broken)
+    config = TrainConfig("margin-mse", str(tiny_dot), max_steps=8, batch_size=5, eval_steps=2, precision="fp32")
+    with pytest.raises(InputError, match="last good checkpoint is .*out.last-good"):
+        train.train(config, *data, tmp_path / "out", scores=scores, dev=dev)
+    assert checkpoints.load(str(tmp_path / "out.last-good")).architecture == "bert_dot"
+
+
 def test_refusals_of_layer_distillation(tmp_path, data, scores, tokenizer, tiny_dot, tiny_cross, teacher, lm):
     def refused(match, config, **more):
         with pytest.raises(InputError, match=match):
@@ -902,6 +921,79 @@ def test_random_students_have_the_papers_speed_ups():
     base = flops("12/768")
     ratios = {shape: base / flops(shape) for shape in ("6/768", "3/384", "4/312")}
     assert (round(ratios["6/768"], 1), round(ratios["3/384"], 1), round(ratios["4/312"])) == (2.0, 15.2, 17)
+
+
+def test_what_a_recipe_starts_from_is_seen_and_said(tmp_path, tokenizer, data, teacher, lm, caplog):
+    """An undistilled start is recorded as such, and what wants a distilled one says so; the known mistake is refused."""
+    def trained(recipe, init, **settings):
+        caplog.clear()
+        train.train(cross(recipe, init, teacher=teacher, lm_teacher=lm, max_steps=1, **settings), *data, tmp_path / "out", overwrite=True)
+        return json.loads((tmp_path / "out" / "training.json").read_text())["distilled_lm"], "is meant to start from" in caplog.text
+
+    plain = save_cross(tokenizer, tmp_path / "plain", layers=2)
+    (distilled := save_cross(tokenizer, tmp_path / "distilled", layers=2)).joinpath("training.json").write_text('{"distilled_lm": true}')
+    assert trained("lm+ranker-distill", plain, start_stage=2) == (False, True)
+    assert trained("lm+ranker-distill", distilled, start_stage=2) == (True, False)
+    assert trained("tinybert", "random:2/16") == (False, True)
+    assert trained("ranker-distill", "random:2/16") == (False, False)
+    for init in ("minilm", distilled):
+        with pytest.raises(InputError, match="must not start from a distilled language model, as "):
+            trained("ranker-distill", init)
+
+
+@pytest.mark.parametrize("match_scale", [None, False])
+def test_a_student_may_keep_its_own_scale(tmp_path, data, scores, tiny_dot, match_scale):
+    config = TrainConfig("margin-mse", str(tiny_dot), max_steps=1, precision="fp32", match_scale=match_scale)
+    (stage,) = stages_of(train.train(config, *data, tmp_path / "out", scores=scores))
+    assert (stage["match_scale"], stage["start_scale"] == 1.0) == ((True, False) if match_scale is None else (False, True))
+
+
+def test_bf16_trains_otherwise_than_fp32_and_nearly_the_same(tmp_path, data, scores, tiny_dot):
+    logs = []
+    for precision in ("fp32", "bf16"):
+        config = TrainConfig("margin-mse", str(tiny_dot), lr=1e-3, max_steps=4, batch_size=5, precision=precision, dropout=0.0)
+        (stage,) = stages_of(train.train(config, *data, tmp_path / precision, scores=scores))
+        logs.append([entry["margin_mse"] for entry in stage["log"]])
+    assert logs[0] != logs[1] and logs[0] == pytest.approx(logs[1], rel=0.1)
+
+
+def test_what_is_set_reaches_the_losses(tmp_path, data, scores, tokenizer, tiny_cross):
+    """Temperature, score scale, weights of layers, the teacher's dropout, the number of epochs."""
+    def first(recipe, **settings):
+        config = cross(recipe, tiny_cross, **{"max_steps": 1, "lr": 1e-9, **settings})
+        with_scores = {} if settings.get("teacher") else {"scores": scores}
+        (stage,) = stages_of(train.train(config, *data, tmp_path / "out", **with_scores, overwrite=True))
+        return stage
+
+    base = first("standard-kd")["log"][0]
+    assert first("standard-kd", temperature=3.0)["log"][0]["soft_ce"] != base["soft_ce"]
+    assert first("standard-kd", score_scale=3.0)["log"][0]["bce"] != base["bce"]
+    noisy = str(save_cross(tokenizer, tmp_path / "noisy", dropout=0.3))
+    layers = {"teacher": noisy, "losses": ("soft_ce=none", "bce=none", "attention=none", "hidden=1")}
+    plain = first("simplified-tinybert", **layers)["log"][0]
+    heavy = first("simplified-tinybert", **layers | {"losses": (*layers["losses"], "hidden=7")})["log"][0]
+    assert heavy["grad_norm"] == pytest.approx(7 * plain["grad_norm"], rel=1e-3)
+    dropped = first("simplified-tinybert", **layers, teacher_dropout=True)["log"][0]
+    assert dropped["hidden"] != plain["hidden"] == heavy["hidden"]
+    n_batches = len(batches.cut_batches(data[0], 5, 0))
+    assert first("standard-kd", max_steps=None, epochs=1.5, batch_size=5)["steps"] == math.ceil(1.5 * n_batches)
+
+
+def test_a_new_colbert_asks_with_eight_masks_and_others_inherit_none(tmp_path, data, tiny_dot):
+    made = train.train(TrainConfig("ranknet", str(tiny_dot), "colbert", max_steps=1), *data, tmp_path / "c")
+    assert checkpoints.load(str(made)).settings.masks == 8
+    assert checkpoints.load(str(made), architecture="prettr").settings.masks == 0
+    again = train.train(TrainConfig("ranknet", str(made), "prettr", max_steps=1), *data, tmp_path / "p")
+    assert checkpoints.load(str(again)).settings.masks == 0
+
+
+def test_the_record_of_a_training_tells_what_it_was(tmp_path, data, scores, tiny_dot):
+    out = train.train(TrainConfig("margin-mse", str(tiny_dot), max_steps=1, seed=7), *data, tmp_path / "out", scores=scores)
+    record = json.loads((out / "training.json").read_text())
+    assert record["recipe"]["name"] == "margin-mse" and "2010.02666" in record["recipe"]["source"]
+    assert record["config"]["seed"] == 7 and record["config"]["max_grad_norm"] == 1.0
+    assert record["made_from"] == {"init": checkpoints.fingerprint(tiny_dot)}
+    assert record["seconds"] > 0 and {"torch", "transformers", "python"} <= set(record["versions"])
 
 
 def test_ranker_distill_warns_of_public_distilled_models(tmp_path, tokenizer, data, teacher, caplog):

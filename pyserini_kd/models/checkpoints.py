@@ -276,7 +276,9 @@ def _settings(folder: Path, architecture: str, window: int, overrides: dict[str,
     names = {field.name for field in dataclasses.fields(settings_class)}
     known = dataclasses.asdict(base)
     if (folder / OURS).exists():
-        known |= read_json(folder / OURS, "checkpoint settings")
+        saved = read_json(folder / OURS, "checkpoint settings")
+        same = architecture_of(folder) == architecture  # another's masks or layers are nothing of this one's
+        known |= {name: value for name, value in saved.items() if same or name in known}
     known |= {name: value for name, value in overrides.items() if value is not None}
     return settings_class(**{name: value for name, value in known.items() if name in names})
 
