@@ -173,8 +173,13 @@ def main(data: Path, work: Path, up_to: int, quick: bool, line: str | None) -> N
 
     click.echo(about_this_machine() + ("; QUICK sizes: the figures mean nothing" if quick else ""))
     click.echo("\n" + table([], ("documents", "model", "docs/s", "seconds", "peak MiB")))  # lines are printed as they come
+    peaks = {}
     for count, name in ENCODED.items():
-        click.echo(row(measured("encode", count // bench.some(1, 50), name)))
+        cells = measured("encode", count // bench.some(1, 50), name)
+        peaks[count] = float(cells[-1])
+        click.echo(row(cells))
+    more = peaks[1_000_000] - peaks[50_000]
+    click.echo(f"\nA million documents need {more:.0f} MiB more than 50,000 (bar: 300): {'yes' if more <= 300 else 'NO'}.")
     click.echo("\n" + table([], ("vectors", "kind", f"recall@{K}", "p50 ms", "p95 ms", "MiB held", "build s")))
     for count in (2_000,) if quick else [size for size in (10_000, 100_000, 1_000_000) if size <= up_to]:
         for kind, parameters in kinds_for(count):

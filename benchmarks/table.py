@@ -33,6 +33,7 @@ ROWS = {  # name -> module and function, and whether it needs the real collectio
 }
 HEADER = ("what", "ours", "peer", "ratio", "to bf16", "equal output", "bar", "passed", "of the machine")
 PRINTED = "benchmarks-row "
+FAILED = "failed"
 
 
 @click.command()
@@ -55,9 +56,13 @@ def main(data: Path, work: Path, only: Sequence[str], quick: bool, row: str | No
     begun = time.monotonic()
     click.echo(about_this_machine() + ("; QUICK sizes: the figures mean nothing" if quick else "") + "\n")
     click.echo(table([]))
+    broken = False
     for name in only or ROWS:  # as they come: a row may take minutes
-        click.echo("\n".join(line(_cells(row)) for row in _in_a_process(name, bench)))
+        rows = _in_a_process(name, bench)
+        broken = broken or any(row.equal.startswith(FAILED) for row in rows)
+        click.echo("\n".join(line(_cells(row)) for row in rows))
     click.echo(f"\n{time.monotonic() - begun:.0f} s in all; load average at the end {os.getloadavg()[0]:.1f}")
+    sys.exit(broken)  # a bar that is not reached is a result, a row that breaks off is none
 
 
 def _measure(name: str, bench: Bench) -> list[Row]:
@@ -77,7 +82,7 @@ def _in_a_process(name: str, bench: Bench) -> list[Row]:
     done = subprocess.run(words, stdout=subprocess.PIPE, text=True)
     lines = [line.removeprefix(PRINTED) for line in done.stdout.splitlines() if line.startswith(PRINTED)]
     if done.returncode:
-        return [Row(name, "", "", equal=f"failed, exit code {done.returncode}: see above", passed=False)]
+        return [Row(name, "", "", equal=f"{FAILED}, exit code {done.returncode}: see above", passed=False)]
     return [Row(**json.loads(line)) for line in lines]
 
 

@@ -64,7 +64,35 @@ RANDOM = {  # shapes for which there are no pretrained weights here: layers, wid
     BASE: (12, 768, 12, 3072),
 }
 ALONE = "margin-mse, one teacher"  # the cross-encoder, live, without BM25's scores
+TINY, MERGED, HARD = "tinybert = lm+ranker-distill", "merged, soft labels only", "two stages, hard labels"
+PAIRS = [  # student, recipe, and the recipe that it is compared with: what the papers make claims about, and a few more
+    ("3/384", TINY, "lm-distill+ft"),
+    ("3/384", "ranker-distill from random", TINY),
+    ("3/384", "simplified-tinybert", TINY),
+    ("3/384", TINY, "standard-kd"),
+    ("3/384", MERGED, TINY),
+    ("3/384", HARD, TINY),
+    ("3/384", "simplified-tinybert", MERGED),
+    ("3/384", "simplified-tinybert", HARD),
+    ("3/384", TINY, "ranknet + margin-mse"),
+    ("3/384", "ranknet + margin-mse", "margin-mse"),
+    ("3/384", "ranknet + margin-mse", "bce + margin-mse"),
+    ("3/384", "ranknet + margin-mse + layers", "ranknet + margin-mse"),
+    ("3/384", "margin-mse", ALONE),
+    ("bert_dot", "margin-mse", ALONE),
+    *(
+        (student, *pair)
+        for student in ("3/384", "bert_dot", "colbert", "prettr", "tk")
+        for pair in (("margin-mse", "pointwise-mse"), ("pointwise-mse", "weighted-ranknet"), ("weighted-ranknet", "ranknet"))
+    ),
+    ("3/384", "margin-mse from the ranker", "margin-mse"),
+    ("3/384", "ranker-distill", "margin-mse from the ranker"),
+    ("3/384", "ranker-distill", "simplified-tinybert from the ranker"),
+    ("2/384", "ranker-distill", "ranknet"),
+    ("2/384", TINY, "lm-distill+ft"),
+]
 DEPTH, DL19_DEPTH, N_TEST = 10, 30, 300
+SHUFFLES = 50  # random orders whose mean is called chance
 
 
 Found = dict[tuple[str, str], dict[int, Path]]
@@ -187,6 +215,19 @@ class Work:
             live = [] if recipe == "lm-distill+ft" else ["--teacher", self.teacher]
             yield shape, recipe, self.run(file(recipe), "train", *options, "--init", lm, *live, *batch, *lr, "--epochs", 1)
         start = ["--init", self.teacher, "--layers", layers]
+        random = [
+            "--recipe",
+            "ranker-distill",
+            "--init",
+            f"random:{shape}",
+            "--teacher",
+            self.teacher,
+            *batch,
+            *lr,
+            "--epochs",
+            1,
+        ]
+        yield shape, "ranker-distill from random", self.run(file("ranker-distill from random"), "train", *random)
         for recipe, options in RANKED.items():
             yield shape, recipe, self.run(file(recipe), "train", *options, *start, "--scores", self.scores, *batch, *lr)
         for recipe, options in COPIED.items():
@@ -218,6 +259,13 @@ def ensemble(reranked: Path, first: Path, depth: int) -> Run:
         known = dict(zip(*sparse[query_id], strict=True))
         summed[query_id] = {doc_id: float(s + known[doc_id]) for doc_id, s in zip(*hits, strict=True)}
     return Run.from_scores("ensemble", summed)
+
+
+def shuffled(run: Run, seed: int) -> Run:
+    """The same documents in random order."""
+    rng = np.random.default_rng(seed)
+    scores = {q: dict(zip(hits.doc_ids, rng.random(len(hits.doc_ids)).tolist(), strict=True)) for q, hits in run.items()}
+    return Run.from_scores("chance", scores)
 
 
 def costs(work: Work, checkpoints: dict[str, Path]) -> str:
@@ -285,7 +333,9 @@ def reranking(work: Work, found: Found) -> str:
 
     sparse, summed = measured(*([Run.read(path)] for path in firsts)), measured(*taught)
     print(f"teacher + BM25 against BM25, RR@10: {against(summed, sparse, 'RR@10')}\n")
-    first = {"BM25": sparse, "teacher + BM25": summed}
+    chance = measured(*([shuffled(Run.read(path).top(depth), seed) for seed in range(SHUFFLES)]
+                        for path, depth in zip(firsts, (DEPTH, DL19_DEPTH), strict=True)))  # fmt: skip
+    first = {"chance": chance, "BM25": sparse, "teacher + BM25": summed}
     rows = [["", name, "", *map(mean, values.values()), "", ""] for name, values in first.items()]
 
     @functools.cache
@@ -301,7 +351,29 @@ def reranking(work: Work, found: Found) -> str:
             cells = [against(of((student, recipe), both), of(plain, both), name) for name in ("RR@10", "DL19")]
         rows.append([student, recipe, str(len(paths)), *map(mean, values.values()), *cells])
     names = ["student", "recipe", "seeds", "RR@10", "nDCG@10", "DL19 nDCG@10", "RR@10 - ranknet (p)", "DL19 - ranknet (p)"]
-    return markdown(names, rows)
+    table = markdown(names, rows)
+
+    rows = []
+    for student, recipe, other in PAIRS:
+        a, b = (student, recipe), (student, other)
+        seeds = tuple(seed for seed in found.get(a, {}) if seed in found.get(b, {}))
+        if seeds:
+            cells = [against(of(a, seeds), of(b, seeds), name) for name in ("RR@10", "DL19")]
+            each = [f"{mean(of(a, (seed,))['RR@10']) - mean(of(b, (seed,))['RR@10']):+.2f}" for seed in seeds]
+            rows.append([student, recipe, other, cells[0], ", ".join(each), cells[1]])
+    names = ["student", "recipe", "against", "RR@10 (p)", "seed by seed", "DL19 nDCG@10 (p)"]
+    return f"{table}\n\n{markdown(names, rows)}\n\n{magnitudes(work, found)}"
+
+
+def magnitudes(work: Work, found: Found) -> str:
+    """The table of how large the scores are that a student without teacher gives BM25's top, all seeds together."""
+    rows = []
+    for (student, recipe), paths in found.items():
+        if recipe == "ranknet":
+            runs = [Run.read(work.measured(path)[0]) for path in paths.values()]
+            scores = np.concatenate([hits.scores for run in runs for hits in run.values()])
+            rows.append([student, str(len(runs)), f"{scores.mean():.1f}", f"{scores.std():.1f}"])
+    return markdown(["student, ranknet", "seeds", "mean score", "standard deviation"], rows)
 
 
 def retrieval(work: Work, found: Found) -> str:

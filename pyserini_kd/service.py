@@ -135,12 +135,19 @@ class BoundedBody:
 
 
 class Impatient(H11Protocol):
-    """HTTP over a connection that is closed when a request is not whole in time: silent ones would take all the places."""
+    """HTTP over a connection that is closed when a request is not whole in time: silent ones would take all the places.
+
+    One more than `most` is closed at once; uvicorn's own `limit_concurrency` would answer 503 to others meanwhile.
+    """
+
+    def __init__(self, *args: Any, most: int, **settings: Any) -> None:
+        super().__init__(*args, **settings)
+        self.most = most
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """Begin to look at the connection every now and then."""
         super().connection_made(transport)
-        if len(self.connections) >= (self.limit_concurrency or MAX_CONNECTIONS):
+        if len(self.connections) > self.most:
             transport.abort()
         self._next_look = self.loop.call_later(PATIENCE, self._look, None)
 
@@ -173,7 +180,8 @@ def config(api: FastAPI) -> Config:
     soft = max(soft, wanted if hard == resource.RLIM_INFINITY else min(wanted, hard))
     resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
     quiet: Any = {"log_config": None, "log_level": "warning", "access_log": False, "backlog": 128}
-    return Config(api, http=Impatient, limit_concurrency=max(16, min(MAX_CONNECTIONS, soft - OTHER_FILES)), **quiet)
+    http: Any = functools.partial(Impatient, most=max(16, min(MAX_CONNECTIONS, soft - OTHER_FILES)))
+    return Config(api, http=http, **quiet)
 
 
 def app(settings: search.Settings, opened: search.Opened) -> FastAPI:
