@@ -141,9 +141,11 @@ def under_load(words: Sequence[str], topics: Path, work: Path, seconds: float, c
         done = threading.Event()
         watch = threading.Thread(target=_watch, args=(process, held, done))
         watch.start()
-        rate = some.run(clients, seconds, rude=True)
-        done.set()
-        watch.join()
+        try:
+            rate = some.run(clients, seconds, rude=True)
+        finally:
+            done.set()
+            watch.join()
         third = len(held) // 3
         return {
             "alone": alone,
@@ -216,7 +218,7 @@ def served(bench: Bench) -> list[Row]:
 @click.option("--sparse-index")
 @click.option("--rerank")
 @click.option("--topics", required=True, type=click.Path(path_type=Path))
-@click.option("--seconds", default=60.0, show_default=True)
+@click.option("--seconds", default=60.0, type=click.FloatRange(3), show_default=True)
 @click.option("--clients", default=8, type=click.IntRange(1, 64), show_default=True)
 def main(
     folder: str, encoder: str, sparse_index: str | None, rerank: str | None, topics: Path, seconds: float, clients: int

@@ -65,7 +65,7 @@ def rerank(run: Run, queries: str | Sequence[Query], texts: str, encoder: str, *
     asked = sources.topics(queries) if isinstance(queries, str) else list(queries)
     precision = settings.get("precision", "auto")
     model, source = (
-        reranking.open_source(encoder, [texts], precision=precision)
+        reranking.open_source(encoder, [texts], segment=settings.get("segment"), precision=precision)
         if reranking.is_index(texts)
         else (inference.load(encoder, precision=precision), reranking.fetch_from(texts))
     )

@@ -315,6 +315,8 @@ def _keep_or_clear(folder: Path, wanted: dict[str, Any]) -> None:
         if done := len(list(folder.glob("[0-9]*.sha256"))):
             logger.info("going on from %d finished blocks", done)
     else:
+        if record.exists() and (done := len(list(folder.glob("[0-9]*.sha256")))):
+            logger.warning("%s holds %d blocks made with other settings; starting anew", folder, done)
         record.unlink(missing_ok=True)  # first: what is left by a kill belongs to no settings
         for path in folder.iterdir():
             if path.is_dir():

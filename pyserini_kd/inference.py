@@ -138,10 +138,10 @@ def backend_of(model: Any) -> str:
 
 
 def arithmetic(model: Any, precision: str, batch_size: int | None) -> dict[str, Any]:
-    """How a loaded model computes: what its outputs depend on besides weights and settings, for records."""
-    device = next(model.parameters()).device.type
+    """How a loaded model computes: what its outputs depend on, but for rounding, besides weights and settings."""
     known = {"precision": precision_of(model, precision), "backend": backend_of(model)}
-    return {**known, "batch_size": batch_size, "device": device}
+    known["device"] = next(model.parameters()).device.type
+    return known | ({"batch_size": batch_size} if _depends_on_its_batch(model) else {})
 
 
 def own_device(device: str) -> str:
@@ -361,6 +361,8 @@ def score(
     distinct_docs, doc_rows = unique(docs)
     if model.architecture == "bert_dot":
         query_vecs = encode(model, distinct_queries, "query", label="encode queries", **settings)
+        if _depends_on_its_batch(model):
+            return _dot_by_query(model, query_vecs, query_rows, docs, **settings)
         doc_vecs = encode(model, distinct_docs, "doc", label="encode documents", **settings)
         return dot_rows(query_vecs, query_rows, doc_vecs, doc_rows)
 
@@ -370,8 +372,25 @@ def score(
     return score_late(model, distinct_queries, query_rows, doc_rows, represented, **settings)
 
 
+def _dot_by_query(model: BertDot, query_vecs: Floats, query_rows: Rows, docs: Sequence[str], **settings: Any) -> Floats:
+    """Dot products float32 (P,), documents encoded for each query anew: what it gets depends on no other query."""
+    scores = np.zeros(len(docs), dtype=np.float32)
+    order = np.array(sorted(range(len(docs)), key=lambda row: (query_rows[row], -len(docs[row]), docs[row])))
+    chunks = [some.tolist() for some in np.split(order, np.flatnonzero(np.diff(query_rows[order])) + 1)]
+
+    def use(rows: list[int], output: torch.Tensor, _: torch.Tensor) -> None:
+        scores[rows] = np.einsum("ph,ph->p", query_vecs[query_rows[rows]], output.numpy())
+
+    def tokenise(rows: list[int]) -> tuple[list[Any], int]:
+        return side_records(model, [docs[row] for row in rows], "doc")
+
+    n_cut = run_batches(model, chunks, tokenise, use, label="encode documents", **settings)
+    log_cut(n_cut, len(docs), model.settings.max_doc_len, "doc texts")
+    return scores
+
+
 def _score_pairs(model: CrossEncoder, queries: Sequence[str], docs: Sequence[str], **settings: Any) -> Floats:
-    """Logits of pairs; queries are tokenised once, documents once each, and joined as the tokenizer joins pairs."""
+    """Logits of pairs; queries are tokenised once, documents once a chunk, and joined as the tokenizer joins pairs."""
     query_texts, query_rows = unique(queries)
     doc_texts, doc_rows = unique(docs)
     order = np.array(sorted(range(len(doc_texts)), key=lambda row: (-len(doc_texts[row]), doc_texts[row])))

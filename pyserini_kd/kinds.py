@@ -51,7 +51,7 @@ def estimate(width: int, kind: str) -> str:
         size = vector_bytes(index)
         held = "in memory while it is built"
         if streamed.streams(index):
-            held = f"on disk, {_meanwhile(index, 1_000_000) / 1e9:.2f} GB in memory while it is built"
+            held = "on disk" + _memory(_meanwhile(index, 1_000_000))
         seconds = forecast(index, np.random.default_rng(0).standard_normal((TRIAL, width), np.float32), 1_000_000)
     spent = f"; putting it together takes about {seconds / 60:.0f} minutes, encoding aside" if seconds > 60 else ""
     return f"an index of kind {kind} takes {size * 1e6 / 1e9:.2f} GB a million documents {held}{spent}"
@@ -143,10 +143,9 @@ def _announce(
 ) -> None:
     """Say what an index will take before it is written (`held`: bytes of memory, where it goes to disk); warn of too little."""
     size_too = ", twice that while its lists are put in order," if twice else ""
-    memory = f", {held / 1e9:.2f} GB in memory" if held else ""
     spent = f" and about {seconds / 60:.0f} minutes" if seconds > 60 else ""
     what = f"{kind} of {count} vectors takes about {count * size / 1e9:.2f} GB {where}"
-    logger.info("%s%s%s%s", what, size_too, memory, spent)
+    logger.info("%s%s%s%s", what, size_too, _memory(held), spent)
     if count * size * (1 + twice) > free:
         logger.warning("only %.2f GB are free %s", free / 1e9, where)
     if held > free_memory():
@@ -154,9 +153,17 @@ def _announce(
 
 
 def _meanwhile(index: Any, count: int) -> int:
-    """Bytes of memory that an index of `count` vectors needs while it streams: to be trained, or 12 a vector of its lists."""
+    """Bytes of memory that an index of `count` vectors needs, its own aside: to be trained, or 12 a vector of its lists.
+
+    FAISS holds a second sample where vectors are transformed, or quantised as what is left of a list's centroid.
+    """
     lists = 12 * count if hasattr(_inner(index), "nlist") else 0
-    return max(4 * index.d * min(count, _train_size(index)) * (not index.is_trained), lists)
+    sample = 0 if index.is_trained else 4 * index.d * min(count, _train_size(index))
+    return max(sample * (2 if lists or _transforms(index) else 1), lists)
+
+
+def _memory(size: int) -> str:
+    return f", {size / 1e9:.2f} GB in memory while it is built" if size else ""
 
 
 def _write_faiss(
@@ -179,7 +186,7 @@ def _write_faiss(
     free, where = (shutil.disk_usage(path.parent).free, "on disk") if streams else (free_memory(), "in memory")
     seconds = forecast(index, _sample(blocks, sizes, TRIAL), sum(sizes))
     has_lists = hasattr(_inner(index), "nlist")
-    held = _meanwhile(index, sum(sizes)) if streams else 0
+    held = _meanwhile(index, sum(sizes))
     _announce(kind, sum(sizes), vector_bytes(index), free, where, seconds=seconds, twice=streams and has_lists, held=held)
     if not index.is_trained:
         index = _trained(index, kind, blocks, sizes, trained)

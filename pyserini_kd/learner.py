@@ -19,7 +19,6 @@ from pyserini_kd.models.cross_encoder import CrossEncoder
 from pyserini_kd.models.stack import layers_of
 from pyserini_kd.recipes import LAYER_LOSSES
 
-SCALED = ("bert_dot", "colbert")  # architectures that can rank, on a scale of their own, before they are trained
 SCALE_BATCHES = 4  # batches whose margins set the student's starting scale
 
 

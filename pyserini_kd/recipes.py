@@ -24,6 +24,7 @@ QUICK = 10.0
 """TK's kernel weights and mix learn at ten times the rate of the rest (Hofstätter et al. 2020: 1e-4 and 1e-5)."""
 
 
+SCALED = ("bert_dot", "colbert")  # architectures that can rank, on a scale of their own, before they are trained
 INIT = "minilm"
 """What a student starts from."""
 ADVICE = "take --init random:LAYERS/WIDTH or layers of the teacher, or --recipe lm+ranker-distill --start-stage 2"

@@ -221,7 +221,7 @@ def _batches(
     config: TrainConfig, stage: Stage, model: Any, teacher: Any, material: Material, share: Share
 ) -> tuple[Sequence[Any], Any, float]:
     """The batches of a stage, what makes tensors of them, and what the student's scores were multiplied by for a start."""
-    from pyserini_kd.learner import SCALED, match_scale
+    from pyserini_kd.learner import match_scale
 
     groups, queries, docs, scores, texts, _ = material
     if stage.text:
@@ -235,7 +235,7 @@ def _batches(
         teacher=teacher, same_inputs=stage.needs_layers, in_batch="in_batch" in stage.losses,
     )  # fmt: skip
     factor = 1.0
-    if stage.match_scale and config.architecture in SCALED and not model.settings.l2_norm:
+    if stage.match_scale and stage.needs_scores and config.architecture in recipes.SCALED and not model.settings.l2_norm:
         factor = match_scale(model, collator, batches, config.score_scale or 1.0, teacher)
     collator.share = share
     return batches, collator, factor

@@ -34,8 +34,9 @@ def check_start(recipe: Recipe, stages: Sequence[Stage], config: TrainConfig) ->
     if not is_random and not of_teacher:
         record = checkpoints.resolve(config.init) / "training.json"
         ours = read_json(record, "record") if record.exists() else {}
-        known = config.init == recipes.INIT or bool(ours.get("distilled_lm"))
-        looks = known or any(word in Path(config.init).name.lower() for word in DISTILLED_NAMES)
+        known = fingerprint(config.init) == checkpoints.KNOWN[recipes.INIT].sha256 or bool(ours.get("distilled_lm"))
+        names = f"{Path(config.init).name} {checkpoints.name_of(checkpoints.resolve(config.init))}".lower()
+        looks = known or any(word in names for word in DISTILLED_NAMES)
     if known and not recipe.distilled_start:
         raise InputError(f"{recipe.name} must not start from a distilled language model, as {config.init} is; {recipes.ADVICE}")
     if looks and not recipe.distilled_start:
@@ -44,7 +45,7 @@ def check_start(recipe: Recipe, stages: Sequence[Stage], config: TrainConfig) ->
     skipped = any(stage.text for stage in recipe.stages) and not becomes  # by --start-stage
     if (recipe.start == recipes.DISTILLED or skipped) and not looks:
         logger.warning("%s is meant to start from %s; nothing says that %s is one", recipe.name, recipes.DISTILLED, config.init)
-    return becomes or looks
+    return becomes or known
 
 
 def load_teachers(config: TrainConfig, stages: Sequence[Stage]) -> dict[bool, Any]:
@@ -121,6 +122,8 @@ def refuse_ignored(config: TrainConfig) -> None:
         raise InputError(f"--l2-norm is for a bert_dot or a colbert, not for a {config.architecture}")
     if config.architecture != "bert_dot" and config.pooling:
         raise InputError(f"--pooling is for a bert_dot; a {config.architecture} keeps its words apart")
+    if config.match_scale and (config.architecture not in recipes.SCALED or config.l2_norm):
+        raise InputError(f"--match-scale is for a {' or a '.join(recipes.SCALED)} whose vectors are not normalised")
     if config.layers is not None and config.architecture == "tk":
         raise InputError("--layers chooses layers of a checkpoint; a tk has its own (--setting layers=2)")
     if config.layers is not None and config.init.startswith(RANDOM):

@@ -63,10 +63,11 @@ def test_of_a_query_int8_gives_the_same_alone_and_beside_others(folders, corpus,
     assert np.array_equal(together, np.concatenate([inference.encode(encoder, [text], "query") for text in texts]))
     docs = [doc.contents for doc in corpus]
     pairs = [(query, doc) for n, query in enumerate(texts) for doc in docs[n % 3 :: 2]]
-    together = inference.score(ranker, [query for query, _ in pairs], [doc for _, doc in pairs], batch_size=3)
-    alone = [inference.score(ranker, [q for q, _ in own], [doc for _, doc in own], batch_size=3)
-             for query in texts if (own := [pair for pair in reversed(pairs) if pair[0] == query])]  # fmt: skip
-    assert np.array_equal(together, np.concatenate([scores[::-1] for scores in alone]))
+    for model in (ranker, encoder):
+        together = inference.score(model, [query for query, _ in pairs], [doc for _, doc in pairs], batch_size=3)
+        alone = [inference.score(model, [q for q, _ in own], [doc for _, doc in own], batch_size=3)
+                 for query in texts if (own := [pair for pair in reversed(pairs) if pair[0] == query])]  # fmt: skip
+        assert np.array_equal(together, np.concatenate([scores[::-1] for scores in alone]))
 
 
 @pytest.mark.parametrize("architecture", ["bert_dot", "cross_encoder"])

@@ -271,7 +271,10 @@ def test_a_full_queue_is_429_and_clients_that_leave_are_passed_over(dense_index,
 
 
 def test_many_queries_at_once_are_answered_or_told_to_come_again(port):
-    count = min(1000, resource.getrlimit(resource.RLIMIT_NOFILE)[1] // 2 - 300)  # both ends may be of this process
+    most = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+    count = 1000 if most == resource.RLIM_INFINITY else min(1000, most // 2 - 300)  # both ends may be of this process
+    if count < 100:
+        pytest.skip(f"a process may open {most} files only")
     connections = [http.client.HTTPConnection("127.0.0.1", port, timeout=60) for _ in range(count)]
     for connection in connections:
         connection.connect()  # all open before one asks

@@ -11,8 +11,9 @@ import pytest
 import torch
 from conftest import tiny_config
 
-from pyserini_kd import index, inference, rerank, token_index
+from pyserini_kd import api, index, inference, rerank, token_index
 from pyserini_kd.data import Doc
+from pyserini_kd.dense_index import load_encoder
 from pyserini_kd.files import InputError, read_json
 from pyserini_kd.models import checkpoints
 from pyserini_kd.models.colbert import ColBert, ColBertSettings
@@ -251,6 +252,19 @@ def test_another_checkpoint_reranks_from_the_texts(saved, tiny_cross, files, cor
     assert (tmp_path / "a.txt").read_bytes() == (tmp_path / "b.txt").read_bytes()
     result = invoke(rerank.main, *common, "--index", tmp_path / "bare", "--output", tmp_path / "c.txt")
     assert result.exit_code == 2 and "holds what tk makes of documents, nothing of" in result.output, result.output
+
+
+def test_the_api_takes_what_an_index_stores_and_cuts_texts_where_asked(tmp_path, tiny_dot, corpus, queries, monkeypatch):
+    index.build(corpus, load_encoder(str(tiny_dot)), tiny_dot, tmp_path / "i", precision="fp32")
+    run = Run.from_scores("bm25", {"q0": {doc.doc_id: 1.0 for doc in corpus}})
+    settings = {"depth": 20, "precision": "fp32"}
+    cut = api.rerank(run, queries, str(tmp_path / "i"), str(tiny_dot), segment="3:2", **settings)
+    fresh = rerank.rerank(run, load_encoder(str(tiny_dot)), queries, rerank.fetch_from(corpus), segment="3:2", **settings)
+    assert cut["q0"].doc_ids == fresh["q0"].doc_ids and np.array_equal(cut["q0"].scores, fresh["q0"].scores)
+    encode, kinds = inference.encode, []
+    monkeypatch.setattr(inference, "encode", lambda model, texts, kind, **more: kinds.append(kind) or encode(model, texts, kind, **more))
+    api.rerank(run, queries, str(tmp_path / "i"), str(tiny_dot), **settings)
+    assert kinds == ["query"]
 
 
 def test_what_the_index_was_made_with_is_known_to_the_reranking(tiny_dot, files, corpus, invoke, tmp_path):

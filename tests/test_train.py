@@ -819,7 +819,9 @@ def test_the_best_weights_on_dev_topics_are_a_good_checkpoint_too(tmp_path, data
     config = TrainConfig("margin-mse", str(tiny_dot), max_steps=8, batch_size=5, eval_steps=2, precision="fp32")
     with pytest.raises(InputError, match="last good checkpoint is .*out.last-good"):
         train.train(config, *data, tmp_path / "out", scores=scores, dev=dev)
-    assert checkpoints.load(str(tmp_path / "out.last-good")).architecture == "bert_dot"
+    kept, start = (checkpoints.load(str(path)).state_dict() for path in (tmp_path / "out.last-good", tiny_dot))
+    assert all(torch.isfinite(tensor).all() for tensor in kept.values())
+    assert any(not torch.equal(kept[name], start[name]) for name in kept)
 
 
 def test_refusals_of_layer_distillation(tmp_path, data, scores, tokenizer, tiny_dot, tiny_cross, teacher, lm):
@@ -936,7 +938,7 @@ def test_what_a_recipe_starts_from_is_seen_and_said(tmp_path, tokenizer, data, t
     assert trained("lm+ranker-distill", distilled, start_stage=2) == (True, False)
     assert trained("tinybert", "random:2/16") == (False, True)
     assert trained("ranker-distill", "random:2/16") == (False, False)
-    for init in ("minilm", distilled):
+    for init in ("minilm", checkpoints.resolve("minilm"), distilled):
         with pytest.raises(InputError, match="must not start from a distilled language model, as "):
             trained("ranker-distill", init)
 
@@ -946,6 +948,15 @@ def test_a_student_may_keep_its_own_scale(tmp_path, data, scores, tiny_dot, matc
     config = TrainConfig("margin-mse", str(tiny_dot), max_steps=1, precision="fp32", match_scale=match_scale)
     (stage,) = stages_of(train.train(config, *data, tmp_path / "out", scores=scores))
     assert (stage["match_scale"], stage["start_scale"] == 1.0) == ((True, False) if match_scale is None else (False, True))
+
+
+def test_only_a_students_scores_are_brought_to_those_of_a_teacher(tmp_path, data, tiny_dot, tiny_cross):
+    (stage,) = stages_of(train.train(TrainConfig("ranknet", str(tiny_dot), max_steps=1, match_scale=True), *data, tmp_path / "out"))
+    assert stage["start_scale"] == 1.0  # nothing to be brought to
+    with pytest.raises(InputError, match="--match-scale is for a bert_dot or a colbert whose vectors"):
+        refuse_ignored(TrainConfig("margin-mse", str(tiny_cross), "cross_encoder", match_scale=True))
+    with pytest.raises(InputError, match="--match-scale is for"):
+        refuse_ignored(TrainConfig("margin-mse", str(tiny_dot), match_scale=True, l2_norm=True))
 
 
 def test_bf16_trains_otherwise_than_fp32_and_nearly_the_same(tmp_path, data, scores, tiny_dot):
