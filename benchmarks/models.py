@@ -337,7 +337,7 @@ def int8(bench: Bench) -> list[Row]:
     assert bench.data is not None
     pairs = dl19_pairs(bench)[: bench.some(1 << 30, 80)]
     size = -(-len(pairs) // ROUNDS)
-    parts = [pairs[start::ROUNDS] for start in range(ROUNDS)]
+    parts = [pairs[start : start + size] for start in range(0, len(pairs), size)]  # whole queries: int8 goes query by query
     with tempfile.TemporaryDirectory() as folder:
         exported = export("minilm", Path(folder) / "int8", int8=True)
         models = {
@@ -364,8 +364,7 @@ def int8(bench: Bench) -> list[Row]:
     ndcg = {}
     for precision, found in timed.results.items():
         scores: dict[str, dict[str, float]] = {}
-        dealt = [pair for start in range(ROUNDS) for pair in pairs[start::ROUNDS]]
-        for (query_id, doc_id, *_), score in zip(dealt, np.concatenate(found).tolist(), strict=True):
+        for (query_id, doc_id, *_), score in zip(pairs, np.concatenate(found).tolist(), strict=True):
             scores.setdefault(query_id, {})[doc_id] = score
         judged = {query_id: qrels[query_id] for query_id in scores}
         ndcg[precision] = evaluate.mean(evaluate.evaluate(Run.from_scores(precision, scores), judged, ["nDCG@10"])["nDCG@10"])
