@@ -375,8 +375,6 @@ def score(
 def _dot_by_query(model: BertDot, query_vecs: Floats, query_rows: Rows, docs: Sequence[str], **settings: Any) -> Floats:
     """Dot products float32 (P,), documents encoded for each query anew: what it gets depends on no other query."""
     scores = np.zeros(len(docs), dtype=np.float32)
-    order = np.array(sorted(range(len(docs)), key=lambda row: (query_rows[row], -len(docs[row]), docs[row])))
-    chunks = [some.tolist() for some in np.split(order, np.flatnonzero(np.diff(query_rows[order])) + 1)]
 
     def use(rows: list[int], output: torch.Tensor, _: torch.Tensor) -> None:
         scores[rows] = np.einsum("ph,ph->p", query_vecs[query_rows[rows]], output.numpy())
@@ -384,28 +382,32 @@ def _dot_by_query(model: BertDot, query_vecs: Floats, query_rows: Rows, docs: Se
     def tokenise(rows: list[int]) -> tuple[list[Any], int]:
         return side_records(model, [docs[row] for row in rows], "doc")
 
-    n_cut = run_batches(model, chunks, tokenise, use, label="encode documents", **settings)
+    n_cut = run_batches(model, _by_query(query_rows, docs), tokenise, use, label="encode documents", **settings)
     log_cut(n_cut, len(docs), model.settings.max_doc_len, "doc texts")
     return scores
+
+
+def _by_query(query_rows: Rows, docs: Sequence[str]) -> list[list[int]]:
+    """Rows of pairs, those of a query together, longest documents first: an order in which other queries have no say."""
+    order = np.array(sorted(range(len(docs)), key=lambda row: (query_rows[row], -len(docs[row]), docs[row])))
+    return [some.tolist() for some in np.split(order, np.flatnonzero(np.diff(query_rows[order])) + 1)]
 
 
 def _score_pairs(model: CrossEncoder, queries: Sequence[str], docs: Sequence[str], **settings: Any) -> Floats:
     """Logits of pairs; queries are tokenised once, documents once a chunk, and joined as the tokenizer joins pairs."""
     query_texts, query_rows = unique(queries)
     doc_texts, doc_rows = unique(docs)
-    order = np.array(sorted(range(len(doc_texts)), key=lambda row: (-len(doc_texts[row]), doc_texts[row])))
+    order = np.array(sorted(range(len(doc_texts)), key=lambda row: (-len(doc_texts[row]), row)))
     rank = np.empty_like(order)
     rank[order] = np.arange(len(order))
     keys, places = np.unique(rank[doc_rows] * len(query_texts) + query_rows, return_inverse=True)  # longest documents first
     pair_docs, pair_queries = order[keys // len(query_texts)], keys % len(query_texts)
-    if _depends_on_its_batch(model):  # a query's scores then depend on its own documents, and on no other query
-        rows = np.argsort(pair_queries, kind="stable")
-        cuts = np.flatnonzero(np.diff(pair_queries[rows])) + 1
+    if _depends_on_its_batch(model):
+        chunks = _by_query(pair_queries, [doc_texts[row] for row in pair_docs.tolist()])
     else:
-        rows = np.arange(len(keys))
         ends = np.append(np.flatnonzero(np.diff(pair_docs)) + 1, len(keys))  # of a document's pairs: all come into one chunk
         cuts = np.unique(ends[np.searchsorted(ends, np.arange(CHUNK, len(keys), CHUNK))])
-    chunks = [some.tolist() for some in np.split(rows, cuts) if len(some)]
+        chunks = [some.tolist() for some in np.split(np.arange(len(keys)), cuts) if len(some)]
     frame = pair_frame(model.tokenizer)
     query_ids = plain_ids(model.tokenizer, query_texts, model.max_len)
     scores = np.zeros(len(keys), dtype=np.float32)

@@ -41,8 +41,7 @@ class QueryCache:
         settings = dataclasses.asdict(encoder.settings)
         made_by = {field: settings[field] for field in ("pooling", "l2_norm", "max_query_len", "query_prefix")}
         made_by["sha256"] = checkpoints.fingerprint(checkpoints.resolve(name))
-        made_by["precision"] = inference.precision_of(encoder, precision)
-        made_by["backend"] = inference.backend_of(encoder)
+        made_by |= inference.arithmetic(encoder, precision, None)
         text = json.dumps(made_by, sort_keys=True)
         return cls(Path(folder) / f"{hashlib.sha256(text.encode()).hexdigest()[:16]}.safetensors", text)
 

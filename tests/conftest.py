@@ -1,5 +1,6 @@
 """Shared fixtures: a corpus a reader can rank by eye, a tiny random BERT, and the real collections where they exist."""
 
+import json
 import os
 from pathlib import Path
 
@@ -146,3 +147,95 @@ def invoke():
         return CliRunner().invoke(command, [str(word) for word in words])
 
     return run
+
+
+# ---------------------------------------------------------------------------------------------------- training
+
+
+@pytest.fixture(scope="session")
+def data(queries, qrels, corpus):
+    """Groups of a positive and four others for every query, and the texts of queries and documents."""
+    from pyserini_kd import mine, triples
+
+    groups = mine.mine(queries, qrels, [], corpus, negatives=0, shared=5).groups
+    return groups, *triples.load_texts(groups, queries, corpus)
+
+
+@pytest.fixture(scope="session")
+def liked(data):
+    """What a teacher that likes the relevant document says: 10, others 0 to 4."""
+    return [(g.query_id, d, 10.0 if label else float(len(d) % 5))
+            for g in data[0] for d, label in zip(g.doc_ids, g.labels, strict=True)]  # fmt: skip
+
+
+@pytest.fixture(scope="session")
+def scores(data, liked):
+    """The same as what `train` takes."""
+    from pyserini_kd.triples import Scores
+
+    return Scores(data[0]).fill(liked)
+
+
+@pytest.fixture
+def dev(corpus, qrels, queries):
+    """Dev topics: the corpus for every query, best at the end."""
+    from pyserini_kd.runs import Run
+    from pyserini_kd.validation import Dev
+
+    first = Run.from_scores("first", {q.query_id: {d.doc_id: float(n) for n, d in enumerate(corpus)} for q in queries})
+    return Dev(list(queries), qrels, first, {doc.doc_id: doc for doc in corpus})
+
+
+@pytest.fixture(scope="session")
+def teacher(tmp_path_factory, tokenizer):
+    """A random cross-encoder of 4 layers, wider than the student."""
+    return str(save_cross(tokenizer, tmp_path_factory.mktemp("teachers") / "ranker"))
+
+
+@pytest.fixture(scope="session")
+def lm(tmp_path_factory, tokenizer):
+    """A random language model of 4 layers."""
+    import torch
+    from transformers import BertModel
+
+    torch.manual_seed(6)
+    folder = tmp_path_factory.mktemp("teachers") / "lm"
+    BertModel(tiny_config(tokenizer, 4)).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return str(folder)
+
+
+@pytest.fixture(scope="session")
+def whole_tinybert(tmp_path_factory, data, tiny_cross, teacher):
+    """What the two stages of TinyBERT's recipe leave when nothing interrupts them."""
+    from pyserini_kd import train
+
+    return train.train(cross("tinybert", tiny_cross, teacher=teacher, save_steps=2), *data, tmp_path_factory.mktemp("whole") / "out")
+
+
+def save_cross(tokenizer, folder, *, layers=4, width=48, heads=4, dropout=0.0, seed=5):
+    """A random cross-encoder in a folder."""
+    import torch
+    from transformers import BertForSequenceClassification
+
+    from pyserini_kd.models import checkpoints
+    from pyserini_kd.models.cross_encoder import CrossEncoder
+
+    torch.manual_seed(seed)
+    config = tiny_config(tokenizer, layers)
+    config.hidden_size, config.num_attention_heads, config.num_labels = width, heads, 1
+    config.hidden_dropout_prob = config.attention_probs_dropout_prob = dropout
+    return checkpoints.save(CrossEncoder(BertForSequenceClassification(config).eval(), tokenizer, 48), folder)
+
+
+def cross(recipe, init, **settings):
+    """How a cross-encoder is trained: four quick steps, unless told otherwise."""
+    from pyserini_kd.stages import TrainConfig
+
+    settings = {"max_steps": 4, "batch_size": 5, "lr": 1e-3, "precision": "fp32", **settings}
+    return TrainConfig(recipe, str(init), "cross_encoder", **settings)
+
+
+def stages_of(folder):
+    """The records of the stages of a training."""
+    return json.loads((folder / "training.json").read_text())["stages"]

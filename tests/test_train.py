@@ -2,44 +2,19 @@
 
 import dataclasses
 import json
-import math
-import multiprocessing
 import os
-import shutil
-import signal
-import socket
 
 import numpy as np
 import pytest
 import torch
+from conftest import cross, save_cross, stages_of
 
-from pyserini_kd import batches, inference, learner, material, mine, score_files, stages, train, triples
-from pyserini_kd.data import read_collection, read_topics
+from pyserini_kd import batches, inference, learner, material, mine, score_files, stages, train
 from pyserini_kd.files import InputError, sha256
 from pyserini_kd.mine import Group
 from pyserini_kd.models import checkpoints
 from pyserini_kd.stages import TrainConfig
-from pyserini_kd.student import load_student, refuse_ignored
 from pyserini_kd.triples import Scores
-from pyserini_kd.validation import Dev
-
-
-@pytest.fixture(scope="module")
-def data(queries, qrels, corpus):
-    groups = mine.mine(queries, qrels, [], corpus, negatives=0, shared=5).groups
-    return groups, *triples.load_texts(groups, queries, corpus)
-
-
-@pytest.fixture(scope="module")
-def liked(data):
-    """What a teacher that likes the relevant document says: 10, others 0 to 4."""
-    return [(g.query_id, d, 10.0 if label else float(len(d) % 5))
-            for g in data[0] for d, label in zip(g.doc_ids, g.labels, strict=True)]  # fmt: skip
-
-
-@pytest.fixture(scope="module")
-def scores(data, liked):
-    return Scores(data[0]).fill(liked)
 
 
 def test_batches_never_cross_blocks():
@@ -136,29 +111,6 @@ def test_texts_are_cut_into_batches_of_like_length():
     assert sorted(t for batch in cut for t in batch) == sorted(texts) and {len(batch) for batch in cut} == {8}
     assert max(len(batch[-1]) - len(batch[0]) for batch in cut) <= 3
     assert list(cut) == list(batches.cut_texts(texts, 8, seed=0)) != list(batches.cut_texts(texts, 8, seed=1))
-
-
-@pytest.mark.parametrize(("architecture", "own"), [("bert_dot", {}), ("colbert", {}), ("colbert", {"width": 8})])
-def test_start_scale_meets_the_teacher_s_margin(data, scores, tiny_dot, architecture, own):
-    groups, queries, docs = data
-    model = checkpoints.load(str(tiny_dot), architecture=architecture, settings=own)
-    asked = [queries["q0"]] * 2, [docs["eat-cat"], docs["eat-dog"]]
-    before = inference.score(model, *asked, precision="fp32")
-    collator = batches.Collator(model, queries, docs, scores)
-    cut = batches.cut_batches(groups, 5, 0)
-
-    def rms_margin():
-        from pyserini_kd.losses import margins
-
-        batch = [collator([b]) for b in cut]
-        with torch.no_grad():
-            pairs = [margins(learner.group_scores(model, b), b["teacher"], b["labels"], b["mask"]) for b in batch]
-        return [float(torch.cat(side).square().mean().sqrt()) for side in zip(*pairs, strict=True)]
-
-    factor = learner.match_scale(model, collator, cut)
-    student, teacher = rms_margin()
-    assert factor != 1.0 and student == pytest.approx(teacher, rel=1e-3)
-    assert inference.score(model, *asked, precision="fp32") == pytest.approx(factor * before, rel=1e-3)
 
 
 @pytest.mark.parametrize(
@@ -271,11 +223,6 @@ def test_runs_with_dropout_resume_to_the_same_weights(tmp_path, data, scores, ti
     assert a["log"] == b["log"] and [entry["step"] for entry in a["log"]] == list(range(2, 21, 2))  # step 9 was saved, 10 logged
 
 
-def test_layers_of_a_random_start_are_refused():
-    with pytest.raises(InputError, match="random:2/32 says how many there are"):
-        refuse_ignored(TrainConfig("ranker-distill", "random:2/32", "cross_encoder", layers=(0,)))
-
-
 def test_the_time_of_earlier_sessions_counts_up_to_what_they_left(tmp_path, monkeypatch):
     now = [1000.0]
     monkeypatch.setattr(stages.time, "time", lambda: now[0])
@@ -310,28 +257,6 @@ def test_a_gradient_that_is_not_finite_stops_in_its_step(tmp_path, data, scores,
     assert all(bool(torch.isfinite(tensor).all()) for tensor in kept.values())
 
 
-def test_unit_vectors_under_raw_losses_are_warned_of(tmp_path, data, tiny_dot, caplog):
-    for l2_norm, scale, warned in ((True, None, True), (True, 20.0, False), (None, None, False)):
-        caplog.clear()
-        config = TrainConfig("uniform", str(tiny_dot), losses=("margin_mse=none",), l2_norm=l2_norm, score_scale=scale,
-                             max_steps=1, batch_size=5, precision="fp32")  # fmt: skip
-        out = train.train(config, *data, tmp_path / "out", overwrite=(tmp_path / "out").exists())
-        assert ("vectors have length 1" in caplog.text) is warned
-        assert checkpoints.load(str(out)).settings.l2_norm is bool(l2_norm)
-
-
-def test_a_tk_has_the_layers_it_is_told(tmp_path, invoke, files, data, tiny_dot):
-    mine.write_candidates(data[0], tmp_path / "c.jsonl")
-    words = ["--recipe", "ranknet", "--student", "tk", "--collection", files["docs"], "--topics", files["topics"]]
-    words += ["--candidates", tmp_path / "c.jsonl", "--max-steps", 1]
-    result = invoke(train.main, *words, "--init", tiny_dot, "--setting", "layers=3", "--output", tmp_path / "tk")
-    assert result.exit_code == 0, result.output
-    assert len(checkpoints.load(str(tmp_path / "tk")).context.layers) == 3
-    (tmp_path / "glove.txt").write_text("the 1 0\n")
-    again = invoke(train.main, *words, "--init", tmp_path / "tk", "--glove", tmp_path / "glove.txt", "--output", tmp_path / "no")
-    assert again.exit_code == 2 and "word vectors are for a new tk student" in again.output
-
-
 def test_dev_data_that_does_not_belong_together_is_refused_before_training(tmp_path, files):
     from pyserini_kd.validation import read_dev
 
@@ -361,14 +286,6 @@ def test_dev_documents_are_measured_by_their_best_passage(tmp_path, files, queri
         assert watch.measured == [{"step": 1, "RR@10": validation.mean(expected)}]
         seen.append(run["q0"].scores.tolist())
     assert seen[0] != seen[1]
-
-
-@pytest.fixture
-def dev(corpus, qrels, queries):
-    from pyserini_kd.runs import Run
-
-    first = Run.from_scores("first", {q.query_id: {d.doc_id: float(n) for n, d in enumerate(corpus)} for q in queries})
-    return Dev(list(queries), qrels, first, {doc.doc_id: doc for doc in corpus})
 
 
 def test_the_best_checkpoint_on_dev_topics_is_kept(tmp_path, data, scores, tiny_dot, corpus, qrels, queries, dev):
@@ -415,28 +332,6 @@ def test_a_loss_that_is_not_finite_stops(tmp_path, data, liked, tiny_dot):
     with pytest.raises(InputError, match="not finite"):
         train.train(TrainConfig("margin-mse", str(tiny_dot), max_steps=3), *data, tmp_path / "x", scores=bad)
     assert not (tmp_path / "x").exists()
-
-
-def test_bounded_scores_are_refused_or_scaled(tmp_path, invoke, files, data, liked, tiny_dot):
-    bounded = Scores(data[0]).fill((q, d, s / 10) for q, d, s in liked)
-    config = TrainConfig("margin-mse", str(tiny_dot), max_steps=1, batch_size=5, precision="fp32")
-    with pytest.raises(InputError, match=r"all teacher scores lie in \[-1, 1\]"):
-        train.train(config, *data, tmp_path / "x", scores=bounded)
-    train.train(dataclasses.replace(config, score_scale=0.05), *data, tmp_path / "scaled", scores=bounded)
-    (tmp_path / "s.tsv").write_text("0.75\t-1\tq0\teat-cat\teat-dog\n")
-    words = ["--recipe", "margin-mse", "--init", tiny_dot, "--collection", files["docs"], "--topics", files["topics"]]
-    result = invoke(train.main, *words, "--scores", tmp_path / "s.tsv", "--max-steps", 1, "--output", tmp_path / "y")
-    assert result.exit_code == 2 and "all teacher scores lie in [-1, 1]" in result.output and not list(tmp_path.glob("y*"))
-    cosine = checkpoints.load(str(tiny_dot), l2_norm=True)
-    checkpoints.save(cosine, tmp_path / "cosine")
-    live = dataclasses.replace(config, teacher=str(tmp_path / "cosine"))
-    with pytest.raises(InputError, match=r"gives cosines in \[-1, 1\]: say with --score-scale"):
-        train.train(live, *data, tmp_path / "z")
-    with pytest.raises(InputError, match=r"gives cosines in \[-1, 1\]: say with --score-scale"):
-        train.train(dataclasses.replace(live, temperature=0.1), *data, tmp_path / "z")  # which margin-mse takes no notice of
-    train.train(dataclasses.replace(live, score_scale=0.05), *data, tmp_path / "z")
-    soft = dataclasses.replace(live, recipe="uniform", losses=("margin_mse=none", "soft_ranknet=1"), temperature=0.1)
-    train.train(soft, *data, tmp_path / "soft")
 
 
 def test_the_learning_rate_follows_the_schedule(tmp_path, data, tiny_dot):
@@ -580,214 +475,8 @@ def test_data_that_does_not_fit_is_refused(tmp_path, invoke, files, data, scores
     assert result.exit_code == 2 and "--topics" in result.output
 
 
-# ------------------------------------------------------------------------------------- layers, live teachers, stages
-
-
-def save_cross(tokenizer, folder, *, layers=4, width=48, heads=4, dropout=0.0, seed=5):
-    from conftest import tiny_config
-    from transformers import BertForSequenceClassification
-
-    from pyserini_kd.models.cross_encoder import CrossEncoder
-
-    torch.manual_seed(seed)
-    config = tiny_config(tokenizer, layers)
-    config.hidden_size, config.num_attention_heads, config.num_labels = width, heads, 1
-    config.hidden_dropout_prob = config.attention_probs_dropout_prob = dropout
-    return checkpoints.save(CrossEncoder(BertForSequenceClassification(config).eval(), tokenizer, 48), folder)
-
-
-@pytest.fixture(scope="module")
-def teacher(tmp_path_factory, tokenizer):
-    """A random cross-encoder of 4 layers, wider than the student."""
-    return str(save_cross(tokenizer, tmp_path_factory.mktemp("teachers") / "ranker"))
-
-
-@pytest.fixture(scope="module")
-def lm(tmp_path_factory, tokenizer):
-    """A random language model of 4 layers."""
-    from conftest import tiny_config
-    from transformers import BertModel
-
-    torch.manual_seed(6)
-    folder = tmp_path_factory.mktemp("teachers") / "lm"
-    BertModel(tiny_config(tokenizer, 4)).save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
-    return str(folder)
-
-
-def cross(recipe, init, **settings):
-    settings = {"max_steps": 4, "batch_size": 5, "lr": 1e-3, "precision": "fp32", **settings}
-    return TrainConfig(recipe, str(init), "cross_encoder", **settings)
-
-
-def stages_of(folder):
-    return json.loads((folder / "training.json").read_text())["stages"]
-
-
-def test_simplified_tinybert_learns_layers_scores_and_labels(tmp_path, data, tiny_cross, teacher):
-    out = train.train(cross("simplified-tinybert", tiny_cross, teacher=teacher, max_steps=60, lr=3e-3), *data, tmp_path / "out")
-    (stage,) = stages_of(out)
-    first, last = stage["log"][0], stage["log"][-1]
-    assert {"hidden", "attention", "soft_ce", "bce", "score_std", "grad_norm"} <= set(first)
-    assert all(last[name] < first[name] for name in ("hidden", "attention"))
-    from transformers import AutoModelForSequenceClassification
-
-    weights = AutoModelForSequenceClassification.from_pretrained(out).state_dict()
-    assert not any("projection" in name for name in weights)
-    assert weights.keys() == checkpoints.load(str(tiny_cross)).classifier.state_dict().keys()
-    assert checkpoints.load(str(out)).classifier.config.hidden_size == 32
-
-
-def test_a_live_teacher_gives_the_scores_of_a_score_file(tmp_path, data, tiny_dot, teacher):
-    groups, queries, docs = data
-    model = checkpoints.load(teacher)
-    asked = [(g.query_id, d) for g in groups for d in g.doc_ids]
-    found = inference.score(model, [queries[q] for q, _ in asked], [docs[d] for _, d in asked], precision="fp32").tolist()
-    scores = Scores(groups).fill((q, d, score) for (q, d), score in zip(asked, found, strict=True))
-    config = TrainConfig("margin-mse", str(tiny_dot), lr=1e-3, max_steps=6, batch_size=5, precision="fp32")
-    stored = train.train(config, *data, tmp_path / "stored", scores=scores)
-    live = train.train(dataclasses.replace(config, teacher=teacher), *data, tmp_path / "live")
-    a, b = (stages_of(folder)[0] for folder in (stored, live))
-    assert a["start_scale"] == pytest.approx(b["start_scale"], rel=1e-4)
-    assert [x["margin_mse"] for x in a["log"]] == pytest.approx([x["margin_mse"] for x in b["log"]], rel=1e-3)
-
-
-def test_the_teacher_sleeps_unless_its_dropout_is_asked_for(tmp_path, data, tokenizer, tiny_cross):
-    noisy = save_cross(tokenizer, tmp_path / "noisy", dropout=0.5)
-    groups, queries, docs = data
-    student, model = checkpoints.load(str(tiny_cross)), checkpoints.load(str(noisy))
-    batch = batches.Collator(student, queries, docs, teacher=model, same_inputs=True)([groups[:3]])
-
-    def losses_of(**settings):
-        torch.manual_seed(0)
-        module = learner.Learner(student, {"hidden": 1.0, "attention": 1.0}, teacher=model, **settings).train()
-        assert not any("teacher" in name for name in module.state_dict())
-        return [float(module(**batch)["loss"].detach()) for _ in range(2)]
-
-    quiet, loud = losses_of(), losses_of(teacher_dropout=True)
-    assert quiet[0] == quiet[1] and loud[0] != loud[1]
-
-
-def test_dropout_replaces_the_checkpoints_in_every_layer(tmp_path, data, tokenizer):
-    noisy = str(save_cross(tokenizer, tmp_path / "noisy", dropout=0.5))
-    groups, queries, docs = data
-    batch = batches.Collator(checkpoints.load(noisy), queries, docs)([groups[:3]])["student"]
-
-    def scores(**settings):
-        torch.manual_seed(0)
-        model = load_student(cross("ranknet", noisy, **settings), {True: None, False: None})
-        return [model.train(training).pair_scores(batch).tolist() for training in (True, True, False)]
-
-    first, second, still = scores()
-    assert first != second and first != still
-    first, second, still = scores(dropout=0.0)
-    assert first == second == pytest.approx(still, rel=1e-5)
-    config = cross("ranknet", noisy, dropout=0.0, max_steps=2)
-    saved = checkpoints.load(str(train.train(config, *data, tmp_path / "out"))).classifier.config
-    assert saved.hidden_dropout_prob == 0.5  # how it was trained stands in training.json, not in the model's shape
-
-
-def test_in_batch_negatives_join_margin_mse(data, scores, tiny_dot):
-    from pyserini_kd.losses import listwise_ce
-
-    groups, queries, docs = data
-    model = checkpoints.load(str(tiny_dot))
-    batch = batches.Collator(model, queries, docs, scores, in_batch=True)([[groups[0], groups[5]]])  # of two blocks
-    module = learner.Learner(model, {"margin_mse": 1.0, "in_batch": 0.5})
-    total = float(module(**batch)["loss"].detach())
-    distinct = list(dict.fromkeys([*groups[0].doc_ids, *groups[5].doc_ids]))
-    labels = torch.tensor([[int((d, 1) in zip(g.doc_ids, g.labels, strict=True)) for d in distinct] for g in (groups[0], groups[5])])
-    own = [inference.score(model, [queries[g.query_id]] * len(distinct), [docs[d] for d in distinct], precision="fp32")
-           for g in (groups[0], groups[5])]  # fmt: skip
-    expected = float(listwise_ce(torch.tensor(np.stack(own)), None, labels, torch.ones_like(labels, dtype=torch.bool)))
-    assert module.terms["in_batch"] == [pytest.approx(expected, rel=1e-4)]
-    assert total == pytest.approx(module.terms["margin_mse"][0] + 0.5 * expected, rel=1e-4)
-
-
-@pytest.mark.parametrize("where", [(1, 3), (2, 1)], ids=lambda where: f"stage{where[0]}-step{where[1]}")
-def test_a_recipe_of_two_stages_resumes_where_it_was_killed(tmp_path, data, tiny_cross, teacher, whole_tinybert, monkeypatch, where):
-    import transformers
-
-    step, begun = transformers.Trainer.training_step, []
-
-    def killed(self, *args, **kwargs):
-        stage = int(str(self.args.output_dir)[-1])
-        begun.append(stage)
-        if (stage, self.state.global_step) == where:
-            raise KeyboardInterrupt
-        return step(self, *args, **kwargs)
-
-    config = cross("tinybert", tiny_cross, teacher=teacher, save_steps=2)
-    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(transformers.Trainer, "training_step", killed)
-        train.train(config, *data, tmp_path / "cut")
-    assert not (tmp_path / "cut").exists() and (tmp_path / "cut.partial" / "stage-1.json").exists() == (where[0] == 2)
-    begun.clear()
-    with monkeypatch.context() as patch:
-        patch.setattr(transformers.Trainer, "training_step", lambda self, *a, **k: begun.append(self.state.global_step) or step(self, *a, **k))
-        out = train.train(config, *data, tmp_path / "cut")
-    assert len(begun) == {(1, 3): 6, (2, 1): 4}[where]  # of 8 steps
-    assert checkpoints.fingerprint(out) == checkpoints.fingerprint(whole_tinybert)
-    assert [[entry["step"] for entry in stage["log"]] for stage in stages_of(out)] == [[1, 2, 3, 4]] * 2
-
-
-@pytest.fixture(scope="module")
-def whole_tinybert(tmp_path_factory, data, tiny_cross, teacher):
-    return train.train(cross("tinybert", tiny_cross, teacher=teacher, save_steps=2), *data, tmp_path_factory.mktemp("whole") / "out")
-
-
-def test_tinybert_trains_layers_then_scores(whole_tinybert):
-    first, second = stages_of(whole_tinybert)
-    assert {"hidden", "attention"} <= set(first["log"][0]) and not {"soft_ce", "score_std"} & set(first["log"][0])
-    assert "soft_ce" in second["log"][0] and "hidden" not in second["log"][0]
-    assert {entry["lr"] for entry in first["log"]} == {1e-3} and second["log"][-1]["lr"] < 1e-3  # constant, then linear
-
-
-def test_language_models_are_distilled_on_plain_text_alone(tmp_path, data, corpus, files, invoke, lm, teacher):
-    base = ["--collection", files["docs"], "--batch-size", 4, "--lr", 3e-3, "--precision", "fp32"]
-    result = invoke(train.main, "--recipe", "lm-distill", *base, "--lm-teacher", lm, "--init", "random:2/16",
-                    "--max-steps", 20, "--output", tmp_path / "small")  # fmt: skip
-    assert result.exit_code == 0, result.output
-    assert "20 plain texts" in result.output
-    (stage,) = stages_of(tmp_path / "small")
-    assert stage["log"][-1]["hidden"] < stage["log"][0]["hidden"]
-    from transformers import AutoModel
-
-    assert AutoModel.from_pretrained(tmp_path / "small").config.num_hidden_layers == 2
-    groups = data[0]
-    mine.write_candidates(groups, tmp_path / "c.jsonl")
-    more = ["--topics", files["topics"], "--candidates", tmp_path / "c.jsonl", "--max-steps", 2, "--init", tmp_path / "small"]
-    result = invoke(train.main, "--recipe", "ranker-distill", *base, *more, "--teacher", teacher, "--output", tmp_path / "x")
-    assert result.exit_code == 2 and "ranker-distill must not start from a distilled language model, as " in result.output
-    result = invoke(train.main, "--recipe", "ranker-distill", *base, *more[:-2], "--teacher", teacher, "--output", tmp_path / "x")
-    assert result.exit_code == 2 and "must not start from a distilled language model, as minilm is; take --init" in result.output
-    result = invoke(train.main, "--recipe", "lm-distill", *base, "--lm-teacher", lm, "--init", "random:2/16", "--segment", "4:2",
-                    "--max-steps", 90, "--output", tmp_path / "cut")  # fmt: skip
-    assert result.exit_code == 0 and "60 plain texts" in result.output, result.output
-    result = invoke(train.main, "--recipe", "lm+ranker-distill", *base, *more, "--teacher", teacher, "--start-stage", 2,
-                    "--output", tmp_path / "ranker")  # fmt: skip
-    assert result.exit_code == 0, result.output
-    assert [stage["name"] for stage in stages_of(tmp_path / "ranker")] == ["ranker's layers", "ranker's scores"]
-    assert json.loads((tmp_path / "ranker" / "training.json").read_text())["distilled_lm"] is True
-
-
-def test_lm_distill_and_fine_tuning_in_one_command_never_sees_a_ranker(tmp_path, data, lm):
-    out = train.train(cross("lm-distill+ft", "random:2/16", lm_teacher=lm), *data, tmp_path / "out", texts=list(data[2].values()))
-    first, second = stages_of(out)
-    assert "hidden" in first["log"][0] and "bce" in second["log"][0] and not {"hidden", "soft_ce"} & set(second["log"][0])
-    assert checkpoints.load(str(out)).architecture == "cross_encoder"
-
-
-def test_the_published_start_of_ranker_distill_is_layers_of_the_teacher(tmp_path, data, teacher, caplog):
-    teacher = shutil.copytree(teacher, tmp_path / "minilm-teacher")  # itself from a distilled language model, as it says
-    (teacher / "training.json").write_text('{"distilled_lm": true}')
-    teacher = str(teacher)
-    config = cross("ranker-distill", teacher, teacher=teacher, layers=(1, 3), max_steps=1)
-    out = train.train(config, *data, tmp_path / "out")
-    assert checkpoints.load(str(out)).classifier.config.num_hidden_layers == 2 and "distilled language" not in caplog.text
-
-
-def test_the_last_good_checkpoint_is_kept(tmp_path, data, scores, tiny_dot, monkeypatch):
+@pytest.mark.parametrize("by", ["states", "dev topics"])
+def test_the_last_good_checkpoint_is_kept(tmp_path, data, scores, tiny_dot, dev, monkeypatch, by):
     from pyserini_kd import losses
 
     calls = []
@@ -797,166 +486,14 @@ def test_the_last_good_checkpoint_is_kept(tmp_path, data, scores, tiny_dot, monk
         return losses.margin_mse(student, *args) * (float("nan") if len(calls) > 3 else 1.0)
 
     monkeypatch.setitem(losses.LOSSES, "margin_mse", broken)
-    config = TrainConfig("margin-mse", str(tiny_dot), max_steps=8, batch_size=5, save_steps=2, precision="fp32")
+    saved = {"save_steps": 2} if by == "states" else {"eval_steps": 2}
+    config = TrainConfig("margin-mse", str(tiny_dot), max_steps=8, batch_size=5, precision="fp32", **saved)
     with pytest.raises(InputError, match="not finite .*last good checkpoint is .*out.last-good"):
-        train.train(config, *data, tmp_path / "out", scores=scores)
+        train.train(config, *data, tmp_path / "out", scores=scores, dev=None if by == "states" else dev)
     assert not (tmp_path / "out").exists()
-    kept = checkpoints.load(str(tmp_path / "out.last-good")).state_dict()
-    start = checkpoints.load(str(tiny_dot)).state_dict()
-    assert any(not torch.equal(kept[name], start[name]) for name in kept)
-
-
-def test_the_best_weights_on_dev_topics_are_a_good_checkpoint_too(tmp_path, data, scores, tiny_dot, dev, monkeypatch):
-    from pyserini_kd import losses
-
-    calls = []
-
-    def broken(student, *args):
-        calls.append(1)
-        return losses.margin_mse(student, *args) * (float("nan") if len(calls) > 3 else 1.0)
-
-    monkeypatch.setitem(losses.LOSSES, "margin_mse", broken)
-    config = TrainConfig("margin-mse", str(tiny_dot), max_steps=8, batch_size=5, eval_steps=2, precision="fp32")
-    with pytest.raises(InputError, match="last good checkpoint is .*out.last-good"):
-        train.train(config, *data, tmp_path / "out", scores=scores, dev=dev)
     kept, start = (checkpoints.load(str(path)).state_dict() for path in (tmp_path / "out.last-good", tiny_dot))
     assert all(torch.isfinite(tensor).all() for tensor in kept.values())
     assert any(not torch.equal(kept[name], start[name]) for name in kept)
-
-
-def test_refusals_of_layer_distillation(tmp_path, data, scores, tokenizer, tiny_dot, tiny_cross, teacher, lm):
-    def refused(match, config, **more):
-        with pytest.raises(InputError, match=match):
-            train.train(config, *data, tmp_path / "x", **more)
-        assert not (tmp_path / "x").exists()
-
-    refused("give --teacher", cross("tinybert", tiny_cross))
-    refused("give --lm-teacher, or --start-stage 2", cross("lm-distill+ft", tiny_cross))
-    refused("and there is none", cross("lm-distill", tiny_cross, lm_teacher=lm))
-    refused("has 2 stage", cross("tinybert", tiny_cross, teacher=teacher, start_stage=3))
-    refused("for a cross_encoder student, not a bert_dot", TrainConfig("tinybert", str(tiny_dot), teacher=teacher))
-    refused("is a bert_dot; layers are those of a cross-encoder", cross("tinybert", tiny_cross, teacher=str(tiny_dot)))
-    three = save_cross(tokenizer, tmp_path / "three", layers=3)
-    refused("4 layers cannot be mapped onto a student of 3", cross("tinybert", three, teacher=teacher))
-    heads = save_cross(tokenizer, tmp_path / "heads", layers=2, heads=8)
-    refused("8 attention heads, the teacher 4", cross("tinybert", heads, teacher=teacher))
-    train.train(cross("tinybert", heads, teacher=teacher, losses=("attention=0",), max_steps=1), *data, tmp_path / "fine")
-    from transformers import BertTokenizer
-
-    other = BertTokenizer(vocab={word: row for row, word in enumerate(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "cat"])})
-    refused("different vocabularies", cross("tinybert", tiny_cross, teacher=str(save_cross(other, tmp_path / "other"))))
-    short = checkpoints.load(teacher)
-    short.max_len = 20
-    short = checkpoints.save(short, tmp_path / "short")
-    refused("reads 20 tokens a pair, the student 48: .* --train-length 20", cross("tinybert", tiny_cross, teacher=str(short)))
-    train.train(cross("tinybert", tiny_cross, teacher=str(short), train_len=20, max_steps=1), *data, tmp_path / "cut")
-    refused("random:LAYERS/WIDTH", cross("ranker-distill", "random:4", teacher=teacher))
-    refused("multiple of the teacher's 4 heads", cross("ranker-distill", "random:2/30", teacher=teacher))
-    refused("takes vocabulary and heads", cross("ranknet", "random:2/16"))
-    refused("makes a cross_encoder", TrainConfig("ranknet", "random:2/16"))
-    refused("unknown loss", cross("uniform", tiny_cross, losses=("magic=1",)), scores=scores)
-
-
-def test_bad_input_is_one_line_and_exit_code_2(tmp_path, invoke, files, data, scores, tokenizer, tiny_dot, tiny_cross, teacher, monkeypatch):
-    from pyserini_kd import losses
-
-    mine.write_candidates(data[0], tmp_path / "c.jsonl")
-    score_files.write_triples(scores.each(data[0]), tmp_path / "s.tsv")
-    three = save_cross(tokenizer, tmp_path / "three", layers=3)
-    heads = save_cross(tokenizer, tmp_path / "heads", layers=2, heads=8)
-    base = ["--collection", files["docs"], "--topics", files["topics"], "--output", tmp_path / "m", "--candidates", tmp_path / "c.jsonl"]
-    monkeypatch.setitem(losses.LOSSES, "margin_mse", lambda student, *_: student.sum() * float("nan"))
-    for words, message in (
-        (["--recipe", "magic"], "unknown recipe 'magic'; expected one of margin-mse"),
-        (["--recipe", "ranknet", "--student", "gpt"], "unknown student 'gpt'; one of"),
-        (["--recipe", "tinybert", "--init", heads, "--teacher", teacher], "the student has 8 attention heads, the teacher 4"),
-        (["--recipe", "tinybert", "--init", three, "--teacher", teacher], "4 layers cannot be mapped onto a student of 3"),
-        (["--recipe", "tinybert", "--init", tiny_cross, "--teacher", tiny_dot], "is a bert_dot; layers are those of a cross-encoder"),
-        (["--recipe", "margin-mse", "--init", tiny_dot, "--scores", tmp_path / "s.tsv"], "the loss is not finite"),
-    ):
-        result = invoke(train.main, *base, *words)
-        assert result.exit_code == 2 and message in result.output, (words, result.output)
-        assert not (tmp_path / "m").exists()
-
-
-def test_tokenizers_that_cut_words_differently_are_refused(data, tokenizer, tiny_cross, teacher):
-    from transformers import BertTokenizer
-
-    groups, queries, docs = data
-    student, other = checkpoints.load(str(tiny_cross)), checkpoints.load(teacher)
-    other.tokenizer = BertTokenizer(vocab=tokenizer.get_vocab(), do_lower_case=False)  # same vocabulary
-    with pytest.raises(InputError, match="do not see the same tokens"):
-        batches.Collator(student, queries, docs, teacher=other, same_inputs=True)([groups[:5]])
-
-
-def meta_student(shape):
-    """What --init random:SHAPE makes for a teacher with BERT-base's vocabulary, window and heads; no memory, no numbers."""
-    from types import SimpleNamespace
-
-    from transformers import BertConfig
-
-    encoder = SimpleNamespace(config=BertConfig())
-    like = SimpleNamespace(architecture="cross_encoder", classifier=SimpleNamespace(base_model=encoder), tokenizer=None, max_len=512)
-    with torch.device("meta"):
-        return learner.random_student(shape, like)
-
-
-@pytest.mark.parametrize(("shape", "millions"), [("6/768", 66.96), ("4/312", 14.35), ("3/384", 17.39), ("12/768", 109.5)])
-def test_random_students_have_the_papers_sizes(shape, millions):
-    model = meta_student(shape)
-    assert sum(p.numel() for p in model.parameters()) / 1e6 == pytest.approx(millions, rel=0.005)
-    assert learner.encoder_of(model).config.num_attention_heads == 12
-
-
-def test_random_students_have_the_papers_speed_ups():
-    """Multiplications of 256 tokens against BERT-base: 2.0 and 15.2 in papers.md 4.2, 17 for 4/312 in 1.6."""
-    from torch.utils.flop_counter import FlopCounterMode
-
-    def flops(shape):
-        model = meta_student(shape).eval()
-        model.classifier.set_attn_implementation("eager")
-        ids = torch.ones((1, 256), dtype=torch.long, device="meta")
-        with FlopCounterMode(display=False) as counter:
-            learner.encoder_of(model)(input_ids=ids, attention_mask=torch.zeros((1, 1, 256, 256), device="meta"))
-        return counter.get_total_flops()
-
-    base = flops("12/768")
-    ratios = {shape: base / flops(shape) for shape in ("6/768", "3/384", "4/312")}
-    assert (round(ratios["6/768"], 1), round(ratios["3/384"], 1), round(ratios["4/312"])) == (2.0, 15.2, 17)
-
-
-def test_what_a_recipe_starts_from_is_seen_and_said(tmp_path, tokenizer, data, teacher, lm, caplog):
-    """An undistilled start is recorded as such, and what wants a distilled one says so; the known mistake is refused."""
-    def trained(recipe, init, **settings):
-        caplog.clear()
-        train.train(cross(recipe, init, teacher=teacher, lm_teacher=lm, max_steps=1, **settings), *data, tmp_path / "out", overwrite=True)
-        return json.loads((tmp_path / "out" / "training.json").read_text())["distilled_lm"], "is meant to start from" in caplog.text
-
-    plain = save_cross(tokenizer, tmp_path / "plain", layers=2)
-    (distilled := save_cross(tokenizer, tmp_path / "distilled", layers=2)).joinpath("training.json").write_text('{"distilled_lm": true}')
-    assert trained("lm+ranker-distill", plain, start_stage=2) == (False, True)
-    assert trained("lm+ranker-distill", distilled, start_stage=2) == (True, False)
-    assert trained("tinybert", "random:2/16") == (False, True)
-    assert trained("ranker-distill", "random:2/16") == (False, False)
-    for init in ("minilm", checkpoints.resolve("minilm"), distilled):
-        with pytest.raises(InputError, match="must not start from a distilled language model, as "):
-            trained("ranker-distill", init)
-
-
-@pytest.mark.parametrize("match_scale", [None, False])
-def test_a_student_may_keep_its_own_scale(tmp_path, data, scores, tiny_dot, match_scale):
-    config = TrainConfig("margin-mse", str(tiny_dot), max_steps=1, precision="fp32", match_scale=match_scale)
-    (stage,) = stages_of(train.train(config, *data, tmp_path / "out", scores=scores))
-    assert (stage["match_scale"], stage["start_scale"] == 1.0) == ((True, False) if match_scale is None else (False, True))
-
-
-def test_only_a_students_scores_are_brought_to_those_of_a_teacher(tmp_path, data, tiny_dot, tiny_cross):
-    (stage,) = stages_of(train.train(TrainConfig("ranknet", str(tiny_dot), max_steps=1, match_scale=True), *data, tmp_path / "out"))
-    assert stage["start_scale"] == 1.0  # nothing to be brought to
-    with pytest.raises(InputError, match="--match-scale is for a bert_dot or a colbert whose vectors"):
-        refuse_ignored(TrainConfig("margin-mse", str(tiny_cross), "cross_encoder", match_scale=True))
-    with pytest.raises(InputError, match="--match-scale is for"):
-        refuse_ignored(TrainConfig("margin-mse", str(tiny_dot), match_scale=True, l2_norm=True))
 
 
 def test_bf16_trains_otherwise_than_fp32_and_nearly_the_same(tmp_path, data, scores, tiny_dot):
@@ -968,36 +505,6 @@ def test_bf16_trains_otherwise_than_fp32_and_nearly_the_same(tmp_path, data, sco
     assert logs[0] != logs[1] and logs[0] == pytest.approx(logs[1], rel=0.1)
 
 
-def test_what_is_set_reaches_the_losses(tmp_path, data, scores, tokenizer, tiny_cross):
-    """Temperature, score scale, weights of layers, the teacher's dropout, the number of epochs."""
-    def first(recipe, **settings):
-        config = cross(recipe, tiny_cross, **{"max_steps": 1, "lr": 1e-9, **settings})
-        with_scores = {} if settings.get("teacher") else {"scores": scores}
-        (stage,) = stages_of(train.train(config, *data, tmp_path / "out", **with_scores, overwrite=True))
-        return stage
-
-    base = first("standard-kd")["log"][0]
-    assert first("standard-kd", temperature=3.0)["log"][0]["soft_ce"] != base["soft_ce"]
-    assert first("standard-kd", score_scale=3.0)["log"][0]["bce"] != base["bce"]
-    noisy = str(save_cross(tokenizer, tmp_path / "noisy", dropout=0.3))
-    layers = {"teacher": noisy, "losses": ("soft_ce=none", "bce=none", "attention=none", "hidden=1")}
-    plain = first("simplified-tinybert", **layers)["log"][0]
-    heavy = first("simplified-tinybert", **layers | {"losses": (*layers["losses"], "hidden=7")})["log"][0]
-    assert heavy["grad_norm"] == pytest.approx(7 * plain["grad_norm"], rel=1e-3)
-    dropped = first("simplified-tinybert", **layers, teacher_dropout=True)["log"][0]
-    assert dropped["hidden"] != plain["hidden"] == heavy["hidden"]
-    n_batches = len(batches.cut_batches(data[0], 5, 0))
-    assert first("standard-kd", max_steps=None, epochs=1.5, batch_size=5)["steps"] == math.ceil(1.5 * n_batches)
-
-
-def test_a_new_colbert_asks_with_eight_masks_and_others_inherit_none(tmp_path, data, tiny_dot):
-    made = train.train(TrainConfig("ranknet", str(tiny_dot), "colbert", max_steps=1), *data, tmp_path / "c")
-    assert checkpoints.load(str(made)).settings.masks == 8
-    assert checkpoints.load(str(made), architecture="prettr").settings.masks == 0
-    again = train.train(TrainConfig("ranknet", str(made), "prettr", max_steps=1), *data, tmp_path / "p")
-    assert checkpoints.load(str(again)).settings.masks == 0
-
-
 def test_the_record_of_a_training_tells_what_it_was(tmp_path, data, scores, tiny_dot):
     out = train.train(TrainConfig("margin-mse", str(tiny_dot), max_steps=1, seed=7), *data, tmp_path / "out", scores=scores)
     record = json.loads((out / "training.json").read_text())
@@ -1005,12 +512,6 @@ def test_the_record_of_a_training_tells_what_it_was(tmp_path, data, scores, tiny
     assert record["config"]["seed"] == 7 and record["config"]["max_grad_norm"] == 1.0
     assert record["made_from"] == {"init": checkpoints.fingerprint(tiny_dot)}
     assert record["seconds"] > 0 and {"torch", "transformers", "python"} <= set(record["versions"])
-
-
-def test_ranker_distill_warns_of_public_distilled_models(tmp_path, tokenizer, data, teacher, caplog):
-    init = save_cross(tokenizer, tmp_path / "my-tinybert", layers=2)
-    train.train(cross("ranker-distill", init, teacher=teacher, max_steps=1), *data, tmp_path / "out")
-    assert "looks like a distilled language model; with it this is not ranker-distill" in caplog.text
 
 
 def test_remains_of_a_kill_are_cleared_and_foreign_folders_are_not(tmp_path, data, tiny_dot):
@@ -1063,137 +564,6 @@ def test_a_collapsed_model_is_said_so(tmp_path, data, tokenizer, caplog):
     flat = checkpoints.save(model, tmp_path / "flatter")
     train.train(cross("ranknet", flat, max_steps=1, lr=1e-9), *data, tmp_path / "out")
     assert "collapsed" in caplog.text
-
-
-# ------------------------------------------------------------------------------------------------- several processes
-
-FRESH = multiprocessing.get_context("forkserver")  # fresh processes that share one import of torch and transformers
-FRESH.set_forkserver_preload(["pyserini_kd.train", "pyserini_kd.learner", "transformers.trainer", "transformers.models.bert.modeling_bert"])
-
-
-def run_in_process(folder, docs, topics, threads, environment, killed_in=None):
-    """Train what `runs.json` says, in a fresh process; killed by signal 9 while it saves a state of stage `killed_in`."""
-    import transformers
-
-    os.environ.update(environment)
-    torch.set_num_threads(threads)
-    save = transformers.Trainer._save_optimizer_and_scheduler
-
-    def save_or_die(self, state):
-        save(self, state)
-        if killed_in is not None and killed_in in state:
-            os.kill(os.getpid(), signal.SIGKILL)
-
-    transformers.Trainer._save_optimizer_and_scheduler = save_or_die
-    losses = keep_losses()
-    groups = mine.read_candidates(folder / "c.jsonl")
-    queries, texts = triples.load_texts(groups, read_topics(topics), read_collection(docs))
-    scores = Scores(groups).fill(json.loads((folder / "scores.json").read_text()))
-    for name, settings in json.loads((folder / "runs.json").read_text()).items():
-        config = TrainConfig(**{key: tuple(value) if isinstance(value, list) else value for key, value in settings.items()})
-        losses.clear()
-        train.train(config, groups, queries, texts, folder / name, scores=scores)
-        if environment.get("RANK") == "0":
-            (folder / f"{name}-losses.json").write_text(json.dumps(losses))
-
-
-def keep_losses():
-    """A list that will hold the loss of every batch that is trained on from now on in this process."""
-    forward, losses = learner.Learner.forward, []
-
-    def kept(self, **batch):
-        output = forward(self, **batch)
-        losses.append(float(output["loss"].detach()))
-        return output
-
-    learner.Learner.forward = kept
-    return losses
-
-
-def free_port():
-    with socket.socket() as found:
-        found.bind(("127.0.0.1", 0))
-        return found.getsockname()[1]
-
-
-def exit_codes_of_two(folder, files, killed_in=None):
-    """Start two processes on the runs of a folder, wait for both."""
-    environment = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "WORLD_SIZE": "2"}
-    own = [{**environment, "RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(2)]
-    started = [FRESH.Process(target=run_in_process, args=(folder, files["docs"], files["topics"], 1, one, killed_in)) for one in own]
-    for process in started:
-        process.start()
-    for process in started:
-        process.join(timeout=120)
-    return [process.exitcode for process in started]
-
-
-def test_two_processes_killed_with_signal_9_resume_to_the_same_weights(tmp_path, data, liked, files, tiny_dot):
-    config = {"recipe": "margin-mse", "init": str(tiny_dot), "max_steps": 9, "batch_size": 3, "lr": 1e-3, "precision": "fp32",
-              "save_steps": 2, "dropout": 0.3}  # fmt: skip
-    for name in ("whole", "cut"):
-        (tmp_path / name).mkdir()
-        mine.write_candidates(data[0], tmp_path / name / "c.jsonl")
-        (tmp_path / name / "scores.json").write_text(json.dumps(liked))
-        (tmp_path / name / "runs.json").write_text(json.dumps({"out": config}))
-    assert exit_codes_of_two(tmp_path / "whole", files) == [0, 0]
-    assert exit_codes_of_two(tmp_path / "cut", files, killed_in="checkpoint-6") == [-signal.SIGKILL] * 2
-    states = tmp_path / "cut" / "out.partial" / "stage-1"
-    assert sorted(path.name for path in states.glob("checkpoint-4/saved-*")) == ["saved-0-of-2", "saved-1-of-2"]
-    assert not list(states.glob("checkpoint-6/saved-*"))
-    assert exit_codes_of_two(tmp_path / "cut", files) == [0, 0]
-    whole, cut = tmp_path / "whole" / "out", tmp_path / "cut" / "out"
-    assert checkpoints.fingerprint(cut) == checkpoints.fingerprint(whole)
-    assert [entry["step"] for entry in stages_of(cut)[0]["log"]] == [entry["step"] for entry in stages_of(whole)[0]["log"]]
-
-
-def test_two_processes_train_like_one(tmp_path, data, liked, scores, files, tiny_dot, tiny_cross, teacher, monkeypatch):
-    """As torchrun starts them: same loss at each step, same weights in the end, also with uneven shares of the pairs."""
-    groups = [group._replace(doc_ids=group.doc_ids[: 5 - n % 3], labels=group.labels[: 5 - n % 3]) for n, group in enumerate(data[0])]
-    # at the recipe's rate; ten times as quick, Adam carries rounding to 3e-4 of a loss by the 50th step
-    common = {"max_steps": 50, "batch_size": 3, "lr": 1e-4, "precision": "fp32", "save_steps": 4}
-    layered = {**common, "init": str(tiny_cross), "architecture": "cross_encoder", "teacher": teacher}
-    runs = {
-        "dot": {**common, "recipe": "margin-mse", "init": str(tiny_dot), "losses": ["in_batch=0.5"], "accumulate": 2},
-        "tinybert": {**layered, "recipe": "tinybert", "max_steps": 5},
-    }
-    mine.write_candidates(groups, tmp_path / "c.jsonl")
-    (tmp_path / "runs.json").write_text(json.dumps(runs))
-    (tmp_path / "scores.json").write_text(json.dumps(liked))
-    assert exit_codes_of_two(tmp_path, files) == [0, 0]
-    monkeypatch.setattr(learner.Learner, "forward", learner.Learner.forward)  # put back at the end
-    losses = keep_losses()
-    for name, settings in runs.items():
-        losses.clear()
-        config = TrainConfig(**{**settings, "losses": tuple(settings.get("losses", ()))})
-        one = train.train(config, groups, *data[1:], tmp_path / f"{name}-alone", scores=scores)
-        for alone, both in zip(stages_of(one), stages_of(tmp_path / name), strict=True):
-            assert len(alone["log"]) == len(both["log"]) and alone["steps"] == both["steps"] == settings["max_steps"]
-            for a, b in zip(alone["log"], both["log"], strict=True):
-                assert a.keys() == b.keys() and b == pytest.approx(a, rel=1e-4)
-        theirs = json.loads((tmp_path / f"{name}-losses.json").read_text())
-        assert theirs == pytest.approx(losses, rel=1e-4)  # of every batch
-        a, b = (checkpoints.load(str(folder)).state_dict() for folder in (one, tmp_path / name))
-        noise = "key.bias"  # softmax takes it out: its gradient is rounding noise, which Adam scales up
-        assert all(torch.allclose(a[name], b[name], atol=2e-5) for name in a if not name.endswith(noise))
-        assert json.loads((tmp_path / name / "training.json").read_text())["processes"] == 2
-
-
-def test_a_run_killed_with_signal_9_in_its_second_stage_resumes_to_the_same_weights(
-    tmp_path, data, liked, files, tiny_cross, teacher, whole_tinybert
-):
-    mine.write_candidates(data[0], tmp_path / "c.jsonl")
-    (tmp_path / "scores.json").write_text(json.dumps(liked))
-    config = cross("tinybert", tiny_cross, teacher=teacher, save_steps=2)
-    (tmp_path / "runs.json").write_text(json.dumps({"out": dataclasses.asdict(config)}))
-    process = FRESH.Process(target=run_in_process, args=(tmp_path, files["docs"], files["topics"], torch.get_num_threads(), {}, "stage-2"))
-    process.start()
-    process.join(timeout=120)
-    assert process.exitcode == -signal.SIGKILL
-    half = tmp_path / "out.partial" / "stage-2" / "checkpoint-2"  # while saving: weights are there, the seal is not
-    assert (half / "model.safetensors").exists() and not list(half.glob("saved-*"))
-    out = train.train(config, *data, tmp_path / "out")
-    assert checkpoints.fingerprint(out) == checkpoints.fingerprint(whole_tinybert)
 
 
 def test_passages_are_trained_on_as_they_were_mined(files, tmp_path, invoke, tiny_dot):

@@ -176,17 +176,17 @@ def test_a_run_that_is_interrupted_leaves_its_data_to_the_next(tmp_path, files, 
     assert sorted(path.name for path in tmp_path.glob("m*")) == ["m"]
 
 
-def peak(tmp_path, count):
-    """Bytes held at most while `count` triples over 5,000 passages are converted and their first batches read."""
+def peak(tmp_path, count, n_docs):
+    """Bytes held at most while `count` triples over so many passages are converted and their first batches read."""
 
     def lines():
         rng = np.random.default_rng(0)
         for _ in range(0, count, 5_000):
-            for q, p, n in zip(*rng.integers([500, 5_000, 5_000], size=(5_000, 3)).T.tolist(), strict=True):
+            for q, p, n in zip(*rng.integers([500, n_docs, n_docs], size=(5_000, 3)).T.tolist(), strict=True):
                 yield f"{q % 17 - 3.5}\t{n % 11 - 9.5}\tq{q}\t{p}\t{n}\n"
 
     (tmp_path / f"{count}.tsv").write_text("".join(lines()))
-    queries, docs = ((f"q{n}", f"query {n}") for n in range(500)), ((str(n), f"passage {n} " * 20) for n in range(5_000))
+    queries, docs = ((f"q{n}", f"query {n}") for n in range(500)), ((str(n), f"passage {n} " * 20) for n in range(n_docs))
     tracemalloc.start()
     shutil.rmtree(tmp_path / f"data-{count}", ignore_errors=True)
     found = triples.build(tmp_path / f"data-{count}", tmp_path / f"{count}.tsv", queries, docs)
@@ -199,9 +199,10 @@ def peak(tmp_path, count):
 
 def test_memory_grows_by_numbers_not_by_texts(tmp_path, monkeypatch):
     monkeypatch.setattr(triples, "BLOCK", 1 << 10)
-    peak(tmp_path, 5_000)  # what is imported and remembered once
-    small, large = peak(tmp_path, 5_000), peak(tmp_path, 80_000)
-    assert large - small < 75_000 * 4  # a text here has 290 bytes, a triple as objects 500
+    peak(tmp_path, 5_000, 5_000)  # what is imported and remembered once
+    small, more_triples, more_docs = peak(tmp_path, 5_000, 5_000), peak(tmp_path, 80_000, 5_000), peak(tmp_path, 20_000, 20_000)
+    assert more_triples - small < 75_000 * 4  # a triple as objects takes 500 bytes
+    assert more_docs - small < 15_000 * 50  # a text here has 290
 
 
 def score_peak(count):
