@@ -274,6 +274,36 @@ def test_lean_bert_in_bf16_is_close(tiny_dot, corpus):
     assert cosine.min() > 0.999 and not np.array_equal(a, b)
 
 
+@pytest.mark.skipif(not torch.ops.mkldnn._is_mkldnn_bf16_supported(), reason="oneDNN has no bf16 on this processor")
+@pytest.mark.parametrize("first", [False, True])
+def test_products_in_bf16_are_those_of_rounded_weights(first):
+    torch.manual_seed(0)
+    dense, states, others = bert.Dense(torch.randn(48, 32), torch.randn(48)), torch.randn(5, 7, 32), torch.randn(5, 7, 48)
+    states, others = (states[:, :1], others[:, :1].contiguous()) if first else (states, others)
+    others = others.bfloat16()
+    kept = others.clone()
+    exact = torch.nn.functional.linear(*(tensor.bfloat16().double() for tensor in (states, dense.weight, dense.bias)))
+    with torch.inference_mode():
+        assert torch.equal(dense(states), torch.nn.functional.linear(states, dense.weight, dense.bias)) and dense.packed is None
+        for expected, asked in (
+            (exact, {}),
+            (torch.nn.functional.gelu(exact), {"gelu": True}),
+            (exact + others.double(), {"plus": others}),
+        ):
+            got = dense(states.bfloat16(), **asked)
+            assert got.dtype is torch.bfloat16 and dense.packed is not None
+            assert torch.allclose(got.double(), expected, rtol=2**-7, atol=0.05)
+    assert torch.equal(others, kept)  # the residual is not written into
+
+
+def test_logits_in_bf16_are_close_and_not_rounded_to_bf16(tiny_cross, corpus):
+    queries, docs = ["cat", "a dog"] * 4, [doc.contents for doc in corpus][:4] * 2
+    model = inference.load(str(tiny_cross), precision="bf16")
+    a, b = (inference.score(model, queries, docs, precision=precision) for precision in ("fp32", "bf16"))
+    assert np.allclose(a, b, atol=0.02) and not np.array_equal(a, b)
+    assert not torch.equal(torch.from_numpy(b).bfloat16().float(), torch.from_numpy(b))
+
+
 def test_other_models_are_left_to_transformers(tmp_path, tokenizer):
     from transformers import BertConfig, BertModel, DistilBertConfig, DistilBertModel
 

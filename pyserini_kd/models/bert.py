@@ -2,10 +2,14 @@
 
 Importing transformers' models takes seconds, more than a small search. And where only the first token's last state is read (a
 cross-encoder, [CLS] pooling) the last layer is computed for that token alone.
+
+In bf16 on a CPU states stay bf16 from the embeddings to the last layer, where autocast would turn them to and fro, and
+products go to oneDNN with weights in its own layout and with what follows them (GELU, the residual sum).
 """
 
 from __future__ import annotations
 
+import contextlib
 import types
 from pathlib import Path
 from typing import Any
@@ -15,6 +19,35 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 WEIGHTS = "model.safetensors"
+PACK_ROWS = 2048  # tokens of a typical batch, which oneDNN lays weights out for
+
+
+class Dense(nn.Module):
+    """A linear layer, then GELU or a residual sum where asked for."""
+
+    def __init__(self, weight: Tensor, bias: Tensor) -> None:
+        super().__init__()
+        self.weight, self.bias = nn.Parameter(weight), nn.Parameter(bias)
+        self.packed: tuple[Tensor, Tensor] | None = None  # of oneDNN, in bf16
+
+    def forward(self, states: Tensor, gelu: bool = False, plus: Tensor | None = None) -> Tensor:
+        """States (..., in) -> (..., out); in bf16 where they are and autocast is off."""
+        if states.dtype is torch.bfloat16 and not torch.is_autocast_enabled(states.device.type):
+            return self._by_onednn(states, gelu, plus)
+        found = F.linear(states, self.weight, self.bias)
+        found = F.gelu(found) if gelu else found
+        return found if plus is None else plus + found
+
+    def _by_onednn(self, states: Tensor, gelu: bool, plus: Tensor | None) -> Tensor:
+        if self.packed is None:
+            weight = torch.ops.mkldnn._reorder_linear_weight(self.weight.detach().bfloat16(), PACK_ROWS)
+            self.packed = weight, self.bias.detach().bfloat16()
+        found: Tensor
+        if plus is not None:
+            found = torch.ops.mkldnn._linear_pointwise.binary(states, plus, *self.packed, "add")
+        else:
+            found = torch.ops.mkldnn._linear_pointwise(states, *self.packed, "gelu" if gelu else "none", [], "none")
+        return found
 
 
 class Layer(nn.Module):
@@ -25,9 +58,9 @@ class Layer(nn.Module):
         self.heads = config.num_attention_heads
         three = [f"{name}.attention.self.{part}" for part in ("query", "key", "value")]
         joined = {kind: torch.cat([weights[f"{part}.{kind}"] for part in three]) for kind in ("weight", "bias")}
-        self.qkv = _linear(joined["weight"], joined["bias"])
+        self.qkv = Dense(joined["weight"], joined["bias"])
         self.out, self.up, self.down = (
-            _linear(weights[f"{name}.{part}.dense.weight"], weights[f"{name}.{part}.dense.bias"])
+            Dense(weights[f"{name}.{part}.dense.weight"], weights[f"{name}.{part}.dense.bias"])
             for part in ("attention.output", "intermediate", "output")
         )
         parts = ("attention.output", "output")
@@ -38,10 +71,10 @@ class Layer(nn.Module):
         n, length, width = states.shape
         query, key, value = self.qkv(states).view(n, length, 3, self.heads, width // self.heads).permute(2, 0, 3, 1, 4)
         if first:
-            query, states = query[:, :, :1], states[:, :1]
+            query, states = query[:, :, :1], states[:, :1].contiguous()
         mixed = F.scaled_dot_product_attention(query, key, value, attn_mask=mask).transpose(1, 2).reshape(n, -1, width)
-        states = self.norms[0](states + self.out(mixed))
-        normed: Tensor = self.norms[1](states + self.down(F.gelu(self.up(states))))
+        states = self.norms[0](self.out(mixed, plus=states))
+        normed: Tensor = self.norms[1](self.down(self.up(states, gelu=True), plus=states))
         return normed
 
 
@@ -61,8 +94,11 @@ class Bert(nn.Module):
         kinds = self.types[0] if token_type_ids is None else F.embedding(token_type_ids, self.types)
         states = self.norm(F.embedding(input_ids, self.words) + kinds + self.positions[: input_ids.shape[1]])
         mask = None if bool(attention_mask.all()) else attention_mask.bool()[:, None, None, :]
-        for number, layer in enumerate(self.layers, start=1):
-            states = layer(states, mask, self.first and number == len(self.layers))
+        whole = _whole_bf16(states.device)
+        states = states.bfloat16() if whole else states
+        with torch.autocast("cpu", enabled=False) if whole else contextlib.nullcontext():
+            for number, layer in enumerate(self.layers, start=1):
+                states = layer(states, mask, self.first and number == len(self.layers))
         return types.SimpleNamespace(last_hidden_state=states)
 
 
@@ -73,20 +109,21 @@ class BertClassifier(nn.Module):
         super().__init__()
         self.config = config
         self.bert = Bert({name.removeprefix("bert."): tensor for name, tensor in weights.items()}, config, first=True)
-        self.pooler = _linear(weights["bert.pooler.dense.weight"], weights["bert.pooler.dense.bias"])
+        self.pooler = Dense(weights["bert.pooler.dense.weight"], weights["bert.pooler.dense.bias"])
         weight, bias = weights["classifier.weight"], weights["classifier.bias"]
-        self.head = _linear(weight[-1:] - weight[:-1].sum(0), bias[-1:] - bias[:-1].sum(0))
+        self.head = Dense(weight[-1:] - weight[:-1].sum(0), bias[-1:] - bias[:-1].sum(0))
 
     def forward(self, **batch: Tensor) -> Any:
         """`logits` (P, 1) of tokenised pairs."""
-        states = self.bert(**batch).last_hidden_state
-        return types.SimpleNamespace(logits=self.head(torch.tanh(self.pooler(states[:, 0]))))
+        states = self.bert(**batch).last_hidden_state[:, 0].float()
+        with torch.autocast(states.device.type, enabled=False):  # a logit in bf16 has two decimals: it would tie
+            return types.SimpleNamespace(logits=self.head(torch.tanh(self.pooler(states))))
 
 
-def _linear(weight: Tensor, bias: Tensor) -> nn.Linear:
-    linear = nn.Linear(weight.shape[1], weight.shape[0], device="meta")
-    linear.weight, linear.bias = nn.Parameter(weight), nn.Parameter(bias)
-    return linear
+def _whole_bf16(device: torch.device) -> bool:
+    """Whether bf16 is asked for on a CPU whose oneDNN computes in it, without gradients."""
+    asked = device.type == "cpu" and torch.is_autocast_enabled("cpu") and torch.get_autocast_dtype("cpu") is torch.bfloat16
+    return asked and not torch.is_grad_enabled() and bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
 
 
 def _norm(weights: dict[str, Tensor], name: str, config: Any) -> nn.LayerNorm:
