@@ -73,11 +73,15 @@ def load_student(config: TrainConfig, teachers: Mapping[bool, Any]) -> Any:
     """The student as training begins, on its device, with the dropout asked for."""
     from torch import nn
 
+    from pyserini_kd.models import cpu_training
+
     model = _start(config, teachers)
     if config.dropout is not None:
         for module in model.modules():
             if isinstance(module, nn.Dropout):  # attention reads its rate from such a module too
                 module.p = config.dropout
+    if config.device == "cpu":
+        cpu_training.fit(model)
     return model.to(device_of(config))
 
 
