@@ -24,7 +24,7 @@ import click
 import numpy as np
 import psutil
 
-from benchmarks.measure import Bench, Row
+from benchmarks.measure import Bench, Row, score_tolerance
 from pyserini_kd import data, index, pydocs
 from pyserini_kd.dense_index import load_encoder
 from pyserini_kd.models import checkpoints
@@ -119,10 +119,11 @@ class Clients:
 def difference(hits: list[dict[str, Any]], expected: Run, query_id: str) -> str:
     """What is not as in the command's run, up to float rounding and the order of what is as close; empty where nothing."""
     doc_ids, scores = expected[query_id]
-    if not np.allclose([hit["score"] for hit in hits], scores[: len(hits)], atol=1e-4):
+    tolerance = score_tolerance()
+    if not np.allclose([hit["score"] for hit in hits], scores[: len(hits)], atol=tolerance):
         return f"other scores for query {query_id}"
     own = dict(zip(doc_ids, scores.tolist(), strict=True))
-    far = [hit for hit in hits if abs(own.get(hit["doc_id"], scores[-1]) - hit["score"]) > 1e-4]
+    far = [hit for hit in hits if abs(own.get(hit["doc_id"], scores[-1]) - hit["score"]) > tolerance]
     return f"other documents for query {query_id}" if far else ""
 
 

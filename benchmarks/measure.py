@@ -38,6 +38,13 @@ class Row:
     machine: str = ""
 
 
+def score_tolerance() -> float:
+    """How far apart two cosines of the same texts may lie: float rounding, or that of bf16 where our side computes in it."""
+    from pyserini_kd import inference
+
+    return 1e-4 if inference.choose_precision() == "fp32" else 5e-3
+
+
 @dataclasses.dataclass(frozen=True)
 class Timed:
     """Seconds of each round of each job, and what the last round returned."""

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks import peers
-from benchmarks.measure import Bench, Row, against_machine, interleaved
+from benchmarks.measure import Bench, Row, against_machine, interleaved, score_tolerance
 from pyserini_kd import data, index, inference, pydocs, search, sources
 from pyserini_kd.dense_index import load_encoder
 from pyserini_kd.models import checkpoints
@@ -184,9 +184,9 @@ def dense_index(bench: Bench) -> Path:
 def same_ranking(run: Run, other: Run) -> str:
     """`equal rankings` where each rank has the same score in both, and the same document or one whose score is as close.
 
-    Scores are the same within 1e-4, or where our side computes in bf16 within 5e-3, of cosines.
+    Scores are the same within `score_tolerance`.
     """
-    tolerance = 1e-4 if inference.choose_precision() == "fp32" else 5e-3
+    tolerance = score_tolerance()
     if set(run) != set(other):
         return "different queries"
     for query_id in run:

@@ -66,14 +66,15 @@ class Layer(nn.Module):
         parts = ("attention.output", "output")
         self.norms = nn.ModuleList(_norm(weights, f"{name}.{part}.LayerNorm", config) for part in parts)
 
-    def forward(self, states: Tensor, mask: Tensor | None, first: bool) -> Tensor:
-        """States (N, T, H) of the next layer; with `first` (N, 1, H), those of the first token."""
-        n, length, width = states.shape
-        query, key, value = self.qkv(states).view(n, length, 3, self.heads, width // self.heads).permute(2, 0, 3, 1, 4)
+    def forward(self, states: Tensor, shape: tuple[int, int], mask: Tensor | None, first: bool) -> Tensor:
+        """States (rows, H) of the next layer, N x T of which count; with `first` N, those of first tokens."""
+        n, length = shape
+        three = self.qkv(states)[: n * length].view(n, length, 3, self.heads, -1)
+        query, key, value = three.permute(2, 0, 3, 1, 4)
         if first:
-            query, states = query[:, :, :1], states[:, :1].contiguous()
-        mixed = F.scaled_dot_product_attention(query, key, value, attn_mask=mask).transpose(1, 2).reshape(n, -1, width)
-        states = self.norms[0](self.out(mixed, plus=states))
+            query, states = query[:, :, :1], _filled(states[: n * length : length].contiguous())
+        mixed = F.scaled_dot_product_attention(query, key, value, attn_mask=mask).transpose(1, 2).reshape(-1, states.shape[1])
+        states = self.norms[0](self.out(_filled(mixed), plus=states))
         normed: Tensor = self.norms[1](self.down(self.up(states, gelu=True), plus=states))
         return normed
 
@@ -95,11 +96,13 @@ class Bert(nn.Module):
         states = self.norm(F.embedding(input_ids, self.words) + kinds + self.positions[: input_ids.shape[1]])
         mask = None if bool(attention_mask.all()) else attention_mask.bool()[:, None, None, :]
         whole = _whole_bf16(states.device)
-        states = states.bfloat16() if whole else states
+        n, length = input_ids.shape
+        states = _filled((states.bfloat16() if whole else states).flatten(0, 1))
         with torch.autocast("cpu", enabled=False) if whole else contextlib.nullcontext():
             for number, layer in enumerate(self.layers, start=1):
-                states = layer(states, mask, self.first and number == len(self.layers))
-        return types.SimpleNamespace(last_hidden_state=states)
+                states = layer(states, (n, length), mask, self.first and number == len(self.layers))
+        kept = 1 if self.first else length
+        return types.SimpleNamespace(last_hidden_state=states[: n * kept].view(n, kept, -1))
 
 
 class BertClassifier(nn.Module):
@@ -118,6 +121,16 @@ class BertClassifier(nn.Module):
         states = self.bert(**batch).last_hidden_state[:, 0].float()
         with torch.autocast(states.device.type, enabled=False):  # a logit in bf16 has two decimals: it would tie
             return types.SimpleNamespace(logits=self.head(torch.tanh(self.pooler(states))))
+
+
+def _filled(states: Tensor) -> Tensor:
+    """States (N, H) of bf16 with rows of zeros after them, so that few sizes occur, eight an octave.
+
+    oneDNN compiles a product for each number of rows that it meets, which takes longer than the product.
+    """
+    step = max(32, 1 << max(0, (len(states) - 1).bit_length() - 4))
+    missing = -len(states) % step if states.dtype is torch.bfloat16 else 0
+    return F.pad(states, (0, 0, 0, missing)) if missing else states
 
 
 def _whole_bf16(device: torch.device) -> bool:
