@@ -55,7 +55,8 @@ def load_teachers(config: TrainConfig, stages: Sequence[Stage]) -> dict[bool, An
         teachers[True] = checkpoints.load(config.lm_teacher, architecture="cross_encoder").to(device_of(config))
     rankers = [stage for stage in stages if not stage.text]
     if config.teacher and any(stage.needs_layers or stage.needs_scores for stage in rankers):
-        teachers[False] = teacher = checkpoints.load(config.teacher).to(device_of(config))
+        inside = any(stage.needs_layers for stage in rankers) or config.teacher_dropout or config.init.startswith(RANDOM)
+        teachers[False] = teacher = checkpoints.load(config.teacher, lean=not inside).to(device_of(config))
         if any(stage.needs_layers for stage in rankers) and teacher.architecture != "cross_encoder":
             raise InputError(f"--teacher {config.teacher} is a {teacher.architecture}; layers are those of a cross-encoder")
         if any(stage.needs_scores for stage in rankers) and is_bounded(config.teacher) and not is_scaled(config, rankers):

@@ -9,9 +9,9 @@ import pytest
 import torch
 from conftest import cross, save_cross, stages_of
 
-from pyserini_kd import batches, inference, learner, mine, score_files, train
+from pyserini_kd import batches, inference, learner, mine, recipes, score_files, student, train
 from pyserini_kd.files import InputError
-from pyserini_kd.models import checkpoints
+from pyserini_kd.models import bert, checkpoints
 from pyserini_kd.stages import TrainConfig
 from pyserini_kd.triples import Scores
 
@@ -28,6 +28,16 @@ def test_simplified_tinybert_learns_layers_scores_and_labels(tmp_path, data, tin
     assert not any("projection" in name for name in weights)
     assert weights.keys() == checkpoints.load(str(tiny_cross)).classifier.state_dict().keys()
     assert checkpoints.load(str(out)).classifier.config.hidden_size == 32
+
+
+@pytest.mark.parametrize(
+    ("recipe", "settings", "lean"),
+    [("standard-kd", {}, True), ("standard-kd", {"teacher_dropout": True}, False), ("simplified-tinybert", {}, False)],
+)
+def test_a_live_teacher_is_lean_where_its_scores_alone_are_asked_for(tiny_cross, teacher, recipe, settings, lean):
+    config = cross(recipe, tiny_cross, teacher=teacher, **settings)
+    loaded = student.load_teachers(config, [stage for _, stage in config.stages(recipes.RECIPES[recipe])])[False]
+    assert isinstance(loaded.classifier, bert.BertClassifier) is lean
 
 
 def test_a_live_teacher_gives_the_scores_of_a_score_file(tmp_path, data, tiny_dot, teacher):
