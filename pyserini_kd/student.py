@@ -12,7 +12,6 @@ from pyserini_kd.files import InputError, read_json
 from pyserini_kd.models import checkpoints
 from pyserini_kd.recipes import Recipe, Stage
 from pyserini_kd.stages import TrainConfig, device_of
-from pyserini_kd.teach import is_bounded
 
 logger = logging.getLogger(__name__)
 
@@ -59,7 +58,8 @@ def load_teachers(config: TrainConfig, stages: Sequence[Stage]) -> dict[bool, An
         teachers[False] = teacher = checkpoints.load(config.teacher, lean=not inside).to(device_of(config))
         if any(stage.needs_layers for stage in rankers) and teacher.architecture != "cross_encoder":
             raise InputError(f"--teacher {config.teacher} is a {teacher.architecture}; layers are those of a cross-encoder")
-        if any(stage.needs_scores for stage in rankers) and is_bounded(config.teacher) and not is_scaled(config, rankers):
+        bounded = any(stage.needs_scores for stage in rankers) and checkpoints.is_bounded(config.teacher)
+        if bounded and not is_scaled(config, rankers):
             raise InputError(f"--teacher {config.teacher} gives cosines in [-1, 1]: say with --score-scale what the student's "
                              f"scores are to be multiplied by, or scale the teacher's in a score file (teach)")  # fmt: skip
     return teachers

@@ -50,7 +50,7 @@ from pyserini_kd.score_files import (
     write_scores,
     write_triples,
 )
-from pyserini_kd.triples import Floats, Hashes, Scores, Triples, load_texts, look_up
+from pyserini_kd.triples import Floats, Hashes, load_texts, look_up
 
 logger = logging.getLogger(__name__)
 
@@ -182,17 +182,6 @@ def hash_texts(pairs: Pairs, queries: Mapping[str, str], docs: Mapping[str, str]
         keys = (id_hash(f"{query_of(query_id)}\0{docs[doc_id]}") for query_id, doc_id in zip(*both, strict=True))
         texts[some] = np.fromiter(keys, np.uint64)
         let_go(texts)
-
-
-def is_bounded(name: str) -> bool:
-    """Whether a checkpoint's scores lie in [-1, 1]: margins that small teach an unbounded student nothing."""
-    folder = checkpoints.resolve(name)
-    return checkpoints.architecture_of(folder) == "bert_dot" and checkpoints.settings_of(folder).l2_norm
-
-
-def is_bounded_scores(scores: Scores | Triples) -> bool:
-    """Whether all scores lie in [-1, 1], as cosines and probabilities do and logits do not."""
-    return scores.largest() <= 1
 
 
 def refuse_bounded(name: str, what: str) -> None:
@@ -360,7 +349,7 @@ def _refuse_contradictions(
         raise InputError("--index holds the vectors of one --teacher")
     for teacher in teachers:
         name, weight = weighted(teacher)
-        if weight is None and is_bounded(name):
+        if weight is None and checkpoints.is_bounded(name):
             refuse_bounded(name, "cosines")
 
 

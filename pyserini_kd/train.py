@@ -49,7 +49,6 @@ from pyserini_kd.stages import (
     states_of,
 )
 from pyserini_kd.student import check_start, fingerprint, is_scaled, load_student, load_teachers, parse_layers, refuse_ignored
-from pyserini_kd.teach import is_bounded_scores
 from pyserini_kd.triples import Scores, Triples
 from pyserini_kd.validation import Dev, read_dev
 
@@ -196,7 +195,7 @@ def _checked_inputs(
         every = ((g.query_id, d, score) for g, own in scores.each(groups) for d, score in zip(g.doc_ids, own, strict=True))
         query_id, doc_id = next((query_id, doc_id) for query_id, doc_id, score in every if math.isnan(score))
         raise InputError(f"{missing} candidate pairs have no teacher score, e.g. query {query_id}, {doc_id}")
-    if not is_scaled(config, stages) and is_bounded_scores(scores):
+    if not is_scaled(config, stages) and scores.largest() <= 1:  # as cosines and probabilities, and no logits, are
         raise InputError(
             "all teacher scores lie in [-1, 1] (a cosine or a sigmoid); margins that small teach little: give the teacher a "
             "weight in teach, or say with --score-scale what the student's scores are to be multiplied by"

@@ -11,9 +11,7 @@ from typing import Any, NamedTuple
 
 from pyserini_kd import sources
 from pyserini_kd.data import Doc, Qrels, Query
-from pyserini_kd.evaluate import evaluate, mean
 from pyserini_kd.files import InputError, read_json, write_json
-from pyserini_kd.rerank import rerank
 from pyserini_kd.runs import Run
 
 logger = logging.getLogger(__name__)
@@ -41,6 +39,8 @@ def read_dev(
     Raises:
         InputError: what was given does not belong together.
     """
+    from pyserini_kd.evaluate import evaluate
+
     given = [name for name in (topics, qrels, run) if name is not None]
     if not given:
         return None
@@ -114,6 +114,9 @@ class Watch:
     def measure(self, step: int) -> None:
         """Rerank the dev topics and keep the measure; and the weights, if it is the best."""
         from safetensors.torch import save_model
+
+        from pyserini_kd.evaluate import evaluate, mean
+        from pyserini_kd.rerank import rerank
 
         texts, dev = self.dev.docs.__getitem__, self.dev
         settings: Any = {"depth": dev.run.depth, "segment": dev.segment, "precision": self.precision}

@@ -166,9 +166,7 @@ def test_a_kill_between_the_last_step_and_its_record_adds_no_step(tmp_path, data
     """5 steps are no whole epoch; with patience training stops when the measure, always 1, has not risen once."""
     import safetensors.torch
 
-    from pyserini_kd import validation
-
-    monkeypatch.setattr(validation, "evaluate", lambda run, qrels, names: {name: {"q": 1.0} for name in names})
+    monkeypatch.setattr("pyserini_kd.evaluate.evaluate", lambda run, qrels, names: {name: {"q": 1.0} for name in names})
     config = TrainConfig("margin-mse", str(tiny_dot), lr=1e-3, schedule="constant", max_steps=5 if patience is None else 20,
                          batch_size=5, save_steps=1, eval_steps=2, patience=patience, precision="fp32")  # fmt: skip
     given = {"scores": scores, "dev": dev if patience else None}
@@ -270,7 +268,7 @@ def test_dev_data_that_does_not_belong_together_is_refused_before_training(tmp_p
 
 
 def test_dev_documents_are_measured_by_their_best_passage(tmp_path, files, queries, tiny_dot, dev):
-    from pyserini_kd import rerank, validation
+    from pyserini_kd import evaluate, rerank, validation
 
     dev.run.write(tmp_path / "run.txt")
     read = validation.read_dev(files["topics"], files["qrels"], tmp_path / "run.txt", 5, files["docs"], "3:2")
@@ -282,8 +280,8 @@ def test_dev_documents_are_measured_by_their_best_passage(tmp_path, files, queri
         watch = validation.Watch(model, one, folder, metric="RR@10", eval_steps=1, precision="fp32")
         watch.measure(1)
         run = rerank.rerank(read.run, model, queries, lambda ids: (read.docs[i] for i in ids), depth=5, segment=one.segment, precision="fp32")
-        expected = validation.evaluate(run, read.qrels, ["RR@10"])["RR@10"]
-        assert watch.measured == [{"step": 1, "RR@10": validation.mean(expected)}]
+        expected = evaluate.evaluate(run, read.qrels, ["RR@10"])["RR@10"]
+        assert watch.measured == [{"step": 1, "RR@10": evaluate.mean(expected)}]
         seen.append(run["q0"].scores.tolist())
     assert seen[0] != seen[1]
 
@@ -363,7 +361,7 @@ def test_the_learning_rate_falls_on_a_plateau_of_the_dev_measure(tmp_path, data,
     from pyserini_kd import validation
 
     monkeypatch.setattr(validation, "PLATEAU", 1)
-    monkeypatch.setattr(validation, "mean", lambda values: 0.5)  # never better than the first
+    monkeypatch.setattr("pyserini_kd.evaluate.mean", lambda values: 0.5)  # never better than the first
     settings = {"lr": 1e-3, "max_steps": 8, "batch_size": 5, "precision": "fp32", "schedule": "plateau", "warmup": 0.0}
     config = TrainConfig("margin-mse", str(tiny_dot), eval_steps=1, save_steps=2, **settings)
     out = train.train(config, *data, tmp_path / "out", scores=scores, dev=dev)

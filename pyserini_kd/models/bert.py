@@ -94,10 +94,12 @@ class Bert(nn.Module):
         """`last_hidden_state` (N, T, H) of token ids (N, T); (N, 1, H) with `first`."""
         kinds = self.types[0] if token_type_ids is None else F.embedding(token_type_ids, self.types)
         states = self.norm(F.embedding(input_ids, self.words) + kinds + self.positions[: input_ids.shape[1]])
-        mask = None if bool(attention_mask.all()) else attention_mask.bool()[:, None, None, :]
         whole = _whole_bf16(states.device)
         n, length = input_ids.shape
         states = _filled((states.bfloat16() if whole else states).flatten(0, 1))
+        mask = None if bool(attention_mask.all()) else attention_mask.bool()[:, None, None, :]
+        if mask is not None and mask.device.type == "cpu":  # what PyTorch would make of it, layer by layer
+            mask = states.new_zeros(mask.shape).masked_fill_(~mask, -torch.inf)
         with torch.autocast("cpu", enabled=False) if whole else contextlib.nullcontext():
             for number, layer in enumerate(self.layers, start=1):
                 states = layer(states, (n, length), mask, self.first and number == len(self.layers))

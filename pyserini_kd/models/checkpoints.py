@@ -136,6 +136,12 @@ def _sha256(*files: tuple[Path, int, int]) -> str:
     return sha256(*(path for path, _, _ in files))
 
 
+def is_bounded(name: str) -> bool:
+    """Whether a checkpoint's scores lie in [-1, 1]: margins that small teach an unbounded student nothing."""
+    folder = resolve(name)
+    return architecture_of(folder) == "bert_dot" and settings_of(folder).l2_norm
+
+
 def architecture_of(folder: Path) -> str:
     """The architecture a checkpoint was saved as: ours say it, a sequence classifier is a cross-encoder, else bert_dot."""
     if (folder / OURS).exists():
