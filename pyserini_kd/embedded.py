@@ -26,7 +26,7 @@ from pyserini_kd.triples import load_texts
 logger = logging.getLogger(__name__)
 
 BLOCK = 32  # queries that share their documents: 31 negatives each for one document encoded
-# Trained on heads, used on more; dropout would double the time, and dev topics show no gain from it (docs/demo.md)
+# Trained on heads, used on more; dropout doubled the time, and dev topics show no gain from it (docs/demo.md)
 TRAINING: dict[str, Any] = {"max_query_len": 32, "max_doc_len": 128, "train_len": 64, "dropout": 0.0}
 TEACHER_WEIGHT, BM25_WEIGHT = 40.0, 0.4  # their mean: 20 x cosine + 0.2 x BM25
 # Unit vectors, scores x 20 in the loss: an unnormalised student spends this short training on its vectors' lengths

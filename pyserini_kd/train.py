@@ -327,7 +327,7 @@ def _keep_last_good(model: Any, stage: Stage, partial: Path, output: Path) -> st
 @click.option("--accumulate", default=1, type=click.IntRange(1), help="Batches an optimiser step.")
 @click.option("--warmup", type=click.FloatRange(0, 1), help="Share of steps [default: from the recipe].")
 @click.option("--weight-decay", type=click.FloatRange(0), help="[default: from the recipe]")
-@click.option("--dropout", type=click.FloatRange(0, 1, max_open=True), help="0 takes some 15% less time [default: as saved].")
+@click.option("--dropout", type=click.FloatRange(0, 1, max_open=True), help="0 takes some 10% less time [default: as saved].")
 @click.option(
     "--match-scale/--no-match-scale",
     default=None,
