@@ -2,6 +2,7 @@
 
 import json
 import os
+import sys
 from pathlib import Path
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # no test asks a hub; the code that would is tested to say so clearly
@@ -11,6 +12,16 @@ import pytest
 from pyserini_kd.data import Doc, Query
 
 ANIMALS = ["cat", "dog", "horse", "cow", "sheep", "goat", "duck", "goose", "hen", "pig"]
+
+
+@pytest.fixture(autouse=True)
+def threads_as_before():
+    """Sums by one thread round otherwise than sums by two: what a test (or Pyserini) sets does not outlast it."""
+    places = {"faiss": ("omp_get_max_threads", "omp_set_num_threads"), "torch": ("get_num_threads", "set_num_threads")}
+    before = {name: getattr(sys.modules[name], get)() for name, (get, _) in places.items() if name in sys.modules}
+    yield
+    for name, count in before.items():
+        getattr(sys.modules[name], places[name][1])(count)
 
 
 @pytest.fixture(scope="session")

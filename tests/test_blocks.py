@@ -80,18 +80,12 @@ def same(a, b):
 @pytest.fixture
 def one_thread():
     """FAISS with one thread."""
-    threads = faiss.omp_get_max_threads()
     faiss.omp_set_num_threads(1)
-    yield
-    faiss.omp_set_num_threads(threads)
 
 
 @pytest.mark.parametrize("kind", ["Flat", "SQ8", "IVF8,Flat", "HNSW8"])
-def test_killed_at_any_moment_and_started_again(tmp_path, kind):
-    threads = faiss.omp_get_max_threads()
-    faiss.omp_set_num_threads(1)
+def test_killed_at_any_moment_and_started_again(tmp_path, kind, one_thread):
     assert build(docs(), tmp_path / "whole", kind) == N
-    faiss.omp_set_num_threads(threads)
     cut, seed = tmp_path / "cut", random.randrange(1 << 30)
     rng = random.Random(seed)
     (tmp_path / "encoded.log").touch()

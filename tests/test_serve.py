@@ -17,7 +17,7 @@ from urllib.parse import urlencode
 import numpy as np
 import pytest
 
-from pyserini_kd import inference, search, serve, service
+from pyserini_kd import search, serve, service
 from pyserini_kd.dense_index import load_encoder
 from pyserini_kd.runs import Run
 
@@ -209,12 +209,8 @@ def test_threads_bound_the_service_too(dense_index, tiny_dot, monkeypatch):
     chosen = settings("--index", dense_index, "--encoder", tiny_dot, "--threads", 1)
     answer, counts = service.answer, []
     monkeypatch.setattr(service, "answer", lambda *args: counts.append(faiss.omp_get_max_threads()) or answer(*args))
-    before = faiss.omp_get_max_threads()
-    try:
-        with running(service.app(chosen, search.open_all(chosen))) as port:
-            assert ask(port, "/search?query=goose")[0] == 200
-    finally:
-        inference.use_threads(before)
+    with running(service.app(chosen, search.open_all(chosen))) as port:
+        assert ask(port, "/search?query=goose")[0] == 200
     assert counts == [1]
 
 
