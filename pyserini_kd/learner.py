@@ -16,21 +16,16 @@ from pyserini_kd.files import InputError
 from pyserini_kd.losses import loss, margins
 from pyserini_kd.mine import Group
 from pyserini_kd.models.cross_encoder import CrossEncoder
-from pyserini_kd.models.stack import layers_of
+from pyserini_kd.models.stack import encoder_of, layers_of
 from pyserini_kd.recipes import LAYER_LOSSES
 
 SCALE_BATCHES = 4  # batches whose margins set the student's starting scale
 
 
-def encoder_of(model: Any) -> Any:
-    """The encoder inside a cross-encoder: what layer losses look into."""
-    return model.classifier.base_model
-
-
 def check_encoder(model: Any) -> None:
     """InputError unless the student's encoder is a stack of BERT-like layers (TK has a small one of its own)."""
     if model.architecture != "tk":
-        layers_of(encoder_of(model) if model.architecture == "cross_encoder" else model.encoder)
+        layers_of(encoder_of(model))
 
 
 def check_layers(student: Any, teacher: Any, losses: Mapping[str, float]) -> None:

@@ -226,7 +226,7 @@ def _export(model: Any, last: Stage, output: Path, record: dict[str, Any], overw
     """Write the checkpoint: a ranker, or the bare encoder where the last stage distilled a language model."""
     import torch
 
-    from pyserini_kd.learner import encoder_of
+    from pyserini_kd.models.stack import encoder_of
 
     with torch.no_grad():
         model = model.cpu().eval()

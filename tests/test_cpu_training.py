@@ -26,6 +26,10 @@ def test_as_many_are_dropped_as_said_and_the_mean_stays(rate, dtype):
     assert [float((part == 0).float().mean()) for part in (kept[:10], kept[:, :100])] == pytest.approx([rate, rate], abs=0.02)
 
 
+def test_a_rate_next_to_one_drops_nearly_all():
+    assert float((cpu_training.kept((1000,), 1 - 1e-9, torch.float32) == 0).float().mean()) > 0.98
+
+
 def test_masks_follow_torch_s_seed():
     def draw():
         return cpu_training.kept((3, 5, 7), 0.5, torch.float32)
@@ -86,7 +90,7 @@ def test_encoders_compute_what_they_computed(monkeypatch, tokenizer, kind, preci
     model.architecture, model.encoder = "bert_dot", encoder
     cpu_training.fit(model)
     assert encoder.config._attn_implementation == cpu_training.NAME
-    assert all(type(module) is not nn.Dropout for module in encoder.modules())
+    assert all(type(module) is not nn.Dropout and not module.training for module in encoder.modules())  # still in eval mode
     kept = batch["attention_mask"].bool()
     for training in (True, False):
         encoder.train(training)

@@ -10,7 +10,7 @@ from conftest import cross, save_cross, stages_of
 
 from pyserini_kd import batches, inference, learner, mine, train
 from pyserini_kd.files import InputError
-from pyserini_kd.models import checkpoints
+from pyserini_kd.models import checkpoints, stack
 from pyserini_kd.stages import TrainConfig
 from pyserini_kd.student import load_student, refuse_ignored
 from pyserini_kd.triples import Scores
@@ -142,7 +142,7 @@ def meta_student(shape):
 def test_random_students_have_the_papers_sizes(shape, millions):
     model = meta_student(shape)
     assert sum(p.numel() for p in model.parameters()) / 1e6 == pytest.approx(millions, rel=0.005)
-    assert learner.encoder_of(model).config.num_attention_heads == 12
+    assert stack.encoder_of(model).config.num_attention_heads == 12
 
 
 def test_random_students_have_the_papers_speed_ups():
@@ -154,7 +154,7 @@ def test_random_students_have_the_papers_speed_ups():
         model.classifier.set_attn_implementation("eager")
         ids = torch.ones((1, 256), dtype=torch.long, device="meta")
         with FlopCounterMode(display=False) as counter:
-            learner.encoder_of(model)(input_ids=ids, attention_mask=torch.zeros((1, 1, 256, 256), device="meta"))
+            stack.encoder_of(model)(input_ids=ids, attention_mask=torch.zeros((1, 1, 256, 256), device="meta"))
         return counter.get_total_flops()
 
     base = flops("12/768")

@@ -138,7 +138,12 @@ def _filled(states: Tensor) -> Tensor:
 def _whole_bf16(device: torch.device) -> bool:
     """Whether bf16 is asked for on a CPU whose oneDNN computes in it, without gradients."""
     asked = device.type == "cpu" and torch.is_autocast_enabled("cpu") and torch.get_autocast_dtype("cpu") is torch.bfloat16
-    return asked and not torch.is_grad_enabled() and bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
+    return asked and not torch.is_grad_enabled() and onednn_has_bf16()
+
+
+def onednn_has_bf16() -> bool:
+    """Whether this PyTorch has oneDNN, and that computes in bf16 on this processor."""
+    return torch.backends.mkldnn.is_available() and bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
 
 
 def _norm(weights: dict[str, Tensor], name: str, config: Any) -> nn.LayerNorm:

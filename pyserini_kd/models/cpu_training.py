@@ -15,6 +15,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from pyserini_kd.models.stack import encoder_of
+
 NAME = "pyserini_kd"  # of this attention among those of transformers
 MODEL_TYPES = ("bert", "distilbert")  # whose attention knows padding only, neither causes nor distances
 STEPS = 1 << 16  # dropout's rate is a multiple of one in so many
@@ -30,7 +32,7 @@ class Dropout(nn.Dropout):
 
 def kept(shape: tuple[int, ...], rate: float, dtype: torch.dtype) -> Tensor:
     """Zeros, `rate` of them, among numbers that keep the mean at 1."""
-    threshold = round(rate * STEPS)
+    threshold = min(round(rate * STEPS), STEPS - 1)
     count, seed = math.prod(shape), int(torch.randint(1 << 62, ()))
     drawn = np.random.Generator(np.random.SFC64(seed)).integers(1 << 64, size=-(-count // 4), dtype=np.uint64)
     bits = torch.from_numpy(drawn.view(np.int16)[:count]).view(shape)
@@ -69,8 +71,8 @@ def fit(model: Any) -> None:
     for parent in list(model.modules()):
         for name, child in list(parent.named_children()):
             if type(child) is nn.Dropout:
-                setattr(parent, name, Dropout(child.p))
-    encoder: Any = model.classifier.base_model if model.architecture == "cross_encoder" else getattr(model, "encoder", None)
+                setattr(parent, name, Dropout(child.p).train(child.training))
+    encoder = encoder_of(model)
     config: Any = getattr(encoder, "config", None)
     if getattr(config, "model_type", None) in MODEL_TYPES and config._attn_implementation == "sdpa":
         from transformers import AttentionInterface, AttentionMaskInterface

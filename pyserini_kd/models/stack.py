@@ -1,4 +1,4 @@
-"""The stack of Transformer layers inside an encoder of transformers: found, and thinned out."""
+"""The encoder of transformers inside a model of ours, and the stack of layers inside that: found, and thinned out."""
 
 from __future__ import annotations
 
@@ -7,6 +7,11 @@ from typing import Any
 from torch import nn
 
 from pyserini_kd.files import InputError
+
+
+def encoder_of(model: Any) -> Any:
+    """The encoder inside a model; None in a TK, which has embeddings and a small stack of its own."""
+    return model.classifier.base_model if model.architecture == "cross_encoder" else getattr(model, "encoder", None)
 
 
 def _holder(encoder: Any) -> Any:

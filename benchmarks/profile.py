@@ -1,0 +1,143 @@
+"""Where the time goes: `python -m benchmarks.profile` prints what docs/benchmarks.md explains its bars with.
+
+Plain products in MiniLM-L6's shapes; what a product of a new size costs the first time; the share of each operation while
+encoding, reranking and training; and a training step with PyTorch's own dropout and attention beside ours.
+"""
+
+from __future__ import annotations
+
+import statistics
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import click
+
+from benchmarks.measure import Bench, matmul_flops
+from benchmarks.models import dl19_pairs, random_cross_encoder
+from benchmarks.table import about_this_machine, table
+from pyserini_kd import inference, pydocs
+from pyserini_kd.models import bert, checkpoints, cpu_training
+
+SHAPES = {"2048^3": (2048, 2048, 2048), "qkv": (2048, 384, 1152), "up": (2048, 384, 1536), "down": (2048, 1536, 384)}
+PRECISIONS = ("fp32", "bf16")
+TRIPLES, LENGTH = 16, 128
+
+
+def products() -> str:
+    """GFLOP/s of plain products in each precision."""
+    rows = [[name, *(matmul_flops(*shape, precision) / 1e9 for precision in PRECISIONS)] for name, shape in SHAPES.items()]
+    return table([[name, *(f"{speed:.0f}" for speed in speeds)] for name, *speeds in rows], ("GFLOP/s", *PRECISIONS))
+
+
+def new_sizes() -> str:
+    """Milliseconds of our bf16 product the first time it meets a number of rows, and later."""
+    import torch
+
+    dense = bert.Dense(torch.randn(1536, 384), torch.randn(1536))
+    rows = []
+    for name, asked in (("plain", {}), ("with GELU", {"gelu": True})):
+        first, later = [], []
+        with torch.inference_mode():
+            dense(torch.zeros(32, 384, dtype=torch.bfloat16), **asked)
+            for count in range(1800, 2048, 16):
+                states = torch.randn(count, 384).bfloat16()
+                found = [_seconds(lambda states=states, asked=asked: dense(states, **asked)) for _ in range(4)]
+                first.append(found[0])
+                later.append(statistics.median(found[1:]))
+        rows.append([name, *(f"{1000 * statistics.median(some):.1f}" for some in (first, later))])
+    return table(rows, ("ms of a bf16 product", "of a new size", "of a known one"))
+
+
+def shares(work: Callable[[], Any]) -> str:
+    """The share of the processor's time of each of PyTorch's operations that has 2% or more."""
+    import torch
+
+    work()
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
+        work()
+    events = {event.key: event.self_cpu_time_total for event in profile.key_averages()}
+    total = sum(events.values())
+    named = sorted(((spent / total, name) for name, spent in events.items()), reverse=True)
+    return ", ".join(f"{name.removeprefix('aten::')} {share:.0%}" for share, name in named if share >= 0.02)
+
+
+def training_step(precision: str, dropout: float, own: bool) -> Callable[[], Any]:
+    """A step of Margin-MSE by a MiniLM bi-encoder; `own` is our dropout and attention, else PyTorch's."""
+    import torch
+
+    model: Any = checkpoints.load("minilm")
+    for module in model.modules():
+        if isinstance(module, torch.nn.Dropout):
+            module.p = dropout
+    if own:
+        cpu_training.fit(model)
+    model.train()
+    docs, queries = [doc.contents for doc in pydocs.docs()][: 2 * TRIPLES], [q.text for q in pydocs.topics("test")][:TRIPLES]
+    batch = model.pair_batch(queries, docs, [(row // 2, row) for row in range(2 * TRIPLES)], LENGTH)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-6, fused=True)
+
+    def step() -> None:
+        with torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16"):
+            scores = model.pair_scores(batch).view(TRIPLES, 2)
+        (scores[:, 0] - scores[:, 1]).square().mean().backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        optimizer.zero_grad()
+
+    return step
+
+
+def training() -> str:
+    """Seconds of a training step: precision and dropout, PyTorch's way and ours, in turn."""
+    rows = []
+    for precision in PRECISIONS:
+        for dropout in (0.1, 0.0):
+            steps = [training_step(precision, dropout, own) for own in (False, True)]
+            found: list[list[float]] = [[], []]
+            for number in range(5):
+                for step, seconds in zip(steps, found, strict=True):
+                    spent = _seconds(step)
+                    if number:
+                        seconds.append(spent)
+            theirs, ours = map(statistics.median, found)
+            rows.append([precision, f"{dropout}", f"{theirs:.2f}", f"{ours:.2f}", f"{theirs / ours:.2f}x"])
+    return table(rows, ("a training step", "dropout", "PyTorch's s", "ours s", "ratio"))
+
+
+def _seconds(work: Callable[[], Any]) -> float:
+    begun = time.perf_counter()
+    work()
+    return time.perf_counter() - begun
+
+
+@click.command()
+@click.option("--data", type=click.Path(path_type=Path), envvar="PYSERINI_KD_DATA", default="../shared/data",
+              help="Folder with msmarco-dl19/, for reranking.")  # fmt: skip
+def main(data: Path) -> None:
+    """Print where the time goes."""
+    import torch
+
+    torch.set_num_threads(inference.threads())
+    click.echo(f"{about_this_machine()}\n\n{products()}\n")
+    if bert.onednn_has_bf16():
+        click.echo(f"{new_sizes()}\n")
+    click.echo(f"{training()}\n")
+    model: Any = inference.load("minilm")
+    texts = [doc.contents for doc in pydocs.docs()][::20]
+    click.echo(f"encode, {len(texts)} docstrings: {shares(lambda: inference.encode(model, texts, 'doc'))}\n")
+    if (data / "msmarco-dl19").is_dir():
+        pairs = [pair[2:] for pair in dl19_pairs(Bench(data, Path(), False))[::8]]
+        with tempfile.TemporaryDirectory() as folder:
+            cross = random_cross_encoder(Path(folder) / "cross")
+            found = shares(lambda: inference.score(cross, *zip(*pairs, strict=True)))
+        click.echo(f"rerank, {len(pairs)} of DL19's pairs: {found}\n")
+    for dropout in (0.1, 0.0):
+        found = shares(training_step(inference.choose_precision(), dropout, True))
+        click.echo(f"a training step in {inference.choose_precision()}, dropout {dropout}: {found}\n")
+
+
+if __name__ == "__main__":
+    main()
