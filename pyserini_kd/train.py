@@ -118,7 +118,7 @@ def train(
     stages = config.stages(recipe)
     inference.check_device(config.device)
     if dev is None and any(stage.schedule == "plateau" for _, stage in stages):
-        raise InputError("--schedule plateau follows measures on dev topics: give --dev-topics, --dev-qrels and --dev-run")
+        raise InputError("--schedule plateau follows measures on dev topics: give --dev-topics and --dev-qrels")
     scores = _checked_inputs(config, [stage for _, stage in stages], groups, scores, texts)
     teachers = load_teachers(config, [stage for _, stage in stages])
     refuse_ignored(config)
@@ -313,7 +313,12 @@ def _keep_last_good(model: Any, stage: Stage, partial: Path, output: Path) -> st
 @click.option("--dev-topics", help="Dev topics: the best checkpoint on them is kept.")
 @click.option("--dev-qrels", help="Their judgements.")
 @click.option("--dev-run", type=click.Path(path_type=Path), help="First-stage run of them; its top is reranked.")
-@click.option("--dev-depth", default=20, type=click.IntRange(1), help="Documents reranked a dev query.")
+@click.option("--dev-depth", default=20, type=click.IntRange(1), help="Documents a dev query taken of --dev-run.")
+@click.option(
+    "--dev-retrieval",
+    is_flag=True,
+    help="A bert_dot searches those of all dev queries and the judged ones, instead; without --dev-run, the collection.",
+)
 @click.option("--metric", default="nDCG@10", help="Measure on dev topics.")
 @click.option("--eval-steps", default=100, type=click.IntRange(1), help="Steps between measures on dev topics.")
 @click.option("--patience", type=click.IntRange(1), help="Stop after so many measures without a better one.")
@@ -353,6 +358,7 @@ def main(
     dev_qrels: str | None,
     dev_run: Path | None,
     dev_depth: int,
+    dev_retrieval: bool,
     layers: str | None,
     output: Path | None,
     overwrite: bool,
@@ -384,11 +390,13 @@ def main(
         if on_candidates and not candidates:
             raise InputError("--segment says how the passages of --candidates were cut; mine them first (mine --segment)")
     given = Given(collection, topics, candidates, scores, qrels, segment)
-    dev = read_dev(dev_topics, dev_qrels, dev_run, dev_depth, collection, segment)
+    if dev_retrieval and config.architecture != "bert_dot":
+        raise InputError(f"--dev-retrieval is for a bert_dot student; a {config.architecture} reranks --dev-run")
+    dev = read_dev(dev_topics, dev_qrels, dev_run, dev_depth, collection, segment, dev_retrieval)
     data = given._asdict() | {"glove": config.glove, "dev_topics": dev_topics, "dev_qrels": dev_qrels, "dev_run": dev_run}
     with gather(given, stages, config, output) as found:
         known: dict[str, Any] = {name: digest(name, value) for name, value in data.items() if value is not None}
-        known |= {"dev_depth": dev_depth} if dev else {}
+        known |= {"dev_depth": dev_depth, "dev_retrieval": dev_retrieval} if dev else {}
         if sources.is_named(collection):  # of other texts another time
             known["texts_sha256"] = sha256(*sorted(data_folder(output).glob("*/texts")))
         train(

@@ -1,4 +1,4 @@
-"""Validation while training: the student reranks dev topics now and then; the best weights are kept."""
+"""Validation while training: the student reranks or retrieves for dev topics now and then; the best weights are kept."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from pyserini_kd import sources
+from pyserini_kd import passages, sources
 from pyserini_kd.data import Doc, Qrels, Query
 from pyserini_kd.files import InputError, read_json, write_json
 from pyserini_kd.runs import Run
@@ -21,42 +21,75 @@ PLATEAU, FACTOR = 15, 0.25
 (Hofstätter et al. 2020; they measured every 4,000 batches)."""
 
 
+HITS = 1000
+"""Documents that a dev query retrieves, as many as `search` does."""
+PASSAGES = 10
+"""Passages that are looked at for one of them."""
+
+
 class Dev(NamedTuple):
-    """Dev topics: the top of a first-stage run, reranked by the student every `eval_steps`, decides the best checkpoint."""
+    """Dev topics, on which the student decides its best checkpoint every `eval_steps`."""
 
     queries: list[Query]
     qrels: Qrels
-    run: Run
+    run: Run | None  # whose documents are reranked; None: a bert_dot searches all `docs`
     docs: dict[str, Doc]
     segment: str | None = None  # how documents are cut; their best passage counts
 
 
 def read_dev(
-    topics: str | None, qrels: str | None, run: Path | None, depth: int, collection: str, segment: str | None = None
+    topics: str | None,
+    qrels: str | None,
+    run: Path | None,
+    depth: int,
+    collection: str,
+    segment: str | None = None,
+    retrieval: bool = False,
 ) -> Dev | None:
     """Dev topics from what the command was given; None where it was given nothing.
+
+    For `retrieval` the documents are those of the run (to `depth`) and the judged ones; without a run, the collection.
 
     Raises:
         InputError: what was given does not belong together.
     """
     from pyserini_kd.evaluate import evaluate
 
-    given = [name for name in (topics, qrels, run) if name is not None]
-    if not given:
+    if topics is None and qrels is None and run is None and not retrieval:
         return None
-    if topics is None or qrels is None or run is None:
-        raise InputError("--dev-topics, --dev-qrels and --dev-run go together")
-    first, judged, queries = Run.read(run).top(depth), sources.qrels(qrels), sources.topics(topics)
+    if topics is None or qrels is None or (run is None and not retrieval):
+        raise InputError("--dev-topics, --dev-qrels and --dev-run (or --dev-retrieval) go together")
+    judged, queries = sources.qrels(qrels), sources.topics(topics)
+    first = Run.read(run).top(depth) if run else Run.from_scores("none", {query.query_id: {} for query in queries})
     unknown = sorted(first.keys() - {query.query_id for query in queries})
     if unknown:
         raise InputError(f"{len(unknown)} queries of {run} are not among the dev topics, e.g. {unknown[0]}")
     evaluate(first, judged, ["RR@10"])  # they must share queries
     wanted = {doc_id for hits in first.values() for doc_id in hits.doc_ids}
-    docs = {doc.doc_id: doc for doc in sources.collection(collection) if doc.doc_id in wanted}
+    more = {doc_id for query_id in first for doc_id in judged.get(query_id, ())} if retrieval else set()
+    docs = {doc.doc_id: doc for doc in sources.collection(collection) if not run or doc.doc_id in wanted or doc.doc_id in more}
     missing = wanted - docs.keys()
     if missing:
         raise InputError(f"{len(missing)} documents of {run} are not in the collection, e.g. {min(missing)}")
-    return Dev(queries, judged, first, docs, segment)
+    return Dev(queries, judged, None if retrieval else first, docs, segment)
+
+
+def retrieved(model: Any, dev: Dev, precision: str = "auto") -> Run:
+    """What a bert_dot finds among all documents of some dev topics, by exact search."""
+    import faiss
+
+    from pyserini_kd import inference
+    from pyserini_kd.dense_index import DenseIndex
+    from pyserini_kd.doc_ids import DocIds
+    from pyserini_kd.retrieve import dense
+
+    docs = list(passages.segment(dev.docs.values(), dev.segment) if dev.segment else dev.docs.values())
+    vectors = inference.encode(model, [doc.contents for doc in docs], "doc", precision=precision)
+    flat = faiss.IndexFlatIP(vectors.shape[1])
+    flat.add(vectors)
+    index = DenseIndex(Path(), flat, DocIds("".join(f"{doc.doc_id}\n" for doc in docs).encode()), None)
+    run = dense(index, model, dev.queries, hits=HITS * PASSAGES if dev.segment else HITS, precision=precision)
+    return passages.aggregate(run, k=HITS) if dev.segment else run
 
 
 def plateaus(values: Sequence[float]) -> int:
@@ -112,15 +145,18 @@ class Watch:
         return [entry[self.metric] for entry in self.measured]
 
     def measure(self, step: int) -> None:
-        """Rerank the dev topics and keep the measure; and the weights, if it is the best."""
+        """Rank documents for the dev topics and keep the measure; and the weights, if it is the best."""
         from safetensors.torch import save_model
 
         from pyserini_kd.evaluate import evaluate, mean
         from pyserini_kd.rerank import rerank
 
         texts, dev = self.dev.docs.__getitem__, self.dev
-        settings: Any = {"depth": dev.run.depth, "segment": dev.segment, "precision": self.precision}
-        run = rerank(dev.run, self.model, dev.queries, lambda ids: map(texts, ids), **settings)
+        if dev.run is None:
+            run = retrieved(self.model, dev, self.precision)
+        else:
+            settings: Any = {"depth": dev.run.depth, "segment": dev.segment, "precision": self.precision}
+            run = rerank(dev.run, self.model, dev.queries, lambda ids: map(texts, ids), **settings)
         value = mean(evaluate(run, dev.qrels, [self.metric])[self.metric])
         best = value > max(self.values(), default=-1.0)
         self.measured.append({"step": step, self.metric: value})

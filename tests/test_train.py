@@ -13,6 +13,8 @@ from pyserini_kd import batches, inference, learner, material, mine, score_files
 from pyserini_kd.files import InputError, sha256
 from pyserini_kd.mine import Group
 from pyserini_kd.models import checkpoints
+from pyserini_kd.passages import segment as segmented
+from pyserini_kd.runs import Run
 from pyserini_kd.stages import TrainConfig
 from pyserini_kd.triples import Scores
 
@@ -284,6 +286,48 @@ def test_dev_documents_are_measured_by_their_best_passage(tmp_path, files, queri
         assert watch.measured == [{"step": 1, "RR@10": evaluate.mean(expected)}]
         seen.append(run["q0"].scores.tolist())
     assert seen[0] != seen[1]
+
+
+def found_by_brute_force(model, docs, queries, segment=None):
+    """The ranking of all documents by their best passage, from vectors alone."""
+    passages = {doc.doc_id: [part.contents for part in (segmented([doc], segment) if segment else [doc])] for doc in docs}
+    asked = inference.encode(model, [query.text for query in queries], "query", precision="fp32")
+    best = {doc_id: (asked @ inference.encode(model, texts, "doc", precision="fp32").T).max(axis=1) for doc_id, texts in passages.items()}
+    return Run.from_scores("b", {q.query_id: {doc_id: float(of[n]) for doc_id, of in best.items()} for n, q in enumerate(queries)})
+
+
+@pytest.mark.parametrize("segment", [None, "3:2"])
+def test_a_bert_dot_may_be_measured_by_its_own_retrieval(tmp_path, files, corpus, queries, qrels, tiny_dot, dev, segment):
+    from pyserini_kd import evaluate, validation
+
+    dev.run.top(3).write(tmp_path / "run.txt")  # none of them relevant for most queries
+    model = checkpoints.load(str(tiny_dot))
+    values = []
+    for run, docs in ((None, corpus), (tmp_path / "run.txt", [*dev.run.top(2)["q0"].doc_ids, *(d for of in qrels.values() for d in of)])):
+        read = validation.read_dev(files["topics"], files["qrels"], run, 2, files["docs"], segment, retrieval=True)
+        assert read.run is None and set(read.docs) == {getattr(doc, "doc_id", doc) for doc in docs}
+        folder = tmp_path / str(run is None)
+        folder.mkdir()
+        watch = validation.Watch(model, read, folder, metric="AP", eval_steps=1, precision="fp32")
+        watch.measure(1)
+        expected = evaluate.evaluate(found_by_brute_force(model, read.docs.values(), queries, segment), qrels, ["AP"])["AP"]
+        assert watch.measured == [{"step": 1, "AP": pytest.approx(evaluate.mean(expected), abs=1e-6)}]
+        values.append(watch.measured[0]["AP"])
+    assert values[0] < values[1]  # there are fewer to confound
+
+
+def test_dev_retrieval_from_the_command_line(tmp_path, invoke, data, files, tiny_dot):
+    mine.write_candidates(data[0], tmp_path / "c.jsonl")
+    words = ["--init", tiny_dot, "--candidates", tmp_path / "c.jsonl", "--collection", files["docs"], "--topics", files["topics"]]
+    words += ["--recipe", "ranknet", "--max-steps", 4, "--dev-topics", files["topics"], "--dev-qrels", files["qrels"], "--eval-steps", 2]
+    words += ["--dev-retrieval", "--precision", "fp32", "--output", tmp_path / "out"]
+    wrong = invoke(train.main, *words, "--student", "colbert")
+    assert wrong.exit_code == 2 and "--dev-retrieval is for a bert_dot student; a colbert reranks --dev-run" in wrong.output
+    result = invoke(train.main, *words)
+    assert result.exit_code == 0, result.output
+    record = json.loads((tmp_path / "out" / "training.json").read_text())
+    assert record["data"]["dev_retrieval"] is True
+    assert [entry["step"] for entry in record["stages"][0]["dev"]] == [2, 4]
 
 
 def test_the_best_checkpoint_on_dev_topics_is_kept(tmp_path, data, scores, tiny_dot, corpus, qrels, queries, dev):
