@@ -1,0 +1,146 @@
+"""The tables of docs/distillation.md: `python docs/distillation_table.py`, from what docs/distillation.py has measured.
+
+The first compares each system with the undistilled student (`ranknet`) of its shape, the second the pairs of systems that
+the papers make claims about: means over seeds, and paired t-tests over topics, on the seeds that both have.
+"""
+
+import functools
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+
+from pyserini_kd import significance
+from pyserini_kd.evaluate import mean
+from pyserini_kd.tables import markdown
+
+KEPT = Path(__file__).with_name("distillation")
+TINY, MERGED, HARD = "tinybert = lm+ranker-distill", "merged, soft labels only", "two stages, hard labels"
+ALONE, SIMPLE = "margin-mse, one teacher", "simplified-tinybert"
+ORDER = (("margin-mse", "pointwise-mse"), ("pointwise-mse", "weighted-ranknet"), ("weighted-ranknet", "ranknet"))
+CROSS = [  # a recipe, and the one that it is compared with, for both cross-encoders
+    (TINY, "lm-distill+ft"),
+    (TINY, "ranker-distill from random"),
+    (SIMPLE, TINY),
+    (TINY, "standard-kd"),
+    (SIMPLE, "standard-kd"),
+    (MERGED, TINY),
+    (HARD, TINY),
+    (SIMPLE, MERGED),
+    ("ranknet + margin-mse", TINY),
+    ("ranknet + listwise KL", "ranknet + margin-mse"),
+    ("margin-mse", ALONE),
+    ("margin-mse", "ranknet"),
+    *ORDER,
+    ("margin-mse from the ranker", "margin-mse"),
+    ("ranker-distill", "margin-mse from the ranker"),
+    ("ranker-distill", "simplified-tinybert from the ranker"),
+]
+GRID = [  # of the uniform study
+    ("ranknet", "bce"),
+    ("hinge", "bce"),
+    ("listwise CE", "ranknet"),
+    ("ranknet + listwise KL", "bce + listwise KL"),
+    ("ranknet + margin-mse", "bce + margin-mse"),
+    ("ranknet + listwise KL", "listwise KL"),
+    ("ranknet + soft CE", "soft CE"),
+    ("ranknet + soft ranknet", "soft ranknet"),
+    ("ranknet + margin-mse", "margin-mse"),
+    ("ranknet + pointwise-mse", "pointwise-mse"),
+    ("ranknet + margin-mse + layers", "ranknet + margin-mse"),
+    ("ranknet + listwise KL + layers", "ranknet + listwise KL"),
+]
+PAIRS = [
+    *(("3/384", *pair) for pair in CROSS + GRID),
+    *(("2/384", *pair) for pair in CROSS),
+    *((student, *pair) for student in ("bert_dot", "colbert", "prettr", "tk") for pair in (("margin-mse", "ranknet"), *ORDER)),
+    ("bert_dot", "margin-mse", ALONE),
+]
+RERANKED = {"RR@10": "RR@10", "nDCG@10": "nDCG@10", "DL19 nDCG@10": "DL19"}
+DENSE = {"dense RR@10": "RR@10", "dense nDCG@10": "nDCG@10", "dense R@100": "R@100"}
+
+System = tuple[str, str]
+"""Student and recipe."""
+PerTopic = dict[str, dict[str, float]]
+"""Measure -> query_id -> value."""
+
+
+def read() -> dict[System, dict[int, PerTopic]]:
+    """What was measured: system -> seed (0: none) -> values."""
+    found: dict[System, dict[int, PerTopic]] = {}
+    for path in sorted(KEPT.glob("*.parquet")):
+        seed = int(path.stem.partition("-")[2] or 0)
+        columns = pq.read_table(path).to_pydict()
+        for student, recipe, measure, query_id, value in zip(*columns.values(), strict=True):
+            found.setdefault((student, recipe), {}).setdefault(seed, {}).setdefault(measure, {})[query_id] = value
+    return found
+
+
+FOUND = read()
+
+
+@functools.cache
+def over_seeds(system: System, seeds: tuple[int, ...]) -> PerTopic:
+    """The means over some seeds."""
+    each = [FOUND[system][seed] for seed in seeds]
+    return {name: {q: float(np.mean([values[name][q] for values in each])) for q in each[0][name]} for name in each[0]}
+
+
+def shared(one: System, other: System) -> tuple[int, ...]:
+    """The seeds that two systems have."""
+    return tuple(seed for seed in FOUND.get(one, {}) if seed in FOUND.get(other, {}))
+
+
+def against(one: System, other: System, name: str) -> str:
+    """The difference of a measure, with the p-value of a paired t-test over topics."""
+    seeds = shared(one, other)
+    pair = {label: {"": over_seeds(system, seeds)[name]} for label, system in (("one", one), ("other", other))}
+    found = significance.compare(pair, "other")["one"][""]
+    return f"{found.difference:+.4f} ({found.p_value:.3f})"
+
+
+def means(system: System, names: Sequence[str]) -> list[float]:
+    """Means over topics and all seeds."""
+    values = over_seeds(system, tuple(FOUND[system]))
+    return [mean(values[name]) for name in names]
+
+
+def lines(kept: dict[str, str], compared: Sequence[str], students: Sequence[str] | None = None) -> str:
+    """A line a system: some measures, and for those `compared` the difference to the undistilled student of its shape."""
+    rows = []
+    for system in FOUND:
+        student, recipe = system
+        if not set(kept) <= set(next(iter(FOUND[system].values()))) or (students and student not in students):
+            continue
+        seeds = str(len(FOUND[system])) if 0 not in FOUND[system] else ""
+        plain = (student, "ranknet")
+        known = recipe != "ranknet" and shared(system, plain)
+        cells = [against(system, plain, name) if known else "" for name in compared]
+        rows.append([student, recipe, seeds, *means(system, list(kept)), *cells])
+    return markdown(["student", "recipe", "seeds", *kept.values(), *(f"{kept[name]} - ranknet (p)" for name in compared)], rows)
+
+
+def pairs() -> str:
+    """A line for each of PAIRS."""
+    rows = []
+    for student, recipe, other in PAIRS:
+        one, two = (student, recipe), (student, other)
+        if seeds := shared(one, two):
+            each = [mean(over_seeds(one, (s,))["RR@10"]) - mean(over_seeds(two, (s,))["RR@10"]) for s in seeds]
+            rows.append([student, recipe, other, against(one, two, "RR@10"), ", ".join(f"{x:+.2f}" for x in each),
+                         against(one, two, "DL19 nDCG@10")])  # fmt: skip
+    return markdown(["student", "recipe", "against", "RR@10 (p)", "seed by seed", "DL19 nDCG@10 (p)"], rows)
+
+
+def magnitudes() -> str:
+    """How large the scores are that an undistilled student gives BM25's top, all seeds together."""
+    rows = []
+    for system in (system for system in FOUND if system[1] == "ranknet"):
+        average, square = means(system, ["score", "squared score"])
+        rows.append([system[0], str(len(FOUND[system])), f"{average:.1f}", f"{(square - average**2) ** 0.5:.1f}"])
+    return markdown(["student, ranknet", "seeds", "mean score", "standard deviation"], rows)
+
+
+if __name__ == "__main__":
+    print(lines(RERANKED, ["RR@10", "DL19 nDCG@10"]), pairs(), magnitudes(), lines(DENSE, ["dense RR@10"]), sep="\n\n")
