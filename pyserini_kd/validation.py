@@ -66,12 +66,15 @@ def read_dev(
         raise InputError(f"{len(unknown)} queries of {run} are not among the dev topics, e.g. {unknown[0]}")
     evaluate(first, judged, ["RR@10"])  # they must share queries
     wanted = {doc_id for hits in first.values() for doc_id in hits.doc_ids}
-    more = {doc_id for query_id in first for doc_id in judged.get(query_id, ())} if retrieval else set()
+    found = [judged.get(query_id, {}) for query_id in first] if retrieval else []
+    more = {doc_id for labels in found for doc_id in labels}
     docs = {doc.doc_id: doc for doc in sources.collection(collection) if not run or doc.doc_id in wanted or doc.doc_id in more}
     missing = wanted - docs.keys()
     if missing:
         raise InputError(f"{len(missing)} documents of {run} are not in the collection, e.g. {min(missing)}")
-    return Dev(queries, judged, None if retrieval else first, docs, segment)
+    if retrieval and not any(label > 0 and doc_id in docs for labels in found for doc_id, label in labels.items()):
+        raise InputError(f"no document that {qrels} calls relevant to a dev topic is in the collection {collection}")
+    return Dev([query for query in queries if query.query_id in first], judged, None if retrieval else first, docs, segment)
 
 
 def retrieved(model: Any, dev: Dev, precision: str = "auto") -> Run:

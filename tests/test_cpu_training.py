@@ -100,14 +100,17 @@ def test_encoders_compute_what_they_computed(monkeypatch, tokenizer, kind, preci
 
 
 def test_attention_that_knows_more_than_padding_is_left_alone(tokenizer):
-    from transformers import MPNetConfig, MPNetModel
+    from transformers import BertModel, MPNetConfig, MPNetModel
 
     model = nn.Module()
     config = MPNetConfig(vocab_size=len(tokenizer), hidden_size=32, num_hidden_layers=1, num_attention_heads=4, intermediate_size=64)
-    model.architecture, model.encoder = "bert_dot", MPNetModel(config)
-    before = model.encoder.config._attn_implementation
-    cpu_training.fit(model)
-    assert model.encoder.config._attn_implementation == before
+    decoder = tiny_config(tokenizer, 1)
+    decoder.is_decoder = True
+    for encoder in (MPNetModel(config), BertModel(decoder)):
+        model.architecture, model.encoder = "bert_dot", encoder
+        before = encoder.config._attn_implementation
+        cpu_training.fit(model)
+        assert encoder.config._attn_implementation == before
 
 
 @pytest.mark.parametrize("architecture", ["bert_dot", "cross_encoder", "colbert", "prettr", "tk"])

@@ -1,6 +1,8 @@
 """The engine: order, padding and batching change nothing; equal texts are computed once; all architectures score."""
 
+import contextlib
 import copy
+import pickle
 import subprocess
 import sys
 import threading
@@ -267,8 +269,19 @@ def test_lean_and_plain_loading_give_the_same_vectors(tiny_dot, corpus, pooling)
     assert np.allclose(got, expected, atol=1e-5)
 
 
-def test_lean_bert_in_bf16_is_close(tiny_dot, corpus):
-    model, texts = inference.load(str(tiny_dot), precision="bf16"), [doc.contents for doc in corpus]
+@pytest.fixture(params=["as it is", "no oneDNN", "with gradients"])
+def way(request, monkeypatch):
+    """How a processor takes bf16: by oneDNN where it can, by autocast alone as a GPU does, under autograd."""
+    if request.param == "no oneDNN":
+        monkeypatch.setattr(bert, "onednn_has_bf16", lambda: False)
+    if request.param == "with gradients":
+        monkeypatch.setattr(torch, "inference_mode", contextlib.nullcontext)
+
+
+@pytest.mark.parametrize("pooling", ["mean", "cls"])
+def test_lean_bert_in_bf16_is_close(tiny_dot, corpus, pooling, way):
+    model, texts = inference.load(str(tiny_dot), precision="bf16", pooling=pooling), [doc.contents for doc in corpus]
+    model.requires_grad_(False)  # vectors become arrays
     a, b = (inference.encode(model, texts, "doc", precision=precision) for precision in ("fp32", "bf16"))
     cosine = (a * b).sum(1) / np.linalg.norm(a, axis=1) / np.linalg.norm(b, axis=1)
     assert cosine.min() > 0.999 and not np.array_equal(a, b)
@@ -296,9 +309,32 @@ def test_products_in_bf16_are_those_of_rounded_weights(first):
     assert torch.equal(others, kept)  # the residual is not written into
 
 
-def test_logits_in_bf16_are_close_and_not_rounded_to_bf16(tiny_cross, corpus):
+@pytest.mark.skipif(not bert.onednn_has_bf16(), reason="oneDNN has no bf16 on this processor")
+def test_packed_weights_follow_the_weights(tiny_dot, tmp_path):
+    model, texts = inference.load(str(tiny_dot), precision="bf16"), ["a cat", "the dog eats hay"]
+
+    def encoded(of):
+        return inference.encode(of, texts, "doc", precision="bf16")
+
+    before = encoded(model)
+    copies = [copy.deepcopy(model), pickle.loads(pickle.dumps(model.encoder))]
+    assert np.array_equal(encoded(copies[0]), before) and isinstance(copies[1], bert.Bert)
+    model.load_state_dict({name: tensor * 1.5 for name, tensor in model.state_dict().items()})
+    fresh = copies[0].float()
+    for parameter in fresh.parameters():
+        parameter.data *= 1.5
+    assert np.array_equal(encoded(model), encoded(fresh)) and not np.allclose(encoded(model), before, atol=0.01)
+
+
+def test_a_cross_encoder_in_half_precision_scores(tiny_cross):
+    model = inference.load(str(tiny_cross), precision="fp32")
+    expected = inference.score(model, ["cat"], ["the cat eats hay"], precision="fp32")
+    assert np.allclose(inference.score(model.bfloat16(), ["cat"], ["the cat eats hay"], precision="fp32"), expected, atol=0.02)
+
+
+def test_logits_in_bf16_are_close_and_not_rounded_to_bf16(tiny_cross, corpus, way):
     queries, docs = ["cat", "a dog"] * 4, [doc.contents for doc in corpus][:4] * 2
-    model = inference.load(str(tiny_cross), precision="bf16")
+    model = inference.load(str(tiny_cross), precision="bf16").requires_grad_(False)
     a, b = (inference.score(model, queries, docs, precision=precision) for precision in ("fp32", "bf16"))
     assert np.allclose(a, b, atol=0.02) and not np.array_equal(a, b)
     assert not torch.equal(torch.from_numpy(b).bfloat16().float(), torch.from_numpy(b))

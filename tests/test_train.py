@@ -316,6 +316,14 @@ def test_a_bert_dot_may_be_measured_by_its_own_retrieval(tmp_path, files, corpus
     assert values[0] < values[1]  # there are fewer to confound
 
 
+def test_dev_retrieval_wants_a_relevant_document(tmp_path, files):
+    from pyserini_kd.validation import read_dev
+
+    (tmp_path / "other.qrels").write_text("q0 0 a-dog 1\nq0 0 eat-dog 0\n")
+    with pytest.raises(InputError, match="no document that .*other.qrels calls relevant to a dev topic is in the collection"):
+        read_dev(files["topics"], str(tmp_path / "other.qrels"), None, 5, files["docs"], retrieval=True)
+
+
 def test_dev_retrieval_from_the_command_line(tmp_path, invoke, data, files, tiny_dot):
     mine.write_candidates(data[0], tmp_path / "c.jsonl")
     words = ["--init", tiny_dot, "--candidates", tmp_path / "c.jsonl", "--collection", files["docs"], "--topics", files["topics"]]

@@ -10,6 +10,7 @@ products go to oneDNN with weights in its own layout and with what follows them 
 from __future__ import annotations
 
 import contextlib
+import functools
 import types
 from pathlib import Path
 from typing import Any
@@ -31,12 +32,24 @@ class Dense(nn.Module):
         self.packed: tuple[Tensor, Tensor] | None = None  # of oneDNN, in bf16
 
     def forward(self, states: Tensor, gelu: bool = False, plus: Tensor | None = None) -> Tensor:
-        """States (..., in) -> (..., out); in bf16 where they are and autocast is off."""
-        if states.dtype is torch.bfloat16 and not torch.is_autocast_enabled(states.device.type):
+        """States (..., in) -> (..., out); by oneDNN where they are bf16 and autocast, which would cast them, is off."""
+        if states.dtype is torch.bfloat16 and not torch.is_autocast_enabled(states.device.type) and _packs(states.device):
             return self._by_onednn(states, gelu, plus)
         found = F.linear(states, self.weight, self.bias)
         found = F.gelu(found) if gelu else found
         return found if plus is None else plus + found
+
+    def _apply(self, *args: Any, **options: Any) -> Dense:
+        self.packed = None
+        return super()._apply(*args, **options)
+
+    def _load_from_state_dict(self, *args: Any, **options: Any) -> None:
+        self.packed = None
+        super()._load_from_state_dict(*args, **options)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """The layout of oneDNN can be neither pickled nor copied; it is made again."""
+        return self.__dict__ | {"packed": None}
 
     def _by_onednn(self, states: Tensor, gelu: bool, plus: Tensor | None) -> Tensor:
         if self.packed is None:
@@ -74,7 +87,9 @@ class Layer(nn.Module):
         if first:
             query, states = query[:, :, :1], _filled(states[: n * length : length].contiguous())
         mixed = F.scaled_dot_product_attention(query, key, value, attn_mask=mask).transpose(1, 2).reshape(-1, states.shape[1])
-        states = self.norms[0](self.out(_filled(mixed), plus=states))
+        if missing := len(states) - len(mixed):  # filled as the residual is, whose type autocast may not share
+            mixed = F.pad(mixed, (0, 0, 0, missing))
+        states = self.norms[0](self.out(mixed, plus=states))
         normed: Tensor = self.norms[1](self.down(self.up(states, gelu=True), plus=states))
         return normed
 
@@ -120,7 +135,7 @@ class BertClassifier(nn.Module):
 
     def forward(self, **batch: Tensor) -> Any:
         """`logits` (P, 1) of tokenised pairs."""
-        states = self.bert(**batch).last_hidden_state[:, 0].float()
+        states = self.bert(**batch).last_hidden_state[:, 0].to(self.pooler.weight.dtype)
         with torch.autocast(states.device.type, enabled=False):  # a logit in bf16 has two decimals: it would tie
             return types.SimpleNamespace(logits=self.head(torch.tanh(self.pooler(states))))
 
@@ -136,14 +151,21 @@ def _filled(states: Tensor) -> Tensor:
 
 
 def _whole_bf16(device: torch.device) -> bool:
-    """Whether bf16 is asked for on a CPU whose oneDNN computes in it, without gradients."""
-    asked = device.type == "cpu" and torch.is_autocast_enabled("cpu") and torch.get_autocast_dtype("cpu") is torch.bfloat16
-    return asked and not torch.is_grad_enabled() and onednn_has_bf16()
+    """Whether bf16 is asked for where `Dense` packs its weights."""
+    asked = torch.is_autocast_enabled(device.type) and torch.get_autocast_dtype(device.type) is torch.bfloat16
+    return asked and _packs(device)
 
 
+def _packs(device: torch.device) -> bool:
+    """Whether products of bf16 go to oneDNN with packed weights: on a CPU that has bf16, without gradients."""
+    return device.type == "cpu" and not torch.is_grad_enabled() and onednn_has_bf16()
+
+
+@functools.cache
 def onednn_has_bf16() -> bool:
-    """Whether this PyTorch has oneDNN, and that computes in bf16 on this processor."""
-    return torch.backends.mkldnn.is_available() and bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
+    """Whether this PyTorch has oneDNN with the operations used here, and that computes in bf16 on this processor."""
+    ours = all(hasattr(torch.ops.mkldnn, name) for name in ("_linear_pointwise", "_reorder_linear_weight"))
+    return ours and torch.backends.mkldnn.is_available() and bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
 
 
 def _norm(weights: dict[str, Tensor], name: str, config: Any) -> nn.LayerNorm:

@@ -74,7 +74,8 @@ def fit(model: Any) -> None:
                 setattr(parent, name, Dropout(child.p).train(child.training))
     encoder = encoder_of(model)
     config: Any = getattr(encoder, "config", None)
-    if getattr(config, "model_type", None) in MODEL_TYPES and config._attn_implementation == "sdpa":
+    plain = getattr(config, "model_type", None) in MODEL_TYPES and not getattr(config, "is_decoder", False)
+    if plain and config._attn_implementation == "sdpa":
         from transformers import AttentionInterface, AttentionMaskInterface
         from transformers.masking_utils import sdpa_mask
 
