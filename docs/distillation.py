@@ -69,8 +69,8 @@ CROSS = {
     "simplified-tinybert": Cell("lm", "simplified-tinybert", "live"),
     "lm-distill+ft": Cell("lm", "lm-distill+ft"),
     "standard-kd": Cell("lm", "standard-kd", "live"),
-    "ranker-distill": Cell("ranker", "ranker-distill", "live"),
     "ranknet + listwise KL": Cell("pretrained", "uniform", "file", "margin_mse=none listwise_kl=1"),
+    "ranker-distill": Cell("ranker", "ranker-distill", "live"),
     "ranknet + margin-mse": Cell("pretrained", "uniform", "file"),
     "margin-mse from the ranker": Cell("ranker", "margin-mse", "file"),
     "weighted-ranknet": PLAIN["weighted-ranknet"],
@@ -100,6 +100,7 @@ GRID = {  # of the uniform study, for the larger of the SHAPES
         "pretrained", "uniform", "both", "margin_mse=none listwise_kl=1 hidden=1 attention=1"
     ),
 }
+FIRST = {"ranknet", "margin-mse", "tinybert = lm+ranker-distill", "simplified-tinybert", "standard-kd", "lm-distill+ft"}
 STUDENTS = {
     "bert_dot": ["--pooling", "mean"],
     "colbert": [],
@@ -314,10 +315,9 @@ def first_lines(work: Work, kept: Measures) -> None:
 def systems() -> Iterator[tuple[str, str, Cell]]:
     """(student, name, how it is trained) of every system, what the papers make most claims about first."""
     large, small = SHAPES
-    yield from ((large, name, cell) for name, cell in CROSS.items())
-    for student in STUDENTS:
-        cells = PLAIN | ONE if student == "bert_dot" else PLAIN
-        yield from ((student, name, cell) for name, cell in cells.items())
+    of = {large: CROSS, **dict.fromkeys(STUDENTS, PLAIN), "bert_dot": PLAIN | ONE}
+    every = [(student, name, cell) for student, cells in of.items() for name, cell in cells.items()]
+    yield from sorted(every, key=lambda system: system[1] not in FIRST)
     yield from ((large, name, cell) for name, cell in GRID.items())
     yield from ((small, name, cell) for name, cell in CROSS.items())
 
