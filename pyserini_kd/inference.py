@@ -73,7 +73,8 @@ def choose_precision(precision: str = "auto", device: str = "cpu", folder: Path 
     if device.startswith("cuda"):
         import torch
 
-        return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp16"
+        with torch.cuda.device(device) if ":" in device else contextlib.nullcontext():
+            return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp16"
     if "amx_bf16" in cpu_flags():
         return "bf16"
     if folder is not None:
@@ -96,8 +97,7 @@ def load(
 
     if backend not in BACKENDS:
         raise InputError(f"backend must be one of {', '.join(BACKENDS)}, not {backend!r}")
-    check_device(device)
-    device = own_device(device)
+    device = check_device(own_device(device))
     folder = checkpoints.resolve(name)
     can_onnx = backend != "torch" and (overrides.get("architecture") or checkpoints.architecture_of(folder)) in (
         checkpoints.ONNX_ARCHITECTURES
@@ -188,7 +188,7 @@ def check_device(device: str) -> str:
         parsed = torch.device(device)
     except RuntimeError:
         raise InputError(f"--device must be cpu, cuda or cuda:N, not {device!r}") from None
-    if parsed.type not in ("cpu", "cuda"):
+    if parsed.type not in ("cpu", "cuda") or (parsed.type == "cpu" and parsed.index is not None):
         raise InputError(f"--device must be cpu, cuda or cuda:N, not {device!r}")
     if parsed.type == "cuda" and (parsed.index or 0) >= torch.cuda.device_count():
         raise InputError(f"--device {device}: no such GPU that torch can use")

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import datetime
 import logging
 import math
 import os
@@ -106,13 +107,19 @@ class Material(NamedTuple):
 
 
 def processes(config: TrainConfig) -> Share:
-    """This process among those that torchrun or accelerate started; they are connected here."""
+    """This process among those that torchrun or accelerate started; they are connected here.
+
+    Raises:
+        InputError: the device is not there.
+    """
+    inference.check_device(device_of(config))
     world = int(os.environ.get("WORLD_SIZE", "1"))
     if world == 1:
         return Share()
     from accelerate import PartialState
 
-    state = PartialState(cpu=config.device == "cpu")
+    # 40 million rows take the first process more than the ten minutes that the others would wait
+    state = PartialState(cpu=config.device == "cpu", timeout=datetime.timedelta(days=7))
     if state.process_index:
         logging.getLogger("pyserini_kd").setLevel(logging.ERROR)  # the first process speaks for all
     return Share(state.process_index, state.num_processes)
@@ -139,7 +146,7 @@ def device_of(config: TrainConfig) -> str:
     if config.device.startswith("cuda:") and config.device != "cuda:0":  # Trainer always takes the first one it sees
         number = config.device.removeprefix("cuda:")
         raise InputError(f"train --device {config.device}: choose the GPU by CUDA_VISIBLE_DEVICES={number} and --device cuda")
-    return inference.own_device(config.device)
+    return inference.own_device("cuda" if config.device == "cuda:0" else config.device)
 
 
 def precision_of(config: TrainConfig) -> str:
@@ -384,13 +391,14 @@ def _trainer(
         data_seed=config.seed,
         bf16=precision_of(config) == "bf16",
         use_cpu=config.device == "cpu",
-        ddp_find_unused_parameters=share.world > 1,  # a stage on layers alone leaves the head without gradients
+        ddp_find_unused_parameters=True,  # for DDP: a stage on layers alone leaves the head without gradients
         report_to=[],
         disable_tqdm=not sys.stderr.isatty(),
         remove_unused_columns=False,
         dataloader_pin_memory=False,
         label_names=[],
     )
+    arguments.mixed_precision = "bf16" if arguments.bf16 else "no"  # whatever `accelerate launch` is configured for
     if arguments.n_gpu > 1:
         arguments._n_gpu = 1  # or Trainer would split batches over all GPUs by itself; torchrun does that right
     trainer = Trainer(model=module, args=arguments, train_dataset=batches, data_collator=collator)

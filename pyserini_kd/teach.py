@@ -151,12 +151,16 @@ def score_checkpoint(
             continue
         scores[some] = np.nan
         for known in same:
-            found, places = look_up(known.texts, texts[some])
-            scores[some] = np.where(found, known.scores[places], scores[some])
+            is_known, places = look_up(known.texts, texts[some])
+            scores[some] = np.where(is_known, known.scores[places], scores[some])
         fresh = np.flatnonzero(np.isnan(scores[some]))
         before += len(query_ids) - len(fresh)
         if len(fresh):
-            scores[some][fresh] = score([query_ids[row] for row in fresh], [doc_ids[row] for row in fresh])
+            found = score([query_ids[row] for row in fresh], [doc_ids[row] for row in fresh])
+            if len(wrong := fresh[~np.isfinite(found)]):
+                pair = f"query {query_ids[wrong[0]]}, document {doc_ids[wrong[0]]}"
+                raise InputError(f"{name}: {len(wrong)} scores are not finite, e.g. {pair}; --precision fp32 may help")
+            scores[some][fresh] = found
         if path is not None:
             with atomic_file(path, binary=True) as out:
                 np.save(out, scores[some])

@@ -20,7 +20,7 @@ from typing import Any
 
 import click
 
-from pyserini_kd import inference, passages, recipes, sources
+from pyserini_kd import passages, recipes, sources
 from pyserini_kd.cli import Runs, command
 from pyserini_kd.files import (
     InputError,
@@ -116,7 +116,6 @@ def train(
     recipe = recipes.with_losses(recipes.get(config.recipe), config.losses)
     recipes.check_student(recipe, config.architecture)
     stages = config.stages(recipe)
-    inference.check_device(config.device)
     if dev is None and any(stage.schedule == "plateau" for _, stage in stages):
         raise InputError("--schedule plateau follows measures on dev topics: give --dev-topics and --dev-qrels")
     scores = _checked_inputs(config, [stage for _, stage in stages], groups, scores, texts)

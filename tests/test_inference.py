@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from pyserini_kd import inference
 from pyserini_kd.files import InputError
 from pyserini_kd.models import bert, checkpoints
+from pyserini_kd.models.cross_encoder import CrossEncoder
 
 
 @pytest.fixture(scope="module")
@@ -340,6 +341,28 @@ def test_logits_in_bf16_are_close_and_not_rounded_to_bf16(tiny_cross, corpus, wa
     assert not torch.equal(torch.from_numpy(b).bfloat16().float(), torch.from_numpy(b))
 
 
+@pytest.mark.parametrize("kind", ["distilbert", "roberta", "prettr"])
+def test_scores_far_from_zero_do_not_tie_in_bf16(tmp_path, tokenizer, tiny_dot, corpus, kind):
+    import transformers
+
+    torch.manual_seed(0)
+    if kind == "prettr":
+        model = checkpoints.load(str(tiny_dot), architecture="prettr", settings={"join_layer": 1})
+        model.head.weight.data *= 20
+    else:
+        name, own = {"distilbert": ("DistilBert", {"dim": 32, "hidden_dim": 64, "n_layers": 1, "n_heads": 4}), "roberta": ("Roberta", {
+            "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 1, "num_attention_heads": 4})}[kind]  # fmt: skip
+        config = getattr(transformers, f"{name}Config")(vocab_size=len(tokenizer), num_labels=1, pad_token_id=0, **own)
+        classifier = getattr(transformers, f"{name}ForSequenceClassification")(config)
+        last = classifier.classifier if kind == "distilbert" else classifier.classifier.out_proj
+        last.bias.data += 9
+        model = CrossEncoder(classifier.eval(), tokenizer, 48)
+    docs = [doc.contents for doc in corpus]
+    scores = inference.score(model, ["what the cat eats"] * len(docs), docs, precision="bf16")
+    assert len(set(scores.tolist())) > len(set(torch.from_numpy(scores).bfloat16().tolist()))
+    assert np.allclose(scores, inference.score(model, ["what the cat eats"] * len(docs), docs, precision="fp32"), rtol=0.02, atol=0.1)
+
+
 def test_other_models_are_left_to_transformers(tmp_path, tokenizer):
     from transformers import BertConfig, BertModel, DistilBertConfig, DistilBertModel
 
@@ -367,9 +390,23 @@ assert "transformers.modeling_utils" not in sys.modules
 
 def test_devices():
     assert inference.check_device("cpu") == "cpu"
-    for wrong in ("gpu", *([] if torch.cuda.is_available() else ["cuda"])):
+    for wrong in ("gpu", "cpu:0", "meta", *([] if torch.cuda.is_available() else ["cuda"])):
         with pytest.raises(InputError, match="--device"):
             inference.check_device(wrong)
+
+
+def test_more_processes_than_gpus_are_told_so(tiny_dot, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    with pytest.raises(InputError, match="--device cuda:1: no such GPU"):
+        inference.load(str(tiny_dot), device="cuda")
+
+
+def test_auto_asks_the_gpu_that_was_named(monkeypatch):
+    asked = []
+    monkeypatch.setattr(torch.cuda, "device", lambda device: contextlib.nullcontext(asked.append(device)))
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation=True: True)
+    assert inference.choose_precision("auto", "cuda:1") == "bf16" and asked == ["cuda:1"]
 
 
 def test_query_encoder(tiny_dot, tiny_cross):

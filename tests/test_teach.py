@@ -48,6 +48,15 @@ def test_ensemble_is_the_mean_of_weighted_raw_scores(groups, texts, tiny_dot, ti
     assert record["teachers"][1]["sha256"] == checkpoints.fingerprint(tiny_dot)
 
 
+@pytest.mark.parametrize("wrong", [np.inf, np.nan])
+def test_scores_that_are_not_finite_are_not_kept(groups, texts, tiny_dot, monkeypatch, wrong):
+    score = inference.score
+    monkeypatch.setattr(inference, "score", lambda *given, **more: np.append(score(*given, **more)[:-1], np.float32(wrong)))
+    last = groups[-1].query_id
+    with pytest.raises(InputError, match=f"1 scores are not finite, e.g. query {last}, document .*--precision fp32 may help"):
+        teach.teach(groups, *texts, [str(tiny_dot)], precision="fp32")
+
+
 def test_vectors_of_an_index_give_the_same_scores(groups, texts, tiny_dot, dense_index):
     fresh, _ = teach.teach(groups, *texts, [str(tiny_dot)], precision="fp32")
     stored, _ = teach.teach(groups, *texts, [str(tiny_dot)], precision="fp32", index=DenseIndex.load(dense_index))

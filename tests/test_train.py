@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import os
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -375,6 +376,39 @@ def test_scores_keep_float32_under_autocast(data, scores, tiny_dot):
     with torch.autocast("cpu", torch.bfloat16):
         got = learner.group_scores(model, batch)
     assert got.dtype == torch.float32 and not torch.equal(got, got.bfloat16().float())
+
+
+def test_precision_is_ours_whatever_accelerate_is_configured_for(tmp_path, data, scores, tiny_dot, monkeypatch):
+    config = TrainConfig("margin-mse", str(tiny_dot), lr=1e-3, max_steps=2, batch_size=5, precision="fp32")
+    plain = train.train(config, *data, tmp_path / "plain", scores=scores)
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "bf16")
+    assert checkpoints.fingerprint(train.train(config, *data, tmp_path / "other", scores=scores)) == checkpoints.fingerprint(plain)
+
+
+def test_a_device_that_is_not_there_is_refused_before_data_are_converted(tmp_path, invoke, data, files, tiny_dot, monkeypatch):
+    monkeypatch.setattr(material, "_convert", lambda *_, **__: pytest.fail("converted"))
+    mine.write_candidates(data[0], tmp_path / "c.jsonl")
+    words = ["--recipe", "ranknet", "--init", tiny_dot, "--candidates", tmp_path / "c.jsonl", "--collection", files["docs"]]
+    words += ["--topics", files["topics"], "--output", tmp_path / "m"]
+    for device, message in (("cuda:99", "CUDA_VISIBLE_DEVICES=99"), ("gpu", "--device must be")):
+        result = invoke(train.main, *words, "--device", device)
+        assert result.exit_code == 2 and message in result.output, result.output
+
+
+def test_each_process_takes_its_own_gpu(monkeypatch):
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    of = {name: stages.device_of(TrainConfig("ranknet", "x", device=name)) for name in ("cpu", "cuda", "cuda:0")}
+    assert of == {"cpu": "cpu", "cuda": "cuda:1", "cuda:0": "cuda:1"}
+
+
+def test_processes_wait_for_the_first_as_long_as_it_takes(monkeypatch):
+    import accelerate
+
+    told = {}
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setattr(accelerate, "PartialState", lambda **given: told.update(given) or SimpleNamespace(process_index=0, num_processes=2))
+    assert stages.processes(TrainConfig("ranknet", "x")).world == 2
+    assert told["cpu"] is True and told["timeout"].days >= 1
 
 
 def test_a_loss_that_is_not_finite_stops(tmp_path, data, liked, tiny_dot):

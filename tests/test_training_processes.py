@@ -79,6 +79,18 @@ def exit_codes_of_two(folder, files, killed_in=None):
     return [process.exitcode for process in started]
 
 
+def test_torchrun_with_one_process_trains_a_stage_on_layers(tmp_path, data, liked, files, tiny_cross, teacher):
+    mine.write_candidates(data[0], tmp_path / "c.jsonl")
+    (tmp_path / "scores.json").write_text(json.dumps(liked))
+    config = cross("tinybert", tiny_cross, teacher=teacher, max_steps=2)
+    (tmp_path / "runs.json").write_text(json.dumps({"out": dataclasses.asdict(config)}))
+    environment = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "WORLD_SIZE": "1", "RANK": "0", "LOCAL_RANK": "0"}
+    process = FRESH.Process(target=run_in_process, args=(tmp_path, files["docs"], files["topics"], 1, environment))
+    process.start()
+    process.join(timeout=120)
+    assert process.exitcode == 0 and len(stages_of(tmp_path / "out")) == 2
+
+
 def test_two_processes_killed_with_signal_9_resume_to_the_same_weights(tmp_path, data, liked, files, tiny_dot):
     config = {"recipe": "margin-mse", "init": str(tiny_dot), "max_steps": 9, "batch_size": 3, "lr": 1e-3, "precision": "fp32",
               "save_steps": 2, "dropout": 0.3}  # fmt: skip

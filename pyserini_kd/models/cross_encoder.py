@@ -19,6 +19,9 @@ class CrossEncoder(nn.Module):
     def __init__(self, classifier: Any, tokenizer: Any, max_len: int) -> None:
         super().__init__()
         self.classifier: Any = classifier
+        head = getattr(*_head(classifier)) if hasattr(classifier, "classifier") else None
+        if isinstance(head, nn.Linear):  # of transformers
+            head.register_forward_hook(_in_full)
         self.tokenizer = tokenizer
         self.max_len = max_len
 
@@ -42,13 +45,23 @@ class CrossEncoder(nn.Module):
         return scores
 
 
-def fold_two_classes(classifier: Any) -> None:
-    """Turn a two-class head into one logit in place: z1 - z0, which orders as the probability of class 1 does.
-
-    The last linear layer of a Hugging Face sequence classifier is `classifier`, or `classifier.out_proj`.
-    """
+def _head(classifier: Any) -> tuple[Any, str]:
+    """Where the last linear layer of a Hugging Face sequence classifier lies: `classifier`, or `classifier.out_proj`."""
     head = classifier.classifier
-    owner, name = (head, "out_proj") if hasattr(head, "out_proj") else (classifier, "classifier")
+    return (head, "out_proj") if hasattr(head, "out_proj") else (classifier, "classifier")
+
+
+def _in_full(layer: nn.Linear, given: tuple[Tensor], logits: Tensor) -> Tensor:
+    """The logits in the precision of the weights where autocast rounded them: in bf16 they have two decimals, and would tie."""
+    if logits.dtype is layer.weight.dtype:
+        return logits
+    with torch.autocast(logits.device.type, enabled=False):
+        return nn.functional.linear(given[0].to(layer.weight.dtype), layer.weight, layer.bias)
+
+
+def fold_two_classes(classifier: Any) -> None:
+    """Turn a two-class head into one logit in place: z1 - z0, which orders as the probability of class 1 does."""
+    owner, name = _head(classifier)
     linear = getattr(owner, name)
     folded = nn.Linear(linear.in_features, 1, bias=linear.bias is not None)
     with torch.no_grad():

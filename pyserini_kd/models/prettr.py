@@ -76,7 +76,8 @@ class PreTtr(nn.Module):
         states = torch.cat([query_states, doc_states], dim=1)
         mask = torch.cat([query_mask, doc_mask], dim=1)
         states = self._run(states, mask, slice(self.settings.join_layer, None))
-        scores: Tensor = self.head(states[:, 0]).float()[:, 0]
+        with torch.autocast(states.device.type, enabled=False):  # a score in bf16 has two decimals: it would tie
+            scores: Tensor = self.head(states[:, 0].to(self.head.weight.dtype)).float()[:, 0]
         return scores
 
     def _run(self, states: Tensor, attention_mask: Tensor, which: slice) -> Tensor:
