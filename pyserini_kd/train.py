@@ -50,7 +50,7 @@ from pyserini_kd.stages import (
 )
 from pyserini_kd.student import check_start, fingerprint, is_scaled, load_student, load_teachers, parse_layers, refuse_ignored
 from pyserini_kd.triples import Scores, Triples
-from pyserini_kd.validation import Dev, read_dev
+from pyserini_kd.validation import Dev, check_dev, read_dev
 
 logger = logging.getLogger(__name__)
 
@@ -116,6 +116,7 @@ def train(
     recipe = recipes.with_losses(recipes.get(config.recipe), config.losses)
     recipes.check_student(recipe, config.architecture)
     stages = config.stages(recipe)
+    check_dev(dev, config.architecture)
     if dev is None and any(stage.schedule == "plateau" for _, stage in stages):
         raise InputError("--schedule plateau follows measures on dev topics: give --dev-topics and --dev-qrels")
     scores = _checked_inputs(config, [stage for _, stage in stages], groups, scores, texts)
@@ -331,7 +332,7 @@ def _keep_last_good(model: Any, stage: Stage, partial: Path, output: Path) -> st
 @click.option("--accumulate", default=1, type=click.IntRange(1), help="Batches an optimiser step.")
 @click.option("--warmup", type=click.FloatRange(0, 1), help="Share of steps [default: from the recipe].")
 @click.option("--weight-decay", type=click.FloatRange(0), help="[default: from the recipe]")
-@click.option("--dropout", type=click.FloatRange(0, 1, max_open=True), help="0 takes some 10% less time [default: as saved].")
+@click.option("--dropout", type=click.FloatRange(0, 1, max_open=True), help="0 takes 10 to 25% less time [default: as saved].")
 @click.option(
     "--match-scale/--no-match-scale",
     default=None,
@@ -389,9 +390,8 @@ def main(
         if on_candidates and not candidates:
             raise InputError("--segment says how the passages of --candidates were cut; mine them first (mine --segment)")
     given = Given(collection, topics, candidates, scores, qrels, segment)
-    if dev_retrieval and config.architecture != "bert_dot":
-        raise InputError(f"--dev-retrieval is for a bert_dot student; a {config.architecture} reranks --dev-run")
     dev = read_dev(dev_topics, dev_qrels, dev_run, dev_depth, collection, segment, dev_retrieval)
+    check_dev(dev, config.architecture)  # before data are converted
     data = given._asdict() | {"glove": config.glove, "dev_topics": dev_topics, "dev_qrels": dev_qrels, "dev_run": dev_run}
     with gather(given, stages, config, output) as found:
         known: dict[str, Any] = {name: digest(name, value) for name, value in data.items() if value is not None}
