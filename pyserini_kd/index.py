@@ -106,16 +106,16 @@ def build_from(
         _save(work, number, found)
 
     def assemble(work: blocks.Work, new: Path) -> dict[str, Any]:
-        kinds.write(work.paths("npy"), width, kind, new, _trained(work, kind))
+        kinds.write(work.paths("npy"), width, kind, new, _unfinished(work, kind))
         return {"kind": "dense", "metric": "inner_product", "width": width}
 
     only_result = {"index": kind, "collection": collection, "segment": segment, "collection_stamp": sources.stamp(collection)}
     return blocks.build(docs, Path(folder), settings, make, assemble, only_result=only_result, overwrite=overwrite, shard=shard)
 
 
-def _trained(work: blocks.Work, kind: str) -> Path:
-    """Where the kind's training on these blocks is kept until the index is whole."""
-    return work.folder / f"{hashlib.sha256(' '.join([kind, *work.sums]).encode()).hexdigest()[:16]}.trained"
+def _unfinished(work: blocks.Work, kind: str) -> Path:
+    """Where an index of this kind, of these blocks, is kept as far as it has come."""
+    return work.folder / f"{hashlib.sha256(' '.join([kind, *work.sums]).encode()).hexdigest()[:16]}.unfinished"
 
 
 def _save(work: blocks.Work, number: int, found: Floats) -> None:
@@ -148,7 +148,7 @@ def build_from_vectors(
     def assemble(work: blocks.Work, new: Path) -> dict[str, Any]:
         files = work.paths("npy")
         own = np.load(files[0], mmap_mode="r").shape[1]
-        kinds.write(files, own, kind, new, _trained(work, kind))
+        kinds.write(files, own, kind, new, _unfinished(work, kind))
         return {"kind": "dense", "metric": "inner_product", "width": own}
 
     found = vectors.read(path, ids, lambda source: DenseIndex.load(source, mmap=True))

@@ -29,6 +29,7 @@ logger = logging.getLogger(__name__)
 TRAIN_SAMPLE = 100_000  # vectors that a quantiser is trained on, at most; more where it has many lists
 TRIAL = 2000  # vectors that the time is estimated with
 PER_LIST = 64  # training vectors for each inverted list, at most
+KEEP = 300  # seconds of filling an index in memory after which it is kept against a kill
 
 Floats = npt.NDArray[np.float32]
 Rows = npt.NDArray[np.int64]
@@ -114,19 +115,19 @@ def needed(index: Any) -> tuple[int, str]:
 # ----------------------------------------------------------------------------------------------------------- writing
 
 
-def write(blocks: Sequence[Path], width: int, kind: str, folder: Path, trained: Path | None = None) -> None:
+def write(blocks: Sequence[Path], width: int, kind: str, folder: Path, kept: Path | None = None) -> None:
     """Write the vectors of the blocks (`.npy`, in order) into an index folder, whose `docid` names the rows.
 
     Memory holds a block where the kind streams, the whole index where it does not, and before that what the kind is trained
-    on. What it takes is said before. `trained` names a file for the trained index without vectors, of these very vectors: it
-    is written where it is missing, so that a run that is killed later need not train again.
+    on. What it takes is said before. `kept` names a file for an index of these very vectors as far as it has come: trained,
+    and of what is filled in memory every few minutes the whole. A run that was killed goes on from there, to the same bytes.
 
     Raises:
         InputError: there are fewer vectors than the kind needs, Lucene refuses an id, or the disk is full.
     """
     sizes = [len(np.load(block, mmap_mode="r")) for block in blocks]
     if kind not in lucene_vectors.INDEXERS:
-        _write_faiss(blocks, sizes, new(width, kind), kind, folder / "index", trained)
+        _write_faiss(blocks, sizes, new(width, kind), kind, folder / "index", kept)
         return
     _announce(kind, sum(sizes), lucene_vectors.vector_bytes(width, kind), shutil.disk_usage(folder).free, "on disk")
     with open(folder / "docid", encoding="utf-8", newline="\n") as lines:
@@ -134,8 +135,9 @@ def write(blocks: Sequence[Path], width: int, kind: str, folder: Path, trained: 
         lucene_vectors.write(named, kind, folder)
 
 
-def _loaded(blocks: Sequence[Path]) -> Iterator[Floats]:
-    return (np.load(block) for block in tqdm(blocks, desc="index", unit=" blocks", disable=None))
+def _loaded(blocks: Sequence[Path], first: int = 0) -> Iterator[Floats]:
+    bar = tqdm(blocks[first:], desc="index", unit=" blocks", initial=first, total=len(blocks), disable=None)
+    return (np.load(block) for block in bar)
 
 
 def _announce(
@@ -167,7 +169,7 @@ def _memory(size: int) -> str:
 
 
 def _write_faiss(
-    blocks: Sequence[Path], sizes: Sequence[int], index: Any, kind: str, path: Path, trained: Path | None
+    blocks: Sequence[Path], sizes: Sequence[int], index: Any, kind: str, path: Path, kept: Path | None
 ) -> None:
     """Train the empty index where it needs that, and write it with the vectors of the blocks.
 
@@ -188,33 +190,68 @@ def _write_faiss(
     has_lists = hasattr(_inner(index), "nlist")
     held = _meanwhile(index, sum(sizes))
     _announce(kind, sum(sizes), vector_bytes(index), free, where, seconds=seconds, twice=streams and has_lists, held=held)
-    if not index.is_trained:
-        index = _trained(index, kind, blocks, sizes, trained)
+    if kept is not None and kept.exists():
+        index = _read_faiss(kept, mmap=False)
+    elif not index.is_trained:
+        _train(index, kind, blocks, sizes)
+        if kept is not None:
+            _keep(index, kept)
     try:
         if streams:
             return streamed.write(index, _loaded(blocks), sum(sizes), path)
         with _one_thread("HNSW" in kind):
-            for block in _loaded(blocks):
-                index.add(block)
+            _fill(index, blocks, sizes, kept)
         faiss.write_index(index, str(path))
     except RuntimeError as error:  # FAISS's word for a full disk
         raise InputError(f"{path} could not be written: {_last_line(error)}") from error
 
 
-def _trained(index: Any, kind: str, blocks: Sequence[Path], sizes: Sequence[int], kept: Path | None) -> Any:
-    """The index trained on a sample of the blocks, or as it was `kept` before."""
+def _train(index: Any, kind: str, blocks: Sequence[Path], sizes: Sequence[int]) -> None:
+    """Train the index on a sample of the blocks."""
+    try:
+        index.train(_sample(blocks, sizes, _train_size(index)))
+    except RuntimeError as error:
+        raise InputError(f"--faiss {kind} cannot be trained on {sum(sizes)} documents: {_last_line(error)}") from error
+
+
+def _fill(index: Any, blocks: Sequence[Path], sizes: Sequence[int], kept: Path | None) -> None:
+    """Add the blocks that the index does not hold, in memory; keep it every few minutes, where the disk has room."""
+    first = int(np.searchsorted(np.cumsum(sizes), index.ntotal, side="right"))
+    if first:
+        logger.info("going on from an index of %d vectors", index.ntotal)
+        _wind_forward(index)
+    saved, spent = time.monotonic(), 0.0
+    for number, block in enumerate(_loaded(blocks, first), start=first):
+        index.add(block)
+        if kept is not None and number + 1 < len(blocks) and time.monotonic() - saved > max(KEEP, 10 * spent):
+            begun = time.monotonic()
+            try:
+                _keep(index, kept)
+            except (OSError, RuntimeError) as error:
+                logger.warning("the index so far could not be kept, a kill would cost it: %s", error)
+            saved = time.monotonic()
+            spent = saved - begun
+
+
+def _wind_forward(index: Any) -> None:
+    """Let the generator that deals the floors of an HNSW graph, which no file holds, go on where it was."""
     import faiss
 
-    if kept is None or not kept.exists():
-        try:
-            index.train(_sample(blocks, sizes, _train_size(index)))
-        except RuntimeError as error:
-            raise InputError(f"--faiss {kind} cannot be trained on {sum(sizes)} documents: {_last_line(error)}") from error
-        if kept is None:
-            return index
-        with atomic_file(kept, binary=True) as out:
-            out.write(faiss.serialize_index(index).tobytes())
-    return _read_faiss(kept, mmap=False)
+    inner: Any = _inner(index)
+    if isinstance(inner, faiss.IndexHNSW):
+        graph: Any = inner.hnsw
+        for _ in range(inner.ntotal):
+            graph.random_level()
+
+
+def _keep(index: Any, path: Path) -> None:
+    import faiss
+
+    writer: Any = getattr(faiss, "PyCallbackIOWriter")  # noqa: B009 - its stubs do not know it
+    for stray in path.parent.glob(f".{path.name}.*"):  # of a kill while it was written
+        stray.unlink()
+    with atomic_file(path, binary=True) as out:
+        faiss.write_index(index, writer(out.write))
 
 
 def _last_line(error: RuntimeError) -> str:

@@ -41,7 +41,8 @@ def encode(texts):
     return np.array([np.random.default_rng(int(text)).standard_normal(8) for text in texts], np.float32)
 
 loaded = kinds._loaded
-kinds._loaded = lambda paths: (time.sleep(pause) or block for block in loaded(paths))
+kinds._loaded = lambda *args: (time.sleep(pause) or block for block in loaded(*args))
+kinds.KEEP = 0.05  # seconds
 docs = (Doc(f"d{n}", "", str(n)) for n in range(230))
 print("ready", flush=True)
 count = index.build_from(docs, encode, 8, folder, {"block": 10, "store_docs": True}, kind=kind, overwrite=False,
@@ -107,29 +108,45 @@ def test_killed_at_any_moment_and_started_again(tmp_path, kind, one_thread):
     assert len(encoded) <= N // 10 + 2  # each kill costs one block at most
 
 
-@pytest.mark.parametrize("kind", ["Flat", "SQ8", "IVF8,Flat", "IVF8,PQ4x4", "HNSW8"])
+@pytest.mark.parametrize("kind", ["Flat", "SQ8", "IVF8,Flat", "IVF8,PQ4x4", "PQ4x4", "HNSW8", "HNSW8_SQ8"])
 @pytest.mark.parametrize("after", [0, 3])
 def test_cut_short_while_it_is_put_together(tmp_path, monkeypatch, kind, after, one_thread):
     build(docs(), tmp_path / "whole", kind)
-    loaded = kinds._loaded
+    loaded, begun = kinds._loaded, []
 
-    def dying(paths):
-        for number, block in enumerate(loaded(paths)):
-            if number == after:
+    def dying(paths, first=0):
+        begun.append(first)
+        for number, block in enumerate(loaded(paths, first)):
+            if number == after and len(begun) < 3:
                 raise SystemExit
             yield block
 
-    with monkeypatch.context() as patch, pytest.raises(SystemExit):
-        patch.setattr(kinds, "_loaded", dying)
-        build(docs(), tmp_path / "cut", kind)
+    monkeypatch.setattr(kinds, "KEEP", -1)  # as soon as it is worth while
+    monkeypatch.setattr(kinds, "_loaded", dying)
+    for _ in range(2):
+        with pytest.raises(SystemExit):
+            build(docs(), tmp_path / "cut", kind)
     assert not (tmp_path / "cut").exists()
-    is_trained, sampled, sample = "SQ" in kind or "IVF" in kind, [], kinds._sample
-    assert len(list(tmp_path.glob(".cut.partial/*.trained"))) == is_trained
+    is_trained, sampled, sample = kind not in ("Flat", "HNSW8"), [], kinds._sample
+    in_memory = kind.startswith(("HNSW", "PQ")) and after > 0
+    assert len(list(tmp_path.glob(".cut.partial/*.unfinished"))) == (is_trained or in_memory)
     monkeypatch.setattr(kinds, "_sample", lambda *args: sampled.append(args[-1]) or sample(*args))
     monkeypatch.setattr(index, "np", None)  # no block is made again
     assert build(docs(), tmp_path / "cut", kind) == N and same(tmp_path / "cut", tmp_path / "whole")
     assert sampled == [kinds.TRIAL]  # to tell the time; it is not trained again
+    assert begun == sorted(begun) and all(begun[1:]) == in_memory
     assert not list(tmp_path.glob(".*"))
+
+
+def test_no_room_to_keep_a_graph_on_the_way(tmp_path, monkeypatch, caplog, one_thread):
+    def full(*args):
+        raise OSError(28, "No space left on device")
+
+    build(docs(), tmp_path / "whole", "HNSW8")
+    monkeypatch.setattr(kinds, "KEEP", -1)
+    monkeypatch.setattr(kinds, "_keep", full)
+    assert build(docs(), tmp_path / "cut", "HNSW8") == N and same(tmp_path / "cut", tmp_path / "whole")
+    assert "could not be kept, a kill would cost it: [Errno 28] No space left on device" in caplog.text
 
 
 def test_processes_share_the_work(tmp_path):
