@@ -312,14 +312,12 @@ def first_lines(work: Work, kept: Measures) -> None:
     kept.add(TEACHER, "teacher", work.reranking(*taught))
 
 
-def systems() -> Iterator[tuple[str, str, Cell]]:
-    """(student, name, how it is trained) of every system, what the papers make most claims about first."""
+def systems(first: bool) -> Iterator[tuple[str, str, Cell]]:
+    """(student, name, how it is trained) of every system: those of FIRST (of 2/384 none), or all others."""
     large, small = SHAPES
-    of = {large: CROSS, **dict.fromkeys(STUDENTS, PLAIN), "bert_dot": PLAIN | ONE}
-    every = [(student, name, cell) for student, cells in of.items() for name, cell in cells.items()]
-    yield from sorted(every, key=lambda system: system[1] not in FIRST)
-    yield from ((large, name, cell) for name, cell in GRID.items())
-    yield from ((small, name, cell) for name, cell in CROSS.items())
+    of = {large: CROSS | GRID, **dict.fromkeys(STUDENTS, PLAIN), "bert_dot": PLAIN | ONE, small: CROSS}
+    for student, cells in of.items():
+        yield from ((student, name, cell) for name, cell in cells.items() if (name in FIRST and student != small) == first)
 
 
 def measure(work: Work, kept: Measures, seed: int, student: str, name: str, cell: Cell) -> None:
@@ -331,32 +329,41 @@ def measure(work: Work, kept: Measures, seed: int, student: str, name: str, cell
     kept.add(student, name, values)
 
 
-def costs(work: Work, seed: int) -> str:
-    """The table of sizes and speeds, of checkpoints and of RANDOM shapes: 128 of DL19's BM25 pairs, median of three rounds."""
+def random_shape(work: Work, name: str) -> Path:
+    """A cross-encoder of one of the RANDOM shapes, on disk."""
     from transformers import BertConfig, BertForSequenceClassification
 
-    from pyserini_kd import inference
     from pyserini_kd.models import checkpoints
     from pyserini_kd.models.cross_encoder import CrossEncoder
+
+    layers, width, heads, inner = RANDOM[name]
+    path = work.root / f"random.{layers}-{width}"
+    if not path.exists():
+        shape = BertConfig(num_labels=1, num_hidden_layers=layers, hidden_size=width, num_attention_heads=heads,
+                           intermediate_size=inner)  # fmt: skip
+        tokenizer = checkpoints.load(str(work.teacher)).tokenizer
+        checkpoints.save(CrossEncoder(BertForSequenceClassification(shape), tokenizer, work.settings.length), path)
+    return path
+
+
+def costs(work: Work, seed: int) -> str:
+    """The table of sizes and speeds, of checkpoints and of RANDOM shapes: 128 of DL19's BM25 pairs, median of three rounds."""
+    from pyserini_kd import inference
 
     texts = {doc.doc_id: doc.contents for doc in data.read_collection(work.dl19 / "collection.tsv")}
     topics = {query.query_id: query.text for query in data.read_topics(work.dl19 / "queries.dl19.tsv")}
     hits = Run.read(work.dl19 / "runs" / "bm25.dl19.trec").top(16)
     pairs = [(topics[query_id], texts[doc_id]) for query_id in list(hits)[:8] for doc_id in hits[query_id].doc_ids]
     paths = {student: work.trained(student, "ranknet", CROSS["ranknet"], seed) for student in (*SHAPES, *STUDENTS)}
-    models = {name: checkpoints.load(str(path)) for name, path in {TEACHER: work.teacher, **paths}.items()}
-    for name, (layers, width, heads, inner) in RANDOM.items():
-        shape = BertConfig(num_labels=1, num_hidden_layers=layers, hidden_size=width, num_attention_heads=heads,
-                           intermediate_size=inner)  # fmt: skip
-        classifier = BertForSequenceClassification(shape)
-        models[name] = CrossEncoder(classifier, models[TEACHER].tokenizer, work.settings.length)
+    paths = {TEACHER: work.teacher, **paths, **{name: random_shape(work, name) for name in RANDOM}}
+    models = {name: inference.load(str(path)) for name, path in paths.items()}
     seconds: dict[str, list[float]] = {name: [] for name in models}
-    for _ in range(3):
+    for _ in range(4):
         for name, model in models.items():
             begun = time.perf_counter()
             inference.score(model, [q for q, _ in pairs], [d for _, d in pairs])
             seconds[name].append(time.perf_counter() - begun)
-    pace = {name: len(pairs) / float(np.median(some)) for name, some in seconds.items()}
+    pace = {name: len(pairs) / float(np.median(some[1:])) for name, some in seconds.items()}  # the first warms up
     rows = []
     for name, model in models.items():
         size = sum(parameter.numel() for parameter in model.parameters())
@@ -383,10 +390,10 @@ def main() -> None:
     first_lines(work, Measures("first", settings))
     work.environment["OMP_NUM_THREADS"] = str(max(1, len(os.sched_getaffinity(0)) // args.jobs))
     with concurrent.futures.ThreadPoolExecutor(args.jobs) as pool:
-        for seed in seeds:
-            kept = Measures(f"seed-{seed}", settings)
-            missing = [system for system in systems() if system[:2] not in kept.known]
-            list(pool.map(lambda system, seed=seed, kept=kept: measure(work, kept, seed, *system), missing))
+        every = {seed: Measures(f"seed-{seed}", settings) for seed in seeds}
+        todo = [(seed, system) for first in (True, False) for seed in seeds for system in systems(first)]
+        missing = [(seed, system) for seed, system in todo if system[:2] not in every[seed].known]
+        list(pool.map(lambda one: measure(work, every[one[0]], one[0], *one[1]), missing))
 
 
 if __name__ == "__main__":

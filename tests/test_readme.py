@@ -1,9 +1,11 @@
-"""README.md and docs/: every command in them has the flags it uses, every name imported exists."""
+"""README.md and docs/: every command in them has the flags it uses, every name imported exists, tables are those of what was measured."""
 
 import ast
 import importlib
 import re
 import shlex
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -42,3 +44,10 @@ def test_python_examples_import_what_exists():
     imports = [node for node in ast.walk(ast.parse(code)) if isinstance(node, ast.ImportFrom)]
     ours = [(node.module, alias.name) for node in imports for alias in node.names if node.module.startswith("pyserini_kd")]
     assert ours and all(hasattr(importlib.import_module(module), name) for module, name in ours)
+
+
+def test_the_tables_of_distillation_are_those_of_what_was_measured():
+    script = [sys.executable, str(ROOT / "docs" / "distillation_table.py")]
+    tables = subprocess.run(script, stdout=subprocess.PIPE, text=True, check=True).stdout.strip().split("\n\n")
+    page = (ROOT / "docs" / "distillation.md").read_text(encoding="utf-8")
+    assert len(tables) == 4 and all(f"\n{table}\n" in page for table in tables)
