@@ -149,11 +149,8 @@ class Collator:
             InputError: the teacher must see the same tokens, and its window is smaller.
         """
         self.model, self.queries, self.docs, self.scores = model, queries, docs, scores
-        self.doc_len = min(train_len or window_of(model), window_of(model))
+        self.length = pair_length(model, train_len, teacher if same_inputs else None)
         self.teacher, self.same_inputs, self.in_batch, self.share = teacher, same_inputs, in_batch, share
-        if same_inputs and window_of(teacher) < self.doc_len:
-            raise InputError(f"the teacher reads {window_of(teacher)} tokens a pair, the student {self.doc_len}: layer losses "
-                             f"need the same; give --train-length {window_of(teacher)}")  # fmt: skip
 
     def __call__(self, items: Sequence[Sequence[Group]]) -> dict[str, Any]:
         """One batch of B groups with P distinct pairs.
@@ -188,11 +185,11 @@ class Collator:
         """The tensors of this process's part of the pairs; a live teacher scores those of the first `taught`."""
         own = self._own(len(pairs))
         if not self.same_inputs:
-            batch = {"student": self._pair_batch(self.model, pairs[own], self.doc_len)}
+            batch = {"student": self._pair_batch(self.model, pairs[own], self.length)}
             some = pairs[:taught][self._own(taught)]
             return batch if self.teacher is None else batch | {"live": self._pair_batch(self.teacher, some)}
-        whole = {"student": self._pair_batch(self.model, pairs, self.doc_len)}  # padded as one process would pad them
-        whole["live"] = self._pair_batch(self.teacher, pairs, self.doc_len)
+        whole = {"student": self._pair_batch(self.model, pairs, self.length)}  # padded as one process would pad them
+        whole["live"] = self._pair_batch(self.teacher, pairs, self.length)
         check_same_tokens(whole["student"], whole["live"])
         return {who: {name: tensor[own] for name, tensor in tokens.items()} for who, tokens in whole.items()}
 
@@ -207,6 +204,15 @@ class Collator:
         texts = [self.queries[q] for q in queries], [self.docs[d] for d in docs]
         batch: dict[str, Any] = model.pair_batch(*texts, [(queries[q], docs[d]) for q, d in pairs], max_doc_len=max_len)
         return batch
+
+
+def pair_length(model: Any, train_len: int | None, same_for: Any = None) -> int:
+    """Tokens of a document (or pair) in training; InputError where a teacher that is to read the same cannot read as many."""
+    length = min(train_len or window_of(model), window_of(model))
+    if same_for is not None and window_of(same_for) < length:
+        raise InputError(f"the teacher reads {window_of(same_for)} tokens a pair, the student {length}: layer losses need the "
+                         f"same; give --train-length {window_of(same_for)}")  # fmt: skip
+    return length
 
 
 def _all_pairs(groups: Sequence[Group], places: dict[tuple[str, str], int]) -> tuple[Any, Any]:
@@ -234,7 +240,7 @@ class TextCollator:
 
     def __init__(self, model: Any, train_len: int | None = None, *, share: Share = WHOLE) -> None:
         self.model, self.share = model, share
-        self.text_len = min(train_len or window_of(model), window_of(model))
+        self.length = min(train_len or window_of(model), window_of(model))
 
     def __call__(self, items: Sequence[Sequence[str]]) -> dict[str, Any]:
         """One batch of P texts: `student` and `live` hold its tensors (the same)."""
@@ -242,7 +248,7 @@ class TextCollator:
 
         (texts,) = items
         tokenizer = self.model.tokenizer
-        records, _ = tokenize(tokenizer, texts, self.text_len)
+        records, _ = tokenize(tokenizer, texts, self.length)
         tokens = pad(records, tokenizer.pad_token_id or 0, "cpu")
         start, end = self.share.of(len(texts))
         tokens = {name: tensor[start : max(end, start + 1)] for name, tensor in tokens.items()}

@@ -16,7 +16,7 @@ import logging
 import os
 import shutil
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from itertools import islice
 from pathlib import Path
 from typing import IO, Any
@@ -93,6 +93,14 @@ class Work:
         """Whether the folder is still the one that we opened; another process moves it away when the result is complete."""
         return is_at(self.users.fileno(), self.folder / "users")
 
+    def is_ours_alone(self) -> bool:
+        """Whether no other process is at work here; none comes in afterwards."""
+        try:
+            fcntl.flock(self.users, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return False
+        return True
+
     def run(
         self, records: Iterable[Any], size: int, make: Callable[[int, list[Any]], None], shard: tuple[int, int] = (0, 1)
     ) -> None:
@@ -130,7 +138,7 @@ class Work:
     def remove(self, result: Path | None = None) -> None:
         """Take the folder away, in one step for whoever else looks at it; what it holds as `final` becomes the result.
 
-        `_mend` does the rest where a kill comes between.
+        `mend` does the rest where a kill comes between.
         """
         gone = _gone(self.folder)
         if result is not None:
@@ -142,14 +150,16 @@ class Work:
 
 
 @contextlib.contextmanager
-def open_work(result: Path, settings: dict[str, Any], only_result: dict[str, Any]) -> Iterator[Work]:
-    """Open or go on with the unfinished `result`.
+def open_work(
+    result: Path, settings: dict[str, Any], only_result: dict[str, Any], *, overwrite: bool = False
+) -> Iterator[Work]:
+    """Open or go on with the unfinished `result`, whose blocks were made with the same `settings`.
 
-    Blocks are kept where they were made with the same `settings`; what lies there of other settings is cleared away. While
-    another process is at work on the folder, `only_result` (what blocks do not depend on) must be the same too.
+    While another process is at work on the folder, `only_result` (what blocks do not depend on) must be the same too.
 
     Raises:
-        InputError: another process is at work there with other settings.
+        InputError: finished blocks lie there that were made with other settings, which nothing but `overwrite` clears away;
+            or another process is at work there with other settings.
     """
     folder = _partial(result)
     wanted = comparable({"blocks": settings, "result": only_result})
@@ -163,7 +173,7 @@ def open_work(result: Path, settings: dict[str, Any], only_result: dict[str, Any
             try:
                 fcntl.flock(users, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 if is_at(users.fileno(), folder / "users"):
-                    _keep_or_clear(folder, wanted)
+                    _keep_or_clear(folder, wanted, overwrite)
             except BlockingIOError:
                 logger.info("another process is at work on %s", result)
             fcntl.flock(users, fcntl.LOCK_SH)
@@ -171,9 +181,7 @@ def open_work(result: Path, settings: dict[str, Any], only_result: dict[str, Any
                 break
         found = read_json(folder / "settings.json", "settings")
         if found != wanted:
-            parts = [(wanted[part][name], found[part].get(name), name) for part in wanted for name in wanted[part]]
-            mine, theirs, name = next(part for part in parts if part[0] != part[1])
-            raise InputError(f"another process is writing {result} with another {name}: {theirs}, here {mine}")
+            raise InputError(f"another process is writing {result} with {_difference(wanted, found)}")
         yield Work(folder, users, stack.enter_context(open(folder / "blocks", "ab")))
 
 
@@ -207,12 +215,12 @@ def build(
     """
     started, told = time.monotonic(), False
     said = settings | {name: value for name, value in only_result.items() if value}
-    _mend(folder)
+    mend(folder)
     if shard[1] > 1 and _is_complete(folder, said):  # the others were quicker
         logger.info("%s is complete", folder)
         return None
     refuse_existing(folder, overwrite, folder=True)
-    with open_work(folder, settings, only_result) as work:
+    with open_work(folder, settings, only_result, overwrite=overwrite) as work:
 
         def make_block(number: int, block: list[Any]) -> None:
             nonlocal told
@@ -231,7 +239,7 @@ def build(
             if work.count == 0:
                 raise InputError("the collection has no documents")
         except InputError:
-            if not any(work.folder.glob("*.sha256")):  # nothing to go on with
+            if not any(work.folder.glob("*.sha256")) and work.is_ours_alone():  # nothing to go on with
                 work.remove()
             raise
         if shard[1] > 1 and (left := work.left()):
@@ -249,7 +257,11 @@ def build(
             shutil.rmtree(new, ignore_errors=True)
             new.mkdir()
             _merge_docs(work, new, settings["store_docs"])
-            record = assemble(work, new)
+            try:
+                record = assemble(work, new)
+            except OSError as error:
+                error.filename = error.filename or str(new)  # a full disk does not say of itself where
+                raise
             record |= said | {"n_docs": work.count}
             seconds = round(time.monotonic() - started, 1)
             write_json(new / "manifest.json", record | {"seconds": seconds, "command": command_line(), **environment()})
@@ -266,13 +278,13 @@ def _gone(work: Path) -> Path:
     return work.with_name(f"{work.name}.gone")
 
 
-def _mend(result: Path) -> None:
+def mend(result: Path) -> None:
     """Finish what a process that was killed in its last moments had begun: nothing of ours stays under another name."""
     work = _partial(result)
     gone = _gone(work)
     with contextlib.ExitStack() as stack:
         with contextlib.suppress(FileNotFoundError):  # there is nothing, or half of it has been removed
-            fcntl.flock(stack.enter_context(open(gone / "users", "rb")), fcntl.LOCK_EX)  # once he who is at it has ended
+            fcntl.flock(stack.enter_context(open(gone / "users", "r+b")), fcntl.LOCK_EX)  # once he who is at it has ended
         if (gone / FINAL).exists() and not work.exists():
             os.replace(gone, work)
         shutil.rmtree(gone, ignore_errors=True)
@@ -304,19 +316,34 @@ def _merge_docs(work: Work, new: Path, store_docs: bool) -> None:
             for path in work.paths("docs"):
                 lines = path.read_bytes().splitlines(keepends=True)
                 starts = position + np.cumsum([0] + [len(line) for line in lines])
-                starts[:-1].astype("<u8").tofile(offsets)
+                offsets.write(starts[:-1].astype("<u8").tobytes())
                 position = int(starts[-1])
                 out.writelines(lines)
 
 
-def _keep_or_clear(folder: Path, wanted: dict[str, Any]) -> None:
+def _difference(wanted: Mapping[str, Any], found: Mapping[str, Any]) -> str:
+    """The first setting that is not the same, in words."""
+    for name, mine in wanted.items():
+        theirs = found.get(name)
+        if isinstance(mine, dict) and isinstance(theirs, dict) and mine != theirs:
+            return _difference(mine, theirs)
+        if mine != theirs:
+            return f"another {name}: {theirs}, here {mine}"
+    return "other settings"
+
+
+def _keep_or_clear(folder: Path, wanted: dict[str, Any], overwrite: bool) -> None:
     record = folder / "settings.json"
-    if record.exists() and read_json(record, "settings").get("blocks") == wanted["blocks"]:
-        if done := len(list(folder.glob("[0-9]*.sha256"))):
+    known = read_json(record, "settings") if record.exists() else {}
+    done = len(list(folder.glob("[0-9]*.sha256"))) if known else 0
+    if known.get("blocks") == wanted["blocks"]:
+        if done:
             logger.info("going on from %d finished blocks", done)
+    elif done and not overwrite:
+        other = _difference({"blocks": wanted["blocks"]}, known)
+        raise InputError(f"{folder} holds {done} finished blocks made with {other}; go on with the same, or remove that "
+                         f"folder (or give --overwrite) to start anew")  # fmt: skip
     else:
-        if record.exists() and (done := len(list(folder.glob("[0-9]*.sha256")))):
-            logger.warning("%s holds %d blocks made with other settings; starting anew", folder, done)
         record.unlink(missing_ok=True)  # first: what is left by a kill belongs to no settings
         for path in folder.iterdir():
             if path.is_dir():

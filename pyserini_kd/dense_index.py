@@ -55,6 +55,7 @@ class DenseIndex:
     def _load_one(cls, folder: Path, mmap: bool) -> DenseIndex:
         if not folder.is_dir():
             raise InputError(f"index not found: {folder}")
+        opened = folder.stat().st_ino
         if lucene.is_lucene_index(folder) and not (folder / "docid").is_file():
             raise InputError(f"{folder} is an index of words: search it by --encoder bm25, or give it as --sparse-index")
         if not (folder / "docid").is_file():
@@ -70,6 +71,10 @@ class DenseIndex:
             logger.warning("%s has no manifest of ours: which encoder made it cannot be checked", folder)
             if doc_ids.twice() is not None:
                 raise InputError(f"index folder {folder} is not searched: its `docid` names a document twice")
+            if (odd := next((doc_id for doc_id in doc_ids if len(doc_id.split()) != 1), None)) is not None:
+                raise InputError(f"index folder {folder} is not searched: its `docid` names {odd!r}, an id is one word")
+        if folder.stat().st_ino != opened:
+            raise InputError(f"{folder} was replaced while it was opened; start again")
         return cls(folder, index, doc_ids, manifest)
 
     @classmethod
@@ -158,6 +163,8 @@ def shards(*paths: str | Path) -> list[Path]:
     """
     found: list[Path] = []
     for path in map(Path, paths):
+        if path.is_file() and path.suffix != ".json":
+            raise InputError(f"{path} is a file; name the index folder, or a manifest of shards (.json)")
         manifest = path / "manifest.json" if path.is_dir() else path
         listed = read_json(manifest, "index").get("shards") if manifest.is_file() else None
         if path.is_file() or listed is not None:
@@ -193,7 +200,10 @@ def stored_docs(*paths: Path, known: DocIds | None = None) -> Callable[[Iterable
             if row < 0:
                 raise InputError(f"document {doc_id!r} is not in the index {' or '.join(map(str, folders))}")
             part = bisect_right(starts, row) - 1
-            yield texts[part].doc(row - starts[part])
+            doc = texts[part].doc(row - starts[part])
+            if doc.doc_id != doc_id:
+                raise InputError(f"{folders[part]} was replaced after it was opened ({doc.doc_id} for {doc_id}); start again")
+            yield doc
 
     return fetch
 

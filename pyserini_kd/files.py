@@ -55,6 +55,8 @@ def refuse_existing(path: Path, overwrite: bool, *, folder: bool = False) -> Non
 
     Without `overwrite` nothing may be replaced; with it, files and folders of ours. Commands ask before they begin to work.
     """
+    if folder and not path.name or folder and os.path.ismount(path):
+        raise InputError(f"{path} is no folder of its own that could be replaced by the result; name one inside it")
     if path.exists() and not path.is_file() and not path.is_dir():
         raise InputError(f"{path} is a pipe or a device; results are written to files and folders")
     if path.is_dir() and not folder:
@@ -65,6 +67,8 @@ def refuse_existing(path: Path, overwrite: bool, *, folder: bool = False) -> Non
         raise InputError(f"{path} is neither an index nor a checkpoint; --overwrite does not replace such a folder")
     if not overwrite and path.exists() and not (path.is_dir() and not any(path.iterdir())):
         raise InputError(f"{path} exists; give --overwrite to replace it, or another name")
+    if folder and path.is_symlink() and not overwrite:
+        raise InputError(f"{path} is a link to an empty folder; name that folder itself")
     above = next(parent for parent in path.absolute().parents if parent.exists())
     if not above.is_dir():
         raise InputError(f"{path} cannot be written: {above} is a file")
@@ -283,6 +287,8 @@ def read_json(path: str | Path, what: str) -> dict[str, Any]:
         record = json.loads(path.read_text(encoding="utf-8"))
     except json.JSONDecodeError as error:
         raise InputError(f"{path}:{error.lineno}: not valid JSON ({error.msg})") from error
+    except UnicodeDecodeError as error:
+        raise InputError(f"{path}: not valid JSON (no UTF-8 text)") from error
     if not isinstance(record, dict):
         raise InputError(f"{path}:1: expected a JSON object, found {type(record).__name__}")
     return record

@@ -19,7 +19,7 @@ import click
 import numpy as np
 import numpy.typing as npt
 
-from pyserini_kd import blocks, inference, kinds, lucene, passages, sources, token_index, vectors
+from pyserini_kd import blocks, columns, inference, kinds, lucene, passages, sources, token_index, vectors
 from pyserini_kd.cli import command
 from pyserini_kd.data import Doc
 from pyserini_kd.dense_index import DenseIndex, load_encoder
@@ -120,7 +120,7 @@ def _unfinished(work: blocks.Work, kind: str) -> Path:
 
 def _save(work: blocks.Work, number: int, found: Floats) -> None:
     with atomic_file(work.path(number, "npy"), binary=True) as out:
-        np.save(out, found)
+        columns.save(out, found)
 
 
 def build_from_vectors(
@@ -231,6 +231,7 @@ def main(
         raise InputError("--faiss and --lucene-hnsw or -flat say where a dense index lives; not with --for or bm25")
     kind = in_lucene or faiss or "Flat"
     shard = _shard(shard_id, shard_num, overwrite)
+    blocks.mend(folder)
     if shard[1] == 1:
         refuse_existing(folder, overwrite, folder=True)
     started = time.monotonic()

@@ -15,7 +15,7 @@ import time
 from collections.abc import Iterator, Sequence
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -68,11 +68,32 @@ def new(width: int, kind: str) -> Any:
         raise InputError(f"--faiss {kind!r} is not a FAISS factory string for width {width} (Flat, HNSW32, SQ8 ...)") from None
     if index.metric_type != faiss.METRIC_INNER_PRODUCT:  # as of HNSW over PQ
         raise InputError(f"--faiss {kind!r}: FAISS has no such index for inner products")
+    _refuse_unfit(index, kind)
     for transform in _transforms(index):
         if not isinstance(transform, (faiss.OPQMatrix, faiss.RandomRotationMatrix, faiss.RemapDimensionsTransform)):
             name = type(transform).__name__.removesuffix("Matrix").removesuffix("Transform")
             raise InputError(f"--faiss {kind!r}: {name} changes inner products (it centres or scales); OPQ and RR rotate only")
     return index
+
+
+def _refuse_unfit(index: Any, kind: str) -> None:
+    """InputError for kinds that FAISS makes but that cannot be filled block by block, or not with such vectors."""
+    import faiss
+
+    inner: Any = _inner(index)
+    if isinstance(index, faiss.IndexIDMap) or isinstance(inner, faiss.IndexIDMap):
+        raise InputError(f"--faiss {kind!r}: ids are kept beside the index, in `docid`; leave IDMap out")
+    if isinstance(inner, faiss.IndexNSG):
+        raise InputError(f"--faiss {kind!r}: FAISS fills an NSG at once or not at all; take HNSW32")
+    if isinstance(inner, faiss.IndexHNSW):
+        graph: Any = inner.hnsw
+        if graph.cum_nneighbor_per_level.size() < 3 or graph.nb_neighbors(1) < 2:  # of each floor the sum so far, from 0 on
+            raise InputError(f"--faiss {kind!r}: a graph needs 2 links a document at least; take HNSW32")
+    if getattr(inner, "nlist", 1) < 1:
+        raise InputError(f"--faiss {kind!r}: there must be one inverted list at least")
+    storage: Any = faiss.downcast_index(inner.storage) if isinstance(inner, faiss.IndexHNSW) else inner
+    if getattr(getattr(storage, "sq", None), "qtype", None) == faiss.ScalarQuantizer.QT_8bit_direct:
+        raise InputError(f"--faiss {kind!r} takes whole numbers from 0 to 255; take SQ8")
 
 
 def _transforms(index: Any) -> list[Any]:
@@ -86,16 +107,20 @@ def _transforms(index: Any) -> list[Any]:
 
 
 def _inner(index: Any) -> Any:
-    """The index behind OPQ, PCA and the like."""
+    """The index behind OPQ and the like, and before the refinement of `,RFlat`."""
     import faiss
 
-    return faiss.downcast_index(index.index) if isinstance(index, faiss.IndexPreTransform) else index
+    while isinstance(index, (faiss.IndexPreTransform, faiss.IndexRefine)):
+        index = faiss.downcast_index(index.index if isinstance(index, faiss.IndexPreTransform) else index.base_index)
+    return index
 
 
 def vector_bytes(index: Any) -> int:
     """Bytes that each vector takes in the index, about: its code, its id in an inverted list, its links in an HNSW graph."""
     import faiss
 
+    if isinstance(index, faiss.IndexRefine):
+        return vector_bytes(faiss.downcast_index(index.base_index)) + 4 * index.d
     inner = _inner(index)
     if isinstance(inner, faiss.IndexHNSW):
         storage: Any = faiss.downcast_index(inner.storage)
@@ -176,8 +201,6 @@ def _write_faiss(
     Graphs, and product quantisation without lists, are built in memory; the others go to the file block by block. Training
     takes a uniform sample of all vectors, drawn with seed 0. HNSW is built by one thread: more build another graph each time.
     """
-    import faiss
-
     least, why = needed(index)
     if sum(sizes) < least:
         raise InputError(
@@ -201,8 +224,9 @@ def _write_faiss(
             return streamed.write(index, _loaded(blocks), sum(sizes), path)
         with _one_thread("HNSW" in kind):
             _fill(index, blocks, sizes, kept)
-        faiss.write_index(index, str(path))
-    except RuntimeError as error:  # FAISS's word for a full disk
+        with open(path, "wb") as out:
+            _write_index(index, out)
+    except RuntimeError as error:  # FAISS's word for what it cannot do
         raise InputError(f"{path} could not be written: {_last_line(error)}") from error
 
 
@@ -245,13 +269,33 @@ def _wind_forward(index: Any) -> None:
 
 
 def _keep(index: Any, path: Path) -> None:
-    import faiss
-
-    writer: Any = getattr(faiss, "PyCallbackIOWriter")  # noqa: B009 - its stubs do not know it
     for stray in path.parent.glob(f".{path.name}.*"):  # of a kill while it was written
         stray.unlink()
     with atomic_file(path, binary=True) as out:
-        faiss.write_index(index, writer(out.write))
+        _write_index(index, out)
+
+
+def _write_index(index: Any, out: IO[bytes]) -> None:
+    """`faiss.write_index` that fails where the disk is full: its own overlooks that the end of a file was lost."""
+    import faiss
+
+    failed: list[OSError] = []
+
+    def write(some: bytes) -> None:
+        try:
+            out.write(some)
+        except OSError as error:  # which FAISS would turn into one of its own
+            failed.append(error)
+            raise
+
+    writer: Any = getattr(faiss, "PyCallbackIOWriter")  # noqa: B009 - its stubs do not know it
+    try:
+        faiss.write_index(index, writer(write))
+        out.flush()
+    except RuntimeError:
+        if failed:
+            raise failed[0] from None
+        raise
 
 
 def _last_line(error: RuntimeError) -> str:

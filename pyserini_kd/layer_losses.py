@@ -3,7 +3,7 @@
 Jiao et al. 2020 (arXiv 1909.10351), as used by Gao et al. 2020 (arXiv 2007.11088) and Chen et al. 2021 (arXiv 2009.07531).
 A student of M layers and a teacher of N = k M: hidden state j follows hidden state jk (0 is the output of the embeddings),
 attention layer i follows the last layer of its block, ik + k - 1. The means run over padded positions too, as in the
-published code. BERT-like and DistilBERT encoders.
+published code, which pads every batch to one length. BERT-like and DistilBERT encoders.
 """
 
 from __future__ import annotations
@@ -73,21 +73,24 @@ def hidden_loss(student: Sequence[Tensor], teacher: Sequence[Tensor], projection
     return torch.stack(terms).sum()
 
 
-def attention_loss(student: Sequence[Tensor], teacher: Sequence[Tensor]) -> Tensor:
+def attention_loss(student: Sequence[Tensor], teacher: Sequence[Tensor], length: int | None = None) -> Tensor:
     """Sum over the student's layers of the mean squared distance of attention scores; masked entries count 0 on both sides.
 
-    student M tensors, teacher N tensors, all (P, heads, T, T).
+    student M tensors, teacher N tensors, all (P, heads, T, T). With `length` the mean is that over as many keys: what it would
+    be, but for chance, were these texts padded to that length. So it does not depend on what else is in a batch.
 
     >>> real, masked = torch.zeros(1, 1, 2, 1), torch.full((1, 1, 2, 1), -10000.0)
-    >>> float(attention_loss([torch.cat([real + 3, masked], -1)], [torch.cat([real + 1, masked - 7], -1)]))  # (4 + 0) / 2
-    2.0
+    >>> three, one = torch.cat([real + 3, masked], -1), torch.cat([real + 1, masked - 7], -1)
+    >>> float(attention_loss([three], [one])), float(attention_loss([three], [one], length=8))  # (4 + 0) / 2, 4 / 8
+    (2.0, 0.5)
     """
     if student[0].shape[1] != teacher[0].shape[1]:
         raise InputError(f"the student has {student[0].shape[1]} attention heads, the teacher {teacher[0].shape[1]}: "
                          f"the attention loss compares head by head")  # fmt: skip
     places = attention_map(len(student), len(teacher))
     terms = [F.mse_loss(_unmasked(own), _unmasked(teacher[i])) for own, i in zip(student, places, strict=True)]
-    return torch.stack(terms).sum()
+    tokens = student[0].shape[-1]
+    return torch.stack(terms).sum() * (tokens / (length or tokens))
 
 
 def _unmasked(scores: Tensor) -> Tensor:

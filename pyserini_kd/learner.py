@@ -101,6 +101,7 @@ class Learner(nn.Module):
         teacher_dropout: bool = False,
         temperature: float = 1.0,
         text: bool = False,
+        length: int | None = None,
         share: Share = WHOLE,
     ) -> None:
         """A learner.
@@ -113,11 +114,13 @@ class Learner(nn.Module):
             teacher_dropout: leave its dropout on, as the published TinyBERT scripts do by never calling eval().
             temperature: of the losses that take one.
             text: batches are plain text: only encoders run, and only layer losses make sense.
+            length: tokens that texts or pairs are cut to, by which the attention loss is averaged; None: by those of a batch.
             share: the part of each batch that this process works on.
         """
         super().__init__()
         self.student = model
         self.weights, self.score_scale, self.text, self.share = dict(losses), score_scale, text, share
+        self.length = length
         self.layers = [name for name in LAYER_LOSSES if name in losses]
         self.functions = {name: loss("listwise_ce" if name == "in_batch" else name, temperature)
                           for name in losses if name not in LAYER_LOSSES}  # fmt: skip
@@ -154,7 +157,7 @@ class Learner(nn.Module):
                 if name == "hidden":
                     value = layer_losses.hidden_loss(own_layers.hidden, live_layers.hidden, self.projection)
                 else:
-                    value = layer_losses.attention_loss(own_layers.attention, live_layers.attention)
+                    value = layer_losses.attention_loss(own_layers.attention, live_layers.attention, self.length)
                 value = value * ((end - start) / count)
                 terms[name] = (summed(value, self.share), value)
             if self.functions:

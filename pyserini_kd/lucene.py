@@ -194,9 +194,12 @@ def build_index(docs: Iterable[Doc], index_dir: str | Path, *, threads: int = 1,
             raise InputError("the collection has no documents")
         if empty:
             logger.warning("%d of %d documents are empty and were not indexed", empty, count)
-        _record(partial, count - empty)
+        indexed = _count(partial)
+        if lost := count - empty - indexed:
+            logger.warning("WARNING: Lucene refused %d documents (ids longer than 32,766 bytes, texts without a letter)", lost)
+        _record(partial, indexed)
     open_searcher.cache_clear()
-    return count - empty
+    return indexed
 
 
 def build_index_with_reader(
@@ -229,6 +232,18 @@ def build_index_with_reader(
         _record(partial, count)
     open_searcher.cache_clear()
     return count
+
+
+def _count(folder: Path) -> int:
+    """Documents in a Lucene index."""
+    from jnius import autoclass
+
+    directory = autoclass("org.apache.lucene.store.FSDirectory").open(autoclass("java.io.File")(str(folder)).toPath())
+    reader = autoclass("org.apache.lucene.index.DirectoryReader").open(directory)
+    try:
+        return int(reader.numDocs())
+    finally:
+        reader.close()
 
 
 def _record(folder: Path, count: int) -> None:

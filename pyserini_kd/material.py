@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -13,11 +14,13 @@ import numpy as np
 from pyserini_kd import passages, sources, triples
 from pyserini_kd.batches import Share
 from pyserini_kd.files import InputError, sha256, stamp
-from pyserini_kd.mine import Group, mine, read_candidates
+from pyserini_kd.mine import Group, left_out, mine, read_candidates
 from pyserini_kd.recipes import Stage
 from pyserini_kd.score_files import read_scores
 from pyserini_kd.stages import Material, TrainConfig, one_after_another, processes
 from pyserini_kd.triples import PlainTexts, Scores, Texts, Triples, load_texts
+
+logger = logging.getLogger(__name__)
 
 
 class Given(NamedTuple):
@@ -92,8 +95,10 @@ def _groups(given: Given, config: TrainConfig) -> Sequence[Group]:
     if given.candidates:
         return read_candidates(given.candidates)
     if given.qrels and given.topics:
-        return mine(sources.topics(given.topics), sources.qrels(given.qrels), [], sources.collection(given.collection),
-                    negatives=0, shared=config.batch_size, seed=config.seed).groups  # fmt: skip
+        mined = mine(sources.topics(given.topics), sources.qrels(given.qrels), [], sources.collection(given.collection),
+                     negatives=0, shared=config.batch_size, seed=config.seed)  # fmt: skip
+        logger.info("%d queries; %s", len(mined.groups), left_out(mined))
+        return mined.groups
     raise InputError("--candidates is needed (or --qrels, or a 5-column score file, which brings its own triples)")
 
 

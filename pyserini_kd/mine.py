@@ -53,6 +53,14 @@ class Mined(NamedTuple):
     equal_to_positive: int
 
 
+def left_out(mined: Mined) -> str:
+    """What is not among the groups, in words."""
+    return (
+        f"left out: {mined.without_positive} queries without a positive in the collection, "
+        f"{mined.without_negative} without a negative, {mined.equal_to_positive} documents equal to a positive"
+    )
+
+
 def mine(
     queries: Sequence[Query],
     qrels: Qrels,
@@ -238,6 +246,8 @@ def _json_group(line: str, where: str) -> Group:
         listed, labels, block = record["doc_ids"], record["labels"], record.get("block", -1)
         if not (isinstance(listed, list) and isinstance(labels, list) and all(type(n) is int for n in [*labels, block])):
             raise TypeError
+        if max(map(abs, [*labels, block])) >= 1 << 63:
+            raise OverflowError
         group = Group(str(record["query_id"]), [str(d) for d in listed], labels, block)
     except (KeyError, TypeError, ValueError, OverflowError):
         raise InputError(f"{where}: expected an object with query_id, doc_ids, labels and block") from None
@@ -329,10 +339,7 @@ def main(
     write_candidates(mined.groups, output, overwrite=overwrite)
     count = sum(len(group.doc_ids) for group in mined.groups)
     click.echo(f"{output}: {len(mined.groups)} queries, {count} documents to score")
-    click.echo(
-        f"left out: {mined.without_positive} queries without a positive in the collection, "
-        f"{mined.without_negative} without a negative, {mined.equal_to_positive} documents equal to a positive"
-    )
+    click.echo(left_out(mined))
 
 
 if __name__ == "__main__":

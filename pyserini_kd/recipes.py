@@ -68,10 +68,13 @@ class Recipe:
     l2_norm: bool | None = None  # None: as the starting checkpoint (students of the papers: False)
     distilled_start: bool = True  # whether the student may start from a distilled language model
 
-    def init(self) -> str:
+    def init(self, start_stage: int = 1) -> str:
         """The checkpoint to start from where none is named; InputError where it must not be that one."""
         if not self.distilled_start:
             raise InputError(f"recipe {self.name} must not start from a distilled language model, as {INIT} is; {ADVICE}")
+        if any(stage.text for stage in self.stages[start_stage - 1 : start_stage]):
+            raise InputError(f"recipe {self.name} distils a language model: say what the student starts from, --init "
+                             f"random:LAYERS/WIDTH or the --lm-teacher and some of its --layers")  # fmt: skip
         return INIT
 
     def describe(self) -> str:

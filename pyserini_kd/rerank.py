@@ -49,7 +49,9 @@ def rerank(
         depth: documents rescored a query.
         segment: `WORDS:STRIDE` cuts documents into passages (or finds them in the index), each scored with the query; None
             takes documents whole.
-        aggregate: how passages' scores become their document's: maxp, firstp, sump or avgp.
+        aggregate: how passages' scores become their document's: maxp, firstp, sump or avgp. The last two add a
+            cross-encoder's probabilities, not its logits, as Dai and Callan, and Chen et al., do: a sum of logits would hold
+            each irrelevant passage against its document.
         precision: arithmetic, as in `inference`.
         batch_size: pairs (or texts) a batch; by token budget where None.
         tag: the new run's tag.
@@ -76,6 +78,8 @@ def rerank(
     if not pairs:
         return Run.from_hits(tag, ((query_id, [], []) for query_id in top))
     scores = _scores(model, source, pairs, contents, precision=precision, batch_size=batch_size)
+    if segment and aggregate in passages.ADDED and model.architecture == "cross_encoder":
+        scores = (1 / (1 + np.exp(-scores.astype(np.float64)))).astype(np.float32)
     pieces = np.split(scores, np.cumsum([len(found) for found in candidates.values()])[:-1])
     rescored = Run.from_hits(tag, ((q, ids, s) for (q, ids), s in zip(candidates.items(), pieces, strict=True)))
     return passages.aggregate(rescored, aggregate) if segment else rescored

@@ -185,8 +185,9 @@ def run_stage(
     batches, collator, factor = _batches(config, stage, model, teacher, material, share)
     module = Learner(
         model, stage.losses, config.score_scale or 1.0, teacher=teacher, teacher_dropout=config.teacher_dropout,
-        temperature=config.temperature, text=stage.text, share=share,
+        temperature=config.temperature, text=stage.text, length=collator.length, share=share,
     )  # fmt: skip
+    _take_projection(module, partial, number)
     with one_after_another(share):
         resume = _last_state(folder, share)
     trainer, log = _trainer(config, stage, module, batches, collator, folder, share)
@@ -219,9 +220,29 @@ def run_stage(
         }
         if share.rank == 0:
             save_model(model, str(weights))
+            _keep_projection(module, partial, number)
             write_json(done, record)  # last: a stage without it is not done
             shutil.rmtree(folder)
     return record
+
+
+def _keep_projection(module: Any, partial: Path, number: int) -> None:
+    """Keep what a stage has learnt of mapping the student's states to the teacher's, for the next."""
+    from safetensors.torch import save_model
+
+    if hasattr(module, "projection"):
+        save_model(module.projection, str(partial / f"projection-{number}.safetensors"))
+
+
+def _take_projection(module: Any, partial: Path, number: int) -> None:
+    """Begin with the projection of the stage before, where that had one of this shape (TinyBERT's is part of its model)."""
+    from safetensors.torch import load_file
+
+    path = partial / f"projection-{number - 1}.safetensors"
+    if hasattr(module, "projection") and path.exists():
+        found, own = load_file(path), module.projection.state_dict()
+        if all(found[name].shape == tensor.shape for name, tensor in own.items()):
+            module.projection.load_state_dict(found)
 
 
 def _batches(
@@ -233,7 +254,7 @@ def _batches(
     groups, queries, docs, scores, texts, _ = material
     if stage.text:
         text_collator = TextCollator(model, config.train_len, share=share)
-        text_collator.text_len = min(text_collator.text_len, window_of(teacher))
+        text_collator.length = min(text_collator.length, window_of(teacher))
         return cut_texts(texts, config.batch_size, config.seed), text_collator, 1.0
     lengths = _lengths(groups, docs) if config.length_buckets else None
     batches = cut_batches(groups, config.batch_size, config.seed, lengths)
@@ -373,7 +394,7 @@ def _trainer(
                 sampler.num_processes, sampler.process_index = 1, 0
             return loader
 
-    steps = config.max_steps or max(1, math.ceil(len(batches) / config.accumulate * stage.epochs))
+    steps = config.max_steps or max(1, math.ceil(math.ceil(len(batches) / config.accumulate) * stage.epochs))
     arguments = transformers.TrainingArguments(
         output_dir=str(folder),
         per_device_train_batch_size=1,  # one item is one batch of groups

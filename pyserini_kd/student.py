@@ -17,7 +17,8 @@ logger = logging.getLogger(__name__)
 
 COLBERT_MASKS = 8  # [MASK] tokens after each query of a new ColBERT (Hofstätter et al. 2020)
 RANDOM = "random:"  # --init random:LAYERS/WIDTH
-DISTILLED_NAMES = ("minilm", "distilbert", "tinybert")  # how published distilled language models are called
+PUBLISHED = ("minilm", "tinybert-4l-312", "tinybert-6l-768", "distilbert")  # distilled language models of checkpoints.KNOWN
+DISTILLED_NAMES = ("minilm", "distilbert", "tinybert")  # how others are called
 
 
 def check_start(recipe: Recipe, stages: Sequence[Stage], config: TrainConfig) -> bool:
@@ -27,24 +28,40 @@ def check_start(recipe: Recipe, stages: Sequence[Stage], config: TrainConfig) ->
     from one and must not.
     """
     becomes = any(stage.text for stage in stages)
-    is_random = config.init.startswith(RANDOM)
-    of_teacher = not is_random and bool(config.teacher) and fingerprint(config.init) == fingerprint(str(config.teacher))
     known = looks = False
-    if not is_random and not of_teacher:
-        record = checkpoints.resolve(config.init) / "training.json"
-        ours = read_json(record, "record") if record.exists() else {}
-        known = fingerprint(config.init) == checkpoints.KNOWN[recipes.INIT].sha256 or bool(ours.get("distilled_lm"))
-        names = f"{Path(config.init).name} {checkpoints.name_of(checkpoints.resolve(config.init))}".lower()
-        looks = known or any(word in names for word in DISTILLED_NAMES)
+    if not config.init.startswith(RANDOM):
+        of_teachers = [fingerprint(name) for name in (config.teacher, config.lm_teacher) if name]
+        if fingerprint(config.init) not in of_teachers:
+            known, looks = _is_distilled(config.init)
     if known and not recipe.distilled_start:
         raise InputError(f"{recipe.name} must not start from a distilled language model, as {config.init} is; {recipes.ADVICE}")
     if looks and not recipe.distilled_start:
         logger.warning("WARNING: %s looks like a distilled language model; with it this is not %s: %s", config.init,
                        recipe.name, recipes.ADVICE)  # fmt: skip
+    if looks and becomes:
+        logger.warning("WARNING: %s looks like a distilled language model already; %s is meant to start from %s", config.init,
+                       recipe.name, recipe.start)  # fmt: skip
     skipped = any(stage.text for stage in recipe.stages) and not becomes  # by --start-stage
     if (recipe.start == recipes.DISTILLED or skipped) and not looks:
         logger.warning("%s is meant to start from %s; nothing says that %s is one", recipe.name, recipes.DISTILLED, config.init)
     return becomes or known
+
+
+def _is_distilled(name: str) -> tuple[bool, bool]:
+    """Whether a checkpoint is known to be a distilled language model, or to come from one; whether it looks like one."""
+    folder = checkpoints.resolve(name)
+    record = folder / "training.json"
+    ours = read_json(record, "record") if record.exists() else {}
+    called = {each.lower() for each in (name, Path(name).name, checkpoints.name_of(folder))}
+    known = fingerprint(name) == checkpoints.KNOWN[recipes.INIT].sha256 or bool(ours.get("distilled_lm"))
+    known = known or not ours and bool(called & _published())
+    return known, known or any(word in each for word in DISTILLED_NAMES for each in called)
+
+
+def _published() -> set[str]:
+    """What the published distilled language models are called: our names, hub ids, folders of that name."""
+    hubs = {str(checkpoints.KNOWN[name].hub).lower() for name in PUBLISHED}
+    return {*PUBLISHED, *hubs, *(hub.rpartition("/")[2] for hub in hubs)}
 
 
 def load_teachers(config: TrainConfig, stages: Sequence[Stage]) -> dict[bool, Any]:

@@ -22,7 +22,7 @@ import numpy as np
 
 from pyserini_kd import evaluate, inference, passages, sources
 from pyserini_kd.cli import Runs, command
-from pyserini_kd.columns import column, let_go, spans
+from pyserini_kd.columns import column, let_go, save, spans
 from pyserini_kd.data import Doc, Qrels, Query, id_hash
 from pyserini_kd.dense_index import DenseIndex, check_encoder
 from pyserini_kd.files import (
@@ -163,7 +163,7 @@ def score_checkpoint(
             scores[some][fresh] = found
         if path is not None:
             with atomic_file(path, binary=True) as out:
-                np.save(out, scores[some])
+                save(out, scores[some])
         let_go(scores, texts)
     if same:
         logger.info("%s: %d of %d pairs were scored before", name, before, len(pairs))

@@ -173,7 +173,7 @@ def build(
                 with open(tokens, "rb") as part:
                     shutil.copyfileobj(part, out, 1 << 20)
                 ends = n_tokens + np.cumsum(np.fromfile(lengths, dtype="<i8"))
-                ends.astype("<i8").tofile(offsets)
+                offsets.write(ends.astype("<i8").tobytes())
                 n_tokens = int(ends[-1])
         return {"kind": "tokens", "width": model.width, "n_tokens": n_tokens}
 

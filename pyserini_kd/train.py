@@ -21,6 +21,7 @@ from typing import Any
 import click
 
 from pyserini_kd import passages, recipes, sources
+from pyserini_kd.batches import pair_length
 from pyserini_kd.cli import Runs, command
 from pyserini_kd.files import (
     InputError,
@@ -54,7 +55,7 @@ from pyserini_kd.validation import Dev, check_dev, read_dev
 
 logger = logging.getLogger(__name__)
 
-OURS = ("stage-", ".config.json.")  # how names begin in a folder of resume state without its record, after a kill
+OURS = ("stage-", "projection-", ".config.json.")  # how names begin in resume state without its record, after a kill
 
 
 @contextlib.contextmanager
@@ -117,8 +118,7 @@ def train(
     recipes.check_student(recipe, config.architecture)
     stages = config.stages(recipe)
     check_dev(dev, config.architecture)
-    if dev is None and any(stage.schedule == "plateau" for _, stage in stages):
-        raise InputError("--schedule plateau follows measures on dev topics: give --dev-topics and --dev-qrels")
+    _refuse_without_effect(config, [stage for _, stage in stages], dev)
     scores = _checked_inputs(config, [stage for _, stage in stages], groups, scores, texts)
     teachers = load_teachers(config, [stage for _, stage in stages])
     refuse_ignored(config)
@@ -131,6 +131,8 @@ def train(
     for _, stage in stages:
         if stage.needs_layers:
             learner.check_layers(model, teachers[stage.text], stage.losses)
+            if not stage.text:  # before the stages that come first are trained
+                pair_length(model, config.train_len, teachers[False])
     partial = output.with_name(output.name + ".partial")
     with one_after_another(share):
         _prepare(partial, config, {"data": dict(data or {}), "made_from": made_from})
@@ -201,6 +203,16 @@ def _checked_inputs(
             "weight in teach, or say with --score-scale what the student's scores are to be multiplied by"
         )
     return scores
+
+
+def _refuse_without_effect(config: TrainConfig, stages: Sequence[Stage], dev: Dev | None) -> None:
+    """InputError for settings that wait for what is not there."""
+    if dev is None and any(stage.schedule == "plateau" for stage in stages):
+        raise InputError("--schedule plateau follows measures on dev topics: give --dev-topics and --dev-qrels")
+    if dev is None and config.patience:
+        raise InputError("--patience counts measures on dev topics: give --dev-topics and --dev-qrels")
+    if config.temperature != 1.0 and not any(loss in recipes.TEMPERED for stage in stages for loss in stage.losses):
+        raise InputError(f"--temperature is of {', '.join(recipes.TEMPERED)}; recipe {config.recipe} has none of them")
 
 
 def _prepare(partial: Path, config: TrainConfig, about: Mapping[str, Any]) -> None:
@@ -374,7 +386,7 @@ def main(
         raise click.UsageError(f"Missing option {', '.join(absent)}.")
     chosen = recipes.with_losses(recipes.get(recipe), options["losses"])
     options["architecture"] = options["architecture"] or chosen.student
-    options["init"] = options["init"] or chosen.init()
+    options["init"] = options["init"] or chosen.init(options["start_stage"])
     config = TrainConfig(recipe=recipe, layers=parse_layers(layers), **options)
     stages = [stage for _, stage in config.stages(chosen)]
     on_candidates = any(not stage.text for stage in stages)

@@ -24,6 +24,7 @@ import numpy as np
 import numpy.typing as npt
 from tqdm import tqdm
 
+from pyserini_kd import columns
 from pyserini_kd.data import Doc, Query, id_hash, merge_into, numbered_lines
 from pyserini_kd.files import InputError, read_json, require_file, write_json
 from pyserini_kd.mine import Group
@@ -103,7 +104,7 @@ class Texts(Mapping[str, str]):
                 end += out.write(f"{text_id}\n{text}".encode())
                 ends.append(end)
                 hashes.append(id_hash(text_id))
-        np.save(folder / "ends.npy", np.array(ends))
+        cls._save(folder / "ends.npy", np.array(ends))
         del ends
         found = np.array(hashes)
         order = np.argsort(found)
@@ -111,9 +112,14 @@ class Texts(Mapping[str, str]):
         twice = np.flatnonzero(found[1:] == found[:-1])
         if len(twice):  # for all of MS MARCO, once in 500,000 collections
             raise InputError(f"{label}: rename the {order[twice[0]] + 1}th id: its hash is another's")
-        np.save(folder / "hashes.npy", found)
-        np.save(folder / "rows.npy", order.astype(np.int32))
+        cls._save(folder / "hashes.npy", found)
+        cls._save(folder / "rows.npy", order.astype(np.int32))
         return cls(folder)
+
+    @staticmethod
+    def _save(path: Path, numbers: npt.NDArray[Any]) -> None:
+        with open(path, "wb") as out:
+            columns.save(out, numbers)
 
     def rows(self, ids: Sequence[str]) -> Rows:
         """Row of each id, -1 for those that are not there."""

@@ -17,7 +17,7 @@ import faiss
 import numpy as np
 import pytest
 
-from pyserini_kd import blocks, index, kinds, streamed
+from pyserini_kd import blocks, columns, index, kinds, streamed
 from pyserini_kd.data import Doc
 from pyserini_kd.dense_index import DenseIndex
 from pyserini_kd.files import InputError
@@ -108,7 +108,7 @@ def test_killed_at_any_moment_and_started_again(tmp_path, kind, one_thread):
     assert len(encoded) <= N // 10 + 2  # each kill costs one block at most
 
 
-@pytest.mark.parametrize("kind", ["Flat", "SQ8", "IVF8,Flat", "IVF8,PQ4x4", "PQ4x4", "HNSW8", "HNSW8_SQ8"])
+@pytest.mark.parametrize("kind", ["Flat", "SQ8", "IVF8,Flat", "IVF8,PQ4x4", "PQ4x4", "HNSW8", "HNSW8_SQ8", "RR8,HNSW8,RFlat"])
 @pytest.mark.parametrize("after", [0, 3])
 def test_cut_short_while_it_is_put_together(tmp_path, monkeypatch, kind, after, one_thread):
     build(docs(), tmp_path / "whole", kind)
@@ -128,7 +128,7 @@ def test_cut_short_while_it_is_put_together(tmp_path, monkeypatch, kind, after, 
             build(docs(), tmp_path / "cut", kind)
     assert not (tmp_path / "cut").exists()
     is_trained, sampled, sample = kind not in ("Flat", "HNSW8"), [], kinds._sample
-    in_memory = kind.startswith(("HNSW", "PQ")) and after > 0
+    in_memory = kind.startswith(("HNSW", "PQ", "RR8")) and after > 0
     assert len(list(tmp_path.glob(".cut.partial/*.unfinished"))) == (is_trained or in_memory)
     monkeypatch.setattr(kinds, "_sample", lambda *args: sampled.append(args[-1]) or sample(*args))
     monkeypatch.setattr(index, "np", None)  # no block is made again
@@ -203,6 +203,68 @@ def test_others_with_other_settings_are_refused_while_one_is_alive(tmp_path):
                     pass
     with blocks.open_work(folder, {"precision": "bf16"}, {"faiss": "Flat"}) as work:  # nobody there any more
         assert work.left() == 0
+
+
+def test_blocks_of_other_settings_are_kept_until_the_user_says_otherwise(tmp_path):
+    folder, settings = tmp_path / "x", {"block": 10, "store_docs": True, "encoder": {"name": "a", "sha256": "1"}}
+    with pytest.raises(KeyboardInterrupt), blocks.open_work(folder, settings, {}) as work:
+        (work.folder / "000000.sha256").write_text("0")
+        raise KeyboardInterrupt
+    for change, word in (({"store_docs": False}, "store_docs: True, here False"), ({"encoder": {"name": "a", "sha256": "2"}}, "sha256: 1, here 2")):
+        with pytest.raises(InputError, match=f"holds 1 finished blocks made with another {word}; go on with the same, or remove"):
+            with blocks.open_work(folder, settings | change, {}):
+                pass
+    with blocks.open_work(folder, settings, {}) as work:
+        assert (work.folder / "000000.sha256").exists()
+    with blocks.open_work(folder, settings | {"store_docs": False}, {}, overwrite=True) as work:
+        assert not (work.folder / "000000.sha256").exists()
+
+
+def test_an_error_in_one_process_leaves_the_folder_to_the_others(tmp_path):
+    folder, settings = tmp_path / "x", {"block": 10, "store_docs": True}
+
+    def broken():
+        yield Doc("d0", "", "0")
+        raise InputError("docs.jsonl:2: no")
+
+    with blocks.open_work(folder, settings, {"index": "Flat", "collection": "", "segment": None, "collection_stamp": ""}) as other:
+        with pytest.raises(InputError, match="jsonl:2"):
+            build(broken(), folder)
+        assert other.is_there()
+    with pytest.raises(InputError, match="jsonl:2"):
+        build(broken(), folder)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_full_disk_is_noticed_at_the_end_of_a_file(tmp_path):
+    made = kinds.new(WIDTH, "HNSW8")
+    made.add(np.stack([vector(n) for n in range(20)]))
+    with open(tmp_path / "index", "wb") as out:
+        kinds._write_index(made, out)
+    faiss.write_index(made, str(tmp_path / "faiss"))
+    assert (tmp_path / "index").read_bytes() == (tmp_path / "faiss").read_bytes()
+    array = np.arange(12, dtype="f4").reshape(3, 4)
+    with open(tmp_path / "a.npy", "wb") as out:
+        columns.save(out, array.T)
+    assert np.array_equal(np.load(tmp_path / "a.npy"), array.T)
+    for write in (lambda out: kinds._write_index(made, out), lambda out: (columns.save(out, array), out.flush())):
+        out = open("/dev/full", "wb")  # noqa: SIM115 - closing it fails too
+        with pytest.raises(OSError, match="No space left"):
+            write(out)
+        with contextlib.suppress(OSError):
+            out.close()
+
+
+def test_what_a_kill_left_in_its_last_moment_goes_when_the_command_runs_again(tmp_path, invoke, tiny_dot, files):
+    words = ["--collection", files["docs"], "--encoder", tiny_dot, "--index", tmp_path / "x"]
+    assert invoke(index.main, *words).exit_code == 0
+    gone = tmp_path / ".x.partial.gone"
+    gone.mkdir()
+    (gone / "users").touch()
+    (gone / "000000.npy").write_bytes(b"x")
+    result = invoke(index.main, *words)
+    assert result.exit_code == 2 and "exists; give --overwrite" in result.output
+    assert not gone.exists()
 
 
 def test_a_collection_that_changes_meanwhile_is_noticed(tmp_path):
@@ -395,7 +457,7 @@ def test_a_kill_while_old_blocks_are_cleared_away_leaves_nothing_that_seems_whol
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr(Path, "unlink", dying)
-        with blocks.open_work(folder, {"other": 1}, {}):
+        with blocks.open_work(folder, {"other": 1}, {}, overwrite=True):
             pass
     assert build(docs(), folder) == N and same(folder, tmp_path / "whole")
 
@@ -429,7 +491,8 @@ def test_too_few_documents_for_a_kind(tmp_path, kind, message):
 
 @pytest.mark.parametrize(
     ("kind", "message"),
-    [("HNSW32,PQ4", "no such index for inner products"), ("RQ2x8", "cannot be trained on 50 documents: .*"), ("Flt", "not a FAISS factory string")],
+    [("HNSW32,PQ4", "no such index for inner products"), ("HNSW1", "2 links"), ("IVF0,Flat", "one inverted list"), ("NSG16", "at once or not at all"),
+     ("IDMap,Flat", "leave IDMap out"), ("IVF4,SQ8_direct", "whole numbers from 0 to 255"), ("RQ2x8", "cannot be trained on 50 documents: .*"), ("Flt", "not a FAISS factory string")],
 )
 def test_a_kind_that_cannot_be_loses_no_vectors(tmp_path, kind, message):
     with pytest.raises(InputError, match=message):

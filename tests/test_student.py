@@ -81,8 +81,11 @@ def test_bounded_scores_are_refused_or_scaled(tmp_path, invoke, files, data, lik
     live = dataclasses.replace(config, teacher=str(tmp_path / "cosine"))
     with pytest.raises(InputError, match=r"gives cosines in \[-1, 1\]: say with --score-scale"):
         train.train(live, *data, tmp_path / "z")
+    with pytest.raises(InputError, match="--temperature is of soft_ranknet, .*; recipe margin-mse has none of them"):
+        train.train(dataclasses.replace(live, temperature=0.1), *data, tmp_path / "z")
+    mixed = dataclasses.replace(live, losses=("soft_ranknet=1",), temperature=0.1)  # which margin-mse takes no notice of
     with pytest.raises(InputError, match=r"gives cosines in \[-1, 1\]: say with --score-scale"):
-        train.train(dataclasses.replace(live, temperature=0.1), *data, tmp_path / "z")  # which margin-mse takes no notice of
+        train.train(mixed, *data, tmp_path / "z")
     train.train(dataclasses.replace(live, score_scale=0.05), *data, tmp_path / "z")
     soft = dataclasses.replace(live, recipe="uniform", losses=("margin_mse=none", "soft_ranknet=1"), temperature=0.1)
     train.train(soft, *data, tmp_path / "soft")

@@ -321,7 +321,7 @@ def _load_encoder(
     if architecture == "prettr" and not (folder / HEAD).exists() and overrides.get("max_doc_len") is None:
         room = config.max_position_embeddings - settings.max_query_len - settings.masks
         settings = dataclasses.replace(settings, max_doc_len=min(settings.max_doc_len, room))
-    if max(settings.max_doc_len, settings.max_query_len) > config.max_position_embeddings:
+    if max(settings.max_doc_len, settings.max_query_len + getattr(settings, "masks", 0)) > config.max_position_embeddings:
         raise InputError(f"{folder} reads {config.max_position_embeddings} tokens at most; a longer length was asked for")
     model = model_class(encoder, _tokenizer(folder), settings)
     if (folder / HEAD).exists() and architecture_of(folder) == architecture and getattr(model, "head", None) is not None:

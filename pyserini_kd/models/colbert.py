@@ -26,6 +26,12 @@ class ColBertSettings(EncoderSettings):
     masks: int = 0  # [MASK] tokens appended to every query, beyond max_query_len
     width: int | None = None  # of a token's vector, by a learned projection; None: the encoder's, without one
 
+    def __post_init__(self) -> None:
+        """Check the width."""
+        super().__post_init__()
+        if self.width is not None and self.width < 1:
+            raise ValueError("width must be 1 at least")
+
 
 class ColBert(nn.Module):
     """Token vectors from a shared encoder."""

@@ -93,7 +93,10 @@ def load(
     width = weights["compressor.weight"].shape[0]
     if given.get("width", width) != width:
         raise InputError(f"checkpoint {folder} compresses to {width} numbers a token, not to {given['width']}")
-    colbert = ColBert(encoder, tokenizer, ColBertSettings(masks=given.get("masks", MASKS), width=width, **lengths))
+    settings = ColBertSettings(masks=given.get("masks", MASKS), width=width, **lengths)
+    if settings.max_query_len + settings.masks > window:
+        raise InputError(f"{folder} reads {window} tokens at most; a longer length was asked for")
+    colbert = ColBert(encoder, tokenizer, settings)
     head: Any = colbert.head
     head.load_state_dict({name: weights[f"compressor.{name}"].float() for name in ("weight", "bias")})
     return colbert

@@ -30,6 +30,12 @@ class TkSettings(EncoderSettings):
     heads: int = 10
     feed_forward: int = 300
 
+    def __post_init__(self) -> None:
+        """Check that there are some of each."""
+        super().__post_init__()
+        if min(self.layers, self.heads, self.feed_forward) < 1:
+            raise ValueError("layers, heads and feed_forward must be 1 at least")
+
 
 class Tk(nn.Module):
     """Contextualised word vectors, compared by 11 kernels."""
