@@ -9,7 +9,7 @@ import pytest
 import torch
 from conftest import cross, save_cross, stages_of
 
-from pyserini_kd import batches, inference, learner, mine, recipes, score_files, student, train
+from pyserini_kd import batches, inference, layer_losses, learner, mine, recipes, score_files, stages, student, train
 from pyserini_kd.files import InputError
 from pyserini_kd.models import bert, checkpoints
 from pyserini_kd.stages import TrainConfig
@@ -231,3 +231,86 @@ def test_what_is_set_reaches_the_losses(tmp_path, data, scores, tokenizer, tiny_
     assert dropped["hidden"] != plain["hidden"] == heavy["hidden"]
     n_batches = len(batches.cut_batches(data[0], 5, 0))
     assert first("standard-kd", max_steps=None, epochs=1.5, batch_size=5)["steps"] == math.ceil(1.5 * n_batches)
+
+
+def test_the_attention_loss_does_not_depend_on_what_a_batch_is_padded_to(tiny_cross, teacher, data):
+    groups, queries, docs = data
+    model, big = checkpoints.load(str(tiny_cross)), checkpoints.load(teacher)
+    collator = batches.Collator(model, queries, docs, teacher=big, same_inputs=True)
+    module = learner.Learner(model, {"attention": 1.0}, teacher=big, length=collator.length)
+    short = {who: dict(tokens) for who, tokens in collator([groups[:2]]).items() if isinstance(tokens, dict)}
+    found = []
+    for more in (0, collator.length - short["student"]["input_ids"].shape[1]):
+        longer = {who: {name: torch.nn.functional.pad(t, (0, more)) for name, t in tokens.items()} for who, tokens in short.items()}
+        _, own, _, theirs = module._run_both(longer)
+        found.append(layer_losses.attention_loss(own.attention, theirs.attention, module.length).item())
+    assert found[0] == pytest.approx(found[1], rel=0.2)  # 4 times as long: padded tokens ask too, of real ones only
+    assert found[1] == pytest.approx(layer_losses.attention_loss(own.attention, theirs.attention).item())
+
+
+def test_the_projection_goes_on_from_one_stage_to_the_next(tmp_path, data, teacher, monkeypatch):
+    """What maps the student's states to the teacher's is learnt once, also when the run is cut between the stages."""
+    taken, settings = [], {"lm_teacher": teacher, "teacher": teacher, "max_steps": 2, "lr": 1e-2, "losses": ("soft_ce=none",)}
+    take = stages._take_projection
+
+    def spy(module, partial, number):
+        fresh = module.projection.weight.clone()
+        take(module, partial, number)
+        taken.append((number, fresh, module.projection.weight.clone(), module))
+
+    monkeypatch.setattr(stages, "_take_projection", spy)
+    config = cross("lm+ranker-distill", "random:2/16", **settings)
+    whole = train.train(config, *data, tmp_path / "whole", texts=list(data[2].values()))
+    (_, fresh, begun, first), (_, other, went_on, _) = taken
+    assert torch.equal(fresh, begun) and not torch.equal(other, went_on)
+    assert torch.equal(went_on, first.projection.weight)
+    run = train.run_stage
+
+    def dying(config, number, *rest):
+        if number == 2:
+            raise KeyboardInterrupt
+        return run(config, number, *rest)
+
+    monkeypatch.setattr(train, "run_stage", dying)
+    with pytest.raises(KeyboardInterrupt):
+        train.train(config, *data, tmp_path / "cut", texts=list(data[2].values()))
+    monkeypatch.setattr(train, "run_stage", run)
+    assert checkpoints.fingerprint(train.train(config, *data, tmp_path / "cut", texts=list(data[2].values()))) == checkpoints.fingerprint(whole)
+
+
+def test_a_ranker_that_reads_less_is_refused_before_the_language_model_is_distilled(tmp_path, data, tokenizer, lm):
+    (short := checkpoints.load(str(save_cross(tokenizer, tmp_path / "short", layers=2)))).max_len = 20
+    checkpoints.save(short, tmp_path / "ranker")
+    config = cross("lm+ranker-distill", "random:2/16", lm_teacher=lm, teacher=str(tmp_path / "ranker"), max_steps=1)
+    with pytest.raises(InputError, match=r"the teacher reads 20 tokens a pair, the student \d+: .* give --train-length 20"):
+        train.train(config, *data, tmp_path / "out", texts=list(data[2].values()))
+    assert not list(tmp_path.glob("out*"))
+    train.train(dataclasses.replace(config, train_len=20), *data, tmp_path / "out", texts=list(data[2].values()))
+
+
+def test_accumulated_batches_do_not_shorten_an_epoch(tmp_path, data, tiny_cross):
+    """Trainer ends an epoch's last group of batches with the epoch."""
+    config = cross("ranknet", tiny_cross, batch_size=2, max_steps=None, epochs=3, lr=1e-9)
+    n_batches = len(batches.cut_batches(data[0], 2, 0))
+    for accumulate in (1, 2, n_batches - 1):
+        (stage,) = stages_of(train.train(dataclasses.replace(config, accumulate=accumulate), *data, tmp_path / "out", overwrite=True))
+        assert stage["steps"] == 3 * math.ceil(n_batches / accumulate)
+
+
+def test_settings_that_would_change_nothing_are_refused(tmp_path, data, tiny_dot, tiny_cross):
+    for settings, message in (
+        ({"patience": 2}, "--patience counts measures on dev topics"),
+        ({"temperature": 5.0}, "--temperature is of soft_ranknet"),
+    ):
+        with pytest.raises(InputError, match=message):
+            train.train(cross("ranknet", tiny_cross, **settings), *data, tmp_path / "x")
+    for architecture, setting, message in (
+        ("tk", "layers=0", "must be 1 at least"),
+        ("tk", "heads=0", "must be 1 at least"),
+        ("tk", "feed_forward=0", "must be 1 at least"),
+        ("colbert", "width=0", "must be 1 at least"),
+        ("colbert", "masks=600", "a longer length was asked for"),
+    ):
+        with pytest.raises(InputError, match=message):
+            train.train(TrainConfig("ranknet", str(tiny_dot), architecture, settings=(setting,), max_steps=1), *data, tmp_path / "x")
+    assert not list(tmp_path.glob("x*"))

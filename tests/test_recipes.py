@@ -1,5 +1,7 @@
 """Recipes: what the papers' procedures consist of, and what --loss makes of them."""
 
+import re
+
 import pytest
 
 from pyserini_kd import losses, recipes
@@ -66,6 +68,15 @@ def test_losses_are_switched_by_name():
         changed("uniform", "none")
     with pytest.raises(InputError, match="plain text"):
         changed("lm-distill", "bce=1")
+
+
+def test_where_no_start_is_named():
+    assert recipes.get("tinybert").init() == recipes.get("lm+ranker-distill").init(start_stage=2) == "minilm"
+    with pytest.raises(InputError, match="must not start from a distilled language model"):
+        recipes.get("ranker-distill").init()
+    for name in ("lm-distill", "lm-distill+ft", "lm+ranker-distill"):
+        with pytest.raises(InputError, match=f"recipe {re.escape(name)} distils a language model: say what the student starts from"):
+            recipes.get(name).init()
 
 
 def test_students_that_do_not_fit_are_refused():

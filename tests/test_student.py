@@ -181,6 +181,12 @@ def test_what_a_recipe_starts_from_is_seen_and_said(tmp_path, tokenizer, data, t
     for init in ("minilm", checkpoints.resolve("minilm"), distilled):
         with pytest.raises(InputError, match="must not start from a distilled language model, as "):
             trained("ranker-distill", init)
+    named = save_cross(tokenizer, tmp_path / "TinyBERT_General_4L_312D", layers=2)
+    with pytest.raises(InputError, match="must not start from a distilled language model, as .*312D is"):
+        trained("ranker-distill", named)
+    assert trained("standard-kd", named) == (True, False)  # where it comes from is not forgotten
+    assert trained("ranker-distill", save_cross(tokenizer, tmp_path / "my-tinybert", layers=2)) == (False, False)
+    assert "looks like a distilled language model; with it this is not ranker-distill" in caplog.text
 
 
 @pytest.mark.parametrize("match_scale", [None, False])
