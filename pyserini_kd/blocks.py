@@ -16,7 +16,7 @@ import logging
 import os
 import shutil
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator
 from itertools import islice
 from pathlib import Path
 from typing import IO, Any
@@ -30,6 +30,7 @@ from pyserini_kd.files import (
     atomic_file,
     command_line,
     comparable,
+    difference,
     environment,
     is_at,
     put_back,
@@ -181,7 +182,7 @@ def open_work(
                 break
         found = read_json(folder / "settings.json", "settings")
         if found != wanted:
-            raise InputError(f"another process is writing {result} with {_difference(wanted, found)}")
+            raise InputError(f"another process is writing {result} with {difference(wanted, found)}")
         yield Work(folder, users, stack.enter_context(open(folder / "blocks", "ab")))
 
 
@@ -321,17 +322,6 @@ def _merge_docs(work: Work, new: Path, store_docs: bool) -> None:
                 out.writelines(lines)
 
 
-def _difference(wanted: Mapping[str, Any], found: Mapping[str, Any]) -> str:
-    """The first setting that is not the same, in words."""
-    for name, mine in wanted.items():
-        theirs = found.get(name)
-        if isinstance(mine, dict) and isinstance(theirs, dict) and mine != theirs:
-            return _difference(mine, theirs)
-        if mine != theirs:
-            return f"another {name}: {theirs}, here {mine}"
-    return "other settings"
-
-
 def _keep_or_clear(folder: Path, wanted: dict[str, Any], overwrite: bool) -> None:
     record = folder / "settings.json"
     known = read_json(record, "settings") if record.exists() else {}
@@ -340,7 +330,7 @@ def _keep_or_clear(folder: Path, wanted: dict[str, Any], overwrite: bool) -> Non
         if done:
             logger.info("going on from %d finished blocks", done)
     elif done and not overwrite:
-        other = _difference({"blocks": wanted["blocks"]}, known)
+        other = difference({"blocks": wanted["blocks"]}, known)
         raise InputError(f"{folder} holds {done} finished blocks made with {other}; go on with the same, or remove that "
                          f"folder (or give --overwrite) to start anew")  # fmt: skip
     else:

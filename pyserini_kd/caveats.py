@@ -8,12 +8,12 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Iterator, Mapping, Sequence
-from itertools import pairwise
+from itertools import pairwise, takewhile
 from pathlib import Path
 from typing import Any
 
 from pyserini_kd import sources
-from pyserini_kd.data import Qrels
+from pyserini_kd.data import Qrels, numbered_lines
 from pyserini_kd.files import InputError, home, read_json, record_path
 from pyserini_kd.measures import PRESETS, Measure
 from pyserini_kd.runs import Run
@@ -26,7 +26,7 @@ JUDGED_SHARE = 0.8
 
 
 def of_run(run: Run, qrels: Qrels) -> list[str]:
-    """Ties at the top, holes in the judgements at the top, judged queries that the run lacks."""
+    """Ties at the top, holes in the judgements at the top, judgements of other documents, judged queries that the run lacks."""
     judged = [query_id for query_id in qrels if query_id in run]
     missing = [query_id for query_id in qrels if query_id not in run]
     found = []
@@ -39,9 +39,28 @@ def of_run(run: Run, qrels: Qrels) -> list[str]:
         n_hits = sum(len(doc_ids) for _, doc_ids in tops)
         if n_judged < JUDGED_SHARE * n_hits:
             found.append(f"only {n_judged} of {n_hits} documents in the top {TOP} are judged; the others count as irrelevant")
+    if not any(doc_id in set(run[query_id].doc_ids) for query_id in judged for doc_id in qrels[query_id]):
+        doc_id = next(iter(qrels[judged[0]]), "") if judged else ""
+        found.append(f"holds no judged document at all, e.g. not {doc_id}: are the judgements of another collection?")
     if missing:
         found.append(f"lacks {len(missing)} of {len(qrels)} judged queries, e.g. {missing[0]}; they count 0")
     return found
+
+
+def of_ranks(path: str | Path) -> list[str]:
+    """Ranks that run against the scores, as of a file with distances; the first query's lines tell."""
+    lines = (line.split() for _, line in numbered_lines(Path(path), "run file") if not line.startswith("#"))
+    first = next((words for words in lines if len(words) == 6), None)
+    if first is None:
+        return []
+    query = [first, *takewhile(lambda words: words[0] == first[0], lines)]
+    try:
+        scores = [float(words[4]) for words in sorted(query, key=lambda words: int(words[3]))]
+    except (ValueError, IndexError):
+        return []
+    if scores[0] < scores[-1] and scores == sorted(scores):
+        return ["the better its rank the lower a document's score (first query): the scores decide, not the ranks"]
+    return []
 
 
 def _is_tied(scores: Sequence[float]) -> bool:

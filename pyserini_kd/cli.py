@@ -23,6 +23,11 @@ class UserError(click.ClickException):
     exit_code = 2
 
 
+def typed(parameter: str) -> bool:
+    """Whether the user gave a parameter of the running command, and has not just its default."""
+    return click.get_current_context().get_parameter_source(parameter) is not click.core.ParameterSource.DEFAULT
+
+
 def command(name: str, example: str, epilog: str = "", **settings: Any) -> Callable[[Callable[..., Any]], click.Command]:
     """A click command whose help ends with an example and which turns InputError and OSError into UserError."""
 
@@ -48,7 +53,8 @@ def command(name: str, example: str, epilog: str = "", **settings: Any) -> Calla
                     raise
                 raise UserError(f"the disk is full: {str(error).splitlines()[0]}") from error
             except KeyboardInterrupt:
-                click.echo("Interrupted; no file or folder was left half-written under its final name.", err=True)
+                more = "Training, teaching and dense indexing go on from there when the same command is started again."
+                click.echo(f"Interrupted; no file or folder was left half-written under its final name. {more}", err=True)
                 sys.exit(130)
 
         text = "\b\n" + f"Example: {example}" + (f"\n\n{epilog}" if epilog else "")

@@ -373,8 +373,10 @@ def numbered_lines(path: Path, what: str, blank: bool = False) -> Iterator[tuple
         raise InputError(f"{path}: not a complete gzip file") from None
 
 
-_ID_COLUMNS = {"id", "_id", "docid", "doc_id", "docno", "pid", "qid", "query_id", "query-id", "topic_id"}
-_TEXT_COLUMNS = {"text", "contents", "content", "body", "passage", "title", "url", "query", "question", "description"}
+_ID_COLUMNS = {"id", "_id", "doc", "docid", "doc_id", "docno", "document_id", "pid", "passage_id", "ticket", "ticket_id"}
+_ID_COLUMNS |= {"qid", "query_id", "query-id", "topic_id"}
+_TEXT_COLUMNS = {"text", "contents", "content", "body", "passage", "title", "subject", "abstract", "url", "description"}
+_TEXT_COLUMNS |= {"query", "question"}
 
 
 def _refuse_header(fields: list[str], where: str) -> None:

@@ -492,7 +492,7 @@ def _evaluate_files(
             raise InputError(f"{path}: {error}") from error
         if cross_check:
             _cross_check(path, run, judgements, found[path].results)
-        for line in (*caveats.of_run(run, judgements), *caveats.of_training(path, run, qrels)):
+        for line in (*caveats.of_run(run, judgements), *caveats.of_ranks(path), *caveats.of_training(path, run, qrels)):
             logger.warning("%s: %s", path, line)
         covered[path], depths[path] = run.keys() & judgements.keys(), run.depth
     check_common_topics(covered)

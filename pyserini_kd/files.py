@@ -19,7 +19,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import IO, Any
 
@@ -228,6 +228,17 @@ def comparable(record: Any) -> Any:
     return json.loads(json.dumps(record), object_pairs_hook=lambda pairs: {k: v for k, v in pairs if k != "name"})
 
 
+def difference(wanted: Mapping[str, Any], found: Mapping[str, Any]) -> str:
+    """The first setting that is not the same, in words."""
+    for name, mine in wanted.items():
+        theirs = found.get(name)
+        if isinstance(mine, dict) and isinstance(theirs, dict) and mine != theirs:
+            return difference(mine, theirs)
+        if mine != theirs:
+            return f"another {name}: {theirs}, here {mine}"
+    return "other settings"
+
+
 def stamp(files: Iterable[Path]) -> str:
     """What tells whether files have changed: a digest of their names, sizes and times, not of their contents."""
     found = [(str(file), file.stat().st_size, file.stat().st_mtime_ns) for file in files]
@@ -252,6 +263,13 @@ def refuse_existing_run(output: Path, overwrite: bool) -> None:
     """InputError if a run, or the record beside it, would be replaced without leave."""
     refuse_existing(output, overwrite)
     refuse_existing(record_path(output), overwrite)
+
+
+def refuse_inputs(output: Path, *inputs: str | Path) -> None:
+    """InputError where the output is one of the inputs: it would be gone."""
+    for path in inputs:
+        if output.exists() and Path(path).exists() and output.samefile(path):
+            raise InputError(f"--output {output} is an input too; give it another name")
 
 
 def write_record(output: Path, **fields: Any) -> None:

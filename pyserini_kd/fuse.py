@@ -20,8 +20,8 @@ import click
 import numpy as np
 import numpy.typing as npt
 
-from pyserini_kd.cli import Runs, command
-from pyserini_kd.files import InputError, refuse_existing_run, write_record
+from pyserini_kd.cli import Runs, command, typed
+from pyserini_kd.files import InputError, refuse_existing_run, refuse_inputs, write_record
 from pyserini_kd.runs import Hits, Run, RunStream, ir_metadata, open_run, ordered, write_run
 
 logger = logging.getLogger(__name__)
@@ -463,6 +463,10 @@ def main(
     """Fuse runs into one."""
     refuse_existing_run(output, overwrite)
     _check_command(runs, method, runtag, engine)
+    refuse_inputs(output, *runs)
+    for option, parameter, methods in USED_BY:
+        if method not in methods and typed(parameter):
+            raise InputError(f"{option} is for --method {', '.join(methods)}, not for {method}")
     numbers = _numbers(weights)
     if method == "rrf":
         way = _rrf(len(runs), rrf_k)
@@ -498,6 +502,16 @@ def main(
     write_record(output, config=config, engine=chosen, seconds=round(total, 2), **stages)
     queries = len(_queries(inputs))
     logger.info("fused %d runs by %s into %s (%d queries, %.1f s)", len(runs), method, output, queries, total)
+
+
+USED_BY = (
+    ("--alpha", "alpha", ("interpolation",)),
+    ("--rrf.k", "rrf_k", ("rrf",)),
+    ("--rbp.p", "rbp_p", ("rbp",)),
+    ("--norm", "norm", tuple(METHODS)),
+    ("--weights", "weights", ("wsum",)),
+)
+"""Options that one method uses, or some."""
 
 
 def _numbers(words: Sequence[str]) -> list[float] | None:

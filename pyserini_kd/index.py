@@ -97,8 +97,11 @@ def build_from(
     The manifest says by `segment` how the documents were cut into passages, and of which `collection` they are.
     """
     logger.info("%s", kinds.estimate(width, kind))
+    empty = 0
 
     def make(work: blocks.Work, number: int, block: list[Doc]) -> None:
+        nonlocal empty
+        empty += sum(not doc.contents.strip() for doc in block)
         found = encode([doc.contents for doc in block])
         if not np.isfinite(found).all():
             lost = next(doc.doc_id for doc, vector in zip(block, found, strict=True) if not np.isfinite(vector).all())
@@ -110,7 +113,12 @@ def build_from(
         return {"kind": "dense", "metric": "inner_product", "width": width}
 
     only_result = {"index": kind, "collection": collection, "segment": segment, "collection_stamp": sources.stamp(collection)}
-    return blocks.build(docs, Path(folder), settings, make, assemble, only_result=only_result, overwrite=overwrite, shard=shard)
+    count = blocks.build(
+        docs, Path(folder), settings, make, assemble, only_result=only_result, overwrite=overwrite, shard=shard
+    )
+    if empty:
+        logger.warning("%d of the documents encoded now are empty, and may be found like others", empty)
+    return count
 
 
 def _unfinished(work: blocks.Work, kind: str) -> Path:

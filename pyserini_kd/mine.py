@@ -334,8 +334,11 @@ def main(
         shared=shared,
         seed=seed,
     )
+    if not mined.groups and not any(query.query_id in judged for query in queries):
+        raise InputError(f"qrels {qrels} and topics {topics} share no query")
     if not mined.groups:
-        raise InputError("no query has both a positive in the collection and a negative")
+        more = "; --negatives 0 wants --shared, or there are none" if negatives == 0 and not shared else ""
+        raise InputError(f"no query has both a positive in the collection and a negative{more}")
     write_candidates(mined.groups, output, overwrite=overwrite)
     count = sum(len(group.doc_ids) for group in mined.groups)
     click.echo(f"{output}: {len(mined.groups)} queries, {count} documents to score")

@@ -15,7 +15,7 @@ from pyserini_kd import inference, lucene, passages, sources, token_index
 from pyserini_kd.cli import command
 from pyserini_kd.data import Doc, Query
 from pyserini_kd.dense_index import DenseIndex, has_docs, shards, stored_docs
-from pyserini_kd.files import InputError, read_json, refuse_existing_run, write_record
+from pyserini_kd.files import InputError, read_json, refuse_existing_run, refuse_inputs, write_record
 from pyserini_kd.models import checkpoints
 from pyserini_kd.runs import Run, Scores, check_tag, ir_metadata
 from pyserini_kd.token_index import TokenIndex
@@ -224,6 +224,7 @@ def main(
 ) -> None:
     """Rerank a run with a checkpoint of any architecture."""
     refuse_existing_run(output, overwrite)
+    refuse_inputs(output, run_path)
     if runtag is not None:
         check_tag(runtag)
     if metadata and output_format != "trec":

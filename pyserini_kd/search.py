@@ -30,6 +30,7 @@ logger = logging.getLogger(__name__)
 MEASURES = ("RR@10", "nDCG@10", "AP", "R@100", "R@1000")
 QUERY_HITS = 10
 STAGES = {"sparse": "BM25", "dense": "dense", "fuse": "fused", "rerank": "reranked"}  # as --explain names them
+RRF_K, ALPHA, DEPTH = 60, 0.5, 100  # where nothing else is said
 FUSION_DEPTH = 1000  # hits of each run that fusion sees, at least
 EMBEDDED = "pydocs"
 
@@ -131,15 +132,15 @@ stage_options = _options(
     ),  # fmt: skip
     click.option("--sparse-index", help="Hybrid: fuse with BM25 over this index."),
     click.option("--fusion", type=click.Choice(["rrf", "interpolation"]), help="How to fuse  [default: rrf]"),
-    click.option("--rrf.k", "rrf_k", default=60, type=click.IntRange(1), help="RRF's constant."),
-    click.option("--alpha", default=0.5, type=click.FloatRange(0, 1), help="Interpolated: alpha x sparse + (1-alpha) x dense."),
+    click.option("--rrf.k", "rrf_k", default=RRF_K, type=click.IntRange(1), help="RRF's constant."),
+    click.option("--alpha", default=ALPHA, type=click.FloatRange(0, 1), help="Of interpolation: alpha sparse + (1-alpha) dense."),
     click.option("--k1", type=click.FloatRange(0), help="BM25's k1 [default: 0.9, or Pyserini's for its prebuilt indexes]."),
     click.option("--b", type=click.FloatRange(0, 1), help="BM25's b [default: 0.4, or Pyserini's for its prebuilt indexes]."),
     click.option("--bm25", "bm25_flag", is_flag=True, hidden=True, help="The same as --encoder bm25."),
     click.option("--rm3", is_flag=True, help="Expand sparse queries by RM3."),
     click.option("--rerank", help="Rerank with this checkpoint."),
     click.option("--rerank-index", metavar="DIR", help="What that checkpoint stored of documents (index --for)."),
-    click.option("--depth", default=100, type=click.IntRange(1), help="Documents reranked a query; the others are dropped."),
+    click.option("--depth", default=DEPTH, type=click.IntRange(1), help="Documents reranked a query; the others are dropped."),
 )
 model_options = _options(
     click.option("--batch-size", "--batch", type=click.IntRange(1), help="Queries a batch [default: by token budget]."),
@@ -247,8 +248,12 @@ def refuse_contradictions(settings: Settings, fusion: str | None) -> None:
     sparse, both = settings.encoder == "bm25", bool(settings.sparse_index)
     only_dense = settings.more_indexes or settings.nprobe or settings.mmap or settings.query_cache
     passages_set = settings.max_passage_hits != 100 or settings.max_passage_delimiter != "#"
+    fused = settings.fusion if both and not sparse else None
     wrong = {
         "--fusion needs a dense --encoder and a --sparse-index": fusion and (sparse or not both),
+        "--alpha is for --fusion interpolation": settings.alpha != ALPHA and fused != "interpolation",
+        "--rrf.k is for --fusion rrf": settings.rrf_k != RRF_K and fused != "rrf",
+        "--depth is for --rerank": settings.depth != DEPTH and not settings.rerank,
         "--sparse-index, --ef-search and --pooling are for a dense --encoder": sparse
         and (both or settings.ef_search or settings.pooling),
         "several --index, --nprobe, --mmap and --query-cache are for a dense --encoder": sparse and only_dense,
@@ -496,8 +501,10 @@ def _finish(settings: Settings, run: Run, judged: Qrels | None, timing: dict[str
 
         record["encoder_sha256"] = checkpoints.fingerprint(checkpoints.resolve(settings.encoder))
     if judged is not None:
-        from pyserini_kd import evaluate, tables
+        from pyserini_kd import caveats, evaluate, tables
 
+        for line in caveats.of_run(run, judged):
+            logger.warning("%s: %s", output, line)
         means = {m: evaluate.mean(values) for m, values in evaluate.evaluate(run, judged, MEASURES).items()}
         click.echo(tables.table(["run", *means], [[run.tag, *means.values()]]))
         record |= {"measures": means, "engine": evaluate.choose_engine(run)}

@@ -27,6 +27,7 @@ from pyserini_kd.files import (
     InputError,
     atomic_folder,
     command_line,
+    difference,
     environment,
     read_json,
     refuse_existing,
@@ -135,7 +136,7 @@ def train(
                 pair_length(model, config.train_len, teachers[False])
     partial = output.with_name(output.name + ".partial")
     with one_after_another(share):
-        _prepare(partial, config, {"data": dict(data or {}), "made_from": made_from})
+        _prepare(partial, config, overwrite, {"data": dict(data or {}), "made_from": made_from})
         earlier = 0.0 if share.rank else clock(partial)
     material = Material(groups, queries, docs, scores, texts, dev)
     records = []
@@ -215,17 +216,22 @@ def _refuse_without_effect(config: TrainConfig, stages: Sequence[Stage], dev: De
         raise InputError(f"--temperature is of {', '.join(recipes.TEMPERED)}; recipe {config.recipe} has none of them")
 
 
-def _prepare(partial: Path, config: TrainConfig, about: Mapping[str, Any]) -> None:
-    """The folder of the resume state: kept where it belongs to a run with the same settings and data, else made anew."""
+def _prepare(partial: Path, config: TrainConfig, overwrite: bool, about: Mapping[str, Any]) -> None:
+    """The folder of the resume state, which belongs to a run with the same settings and data.
+
+    InputError where it belongs to another that has saved something; with `overwrite` it is made anew.
+    """
     wanted = json.loads(json.dumps({"config": dataclasses.asdict(config), **about}))
     record = partial / "config.json"
     if partial.exists() and not record.exists() and not all(path.name.startswith(OURS) for path in partial.iterdir()):
         raise InputError(f"{partial} is in the way: training keeps its state there; move it")
     wanted["config"].pop("save_steps")  # decides nothing about the result
-    if record.exists() and read_json(record, "training settings") == wanted:
+    known = read_json(record, "training settings") if record.exists() else {}
+    if known == wanted:
         return
-    if record.exists():
-        logger.warning("%s holds a run with other settings or data; starting anew", partial)
+    if record.exists() and not overwrite and (states := [*partial.glob("stage-*/checkpoint-*"), *partial.glob("stage-*.json")]):
+        raise InputError(f"{partial} holds {len(states)} saved states of a run with {difference(wanted, known)}; go on with "
+                         f"the same, or remove that folder (or give --overwrite) to start anew")  # fmt: skip
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True, exist_ok=True)
     write_json(record, wanted)

@@ -5,7 +5,7 @@ import json
 import pytest
 
 from pyserini_kd import caveats, data, pydocs
-from pyserini_kd.caveats import of_depths, of_levels, of_run, of_training
+from pyserini_kd.caveats import of_depths, of_levels, of_ranks, of_run, of_training
 from pyserini_kd.data import Query
 from pyserini_kd.files import write_json
 from pyserini_kd.runs import Run
@@ -72,6 +72,22 @@ def test_judgements_of_answers_only_have_no_holes():
 def test_missing_queries():
     assert of_run(run_of(DISTINCT, 7), qrels_of(POOLED)) == ["lacks 3 of 10 judged queries, e.g. q7; they count 0"]
     assert of_run(run_of(DISTINCT, 12), qrels_of(POOLED)) == []  # unjudged ones are no matter
+
+
+def test_judgements_of_other_documents():
+    other = qrels_of({"x3": 1})
+    assert of_run(run_of(DISTINCT), other) == ["holds no judged document at all, e.g. not x3: are the judgements of another collection?"]
+    assert of_run(run_of(DISTINCT), other | {"q1": {"d19": 1}}) == []
+
+
+def test_ranks_against_scores(tmp_path):
+    def said(*scores):
+        lines = (f"{q} Q0 d{n} {n} {score} t\n" for q in ("q1", "q2") for n, score in enumerate(scores, start=1))
+        (tmp_path / "run.txt").write_text("# a comment\n" + "".join(lines))
+        return of_ranks(tmp_path / "run.txt")
+
+    assert said(0.1, 0.2, 0.2, 0.5) == ["the better its rank the lower a document's score (first query): the scores decide, not the ranks"]
+    assert said(0.5, 0.2, 0.1) == said(0.5, 0.6, 0.1) == said(1, 1) == said(1.5) == []
 
 
 # --------------------------------------------------------------------------------------------------- of the depth

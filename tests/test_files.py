@@ -8,11 +8,12 @@ import os
 import shutil
 import stat
 import threading
+from pathlib import Path
 
 import pytest
 
 from pyserini_kd import files
-from pyserini_kd.files import InputError, atomic_file, atomic_folder
+from pyserini_kd.files import InputError, atomic_file, atomic_folder, refuse_existing
 
 INTERRUPTIONS = [RuntimeError("bug"), KeyboardInterrupt(), OSError(errno.ENOSPC, "No space left on device")]
 
@@ -170,6 +171,20 @@ def test_a_link_is_replaced_and_what_it_points_to_stays(tmp_path):
         (partial / "docid").write_text("new")
     assert names(tmp_path) == ["big", "index"]
     assert (tmp_path / "index" / "docid").read_text() == "new" and (tmp_path / "big" / "docid").read_text() == "old"
+
+
+def test_folders_that_cannot_be_replaced_are_refused(tmp_path, monkeypatch):
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "link").symlink_to("empty")
+    with pytest.raises(InputError, match="is a link to an empty folder; name that folder itself"):
+        refuse_existing(tmp_path / "link", False, folder=True)
+    monkeypatch.chdir(tmp_path / "empty")
+    with pytest.raises(InputError, match="is no folder of its own"):
+        refuse_existing(Path("."), False, folder=True)
+    monkeypatch.setattr("os.path.ismount", lambda path: True)
+    with pytest.raises(InputError, match="empty is no folder of its own that could be replaced by the result; name one inside it"):
+        refuse_existing(tmp_path / "empty", False, folder=True)
+    refuse_existing(tmp_path / "file", False)
 
 
 def test_existing_folder_is_refused_but_an_empty_one_is_filled(tmp_path):

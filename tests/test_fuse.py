@@ -211,7 +211,8 @@ def test_command_writes_the_fused_run(files):
     ("method", "value"), [("rrf", 1 / 61 + 1 / 62), ("interpolation", 8 * 0.9 + 0.75 * 0.1), ("average", 4.375), ("normalize", 1.8)]
 )
 def test_command_knows_every_method(files, method, value):
-    result = run_command("--method", method, "--alpha", "0.9", "--output", "c.txt", "--runs", "a.txt", "b.txt")
+    more = ["--alpha", "0.9"] if method == "interpolation" else []
+    result = run_command("--method", method, *more, "--output", "c.txt", "--runs", "a.txt", "b.txt")
     assert result.exit_code == 0, result.output
     assert scores(Run.read("c.txt"), "q1")["y"] == pytest.approx(value)
 
@@ -230,6 +231,11 @@ def test_command_knows_every_method(files, method, value):
         (["--runs", "a.txt", "b.txt", "faulty.txt", "--method", "interpolation"], "exactly two runs, found 3"),
         (["--runs", "a.txt", "b.txt", "--method", "average", "--engine", "trectools"], "for rrf only"),
         (["--runs", "a.txt", "b.txt", "--runtag", "two words"], "one word"),
+        (["--runs", "a.txt", "b.txt", "--alpha", ".5"], "--alpha is for --method interpolation, not for rrf"),
+        (["--runs", "a.txt", "b.txt", "--norm", "minmax"], "--norm is for --method isr, combsum"),
+        (["--runs", "a.txt", "b.txt", "--method", "combsum", "--weights", "1", "9"], "--weights is for --method wsum, not for combsum"),
+        (["--runs", "a.txt", "b.txt", "--method", "average", "--rrf.k", "6"], "--rrf.k is for --method rrf"),
+        (["--runs", "a.txt", "b.txt", "--method", "isr", "--rbp.p", ".5"], "--rbp.p is for --method rbp"),
         (["--runs", "a.txt", "b.txt", "--method", "vote"], "borda"),
         ([], "--runs"),
     ],
@@ -243,6 +249,13 @@ def test_bad_input_is_one_line_exit_code_2_and_no_file(files, args, message):
     assert result.exit_code == 2
     assert message in result.stderr and "Traceback" not in result.stderr
     assert sorted(path.name for path in files.iterdir()) == before
+
+
+def test_an_input_is_not_overwritten(files):
+    for name in ("a.txt", "./b.txt"):
+        before = (files / name).read_text()
+        result = run_command("--runs", "a.txt", "b.txt", "--output", name, "--overwrite")
+        assert result.exit_code == 2 and "is an input too" in result.stderr and (files / name).read_text() == before
 
 
 def test_an_existing_output_is_kept_unless_told(files):

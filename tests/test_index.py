@@ -13,6 +13,7 @@ import pytest
 from pyserini_kd import blocks, index, inference, retrieve
 from pyserini_kd.data import Doc, Query
 from pyserini_kd.dense_index import DenseIndex, check_encoder, has_docs, load_encoder, open_with_encoder, stored_docs
+from pyserini_kd.doc_ids import DocIds
 from pyserini_kd.files import InputError
 
 
@@ -129,6 +130,9 @@ def test_folders_that_do_not_fit(tmp_path, dense_index, caplog):
     faiss.write_index(other, str(foreign / "index"))
     (foreign / "docid").write_text("a\na\n")
     with pytest.raises(InputError, match="names a document twice"):
+        DenseIndex.load(foreign)
+    (foreign / "docid").write_text("a\nticket 265\n")
+    with pytest.raises(InputError, match="names 'ticket 265', an id is one word"):
         DenseIndex.load(foreign)
     (foreign / "docid").write_text("a\nb\n")
     named = faiss.IndexIDMap(faiss.IndexFlatIP(4))
@@ -249,10 +253,32 @@ def test_a_manifest_of_shards_is_those_folders(halves, encoder, queries, tmp_pat
         ('{"shards": []}', 'expected {"shards": '),
         ('{"shards": ["a", "nowhere"]}', "index not found: .*nowhere"),
         ('{"shards": ["a", "a"]}', "in more than one index"),
+        (b"\xff\xfe", r"not valid JSON \(no UTF-8"),
     ):
-        (tmp_path / "shards.json").write_text(text)
+        (tmp_path / "shards.json").write_bytes(text if isinstance(text, bytes) else text.encode())
         with pytest.raises(InputError, match=message):
             DenseIndex.load(tmp_path / "shards.json")
+    with pytest.raises(InputError, match="index is a file; name the index folder"):
+        DenseIndex.load(tmp_path / "a" / "index")
+
+
+def test_an_index_replaced_while_it_is_opened_is_noticed(halves, tmp_path, monkeypatch, encoder, tiny_dot):
+    """Another folder has come to its name, of as many documents, but not the same."""
+    many, _, (a, *_) = halves
+    index.build(many[1:31], encoder, tiny_dot, tmp_path / "new", precision="fp32")
+    read = DocIds.read
+
+    def late(folder):
+        a.rename(tmp_path / "old")
+        (tmp_path / "new").rename(a)
+        return read(folder)
+
+    fetch = stored_docs(a, known=DocIds.read(tmp_path / "new"))  # ids of the new one, texts of the old one
+    with pytest.raises(InputError, match="was replaced after it was opened"):
+        list(fetch([many[3].doc_id]))
+    monkeypatch.setattr(DocIds, "read", late)
+    with pytest.raises(InputError, match="was replaced while it was opened"):
+        DenseIndex.load(a)
 
 
 def test_folders_that_do_not_go_together(halves, tmp_path, tiny_dot, corpus):

@@ -1,5 +1,6 @@
 """lucene.py: our BM25 is Pyserini's, on real collections too; which Java is used; clear errors; a quiet stdout."""
 
+import json
 import os
 import shutil
 import signal
@@ -242,6 +243,13 @@ def test_empty_documents_are_left_out_and_counted(tmp_path, caplog):
     assert lucene.build_index(docs, tmp_path / "index") == 2
     assert "1 of 3 documents are empty" in caplog.text
     assert lucene.search(str(tmp_path / "index"), [Query("q", "three")])["q"].doc_ids == ["3"]
+
+
+def test_documents_that_lucene_refuses_are_counted(tmp_path, caplog):
+    docs = [Doc("1", "", "one"), Doc("2" * 40_000, "", "two"), Doc("3", "", "three")]
+    assert lucene.build_index(docs, tmp_path / "index") == 2
+    assert "Lucene refused 1 documents" in caplog.text
+    assert json.loads((tmp_path / "index" / "manifest.json").read_text())["n_docs"] == 2
 
 
 def test_a_rebuilt_index_is_not_read_from_memory(tmp_path):

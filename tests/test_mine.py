@@ -115,7 +115,13 @@ def test_command(tmp_path, invoke, files, bm25_index):
     result = invoke(mine.main, *base, "--index", bm25_index, "--negatives", 3)
     assert result.exit_code == 0 and "10 queries, 40 documents" in result.output, result.output
     assert invoke(mine.main, *base, "--index", bm25_index).exit_code == 2
-    for wrong, word in ((["--negatives", 1], "--index or --runs"), (["--index", "x", "--run", "y"], "not both")):
+    (tmp_path / "other.qrels").write_text("elsewhere 0 eat-cat 1\n")
+    for wrong, word in (
+        (["--negatives", 1], "--index or --runs"),
+        (["--index", "x", "--run", "y"], "not both"),
+        (["--qrels", tmp_path / "other.qrels", "--index", bm25_index], "share no query"),
+        (["--negatives", 0], "--negatives 0 wants --shared"),
+    ):
         result = invoke(mine.main, *base, "--overwrite", *wrong)
         assert result.exit_code == 2 and word in result.output
 

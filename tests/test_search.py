@@ -46,7 +46,11 @@ def test_sparse(invoke, files, bm25_index, tmp_path, queries):
 
 @pytest.mark.parametrize("method", ["rrf", "interpolation"])
 def test_hybrid_is_the_fusion_of_both(invoke, dense, bm25_index, dense_index, tiny_dot, tmp_path, queries, method):
-    result = invoke(search.main, *dense, "--sparse-index", bm25_index, "--fusion", method, "--alpha", 0.3, "--rrf.k", 20)
+    own, others = [("--rrf.k", 20), ("--alpha", 0.3)][:: 1 if method == "rrf" else -1]
+    for words in (("--sparse-index", bm25_index, "--fusion", method, *own, *others), own, ("--depth", 5)):
+        wrong = invoke(search.main, *dense, *words)
+        assert wrong.exit_code == 2 and any(f"{option} is for" in wrong.output for option in ("--alpha", "--rrf.k", "--depth"))
+    result = invoke(search.main, *dense, "--sparse-index", bm25_index, "--fusion", method, *own)
     assert result.exit_code == 0, result.output
     both = api.search(queries, str(bm25_index), "bm25"), api.search(queries, str(dense_index), str(tiny_dot))
     expected = fuse.rrf(both, rrf_k=20) if method == "rrf" else fuse.interpolation(*both, alpha=0.3)

@@ -470,6 +470,40 @@ def test_remains_of_a_kill_are_cleared_and_foreign_folders_are_not(tmp_path, dat
     assert (tmp_path / "b.partial" / "thesis.txt").exists()
 
 
+def test_saved_states_of_other_settings_are_kept_until_the_user_says_otherwise(tmp_path, data, tiny_dot):
+    config = TrainConfig("ranknet", str(tiny_dot), max_steps=4, batch_size=5, precision="fp32", lr=1e-3, save_steps=1)
+    whole = train.train(config, *data, tmp_path / "whole")
+    import transformers
+
+    step = transformers.Trainer.training_step
+
+    def killed(self, *args, **kwargs):
+        if self.state.global_step == 2:
+            raise KeyboardInterrupt
+        return step(self, *args, **kwargs)
+
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(transformers.Trainer, "training_step", killed)
+        train.train(config, *data, tmp_path / "m")
+    other = dataclasses.replace(config, lr=2e-3)
+    with pytest.raises(InputError, match="m.partial holds 2 saved states of a run with another lr: 0.001, here 0.002; go on with the same"):
+        train.train(other, *data, tmp_path / "m")
+    assert checkpoints.fingerprint(train.train(config, *data, tmp_path / "m")) == checkpoints.fingerprint(whole)
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(transformers.Trainer, "training_step", killed)
+        train.train(config, *data, tmp_path / "n")
+    assert json.loads((train.train(other, *data, tmp_path / "n", overwrite=True) / "training.json").read_text())["config"]["lr"] == 2e-3
+
+
+def test_queries_that_qrels_give_no_group_are_counted(tmp_path, invoke, files, tiny_dot, caplog):
+    caplog.set_level("INFO")
+    (tmp_path / "some.qrels").write_text("q0 0 eat-cat 1\nq1 0 eat-dog 1\nq2 0 elsewhere 1\n")
+    words = ["--recipe", "ranknet", "--init", tiny_dot, "--collection", files["docs"], "--topics", files["topics"], "--max-steps", 1]
+    result = invoke(train.main, *words, "--qrels", tmp_path / "some.qrels", "--output", tmp_path / "m")
+    assert result.exit_code == 0, result.output
+    assert "2 queries; left out: 8 queries without a positive in the collection, 0 without a negative" in caplog.text
+
+
 def test_a_full_disk_is_one_line_and_the_next_run_goes_on(tmp_path, invoke, files, data, tiny_dot, monkeypatch):
     import safetensors.torch
     import transformers
