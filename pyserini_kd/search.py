@@ -133,7 +133,7 @@ stage_options = _options(
     click.option("--sparse-index", help="Hybrid: fuse with BM25 over this index."),
     click.option("--fusion", type=click.Choice(["rrf", "interpolation"]), help="How to fuse  [default: rrf]"),
     click.option("--rrf.k", "rrf_k", default=RRF_K, type=click.IntRange(1), help="RRF's constant."),
-    click.option("--alpha", default=ALPHA, type=click.FloatRange(0, 1), help="Of interpolation: alpha sparse + (1-alpha) dense."),
+    click.option("--alpha", default=ALPHA, type=click.FloatRange(0, 1), help="Interpolated: alpha sparse + (1-alpha) dense."),
     click.option("--k1", type=click.FloatRange(0), help="BM25's k1 [default: 0.9, or Pyserini's for its prebuilt indexes]."),
     click.option("--b", type=click.FloatRange(0, 1), help="BM25's b [default: 0.4, or Pyserini's for its prebuilt indexes]."),
     click.option("--bm25", "bm25_flag", is_flag=True, hidden=True, help="The same as --encoder bm25."),
