@@ -392,7 +392,8 @@ def search(
             other = sparse(settings.sparse_index)
             begun = time.monotonic()
             if settings.fusion == "rrf":
-                run = fuse.rrf([other, run], rrf_k=settings.rrf_k, k=deep, tag=tag)
+                engine = "auto" if settings.topics else "fast"  # who waits for one query need not wait for trectools to load
+                run = fuse.rrf([other, run], rrf_k=settings.rrf_k, k=deep, tag=tag, engine=engine)
                 timing["fusion"] = f"sum of 1 / ({settings.rrf_k} + rank)"
             else:
                 run = fuse.interpolation(other, run, alpha=settings.alpha, k=deep, tag=tag)

@@ -61,6 +61,17 @@ def test_hybrid_is_the_fusion_of_both(invoke, dense, bm25_index, dense_index, ti
     assert "0.3 * sparse" in (tmp_path / "run.json").read_text() or method == "rrf"
 
 
+def test_who_waits_for_one_query_does_not_wait_for_trectools(invoke, dense_index, bm25_index, tiny_dot, tmp_path, monkeypatch):
+    words = ["--index", dense_index, "--encoder", tiny_dot, "--sparse-index", bm25_index, "--hits", 5]
+    (tmp_path / "one.tsv").write_text("1\twhat the cat eats\n")
+    assert invoke(search.main, *words, "--topics", tmp_path / "one.tsv", "--output", tmp_path / "topics.txt").exit_code == 0
+    monkeypatch.setattr(fuse, "_rrf_by_trectools", None)
+    result = invoke(search.main, *words, "--query", "what the cat eats", "--output", tmp_path / "query.txt")
+    assert result.exit_code == 0, result.output
+    one, other = (Run.read(tmp_path / f"{name}.txt")["1"] for name in ("topics", "query"))
+    assert one.doc_ids == other.doc_ids and np.allclose(one.scores, other.scores, rtol=1e-6)
+
+
 def test_rerank_in_the_same_command(invoke, dense, tiny_cross, tmp_path, queries, dense_index, tiny_dot):
     result = invoke(search.main, *dense, "--rerank", tiny_cross, "--depth", 4)
     assert result.exit_code == 0, result.output
