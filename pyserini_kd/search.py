@@ -253,13 +253,13 @@ def refuse_contradictions(settings: Settings, fusion: str | None) -> None:
         "--fusion needs a dense --encoder and a --sparse-index": fusion and (sparse or not both),
         "--alpha is for --fusion interpolation": settings.alpha != ALPHA and fused != "interpolation",
         "--rrf.k is for --fusion rrf": settings.rrf_k != RRF_K and fused != "rrf",
-        "--depth is for --rerank": settings.depth != DEPTH and not settings.rerank,
         "--sparse-index, --ef-search and --pooling are for a dense --encoder": sparse
         and (both or settings.ef_search or settings.pooling),
         "several --index, --nprobe, --mmap and --query-cache are for a dense --encoder": sparse and only_dense,
         "--rm3, --k1 and --b are for --encoder bm25 or a --sparse-index": not (sparse or both)
         and (settings.rm3 or settings.k1 or settings.b),
         "--rerank-index is for --rerank": settings.rerank_index and not settings.rerank,
+        "--depth is for --rerank": settings.depth != DEPTH and not settings.rerank,
         "give --query or --topics, not both": settings.query is not None and settings.topics,
         "--explain needs a --query": settings.explain and settings.query is None,
         "--max-passage is for --topics; --query shows passages": settings.max_passage and settings.query is not None,

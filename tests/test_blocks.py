@@ -549,7 +549,7 @@ def test_the_first_block_says_what_a_million_documents_take(tmp_path, caplog):
     )  # fmt: skip
     (told,) = [record.message for record in caplog.records if record.message.startswith("a million")]
     found = re.fullmatch("a million documents like the first 100 take (.*) hours here, and 10.1 GB, twice while .*", told)
-    assert found and 0.2 < float(found[1]) < 3  # 0.1 s a hundred are 0.28 hours a million
+    assert found and float(found[1]) > 0.2  # 0.1 s a hundred are 0.28 hours a million; a slow disk takes more
 
 
 @pytest.mark.parametrize("kind", ["Flat", "HNSW8", "IVF4,Flat", "lucene-flat"])
