@@ -39,7 +39,7 @@ def of_run(run: Run, qrels: Qrels) -> list[str]:
         n_hits = sum(len(doc_ids) for _, doc_ids in tops)
         if n_judged < JUDGED_SHARE * n_hits:
             found.append(f"only {n_judged} of {n_hits} documents in the top {TOP} are judged; the others count as irrelevant")
-    if not any(doc_id in set(run[query_id].doc_ids) for query_id in judged for doc_id in qrels[query_id]):
+    if all(qrels[query_id].keys().isdisjoint(run[query_id].doc_ids) for query_id in judged):
         doc_id = next(iter(qrels[judged[0]]), "") if judged else ""
         found.append(f"holds no judged document at all, e.g. not {doc_id}: are the judgements of another collection?")
     if missing:

@@ -16,8 +16,9 @@ SPAN = 1 << 16  # rows worked on at a time
 
 def save(out: IO[bytes], array: npt.NDArray[Any]) -> None:
     """`np.save` that fails where the disk is full: NumPy's own writes past Python and overlooks that the end was lost."""
-    np.lib.format.write_array_header_1_0(out, np.lib.format.header_data_from_array_1_0(np.ascontiguousarray(array)))
-    out.write(np.ascontiguousarray(array).tobytes())
+    array = np.ascontiguousarray(array)
+    np.lib.format.write_array_header_1_0(out, np.lib.format.header_data_from_array_1_0(array))
+    out.write(array.data)
 
 
 def column(folder: Path | None, count: int, dtype: npt.DTypeLike) -> npt.NDArray[Any]:
