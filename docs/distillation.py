@@ -10,6 +10,7 @@ import concurrent.futures
 import dataclasses
 import json
 import os
+import re
 import subprocess
 import sys
 import threading
@@ -378,6 +379,7 @@ def main() -> None:
     parser.add_argument("data", type=Path)
     parser.add_argument("work", type=Path)
     parser.add_argument("--seeds", default="1,2,3")
+    parser.add_argument("--systems", default="", help="only those whose 'student recipe' matches this regular expression")
     parser.add_argument("--jobs", type=int, default=1, help="systems trained beside each other, which share the processors")
     parser.add_argument("--speed", action="store_true", help="only print the table of sizes and speeds; wants a quiet machine")
     args = parser.parse_args()
@@ -392,6 +394,7 @@ def main() -> None:
     with concurrent.futures.ThreadPoolExecutor(args.jobs) as pool:
         every = {seed: Measures(f"seed-{seed}", settings) for seed in seeds}
         todo = [(seed, system) for first in (True, False) for seed in seeds for system in systems(first)]
+        todo = [(seed, system) for seed, system in todo if re.search(args.systems, f"{system[0]} {system[1]}")]
         missing = [(seed, system) for seed, system in todo if system[:2] not in every[seed].known]
         list(pool.map(lambda one: measure(work, every[one[0]], one[0], *one[1]), missing))
 

@@ -29,6 +29,8 @@ logger = logging.getLogger(__name__)
 TRAIN_SAMPLE = 100_000  # vectors that a quantiser is trained on, at most; more where it has many lists
 TRIAL = 2000  # vectors that the time is estimated with
 PER_LIST = 64  # training vectors for each inverted list, at most
+ROTATION_CENTROIDS = 256  # of the product quantisers by which FAISS finds OPQ's rotation, whatever the index has
+ROTATION_SAMPLE = 1 << 14  # those that OPQ's rotation is trained on: with FAISS's 65,536 as good, and takes three times as long
 KEEP = 300  # seconds of filling an index in memory after which it is kept against a kill
 
 Floats = npt.NDArray[np.float32]
@@ -73,6 +75,8 @@ def new(width: int, kind: str) -> Any:
         if not isinstance(transform, (faiss.OPQMatrix, faiss.RandomRotationMatrix, faiss.RemapDimensionsTransform)):
             name = type(transform).__name__.removesuffix("Matrix").removesuffix("Transform")
             raise InputError(f"--faiss {kind!r}: {name} changes inner products (it centres or scales); OPQ and RR rotate only")
+        if isinstance(transform, faiss.OPQMatrix):
+            transform.max_train_points = ROTATION_SAMPLE
     return index
 
 
@@ -100,6 +104,8 @@ def _transforms(index: Any) -> list[Any]:
     """What is done to vectors before they come into the index: OPQ's rotation, for one."""
     import faiss
 
+    if isinstance(index, faiss.IndexRefine):
+        return _transforms(faiss.downcast_index(index.base_index))
     if not isinstance(index, faiss.IndexPreTransform):
         return []
     chain: Any = index.chain
@@ -131,10 +137,15 @@ def vector_bytes(index: Any) -> int:
 
 def needed(index: Any) -> tuple[int, str]:
     """How many vectors the index must be trained on at least, and what for."""
+    import faiss
+
     inner = _inner(index)
     pq = getattr(inner, "pq", None)
     lists, codes = int(getattr(inner, "nlist", 1)), int(pq.ksub) if pq is not None else 1
-    return (lists, f"{lists} inverted lists") if lists >= codes else (codes, f"product quantisation with {codes} centroids")
+    parts = [(lists, f"{lists} inverted lists"), (codes, f"product quantisation with {codes} centroids")]
+    if any(isinstance(transform, faiss.OPQMatrix) for transform in _transforms(index)):
+        parts.append((ROTATION_CENTROIDS, f"OPQ, whose rotation is found with {ROTATION_CENTROIDS} centroids"))
+    return max(parts, key=lambda part: part[0])
 
 
 # ----------------------------------------------------------------------------------------------------------- writing
@@ -232,10 +243,26 @@ def _write_faiss(
 
 def _train(index: Any, kind: str, blocks: Sequence[Path], sizes: Sequence[int]) -> None:
     """Train the index on a sample of the blocks."""
+    import faiss
+
+    least, why = needed(index)
+    advised = least * faiss.ClusteringParameters().min_points_per_centroid
+    if sum(sizes) < advised and least > 1:
+        logger.warning("%d documents are few for %s (%s): %d or more are advised", sum(sizes), kind, why, advised)
+    inner: Any = _inner(index)
+    tried = [transform for transform in _transforms(index) if isinstance(transform, faiss.OPQMatrix)]
+    quantisers = [faiss.ProductQuantizer(rotation.d_out, rotation.M, 8) for rotation in tried]
+    for rotation, quantiser in zip(tried, quantisers, strict=True):
+        rotation.pq = quantiser  # FAISS would make the same
+    for part in (inner, getattr(inner, "pq", None), *quantisers):
+        if hasattr(part, "cp"):
+            part.cp.min_points_per_centroid = 1  # else it says for each part of each round what has been said above
     try:
         index.train(_sample(blocks, sizes, _train_size(index)))
     except RuntimeError as error:
         raise InputError(f"--faiss {kind} cannot be trained on {sum(sizes)} documents: {_last_line(error)}") from error
+    for rotation in tried:
+        rotation.pq = None  # a pointer, which does not keep what it points to
 
 
 def _fill(index: Any, blocks: Sequence[Path], sizes: Sequence[int], kept: Path | None) -> None:
@@ -327,8 +354,13 @@ def forecast(index: Any, sample: Floats, count: int) -> float:
     if lists := int(getattr(inner, "nlist", 0)):
         seconds += _comparison(sample) * lists * (inner.cp.niter * trained + count)
     if (pq := getattr(inner, "pq", None)) is not None:
-        work = pq.ksub * (_rounds(index, pq) * min(trained, pq.cp.max_points_per_centroid * pq.ksub) + count)
-        seconds += pq.M * _comparison(np.ascontiguousarray(sample[:, : pq.dsub])) * work
+        compared = pq.cp.niter * min(trained, pq.cp.max_points_per_centroid * pq.ksub) + count
+        seconds += pq.M * _comparison(sample[:, : pq.dsub]) * pq.ksub * compared
+    for rotation in _transforms(index):
+        if isinstance(rotation, faiss.OPQMatrix):
+            rounds = rotation.niter_pq_0 + (rotation.niter - 1) * rotation.niter_pq
+            part = sample[:, : rotation.d_out // rotation.M]
+            seconds += rotation.M * _comparison(part) * ROTATION_CENTROIDS * rounds * min(trained, rotation.max_train_points)
     return seconds
 
 
@@ -336,20 +368,11 @@ def _comparison(sample: Floats) -> float:
     """Seconds that it takes to compare two of the vectors."""
     import faiss
 
+    sample = np.ascontiguousarray(sample)
     faiss.knn(sample, sample, 1)  # the first one starts threads and takes twice the time
     begun = time.perf_counter()
     faiss.knn(sample, sample, 1)
     return (time.perf_counter() - begun) / len(sample) ** 2
-
-
-def _rounds(index: Any, pq: Any) -> int:
-    """Rounds of training for a product quantiser; for OPQ's rotation one is trained many times."""
-    import faiss
-
-    first: Any = next(iter(_transforms(index)), None)
-    if not isinstance(first, faiss.OPQMatrix):
-        return int(pq.cp.niter)
-    return int(pq.cp.niter + first.niter_pq_0 + (first.niter - 1) * first.niter_pq)
 
 
 def free_memory() -> int:

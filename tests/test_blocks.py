@@ -378,10 +378,28 @@ def test_kinds_derived_from_those_that_stream_are_written_by_faiss(tmp_path, kin
     assert kinds.read(tmp_path, mmap=False).ntotal == 300
 
 
-@pytest.mark.parametrize("kind", ["PCA8,Flat", "PCAR8,Flat", "L2norm,Flat", "ITQ8,LSH", "OPQ4,L2norm,Flat"])
+@pytest.mark.parametrize("kind", ["PCA8,Flat", "PCAR8,Flat", "L2norm,Flat", "ITQ8,LSH", "OPQ4,L2norm,Flat", "PCA8,Flat,RFlat"])
 def test_kinds_that_change_inner_products_are_refused(kind):
     with pytest.raises(InputError, match="changes inner products|is not a FAISS factory string|no such index for inner"):
         kinds.new(16, kind)
+
+
+@pytest.mark.parametrize("kind", ["OPQ4,IVF4,PQ4x4", "OPQ4,IVF4,PQ4,RFlat", "IVF8,Flat"])
+def test_few_vectors_to_train_on_are_said_once(tmp_path, capfd, caplog, kind):
+    """FAISS would say it for each part in each round, thousands of times for OPQ."""
+    np.save(tmp_path / "0.npy", clustered(300))
+    kinds.write([tmp_path / "0.npy"], 16, kind, tmp_path)
+    assert "clustering" not in "".join(capfd.readouterr())
+    few = [record.getMessage() for record in caplog.records if "advised" in record.getMessage()]
+    what = "8 inverted lists): 312" if kind.startswith("IVF") else "256 centroids): 9984"
+    assert len(few) == 1 and few[0].startswith(f"300 documents are few for {kind}") and f"{what} or more" in few[0]
+
+
+def test_opq_asks_for_as_many_documents_as_its_rotation_needs(tmp_path):
+    assert kinds.needed(kinds.new(16, "OPQ4,IVF4,PQ4x4"))[0] == 256 > kinds.needed(kinds.new(16, "IVF4,PQ4x4"))[0] == 16
+    np.save(tmp_path / "0.npy", clustered(255))
+    with pytest.raises(InputError, match="needs at least 256 documents .OPQ, whose rotation"):
+        kinds.write([tmp_path / "0.npy"], 16, "OPQ4,IVF4,PQ4x4", tmp_path)
 
 
 def test_fast_scan_codes_are_searched_but_not_read_back(tmp_path):
@@ -594,7 +612,7 @@ def test_time_is_estimated_by_a_trial(monkeypatch):
     codes = 4 * 16 * (25 * 256 * 16 + 10**6)  # 4 parts of 16 centroids, trained with at most 256 vectors each
     assert kinds.forecast(lists, sample, 10**6) == pytest.approx((work + codes) / 200**2)
     rotated = kinds.new(16, "OPQ4,IVF64,PQ4x4")
-    more = 4 * 16 * (40 + 49 * 4) * 256 * 16  # FAISS: 50 rotations, the first from 40 rounds, the others from 4
+    more = 4 * 256 * (40 + 49 * 4) * 16384  # FAISS: 50 rotations, the first from 40 rounds, the others from 4
     assert kinds.forecast(rotated, sample, 10**6) == pytest.approx((work + codes + more) / 200**2)
 
 
