@@ -58,6 +58,11 @@ def read_collection(path: str | Path) -> Iterator[Doc]:
     or `_id`, `title`, `text`) or MS MARCO TSV (`id text` or `id url title body`); each may end in `.gz`. In a folder, hidden
     files and files named `queries*`, `topics*` or `qrels*` are no documents.
     """
+    return (doc for _, doc in located_docs(path))
+
+
+def located_docs(path: str | Path) -> Iterator[tuple[str, Doc]]:
+    """(`file:line`, document) of each that `read_collection` gives."""
     for file in collection_files(path):
         yield from _read_doc_file(file)
 
@@ -86,12 +91,12 @@ def _kind(path: Path) -> str:
     return {".jsonl": "jsonl", ".json": "jsonl", ".tsv": "tsv"}.get(Path(name).suffix, "")
 
 
-def _read_doc_file(path: Path) -> Iterator[Doc]:
+def _read_doc_file(path: Path) -> Iterator[tuple[str, Doc]]:
     kind = _kind(path)
     if not kind:
         raise InputError(f"collection file {path}: expected .jsonl, .json or .tsv (.gz allowed); for .csv see README.md")
     for where, line in numbered_lines(path, "collection"):
-        yield _json_doc(line, where) if kind == "jsonl" else _tsv_doc(line, where)
+        yield where, _json_doc(line, where) if kind == "jsonl" else _tsv_doc(line, where)
 
 
 def _json_doc(line: str, where: str) -> Doc:
@@ -147,11 +152,11 @@ class HasId(Protocol):
 D = TypeVar("D", bound=HasId)
 
 
-def unique_docs(docs: Iterable[D], reread: Callable[[], Iterable[D]], block: int = 10_000) -> Iterator[D]:
+def unique_docs(docs: Iterable[D], places: Callable[[str], list[str]], block: int = 10_000) -> Iterator[D]:
     """Pass documents on; InputError at the first id seen twice.
 
-    Keeps 8 bytes per document (64-bit hashes, in sorted arrays that are merged as they grow), not the ids. `reread` opens
-    the collection again: it confirms that a repeated hash is a repeated id, so a collision never refuses a good collection.
+    Keeps 8 bytes per document (64-bit hashes, in sorted arrays that are merged as they grow), not the ids. `places` reads the
+    collection again and says where an id stands: so a collision of hashes never refuses a good collection.
     """
     seen: list[npt.NDArray[np.uint64]] = []  # sorted; each at least twice as long as the next
     confirmed: set[str] = set()  # ids whose hash collides with another id's
@@ -166,8 +171,8 @@ def unique_docs(docs: Iterable[D], reread: Callable[[], Iterable[D]], block: int
         for row in np.flatnonzero(suspect).tolist():
             doc_id = pending[row].doc_id
             if doc_id not in confirmed:
-                if sum(doc.doc_id == doc_id for doc in reread()) > 1:
-                    raise InputError(f"duplicate document id {doc_id!r} in the collection")
+                if len(found := places(doc_id)) > 1:
+                    raise InputError(f"{found[1]}: duplicate document id {doc_id!r}, first at {found[0]}")
                 confirmed.add(doc_id)
         merge_into(seen, values)
         yield from pending
@@ -204,11 +209,11 @@ def read_topics(path: str | Path) -> list[Query]:
     path = require_file(path, "topics file")
     first = next((line for _, line in numbered_lines(path, "topics file")), "")
     if first.lstrip().startswith("{"):
-        queries = list(_json_topics(path))
+        queries = _json_topics(path)
     elif re.match(r"\s*<(top|doc)\b", first, re.IGNORECASE):
-        queries = list(_trec_topics(path))
+        queries = _trec_topics(path)
     elif "\t" in first:
-        queries = [_tsv_topic(line, where) for where, line in numbered_lines(path, "topics file")]
+        queries = ((where, _tsv_topic(line, where)) for where, line in numbered_lines(path, "topics file"))
     else:
         raise InputError(
             f"{path}:1: topics format unknown; expected TSV (id<TAB>text), JSON lines (_id, text) or TREC <top> blocks"
@@ -216,12 +221,12 @@ def read_topics(path: str | Path) -> list[Query]:
     return unique_queries(queries, str(path))
 
 
-def unique_queries(queries: Iterable[Query], source: str) -> list[Query]:
-    """The queries as a list; InputError if there are none or an id comes twice."""
+def unique_queries(queries: Iterable[tuple[str, Query]], source: str) -> list[Query]:
+    """The queries, each of which comes with its place, as a list; InputError if there are none or an id comes twice."""
     found: dict[str, Query] = {}
-    for query in queries:
+    for where, query in queries:
         if query.query_id in found:
-            raise InputError(f"{source}: duplicate query id {query.query_id!r}")
+            raise InputError(f"{where}: duplicate query id {query.query_id!r}")
         found[query.query_id] = query
     if not found:
         raise InputError(f"{source}: no topics found")
@@ -237,14 +242,14 @@ def _tsv_topic(line: str, where: str) -> Query:
     return Query(one_word(query_id, where), _one_line(text))
 
 
-def _json_topics(path: Path) -> Iterator[Query]:
+def _json_topics(path: Path) -> Iterator[tuple[str, Query]]:
     for where, line in numbered_lines(path, "topics file"):
         record = json_line(line, where)
         query_id = json_id(record, ("_id", "id", "query_id", "qid"), where)
         name = next((n for n in ("text", "query", "title", "contents", "question") if n in record), None)
         if name is None:
             raise InputError(f"{where}: a topic needs `text`, found {sorted(record)}")
-        yield Query(query_id, _one_line(_json_text(record, name, where)))
+        yield where, Query(query_id, _one_line(_json_text(record, name, where)))
 
 
 _TOPIC = re.compile(r"<(top|doc)>(.*?)(?=</\1>|<\1>|\Z)", re.IGNORECASE | re.DOTALL)
@@ -252,7 +257,7 @@ _NUMBER = re.compile(r"<num>\s*(?:Number:)?\s*(\S+?)\s*(?=<|\n|$)|<docno>\s*(\S+
 _TITLE = re.compile(r"<title>\s*(?:Topic:)?(.*?)(?=</?[a-z]|\Z)", re.IGNORECASE | re.DOTALL)
 
 
-def _trec_topics(path: Path) -> Iterator[Query]:
+def _trec_topics(path: Path) -> Iterator[tuple[str, Query]]:
     """TREC ad hoc topics (`<num>`, `<title>`) and CACM's (`<DOCNO>`, then bare text)."""
     content = "\n".join(line for _, line in numbered_lines(path, "topics file", blank=True))
     for block in _TOPIC.finditer(content):
@@ -263,7 +268,7 @@ def _trec_topics(path: Path) -> Iterator[Query]:
             raise InputError(f"{where}: topic without <num> or <DOCNO>")
         title = _TITLE.search(body)
         text = title.group(1) if title else re.sub(r"</?[a-z][^>]*>", " ", body[number.end() :], flags=re.IGNORECASE)
-        yield Query(one_word(number.group(1) or number.group(2), where), _one_line(html.unescape(text)))
+        yield where, Query(one_word(number.group(1) or number.group(2), where), _one_line(html.unescape(text)))
 
 
 def write_topics(queries: Iterable[Query], path: str | Path, *, overwrite: bool = False) -> None:
@@ -325,7 +330,7 @@ def read_ir_dataset(dataset_id: str, what: str) -> Any:
         return (_ir_doc(doc) for doc in _ir_records(dataset.docs_iter, dataset_id))
     if what == "queries":
         records = _ir_records(dataset.queries_iter, dataset_id)
-        return unique_queries((Query(q.query_id, _one_line(q.default_text())) for q in records), dataset_id)
+        return unique_queries(((dataset_id, Query(q.query_id, _one_line(q.default_text()))) for q in records), dataset_id)
     qrels: Qrels = {}
     for qrel in _ir_records(dataset.qrels_iter, dataset_id):
         qrels.setdefault(qrel.query_id, {})[qrel.doc_id] = qrel.relevance

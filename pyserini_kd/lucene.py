@@ -516,7 +516,7 @@ def read_topic_set(name: str) -> list[Query] | None:
         if text is None:
             raise InputError(f"topic set {name} holds no plain text (vectors or pictures?)")
         queries.append(Query(str(query_id), " ".join(text.split())))
-    return unique_queries(sorted(queries, key=_id_order), name)
+    return unique_queries(((name, query) for query in sorted(queries, key=_id_order)), name)
 
 
 def _id_order(query: Query) -> tuple[int, int, str]:

@@ -28,7 +28,11 @@ def collection(spec: str) -> Iterator[Doc]:
             return docs
         return data.read_collection(spec)
 
-    return data.unique_docs(read(), read)
+    def places(doc_id: str) -> list[str]:
+        named = ((f"{spec}, document {number}", doc) for number, doc in enumerate(read(), start=1))
+        return [where for where, doc in (named if is_named(spec) else data.located_docs(spec)) if doc.doc_id == doc_id]
+
+    return data.unique_docs(read(), places)
 
 
 def is_named(spec: str) -> bool:

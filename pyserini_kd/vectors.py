@@ -44,7 +44,10 @@ def read(path: Path, ids: Path | None, load: Callable[[Path], Any]) -> Iterator[
             raise InputError(f"--ids goes with an .npy file; {path} holds its own ids")
         return _index(path, load) if (path / "docid").is_file() else _jsonl(path)
 
-    return data.unique_docs(_checked(path, opened()), opened)
+    def places(doc_id: str) -> list[str]:
+        return [one.where for one in opened() if one.doc_id == doc_id]
+
+    return data.unique_docs(_checked(path, opened()), places)
 
 
 def _checked(path: Path, found: Iterator[Embedded]) -> Iterator[Embedded]:

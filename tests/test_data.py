@@ -207,11 +207,15 @@ def docs_of(*doc_ids):
     return [Doc(doc_id, "", f"text {row}") for row, doc_id in enumerate(doc_ids)]
 
 
+def places_in(docs):
+    return lambda doc_id: [f"place {number}" for number, doc in enumerate(docs) if doc.doc_id == doc_id]
+
+
 @pytest.mark.parametrize("block", [1, 2, 3, 100])
 def test_unique_docs_passes_all_on_in_order(block):
     docs = docs_of(*(str(n) for n in range(50)))
-    assert list(data.unique_docs(iter(docs), lambda: docs, block)) == docs
-    assert list(data.unique_docs(iter([]), list, block)) == []
+    assert list(data.unique_docs(iter(docs), places_in(docs), block)) == docs
+    assert list(data.unique_docs(iter([]), places_in([]), block)) == []
 
 
 @pytest.mark.parametrize("block", [1, 2, 3, 7, 100])
@@ -220,18 +224,18 @@ def test_unique_docs_finds_any_duplicate(block, first, second):
     names = [str(n) for n in range(50)]
     names[second] = names[first]
     docs = docs_of(*names)
-    with pytest.raises(InputError, match=f"duplicate document id '{names[first]}'"):
-        list(data.unique_docs(iter(docs), lambda: docs, block))
+    with pytest.raises(InputError, match=f"^place {second}: duplicate document id '{names[first]}', first at place {first}$"):
+        list(data.unique_docs(iter(docs), places_in(docs), block))
 
 
 @pytest.mark.parametrize("block", [1, 2, 100])
 def test_colliding_hashes_are_no_duplicates(monkeypatch, block):
     monkeypatch.setattr(data, "id_hash", lambda text: len(text) % 2)
     docs = docs_of("a", "bb", "ccc", "dddd", "eeeee")
-    assert list(data.unique_docs(iter(docs), lambda: docs, block)) == docs
+    assert list(data.unique_docs(iter(docs), places_in(docs), block)) == docs
     twice = docs_of("a", "bb", "ccc", "bb")
     with pytest.raises(InputError, match="duplicate document id 'bb'"):
-        list(data.unique_docs(iter(twice), lambda: twice, block))
+        list(data.unique_docs(iter(twice), places_in(twice), block))
 
 
 def test_id_hash_is_stable():
@@ -300,7 +304,7 @@ def test_cacm_topics(save, shared_data):
     [
         ("1\ta\nno tab\n", r":2: expected `id<TAB>text`"),
         ("qid\tquery\n1\ta\n", r":1: looks like a header \(qid, query\)"),
-        ("1\ta\n1\tb\n", r"duplicate query id '1'"),
+        ("1\ta\n\n1\tb\n", r":3: duplicate query id '1'"),
         ('{"_id": "1", "text": "a"}\n{"_id": "2"}\n', r":2: a topic needs `text`"),
         ("just words\n", r":1: topics format unknown"),
         ("<top>\n<title> a\n</top>\n", r":1: topic without <num>"),

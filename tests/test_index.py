@@ -198,7 +198,7 @@ def test_command(tmp_path, invoke, files, tiny_dot, tiny_cross):
         assert result.exit_code == 2 and word in result.output, result.output
     (tmp_path / "twice.jsonl").write_text('{"id": "a", "contents": "x"}\n{"id": "a", "contents": "y"}\n')
     result = invoke(index.main, "--collection", tmp_path / "twice.jsonl", "--encoder", tiny_dot, "--index", tmp_path / "dup")
-    assert result.exit_code == 2 and "duplicate document id 'a'" in result.output
+    assert result.exit_code == 2 and "twice.jsonl:2: duplicate document id 'a', first at " in result.output
     assert not (tmp_path / "dup").exists() and not list(tmp_path.glob(".*"))
 
 
