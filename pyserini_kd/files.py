@@ -165,6 +165,32 @@ def locked(path: Path, *, wait: bool = True) -> Iterator[None]:
         os.close(handle)
 
 
+@contextlib.contextmanager
+def alone(work: Path, who: str) -> Iterator[None]:
+    """InputError where another process (`who` it is) works in a folder of unfinished work; else this one does.
+
+    The folder goes when the block ends, unless something is left in it.
+    """
+    with contextlib.ExitStack() as stack:
+        try:
+            stack.enter_context(locked(work / "lock", wait=False))
+        except BlockingIOError:
+            raise InputError(f"another {who} is at work in {work}") from None
+        try:
+            yield
+        finally:
+            (work / "lock").unlink(missing_ok=True)
+            clear(work)
+
+
+def clear(work: Path, names: str = "") -> None:
+    """Remove some of the folders that we made under `work`, and `work` itself where nothing is left; nothing foreign."""
+    for folder in work.glob(names) if names else ():
+        shutil.rmtree(folder, ignore_errors=True)
+    with contextlib.suppress(OSError):  # not there, or holds something
+        work.rmdir()
+
+
 def _lock(path: Path, how: int) -> int:
     handle = _open(path)
     try:

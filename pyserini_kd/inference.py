@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import hashlib
+import json
 import logging
 import os
 from collections.abc import Callable, Iterator, Sequence
@@ -19,7 +21,8 @@ import numpy as np
 import numpy.typing as npt
 from tqdm import tqdm
 
-from pyserini_kd.files import InputError
+from pyserini_kd.columns import save
+from pyserini_kd.files import InputError, atomic_file
 from pyserini_kd.models import checkpoints
 from pyserini_kd.models.tokens import join_pairs, pad, pair_frame, plain_ids, side_records
 
@@ -231,23 +234,26 @@ def run_batches(
     precision: str,
     batch_size: int | None,
     label: str,
+    finished: Callable[[int], None] | None = None,
     **extra: Any,
 ) -> int:
     """Run the model over texts (or pairs) in length-bucketed batches; returns how many were cut.
 
     `chunks` are rows to tokenise together; `tokenise` gives their records and how many it cut; `use(rows, output, attention
-    mask)` takes the results.
+    mask)` takes the results; `finished(chunk)` hears when all of a chunk are in.
     """
     cut = 0
     bar = tqdm(total=sum(map(len, chunks)), desc=label, unit=" texts", disable=None)
     with running(model, precision) as device, bar:
         pad_id, budget = model.tokenizer.pad_token_id or 0, batch_tokens(model, device)
-        for rows, (records, n_cut) in _one_ahead(chunks, tokenise):
+        for number, (rows, (records, n_cut)) in enumerate(_one_ahead(chunks, tokenise)):
             cut += n_cut
             for some in batches([len(record["input_ids"]) for record in records], batch_size, budget):
                 batch = pad([records[i] for i in some], pad_id, device)
                 use([rows[i] for i in some], model(**batch, **extra).float().cpu(), batch["attention_mask"].cpu())
                 bar.update(len(some))
+            if finished is not None:
+                finished(number)
     return cut
 
 
@@ -348,15 +354,20 @@ def score(
     *,
     precision: str = "auto",
     batch_size: int | None = None,
+    work: Path | None = None,
 ) -> Floats:
-    """Raw scores float32 (P,) of (query, document) pairs, by any architecture; equal pairs and texts are computed once."""
+    """Raw scores float32 (P,) of (query, document) pairs, by any architecture; equal pairs and texts are computed once.
+
+    A cross-encoder's scores are kept under `work`, which must be of this model and these settings alone, as they are made: a
+    later call for the same pairs goes on there, to the same scores. (The others' documents can be kept in an index.)
+    """
     if len(queries) != len(docs):
         raise ValueError(f"{len(queries)} queries but {len(docs)} documents")
     if not queries:
         return np.empty(0, dtype=np.float32)
     settings: dict[str, Any] = {"precision": precision, "batch_size": batch_size}
     if model.architecture == "cross_encoder":
-        return _score_pairs(model, queries, docs, **settings)
+        return _score_pairs(model, queries, docs, work, **settings)
     distinct_queries, query_rows = unique(queries)
     distinct_docs, doc_rows = unique(docs)
     if model.architecture == "bert_dot":
@@ -393,7 +404,9 @@ def _by_query(query_rows: Rows, docs: Sequence[str]) -> list[list[int]]:
     return [some.tolist() for some in np.split(order, np.flatnonzero(np.diff(query_rows[order])) + 1)]
 
 
-def _score_pairs(model: CrossEncoder, queries: Sequence[str], docs: Sequence[str], **settings: Any) -> Floats:
+def _score_pairs(
+    model: CrossEncoder, queries: Sequence[str], docs: Sequence[str], work: Path | None, **settings: Any
+) -> Floats:
     """Logits of pairs; queries are tokenised once, documents once a chunk, and joined as the tokenizer joins pairs."""
     query_texts, query_rows = unique(queries)
     doc_texts, doc_rows = unique(docs)
@@ -421,9 +434,38 @@ def _score_pairs(model: CrossEncoder, queries: Sequence[str], docs: Sequence[str
         pairs = [(query_ids[q], doc_ids[d]) for q, d in zip(pair_queries[rows].tolist(), inverse.tolist(), strict=True)]
         return join_pairs(frame, pairs, model.max_len)
 
-    cut = run_batches(model, chunks, tokenise, use, label="score pairs", **settings)
-    log_cut(cut, len(keys), model.max_len, "pairs")
+    todo, finished = chunks, None
+    if work is not None and len(chunks) > 1:
+        todo, finished = _kept(work / _digest(query_texts, doc_texts, keys), chunks, scores)
+    cut = run_batches(model, todo, tokenise, use, label="score pairs", finished=finished, **settings) if todo else 0
+    log_cut(cut, sum(map(len, todo)), model.max_len, "pairs")
     return scores[places]
+
+
+def _digest(queries: Sequence[str], docs: Sequence[str], keys: Rows) -> str:
+    """What tells one set of pairs from another."""
+    digest = hashlib.sha256(json.dumps([len(queries), len(docs), CHUNK]).encode())
+    for text in (*queries, *docs):
+        digest.update(len(text).to_bytes(8, "little") + text.encode())
+    digest.update(keys.tobytes())
+    return digest.hexdigest()
+
+
+def _kept(folder: Path, chunks: list[list[int]], scores: Floats) -> tuple[list[list[int]], Callable[[int], None]]:
+    """Fill in the scores of chunks that are kept in a folder; gives the other chunks, and what keeps one of those."""
+    paths = [folder / f"{number:06d}.npy" for number in range(len(chunks))]
+    missing = [number for number, path in enumerate(paths) if not path.exists()]
+    known = sorted(set(range(len(chunks))) - set(missing))
+    for number in known:
+        scores[chunks[number]] = np.load(paths[number])
+    if known:
+        logger.info("going on: %d of %d pairs were scored before", sum(len(chunks[n]) for n in known), len(scores))
+
+    def keep(place: int) -> None:
+        with atomic_file(paths[missing[place]], binary=True) as out:
+            save(out, scores[chunks[missing[place]]])
+
+    return [chunks[number] for number in missing], keep
 
 
 def represent(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import logging
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -15,7 +17,16 @@ from pyserini_kd import inference, lucene, passages, sources, token_index
 from pyserini_kd.cli import command
 from pyserini_kd.data import Doc, Query
 from pyserini_kd.dense_index import DenseIndex, has_docs, shards, stored_docs
-from pyserini_kd.files import InputError, read_json, refuse_existing_run, refuse_inputs, write_record
+from pyserini_kd.files import (
+    InputError,
+    alone,
+    clear,
+    comparable,
+    read_json,
+    refuse_existing_run,
+    refuse_inputs,
+    write_record,
+)
 from pyserini_kd.models import checkpoints
 from pyserini_kd.runs import Run, Scores, check_tag, ir_metadata
 from pyserini_kd.token_index import TokenIndex
@@ -38,6 +49,7 @@ def rerank(
     precision: str = "auto",
     batch_size: int | None = None,
     tag: str = "rerank",
+    work: Path | None = None,
 ) -> Run:
     """Rescore the first `depth` documents of each query; the rest are dropped.
 
@@ -55,6 +67,7 @@ def rerank(
         precision: arithmetic, as in `inference`.
         batch_size: pairs (or texts) a batch; by token budget where None.
         tag: the new run's tag.
+        work: folder for finished scores, as in `inference.score`.
     """
     texts = {query.query_id: query.text for query in queries}
     missing = [query_id for query_id in run if query_id not in texts]
@@ -77,7 +90,7 @@ def rerank(
     pairs = [(texts[q], part) for q, found in candidates.items() for part in found]
     if not pairs:
         return Run.from_hits(tag, ((query_id, [], []) for query_id in top))
-    scores = _scores(model, source, pairs, contents, precision=precision, batch_size=batch_size)
+    scores = _scores(model, source, pairs, contents, precision=precision, batch_size=batch_size, work=work)
     if segment and aggregate in passages.ADDED and model.architecture == "cross_encoder":
         scores = (1 / (1 + np.exp(-scores.astype(np.float64)))).astype(np.float32)
     pieces = np.split(scores, np.cumsum([len(found) for found in candidates.values()])[:-1])
@@ -85,14 +98,16 @@ def rerank(
     return passages.aggregate(rescored, aggregate) if segment else rescored
 
 
-def _scores(model: Any, source: Source, pairs: Sequence[tuple[str, str]], contents: dict[str, str], **settings: Any) -> Scores:
+def _scores(
+    model: Any, source: Source, pairs: Sequence[tuple[str, str]], contents: dict[str, str], work: Path | None, **settings: Any
+) -> Scores:
     """Scores (P,) of (query, doc_id) pairs, from what is stored or from the documents' contents."""
     queries, doc_ids = [query for query, _ in pairs], [doc_id for _, doc_id in pairs]
     if isinstance(source, TokenIndex):
         return token_index.score(source, model, queries, doc_ids, **settings)
     if isinstance(source, DenseIndex):
         return source.score(model, queries, doc_ids, **settings)
-    return inference.score(model, queries, [contents[doc_id] for doc_id in doc_ids], **settings)
+    return inference.score(model, queries, [contents[doc_id] for doc_id in doc_ids], work=work, **settings)
 
 
 def fetch_from(source: str | Iterable[Doc], *more: str) -> Fetch:
@@ -180,6 +195,8 @@ def _is_collection(source: str) -> bool:
     name="rerank",
     example="pyserini-kd rerank --run runs/run.docs.bm25.test.txt --encoder models/reranker --collection docs.jsonl "
     "--topics test.tsv --depth 100 --output runs/run.docs.reranked.test.txt",
+    epilog="A killed reranking by a cross-encoder that is started again goes on where it was. For other architectures `index` "
+    "keeps what they make of documents.",
 )
 @click.option("--run", "run_path", required=True, type=click.Path(path_type=Path), help="First-stage run to rescore.")
 @click.option("--encoder", required=True, help="Checkpoint: name, folder or hub id; any architecture.")
@@ -246,27 +263,31 @@ def main(
         model, source = open_source(encoder, indexes, segment=segment, **settings)
     clock = {"open": time.monotonic() - started, "fetch": 0.0}
     begun = time.monotonic()
-    reranked = rerank(
-        run,
-        model,
-        queries,
-        source if isinstance(source, TokenIndex | DenseIndex) else _timed(source, clock),
-        depth=depth,
-        segment=segment,
-        aggregate=aggregate or "maxp",
-        precision=precision,
-        batch_size=batch_size,
-        tag=runtag or checkpoints.name_of(checkpoints.resolve(encoder)),
-    )
-    clock["score"] = time.monotonic() - begun - clock["fetch"]
-    begun = time.monotonic()
-    method = {"first stage": str(run_path), "reranker": encoder, "depth": depth}
-    comments = ir_metadata(reranked.tag, method, {"topics": topics}) if metadata else []
-    reranked.write(output, output_format=output_format, overwrite=overwrite, comments=comments)
+    folder, work = checkpoints.resolve(encoder), output.with_name(f"{output.name}.partial")
+    how = comparable([checkpoints.record_of(model, folder), inference.arithmetic(model, precision, batch_size), batch_size])
+    with alone(work, "rerank"):
+        reranked = rerank(
+            run,
+            model,
+            queries,
+            source if isinstance(source, TokenIndex | DenseIndex) else _timed(source, clock),
+            depth=depth,
+            segment=segment,
+            aggregate=aggregate or "maxp",
+            precision=precision,
+            batch_size=batch_size,
+            tag=runtag or checkpoints.name_of(folder),
+            work=work / hashlib.sha256(json.dumps(how).encode()).hexdigest(),
+        )
+        clock["score"] = time.monotonic() - begun - clock["fetch"]
+        begun = time.monotonic()
+        method = {"first stage": str(run_path), "reranker": encoder, "depth": depth}
+        comments = ir_metadata(reranked.tag, method, {"topics": topics}) if metadata else []
+        reranked.write(output, output_format=output_format, overwrite=overwrite, comments=comments)
+        clear(work, "[0-9a-f]" * 64)
     clock["write"] = time.monotonic() - begun
     stages = {f"{stage}_seconds": round(spent, 3) for stage, spent in clock.items()}
-    sha256 = checkpoints.fingerprint(checkpoints.resolve(encoder))
-    config: dict[str, Any] = {"run": str(run_path), "encoder": encoder, "sha256": sha256}
+    config: dict[str, Any] = {"run": str(run_path), "encoder": encoder, "sha256": checkpoints.fingerprint(folder)}
     config |= {"depth": depth, "topics": topics, "precision": inference.precision_of(model, precision)}
     config |= {"segment": segment, "aggregate": aggregate or "maxp"} if segment else {}
     write_record(output, config=config, seconds=round(time.monotonic() - started, 2), **stages)

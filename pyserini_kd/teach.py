@@ -27,11 +27,12 @@ from pyserini_kd.data import Doc, Qrels, Query, id_hash
 from pyserini_kd.dense_index import DenseIndex, check_encoder
 from pyserini_kd.files import (
     InputError,
+    alone,
     atomic_file,
+    clear,
     command_line,
     comparable,
     environment,
-    locked,
     refuse_existing,
     sha256,
 )
@@ -277,7 +278,7 @@ def main(
     settings["work"] = work
     settings["index"] = DenseIndex.load(index) if index else None
     known = [found for store in reuse for found in read_known(store)]
-    with _alone(work):
+    with alone(work, "teach"):
         with _folder(work / "scratch") as scratch:
             texts = load_texts(groups, sources.topics(topics), documents(), scratch / "texts")
             checked = None
@@ -300,23 +301,7 @@ def main(
             if triples:
                 count = write_triples(taught.pairs.each(taught.score), triples, overwrite=overwrite)
                 click.echo(f"{triples}: {count} triples")
-        _clear(work, "[0-9a-f]" * 64)
-
-
-@contextlib.contextmanager
-def _alone(work: Path) -> Iterator[None]:
-    """InputError where another process works in a folder; else this one does, until the end of the block."""
-    with contextlib.ExitStack() as stack:
-        try:
-            stack.enter_context(locked(work / "lock", wait=False))
-        except BlockingIOError:
-            raise InputError(f"another teach is at work in {work}") from None
-        try:
-            yield
-        finally:
-            (work / "lock").unlink(missing_ok=True)
-            with contextlib.suppress(OSError):  # holds blocks, or something that is not ours
-                work.rmdir()
+        clear(work, "[0-9a-f]" * 64)
 
 
 @contextlib.contextmanager
@@ -326,15 +311,7 @@ def _folder(path: Path) -> Iterator[Path]:
     try:
         yield path
     finally:
-        _clear(path.parent, path.name)
-
-
-def _clear(work: Path, names: str) -> None:
-    """Remove some of the folders that we made under `work`; nothing foreign that may lie there."""
-    for folder in work.glob(names):
-        shutil.rmtree(folder, ignore_errors=True)
-    with contextlib.suppress(OSError):  # not there, or holds something that is not ours
-        work.rmdir()
+        clear(path.parent, path.name)
 
 
 def _refuse_contradictions(

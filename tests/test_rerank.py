@@ -7,7 +7,7 @@ import pytest
 
 from pyserini_kd import index, inference, rerank
 from pyserini_kd.dense_index import load_encoder
-from pyserini_kd.files import InputError
+from pyserini_kd.files import InputError, alone
 from pyserini_kd.models import checkpoints
 from pyserini_kd.runs import Run
 
@@ -102,6 +102,42 @@ def test_command(tmp_path, invoke, first, files, tiny_dot, dense_index):
     ):
         result = invoke(rerank.main, *base, *wrong)
         assert result.exit_code == 2 and word in result.output, result.output
+
+
+def test_a_broken_off_reranking_goes_on(tmp_path, invoke, first, files, tiny_cross, monkeypatch, caplog):
+    """Chunks of 7 of the 100 pairs; the sixth batch breaks off, other settings or pairs begin anew."""
+    first.write(tmp_path / "first.txt")
+    base = ["--run", tmp_path / "first.txt", "--encoder", tiny_cross, "--topics", files["topics"], "--collection", files["docs"]]
+    words, work = [*base, "--depth", 10, "--output", tmp_path / "out.txt"], tmp_path / "out.txt.partial"
+    monkeypatch.setattr(inference, "CHUNK", 7)
+    assert invoke(rerank.main, *base, "--depth", 10, "--output", tmp_path / "whole.txt").exit_code == 0
+    computed, pad = [], inference.pad
+
+    def counted(records, *more):
+        if len(computed) == stop:
+            raise MemoryError
+        computed.append(len(records))
+        return pad(records, *more)
+
+    monkeypatch.setattr(inference, "pad", counted)
+    stop = 6
+    assert isinstance(invoke(rerank.main, *words).exception, MemoryError)
+    kept = sum(computed)
+    assert not (tmp_path / "out.txt").exists() and len(list(work.glob("*/*/*.npy"))) == 6 and kept < 100
+    with alone(work, "rerank"):
+        result = invoke(rerank.main, *words)
+        assert result.exit_code == 2 and f"another rerank is at work in {work}" in result.output
+    for other in (["--batch-size", 7], ["--depth", 9]):
+        computed.clear()
+        assert isinstance(invoke(rerank.main, *words, *other).exception, MemoryError) and len(computed) == 6
+    assert len(list(work.glob("*"))) == 2 and len(list(work.glob("*/*"))) == 3
+    computed.clear()
+    stop = None
+    caplog.set_level("INFO")
+    assert invoke(rerank.main, *words).exit_code == 0
+    assert sum(computed) == 100 - kept and f"going on: {kept} of 100 pairs were scored before" in caplog.text
+    assert (tmp_path / "out.txt").read_bytes() == (tmp_path / "whole.txt").read_bytes()
+    assert not list(tmp_path.glob("*.partial"))
 
 
 def test_long_documents_are_scored_by_passage(first, queries, corpus, tiny_cross):

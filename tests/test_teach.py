@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from pyserini_kd import columns, index, inference, mine, score_files, teach, triples
 from pyserini_kd.data import Doc
 from pyserini_kd.dense_index import DenseIndex, load_encoder
-from pyserini_kd.files import InputError
+from pyserini_kd.files import InputError, alone
 from pyserini_kd.models import checkpoints
 from pyserini_kd.pairs import Pairs
 from pyserini_kd.runs import Run
@@ -374,7 +374,7 @@ def test_scores_of_other_texts_and_damaged_stores_are_no_teachers(tmp_path, invo
 def test_two_at_once_are_refused(tmp_path, invoke, files, groups, tiny_cross):
     mine.write_candidates(groups, tmp_path / "c.jsonl")
     words = ["--candidates", tmp_path / "c.jsonl", "--collection", files["docs"], "--topics", files["topics"], "--teacher", tiny_cross]
-    with teach._alone(tmp_path / "s.parquet.partial"):
+    with alone(tmp_path / "s.parquet.partial", "teach"):
         result = invoke(teach.main, *words, "--output", tmp_path / "s.parquet")
         assert result.exit_code == 2 and "another teach is at work in" in result.output
     assert invoke(teach.main, *words, "--output", tmp_path / "s.parquet").exit_code == 0
@@ -382,7 +382,7 @@ def test_two_at_once_are_refused(tmp_path, invoke, files, groups, tiny_cross):
 
 
 def test_an_error_of_the_work_is_no_other_teach(tmp_path):
-    with pytest.raises(BlockingIOError), teach._alone(tmp_path / "s.parquet.partial"):
+    with pytest.raises(BlockingIOError), alone(tmp_path / "s.parquet.partial", "teach"):
         raise BlockingIOError  # of a standard output that does not block, for one
     assert not (tmp_path / "s.parquet.partial").exists()
 
