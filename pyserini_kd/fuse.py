@@ -508,7 +508,7 @@ USED_BY = (
     ("--alpha", "alpha", ("interpolation",)),
     ("--rrf.k", "rrf_k", ("rrf",)),
     ("--rbp.p", "rbp_p", ("rbp",)),
-    ("--norm", "norm", tuple(METHODS)),
+    ("--norm", "norm", tuple(name for name, method in METHODS.items() if method.by_rank is None)),
     ("--weights", "weights", ("wsum",)),
 )
 """Options that one method uses, or some."""
