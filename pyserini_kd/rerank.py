@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import logging
@@ -108,6 +109,19 @@ def _scores(
     if isinstance(source, DenseIndex):
         return source.score(model, queries, doc_ids, **settings)
     return inference.score(model, queries, [contents[doc_id] for doc_id in doc_ids], work=work, **settings)
+
+
+@contextlib.contextmanager
+def unfinished(output: Path, model: Any, folder: Path, *, precision: str, batch_size: int | None) -> Iterator[Path]:
+    """A folder beside a run for finished scores by a checkpoint in `folder`; it goes when the run is written, not before.
+
+    InputError where another process reranks for the same output.
+    """
+    how = [checkpoints.record_of(model, folder), inference.arithmetic(model, precision, batch_size), batch_size]
+    work = output.with_name(f"{output.name}.partial")
+    with alone(work, "rerank"):
+        yield work / hashlib.sha256(json.dumps(comparable(how)).encode()).hexdigest()
+        clear(work, "[0-9a-f]" * 64)
 
 
 def fetch_from(source: str | Iterable[Doc], *more: str) -> Fetch:
@@ -263,9 +277,8 @@ def main(
         model, source = open_source(encoder, indexes, segment=segment, **settings)
     clock = {"open": time.monotonic() - started, "fetch": 0.0}
     begun = time.monotonic()
-    folder, work = checkpoints.resolve(encoder), output.with_name(f"{output.name}.partial")
-    how = comparable([checkpoints.record_of(model, folder), inference.arithmetic(model, precision, batch_size), batch_size])
-    with alone(work, "rerank"):
+    folder = checkpoints.resolve(encoder)
+    with unfinished(output, model, folder, precision=precision, batch_size=batch_size) as work:
         reranked = rerank(
             run,
             model,
@@ -277,14 +290,13 @@ def main(
             precision=precision,
             batch_size=batch_size,
             tag=runtag or checkpoints.name_of(folder),
-            work=work / hashlib.sha256(json.dumps(how).encode()).hexdigest(),
+            work=work,
         )
         clock["score"] = time.monotonic() - begun - clock["fetch"]
         begun = time.monotonic()
         method = {"first stage": str(run_path), "reranker": encoder, "depth": depth}
         comments = ir_metadata(reranked.tag, method, {"topics": topics}) if metadata else []
         reranked.write(output, output_format=output_format, overwrite=overwrite, comments=comments)
-        clear(work, "[0-9a-f]" * 64)
     clock["write"] = time.monotonic() - begun
     stages = {f"{stage}_seconds": round(spent, 3) for stage, spent in clock.items()}
     config: dict[str, Any] = {"run": str(run_path), "encoder": encoder, "sha256": checkpoints.fingerprint(folder)}

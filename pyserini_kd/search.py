@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 import logging
@@ -230,15 +231,28 @@ def main(bm25_flag: bool, hits: int | None, fusion: str | None, **options: Any) 
     opening: dict[str, Any] = {"open_seconds": round(time.monotonic() - begun, 3)}
     if opened.encoder is not None:
         opening["precision"] = inference.precision_of(opened.encoder, settings.precision)
-    run, timing = search(settings, opened, queries, stages)
-    timing = opening | timing
-    if settings.query is not None:
-        _show(settings, opened.fetch, run, stages or {})
-        if settings.explain:
-            click.echo(", ".join(f"{name} {value}" for name, value in timing.items()))
-        if not settings.output:
-            return
-    _finish(settings, run, judged, {"seconds": round(time.monotonic() - started, 2), **timing})
+    with _unfinished(settings, opened) as work:
+        run, timing = search(settings, opened, queries, stages, work)
+        timing = opening | timing
+        if settings.query is not None:
+            _show(settings, opened.fetch, run, stages or {})
+            if settings.explain:
+                click.echo(", ".join(f"{name} {value}" for name, value in timing.items()))
+            if not settings.output:
+                return
+        _finish(settings, run, judged, {"seconds": round(time.monotonic() - started, 2), **timing})
+
+
+def _unfinished(settings: Settings, opened: Opened) -> contextlib.AbstractContextManager[Path | None]:
+    """Where the scores of a reranking are kept until the run of a topic file is written."""
+    if not settings.rerank or settings.query is not None:
+        return contextlib.nullcontext()
+    from pyserini_kd import rerank
+    from pyserini_kd.models import checkpoints
+
+    own: dict[str, Any] = {"precision": settings.precision, "batch_size": settings.batch_size}
+    output = settings.output or _default_output(settings)
+    return rerank.unfinished(output, opened.reranker, checkpoints.resolve(settings.rerank), **own)
 
 
 def refuse_contradictions(settings: Settings, fusion: str | None) -> None:
@@ -345,9 +359,12 @@ def open_all(settings: Settings, *, texts: bool = False) -> Opened:
 
 
 def search(
-    settings: Settings, opened: Opened, queries: list[Query], stages: dict[str, Run] | None = None
+    settings: Settings, opened: Opened, queries: list[Query], stages: dict[str, Run] | None = None, work: Path | None = None
 ) -> tuple[Run, dict[str, Any]]:
-    """Retrieve, fuse and rerank as the settings say; the run and the seconds of each stage. `stages` takes their runs."""
+    """Retrieve, fuse and rerank as the settings say; the run and the seconds of each stage.
+
+    `stages` takes their runs, `work` is the folder for a reranker's finished scores.
+    """
     from pyserini_kd import fuse, lucene, rerank, retrieve
 
     index = settings.index or ""
@@ -407,7 +424,7 @@ def search(
         reranker = settings.runtag or Path(settings.rerank).name
         run = rerank.rerank(
             run, opened.reranker, queries, opened.source, depth=settings.depth, precision=settings.precision,
-            batch_size=settings.batch_size, tag=reranker,
+            batch_size=settings.batch_size, tag=reranker, work=work,
         )  # fmt: skip
         timed("rerank", begun, run)
     run = run.top(hits)

@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 
-from pyserini_kd import index, inference, rerank
+from pyserini_kd import index, inference, rerank, search
 from pyserini_kd.dense_index import load_encoder
 from pyserini_kd.files import InputError, alone
 from pyserini_kd.models import checkpoints
@@ -136,6 +136,21 @@ def test_a_broken_off_reranking_goes_on(tmp_path, invoke, first, files, tiny_cro
     caplog.set_level("INFO")
     assert invoke(rerank.main, *words).exit_code == 0
     assert sum(computed) == 100 - kept and f"going on: {kept} of 100 pairs were scored before" in caplog.text
+    assert (tmp_path / "out.txt").read_bytes() == (tmp_path / "whole.txt").read_bytes()
+    assert not list(tmp_path.glob("*.partial"))
+
+
+def test_a_search_that_broke_off_while_reranking_goes_on(tmp_path, invoke, files, bm25_index, tiny_cross, monkeypatch, caplog):
+    words = ["--encoder", "bm25", "--index", bm25_index, "--topics", files["topics"], "--rerank", tiny_cross, "--output"]
+    monkeypatch.setattr(inference, "CHUNK", 7)
+    assert invoke(search.main, *words, tmp_path / "whole.txt").exit_code == 0
+    with monkeypatch.context() as patch:
+        patch.setattr(Run, "write", lambda *_, **__: 1 / 0)  # the last moment: everything is scored
+        assert isinstance(invoke(search.main, *words, tmp_path / "out.txt").exception, ZeroDivisionError)
+    assert list(tmp_path.glob("out.txt.partial/*/*/*.npy"))
+    monkeypatch.setattr(inference, "pad", lambda *_: 1 / 0)  # nothing is left to compute
+    caplog.set_level("INFO")
+    assert invoke(search.main, *words, tmp_path / "out.txt").exit_code == 0 and "were scored before" in caplog.text
     assert (tmp_path / "out.txt").read_bytes() == (tmp_path / "whole.txt").read_bytes()
     assert not list(tmp_path.glob("*.partial"))
 
