@@ -117,12 +117,15 @@ def encode_line(bench: Bench, count: int, name: str) -> list[str]:
     def some() -> Iterator[Doc]:
         return (docs[number] if number < whole else _combined(docs, number) for number in range(count))
 
+    def places(doc_id: str) -> list[str]:
+        return [str(number) for number, doc in enumerate(some()) if doc.doc_id == doc_id]
+
     with tempfile.TemporaryDirectory() as folder:
         if name == "tiny":
             name = str(checkpoints.save(_tiny(), Path(folder) / "tiny"))
         encoder, checkpoint = load_encoder(name), checkpoints.resolve(name)
         begun = time.perf_counter()
-        index.build(data.unique_docs(some(), some), encoder, checkpoint, Path(folder) / "index")  # as the command does
+        index.build(data.unique_docs(some(), places), encoder, checkpoint, Path(folder) / "index")  # as the command does
         seconds = time.perf_counter() - begun
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
     return [f"{count:,}", Path(name).name, f"{count / seconds:.0f}", f"{seconds:.0f}", f"{peak:.0f}"]

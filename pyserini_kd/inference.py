@@ -385,17 +385,20 @@ def score(
 
 def _dot_by_query(model: BertDot, query_vecs: Floats, query_rows: Rows, docs: Sequence[str], **settings: Any) -> Floats:
     """Dot products float32 (P,), documents encoded for each query anew: what it gets depends on no other query."""
-    scores = np.zeros(len(docs), dtype=np.float32)
+    distinct, doc_rows = unique(docs)
+    keys, places = np.unique(query_rows * len(distinct) + doc_rows, return_inverse=True)
+    query_rows, texts = keys // len(distinct), [distinct[row] for row in (keys % len(distinct)).tolist()]
+    scores = np.zeros(len(keys), dtype=np.float32)
 
     def use(rows: list[int], output: torch.Tensor, _: torch.Tensor) -> None:
         scores[rows] = np.einsum("ph,ph->p", query_vecs[query_rows[rows]], output.numpy())
 
     def tokenise(rows: list[int]) -> tuple[list[Any], int]:
-        return side_records(model, [docs[row] for row in rows], "doc")
+        return side_records(model, [texts[row] for row in rows], "doc")
 
-    n_cut = run_batches(model, _by_query(query_rows, docs), tokenise, use, label="encode documents", **settings)
-    log_cut(n_cut, len(docs), model.settings.max_doc_len, "doc texts")
-    return scores
+    n_cut = run_batches(model, _by_query(query_rows, texts), tokenise, use, label="encode documents", **settings)
+    log_cut(n_cut, len(texts), model.settings.max_doc_len, "doc texts")
+    return scores[places]
 
 
 def _by_query(query_rows: Rows, docs: Sequence[str]) -> list[list[int]]:

@@ -28,7 +28,7 @@ logger = logging.getLogger(__name__)
 
 TRAIN_SAMPLE = 100_000  # vectors that a quantiser is trained on, at most; more where it has many lists
 TRIAL = 2000  # vectors that the time is estimated with
-PER_LIST = 64  # training vectors for each inverted list, at most
+PER_LIST = 64  # training vectors for each inverted list, or each centroid of a code
 ROTATION_CENTROIDS = 256  # of the product quantisers by which FAISS finds OPQ's rotation, whatever the index has
 ROTATION_SAMPLE = 1 << 14  # those that OPQ's rotation is trained on: with FAISS's 65,536 as good, and takes three times as long
 KEEP = 300  # seconds of filling an index in memory after which it is kept against a kill
@@ -246,9 +246,9 @@ def _train(index: Any, kind: str, blocks: Sequence[Path], sizes: Sequence[int]) 
     import faiss
 
     least, why = needed(index)
-    advised = least * faiss.ClusteringParameters().min_points_per_centroid
-    if sum(sizes) < advised and least > 1:
-        logger.warning("%d documents are few for %s (%s): %d or more are advised", sum(sizes), kind, why, advised)
+    advised, used = least * faiss.ClusteringParameters().min_points_per_centroid, min(sum(sizes), _train_size(index))
+    if used < advised and least > 1:
+        logger.warning("%d documents are few to train %s on (%s): %d or more are advised", used, kind, why, advised)
     inner: Any = _inner(index)
     tried = [transform for transform in _transforms(index) if isinstance(transform, faiss.OPQMatrix)]
     quantisers = [faiss.ProductQuantizer(rotation.d_out, rotation.M, 8) for rotation in tried]
@@ -331,7 +331,7 @@ def _last_line(error: RuntimeError) -> str:
 
 
 def _train_size(index: Any) -> int:
-    return max(TRAIN_SAMPLE, PER_LIST * int(getattr(_inner(index), "nlist", 0)))
+    return max(TRAIN_SAMPLE, PER_LIST * needed(index)[0])
 
 
 def forecast(index: Any, sample: Floats, count: int) -> float:
@@ -343,24 +343,25 @@ def forecast(index: Any, sample: Floats, count: int) -> float:
     import faiss
 
     inner: Any = _inner(index)
+    seconds, trained = 0.0, min(count, _train_size(index))
+    for rotation in _transforms(index):
+        if isinstance(rotation, faiss.OPQMatrix):
+            rounds = rotation.niter_pq_0 + (rotation.niter - 1) * rotation.niter_pq
+            part = sample[:, : rotation.d_out // rotation.M]
+            seconds += rotation.M * _comparison(part) * ROTATION_CENTROIDS * rounds * min(trained, rotation.max_train_points)
     if isinstance(inner, faiss.IndexHNSW):
         graph: Any = inner.hnsw
         trial: Any = faiss.IndexHNSWFlat(index.d, graph.nb_neighbors(1), faiss.METRIC_INNER_PRODUCT)
         begun = time.perf_counter()
         with _one_thread(True):
             trial.add(sample)
-        return (time.perf_counter() - begun) * count * math.log(count + 1) / (len(sample) * math.log(len(sample) + 1))
-    seconds, trained = 0.0, min(count, _train_size(index))
+        spent = time.perf_counter() - begun
+        return seconds + spent * count * math.log(count + 1) / (len(sample) * math.log(len(sample) + 1))
     if lists := int(getattr(inner, "nlist", 0)):
         seconds += _comparison(sample) * lists * (inner.cp.niter * trained + count)
     if (pq := getattr(inner, "pq", None)) is not None:
         compared = pq.cp.niter * min(trained, pq.cp.max_points_per_centroid * pq.ksub) + count
         seconds += pq.M * _comparison(sample[:, : pq.dsub]) * pq.ksub * compared
-    for rotation in _transforms(index):
-        if isinstance(rotation, faiss.OPQMatrix):
-            rounds = rotation.niter_pq_0 + (rotation.niter - 1) * rotation.niter_pq
-            part = sample[:, : rotation.d_out // rotation.M]
-            seconds += rotation.M * _comparison(part) * ROTATION_CENTROIDS * rounds * min(trained, rotation.max_train_points)
     return seconds
 
 

@@ -40,6 +40,8 @@ def _gather(path: Path, spent: dict[Path, float], above: Set[Path]) -> str | Non
     if not record_file.exists() or record_file == path:
         return f"no record {record_file.name}"
     record = read_json(record_file, "record")
+    if record.get("resumed"):
+        return f"{record_file.name} tells the seconds since its reranking was resumed alone"
     own = _answering(record)
     if own is None:
         return f"{record_file.name} has no seconds"

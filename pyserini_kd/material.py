@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
+import json
 import logging
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -41,9 +43,16 @@ def _files(name: str, value: str | Path | None) -> list[Path]:
     return [Path(value)] if value and not sources.is_named(str(value)) and Path(value).is_file() else []
 
 
+READERS: dict[str, Callable[[str], Any]] = {"topics": sources.topics, "qrels": sources.qrels}
+"""What reads data that may be named, whose contents another release may change."""
+
+
 def digest(name: str, value: str | Path) -> str | dict[str, str]:
-    """Files with their checksum; anything else as it was named."""
+    """Files, and topics and judgements that have a name, with their checksum; anything else as it was named."""
     files = _files(name, value)
+    if not Path(value).exists() and (read := READERS.get(name.removeprefix("dev_"))):
+        text = json.dumps(read(str(value)), sort_keys=True)
+        return {"name": str(value), "sha256": hashlib.sha256(text.encode()).hexdigest()}
     return {"path": str(value), "sha256": sha256(*files)} if files else str(value)
 
 

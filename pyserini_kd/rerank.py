@@ -279,6 +279,7 @@ def main(
     begun = time.monotonic()
     folder = checkpoints.resolve(encoder)
     with unfinished(output, model, folder, precision=precision, batch_size=batch_size) as work:
+        resumed = {"resumed": True} if work.exists() else {}
         reranked = rerank(
             run,
             model,
@@ -302,7 +303,7 @@ def main(
     config: dict[str, Any] = {"run": str(run_path), "encoder": encoder, "sha256": checkpoints.fingerprint(folder)}
     config |= {"depth": depth, "topics": topics, "precision": inference.precision_of(model, precision)}
     config |= {"segment": segment, "aggregate": aggregate or "maxp"} if segment else {}
-    write_record(output, config=config, seconds=round(time.monotonic() - started, 2), **stages)
+    write_record(output, config=config, seconds=round(time.monotonic() - started, 2), **stages, **resumed)
     click.echo(f"{output}: {len(reranked)} queries, {reranked.n_hits} lines")
 
 

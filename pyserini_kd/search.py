@@ -232,6 +232,7 @@ def main(bm25_flag: bool, hits: int | None, fusion: str | None, **options: Any) 
     if opened.encoder is not None:
         opening["precision"] = inference.precision_of(opened.encoder, settings.precision)
     with _unfinished(settings, opened) as work:
+        opening |= {"resumed": True} if work is not None and work.exists() else {}
         run, timing = search(settings, opened, queries, stages, work)
         timing = opening | timing
         if settings.query is not None:

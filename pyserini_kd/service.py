@@ -34,6 +34,7 @@ MAX_ANSWERS = 10_000  # hits of all queries of a request
 MAX_DOCS = 1000  # of them, where their texts are sent too
 MAX_PAIRS = 10_000  # documents reranked for a request
 MAX_BODY = 1 << 20  # bytes
+LONGEST_NAME = 40  # characters of a wrong field's name that an answer repeats
 MAX_BODIES = 64 << 20  # bytes of all requests that are being received
 MAX_WAITING = 64  # requests
 MAX_CONNECTIONS = 4096
@@ -213,7 +214,7 @@ def app(settings: search.Settings, opened: search.Opened) -> FastAPI:
     @api.exception_handler(RequestValidationError)
     async def invalid(_: Any, error: RequestValidationError) -> JSONResponse:
         first = error.errors()[0]  # its `input` stays here: it may be as large as the request
-        where = ".".join(str(part) for part in first["loc"][1:] if first["type"] != "json_invalid")
+        where = ".".join(str(part)[:LONGEST_NAME] for part in first["loc"][1:] if first["type"] != "json_invalid")
         return JSONResponse({"detail": f"{where}: {first['msg']}" if where else first["msg"]}, 422)
 
     @api.exception_handler(InputError)

@@ -30,7 +30,7 @@ def check_start(recipe: Recipe, stages: Sequence[Stage], config: TrainConfig) ->
     becomes = any(stage.text for stage in stages)
     known = looks = False
     if not config.init.startswith(RANDOM):
-        of_teachers = [fingerprint(name) for name in (config.teacher, config.lm_teacher) if name]
+        of_teachers = [fingerprint(name) for name in (config.teacher, config.lm_teacher if becomes else None) if name]
         if fingerprint(config.init) not in of_teachers:
             known, looks = _is_distilled(config.init)
     if known and not recipe.distilled_start:
@@ -109,7 +109,11 @@ def _start(config: TrainConfig, teachers: Mapping[bool, Any]) -> Any:
     if config.init.startswith(RANDOM):
         if config.architecture != "cross_encoder":
             raise InputError(f"--init {config.init} makes a cross_encoder, not a {config.architecture}")
-        fresh = learner.random_student(config.init.removeprefix(RANDOM), teachers[True] or teachers[False])
+        like = teachers[True] or teachers[False]
+        if like is None and (config.lm_teacher or config.teacher):  # which teaches nothing in these stages
+            architecture = "cross_encoder" if config.lm_teacher else None
+            like = checkpoints.load(str(config.lm_teacher or config.teacher), architecture=architecture)
+        fresh = learner.random_student(config.init.removeprefix(RANDOM), like)
         fresh.max_len = min(config.max_doc_len or fresh.max_len, fresh.max_len)
         return fresh
     overrides: dict[str, Any] = {"max_doc_len": config.max_doc_len}

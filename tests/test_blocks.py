@@ -392,7 +392,7 @@ def test_few_vectors_to_train_on_are_said_once(tmp_path, capfd, caplog, kind):
     assert "clustering" not in "".join(capfd.readouterr())
     few = [record.getMessage() for record in caplog.records if "advised" in record.getMessage()]
     what = "8 inverted lists): 312" if kind.startswith("IVF") else "256 centroids): 9984"
-    assert len(few) == 1 and few[0].startswith(f"300 documents are few for {kind}") and f"{what} or more" in few[0]
+    assert len(few) == 1 and few[0].startswith(f"300 documents are few to train {kind} on") and f"{what} or more" in few[0]
 
 
 def test_opq_asks_for_as_many_documents_as_its_rotation_needs(tmp_path):
@@ -614,6 +614,8 @@ def test_time_is_estimated_by_a_trial(monkeypatch):
     rotated = kinds.new(16, "OPQ4,IVF64,PQ4x4")
     more = 4 * 256 * (40 + 49 * 4) * 16384  # FAISS: 50 rotations, the first from 40 rounds, the others from 4
     assert kinds.forecast(rotated, sample, 10**6) == pytest.approx((work + codes + more) / 200**2)
+    rotated = kinds.new(16, "OPQ4,HNSW8")
+    assert kinds.forecast(rotated, sample, 10**6) == pytest.approx(kinds.forecast(graph, sample, 10**6) + more / 200**2)
 
 
 @pytest.mark.parametrize(("kind", "size"), [("Flat", 64), ("SQ8", 16), ("IVF4,Flat", 72), ("IVF4,PQ8", 16), ("HNSW8", 160)])

@@ -55,6 +55,16 @@ def test_batching_and_masks_change_nothing_in_fp32(folders, corpus):
         assert np.allclose(inference.encode(model, texts, "doc", batch_size=batch_size), alone, atol=1e-5)
 
 
+def test_int8_scores_a_pair_that_is_asked_twice_once(folders, monkeypatch):
+    encoder = inference.load(str(folders["bert_dot"][1]), precision="int8")
+    once = inference.score(encoder, ["cat"] * 2 + ["dog"], ["a goose", "a hen", "a hen"])
+    seen, records = [], inference.side_records
+    monkeypatch.setattr(inference, "side_records", lambda model, texts, kind: seen.extend(texts) or records(model, texts, kind))
+    again = inference.score(encoder, ["cat"] * 4 + ["dog"] * 2, ["a goose", "a hen", "a goose", "a hen", "a hen", "a hen"])
+    assert sorted(seen) == ["a goose", "a hen", "a hen", "cat", "dog"]
+    assert np.array_equal(again, once[[0, 1, 0, 1, 2, 2]])
+
+
 def test_of_a_query_int8_gives_the_same_alone_and_beside_others(folders, corpus, queries):
     """Or `serve` would not answer what `search` finds."""
     texts = [query.text for query in queries]

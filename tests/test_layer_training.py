@@ -185,6 +185,9 @@ def test_refusals_of_layer_distillation(tmp_path, data, scores, tokenizer, tiny_
     refused("random:LAYERS/WIDTH", cross("ranker-distill", "random:4", teacher=teacher))
     refused("multiple of the teacher's 4 heads", cross("ranker-distill", "random:2/30", teacher=teacher))
     refused("takes vocabulary and heads", cross("ranknet", "random:2/16"))
+    for number, like in enumerate(({"teacher": teacher}, {"lm_teacher": lm})):  # which teach nothing here
+        train.train(cross("ranknet", "random:2/16", max_steps=1, **like), *data, made := tmp_path / f"like{number}")
+        assert checkpoints.load(str(made)).classifier.config.hidden_size == 16
     refused("makes a cross_encoder", TrainConfig("ranknet", "random:2/16"))
     refused("unknown loss", cross("uniform", tiny_cross, losses=("magic=1",)), scores=scores)
 

@@ -1,11 +1,12 @@
 """Reranking: only the top, in the model's order; texts from wherever they are."""
 
+import json
 import math
 
 import numpy as np
 import pytest
 
-from pyserini_kd import index, inference, rerank, search
+from pyserini_kd import index, inference, latency, rerank, search
 from pyserini_kd.dense_index import load_encoder
 from pyserini_kd.files import InputError, alone
 from pyserini_kd.models import checkpoints
@@ -138,6 +139,12 @@ def test_a_broken_off_reranking_goes_on(tmp_path, invoke, first, files, tiny_cro
     assert sum(computed) == 100 - kept and f"going on: {kept} of 100 pairs were scored before" in caplog.text
     assert (tmp_path / "out.txt").read_bytes() == (tmp_path / "whole.txt").read_bytes()
     assert not list(tmp_path.glob("*.partial"))
+    first.write(tmp_path / "first.txt", overwrite=True)
+    for name in ("whole", "out"):  # what the process that broke off took is not known
+        assert json.loads((tmp_path / f"{name}.json").read_text()).get("resumed", False) == (name == "out")
+    (tmp_path / "first.json").write_text('{"seconds": 1}')
+    assert latency.seconds_of(tmp_path / "whole.txt")[0] > 1
+    assert latency.seconds_of(tmp_path / "out.txt")[1].endswith("since its reranking was resumed alone")
 
 
 def test_a_search_that_broke_off_while_reranking_goes_on(tmp_path, invoke, files, bm25_index, tiny_cross, monkeypatch, caplog):
@@ -151,6 +158,7 @@ def test_a_search_that_broke_off_while_reranking_goes_on(tmp_path, invoke, files
     monkeypatch.setattr(inference, "pad", lambda *_: 1 / 0)  # nothing is left to compute
     caplog.set_level("INFO")
     assert invoke(search.main, *words, tmp_path / "out.txt").exit_code == 0 and "were scored before" in caplog.text
+    assert json.loads((tmp_path / "out.json").read_text())["resumed"] is True
     assert (tmp_path / "out.txt").read_bytes() == (tmp_path / "whole.txt").read_bytes()
     assert not list(tmp_path.glob("*.partial"))
 

@@ -144,6 +144,7 @@ def test_texts_on_request_and_health(port, corpus, dense_index):
         ("/search", '{"query": "\\ud800"}', 422, "query.0"),
         ("/search", '{"query": "a", "hits": NaN}', 422, "hits"),
         ("/search", '{"query": ', 422, "JSON decode error"),
+        ("/search", '{"query": "a", "' + "k" * 1_000_000 + '": 1}', 422, "kkk: Extra inputs are not permitted"),
         ("/search", b"\xff\xfe\x00", 400, "parsing the body"),
         ("/search", "[" * 500_000, 400, "parsing the body"),
         ("/search", "[1, 2]", 422, "valid dictionary"),
@@ -152,7 +153,7 @@ def test_texts_on_request_and_health(port, corpus, dense_index):
         ("/nowhere", None, 404, "Not Found"),
         ("/docs", None, 404, "Not Found"),
     ],
-    ids=range(24),
+    ids=range(25),
 )
 def test_wrong_requests_get_a_clear_4xx(port, path, body, status, word):
     found, answer = ask(port, path, body)

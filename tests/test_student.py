@@ -169,7 +169,8 @@ def test_what_a_recipe_starts_from_is_seen_and_said(tmp_path, tokenizer, data, t
     """An undistilled start is recorded as such, and what wants a distilled one says so; the known mistake is refused."""
     def trained(recipe, init, **settings):
         caplog.clear()
-        train.train(cross(recipe, init, teacher=teacher, lm_teacher=lm, max_steps=1, **settings), *data, tmp_path / "out", overwrite=True)
+        settings = {"teacher": teacher, "lm_teacher": lm, "max_steps": 1} | settings
+        train.train(cross(recipe, init, **settings), *data, tmp_path / "out", overwrite=True)
         return json.loads((tmp_path / "out" / "training.json").read_text())["distilled_lm"], "is meant to start from" in caplog.text
 
     plain = save_cross(tokenizer, tmp_path / "plain", layers=2)
@@ -181,6 +182,8 @@ def test_what_a_recipe_starts_from_is_seen_and_said(tmp_path, tokenizer, data, t
     for init in ("minilm", checkpoints.resolve("minilm"), distilled):
         with pytest.raises(InputError, match="must not start from a distilled language model, as "):
             trained("ranker-distill", init)
+    with pytest.raises(InputError, match="must not start from a distilled language model, as "):
+        trained("ranker-distill", distilled, lm_teacher=str(distilled))  # which this recipe has no use for
     named = save_cross(tokenizer, tmp_path / "TinyBERT_General_4L_312D", layers=2)
     with pytest.raises(InputError, match="must not start from a distilled language model, as .*312D is"):
         trained("ranker-distill", named)

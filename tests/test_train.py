@@ -566,10 +566,18 @@ def test_data_in_folders_has_a_checksum_too(tmp_path):
     assert before == {"path": str(tmp_path / "docs"), "sha256": sha256(tmp_path / "both")}
     (tmp_path / "docs" / "more" / "a.jsonl").write_text("c")
     assert material.digest("collection", tmp_path / "docs") != before
-    for name in ("collection", "topics"):
-        assert material.digest(name, "ir_datasets:far/away") == "ir_datasets:far/away"
+    assert material.digest("collection", "ir_datasets:far/away") == "ir_datasets:far/away"
     assert material.digest("topics", tmp_path / "both") == {"path": str(tmp_path / "both"), "sha256": sha256(tmp_path / "both")}
     assert material.digest("topics", tmp_path / "docs") == str(tmp_path / "docs")  # reading it will say what is wrong
+
+
+def test_named_topics_and_judgements_have_a_checksum_of_what_they_are(monkeypatch):
+    found = {name: material.digest(name, "pydocs:test") for name in ("topics", "dev_topics", "qrels", "dev_qrels")}
+    assert all(record["name"] == "pydocs:test" and len(record["sha256"]) == 64 for record in found.values())
+    assert found["topics"] == found["dev_topics"] != found["qrels"] == found["dev_qrels"]
+    assert material.digest("topics", "pydocs:train")["sha256"] != found["topics"]["sha256"]
+    monkeypatch.setitem(material.READERS, "topics", lambda name: [])  # another release
+    assert material.digest("topics", "pydocs:test")["sha256"] != found["topics"]["sha256"]
 
 
 def test_tiny_numbers_are_zero_while_training_and_only_then(tmp_path, data, tiny_dot, monkeypatch):
