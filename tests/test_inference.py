@@ -206,11 +206,12 @@ def test_what_was_chosen_is_said(tiny_dot, caplog, monkeypatch):
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU here")
 @pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])
-@pytest.mark.parametrize("architecture", ["bert_dot", "colbert", "tk"])
-def test_a_gpu_gives_the_scores_of_the_cpu(tiny_dot, corpus, queries, precision, architecture):
+@pytest.mark.parametrize("architecture", ["bert_dot", "colbert", "tk", "prettr", "cross_encoder"])
+def test_a_gpu_gives_the_scores_of_the_cpu(tiny_dot, tiny_cross, corpus, queries, precision, architecture):
     pairs = [(query.text, doc.contents) for query in queries[:3] for doc in corpus]
     columns = [q for q, _ in pairs], [d for _, d in pairs]
-    model = inference.load(str(tiny_dot), architecture=architecture, precision="fp32")
+    source = tiny_cross if architecture == "cross_encoder" else tiny_dot
+    model = inference.load(str(source), architecture=architecture, precision="fp32")
     expected = inference.score(model, *columns, precision="fp32")
     found = inference.score(model.to("cuda"), *columns, precision=precision)
     assert np.corrcoef(expected, found)[0, 1] > (0.99999 if precision == "fp32" else 0.99)
