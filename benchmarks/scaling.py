@@ -1,4 +1,4 @@
-"""How encoding and search grow: `python -m benchmarks.scaling` prints two tables. Each line is measured in its own process.
+"""How encoding and search grow: `python -m benchmarks.scaling` prints three tables. Each line is measured in its own process.
 
 Vectors are real ones (MiniLM-L6 of real passages) multiplied to the size asked for by adding noise, so that recall means
 something; queries are real. Indexes are kept under `--work`, those of a million vectors take gigabytes.
@@ -109,6 +109,28 @@ def search_line(bench: Bench, count: int, kind: str, parameters: dict[str, int])
     return [f"{count:,}", kind + settings, f"{recall:.3f}", *speed, f"{held:.0f}", (place / "seconds").read_text()]
 
 
+def rotation_line(bench: Bench, sample: int) -> list[str]:
+    """Recall of OPQ48,PQ48 over 100,000 vectors whose rotation is found with so many of them (0: PQ48 alone), and its CPU time.
+
+    One thread, whose seconds do not count what others take of the machine.
+    """
+    import faiss
+
+    faiss.omp_set_num_threads(1)
+    vectors = np.concatenate([np.load(path) for path in vector_blocks(bench, 100_000)])
+    queries = np.load(bench.work / "vectors.100000" / "queries.npy")
+    index: Any = kinds.new(vectors.shape[1], "OPQ48,PQ48" if sample else "PQ48")
+    if sample:
+        faiss.downcast_VectorTransform(index.chain.at(0)).max_train_points = sample
+    begun = time.process_time()
+    index.train(vectors)
+    seconds = time.process_time() - begun
+    index.add(vectors)
+    exact, found = (np.argsort(-(queries @ vectors.T), axis=1)[:, :K], index.search(queries, K)[1])
+    recall = np.mean([len(set(a) & set(b)) / K for a, b in zip(exact.tolist(), found.tolist(), strict=True)])
+    return [f"{sample:,}" if sample else "(none)", f"{recall:.3f}", f"{seconds:.0f}"]
+
+
 def encode_line(bench: Bench, count: int, name: str) -> list[str]:
     """Index documents: real ones; beyond their number, and for the tiny model, short ones made of the beginnings of two."""
     docs = list(pydocs.docs())
@@ -117,8 +139,8 @@ def encode_line(bench: Bench, count: int, name: str) -> list[str]:
     def some() -> Iterator[Doc]:
         return (docs[number] if number < whole else _combined(docs, number) for number in range(count))
 
-    def places(doc_id: str) -> list[str]:
-        return [str(number) for number, doc in enumerate(some()) if doc.doc_id == doc_id]
+    def places(doc_id: str) -> Iterator[str]:
+        return (str(number) for number, doc in enumerate(some()) if doc.doc_id == doc_id)
 
     with tempfile.TemporaryDirectory() as folder:
         if name == "tiny":
@@ -164,7 +186,8 @@ def main(data: Path, work: Path, up_to: int, quick: bool, line: str | None) -> N
     bench = Bench(data.resolve() if (data / "msmarco-dl19").is_dir() else None, work.resolve(), quick)
     if line:
         what, *arguments = json.loads(line)
-        click.echo(json.dumps(encode_line(bench, *arguments) if what == "encode" else search_line(bench, *arguments)))
+        measure = {"encode": encode_line, "search": search_line, "rotation": rotation_line}[what]
+        click.echo(json.dumps(measure(bench, *arguments)))
         return
     base = [sys.executable, "-m", "benchmarks.scaling", "--work", str(bench.work), "--data", str(bench.data or "none")]
     base += ["--quick"] if quick else []
@@ -190,6 +213,10 @@ def main(data: Path, work: Path, up_to: int, quick: bool, line: str | None) -> N
                 continue
             cells = measured("search", count, kind, parameters)
             click.echo(row(cells or measured("search", count, kind, parameters)))
+    if not quick and up_to >= 100_000:
+        click.echo("\n" + table([], ("OPQ's rotation trained on", f"recall@{K}", "CPU s of training")))
+        for sample in (0, kinds.ROTATION_SAMPLE, 65_536):
+            click.echo(row(measured("rotation", sample)))
 
 
 if __name__ == "__main__":

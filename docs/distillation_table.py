@@ -52,6 +52,7 @@ GRID = [  # of the uniform study
     ("ranknet + listwise KL + layers", "ranknet + listwise KL"),
 ]
 PAIRS = [
+    ("", "teacher + BM25", "BM25"),
     *(("3/384", *pair) for pair in CROSS + GRID),
     *(("2/384", *pair) for pair in CROSS),
     *((student, *pair) for student in ("bert_dot", "colbert", "prettr", "tk") for pair in (("margin-mse", "ranknet"), *ORDER)),

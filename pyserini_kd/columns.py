@@ -11,6 +11,8 @@ from typing import IO, Any
 import numpy as np
 import numpy.typing as npt
 
+from pyserini_kd.files import atomic_file
+
 SPAN = 1 << 16  # rows worked on at a time
 
 
@@ -19,6 +21,12 @@ def save(out: IO[bytes], array: npt.NDArray[Any]) -> None:
     array = np.ascontiguousarray(array)
     np.lib.format.write_array_header_1_0(out, np.lib.format.header_data_from_array_1_0(array))
     out.write(array.data)
+
+
+def keep(path: Path, array: npt.NDArray[Any]) -> None:
+    """An array in a file of its own, which is there whole or not at all."""
+    with atomic_file(path, binary=True) as out:
+        save(out, array)
 
 
 def column(folder: Path | None, count: int, dtype: npt.DTypeLike) -> npt.NDArray[Any]:

@@ -13,6 +13,7 @@ import json
 import re
 import zlib
 from collections.abc import Callable, Iterable, Iterator
+from itertools import islice
 from pathlib import Path
 from typing import IO, Any, NamedTuple, Protocol, TypeVar
 
@@ -152,11 +153,11 @@ class HasId(Protocol):
 D = TypeVar("D", bound=HasId)
 
 
-def unique_docs(docs: Iterable[D], places: Callable[[str], list[str]], block: int = 10_000) -> Iterator[D]:
+def unique_docs(docs: Iterable[D], places: Callable[[str], Iterable[str]], block: int = 10_000) -> Iterator[D]:
     """Pass documents on; InputError at the first id seen twice.
 
     Keeps 8 bytes per document (64-bit hashes, in sorted arrays that are merged as they grow), not the ids. `places` reads the
-    collection again and says where an id stands: so a collision of hashes never refuses a good collection.
+    collection again, as far as is asked, and says where an id stands: so a collision of hashes never refuses a good collection.
     """
     seen: list[npt.NDArray[np.uint64]] = []  # sorted; each at least twice as long as the next
     confirmed: set[str] = set()  # ids whose hash collides with another id's
@@ -171,7 +172,7 @@ def unique_docs(docs: Iterable[D], places: Callable[[str], list[str]], block: in
         for row in np.flatnonzero(suspect).tolist():
             doc_id = pending[row].doc_id
             if doc_id not in confirmed:
-                if len(found := places(doc_id)) > 1:
+                if len(found := list(islice(places(doc_id), 2))) > 1:
                     raise InputError(f"{found[1]}: duplicate document id {doc_id!r}, first at {found[0]}")
                 confirmed.add(doc_id)
         merge_into(seen, values)

@@ -23,7 +23,7 @@ from pyserini_kd import blocks, columns, inference, kinds, lucene, passages, sou
 from pyserini_kd.cli import command
 from pyserini_kd.data import Doc
 from pyserini_kd.dense_index import DenseIndex, load_encoder
-from pyserini_kd.files import InputError, atomic_file, refuse_existing
+from pyserini_kd.files import InputError, refuse_existing
 from pyserini_kd.models import checkpoints
 
 if TYPE_CHECKING:
@@ -106,7 +106,7 @@ def build_from(
         if not np.isfinite(found).all():
             lost = next(doc.doc_id for doc, vector in zip(block, found, strict=True) if not np.isfinite(vector).all())
             raise InputError(f"the vector of document {lost!r} is not finite; these weights, so computed, are of no use")
-        _save(work, number, found)
+        columns.keep(work.path(number, "npy"), found)
 
     def assemble(work: blocks.Work, new: Path) -> dict[str, Any]:
         kinds.write(work.paths("npy"), width, kind, new, _unfinished(work, kind))
@@ -124,11 +124,6 @@ def build_from(
 def _unfinished(work: blocks.Work, kind: str) -> Path:
     """Where an index of this kind, of these blocks, is kept as far as it has come."""
     return work.folder / f"{hashlib.sha256(' '.join([kind, *work.sums]).encode()).hexdigest()[:16]}.unfinished"
-
-
-def _save(work: blocks.Work, number: int, found: Floats) -> None:
-    with atomic_file(work.path(number, "npy"), binary=True) as out:
-        columns.save(out, found)
 
 
 def build_from_vectors(
@@ -151,7 +146,7 @@ def build_from_vectors(
         found = np.stack([one.vector for one in block])
         if width and found.shape[1] != width:
             raise InputError(f"{path} holds vectors of {found.shape[1]}, the encoder makes vectors of {width}")
-        _save(work, number, found)
+        columns.keep(work.path(number, "npy"), found)
 
     def assemble(work: blocks.Work, new: Path) -> dict[str, Any]:
         files = work.paths("npy")

@@ -21,8 +21,8 @@ import numpy as np
 import numpy.typing as npt
 from tqdm import tqdm
 
-from pyserini_kd.columns import save
-from pyserini_kd.files import InputError, atomic_file
+from pyserini_kd.columns import keep
+from pyserini_kd.files import InputError
 from pyserini_kd.models import checkpoints
 from pyserini_kd.models.tokens import join_pairs, pad, pair_frame, plain_ids, side_records
 
@@ -464,11 +464,10 @@ def _kept(folder: Path, chunks: list[list[int]], scores: Floats) -> tuple[list[l
     if known:
         logger.info("going on: %d of %d pairs were scored before", sum(len(chunks[n]) for n in known), len(scores))
 
-    def keep(place: int) -> None:
-        with atomic_file(paths[missing[place]], binary=True) as out:
-            save(out, scores[chunks[missing[place]]])
+    def finished(place: int) -> None:
+        keep(paths[missing[place]], scores[chunks[missing[place]]])
 
-    return [chunks[number] for number in missing], keep
+    return [chunks[number] for number in missing], finished
 
 
 def represent(

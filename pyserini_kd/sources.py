@@ -28,9 +28,9 @@ def collection(spec: str) -> Iterator[Doc]:
             return docs
         return data.read_collection(spec)
 
-    def places(doc_id: str) -> list[str]:
+    def places(doc_id: str) -> Iterator[str]:
         named = ((f"{spec}, document {number}", doc) for number, doc in enumerate(read(), start=1))
-        return [where for where, doc in (named if is_named(spec) else data.located_docs(spec)) if doc.doc_id == doc_id]
+        return (where for where, doc in (named if is_named(spec) else data.located_docs(spec)) if doc.doc_id == doc_id)
 
     return data.unique_docs(read(), places)
 

@@ -22,13 +22,12 @@ import numpy as np
 
 from pyserini_kd import evaluate, inference, passages, sources
 from pyserini_kd.cli import Runs, command
-from pyserini_kd.columns import column, let_go, save, spans
+from pyserini_kd.columns import column, keep, let_go, spans
 from pyserini_kd.data import Doc, Qrels, Query, id_hash
 from pyserini_kd.dense_index import DenseIndex, check_encoder
 from pyserini_kd.files import (
     InputError,
     alone,
-    atomic_file,
     clear,
     command_line,
     comparable,
@@ -163,8 +162,7 @@ def score_checkpoint(
                 raise InputError(f"{name}: {len(wrong)} scores are not finite, e.g. {pair}; --precision fp32 may help")
             scores[some][fresh] = found
         if path is not None:
-            with atomic_file(path, binary=True) as out:
-                save(out, scores[some])
+            keep(path, scores[some])
         let_go(scores, texts)
     if same:
         logger.info("%s: %d of %d pairs were scored before", name, before, len(pairs))

@@ -44,8 +44,8 @@ def read(path: Path, ids: Path | None, load: Callable[[Path], Any]) -> Iterator[
             raise InputError(f"--ids goes with an .npy file; {path} holds its own ids")
         return _index(path, load) if (path / "docid").is_file() else _jsonl(path)
 
-    def places(doc_id: str) -> list[str]:
-        return [one.where for one in opened() if one.doc_id == doc_id]
+    def places(doc_id: str) -> Iterator[str]:
+        return (one.where for one in opened() if one.doc_id == doc_id)
 
     return data.unique_docs(_checked(path, opened()), places)
 

@@ -567,6 +567,8 @@ def test_data_in_folders_has_a_checksum_too(tmp_path):
     (tmp_path / "docs" / "more" / "a.jsonl").write_text("c")
     assert material.digest("collection", tmp_path / "docs") != before
     assert material.digest("collection", "ir_datasets:far/away") == "ir_datasets:far/away"
+    with pytest.raises(InputError, match="no dataset 'far/away'"):
+        material.digest("topics", "ir_datasets:far/away")
     assert material.digest("topics", tmp_path / "both") == {"path": str(tmp_path / "both"), "sha256": sha256(tmp_path / "both")}
     assert material.digest("topics", tmp_path / "docs") == str(tmp_path / "docs")  # reading it will say what is wrong
 

@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 
-from pyserini_kd import index
+from pyserini_kd import columns, index
 from pyserini_kd.dense_index import DenseIndex, open_with_encoder
 from pyserini_kd.files import InputError
 from pyserini_kd.models import checkpoints
@@ -43,15 +43,15 @@ def test_what_was_read_before_a_kill_is_not_written_again(made, monkeypatch, cap
     folder, _, _ = made
     monkeypatch.setattr(index, "BLOCK", 7)
     index.build_from_vectors(folder / "v.npy", folder / "ids.txt", folder / "unbroken")
-    real, saved = index._save, []
+    real, saved = columns.keep, []
 
-    def save(work, number, found):
-        saved.append(number)
+    def keep(path, found):
+        saved.append(int(path.stem))
         if len(saved) == 3:
             raise KeyboardInterrupt
-        real(work, number, found)
+        real(path, found)
 
-    monkeypatch.setattr(index, "_save", save)
+    monkeypatch.setattr(columns, "keep", keep)
     with pytest.raises(KeyboardInterrupt):
         index.build_from_vectors(folder / "pyserini", None, folder / "x")
     assert not (folder / "x").exists()
