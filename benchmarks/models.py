@@ -99,15 +99,17 @@ def searched(bench: Bench) -> list[Row]:
     ours, theirs = bench.work / "ours.txt", bench.work / "pyserini.txt"
     command = [sys.executable, "-m", "pyserini_kd.search", "--index", folder, "--encoder", "minilm", "--topics", topics]
     command += ["--output", ours, "--overwrite"]
-    peer = [sys.executable, "-m", "benchmarks.peers", "pyserini.search.faiss", "--index", folder, "--topics", topics]
-    peer += ["--encoder", checkpoint, "--encoder-class", "auto", "--pooling", "mean", "--l2-norm", "--output", theirs]
+    run_peer = [sys.executable, "-m", "benchmarks.peers"]
+    peer = ["pyserini.search.faiss", "--index", folder, "--topics", topics, "--encoder", checkpoint]
+    peer += ["--encoder-class", "auto", "--pooling", "mean", "--l2-norm", "--output"]
     batched = "with --batch-size 64 --threads 2"
     jobs: dict[str, Any] = {
         "ours": lambda _: _run(command),
-        "Pyserini": lambda _: _run(peer),
-        batched: lambda _: _run([*peer, "--batch-size", "64", "--threads", "2"]),
+        "Pyserini": lambda _: _run([*run_peer, *peer, theirs]),
+        batched: lambda _: _run([*run_peer, *peer, theirs, "--batch-size", "64", "--threads", "2"]),
+        "bf16": lambda _: _run([*run_peer, "--bf16", *peer, bench.work / "pyserini.bf16.txt"]),
     }
-    timed = interleaved(jobs, bench.some(3, 1), once=[batched])
+    timed = interleaved(jobs, bench.some(3, 1), once=[batched, *helped_once()])
     equal = same_ranking(Run.read(ours), Run.read(theirs))
     ratio = timed.ratio("ours", "Pyserini")
     begun = time.perf_counter()
@@ -116,9 +118,9 @@ def searched(bench: Bench) -> list[Row]:
     with_start = Row(
         f"search end to end, {len(queries)} questions, start-up included",
         f"{timed.median('ours'):.1f} s",
-        f"Pyserini {timed.median('Pyserini'):.1f} s, {batched} {timed.median(batched):.1f} s",
+        ", ".join(f"{name} {timed.median(name):.1f} s" for name in ("Pyserini", batched, "bf16")),
         ratio,
-        None,
+        timed.ratio("ours", "bf16"),
         equal,
         ">= 3x",
         ratio >= 3 and equal == "equal rankings",

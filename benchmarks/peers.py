@@ -1,7 +1,7 @@
 """The peers, each started so that it works.
 
 Pyserini 1.6 builds an OpenAI client at import and demands a module of Java that slim runtimes lack; `start_jvm` works round
-both. `python -m benchmarks.peers MODULE ARGUMENTS...` runs one of its commands after that.
+both. `python -m benchmarks.peers [--bf16] MODULE ARGUMENTS...` runs one of its commands after that.
 """
 
 from __future__ import annotations
@@ -68,5 +68,6 @@ if __name__ == "__main__":
 
     start_jvm()
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
-    sys.argv = sys.argv[1:]
-    runpy.run_module(sys.argv[0], run_name="__main__")
+    with bf16() if sys.argv[1] == "--bf16" else contextlib.nullcontext():
+        sys.argv = [argument for argument in sys.argv[1:] if argument != "--bf16"]
+        runpy.run_module(sys.argv[0], run_name="__main__")
