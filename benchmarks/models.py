@@ -313,7 +313,7 @@ def students(bench: Bench) -> list[Row]:
         jobs |= {"CrossEncoder BERT-base": lambda _: peer.predict(pairs), "bf16": helped}
         for job in jobs.values():
             job(0)
-        timed = interleaved(jobs, bench.some(2, 1), once=helped_once())
+        timed = interleaved(jobs, bench.some(5, 1), once=helped_once())
     lengths = [min(256, len(ids)) for ids in models["3/384"].tokenizer(queries, docs)["input_ids"]]
     rows = []
     for name in STUDENTS:

@@ -80,9 +80,17 @@ def look_up(known: Hashes, hashes: Hashes) -> tuple[npt.NDArray[np.bool_], npt.N
 
 
 def distinct(hashes: Hashes) -> Hashes:
-    """Sorted distinct hashes; sorts those that are given in place."""
+    """Sorted distinct hashes, in the memory of those that are given, which is cut short."""
     hashes.sort()
-    return hashes[np.r_[True, hashes[1:] != hashes[:-1]]] if len(hashes) else hashes
+    count, last = 0, None
+    for some in columns.spans(len(hashes)):
+        own = hashes[some]
+        found = own[np.r_[own[0] != last, own[1:] != own[:-1]]]
+        last = own[-1]
+        hashes[count : count + len(found)] = found
+        count += len(found)
+    hashes.resize(count, refcheck=False)
+    return hashes
 
 
 class Texts(Mapping[str, str]):

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pyserini_kd import batches, sources, train, triples
+from pyserini_kd import batches, columns, sources, train, triples
 from pyserini_kd.files import InputError
 from pyserini_kd.mine import Group
 from pyserini_kd.models import checkpoints
@@ -103,6 +103,14 @@ def test_scores_are_those_of_a_dictionary(scored):
     for group in groups:
         expected = [known.get((group.query_id, doc_id), float("nan")) for doc_id in group.doc_ids]
         assert scores.of(group) == pytest.approx(expected, nan_ok=True)
+
+
+@given(st.lists(st.integers(0, 2**64 - 1) | st.integers(0, 3), max_size=40))
+@settings(max_examples=60, deadline=None)
+def test_distinct_hashes_are_those_of_a_set(numbers):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(columns, "SPAN", 3)
+        assert triples.distinct(np.array(numbers, np.uint64)).tolist() == sorted(set(numbers))
 
 
 def test_only_texts_that_groups_name_are_kept(tmp_path, monkeypatch):
