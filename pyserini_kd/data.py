@@ -10,6 +10,7 @@ import gzip
 import hashlib
 import html
 import json
+import os
 import re
 import zlib
 from collections.abc import Callable, Iterable, Iterator
@@ -76,14 +77,26 @@ def collection_files(path: str | Path) -> list[Path]:
     if not path.is_dir():
         return [path]
     corpus = [p for p in (path / "corpus.jsonl", path / "corpus.jsonl.gz") if p.exists()]
-    files = corpus[:1] or sorted(p for p in path.rglob("*") if _kind(p) and not _is_foreign(p.relative_to(path), p))
+    files = corpus[:1] or sorted(p for p in _below(path) if _kind(p) and not _is_foreign(p.relative_to(path), p))
     if not files:
         raise InputError(f"collection folder {path} holds no .jsonl, .json or .tsv file (.gz allowed)")
     return files
 
 
+def _below(path: Path) -> Iterator[Path]:
+    """The files in a folder and in those below it, links to folders included; each folder once."""
+    seen = set()
+    for folder, below, names in os.walk(path, followlinks=True):
+        if (real := os.path.realpath(folder)) in seen:
+            below.clear()
+            continue
+        seen.add(real)
+        yield from (Path(folder, name) for name in names)
+
+
 def _is_foreign(name: Path, path: Path) -> bool:
-    in_index = path.with_name("docid").is_file() and path.with_name("manifest.json").is_file()
+    with_vectors, in_lucene = path.with_name("docid").is_file(), any(path.parent.glob("segments_*"))
+    in_index = path.with_name("manifest.json").is_file() and (with_vectors or in_lucene)
     return path.name.startswith(NOT_DOCS) or any(part.startswith(".") for part in name.parts) or in_index
 
 
@@ -299,6 +312,8 @@ def read_qrels(path: str | Path) -> Qrels:
             grade = int(relevance)
         except ValueError:
             raise InputError(f"{where}: relevance must be a whole number, found {relevance!r}") from None
+        if not -(1 << 31) <= grade < 1 << 31:
+            raise InputError(f"{where}: relevance must fit into 32 bits, found {relevance}")
         judged = qrels.setdefault(query_id, {})
         if judged.setdefault(doc_id, grade) != grade:
             raise InputError(f"{where}: document {doc_id} is judged twice, differently, for query {query_id}")

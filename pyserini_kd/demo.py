@@ -26,7 +26,7 @@ MEASURES = ("RR@10", "nDCG@10", "R@100")
 )
 def main() -> None:
     """Run the main job on the embedded default, from nothing to a table of measures."""
-    from pyserini_kd import embedded, evaluate, fuse, inference, lucene, pydocs, retrieve, tables
+    from pyserini_kd import embedded, evaluate, fuse, inference, latency, lucene, pydocs, retrieve, tables
     from pyserini_kd.dense_index import open_with_encoder
 
     started = time.monotonic()
@@ -51,7 +51,7 @@ def main() -> None:
         engine = evaluate.choose_engine(run)
         write_record(path, config=config, system=name, measures=means, engine=engine, seconds=round(seconds, 2))
         values[system] = results["RR@10"]
-        rows.append([name, *means.values(), f"{1000 * seconds / len(queries):.1f}", str(path)])
+        rows.append([name, *means.values(), f"{latency.ms_per_query(path, len(queries))[0]:.1f}", str(path)])
         return run
 
     def dense() -> Run:

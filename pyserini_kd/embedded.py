@@ -17,7 +17,7 @@ from typing import Any
 from pyserini_kd import evaluate, fuse, index, inference, lucene, mine, pydocs, rerank, retrieve, teach, train, tune
 from pyserini_kd.data import Query
 from pyserini_kd.dense_index import DenseIndex, load_encoder, open_with_encoder, stored_docs
-from pyserini_kd.files import home, read_json, sha256, write_json
+from pyserini_kd.files import InputError, home, read_json, sha256, write_json
 from pyserini_kd.models import checkpoints
 from pyserini_kd.runs import Run
 from pyserini_kd.score_files import read_scores, write_scores
@@ -85,12 +85,12 @@ def prepare_reranker(at: Paths) -> tuple[float, float]:
 
 
 def _step(what: str, result: Path, make: Callable[[Paths], object], *, made_from: Path | None = None) -> None:
-    """Make `result` where it is missing, or was made from another checkpoint than the one that is there now."""
-    known = made_from is None or not made_from.exists()
-    if result.exists() and (known or _maker(result) == checkpoints.fingerprint(made_from or result)):
-        return
+    """Make `result` where it is missing, or was made from a checkpoint or from documents that are no longer there."""
     if result.exists():
-        logger.info("%s was made with another checkpoint; making it again", result)
+        why = _outdated(result, made_from)
+        if not why:
+            return
+        logger.info("%s was made %s; making it again", result, why)
         shutil.rmtree(result)
     started = time.monotonic()
     logger.info("[%s] ...", what)
@@ -98,15 +98,26 @@ def _step(what: str, result: Path, make: Callable[[Paths], object], *, made_from
     logger.info("[%s] %.0f s", what, time.monotonic() - started)
 
 
-def _maker(result: Path) -> str:
-    """Checksum of the checkpoint that an index or a checkpoint folder was made from."""
+def _outdated(result: Path, made_from: Path | None) -> str:
+    """What a part was made from that is there no more; InputError where a checkpoint lies there that is none of ours."""
     if (result / "manifest.json").exists():
-        return str(read_json(result / "manifest.json", "manifest")["encoder"]["sha256"])
-    return str(read_json(result / "training.json", "record")["from_sha256"])
+        record = read_json(result / "manifest.json", "manifest")
+        if record.get("collection_stamp") != pydocs.stamp():
+            return "for other versions of the packages"
+        maker = record.get("encoder", {}).get("sha256")
+    elif (result / "training.json").exists():
+        record = read_json(result / "training.json", "record")
+        maker = record.get("from_sha256")
+        if record.get("data", {}).get("collection", "pydocs") != "pydocs" or (made_from and not maker):
+            raise InputError(f"{result} is in the way: it is another checkpoint than the one of `pydocs`; move it elsewhere")
+    else:
+        return ""
+    known = made_from is None or not made_from.exists() or maker == checkpoints.fingerprint(made_from)
+    return "" if known else "with another checkpoint"
 
 
 def _make_bm25(at: Paths) -> None:
-    count = lucene.build_index(pydocs.docs(), at.bm25, threads=inference.threads())
+    count = lucene.build_index(pydocs.docs(), at.bm25, threads=inference.threads(), collection_stamp=pydocs.stamp())
     logger.info("%d documents, %d / %d / %d topics", count, *(len(pydocs.topics(split)) for split in pydocs.SPLITS))
 
 
@@ -120,7 +131,7 @@ def _make_teacher(at: Paths) -> None:
 
 
 def _make_teacher_index(at: Paths) -> None:
-    index.build(pydocs.docs(), load_encoder(str(at.teacher)), at.teacher, at.teacher_index)
+    index.build(pydocs.docs(), load_encoder(str(at.teacher)), at.teacher, at.teacher_index, collection="pydocs")
 
 
 def _make_scores(at: Paths) -> None:
@@ -167,7 +178,7 @@ def _train(config: train.TrainConfig, at: Paths, output: Path, scores: Path | No
 
 
 def _make_index(at: Paths) -> None:
-    index.build(pydocs.docs(), load_encoder(str(at.student)), at.student, at.index)
+    index.build(pydocs.docs(), load_encoder(str(at.student)), at.student, at.index, collection="pydocs")
 
 
 def _make_reranker(at: Paths) -> None:

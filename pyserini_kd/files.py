@@ -9,8 +9,10 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import functools
+import gzip
 import hashlib
 import importlib.metadata
+import io
 import json
 import os
 import platform
@@ -78,14 +80,24 @@ def refuse_existing(path: Path, overwrite: bool, *, folder: bool = False) -> Non
 
 @contextlib.contextmanager
 def atomic_file(path: str | Path, *, overwrite: bool = True, binary: bool = False) -> Iterator[IO[Any]]:
-    """Open a temporary sibling for writing; it takes the final name only when the block ends without an error."""
+    """Open a temporary sibling for writing; it takes the final name only when the block ends without an error.
+
+    Text whose name ends in `.gz` is compressed, the same text to the same bytes.
+    """
     path = Path(path)
     refuse_existing(path, overwrite)
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".partial")
     try:
-        with os.fdopen(handle, "wb" if binary else "w", encoding=None if binary else "utf-8") as out:
-            yield out
+        with os.fdopen(handle, "wb") as out:
+            if binary:
+                yield out
+            else:
+                zipped = gzip.GzipFile("", "wb", 6, out, mtime=0) if path.suffix == ".gz" else contextlib.nullcontext(out)
+                with zipped as raw:
+                    text = io.TextIOWrapper(raw, "utf-8")
+                    yield text
+                    text.detach()
             out.flush()
             os.fsync(out.fileno())
         os.chmod(name, 0o666 & ~_umask())
@@ -272,17 +284,16 @@ def stamp(files: Iterable[Path]) -> str:
 
 
 def write_json(path: str | Path, record: dict[str, Any]) -> None:
-    """Write a record atomically, keys in the given order, one line per entry."""
-    with atomic_file(path) as out:
-        json.dump(record, out, indent=2, ensure_ascii=False)
-        out.write("\n")
+    """Write a record atomically, keys in the given order, one line per entry; bytes that are no text are escaped."""
+    with atomic_file(path, binary=True) as out:
+        out.write(f"{json.dumps(record, indent=2, ensure_ascii=False)}\n".encode(errors="backslashreplace"))
 
 
 def record_path(output: Path) -> Path:
-    """Where the record of a run lies: the same stem, `.json`; that of a table, which may share a run's stem: `.csv.json`."""
-    if output.suffix in (".csv", ".parquet"):
-        return output.with_name(f"{output.name}.json")
-    return output.with_name(f"{output.name}.record.json") if output.suffix == ".json" else output.with_suffix(".json")
+    """Where the record of an output lies: `run.json` of `run.txt`, `t.csv.json` of a table, else `NAME.record.json`."""
+    if output.suffix == ".txt":
+        return output.with_suffix(".json")
+    return output.with_name(f"{output.name}{'' if output.suffix in ('.csv', '.parquet') else '.record'}.json")
 
 
 def refuse_existing_run(output: Path, overwrite: bool) -> None:

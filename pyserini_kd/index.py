@@ -279,7 +279,8 @@ def main(
                 Path(collection), collection_class, folder, threads=count_threads, overwrite=overwrite
             )
         else:
-            count = lucene.build_index(docs, folder, threads=count_threads, overwrite=overwrite)
+            stamp = sources.stamp(collection)
+            count = lucene.build_index(docs, folder, threads=count_threads, overwrite=overwrite, collection_stamp=stamp)
     else:
         model = load_encoder(
             encoder, device, threads, precision=precision, backend=backend, pooling=pooling, l2_norm=l2_norm,

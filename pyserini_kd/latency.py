@@ -46,7 +46,7 @@ def _gather(path: Path, spent: dict[Path, float], above: Set[Path]) -> str | Non
     if own is None:
         return f"{record_file.name} has no seconds"
     spent[run] = own
-    config = record.get("config") or {}
+    config = record["config"] if isinstance(record.get("config"), dict) else {}  # else of another's making
     for source in [*(config.get("runs") or []), *([config["run"]] if config.get("run") else [])]:
         beside = path.parent / Path(source).name
         why = _gather(Path(source) if record_path(Path(source)).exists() else beside, spent, above | {run})

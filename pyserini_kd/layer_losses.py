@@ -147,10 +147,13 @@ def recorded(encoder: Any) -> Iterator[Layers]:
 
 
 def _projections(layer: Any) -> tuple[nn.Module, nn.Module]:
-    """The query and key projections of a layer of a BERT-like or DistilBERT encoder."""
+    """The query and key projections of a layer of a BERT-like or DistilBERT encoder; InputError where it has others."""
     if hasattr(layer.attention, "q_lin"):
         return layer.attention.q_lin, layer.attention.k_lin
-    return layer.attention.self.query, layer.attention.self.key
+    try:
+        return layer.attention.self.query, layer.attention.self.key
+    except AttributeError:
+        raise InputError(f"a {type(layer).__name__} attends otherwise than BERT: its layers cannot be distilled") from None
 
 
 def check(student: Any, teacher: Any, attention: bool) -> None:
@@ -159,7 +162,7 @@ def check(student: Any, teacher: Any, attention: bool) -> None:
     Both are encoders of transformers.
     """
     for encoder in (student, teacher):
-        layers_of(encoder)
+        _projections(layers_of(encoder)[0])
         if getattr(encoder.config, "embedding_size", encoder.config.hidden_size) != encoder.config.hidden_size:
             raise InputError(f"layers of a {type(encoder).__name__} whose embeddings are narrower cannot be distilled")
     block_size(student.config.num_hidden_layers, teacher.config.num_hidden_layers)

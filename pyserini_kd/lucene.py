@@ -165,10 +165,13 @@ BATCH = 10_000
 INDEX_OPTIONS = ["-storePositions", "-storeDocvectors", "-storeRaw"]
 
 
-def build_index(docs: Iterable[Doc], index_dir: str | Path, *, threads: int = 1, overwrite: bool = False) -> int:
+def build_index(
+    docs: Iterable[Doc], index_dir: str | Path, *, threads: int = 1, overwrite: bool = False, collection_stamp: str = ""
+) -> int:
     """Index a stream of documents for BM25 (positions, vectors and raw text stored); returns how many were indexed.
 
-    Lucene takes no empty documents: they are left out, and counted in a warning. The folder appears only when complete.
+    Lucene takes no empty documents: they are left out, and counted in a warning. The folder appears only when complete. Its
+    manifest keeps the stamp, which tells whether the collection has changed.
     """
     start_jvm()
     from pyserini.index.lucene import LuceneIndexer
@@ -197,7 +200,7 @@ def build_index(docs: Iterable[Doc], index_dir: str | Path, *, threads: int = 1,
         indexed = _count(partial)
         if lost := count - empty - indexed:
             logger.warning("WARNING: Lucene refused %d documents (ids longer than 32,766 bytes, texts without a letter)", lost)
-        _record(partial, indexed)
+        _record(partial, indexed, collection_stamp)
     open_searcher.cache_clear()
     return indexed
 
@@ -214,7 +217,7 @@ def build_index_with_reader(
     with atomic_folder(index_dir, overwrite=overwrite) as partial:
         args = autoclass("io.anserini.index.IndexCollection$Args")()
         args.collectionClass, args.input, args.index = collection_class, str(collection.resolve()), str(partial.resolve())
-        args.storePositions = args.storeDocvectors = args.storeRaw = args.quiet = True
+        args.storePositions = args.storeDocvectors = args.storeRaw = args.quiet = args.uniqueDocid = True
         args.threads = threads
         try:
             indexer = autoclass("io.anserini.index.IndexCollection")(args)
@@ -229,6 +232,7 @@ def build_index_with_reader(
             raise InputError(f"{collection_class} failed on {counters.errors.get()} documents of {collection}")
         if count == 0:
             raise InputError(f"{collection_class} found no documents in {collection}")
+        _check_ids(partial, count, collection_class, collection)
         _record(partial, count)
     open_searcher.cache_clear()
     return count
@@ -236,18 +240,42 @@ def build_index_with_reader(
 
 def _count(folder: Path) -> int:
     """Documents in a Lucene index."""
+    with _reader(folder) as reader:
+        return int(reader.numDocs())
+
+
+@contextlib.contextmanager
+def _reader(folder: Path) -> Iterator[Any]:
     from jnius import autoclass
 
     directory = autoclass("org.apache.lucene.store.FSDirectory").open(autoclass("java.io.File")(str(folder)).toPath())
     reader = autoclass("org.apache.lucene.index.DirectoryReader").open(directory)
     try:
-        return int(reader.numDocs())
+        yield reader
     finally:
         reader.close()
 
 
-def _record(folder: Path, count: int) -> None:
-    write_json(folder / "manifest.json", {"kind": "bm25", "n_docs": count})
+def _check_ids(folder: Path, count: int, collection_class: str, collection: Path) -> None:
+    """InputError where ids that one of Anserini's readers gave to `count` documents are shared, or are more than a word."""
+    from jnius import autoclass, cast
+
+    blank = autoclass("org.apache.lucene.search.RegexpQuery")(autoclass("org.apache.lucene.index.Term")("id", r".*\s.*"))
+    with _reader(folder) as reader:
+        if lost := count - int(reader.numDocs()):
+            raise InputError(
+                f"{collection_class} gives {lost} of {count} documents of {collection} an id that another has (HtmlCollection "
+                "takes the name of a file for it, without its folder); rename them"
+            )
+        searcher = autoclass("org.apache.lucene.search.IndexSearcher")(cast("org.apache.lucene.index.IndexReader", reader))
+        found = searcher.search(blank, 1).scoreDocs
+        if found:
+            doc_id = reader.storedFields().document(found[0].doc).get("id")
+            raise InputError(f"{collection_class} gives a document of {collection} the id {doc_id!r}: runs need one word")
+
+
+def _record(folder: Path, count: int, collection_stamp: str = "") -> None:
+    write_json(folder / "manifest.json", {"kind": "bm25", "n_docs": count, "collection_stamp": collection_stamp})
 
 
 def is_lucene_index(path: Path) -> bool:
@@ -489,7 +517,9 @@ def _stored_doc(doc_id: str, raw: str) -> Doc:
     text = next((record[n] for n in ("contents", "text", "body", "passage", "segment") if record.get(n)), "")
     if title and text.startswith(title):
         text = text[len(title) :]
-    return Doc(doc_id, title, text.strip()) if title else Doc(doc_id, *split_contents(text))
+    if title or "title" in record:  # as in our own indexes: one without a title has none
+        return Doc(doc_id, title, text.strip())
+    return Doc(doc_id, *split_contents(text))
 
 
 def _bare(markup: str) -> str:

@@ -18,7 +18,7 @@ from pyserini_kd.batches import Share
 from pyserini_kd.files import InputError, sha256, stamp
 from pyserini_kd.mine import Group, left_out, mine, read_candidates
 from pyserini_kd.recipes import Stage
-from pyserini_kd.score_files import read_scores
+from pyserini_kd.score_files import check_texts, read_scores
 from pyserini_kd.stages import Material, TrainConfig, one_after_another, processes
 from pyserini_kd.triples import PlainTexts, Scores, Texts, Triples, load_texts
 
@@ -82,6 +82,8 @@ def gather(given: Given, stages: Sequence[Stage], config: TrainConfig, output: P
         elif groups:
             queries, docs = Texts(folder / "queries"), Texts(folder / "docs")
             scores = read_scores(given.scores, groups) if given.scores and scored else None
+            if given.scores and scored and given.scores.suffix == ".parquet":
+                check_texts(given.scores, queries, docs)
         texts = _sample(Texts(folder / "texts"), config) if plain else []
         yield Material(groups, queries, docs, scores if scored else None, texts, None)
     except Exception:  # not Ctrl-C

@@ -46,9 +46,7 @@ def entries() -> tuple[Entry, ...]:
 
     Parsing takes seconds, so the entries are kept under `indexes/`, by the versions of the packages and of this file.
     """
-    state = [f"{name} {_version(name)}" for name in PACKAGES]
-    state.append(Path(__file__).read_text(encoding="utf-8"))
-    kept = home() / "indexes" / f"pydocs-{id_hash(' '.join(state)):016x}.jsonl"
+    kept = home() / "indexes" / f"pydocs-{stamp()}.jsonl"
     if kept.exists():
         with open(kept, encoding="utf-8") as lines:
             return tuple(Entry(*json.loads(line)) for line in lines)
@@ -56,6 +54,12 @@ def entries() -> tuple[Entry, ...]:
     with atomic_file(kept) as out:
         out.writelines(json.dumps(entry) + "\n" for entry in found)
     return found
+
+
+def stamp() -> str:
+    """What the entries depend on, as a word: the versions of the packages and of this file."""
+    state = [f"{name} {_version(name)}" for name in PACKAGES]
+    return f"{id_hash(' '.join([*state, Path(__file__).read_text(encoding='utf-8')])):016x}"
 
 
 def _version(package: str) -> str:

@@ -379,9 +379,17 @@ def _texts(doc_ids: Sequence[str], collection: str | None, index: str | None) ->
     """The documents that there are among those asked for."""
     from pyserini_kd import rerank, sources
 
-    if index:
-        return {doc.doc_id: doc for doc in rerank.fetch_from(index)(doc_ids)}
     wanted = set(doc_ids)
+    if index:
+        fetch, found, missing = rerank.fetch_from(index), {}, None
+        for doc_id in wanted:
+            try:
+                found[doc_id] = next(iter(fetch([doc_id])))
+            except InputError as error:
+                missing = error
+        if missing and not found:
+            raise missing
+        return found
     return {doc.doc_id: doc for doc in sources.collection(str(collection)) if doc.doc_id in wanted}
 
 

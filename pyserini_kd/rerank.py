@@ -29,7 +29,7 @@ from pyserini_kd.files import (
     write_record,
 )
 from pyserini_kd.models import checkpoints
-from pyserini_kd.runs import Run, Scores, check_tag, ir_metadata
+from pyserini_kd.runs import Run, Scores, check_tag, default_tag, ir_metadata
 from pyserini_kd.token_index import TokenIndex
 
 logger = logging.getLogger(__name__)
@@ -290,7 +290,7 @@ def main(
             aggregate=aggregate or "maxp",
             precision=precision,
             batch_size=batch_size,
-            tag=runtag or checkpoints.name_of(folder),
+            tag=runtag or default_tag(checkpoints.name_of(folder)),
             work=work,
         )
         clock["score"] = time.monotonic() - begun - clock["fetch"]

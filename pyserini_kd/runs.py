@@ -184,6 +184,15 @@ def check_tag(tag: str) -> None:
         raise InputError(f"a run's tag must be one word without blanks, found {tag!r}")
 
 
+def default_tag(encoder: str) -> str:
+    """The tag of a checkpoint's runs where none is given: the last part of its name, as one word.
+
+    >>> default_tag("models/my student")
+    'my_student'
+    """
+    return "_".join((Path(encoder).name or Path(encoder).resolve().name).split()) or "run"
+
+
 def write_run(
     path: str | Path,
     tag: str,

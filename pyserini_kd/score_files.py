@@ -16,9 +16,10 @@ from pyserini_kd.columns import let_go, spans
 from pyserini_kd.files import InputError, atomic_file, comparable, require_file
 from pyserini_kd.mine import Group
 from pyserini_kd.pairs import Pairs
-from pyserini_kd.triples import Floats, Hashes, Scores, five_columns, look_up
+from pyserini_kd.triples import Floats, Hashes, Scores, five_columns, look_up, text_hash
 
 WRITTEN = 1 << 17  # pairs written to the store at a time
+LOOKED = 10_000  # pairs of a store, about, whose texts are compared with those at hand
 
 
 class Taught(NamedTuple):
@@ -73,6 +74,30 @@ def read_scores(path: str | Path, groups: Sequence[Group]) -> Scores:
     return Scores(groups).fill(_parquet_pairs(path) if path.suffix == ".parquet" else _triple_pairs(path))
 
 
+def check_texts(path: str | Path, queries: Mapping[str, str], docs: Mapping[str, str]) -> None:
+    """InputError where a score store is of other texts than its ids have here; of a large one some pairs are looked at."""
+    import pyarrow.parquet as pq
+
+    looked = 0
+    wrong: list[tuple[str, str]] = []
+    with pq.ParquetFile(path) as file:
+        if "texts" not in file.schema_arrow.names:  # not of our making
+            return
+        step = -(-file.metadata.num_rows // LOOKED)
+        for batch in file.iter_batches(columns=["query_id", "doc_id", "texts"]):
+            for query_id, doc_id, known in zip(*(column[::step].to_pylist() for column in batch.columns), strict=True):
+                query, doc = queries.get(query_id), docs.get(doc_id)
+                if query is not None and doc is not None:
+                    looked += 1
+                    wrong += [(query_id, doc_id)] if text_hash(query, doc) != known else []
+    if wrong:
+        raise InputError(
+            f"{path}: {len(wrong)} of {looked} pairs were scored with other texts than they have here, e.g. of query "
+            f"{wrong[0][0]} and document {wrong[0][1]} (another --segment, or a changed collection?); teach --reuse {path} "
+            "scores those again"
+        )
+
+
 def read_known(path: str | Path) -> list[Known]:
     """What the checkpoints of a score store have scored."""
     import pyarrow as pa
@@ -121,7 +146,7 @@ def _parquet_pairs(path: Path) -> Iterator[tuple[str, str, float]]:
         with pq.ParquetFile(path) as file:
             for batch in file.iter_batches(columns=["query_id", "doc_id", "score"]):
                 scores = batch["score"].cast(pa.float32()).to_pylist()
-                if not all(map(math.isfinite, scores)):
+                if not all(score is not None and math.isfinite(score) for score in scores):
                     raise InputError(f"{path}: scores must be finite")
                 yield from zip(batch["query_id"].to_pylist(), batch["doc_id"].to_pylist(), scores, strict=True)
     except (pa.ArrowException, KeyError) as error:

@@ -18,7 +18,7 @@ from pyserini_kd import inference, passages, snippet, sources
 from pyserini_kd.cli import command
 from pyserini_kd.data import Qrels, Query
 from pyserini_kd.files import InputError, home, refuse_existing_run, write_record
-from pyserini_kd.runs import Run, check_tag, ir_metadata
+from pyserini_kd.runs import Run, check_tag, default_tag, ir_metadata
 
 if TYPE_CHECKING:
     from pyserini_kd.dense_index import DenseIndex
@@ -293,7 +293,7 @@ def with_defaults(settings: Settings) -> Settings:
         if settings.topics is None and settings.query is None:
             raise InputError("--topics (or --query) is needed with --index")
         return settings
-    if settings.topics and not settings.topics.startswith(EMBEDDED):
+    if settings.topics and not sources.is_pydocs(settings.topics):
         raise InputError("--index is needed with --topics")
     index = home() / "indexes" / f"{EMBEDDED}.{Path(settings.encoder).name}"
     if settings.encoder == "student" and settings.query is not None and not index.exists():
@@ -372,7 +372,7 @@ def search(
     hits = settings.hits  # what comes out; the first stage goes deeper where something is fused or reranked
     deep = max(hits, FUSION_DEPTH if settings.sparse_index else 0, settings.depth if settings.rerank else 0)
     settings = dataclasses.replace(settings, hits=deep)
-    tag = settings.runtag or Path(settings.encoder).name
+    tag = settings.runtag or default_tag(settings.encoder)
     timing: dict[str, Any] = {}
 
     def timed(stage: str, begun: float, result: Run) -> None:
@@ -422,7 +422,7 @@ def search(
     if settings.rerank:
         begun = time.monotonic()
         assert opened.source is not None
-        reranker = settings.runtag or Path(settings.rerank).name
+        reranker = settings.runtag or default_tag(settings.rerank)
         run = rerank.rerank(
             run, opened.reranker, queries, opened.source, depth=settings.depth, precision=settings.precision,
             batch_size=settings.batch_size, tag=reranker, work=work,

@@ -15,6 +15,7 @@ from pyserini_kd.data import Doc, Qrels, Query
 from pyserini_kd.files import InputError, home
 
 IR_DATASETS = "ir_datasets:"
+FILE_ENDINGS = (".gz", ".tsv", ".jsonl", ".json", ".txt")
 
 
 def collection(spec: str) -> Iterator[Doc]:
@@ -37,7 +38,12 @@ def collection(spec: str) -> Iterator[Doc]:
 
 def is_named(spec: str) -> bool:
     """Whether data are asked for by a name of their own, whatever files there are."""
-    return spec.split(":")[0] == "pydocs" or spec.startswith(IR_DATASETS)
+    return is_pydocs(spec) or spec.startswith(IR_DATASETS)
+
+
+def is_pydocs(spec: str) -> bool:
+    """Whether `pydocs` is meant, or one of its splits, and not a file whose name begins so."""
+    return spec.split(":")[0] == "pydocs"
 
 
 def files(spec: str) -> list[Path]:
@@ -46,14 +52,16 @@ def files(spec: str) -> list[Path]:
 
 
 def stamp(spec: str) -> str:
-    """What tells whether the files of a collection have changed (names, sizes, times); nothing where there are none."""
+    """What tells whether a collection has changed: names, sizes, times of its files, versions for `pydocs`; else nothing."""
+    if is_pydocs(spec):
+        return pydocs.stamp()
     found = files(spec)
     return disk.stamp(found) if found else ""
 
 
 def topics(spec: str) -> list[Query]:
     """Topics: a file, `ir_datasets:<id>`, `pydocs:SPLIT` (`pydocs` alone is its test split), or a Pyserini topic set."""
-    if spec.split(":")[0] == "pydocs":
+    if is_pydocs(spec):
         return pydocs.topics(_split(spec))
     if spec.startswith(IR_DATASETS):
         queries: list[Query] = data.read_ir_dataset(spec.removeprefix(IR_DATASETS), "queries")
@@ -63,7 +71,7 @@ def topics(spec: str) -> list[Query]:
     kept = home() / "indexes" / "topics" / f"{spec}.tsv"
     if kept.exists():
         return data.read_topics(kept)
-    if "/" not in spec and "." not in spec:
+    if "/" not in spec and not spec.endswith(FILE_ENDINGS):
         from pyserini_kd import lucene
 
         found = lucene.read_topic_set(spec)
@@ -77,7 +85,7 @@ def topics(spec: str) -> list[Query]:
 
 def qrels(spec: str) -> Qrels:
     """Qrels: a file, `ir_datasets:<id>`, or `pydocs:SPLIT` (`pydocs` alone is its test split)."""
-    if spec.split(":")[0] == "pydocs":
+    if is_pydocs(spec):
         return pydocs.qrels(_split(spec))
     if spec.startswith(IR_DATASETS):
         found: Qrels = data.read_ir_dataset(spec.removeprefix(IR_DATASETS), "qrels")
@@ -90,7 +98,7 @@ def short_name(spec: str) -> str:
     name = spec.removeprefix(IR_DATASETS).rstrip("/").replace(":", "-")
     if Path(spec).exists():
         name = Path(spec).resolve().name
-        for ending in (".gz", ".tsv", ".jsonl", ".json", ".txt"):
+        for ending in FILE_ENDINGS:
             name = name.removesuffix(ending)
     return name.replace("/", "-")
 

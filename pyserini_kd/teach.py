@@ -23,7 +23,7 @@ import numpy as np
 from pyserini_kd import evaluate, inference, passages, sources
 from pyserini_kd.cli import Runs, command
 from pyserini_kd.columns import column, keep, let_go, spans
-from pyserini_kd.data import Doc, Qrels, Query, id_hash
+from pyserini_kd.data import Doc, Qrels, Query
 from pyserini_kd.dense_index import DenseIndex, check_encoder
 from pyserini_kd.files import (
     InputError,
@@ -50,7 +50,7 @@ from pyserini_kd.score_files import (
     write_scores,
     write_triples,
 )
-from pyserini_kd.triples import Floats, Hashes, load_texts, look_up
+from pyserini_kd.triples import Floats, Hashes, load_texts, look_up, text_hash
 
 logger = logging.getLogger(__name__)
 
@@ -179,10 +179,10 @@ def _check_index(index: DenseIndex, name: str, model: Any, folder: Path) -> None
 
 
 def hash_texts(pairs: Pairs, queries: Mapping[str, str], docs: Mapping[str, str], texts: Hashes) -> None:
-    """Write a stable 64-bit hash of the texts of each pair: ids may mean another text in another collection."""
+    """Write the hash of the texts of each pair."""
     query_of = functools.lru_cache(maxsize=1)(queries.__getitem__)  # its pairs follow each other
     for some, both in pairs.blocks(BLOCK):
-        keys = (id_hash(f"{query_of(query_id)}\0{docs[doc_id]}") for query_id, doc_id in zip(*both, strict=True))
+        keys = (text_hash(query_of(query_id), docs[doc_id]) for query_id, doc_id in zip(*both, strict=True))
         texts[some] = np.fromiter(keys, np.uint64)
         let_go(texts)
 

@@ -25,6 +25,7 @@ from pyserini_kd.batches import pair_length
 from pyserini_kd.cli import Runs, command
 from pyserini_kd.files import (
     InputError,
+    alone,
     atomic_folder,
     command_line,
     difference,
@@ -56,7 +57,8 @@ from pyserini_kd.validation import Dev, check_dev, read_dev
 
 logger = logging.getLogger(__name__)
 
-OURS = ("stage-", "projection-", ".config.json.")  # how names begin in resume state without its record, after a kill
+OURS = ("stage-", "projection-", "clock.json", ".clock.json.", ".config.json.")
+"""How names begin in resume state without its record, after a kill."""
 
 
 @contextlib.contextmanager
@@ -264,7 +266,7 @@ def _keep_last_good(model: Any, stage: Stage, partial: Path, output: Path) -> st
     from safetensors.torch import load_file
 
     states = [path / "model.safetensors" for folder in sorted(partial.glob("stage-*/")) for path in states_of(folder)]
-    best = sorted(partial.glob("stage-*/best.safetensors"))  # on dev topics
+    best = sorted(partial.glob("stage-*/best-*.safetensors"), key=lambda path: path.stat().st_mtime_ns)  # on dev topics
     before = sorted(partial.glob("stage-*.safetensors"))
     for path in [*reversed(states), *reversed(best), *reversed(before)]:
         weights = {name.removeprefix("student."): tensor for name, tensor in load_file(path).items()}
@@ -344,7 +346,7 @@ def _keep_last_good(model: Any, stage: Stage, partial: Path, output: Path) -> st
 @click.option("--lr", type=click.FloatRange(0, min_open=True), help="Of every stage [default: from the recipe].")
 @click.option("--schedule", type=click.Choice(list(recipes.SCHEDULES)), help="Of the learning rate [default: the recipe's].")
 @click.option("--epochs", type=click.FloatRange(0, min_open=True), help="Of every stage [default: from the recipe].")
-@click.option("--max-steps", type=click.IntRange(1), help="End every stage after so many optimiser steps.")
+@click.option("--max-steps", type=click.IntRange(1), help="Optimiser steps of every stage, instead of --epochs.")
 @click.option("--batch-size", "--batch", default=32, type=click.IntRange(1), help="Queries (groups) a batch.")
 @click.option("--length-buckets", is_flag=True, help="Triples of like length in a batch (quicker; another order).")
 @click.option("--accumulate", default=1, type=click.IntRange(1), help="Batches an optimiser step.")
@@ -411,7 +413,7 @@ def main(
     dev = read_dev(dev_topics, dev_qrels, dev_run, dev_depth, collection, segment, dev_retrieval)
     check_dev(dev, config.architecture)  # before data are converted
     data = given._asdict() | {"glove": config.glove, "dev_topics": dev_topics, "dev_qrels": dev_qrels, "dev_run": dev_run}
-    with gather(given, stages, config, output) as found:
+    with _only_one(output), gather(given, stages, config, output) as found:
         known: dict[str, Any] = {name: digest(name, value) for name, value in data.items() if value is not None}
         known |= {"dev_depth": dev_depth, "dev_retrieval": dev_retrieval} if dev else {}
         if sources.is_named(collection):  # of other texts another time
@@ -432,6 +434,12 @@ def main(
     what += [f"{len(found.texts)} plain texts"] if found.texts else []
     if os.environ.get("RANK", "0") == "0":
         click.echo(f"{output}: trained on {' and '.join(what)}")
+
+
+def _only_one(output: Path) -> contextlib.AbstractContextManager[None]:
+    """InputError where another command trains the same output; its own other processes go along."""
+    first = os.environ.get("RANK", "0") == "0"
+    return alone(output.with_name(f".{output.name}.lock"), "train") if first else contextlib.nullcontext()
 
 
 def _unit(groups: Sequence[Group]) -> str:

@@ -67,6 +67,11 @@ def pair_hashes(groups: Iterable[Group]) -> Hashes:
     return hashes_of(f"{group.query_id}\0{doc_id}" for group in groups for doc_id in group.doc_ids)
 
 
+def text_hash(query: str, doc: str) -> int:
+    """Stable 64-bit hash of the two texts of a pair: its ids may mean other texts in another collection."""
+    return id_hash(f"{query}\0{doc}")
+
+
 def look_up(known: Hashes, hashes: Hashes) -> tuple[npt.NDArray[np.bool_], npt.NDArray[np.int64]]:
     """For each hash whether it is among the known ones, which are sorted, and its place there.
 

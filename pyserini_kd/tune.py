@@ -196,12 +196,14 @@ def main(
     click.echo(table(["system", measure], [[name, float(row.mean())] for name, row in rows.items()]))
     gains = {name: _gain(found.unseen, rows[name], seed) for name in (best, "fused, default")}
     name = {"interpolation": "alpha", "rrf": "rrf.k", "wsum": "weights"}[method]
-    click.echo(f"\n{name}: {_words(found.setting)} (without each fold: {', '.join(map(_words, found.per_fold))})")
+    under = f", with --norm {norm}" if method == "wsum" else ""
+    click.echo(f"\n{name}: {_words(found.setting)}{under} (without each fold: {', '.join(map(_words, found.per_fold))})")
     for other, gain in gains.items():
         interval = f"95% interval [{gain.low:+.4f}, {gain.high:+.4f}], p = {gain.p_value:.2g}"
         click.echo(f"gain on unseen folds over {other}: {gain.difference:+.4f}, {interval}")
     if output:
         record: dict[str, Any] = {"method": method, name: list(found.setting), "per_fold": found.per_fold, "measure": measure}
+        record |= {"norm": norm} if method == "wsum" else {}
         record |= {"means": {row: float(value.mean()) for row, value in rows.items()}, "runs": list(runs), "qrels": qrels}
         record |= {"gains_on_unseen_folds": {other: gain._asdict() for other, gain in gains.items()}}
         record |= {"sha256": {path: sha256(path) for path in (*runs, qrels) if Path(path).is_file()}, "seed": seed}

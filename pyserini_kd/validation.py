@@ -144,7 +144,7 @@ class Watch:
         precision: str = "auto",
         writes: bool = True,
     ) -> None:
-        self.model, self.dev, self.folder, self.kept = model, dev, folder, folder / "best.safetensors"
+        self.model, self.dev, self.folder = model, dev, folder
         self.metric, self.eval_steps, self.patience, self.plateau = metric, eval_steps, patience, plateau
         self.precision, self.writes = precision, writes
         self.measured: list[dict[str, float]] = []
@@ -173,8 +173,12 @@ class Watch:
             return
         logger.info("step %d: %s %.4f on dev topics%s", step, self.metric, value, " (best)" if best else "")
         if best:
-            save_model(self.model, f"{self.kept}.partial")
-            os.replace(f"{self.kept}.partial", self.kept)
+            kept = self.folder / f"best-{step}.safetensors"
+            save_model(self.model, f"{kept}.partial")
+            os.replace(f"{kept}.partial", kept)
+            saved = max((_step(path.parent) for path in self.folder.glob("checkpoint-*/saved-*")), default=0)
+            for old in [path for path in self._kept() if _step(path) <= saved][:-1]:  # of which a crash needs the last
+                old.unlink()
         write_json(self.folder / "dev.json", {"measured": self.measured})
 
     def go_on(self, step: int) -> None:
@@ -182,6 +186,13 @@ class Watch:
         path = self.folder / "dev.json"
         before = read_json(path, "dev measures")["measured"] if step and path.exists() else []
         self.measured = [entry for entry in before if entry["step"] <= step]
+        for path in self._kept():
+            if _step(path) > step and self.writes:  # of steps that will be taken again
+                path.unlink()
+
+    def _kept(self) -> list[Path]:
+        """The weights that were the best when they were measured, in that order."""
+        return sorted(self.folder.glob("best-*.safetensors"), key=_step)
 
     def is_enough(self) -> bool:
         """Whether training is to stop, as `patience` has it."""
@@ -191,8 +202,8 @@ class Watch:
         """Put the best weights into the model; returns what was measured."""
         from safetensors.torch import load_model
 
-        if self.kept.exists():
-            load_model(self.model, str(self.kept))
+        if kept := self._kept():
+            load_model(self.model, str(kept[-1]))
         return self.measured
 
     def callback(self) -> Any:
@@ -211,6 +222,11 @@ class Watch:
                     control.should_training_stop = True
 
         return Look()
+
+
+def _step(path: Path) -> int:
+    """The step in the name of a file of weights or a saved state."""
+    return int(path.stem.rpartition("-")[2])
 
 
 def slow_down(values: Sequence[float], scheduler: Any) -> None:

@@ -77,6 +77,23 @@ def test_folder_of_files_in_order_of_name(save, tmp_path):
     assert [doc.doc_id for doc in data.read_collection(tmp_path)] == ["a", "b", "c"]
 
 
+def test_links_to_folders_are_followed_each_folder_once(save, tmp_path):
+    save("c/a.jsonl", json_lines({"id": "a", "contents": "a"}))
+    save("elsewhere/b.jsonl", json_lines({"id": "b", "contents": "b"}))
+    (tmp_path / "c" / "part").symlink_to(tmp_path / "elsewhere")
+    (tmp_path / "c" / "round").symlink_to(tmp_path / "c")
+    assert [doc.doc_id for doc in data.read_collection(tmp_path / "c")] == ["a", "b"]
+
+
+@pytest.mark.parametrize("mark", ["docid", "segments_1"])
+def test_our_indexes_in_a_collection_hold_no_documents(tmp_path, mark):
+    (tmp_path / "docs.jsonl").write_text(json_lines({"id": "a", "contents": "a"}))
+    (tmp_path / "index").mkdir()
+    (tmp_path / "index" / "manifest.json").write_text("{}")
+    (tmp_path / "index" / mark).touch()
+    assert [doc.doc_id for doc in data.read_collection(tmp_path)] == ["a"]
+
+
 def test_ms_marco_tsv_with_two_and_four_columns(save):
     assert list(data.read_collection(save("c.tsv", "0\tfirst passage\n1\ta lone \r return\n"))) == [
         Doc("0", "", "first passage"),
@@ -341,6 +358,7 @@ def test_beir_qrels(save, shared_data):
         ("1 0 d 1\n1 0 d 1 x\n", r":2: expected `qid 0 docid relevance`, found 5 columns"),
         ("1 0 d 1\n1 0 e high\n", r":2: relevance must be a whole number, found 'high'"),
         ("1 0 d 1\n1 0 d 2\n", r":2: document d is judged twice, differently"),
+        ("1 0 d 1\n1 0 e 2147483648\n", r":2: relevance must fit into 32 bits, found 2147483648"),
         ("query-id\tcorpus-id\tscore\n", r"no judgements found"),
     ],
 )

@@ -64,6 +64,27 @@ def test_a_new_student_makes_its_index_anew(small_home, caplog):
     assert (at.index / "index").stat().st_mtime_ns > made
 
 
+def test_other_versions_of_the_packages_make_the_indexes_anew(small_home, caplog, monkeypatch):
+    at = embedded.prepare()
+    made = {path: path.stat().st_mtime_ns for path in (at.student / "model.safetensors", at.index / "index", at.bm25)}
+    monkeypatch.setattr(pydocs, "stamp", lambda: "newer")
+    with caplog.at_level("INFO"):
+        embedded.prepare()
+    assert caplog.text.count("made for other versions of the packages") == 2
+    assert [path.stat().st_mtime_ns == before for path, before in made.items()] == [True, False, False]
+
+
+@pytest.mark.parametrize("part", ["teacher", "reranker"])
+def test_a_checkpoint_of_the_user_s_is_not_taken_for_a_part(small_home, invoke, part):
+    own = small_home / "models" / part
+    shutil.copytree(small_home / "models" / "minilm", own)
+    record = {"data": {"collection": "docs.jsonl"}} if part == "teacher" else {"data": {"groups": 3}}
+    (own / "training.json").write_text(json.dumps(record))
+    result = invoke(demo.main)
+    assert result.exit_code == 2 and f"{own} is in the way" in result.output
+    assert (own / "model.safetensors").exists()
+
+
 def test_a_teacher_that_does_not_beat_bm25_is_announced(small_home, caplog):
     at = embedded.prepare()  # BM25 ranks the animals perfectly: nothing beats it
     assert "the teacher does not beat BM25" in caplog.text

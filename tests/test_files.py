@@ -2,6 +2,7 @@
 
 import contextlib
 import errno
+import gzip
 import hashlib
 import json
 import os
@@ -60,6 +61,31 @@ def test_file_is_not_visible_before_it_is_complete(tmp_path):
         assert not (tmp_path / "deep" / "er" / "run.txt").exists()
     assert (tmp_path / "deep" / "er" / "run.txt").read_bytes() == "ä\n".encode()
     assert names(tmp_path / "deep" / "er") == ["run.txt"]
+
+
+@pytest.mark.parametrize("error", INTERRUPTIONS)
+def test_text_named_gz_is_compressed_to_the_same_bytes(tmp_path, error):
+    for name in ("a.txt.gz", "b.txt.gz"):
+        with atomic_file(tmp_path / name) as out:
+            out.writelines(f"{n} für\n" for n in range(1000))
+    assert (tmp_path / "a.txt.gz").read_bytes() == (tmp_path / "b.txt.gz").read_bytes()
+    assert gzip.decompress((tmp_path / "a.txt.gz").read_bytes()).decode().splitlines()[999] == "999 für"
+    with pytest.raises(type(error)), atomic_file(tmp_path / "c.gz") as out:
+        out.write("half")
+        raise error
+    assert names(tmp_path) == ["a.txt.gz", "b.txt.gz"]
+
+
+def test_every_output_has_a_record_of_its_own(tmp_path):
+    outputs = ["run.txt", "run", "run.bm25", "run.bm25.txt", "run.trec", "run.k0.9", "run.k0.8", "run.txt.gz", "t.csv", "x.json"]
+    records = {name: files.record_path(tmp_path / name).name for name in outputs}
+    assert len({*records.values(), *outputs}) == 2 * len(outputs)
+    assert records["run.txt"] == "run.json" and records["t.csv"] == "t.csv.json" and records["x.json"] == "x.json.record.json"
+
+
+def test_a_name_that_is_no_text_stands_in_a_record(tmp_path):
+    files.write_json(tmp_path / "r.json", {"query": b"caf\xe9".decode("utf-8", "surrogateescape"), "für": 1})
+    assert json.loads((tmp_path / "r.json").read_text()) == {"query": "caf\udce9", "für": 1}
 
 
 def test_file_has_the_usual_permissions(tmp_path):

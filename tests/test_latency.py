@@ -24,6 +24,11 @@ def test_only_the_stages_that_answer_queries_count(tmp_path, record):
     assert seconds_of(tmp_path / "mended.txt")[0] == 2.5
 
 
+def test_a_record_of_another_s_making_names_no_runs(tmp_path, record):
+    record("foreign", seconds=1.5, config="fast")
+    assert seconds_of(tmp_path / "foreign.txt") == (1.5, "foreign.txt")
+
+
 def test_time_counts_what_a_run_was_made_from(tmp_path, record):
     record("a", seconds=1.5)
     record("b", seconds=2)

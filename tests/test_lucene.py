@@ -83,6 +83,12 @@ def test_scifact_bm25_is_the_published_one(scifact, shared_data):
     assert round(mean(run, qrels, "recall.1000"), 4) == 0.9767
 
 
+def test_documents_come_back_as_they_were_indexed(tmp_path):
+    docs = [Doc("1", "", "first line\nsecond line"), Doc("2", "Title", "text\nmore"), Doc("3", "", "one line")]
+    lucene.build_index(docs, tmp_path / "index")
+    assert list(lucene.fetch_docs(str(tmp_path / "index"), ["3", "2", "1"])) == docs[::-1]
+
+
 def test_cacm_through_anserinis_html_reader(cacm_folder, shared_data, tmp_path):
     assert lucene.build_index_with_reader(cacm_folder, "HtmlCollection", tmp_path / "index", threads=2) == 3204
     topics = data.read_topics(shared_data / "cacm" / "topics.cacm.txt")
@@ -277,6 +283,14 @@ def test_failed_indexing_leaves_nothing(tmp_path, cacm_folder):
     (tmp_path / "empty").mkdir()
     with pytest.raises(InputError, match="found no documents"):
         lucene.build_index_with_reader(tmp_path / "empty", "HtmlCollection", tmp_path / "index")
+    for name, message in (("b/CACM-0001.html", "gives 1 of 2 documents of .* an id that another has"), ("b/my guide.html", "the id 'my guide'")):
+        site = tmp_path / "site"
+        for path in (site / "a" / "CACM-0001.html", site / name):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(cacm_folder / "CACM-0001.html", path)
+        with pytest.raises(InputError, match=message):
+            lucene.build_index_with_reader(site, "HtmlCollection", tmp_path / "index")
+        shutil.rmtree(site)
     assert os.listdir(tmp_path) == ["empty"]
 
 

@@ -134,3 +134,18 @@ def test_broken_checkpoints_are_one_line(tmp_path, tiny_dot):
 def test_saving_refuses_to_overwrite(tiny_dot):
     with pytest.raises(InputError, match="exists"):
         checkpoints.save(checkpoints.load(str(tiny_dot)), tiny_dot)
+
+
+@pytest.mark.parametrize("architecture", ["cross_encoder", "bert_dot"])
+def test_roberta_and_its_kin_read_as_many_tokens_as_positions_after_padding_s(tmp_path, tokenizer, architecture):
+    from transformers import RobertaConfig, RobertaForSequenceClassification, RobertaModel
+
+    shape = {"vocab_size": len(tokenizer), "hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 8}
+    config = RobertaConfig(max_position_embeddings=14, pad_token_id=3, type_vocab_size=2, num_labels=1, **shape)  # positions 4 to 13
+    (RobertaForSequenceClassification if architecture == "cross_encoder" else RobertaModel)(config).save_pretrained(tmp_path)
+    tokenizer.save_pretrained(tmp_path)
+    lengths = {"max_query_len": 4} if architecture == "bert_dot" else {}
+    with pytest.raises(InputError, match="reads 10 tokens at most"):
+        checkpoints.load(str(tmp_path), architecture=architecture, max_doc_len=11, **lengths)
+    model = checkpoints.load(str(tmp_path), architecture=architecture, max_doc_len=10, **lengths)
+    assert np.isfinite(inference.score(model, ["cat"], ["the cat eats hay " * 9], precision="fp32")).all()

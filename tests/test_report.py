@@ -13,8 +13,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pyserini_kd import figures, report, significance
+from pyserini_kd import figures, index, report, significance
 from pyserini_kd.data import Doc, Query
+from pyserini_kd.dense_index import load_encoder
 from pyserini_kd.files import InputError
 from pyserini_kd.measures import DEFAULT_MEASURES
 from pyserini_kd.runs import Run
@@ -62,6 +63,14 @@ def made(given_files, invoke):
 
 
 FULL = ("--topics", "topics.tsv", "--collection", "docs.jsonl", "--baseline", "run.x.weak.txt", "--measures", "RR", "P@1", "--training", "model/training.json")
+
+
+def test_documents_that_an_index_lacks_are_left_out(given_files, tiny_dot):
+    docs = [Doc("a", "Cats", "The cat eats fish"), Doc("z", "", "other")]
+    index.build(docs, load_encoder(str(tiny_dot)), tiny_dot, given_files / "index")
+    assert report._texts(["a", "b"], None, str(given_files / "index")) == {"a": docs[0]}
+    with pytest.raises(InputError, match="'b' is not in the index"):
+        report._texts(["b"], None, str(given_files / "index"))
 
 
 @pytest.fixture

@@ -25,6 +25,21 @@ def content(run):
     return {query_id: (hits.doc_ids, hits.scores.tolist()) for query_id, hits in run.items()}
 
 
+def test_the_tag_of_any_checkpoint_is_a_word(tmp_path, monkeypatch):
+    (tmp_path / "a student").mkdir()
+    monkeypatch.chdir(tmp_path / "a student")
+    assert [runs.default_tag(name) for name in ("models/s", "own/hub-id", "my model/", ".", "/")] == ["s", "hub-id", "my_model", "a_student", "run"]
+
+
+@given(RUNS)
+@settings(max_examples=20, deadline=None)
+def test_compressed_runs_are_read_as_written(tmp_path_factory, scores):
+    path = tmp_path_factory.mktemp("run") / "run.txt.gz"
+    run = Run.from_scores("t", scores)
+    run.write(path)
+    assert path.read_bytes()[:2] == b"\x1f\x8b" and content(Run.read(path)) == content(run)
+
+
 # ---------------------------------------------------------------------------------------------------------- order
 
 

@@ -8,8 +8,9 @@ import sys
 import numpy as np
 import pytest
 
-from pyserini_kd import api, fuse, retrieve, search
+from pyserini_kd import api, fuse, lucene, retrieve, search, sources
 from pyserini_kd.data import Query
+from pyserini_kd.files import InputError
 from pyserini_kd.runs import Run
 
 
@@ -179,13 +180,33 @@ def test_the_embedded_default_needs_no_arguments_once_it_is_there(tmp_path, tiny
     monkeypatch.setenv("PYSERINI_KD_HOME", str(tmp_path))
     shutil.copytree(tiny_dot, tmp_path / "models" / "student")
     docs = [doc for doc in pydocs.docs() if pydocs.split_of(doc.doc_id.rsplit(".", 1)[0]) == "test"][:50]
-    index.build(docs, load_encoder(str(tiny_dot)), tiny_dot, tmp_path / "indexes" / "pydocs.student")
+    index.build(docs, load_encoder(str(tiny_dot)), tiny_dot, tmp_path / "indexes" / "pydocs.student", collection="pydocs")
     (tmp_path / "indexes" / "pydocs.bm25").mkdir()
     done = subprocess.run([sys.executable, "-m", "pyserini_kd.search", "--encoder", "student"], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     run = Run.read(tmp_path / "runs" / "run.pydocs.student.test.txt")
     assert set(run) == {query.query_id for query in pydocs.topics("test")}
     assert "RR@10" in done.stdout
+
+
+def test_a_file_whose_name_begins_with_pydocs_is_a_file(invoke, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "pydocs").mkdir()
+    (tmp_path / "pydocs" / "topics.tsv").write_text("q\ttext\n")
+    result = invoke(search.main, "--encoder", "minilm", "--topics", "pydocs/topics.tsv")
+    assert result.exit_code == 2 and "--index is needed with --topics" in result.output
+
+
+def test_topic_sets_of_pyserini_may_have_dots_in_their_names(tmp_path, monkeypatch):
+    monkeypatch.setenv("PYSERINI_KD_HOME", str(tmp_path))
+    asked = []
+    monkeypatch.setattr(lucene, "read_topic_set", lambda name: asked.append(name) or [Query("1", "what is this")])
+    for name in ("msmarco-v1-passage.dev", "beir-v1.0.0-scifact-test"):
+        assert sources.topics(name) == sources.topics(name) == [Query("1", "what is this")]  # once from Java, then from disk
+    assert asked == ["msmarco-v1-passage.dev", "beir-v1.0.0-scifact-test"]
+    with pytest.raises(InputError, match="topics not found: topics.dev.tsv"):  # a file that is not there needs no Java
+        sources.topics("topics.dev.tsv")
+    assert len(asked) == 2
 
 
 def test_topics_of_other_encoders_are_not_prepared_in_silence(invoke, tmp_path, monkeypatch):

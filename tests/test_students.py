@@ -269,6 +269,14 @@ def test_glove(tmp_path, tiny_dot):
     assert vectors.shape == (5, 4) and vectors[0].tolist() == [0.0] * 4
     assert vectors[1].tolist() == pytest.approx([1 / 3, 1 / 3, 1 / 3, 0.0])  # unknown words: the mean
     assert tokenizer("The CAT barks")["input_ids"] == [2, 3, 1]
+    plain = path.read_text()
+    path.write_text("3 4\n" + plain)  # the first line of word2vec and fastText
+    assert torch.equal(read_glove(path)[0], vectors)
+    for lines, message in ((plain + "dog 1 0 0 0 1\n", ":4: more numbers than the 4 of the first word"), ("3 4\n", "no word vectors")):
+        path.write_text(lines)
+        with pytest.raises(InputError, match=message):
+            read_glove(path)
+    path.write_text(plain)
     model = checkpoints.load(str(tiny_dot), architecture="tk", glove=path, **LENGTHS)
     assert model.width == 4 and model.settings.heads == 4
     folder = checkpoints.save(model, tmp_path / "tk")

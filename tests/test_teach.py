@@ -4,6 +4,8 @@ import shutil
 
 import numpy as np
 import psutil
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -177,6 +179,10 @@ def test_bad_score_files(tmp_path, line, message):
         score_files.read_scores(tmp_path / "s.tsv", [])
     (tmp_path / "s.parquet").write_text("no parquet")
     with pytest.raises(InputError, match="not a score store"):
+        score_files.read_scores(tmp_path / "s.parquet", [])
+    table = {"query_id": ["q", "q"], "doc_id": ["a", "b"], "score": pa.array([1.0, None], pa.float32())}
+    pq.write_table(pa.table(table), tmp_path / "s.parquet")
+    with pytest.raises(InputError, match="must be finite"):
         score_files.read_scores(tmp_path / "s.parquet", [])
 
 

@@ -10,8 +10,9 @@ import pytest
 import torch
 from conftest import cross, save_cross, stages_of
 
-from pyserini_kd import batches, inference, learner, material, mine, score_files, stages, train
-from pyserini_kd.files import InputError, sha256
+from pyserini_kd import batches, inference, learner, material, mine, score_files, stages, teach, train
+from pyserini_kd.data import write_collection
+from pyserini_kd.files import InputError, locked, sha256
 from pyserini_kd.mine import Group
 from pyserini_kd.models import checkpoints
 from pyserini_kd.stages import TrainConfig
@@ -286,6 +287,33 @@ def test_precision_is_ours_whatever_accelerate_is_configured_for(tmp_path, data,
     assert checkpoints.fingerprint(train.train(config, *data, tmp_path / "other", scores=scores)) == checkpoints.fingerprint(plain)
 
 
+def test_an_output_is_trained_by_one_command_at_a_time(tmp_path, invoke, data, files, tiny_dot):
+    mine.write_candidates(data[0], tmp_path / "c.jsonl")
+    words = ["--recipe", "ranknet", "--init", tiny_dot, "--candidates", tmp_path / "c.jsonl", "--collection", files["docs"]]
+    words += ["--topics", files["topics"], "--output", tmp_path / "m", "--max-steps", 1, "--max-length", 32]
+    with locked(tmp_path / ".m.lock" / "lock"):
+        result = invoke(train.main, *words)
+    assert result.exit_code == 2 and "another train is at work in" in result.output
+    result = invoke(train.main, *words)
+    assert result.exit_code == 0, result.output
+    assert not [path for path in tmp_path.iterdir() if path.name.startswith((".m", "m."))]
+
+
+def test_scores_of_other_texts_are_refused(tmp_path, invoke, data, files, corpus, tiny_dot, tiny_cross):
+    groups, *_ = data
+    mine.write_candidates(groups, tmp_path / "c.jsonl")
+    given = ["--candidates", tmp_path / "c.jsonl", "--topics", files["topics"]]
+    result = invoke(teach.main, *given, "--collection", files["docs"], "--teacher", tiny_cross, "--output", tmp_path / "s.parquet")
+    assert result.exit_code == 0, result.output
+    write_collection([doc._replace(text=doc.text + ".") if doc.doc_id == "eat-dog" else doc for doc in corpus], tmp_path / "new.jsonl")
+    base = ["--recipe", "margin-mse", "--init", tiny_dot, "--scores", tmp_path / "s.parquet", "--score-scale", 1, "--max-steps", 1]
+    result = invoke(train.main, *base, *given, "--collection", tmp_path / "new.jsonl", "--output", tmp_path / "m")
+    of_it = sum("eat-dog" in group.doc_ids for group in groups)
+    assert result.exit_code == 2 and f"{of_it} of 50 pairs were scored with other texts than they have here" in result.output
+    result = invoke(train.main, *base, *given, "--collection", files["docs"], "--output", tmp_path / "m")
+    assert result.exit_code == 0, result.output
+
+
 def test_a_device_that_is_not_there_is_refused_before_data_are_converted(tmp_path, invoke, data, files, tiny_dot, monkeypatch):
     monkeypatch.setattr(material, "_convert", lambda *_, **__: pytest.fail("converted"))
     mine.write_candidates(data[0], tmp_path / "c.jsonl")
@@ -461,6 +489,7 @@ def test_remains_of_a_kill_are_cleared_and_foreign_folders_are_not(tmp_path, dat
     config = TrainConfig("ranknet", str(tiny_dot), max_steps=1, batch_size=5, precision="fp32")
     (tmp_path / "a.partial" / "stage-1").mkdir(parents=True)  # killed while it was being removed
     (tmp_path / "a.partial" / ".config.json.x1y2.partial").write_text("{")
+    (tmp_path / "a.partial" / "clock.json").write_text('{"seconds": 1, "began": 1}')
     train.train(config, *data, tmp_path / "a")
     assert not (tmp_path / "a.partial").exists()
     (tmp_path / "b.partial").mkdir()

@@ -107,6 +107,31 @@ def test_the_best_checkpoint_on_dev_topics_is_kept(tmp_path, data, scores, tiny_
     assert len(values) - 1 - values.index(max(values)) <= 2
 
 
+def test_the_best_weights_are_those_of_the_steps_that_count(tmp_path, tiny_dot, dev, monkeypatch):
+    """Best at step 6, a state saved at 4, killed at 7: the steps after 4 are taken again, and may come out otherwise."""
+    values = iter([0.1, 0.4, 0.9, 0.3, 0.2])
+    monkeypatch.setattr("pyserini_kd.evaluate.mean", lambda _: next(values))
+    model = checkpoints.load(str(tiny_dot))
+    weight = next(model.parameters())
+
+    def measure(watch, *steps):
+        for step in steps:
+            torch.nn.init.constant_(weight, step)
+            watch.measure(step)
+
+    first = Watch(model, dev, tmp_path, metric="RR@10", eval_steps=2, precision="fp32")
+    measure(first, 2, 4)
+    (tmp_path / "checkpoint-4").mkdir()
+    (tmp_path / "checkpoint-4" / "saved-0-of-1").touch()
+    measure(first, 6)
+    assert sorted(path.name for path in tmp_path.glob("best*")) == ["best-4.safetensors", "best-6.safetensors"]
+    again = Watch(model, dev, tmp_path, metric="RR@10", eval_steps=2, precision="fp32")
+    again.go_on(4)
+    measure(again, 6, 8)
+    assert [entry["RR@10"] for entry in again.take_best()] == [0.1, 0.4, 0.3, 0.2]
+    assert weight.unique().tolist() == [4.0]
+
+
 def test_plateaus_are_those_of_torch():
     rng = np.random.default_rng(0)
     values = np.round(np.r_[rng.random(30), np.full(40, 0.5), [1.5], np.full(50, 1.0)], 2)

@@ -35,6 +35,7 @@ PUBLISHED = {"ColBERT": "colbert", "BERT_Cat": "cross_encoder", "PreTTR": "prett
 HEAD = "head.safetensors"
 OURS = "pyserini_kd.json"
 DEFAULT_DOC_LEN = 256
+COUNT_FROM_PADDING = ("roberta", "xlm-roberta", "camembert", "mpnet", "longformer", "roberta-prelayernorm", "xlm-roberta-xl")
 
 
 class Known(NamedTuple):
@@ -315,14 +316,15 @@ def _load_encoder(
     keep_layers(encoder, layers)
     if architecture == "prettr" and architecture_of(folder) != "prettr" and overrides.get("join_layer") is None:
         overrides = {**overrides, "join_layer": len(layers_of(encoder)) // 2}  # the published one: 3 of 6
-    settings = _settings(folder, architecture, config.max_position_embeddings, overrides)
+    window = window_of(config)
+    settings = _settings(folder, architecture, window, overrides)
     if isinstance(encoder, Bert):
         encoder.first = architecture == "bert_dot" and settings.pooling == "cls"
     if architecture == "prettr" and not (folder / HEAD).exists() and overrides.get("max_doc_len") is None:
-        room = config.max_position_embeddings - settings.max_query_len - settings.masks
+        room = window - settings.max_query_len - settings.masks
         settings = dataclasses.replace(settings, max_doc_len=min(settings.max_doc_len, room))
-    if max(settings.max_doc_len, settings.max_query_len + getattr(settings, "masks", 0)) > config.max_position_embeddings:
-        raise InputError(f"{folder} reads {config.max_position_embeddings} tokens at most; a longer length was asked for")
+    if max(settings.max_doc_len, settings.max_query_len + getattr(settings, "masks", 0)) > window:
+        raise InputError(f"{folder} reads {window} tokens at most; a longer length was asked for")
     model = model_class(encoder, _tokenizer(folder), settings)
     if (folder / HEAD).exists() and architecture_of(folder) == architecture and getattr(model, "head", None) is not None:
         from safetensors.torch import load_file
@@ -401,11 +403,17 @@ def _load_cross_encoder(
     if layers is not None:
         keep_layers(classifier.base_model, layers)
     tokenizer = _tokenizer(folder)
-    room = int(classifier.config.max_position_embeddings)
+    room = window_of(classifier.config)
     max_len = overrides.get("max_doc_len") or min(tokenizer.model_max_length, room)
     if max_len > room:
         raise InputError(f"{folder} reads {room} tokens at most; a longer length was asked for")
     return CrossEncoder(classifier, tokenizer, max_len).eval()
+
+
+def window_of(config: Any) -> int:
+    """Tokens that an encoder of transformers reads at most; RoBERTa and its kin begin to count after padding's position."""
+    first = config.pad_token_id + 1 if config.model_type in COUNT_FROM_PADDING else 0
+    return int(config.max_position_embeddings) - first
 
 
 def settings_of(folder: Path, window: int = 512) -> EncoderSettings:

@@ -15,8 +15,18 @@ from pyserini_kd.files import InputError, require_file
 SPECIAL = ("[PAD]", "[UNK]")
 
 
+def _is_number(text: str) -> bool:
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True
+
+
 def read_glove(path: Path) -> tuple[Tensor, Any]:
     """Vectors float32 (V, H) and a lower-casing word tokenizer; rows 0 and 1 are padding (zeros) and unknown (the mean).
+
+    A first line of two whole numbers, as word2vec and fastText write it, is passed over.
 
     Raises:
         InputError: a line is not a word and numbers, or has another width than the first.
@@ -29,7 +39,11 @@ def read_glove(path: Path) -> tuple[Tensor, Any]:
     with open(require_file(path, "GloVe file"), encoding="utf-8") as lines:
         for number, line in enumerate(tqdm(lines, desc="read GloVe", unit=" words", disable=None), start=1):
             parts = line.rstrip().rsplit(" ", len(rows[0])) if rows else line.rstrip().split(" ")  # some words hold blanks
+            if number == 1 and len(parts) == 2 and all(map(str.isdecimal, parts)):
+                continue
             word = parts[0]
+            if _is_number(word.rpartition(" ")[2]) and " " in word:
+                raise InputError(f"{path}:{number}: more numbers than the {len(rows[0])} of the first word")
             try:
                 row = np.array(parts[1:], dtype=np.float32)
             except ValueError:
@@ -39,6 +53,8 @@ def read_glove(path: Path) -> tuple[Tensor, Any]:
             if word not in words:
                 words[word] = len(words)
                 rows.append(row)
+    if not rows:
+        raise InputError(f"{path}: no word vectors found")
     vectors = np.stack(rows)
     vectors = np.concatenate([np.zeros((1, vectors.shape[1]), np.float32), vectors.mean(axis=0, keepdims=True), vectors])
     tokenizer = Tokenizer(models.WordLevel(words, unk_token="[UNK]"))
