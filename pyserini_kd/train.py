@@ -214,6 +214,8 @@ def _refuse_without_effect(config: TrainConfig, stages: Sequence[Stage], dev: De
         raise InputError("--schedule plateau follows measures on dev topics: give --dev-topics and --dev-qrels")
     if dev is None and config.patience:
         raise InputError("--patience counts measures on dev topics: give --dev-topics and --dev-qrels")
+    if dev is not None and not any(loss not in recipes.LAYER_LOSSES for stage in stages for loss in stage.losses):
+        raise InputError(f"dev topics show what losses on scores do; recipe {config.recipe}, as asked for, has none")
     if config.temperature != 1.0 and not any(loss in recipes.TEMPERED for stage in stages for loss in stage.losses):
         raise InputError(f"--temperature is of {', '.join(recipes.TEMPERED)}; recipe {config.recipe} has none of them")
 

@@ -166,3 +166,9 @@ def test_the_learning_rate_falls_on_a_plateau_of_the_dev_measure(tmp_path, data,
     assert checkpoints.fingerprint(resumed) == checkpoints.fingerprint(out)
     with pytest.raises(InputError, match="--schedule plateau follows measures on dev topics: give --dev-topics"):
         train.train(config, *data, tmp_path / "x", scores=scores)
+
+
+def test_dev_topics_are_refused_where_no_stage_is_measured(tmp_path, data, tiny_cross, dev):
+    config = TrainConfig("tinybert", str(tiny_cross), "cross_encoder", losses=("soft_ce=none",), teacher=str(tiny_cross), patience=1)
+    with pytest.raises(InputError, match="dev topics show what losses on scores do; recipe tinybert, as asked for, has none"):
+        train.train(config, *data, tmp_path / "out", dev=dev)
