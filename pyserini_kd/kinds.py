@@ -30,7 +30,6 @@ TRAIN_SAMPLE = 100_000  # vectors that a quantiser is trained on, at most; more 
 TRIAL = 2000  # vectors that the time is estimated with
 PER_LIST = 64  # training vectors for each inverted list, or each centroid of a code
 ROTATION_CENTROIDS = 256  # of the product quantisers by which FAISS finds OPQ's rotation, whatever the index has
-ROTATION_SAMPLE = 1 << 14  # those that OPQ's rotation is trained on: with FAISS's 65,536 as good, and takes three times as long
 KEEP = 300  # seconds of filling an index in memory after which it is kept against a kill
 
 Floats = npt.NDArray[np.float32]
@@ -75,8 +74,6 @@ def new(width: int, kind: str) -> Any:
         if not isinstance(transform, (faiss.OPQMatrix, faiss.RandomRotationMatrix, faiss.RemapDimensionsTransform)):
             name = type(transform).__name__.removesuffix("Matrix").removesuffix("Transform")
             raise InputError(f"--faiss {kind!r}: {name} changes inner products (it centres or scales); OPQ and RR rotate only")
-        if isinstance(transform, faiss.OPQMatrix):
-            transform.max_train_points = ROTATION_SAMPLE
     return index
 
 

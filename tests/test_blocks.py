@@ -612,7 +612,7 @@ def test_time_is_estimated_by_a_trial(monkeypatch):
     codes = 4 * 16 * (25 * 256 * 16 + 10**6)  # 4 parts of 16 centroids, trained with at most 256 vectors each
     assert kinds.forecast(lists, sample, 10**6) == pytest.approx((work + codes) / 200**2)
     rotated = kinds.new(16, "OPQ4,IVF64,PQ4x4")
-    more = 4 * 256 * (40 + 49 * 4) * 16384  # FAISS: 50 rotations, the first from 40 rounds, the others from 4
+    more = 4 * 256 * (40 + 49 * 4) * 65536  # FAISS: 50 rotations, the first from 40 rounds, the others from 4
     assert kinds.forecast(rotated, sample, 10**6) == pytest.approx((work + codes + more) / 200**2)
     rotated = kinds.new(16, "OPQ4,HNSW8")
     assert kinds.forecast(rotated, sample, 10**6) == pytest.approx(kinds.forecast(graph, sample, 10**6) + more / 200**2)
