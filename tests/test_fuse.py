@@ -499,18 +499,18 @@ def test_files_fuse_topic_by_topic_as_runs_do(method, files, tmp_path, monkeypat
     monkeypatch.setattr(fuse, "TRECTOOLS_WORK", 0)
     opened = []
     monkeypatch.setattr(fuse, "open_run", lambda path: opened.append(runs.open_run(path)) or opened[-1])
-    result = CliRunner().invoke(main, ["--runs", *paths, "--method", method, "--depth", "2", "--output", str(tmp_path / "o")])
+    result = CliRunner().invoke(main, ["--runs", *paths, "--method", method, "--depth", "2", "--output", str(tmp_path / "o.txt")])
     assert result.exit_code == 0, result.output
     assert [type(run) for run in opened] == [runs.RunStream] * 2
     way = {"interpolation": lambda r: interpolation(*r, depth=2), "average": lambda r: average(r, depth=2)}
     way |= {"normalize": lambda r: normalize(r, depth=2), "rrf": lambda r: rrf(r, depth=2, engine="fast")}
     inputs = [Run.read(path) for path in paths]
     expected = way[method](inputs) if method in way else fuse.combine(inputs, method, depth=2)
-    assert content(Run.read(tmp_path / "o")) == content(expected)
+    assert content(Run.read(tmp_path / "o.txt")) == content(expected)
     record = json.loads((tmp_path / "o.json").read_text())
     stages = [record[f"{stage}_seconds"] for stage in ("read", "fuse", "write")]
     assert min(stages) >= 0 and sum(stages) == pytest.approx(record["seconds"], abs=0.01)
-    assert set(record["sha256"]) == {"a.txt", "b.txt", str(tmp_path / "o")} and record["command"] and record["hardware"]
+    assert set(record["sha256"]) == {"a.txt", "b.txt", str(tmp_path / "o.txt")} and record["command"] and record["hardware"]
 
 
 def test_runs_in_the_same_order_are_never_held(tmp_path):
