@@ -15,7 +15,7 @@ import numpy as np
 
 from pyserini_kd import passages, sources, triples
 from pyserini_kd.batches import Share
-from pyserini_kd.files import InputError, sha256, stamp
+from pyserini_kd.files import InputError, sha256
 from pyserini_kd.mine import Group, left_out, mine, read_candidates
 from pyserini_kd.recipes import Stage
 from pyserini_kd.score_files import check_texts, read_scores
@@ -67,7 +67,7 @@ def gather(given: Given, stages: Sequence[Stage], config: TrainConfig, output: P
     scored = any(stage.needs_scores for stage in stages)
     published = given.scores and not given.candidates and given.scores.suffix != ".parquet"
     groups = _groups(given, config) if ranked and not published else []
-    sources_of = {name: [str(value), stamp(_files(name, value))] for name, value in given._asdict().items()}
+    sources_of = {name: [str(value), sources.stamp(str(value)) if value else ""] for name, value in given._asdict().items()}
     made_from = {**sources_of, "plain": plain, "ranked": ranked, "blocks": [config.batch_size, config.seed]}
     try:
         with one_after_another(share):

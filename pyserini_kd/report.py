@@ -379,10 +379,9 @@ def _texts(doc_ids: Sequence[str], collection: str | None, index: str | None) ->
     """The documents that there are among those asked for."""
     from pyserini_kd import rerank, sources
 
-    wanted = set(doc_ids)
     if index:
         fetch, found, missing = rerank.fetch_from(index), {}, None
-        for doc_id in wanted:
+        for doc_id in doc_ids:
             try:
                 found[doc_id] = next(iter(fetch([doc_id])))
             except InputError as error:
@@ -390,6 +389,7 @@ def _texts(doc_ids: Sequence[str], collection: str | None, index: str | None) ->
         if missing and not found:
             raise missing
         return found
+    wanted = set(doc_ids)
     return {doc.doc_id: doc for doc in sources.collection(str(collection)) if doc.doc_id in wanted}
 
 

@@ -83,7 +83,7 @@ def check_texts(path: str | Path, queries: Mapping[str, str], docs: Mapping[str,
     with pq.ParquetFile(path) as file:
         if "texts" not in file.schema_arrow.names:  # not of our making
             return
-        step = -(-file.metadata.num_rows // LOOKED)
+        step = 1 + file.metadata.num_rows // LOOKED
         for batch in file.iter_batches(columns=["query_id", "doc_id", "texts"]):
             for query_id, doc_id, known in zip(*(column[::step].to_pylist() for column in batch.columns), strict=True):
                 query, doc = queries.get(query_id), docs.get(doc_id)

@@ -538,12 +538,12 @@ def _ir_metadata(settings: Settings, tag: str) -> list[str]:
 
 def _default_output(settings: Settings) -> Path:
     topics = "query" if settings.query is not None else sources.short_name(settings.topics or "").removeprefix(f"{EMBEDDED}-")
-    system = Path(settings.encoder).name
+    system = default_tag(settings.encoder)
     collection = Path(settings.index or "").name.removesuffix(f".{system}")
     if settings.sparse_index:
         system += f"+bm25-{settings.fusion}"
     if settings.rerank:
-        system += f"+{Path(settings.rerank).name}"
+        system += f"+{default_tag(settings.rerank)}"
     return home() / "runs" / f"run.{collection}.{system}.{topics}.txt"
 
 

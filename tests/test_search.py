@@ -189,6 +189,16 @@ def test_the_embedded_default_needs_no_arguments_once_it_is_there(tmp_path, tiny
     assert "RR@10" in done.stdout
 
 
+def test_the_folder_one_stands_in_has_a_name_in_runs_too(dense_index, tiny_dot, files, invoke, monkeypatch, tmp_path):
+    monkeypatch.setenv("PYSERINI_KD_HOME", str(tmp_path))
+    shutil.copytree(tiny_dot, tmp_path / "my student")
+    monkeypatch.chdir(tmp_path / "my student")
+    result = invoke(search.main, "--index", dense_index, "--encoder", ".", "--topics", files["topics"])
+    assert result.exit_code == 0, result.output
+    (path,) = (tmp_path / "runs").glob("*.txt")
+    assert ".my_student." in path.name and Run.read(path).tag == "my_student"
+
+
 def test_a_file_whose_name_begins_with_pydocs_is_a_file(invoke, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "pydocs").mkdir()

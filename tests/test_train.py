@@ -10,7 +10,7 @@ import pytest
 import torch
 from conftest import cross, save_cross, stages_of
 
-from pyserini_kd import batches, inference, learner, material, mine, score_files, stages, teach, train
+from pyserini_kd import batches, inference, learner, material, mine, pydocs, recipes, score_files, stages, teach, train
 from pyserini_kd.data import write_collection
 from pyserini_kd.files import InputError, locked, sha256
 from pyserini_kd.mine import Group
@@ -600,6 +600,21 @@ def test_data_in_folders_has_a_checksum_too(tmp_path):
         material.digest("topics", "ir_datasets:far/away")
     assert material.digest("topics", tmp_path / "both") == {"path": str(tmp_path / "both"), "sha256": sha256(tmp_path / "both")}
     assert material.digest("topics", tmp_path / "docs") == str(tmp_path / "docs")  # reading it will say what is wrong
+
+
+def test_texts_of_an_interrupted_run_on_pydocs_go_when_the_packages_change(tmp_path, data, corpus, queries, tiny_dot, monkeypatch):
+    monkeypatch.setattr(pydocs, "docs", lambda: iter(corpus))
+    monkeypatch.setattr(pydocs, "topics", lambda split: queries)
+    real, made = material._convert, []
+    monkeypatch.setattr(material, "_convert", lambda *given, **more: made.append(versions) or real(*given, **more))
+    mine.write_candidates(data[0], tmp_path / "c.jsonl")
+    config = TrainConfig("ranknet", str(tiny_dot))
+    given = material.Given("pydocs", "pydocs:train", tmp_path / "c.jsonl", None, None, None)
+    for versions in ("old", "old", "new"):
+        monkeypatch.setattr(pydocs, "stamp", lambda versions=versions: versions)
+        with pytest.raises(KeyboardInterrupt), material.gather(given, recipes.get("ranknet").stages, config, tmp_path / "m"):
+            raise KeyboardInterrupt
+    assert made == ["old", "new"]
 
 
 def test_named_topics_and_judgements_have_a_checksum_of_what_they_are(monkeypatch):

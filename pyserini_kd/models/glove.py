@@ -42,7 +42,7 @@ def read_glove(path: Path) -> tuple[Tensor, Any]:
             if number == 1 and len(parts) == 2 and all(map(str.isdecimal, parts)):
                 continue
             word = parts[0]
-            if _is_number(word.rpartition(" ")[2]) and " " in word:
+            if " " in word and _is_number(word.rpartition(" ")[2]):
                 raise InputError(f"{path}:{number}: more numbers than the {len(rows[0])} of the first word")
             try:
                 row = np.array(parts[1:], dtype=np.float32)
