@@ -21,8 +21,8 @@ import numpy as np
 import numpy.typing as npt
 from tqdm import tqdm
 
-from pyserini_kd import lucene, lucene_vectors, streamed
-from pyserini_kd.files import InputError, atomic_file
+from pyserini_kd import lucene, lucene_vectors, quantisers, streamed
+from pyserini_kd.files import InputError
 
 logger = logging.getLogger(__name__)
 
@@ -153,7 +153,8 @@ def write(blocks: Sequence[Path], width: int, kind: str, folder: Path, kept: Pat
 
     Memory holds a block where the kind streams, the whole index where it does not, and before that what the kind is trained
     on. What it takes is said before. `kept` names a file for an index of these very vectors as far as it has come: trained,
-    and of what is filled in memory every few minutes the whole. A run that was killed goes on from there, to the same bytes.
+    and of what is filled in memory every few minutes the whole; beside it is what a training has learnt so far. A run that was
+    killed goes on from there, to the same bytes.
 
     Raises:
         InputError: there are fewer vectors than the kind needs, Lucene refuses an id, or the disk is full.
@@ -224,13 +225,15 @@ def _write_faiss(
     if kept is not None and kept.exists():
         index = _read_faiss(kept, mmap=False)
     elif not index.is_trained:
-        _train(index, kind, blocks, sizes)
-        if kept is not None:
+        learnt = kept.with_suffix(".training") if kept is not None else None
+        _train(index, kind, blocks, sizes, learnt)
+        if kept is not None and learnt is not None:
             _keep(index, kept)
+            learnt.unlink(missing_ok=True)
     try:
         if streams:
             return streamed.write(index, _loaded(blocks), sum(sizes), path)
-        with _one_thread("HNSW" in kind):
+        with quantisers.one_thread("HNSW" in kind):
             _fill(index, blocks, sizes, kept)
         with open(path, "wb") as out:
             _write_index(index, out)
@@ -238,8 +241,8 @@ def _write_faiss(
         raise InputError(f"{path} could not be written: {_last_line(error)}") from error
 
 
-def _train(index: Any, kind: str, blocks: Sequence[Path], sizes: Sequence[int]) -> None:
-    """Train the index on a sample of the blocks."""
+def _train(index: Any, kind: str, blocks: Sequence[Path], sizes: Sequence[int], learnt: Path | None) -> None:
+    """Train the index on a sample of the blocks; `learnt` names a file for what it has learnt so far."""
     import faiss
 
     least, why = needed(index)
@@ -247,19 +250,16 @@ def _train(index: Any, kind: str, blocks: Sequence[Path], sizes: Sequence[int]) 
     if used < advised and least > 1:
         logger.warning("%d documents are few to train %s on (%s): %d or more are advised", used, kind, why, advised)
     inner: Any = _inner(index)
-    tried = [transform for transform in _transforms(index) if isinstance(transform, faiss.OPQMatrix)]
-    quantisers = [faiss.ProductQuantizer(rotation.d_out, rotation.M, 8) for rotation in tried]
-    for rotation, quantiser in zip(tried, quantisers, strict=True):
-        rotation.pq = quantiser  # FAISS would make the same
-    for part in (inner, getattr(inner, "pq", None), *quantisers):
+    parts: list[Any] = [inner, getattr(inner, "pq", None)]
+    for part in parts:
         if hasattr(part, "cp"):
             part.cp.min_points_per_centroid = 1  # else it says for each part of each round what has been said above
+    sample = _sample(blocks, sizes, _train_size(index))
     try:
-        index.train(_sample(blocks, sizes, _train_size(index)))
+        quantisers.train(_transforms(index), inner, sample, learnt)
+        index.train(sample)
     except RuntimeError as error:
         raise InputError(f"--faiss {kind} cannot be trained on {sum(sizes)} documents: {_last_line(error)}") from error
-    for rotation in tried:
-        rotation.pq = None  # a pointer, which does not keep what it points to
 
 
 def _fill(index: Any, blocks: Sequence[Path], sizes: Sequence[int], kept: Path | None) -> None:
@@ -293,10 +293,7 @@ def _wind_forward(index: Any) -> None:
 
 
 def _keep(index: Any, path: Path) -> None:
-    for stray in path.parent.glob(f".{path.name}.*"):  # of a kill while it was written
-        stray.unlink()
-    with atomic_file(path, binary=True) as out:
-        _write_index(index, out)
+    quantisers.keep(path, lambda out: _write_index(index, out))
 
 
 def _write_index(index: Any, out: IO[bytes]) -> None:
@@ -350,7 +347,7 @@ def forecast(index: Any, sample: Floats, count: int) -> float:
         graph: Any = inner.hnsw
         trial: Any = faiss.IndexHNSWFlat(index.d, graph.nb_neighbors(1), faiss.METRIC_INNER_PRODUCT)
         begun = time.perf_counter()
-        with _one_thread(True):
+        with quantisers.one_thread(True):
             trial.add(sample)
         spent = time.perf_counter() - begun
         return seconds + spent * count * math.log(count + 1) / (len(sample) * math.log(len(sample) + 1))
@@ -396,19 +393,6 @@ def _sample(blocks: Sequence[Path], sizes: Sequence[int], most: int) -> Floats:
         sample[a:b] = vectors[rows[a:b] - start]
     assert sample is not None
     return sample
-
-
-@contextlib.contextmanager
-def _one_thread(wanted: bool) -> Iterator[None]:
-    import faiss
-
-    threads = faiss.omp_get_max_threads()
-    if wanted:
-        faiss.omp_set_num_threads(1)
-    try:
-        yield
-    finally:
-        faiss.omp_set_num_threads(threads)
 
 
 # ------------------------------------------------------------------------------------------------------- searching

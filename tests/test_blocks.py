@@ -17,7 +17,7 @@ import faiss
 import numpy as np
 import pytest
 
-from pyserini_kd import blocks, columns, index, kinds, streamed
+from pyserini_kd import blocks, columns, index, kinds, quantisers, streamed
 from pyserini_kd.data import Doc
 from pyserini_kd.dense_index import DenseIndex
 from pyserini_kd.files import InputError
@@ -136,6 +136,27 @@ def test_cut_short_while_it_is_put_together(tmp_path, monkeypatch, kind, after, 
     assert sampled == [kinds.TRIAL]  # to tell the time; it is not trained again
     assert begun == sorted(begun) and all(begun[1:]) == in_memory
     assert not list(tmp_path.glob(".*"))
+
+
+def test_cut_short_while_its_lists_are_trained(tmp_path, monkeypatch, one_thread):
+    build(docs(), tmp_path / "whole", "IVF8,PQ4x4")
+    rounds, taken = quantisers._Learnt.rounds, []
+
+    def dying(self, part, count):
+        for number in rounds(self, part, count):
+            if number == 4 and 4 not in taken:
+                taken.append(number)
+                raise SystemExit
+            taken.append(number)
+            yield number
+
+    monkeypatch.setattr(quantisers._Learnt, "rounds", dying)
+    monkeypatch.setattr(quantisers, "SHARE", 0)
+    with pytest.raises(SystemExit):
+        build(docs(), tmp_path / "cut", "IVF8,PQ4x4")
+    assert len(list(tmp_path.glob(".cut.partial/*.training"))) == 1
+    assert build(docs(), tmp_path / "cut", "IVF8,PQ4x4") == N and same(tmp_path / "cut", tmp_path / "whole")
+    assert taken == [0, 1, 2, 3, 4, *range(4, 10)] and not list(tmp_path.glob(".*"))
 
 
 def test_no_room_to_keep_a_graph_on_the_way(tmp_path, monkeypatch, caplog, one_thread):

@@ -14,7 +14,7 @@ PACKAGE = Path(pyserini_kd.__file__).parent
 ROOMS = [
     "files", "columns", "doc_ids", "cli", "data", "snippet", "pydocs", "runs", "lucene", "lucene_vectors", "sources", "losses",
     "models.tokens", "models.stack", "models.bert_dot", "models.cross_encoder", "models.colbert", "models.prettr", "models.tk", "models.glove", "models.published", "models.cpu_training", "models.bert", "models.onnx", "models.checkpoints", "models", "layer_losses",
-    "inference", "blocks", "streamed", "kinds", "vectors", "passages", "token_index", "mine", "triples", "pairs", "score_files", "dense_index", "index", "query_cache", "retrieve", "rerank", "fuse", "tables", "measures", "significance", "caveats", "latency", "evaluate", "export", "tune", "check", "teach", "recipes", "batches", "learner", "validation", "stages", "student", "material", "train", "figures", "report", "embedded", "demo", "search", "service", "serve", "api",
+    "inference", "blocks", "streamed", "quantisers", "kinds", "vectors", "passages", "token_index", "mine", "triples", "pairs", "score_files", "dense_index", "index", "query_cache", "retrieve", "rerank", "fuse", "tables", "measures", "significance", "caveats", "latency", "evaluate", "export", "tune", "check", "teach", "recipes", "batches", "learner", "validation", "stages", "student", "material", "train", "figures", "report", "embedded", "demo", "search", "service", "serve", "api",
     "doctor", "reproduce", "__main__", "__init__",
 ]  # fmt: skip
 
