@@ -178,7 +178,7 @@ def _announce(
     kind: str, count: int, size: int, free: int, where: str, *, seconds: float = 0, twice: bool = False, held: int = 0
 ) -> None:
     """Say what an index will take before it is written (`held`: bytes of memory, where it goes to disk); warn of too little."""
-    size_too = ", twice that while its lists are put in order," if twice else ""
+    size_too = ", twice that while its lists are put in order" if twice else ""
     spent = f" and about {seconds / 60:.0f} minutes" if seconds > 60 else ""
     what = f"{kind} of {count} vectors takes about {count * size / 1e9:.2f} GB {where}"
     logger.info("%s%s%s%s", what, size_too, _memory(held), spent)

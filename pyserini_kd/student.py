@@ -114,7 +114,9 @@ def _start(config: TrainConfig, teachers: Mapping[bool, Any]) -> Any:
             architecture = "cross_encoder" if config.lm_teacher else None
             like = checkpoints.load(str(config.lm_teacher or config.teacher), architecture=architecture)
         fresh = learner.random_student(config.init.removeprefix(RANDOM), like)
-        fresh.max_len = min(config.max_doc_len or fresh.max_len, fresh.max_len)
+        if (config.max_doc_len or 0) > fresh.max_len:
+            raise InputError(f"{config.init} reads {fresh.max_len} tokens at most; a longer length was asked for")
+        fresh.max_len = config.max_doc_len or fresh.max_len
         return fresh
     overrides: dict[str, Any] = {"max_doc_len": config.max_doc_len}
     if config.architecture != "cross_encoder":

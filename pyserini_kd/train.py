@@ -51,7 +51,16 @@ from pyserini_kd.stages import (
     run_stage,
     states_of,
 )
-from pyserini_kd.student import check_start, fingerprint, is_scaled, load_student, load_teachers, parse_layers, refuse_ignored
+from pyserini_kd.student import (
+    RANDOM,
+    check_start,
+    fingerprint,
+    is_scaled,
+    load_student,
+    load_teachers,
+    parse_layers,
+    refuse_ignored,
+)
 from pyserini_kd.triples import Scores, Triples
 from pyserini_kd.validation import Dev, check_dev, read_dev
 
@@ -218,6 +227,12 @@ def _refuse_without_effect(config: TrainConfig, stages: Sequence[Stage], dev: De
         raise InputError(f"dev topics show what losses on scores do; recipe {config.recipe}, as asked for, has none")
     if config.temperature != 1.0 and not any(loss in recipes.TEMPERED for stage in stages for loss in stage.losses):
         raise InputError(f"--temperature is of {', '.join(recipes.TEMPERED)}; recipe {config.recipe} has none of them")
+    if not any(stage.needs_scores for stage in stages):
+        shape = config.init.startswith(RANDOM)  # which is made like the teacher
+        if config.teacher and not shape and not any(stage.needs_layers for stage in stages if not stage.text):
+            raise InputError(f"--teacher: recipe {config.recipe}, as asked for, learns nothing from a ranker")
+        if config.match_scale:
+            raise InputError(f"--match-scale is for losses on teacher scores; recipe {config.recipe}, as asked for, has none")
 
 
 def _prepare(partial: Path, config: TrainConfig, overwrite: bool, about: Mapping[str, Any]) -> None:

@@ -184,6 +184,7 @@ def test_refusals_of_layer_distillation(tmp_path, data, scores, tokenizer, tiny_
     train.train(cross("tinybert", tiny_cross, teacher=str(short), train_len=20, max_steps=1), *data, tmp_path / "cut")
     refused("random:LAYERS/WIDTH", cross("ranker-distill", "random:4", teacher=teacher))
     refused("multiple of the teacher's 4 heads", cross("ranker-distill", "random:2/30", teacher=teacher))
+    refused("tokens at most; a longer length", cross("ranker-distill", "random:2/16", teacher=teacher, max_doc_len=1000))
     refused("takes vocabulary and heads", cross("ranknet", "random:2/16"))
     for number, like in enumerate(({"teacher": teacher}, {"lm_teacher": lm})):  # which teach nothing here
         train.train(cross("ranknet", "random:2/16", max_steps=1, **like), *data, made := tmp_path / f"like{number}")
@@ -304,9 +305,10 @@ def test_settings_that_would_change_nothing_are_refused(tmp_path, data, tiny_dot
     for settings, message in (
         ({"patience": 2}, "--patience counts measures on dev topics"),
         ({"temperature": 5.0}, "--temperature is of soft_ranknet"),
+        ({"teacher": str(tiny_cross)}, "--teacher: recipe ranknet, as asked for, learns nothing from a ranker"),
     ):
         with pytest.raises(InputError, match=message):
-            train.train(cross("ranknet", tiny_cross, **settings), *data, tmp_path / "x")
+            train.train(dataclasses.replace(cross("ranknet", tiny_cross), **settings), *data, tmp_path / "x")
     for architecture, setting, message in (
         ("tk", "layers=0", "must be 1 at least"),
         ("tk", "heads=0", "must be 1 at least"),
