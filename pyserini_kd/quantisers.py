@@ -2,7 +2,7 @@
 
 FAISS trains an index in one call, of minutes for a hundred thousand vectors and of hours for tens of thousands of lists. Here
 each of its rounds is a call of its own, which a bar shows and after which a kill costs nothing. What is left when these parts
-are trained (product quantisers, scalar ones) is short, and FAISS's own.
+are trained (product quantisers, scalar ones) takes a minute or two, whatever the collection, and is FAISS's own.
 """
 
 from __future__ import annotations

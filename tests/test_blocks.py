@@ -629,14 +629,15 @@ def test_time_is_estimated_by_a_trial(monkeypatch):
     monkeypatch.setattr(kinds, "time", SimpleNamespace(perf_counter=lambda: next(clock)))  # each trial takes a second
     assert kinds.forecast(graph, sample, 200) == pytest.approx(1)
     assert kinds.forecast(graph, sample, 400) == pytest.approx(2 * np.log(401) / np.log(201))
+    trial = 8 * 200 * 200  # comparisons, in the second
     work = 64 * (10 * 100_000 + 10**6)  # 10 rounds with the training sample, then each vector once
     codes = 4 * 16 * (25 * 256 * 16 + 10**6)  # 4 parts of 16 centroids, trained with at most 256 vectors each
-    assert kinds.forecast(lists, sample, 10**6) == pytest.approx((work + codes) / 200**2)
+    assert kinds.forecast(lists, sample, 10**6) == pytest.approx((work + codes) / trial)
     rotated = kinds.new(16, "OPQ4,IVF64,PQ4x4")
     more = 4 * 256 * (40 + 49 * 4) * 65536  # FAISS: 50 rotations, the first from 40 rounds, the others from 4
-    assert kinds.forecast(rotated, sample, 10**6) == pytest.approx((work + codes + more) / 200**2)
+    assert kinds.forecast(rotated, sample, 10**6) == pytest.approx((work + codes + more) / trial)
     rotated = kinds.new(16, "OPQ4,HNSW8")
-    assert kinds.forecast(rotated, sample, 10**6) == pytest.approx(kinds.forecast(graph, sample, 10**6) + more / 200**2)
+    assert kinds.forecast(rotated, sample, 10**6) == pytest.approx(kinds.forecast(graph, sample, 10**6) + more / trial)
 
 
 @pytest.mark.parametrize(("kind", "size"), [("Flat", 64), ("SQ8", 16), ("IVF4,Flat", 72), ("IVF4,PQ8", 16), ("HNSW8", 160)])
