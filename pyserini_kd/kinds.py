@@ -153,8 +153,8 @@ def write(blocks: Sequence[Path], width: int, kind: str, folder: Path, kept: Pat
 
     Memory holds a block where the kind streams, the whole index where it does not, and before that what the kind is trained
     on. What it takes is said before. `kept` names a file for an index of these very vectors as far as it has come: trained,
-    and of what is filled in memory every few minutes the whole; beside it is what a training has learnt so far. A run that was
-    killed goes on from there, to the same bytes.
+    and of what is filled in memory every few minutes the whole; beside it is what a training has learnt so far. (For Lucene it
+    is a folder.) A run that was killed goes on from there, to the same bytes; with Lucene to the same graph.
 
     Raises:
         InputError: there are fewer vectors than the kind needs, Lucene refuses an id, or the disk is full.
@@ -166,7 +166,7 @@ def write(blocks: Sequence[Path], width: int, kind: str, folder: Path, kept: Pat
     _announce(kind, sum(sizes), lucene_vectors.vector_bytes(width, kind), shutil.disk_usage(folder).free, "on disk")
     with open(folder / "docid", encoding="utf-8", newline="\n") as lines:
         named = (([line[:-1] for line in islice(lines, len(block))], block) for block in _loaded(blocks))
-        lucene_vectors.write(named, kind, folder)
+        lucene_vectors.write(named, kind, folder, kept)
 
 
 def _loaded(blocks: Sequence[Path], first: int = 0) -> Iterator[Floats]:

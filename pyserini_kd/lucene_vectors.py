@@ -9,6 +9,10 @@ declared as MAXIMUM_INNER_PRODUCT, whose score gives any product back. Fields an
 from __future__ import annotations
 
 import concurrent.futures
+import logging
+import os
+import shutil
+import tempfile
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -24,9 +28,12 @@ MAX_WIDTH = 4096  # what Anserini's codecs take
 LINKS = 16  # HNSW's M: neighbours of a document on the upper floors; twice as many on the ground
 BEAM = 100  # HNSW's efConstruction
 EF_SEARCH = 100  # Anserini's default
-BUFFER = 512  # MiB of vectors held while indexing; Java takes a quarter of the memory at most
+BUFFER = 512  # MiB of vectors and links held while indexing; Java takes a quarter of the memory at most
+BESIDE = 400  # bytes that a document takes there, about, its vector and links aside
 STEP = 16  # queries that a thread takes at a time
 FIELD = "vector"
+
+logger = logging.getLogger(__name__)
 
 Floats = npt.NDArray[np.float32]
 
@@ -45,8 +52,16 @@ def vector_bytes(width: int, kind: str) -> int:
 # --------------------------------------------------------------------------------------------------------- writing
 
 
-def write(blocks: Iterable[tuple[list[str], Floats]], kind: str, folder: Path) -> None:
+def write(blocks: Iterable[tuple[list[str], Floats]], kind: str, folder: Path, kept: Path | None = None) -> None:
     """Write blocks of (ids, vectors) into a folder as one Lucene segment, by one thread: the same graph every time.
+
+    Segments of a fixed number of documents, some `BUFFER` MiB each, are made one by one, and merged in the end.
+
+    Args:
+        blocks: the documents, in order; numbers float32 (N, H).
+        kind: of `INDEXERS`.
+        folder: where the index goes.
+        kept: a folder for the segments meanwhile; a run that was killed goes on from those that lie there, to the same graph.
 
     Raises:
         InputError: Lucene refuses an id (longer than 32,766 bytes) or a number that is not finite; the disk is full.
@@ -54,17 +69,24 @@ def write(blocks: Iterable[tuple[list[str], Floats]], kind: str, folder: Path) -
     lucene.start_jvm()
     import jnius
 
+    place = kept or folder
+    if kept is not None and not any(kept.glob("segments_*")):  # begun, or half moved away
+        shutil.rmtree(kept, ignore_errors=True)
     try:
-        writer = _writer(kind, folder)
+        writer = _writer(kind, place)
         try:
-            _add(writer, blocks)
+            _add(writer, blocks, kind)
             writer.getConfig().setMergePolicy(_merge_policy())
             writer.forceMerge(1)
             writer.close()
-            (folder / "write.lock").unlink(missing_ok=True)
+            (place / "write.lock").unlink(missing_ok=True)
         except BaseException:
             writer.rollback()
             raise
+        if kept is not None:
+            for path in sorted(kept.iterdir(), key=lambda path: not path.name.startswith("segments_")):  # first, as said above
+                os.replace(path, folder / path.name)
+            kept.rmdir()
     except jnius.JavaException as error:
         raise InputError(f"Lucene could not write the vectors into {folder}: {lucene.java_message(error)}") from error
     finally:
@@ -72,18 +94,28 @@ def write(blocks: Iterable[tuple[list[str], Floats]], kind: str, folder: Path) -
 
 
 def _writer(kind: str, folder: Path) -> Any:
-    """The IndexWriter that Anserini makes: its codecs, which take more than Lucene's 1,024 numbers, or have no graph."""
+    """An IndexWriter with Anserini's codecs, which take more than Lucene's 1,024 numbers, or have no graph.
+
+    It goes on with what the folder holds; Anserini's own begins anew.
+    """
     from jnius import autoclass
 
-    args = autoclass(f"io.anserini.index.{INDEXERS[kind]}$Args")()
-    args.collectionClass, args.input = "JsonDenseVectorCollection", str(folder.resolve())  # demanded; we add ourselves
-    args.index, args.memoryBuffer, args.quiet = str(folder.resolve()), BUFFER, True
-    if kind == "lucene-hnsw":
-        args.M, args.efC = LINKS, BEAM
-    writer = autoclass(f"io.anserini.index.{INDEXERS[kind]}")(args).writer
-    writer.getConfig().setMergePolicy(autoclass("org.apache.lucene.index.NoMergePolicy").INSTANCE)  # not before the end
-    writer.getConfig().setUseCompoundFile(False)
-    return writer
+    with tempfile.TemporaryDirectory() as elsewhere:
+        args = autoclass(f"io.anserini.index.{INDEXERS[kind]}$Args")()
+        args.collectionClass, args.input = "JsonDenseVectorCollection", elsewhere  # demanded; we add ourselves
+        args.index, args.quiet = elsewhere, True
+        if kind == "lucene-hnsw":
+            args.M, args.efC = LINKS, BEAM
+        theirs = autoclass(f"io.anserini.index.{INDEXERS[kind]}")(args).writer
+        codec = theirs.getConfig().getCodec()
+        theirs.rollback()
+    config = autoclass("org.apache.lucene.index.IndexWriterConfig")()
+    config.setCodec(codec)
+    config.setRAMBufferSizeMB(2 * BUFFER)  # never reached, but by very long ids
+    config.setMergePolicy(autoclass("org.apache.lucene.index.NoMergePolicy").INSTANCE)  # not before the end
+    config.setUseCompoundFile(False)
+    directory = autoclass("org.apache.lucene.store.FSDirectory").open(autoclass("java.io.File")(str(folder)).toPath())
+    return autoclass("org.apache.lucene.index.IndexWriter")(directory, config)
 
 
 def _merge_policy() -> Any:
@@ -96,8 +128,11 @@ def _merge_policy() -> Any:
     return policy
 
 
-def _add(writer: Any, blocks: Iterable[tuple[list[str], Floats]]) -> None:
-    """Add all vectors; one Java document is filled again and again, as each new Java object costs microseconds."""
+def _add(writer: Any, blocks: Iterable[tuple[list[str], Floats]], kind: str) -> None:
+    """Add all vectors that are not there, and keep what is added segment by segment.
+
+    One Java document is filled again and again, as each new Java object costs microseconds.
+    """
     from jnius import autoclass
 
     similarity = autoclass("org.apache.lucene.index.VectorSimilarityFunction").MAXIMUM_INNER_PRODUCT
@@ -110,8 +145,14 @@ def _add(writer: Any, blocks: Iterable[tuple[list[str], Floats]]) -> None:
     document.add(stored)
     document.add(sortable)
     vector = None
+    done, row = int(writer.getDocStats().maxDoc), 0
+    if done:
+        logger.info("going on from an index of %d vectors", done)
     for ids, vectors in blocks:
-        for doc_id, numbers in zip(ids, vectors.tolist(), strict=True):
+        there = min(max(done - row, 0), len(ids))
+        row += there
+        segment = (BUFFER << 20) // (vector_bytes(vectors.shape[1], kind) + BESIDE) + 1
+        for doc_id, numbers in zip(ids[there:], vectors[there:].tolist(), strict=True):
             if vector is None:
                 vector = new_vector(FIELD, numbers, similarity)
                 document.add(vector)
@@ -119,6 +160,9 @@ def _add(writer: Any, blocks: Iterable[tuple[list[str], Floats]]) -> None:
             sortable.setBytesValue(new_bytes(doc_id.encode()))
             vector.setVectorValue(numbers)
             writer.addDocument(document)
+            row += 1
+            if row % segment == 0:
+                writer.commit()
 
 
 # -------------------------------------------------------------------------------------------------------- searching

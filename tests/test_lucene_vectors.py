@@ -176,8 +176,8 @@ def test_an_interrupted_assembly_encodes_nothing_again(tmp_path, corpus, tiny_do
     settings = {"kind": "lucene-hnsw", "precision": "fp32", "block": 6}
     add = lucene_vectors._add
 
-    def dying(writer, blocks):
-        add(writer, (next(iter(blocks)) for _ in range(2)))
+    def dying(writer, blocks, kind):
+        add(writer, (next(iter(blocks)) for _ in range(2)), kind)
         raise KeyboardInterrupt
 
     monkeypatch.setattr(lucene_vectors, "_add", dying)
@@ -189,6 +189,59 @@ def test_an_interrupted_assembly_encodes_nothing_again(tmp_path, corpus, tiny_do
     assert index.build(corpus, encoder, tiny_dot, tmp_path / "x", **settings) == 20
     assert DenseIndex.load(tmp_path / "x").index.ntotal == 20
     assert not list(tmp_path.glob(".*")) and not (tmp_path / "x" / "write.lock").exists()
+
+
+class Cut(Exception):
+    """What happens to a process, in its middle."""
+
+
+@pytest.mark.parametrize("row", [0, 204, 205, 500, 799, "merging", "moving"])
+def test_cut_short_and_gone_on_with_to_the_same_graph(tmp_path, monkeypatch, caplog, lengths, row):
+    caplog.set_level("INFO")
+    monkeypatch.setattr(lucene_vectors, "BUFFER", 1)
+    monkeypatch.setattr(lucene_vectors, "BESIDE", 5000)  # 205 documents a segment: 1 MiB / (16 * 4 + 16 * 4 + 5000) + 1
+    vectors, queries = lengths
+    ids, whole, cut, kept = [f"d{n}" for n in range(800)], tmp_path / "whole", tmp_path / "cut", tmp_path / "kept"
+
+    def blocks(until=800):
+        for start, end in ((0, 300), (300, 550), (550, 800)):
+            yield ids[start : min(end, until)], vectors[start : min(end, until)]
+            if until < end:
+                raise Cut
+
+    def raising(*args):
+        raise Cut
+
+    with monkeypatch.context() as patch:
+        if row == "merging":
+            patch.setattr(lucene_vectors, "_merge_policy", raising)
+        if row == "moving":
+            patch.setattr(lucene_vectors.os, "replace", raising)
+        cut.mkdir()
+        with pytest.raises(Cut):
+            lucene_vectors.write(blocks(row if isinstance(row, int) else 800), "lucene-hnsw", cut, kept)
+    assert not list(cut.iterdir())
+    whole.mkdir()
+    lucene_vectors.write(blocks(), "lucene-hnsw", whole)
+    assert "going on" not in caplog.text
+    lucene_vectors.write(blocks(), "lucene-hnsw", cut, kept)
+    there = {"merging": 615, "moving": 800}[row] if isinstance(row, str) else row // 205 * 205
+    assert (f"going on from an index of {there} vectors" in caplog.text) == (there > 0)
+    one, other = lucene_vectors.VectorIndex(whole), lucene_vectors.VectorIndex(cut)
+    assert other.ntotal == 800 and np.array_equal(other.reconstruct_batch(np.arange(800)), vectors)
+    one.ef_search = other.ef_search = 12
+    for mine, theirs in zip(one.search(queries, 10), other.search(queries, 10), strict=True):
+        assert np.array_equal(mine, theirs)
+    assert not kept.exists() and not (cut / "write.lock").exists()
+
+
+def test_segments_half_moved_away_are_made_anew(tmp_path, lengths):
+    folder, kept = tmp_path / "x", tmp_path / "kept"
+    folder.mkdir()
+    kept.mkdir()
+    (kept / "_0.fdm").write_text("left by a kill")
+    lucene_vectors.write([(["a", "b"], lengths[0][:2])], "lucene-flat", folder, kept)
+    assert lucene_vectors.VectorIndex(folder).ntotal == 2 and not kept.exists() and not (folder / "_0.fdm").read_bytes().startswith(b"left")
 
 
 def test_vectors_move_between_faiss_and_lucene(tmp_path, dense_index, invoke, tiny_dot):
