@@ -65,9 +65,10 @@ class Batches(Sequence[list[Any]]):
 
 
 def cut_batches(groups: Sequence[Group], batch_size: int, seed: int, lengths: Sequence[int] | Rows | None = None) -> Batches:
-    """Cut groups into batches; a batch never crosses blocks, whose queries share documents.
+    """Cut groups into batches, in which blocks, whose queries share documents, stay whole unless they are larger.
 
-    Groups without a block (triples) are shuffled; with `lengths`, those of like length come into one batch.
+    Groups without a block (triples) are shuffled; with `lengths`, those of like length come into one batch. So are blocks of
+    which several make a batch.
     """
     if isinstance(groups, Triples):
         rows = column(groups.folder, len(groups), np.int32)
@@ -83,9 +84,33 @@ def cut_batches(groups: Sequence[Group], batch_size: int, seed: int, lengths: Se
         return _cut(groups, _shuffled(len(groups), batch_size, seed, lengths), batch_size)
     if lengths is not None:
         logger.warning("--length-buckets does nothing here: the candidates' blocks, whose queries share documents, stay whole")
-    rows = np.argsort(first[block], kind="stable").astype(np.int32)  # blocks in the order in which they first come
-    cut = [min(batch_size, size - i) for size in sizes[np.argsort(first)].tolist() for i in range(0, size, batch_size)]
+    place = first.copy()  # blocks in the order in which they first come
+    if 2 * np.median(sizes) <= batch_size:
+        np.random.default_rng(seed).shuffle(place)
+    rows = np.argsort(place[block], kind="stable").astype(np.int32)
+    cut = _packed(sizes[np.argsort(place)].tolist(), batch_size)
+    if len(groups) < 0.75 * batch_size * len(cut):
+        logger.warning("batches have %.0f queries on average, not %d: blocks of queries that share documents stay whole",
+                       len(groups) / len(cut), batch_size)  # fmt: skip
     return Batches(groups, rows, np.cumsum(cut))
+
+
+def _packed(sizes: Sequence[int], batch_size: int) -> list[int]:
+    """Sizes of the batches that blocks of these sizes make, one after the other.
+
+    >>> _packed([2, 2, 3, 9, 1], 4)
+    [4, 3, 4, 4, 1, 1]
+    """
+    made: list[int] = []
+    room = 0
+    for size in sizes:
+        if size <= room:
+            made[-1] += size
+            room -= size
+        else:
+            made += [min(batch_size, size - done) for done in range(0, size, batch_size)]
+            room = batch_size - size  # none is left beside what had to be cut
+    return made
 
 
 def cut_texts(texts: Sequence[str], batch_size: int, seed: int) -> Batches:

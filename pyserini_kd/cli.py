@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import io
 import logging
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
 
 import click
@@ -40,6 +42,7 @@ def command(name: str, example: str, epilog: str = "", **settings: Any) -> Calla
                 if isinstance(stream, io.TextIOWrapper):  # an old locale: what it has no letter for is shown as \\u2026
                     stream.reconfigure(errors="backslashreplace")
             try:
+                _refuse_inputs_as_outputs(kwargs)
                 return function(*args, **kwargs)
             except InputError as error:
                 raise UserError(str(error)) from error
@@ -59,9 +62,43 @@ def command(name: str, example: str, epilog: str = "", **settings: Any) -> Calla
 
         text = "\b\n" + f"Example: {example}" + (f"\n\n{epilog}" if epilog else "")
         context = {"help_option_names": ["-h", "--help"], "show_default": True, "max_content_width": 120}
-        return click.command(name=name, epilog=text, context_settings=context, **settings)(run)
+        return click.command(name=name, cls=Command, epilog=text, context_settings=context, **settings)(run)
 
     return decorate
+
+
+class Command(click.Command):
+    """A command that refuses blank words, as a shell makes them of variables that are not set."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """Look at the words first; a prefix of texts may be blank."""
+        for before, word in zip(["", *args], args, strict=False):
+            flag, equals, value = word.partition("=")
+            if not word and not before.endswith("-prefix"):
+                raise UserError(f"{before if before.startswith('--') else 'an argument'} is empty; is a variable not set?")
+            if word.startswith("--") and equals and not value and not flag.endswith("-prefix"):
+                raise UserError(f"{flag} is empty; is a variable not set?")
+        return super().parse_args(ctx, args)
+
+
+OUTPUTS = ("output", "triples", "fixed", "folder")
+"""Parameters of commands that name what is written."""
+SOURCES = ("reuse",)
+"""Parameters that may name what is written as well: they are read first, and what they hold is kept."""
+
+
+def _refuse_inputs_as_outputs(given: Mapping[str, Any]) -> None:
+    """InputError where a file or folder that is to be written is an input too: it would be gone."""
+    flags = {parameter.name: parameter.opts[0] for parameter in click.get_current_context().command.params}
+    values = [(name, word) for name, value in given.items() for word in (value if isinstance(value, tuple) else [value])]
+    paths = [(name, Path(word)) for name, word in values if isinstance(word, str | Path) and word and name not in SOURCES]
+    for name, output in ((name, path) for name, path in paths if name in OUTPUTS):
+        for other, path in paths:
+            same = False
+            with contextlib.suppress(OSError, ValueError):  # not there; no path at all
+                same = other != name and output.samefile(path)
+            if same:
+                raise InputError(f"{flags[name]} {output} is an input too ({flags[other]}); give it another name")
 
 
 def quiet_libraries() -> None:

@@ -268,7 +268,8 @@ def _json_topics(path: Path) -> Iterator[tuple[str, Query]]:
 
 _TOPIC = re.compile(r"<(top|doc)>(.*?)(?=</\1>|<\1>|\Z)", re.IGNORECASE | re.DOTALL)
 _NUMBER = re.compile(r"<num>\s*(?:Number:)?\s*(\S+?)\s*(?=<|\n|$)|<docno>\s*(\S+)\s*</docno>", re.IGNORECASE)
-_TITLE = re.compile(r"<title>\s*(?:Topic:)?(.*?)(?=</?[a-z]|\Z)", re.IGNORECASE | re.DOTALL)
+_FIELDS = "title|desc|narr|num|dom|smry|con|fac|def|head|top|doc|docno|question|query|concept|subtopic|aspect"
+_TITLE = re.compile(rf"<title>\s*(?:Topic:)?(.*?)(?=</?(?:{_FIELDS})\b|\n\s*</?[a-z]|\Z)", re.IGNORECASE | re.DOTALL)
 
 
 def _trec_topics(path: Path) -> Iterator[tuple[str, Query]]:
@@ -309,7 +310,7 @@ def read_qrels(path: str | Path) -> Qrels:
         else:
             raise InputError(f"{where}: expected `qid 0 docid relevance`, found {len(fields)} columns")
         try:
-            grade = int(relevance)
+            grade = int(relevance if relevance.isascii() and "_" not in relevance else "")  # Python reads 1_0 as 10
         except ValueError:
             raise InputError(f"{where}: relevance must be a whole number, found {relevance!r}") from None
         if not -(1 << 31) <= grade < 1 << 31:
@@ -416,6 +417,8 @@ def json_line(line: str, where: str) -> dict[str, Any]:
         record = json.loads(line)
     except json.JSONDecodeError as error:
         raise InputError(f"{where}: not valid JSON ({error.msg}); expected one JSON object a line") from None
+    except (ValueError, RecursionError):
+        raise InputError(f"{where}: JSON with thousands of digits in a number, or of brackets in brackets") from None
     if not isinstance(record, dict):
         raise InputError(f"{where}: expected one JSON object a line, found {type(record).__name__}")
     if _HALF_PAIR.search(line):

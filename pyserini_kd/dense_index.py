@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from pyserini_kd import inference, kinds, lucene
+from pyserini_kd import inference, kinds, lucene, passages
 from pyserini_kd.data import Doc
 from pyserini_kd.doc_ids import DocIds
 from pyserini_kd.files import InputError, comparable, read_json, require_file
@@ -87,6 +87,7 @@ class DenseIndex:
         for part in known[1:]:
             if comparable(part.made_by) != comparable(known[0].made_by):
                 raise InputError(f"{known[0].folder} and {part.folder} were made with different encoders or settings of one")
+        passages.refuse_mixture(*((part.folder, part.manifest) for part in parts))
         joined = kinds.Joined([part.index for part in parts])
         manifest = known[0].manifest if known else first.manifest
         whole = cls(first.folder, joined, DocIds.join(part.doc_ids for part in parts), manifest)

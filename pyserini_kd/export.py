@@ -21,7 +21,7 @@ import numpy.typing as npt
 
 from pyserini_kd import evaluate, inference, rerank, sources
 from pyserini_kd.cli import command
-from pyserini_kd.data import Doc, Qrels
+from pyserini_kd.data import Doc, Qrels, Query
 from pyserini_kd.files import InputError, atomic_folder, command_line, environment, refuse_existing, sha256, write_json
 from pyserini_kd.models import checkpoints
 from pyserini_kd.runs import Run
@@ -199,9 +199,11 @@ def compare(before: Run, after: Run, qrels: Qrels) -> dict[str, float]:
     }
 
 
-def quality(folder: Path, run: Run, topics: str, qrels: str, collection: str, depth: int) -> dict[str, float]:
+def quality(
+    folder: Path, run: Run, queries: Sequence[Query], judged: Qrels, collection: str, depth: int
+) -> dict[str, float]:
     """Rerank the top of a run by torch in fp32 and by ONNX Runtime in int8, and compare."""
-    queries, judged, top = sources.topics(topics), sources.qrels(qrels), run.top(depth)
+    top = run.top(depth)
     wanted = list(dict.fromkeys(doc_id for hits in top.values() for doc_id in hits.doc_ids))
     texts = {doc.doc_id: doc for doc in rerank.fetch_from(collection)(wanted)}
 
@@ -246,12 +248,14 @@ def main(
     if any(report) and not (int8 and all(report)):
         raise InputError("the report of what int8 costs needs --int8 with all of --run, --collection, --topics and --qrels")
     run = Run.read(run_path) if run_path else None
+    queries = sources.topics(topics) if topics else []  # before the work: what is wrong with them is said at once
+    judged = sources.qrels(qrels) if qrels else {}
     folder = export(encoder, output, int8=int8, overwrite=overwrite)
     sizes = [f"{path.relative_to(folder)} {path.stat().st_size / 2**20:.1f} MiB" for path in sorted(folder.glob("onnx/*.onnx"))]
     click.echo(f"{folder}: {', '.join(sizes)}")
-    if run is None or topics is None or qrels is None or collection is None:
+    if run is None or collection is None:
         return
-    found = quality(folder, run, topics, qrels, collection, depth)
+    found = quality(folder, run, queries, judged, collection, depth)
     write_json(folder / "onnx" / "quality.json", {"run": str(run_path), "topics": topics, "depth": depth, **found})
     for name, value in found.items():
         click.echo(f"{name:24} {value:.0f}" if name == "pairs" else f"{name:24} {value:.4f}")

@@ -302,13 +302,6 @@ def refuse_existing_run(output: Path, overwrite: bool) -> None:
     refuse_existing(record_path(output), overwrite)
 
 
-def refuse_inputs(output: Path, *inputs: str | Path) -> None:
-    """InputError where the output is one of the inputs: it would be gone."""
-    for path in inputs:
-        if output.exists() and Path(path).exists() and output.samefile(path):
-            raise InputError(f"--output {output} is an input too; give it another name")
-
-
 def write_record(output: Path, **fields: Any) -> None:
     """Write the record beside a run: command, what the caller adds, checksums, versions, commit, hardware, energy.
 

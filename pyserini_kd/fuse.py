@@ -21,7 +21,7 @@ import numpy as np
 import numpy.typing as npt
 
 from pyserini_kd.cli import Runs, command, typed
-from pyserini_kd.files import InputError, refuse_existing_run, refuse_inputs, write_record
+from pyserini_kd.files import InputError, refuse_existing_run, write_record
 from pyserini_kd.runs import Hits, Run, RunStream, ir_metadata, open_run, ordered, write_run
 
 logger = logging.getLogger(__name__)
@@ -463,7 +463,6 @@ def main(
     """Fuse runs into one."""
     refuse_existing_run(output, overwrite)
     _check_command(runs, method, runtag, engine)
-    refuse_inputs(output, *runs)
     for option, parameter, methods in USED_BY:
         if method not in methods and typed(parameter):
             raise InputError(f"{option} is for --method {', '.join(methods)}, not for {method}")

@@ -280,7 +280,9 @@ def main(
             )
         else:
             stamp = sources.stamp(collection)
-            count = lucene.build_index(docs, folder, threads=count_threads, overwrite=overwrite, collection_stamp=stamp)
+            count = lucene.build_index(
+                docs, folder, threads=count_threads, overwrite=overwrite, collection_stamp=stamp, segment=segment
+            )
     else:
         model = load_encoder(
             encoder, device, threads, precision=precision, backend=backend, pooling=pooling, l2_norm=l2_norm,

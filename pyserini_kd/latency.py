@@ -6,8 +6,9 @@ from collections.abc import Set
 from pathlib import Path
 from typing import Any
 
-from pyserini_kd.files import read_json, record_path
+from pyserini_kd.files import InputError, read_json, record_path
 
+YEAR = 365 * 86_400.0  # seconds
 ONCE = ("open_seconds", "read_seconds", "check_seconds", "write_seconds")
 """Stages of a record that are no part of answering a query: loading models and indexes, reading, checking, writing runs."""
 
@@ -39,7 +40,10 @@ def _gather(path: Path, spent: dict[Path, float], above: Set[Path]) -> str | Non
         return None
     if not record_file.exists() or record_file == path:
         return f"no record {record_file.name}"
-    record = read_json(record_file, "record")
+    try:
+        record = read_json(record_file, "record")
+    except InputError:  # a file of somebody else's
+        return f"{record_file.name} is no record of a run"
     if record.get("resumed"):
         return f"{record_file.name} tells the seconds since its reranking was resumed alone"
     own = _answering(record)
@@ -47,7 +51,8 @@ def _gather(path: Path, spent: dict[Path, float], above: Set[Path]) -> str | Non
         return f"{record_file.name} has no seconds"
     spent[run] = own
     config = record["config"] if isinstance(record.get("config"), dict) else {}  # else of another's making
-    for source in [*(config.get("runs") or []), *([config["run"]] if config.get("run") else [])]:
+    runs = config["runs"] if isinstance(config.get("runs"), list) else []
+    for source in (source for source in [*runs, config.get("run")] if isinstance(source, str) and source):
         beside = path.parent / Path(source).name
         why = _gather(Path(source) if record_path(Path(source)).exists() else beside, spent, above | {run})
         if why is not None:
@@ -57,7 +62,8 @@ def _gather(path: Path, spent: dict[Path, float], above: Set[Path]) -> str | Non
 
 def _answering(record: dict[str, Any]) -> float | None:
     """The stages that answer queries, where a record tells stages apart; otherwise all its seconds."""
-    spent = {name: float(value) for name, value in record.items() if isinstance(value, int | float)}
+    numbers = {name: value for name, value in record.items() if isinstance(value, int | float)}
+    spent = {name: float(value) for name, value in numbers.items() if 0 <= value < YEAR}
     stages = {name: value for name, value in spent.items() if name.endswith("_seconds")}
     if stages:
         return sum(value for name, value in stages.items() if name not in ONCE)

@@ -106,15 +106,16 @@ def attention_scores(queries: Tensor, keys: Tensor, attention_mask: Tensor, head
 
 
 @contextlib.contextmanager
-def recorded(encoder: Any) -> Iterator[Layers]:
-    """Collects the layers of the one forward pass inside the block, gradients kept.
+def recorded(encoder: Any, every: int = 1) -> Iterator[Layers]:
+    """Collects the layers of the one forward pass inside the block, gradients kept; of each `every` layers the last only.
 
-    transformers gives probabilities at best, so the query and key projections are hooked and the scores computed here.
+    transformers gives probabilities at best, so the query and key projections are hooked and the scores computed here. With
+    `block_size` for `every`, a teacher's layers are those that a student's follow, and the losses take them as they are.
 
     Raises:
         InputError: the encoder is not built like BERT or DistilBERT.
     """
-    layers = layers_of(encoder)
+    layers = list(layers_of(encoder))[every - 1 :: every]
     heads = int(encoder.config.num_attention_heads)
     found = Layers([], [])
     masks: list[Tensor] = []

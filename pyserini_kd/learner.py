@@ -128,6 +128,9 @@ class Learner(nn.Module):
         self.teacher = (teacher,)  # in a tuple, or torch would take it for a part
         if teacher is not None:
             teacher.train(teacher_dropout).requires_grad_(False)
+        if self.layers:
+            depths = (int(encoder_of(m).config.num_hidden_layers) for m in (model, teacher))
+            self.every = layer_losses.block_size(*depths)
         if "hidden" in self.layers:
             student_width, teacher_width = (int(encoder_of(m).config.hidden_size) for m in (model, teacher))
             self.projection = nn.Linear(student_width, teacher_width)  # shared by all layers, dropped at export
@@ -193,7 +196,7 @@ class Learner(nn.Module):
                 return own, None, self._run(teacher, batch["live"]), None
         with layer_losses.recorded(encoder_of(self.student)) as own_layers:
             own = self._run(self.student, batch["student"])
-        with torch.no_grad(), layer_losses.recorded(encoder_of(teacher)) as live_layers:
+        with torch.no_grad(), layer_losses.recorded(encoder_of(teacher), self.every) as live_layers:
             live = self._run(teacher, batch["live"])
         return own, own_layers, live, live_layers
 

@@ -166,7 +166,13 @@ INDEX_OPTIONS = ["-storePositions", "-storeDocvectors", "-storeRaw"]
 
 
 def build_index(
-    docs: Iterable[Doc], index_dir: str | Path, *, threads: int = 1, overwrite: bool = False, collection_stamp: str = ""
+    docs: Iterable[Doc],
+    index_dir: str | Path,
+    *,
+    threads: int = 1,
+    overwrite: bool = False,
+    collection_stamp: str = "",
+    segment: str | None = None,
 ) -> int:
     """Index a stream of documents for BM25 (positions, vectors and raw text stored); returns how many were indexed.
 
@@ -200,7 +206,7 @@ def build_index(
         indexed = _count(partial)
         if lost := count - empty - indexed:
             logger.warning("WARNING: Lucene refused %d documents (ids longer than 32,766 bytes, texts without a letter)", lost)
-        _record(partial, indexed, collection_stamp)
+        _record(partial, indexed, collection_stamp=collection_stamp, segment=segment or "")
     open_searcher.cache_clear()
     return indexed
 
@@ -274,8 +280,8 @@ def _check_ids(folder: Path, count: int, collection_class: str, collection: Path
             raise InputError(f"{collection_class} gives a document of {collection} the id {doc_id!r}: runs need one word")
 
 
-def _record(folder: Path, count: int, collection_stamp: str = "") -> None:
-    write_json(folder / "manifest.json", {"kind": "bm25", "n_docs": count, "collection_stamp": collection_stamp})
+def _record(folder: Path, count: int, **more: str) -> None:
+    write_json(folder / "manifest.json", {"kind": "bm25", "n_docs": count, **more})
 
 
 def is_lucene_index(path: Path) -> bool:
@@ -515,7 +521,7 @@ def _stored_doc(doc_id: str, raw: str) -> Doc:
         return Doc(doc_id, _bare(head.group(1)) if head else "", _bare(body))
     title = record.get("title") or ""
     text = next((record[n] for n in ("contents", "text", "body", "passage", "segment") if record.get(n)), "")
-    if title and text.startswith(title):
+    if title and text.startswith(title) and not text[len(title) : len(title) + 1].isalnum():  # not `Cats` after `Cat`
         text = text[len(title) :]
     if title or "title" in record:  # as in our own indexes: one without a title has none
         return Doc(doc_id, title, text.strip())

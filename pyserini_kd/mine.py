@@ -249,7 +249,7 @@ def _json_group(line: str, where: str) -> Group:
         if max(map(abs, [*labels, block])) >= 1 << 63:
             raise OverflowError
         group = Group(str(record["query_id"]), [str(d) for d in listed], labels, block)
-    except (KeyError, TypeError, ValueError, OverflowError):
+    except (KeyError, TypeError, ValueError, OverflowError, RecursionError):
         raise InputError(f"{where}: expected an object with query_id, doc_ids, labels and block") from None
     if len(group.doc_ids) != len(group.labels):
         raise InputError(f"{where}: {len(group.doc_ids)} doc_ids but {len(group.labels)} labels")

@@ -5,7 +5,9 @@ Passages are `Doc`s whose ids are `docid#n`, n from 0. Every room treats them as
 
 from __future__ import annotations
 
-from collections.abc import Callable, Container, Iterable, Iterator
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -29,6 +31,18 @@ def parse(windows: str) -> tuple[int, int]:
     if not (colon and words.isdecimal() and stride.isdecimal() and 1 <= int(stride) <= int(words)):
         raise InputError(f"segments are `WORDS:STRIDE` with 1 <= STRIDE <= WORDS, e.g. 150:75, not {windows!r}")
     return int(words), int(stride)
+
+
+def refuse_mixture(*named: tuple[str | Path, Mapping[str, Any] | None]) -> None:
+    """InputError where of some indexes, each with its manifest, one holds passages and another whole documents, or others."""
+    known = []
+    for name, manifest in named:
+        if manifest and "vectors" not in manifest and (manifest.get("kind") != "bm25" or "segment" in manifest):
+            known.append((name, manifest.get("segment")))
+    for name, cut in known[1:]:
+        if (cut or "") != (known[0][1] or ""):
+            what = [f"{n} holds {f'passages ({c})' if c else 'whole documents'}" for n, c in (known[0], (name, cut))]
+            raise InputError(f"{', '.join(what)}: what they find cannot be joined")
 
 
 def segment(docs: Iterable[Doc], windows: str) -> Iterator[Doc]:

@@ -102,7 +102,7 @@ LAYERS = {"hidden": 1.0, "attention": 1.0}
 DISTILLED = "a distilled language model (from lm-distill, or a general TinyBERT)"
 
 # The schedules of TinyBERT's own code; which ones Gao et al. used on MS MARCO is not known
-LM_STAGE = Stage("language model", LAYERS, text=True, lr=5e-5, epochs=3.0)
+LM_STAGE = Stage("language model", LAYERS, text=True, lr=5e-5, epochs=3.0, weight_decay=0.01)
 LAYER_STAGE = Stage("ranker's layers", LAYERS, lr=5e-5, epochs=10.0, warmup=0.0, schedule="constant", weight_decay=0.01)
 SCORE_STAGE = Stage("ranker's scores", {"soft_ce": 1.0}, lr=3e-5, epochs=3.0, weight_decay=0.01)
 
@@ -271,11 +271,14 @@ def _parse(change: str) -> tuple[str, float]:
 
 def check_student(recipe: Recipe, architecture: str) -> None:
     """InputError where a student of this architecture cannot be trained so; says which recipes are for it."""
+    if recipe.l2_norm and architecture != "bert_dot":
+        raise InputError(f"recipe {recipe.name} multiplies cosines, which are a bert_dot's scores, not a {architecture}'s; the "
+                         "recipe ranknet with --loss none --loss listwise_ce=1 takes the softmax over its scores")  # fmt: skip
     needs = {loss: "cross_encoder" for loss in LAYER_LOSSES} | {"in_batch": "bert_dot"}
     for stage in recipe.stages:
         for loss in stage.losses:
             if needs.get(loss, architecture) != architecture:
-                fit = [r.name for r in RECIPES.values() if not any(stage.needs_layers for stage in r.stages)]
+                fit = [r.name for r in RECIPES.values() if not (r.l2_norm or any(stage.needs_layers for stage in r.stages))]
                 raise InputError(
                     f"recipe {recipe.name} with the loss {loss} is for a {needs[loss]} student, not a {architecture}; "
                     f"for every student: {', '.join(fit)}"

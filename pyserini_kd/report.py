@@ -122,8 +122,9 @@ def loss_curves(path: str | Path) -> list[dict[str, Any]]:
     name = Path(path).parent.name if Path(path).name == "training.json" else Path(path).stem
     stages = record.get("stages", [record])
     found = []
-    for stage in stages:
-        if not isinstance(stage, dict) or not isinstance(stage.get("log"), list):
+    for stage in stages if isinstance(stages, list) else [stages]:
+        known = isinstance(stage, dict) and isinstance(stage.get("log"), list) and isinstance(stage.get("dev") or [], list)
+        if not known or (len(stages) > 1 and "name" not in stage):
             raise InputError(f"{path}: not a record of training; expected the training.json of a checkpoint, with a log")
         label = f"{name}, {stage['name']}" if len(stages) > 1 else name
         found.append({"name": label, "losses": _curves(stage["log"], path), "dev": _curves(stage.get("dev") or [], path)})
@@ -133,8 +134,8 @@ def loss_curves(path: str | Path) -> list[dict[str, Any]]:
 def _curves(log: Sequence[Any], path: str | Path) -> dict[str, list[list[float]]]:
     curves: dict[str, list[list[float]]] = {}
     for entry in log:
-        if not isinstance(entry, dict) or "step" not in entry:
-            raise InputError(f"{path}: each entry of a log needs a step, found {json.dumps(entry)[:60]}")
+        if not isinstance(entry, dict) or type(entry.get("step")) is not int:
+            raise InputError(f"{path}: each entry of a log needs a step, a whole number; found {json.dumps(entry)[:60]}")
         for term, value in entry.items():
             if term not in NOT_LOSSES and isinstance(value, int | float) and math.isfinite(value):
                 curves.setdefault(term, []).append([entry["step"], float(f"{value:.5g}")])

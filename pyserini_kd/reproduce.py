@@ -132,13 +132,16 @@ def _check_measures(condition: Condition, where: str) -> None:
             raise InputError(f"{where}: {error}") from error
 
 
-def _texts(value: Any, where: str) -> Iterator[str]:
+DEEP = 20  # lists in lists
+
+
+def _texts(value: Any, where: str, depth: int = 0) -> Iterator[str]:
     """The texts of a list, which may hold lists of texts (YAML's aliases)."""
-    if not isinstance(value, list):
-        raise InputError(f"{where} must be a list of texts, found {value!r}")
+    if not isinstance(value, list) or depth > DEEP:
+        raise InputError(f"{where} must be a list of texts, found {'one in itself' if depth > DEEP else repr(value)}")
     for item in value:
         if isinstance(item, list):
-            yield from _texts(item, where)
+            yield from _texts(item, where, depth + 1)
         elif isinstance(item, str):
             yield item
         else:
@@ -157,7 +160,7 @@ PLACES = {"directory": "DIRECTORY", "data": "DATA", "home": "HOME"}  # as shown 
 def _fill(text: str, places: Mapping[str, str], where: str) -> str:
     try:
         return text.format_map(places)
-    except (KeyError, ValueError, IndexError):
+    except (KeyError, ValueError, IndexError, AttributeError, TypeError):
         known = ", ".join(f"{{{name}}}" for name in PLACES)
         raise InputError(f"{where}: {text!r} names a place that is unknown; known: {known}") from None
 

@@ -25,7 +25,6 @@ from pyserini_kd.files import (
     comparable,
     read_json,
     refuse_existing_run,
-    refuse_inputs,
     write_record,
 )
 from pyserini_kd.models import checkpoints
@@ -255,7 +254,6 @@ def main(
 ) -> None:
     """Rerank a run with a checkpoint of any architecture."""
     refuse_existing_run(output, overwrite)
-    refuse_inputs(output, run_path)
     if runtag is not None:
         check_tag(runtag)
     if metadata and output_format != "trec":

@@ -97,13 +97,17 @@ class Run(Mapping[str, Hits]):
         """The same run cut at the first k documents of each query."""
         return Run(self.tag, {q: Hits(hits.doc_ids[:k], hits.scores[:k]) for q, hits in self._hits.items()})
 
-    def without_query_docs(self) -> Run:
-        """Drop the document whose id is the query's (Pyserini's --remove-query; BEIR's ArguAna and Quora need it)."""
+    def without_query_docs(self, delimiter: str | None = None) -> Run:
+        """Drop the document whose id is the query's (Pyserini's --remove-query; BEIR's ArguAna and Quora need it).
+
+        With a delimiter also its passages: what stands before the first of them in their ids is the document's.
+        """
         kept: dict[str, Hits] = {}
         for query_id, hits in self._hits.items():
-            if query_id in hits.doc_ids:
-                row = hits.doc_ids.index(query_id)
-                hits = Hits(hits.doc_ids[:row] + hits.doc_ids[row + 1 :], np.delete(hits.scores, row))
+            own = [doc_id == query_id or bool(delimiter and doc_id.startswith(query_id + delimiter)) for doc_id in hits.doc_ids]
+            if any(own):
+                others = [doc_id for doc_id, drop in zip(hits.doc_ids, own, strict=True) if not drop]
+                hits = Hits(others, hits.scores[~np.array(own)])
             kept[query_id] = hits
         return Run(self.tag, kept)
 
@@ -449,8 +453,10 @@ def _read_slowly(path: Path) -> Run:
 
 def _score(text: str, where: str, reciprocal: bool) -> float:
     try:
+        if "_" in text or (reciprocal and int(text) < 1):  # Python reads 1_0 as 10
+            raise ValueError
         score = 1.0 / int(text) if reciprocal else float(text)
-    except (ValueError, ZeroDivisionError):
+    except ValueError:
         raise InputError(f"{where}: expected a {'rank' if reciprocal else 'score'}, found {text!r}") from None
     with np.errstate(over="ignore"):
         if not np.isfinite(np.float32(score)):

@@ -17,7 +17,7 @@ import click
 from pyserini_kd import inference, passages, snippet, sources
 from pyserini_kd.cli import command
 from pyserini_kd.data import Qrels, Query
-from pyserini_kd.files import InputError, home, refuse_existing_run, write_record
+from pyserini_kd.files import InputError, home, read_json, refuse_existing_run, write_record
 from pyserini_kd.runs import Run, check_tag, default_tag, ir_metadata
 
 if TYPE_CHECKING:
@@ -342,6 +342,9 @@ def open_all(settings: Settings, *, texts: bool = False) -> Opened:
         index, encoder = _open_dense(settings)
     if sparse_index := settings.index if settings.encoder == "bm25" else settings.sparse_index:
         lucene.open_searcher(sparse_index)  # kept by the room itself
+        record = Path(sparse_index) / "manifest.json"
+        if index is not None and record.is_file():
+            passages.refuse_mixture((index.folder, index.manifest), (sparse_index, read_json(record, "manifest")))
     own: Any = {"device": settings.device, "precision": settings.precision, "backend": settings.backend}
     if texts or (settings.rerank and not settings.rerank_index):
         source = fetch = _fetch(settings, index)
@@ -418,7 +421,7 @@ def search(
                 timing["fusion"] = f"{settings.alpha} * sparse + {1 - settings.alpha:g} * dense, missing = 0"
             timed("fuse", begun, run)
     if settings.remove_query:
-        run = run.without_query_docs()
+        run = run.without_query_docs(settings.max_passage_delimiter if settings.max_passage else None)
     if settings.rerank:
         begun = time.monotonic()
         assert opened.source is not None

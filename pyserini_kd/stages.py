@@ -25,12 +25,15 @@ from pyserini_kd import inference, recipes
 from pyserini_kd.batches import Collator, Share, TextCollator, cut_batches, cut_texts, window_of
 from pyserini_kd.files import InputError, read_json, write_json
 from pyserini_kd.mine import Group
+from pyserini_kd.models.tokens import tokenize
 from pyserini_kd.recipes import Recipe, Stage
 from pyserini_kd.triples import Scores, Triples
 from pyserini_kd.validation import Dev, Watch
 
 logger = logging.getLogger(__name__)
 
+SAMPLE = 500  # texts by which it is told how many are cut
+MANY = 512  # pairs of a batch, above which a cross-encoder is slow to take a step, and takes gigabytes
 TERMS = "terms.json"  # of a saved state: the loss terms since the last line of the log
 FLAT = 1e-4  # spread of a query's scores, against their size, under which nothing is ranked
 
@@ -154,6 +157,19 @@ def precision_of(config: TrainConfig) -> str:
     return "bf16" if inference.choose_precision(config.precision, config.device) == "bf16" else "fp32"
 
 
+def check_precision(config: TrainConfig, share: Share) -> str:
+    """The precision of this process; InputError where others, on other machines, compute in another."""
+    own = precision_of(config)
+    if share.world > 1:
+        import torch.distributed as dist
+
+        every: list[Any] = [None] * share.world
+        dist.all_gather_object(every, own)
+        if len(set(every)) > 1:
+            raise InputError("--precision auto is bf16 on some of the machines and fp32 on others; give --precision fp32")
+    return own
+
+
 # ------------------------------------------------------------------------------------------------------------- stages
 
 
@@ -185,7 +201,7 @@ def run_stage(
     batches, collator, factor = _batches(config, stage, model, teacher, material, share)
     module = Learner(
         model, stage.losses, config.score_scale or 1.0, teacher=teacher, teacher_dropout=config.teacher_dropout,
-        temperature=config.temperature, text=stage.text, length=collator.length, share=share,
+        temperature=config.temperature, text=stage.text, length=None if stage.text else collator.length, share=share,
     )  # fmt: skip
     _take_projection(module, partial, number)
     with one_after_another(share):
@@ -255,6 +271,7 @@ def _batches(
     if stage.text:
         text_collator = TextCollator(model, config.train_len, share=share)
         text_collator.length = min(text_collator.length, window_of(teacher))
+        _say_what_is_cut(model, _some(texts), text_collator.length, "; to have them whole, --segment")
         return cut_texts(texts, config.batch_size, config.seed), text_collator, 1.0
     lengths = _lengths(groups, docs) if config.length_buckets else None
     batches = cut_batches(groups, config.batch_size, config.seed, lengths)
@@ -262,11 +279,29 @@ def _batches(
         model, queries, docs, scores if stage.needs_scores else None, config.train_len,
         teacher=teacher, same_inputs=stage.needs_layers, in_batch="in_batch" in stage.losses,
     )  # fmt: skip
+    _say_what_is_cut(model, [docs[group.doc_ids[0]] for group in _some(groups)], collator.length, "")
+    pairs = sum(len(group.doc_ids) for group in batches[0])
+    if config.architecture == "cross_encoder" and pairs > MANY:
+        logger.warning("a batch has %d pairs, each of which a cross_encoder reads: take a smaller --batch-size, or candidates "
+                       "of fewer documents (mine --negatives 3)", pairs)  # fmt: skip
     factor = 1.0
     if stage.match_scale and stage.needs_scores and config.architecture in recipes.SCALED and not model.settings.l2_norm:
         factor = match_scale(model, collator, batches, config.score_scale or 1.0, teacher)
     collator.share = share
     return batches, collator, factor
+
+
+def _some(items: Sequence[Any]) -> list[Any]:
+    """A sample, as even as it is."""
+    return [items[row] for row in range(0, len(items), len(items) // SAMPLE + 1)]
+
+
+def _say_what_is_cut(model: Any, texts: Sequence[str], length: int, advice: str) -> None:
+    """Tell how many of some texts are longer than what is read of them in training."""
+    _, cut = tokenize(model.tokenizer, texts, length)
+    if cut:
+        share = 100 * cut / len(texts)
+        logger.info("%.0f%% of the texts (of a sample) are longer than %d tokens, and are cut%s", share, length, advice)
 
 
 def _lengths(groups: Sequence[Group], docs: Mapping[str, str]) -> Any:

@@ -43,6 +43,7 @@ from pyserini_kd.recipes import Stage
 from pyserini_kd.stages import (
     Material,
     TrainConfig,
+    check_precision,
     clock,
     one_after_another,
     precision_of,
@@ -125,6 +126,7 @@ def train(
     output = Path(output)
     started = time.monotonic()
     share = processes(config)
+    precision = check_precision(config, share)
     refuse_existing(output, overwrite, folder=True)
     recipe = recipes.with_losses(recipes.get(config.recipe), config.losses)
     recipes.check_student(recipe, config.architecture)
@@ -147,7 +149,7 @@ def train(
                 pair_length(model, config.train_len, teachers[False])
     partial = output.with_name(output.name + ".partial")
     with one_after_another(share):
-        _prepare(partial, config, overwrite, {"data": dict(data or {}), "made_from": made_from})
+        _prepare(partial, config, overwrite, {"data": dict(data or {}), "made_from": made_from, "computed in": precision})
         earlier = 0.0 if share.rank else clock(partial)
     material = Material(groups, queries, docs, scores, texts, dev)
     records = []

@@ -102,7 +102,7 @@ def retrieved(model: Any, dev: Dev, precision: str = "auto") -> Run:
 
 
 def plateaus(values: Sequence[float]) -> int:
-    """How often the learning rate has been lowered after these measures, as torch's ReduceLROnPlateau would.
+    """How often the learning rate has been lowered after these measures, as by torch's ReduceLROnPlateau with threshold 0.
 
     >>> plateaus([0.3] * 16), plateaus([0.3] * 17)
     (0, 1)
@@ -128,7 +128,7 @@ def in_vain(values: Sequence[float]) -> int:
 class Watch:
     """Measures the student on dev topics, keeps the best weights, and may slow or stop training.
 
-    With several processes each measures, so that all stop together; one (`writes`) keeps files in `folder`.
+    With several processes one (`writes`) measures and keeps files in `folder`; all have its measures, and stop together.
     """
 
     def __init__(
@@ -157,16 +157,7 @@ class Watch:
         """Rank documents for the dev topics and keep the measure; and the weights, if it is the best."""
         from safetensors.torch import save_model
 
-        from pyserini_kd.evaluate import evaluate, mean
-        from pyserini_kd.rerank import rerank
-
-        texts, dev = self.dev.docs.__getitem__, self.dev
-        if dev.run is None:
-            run = retrieved(self.model, dev, self.precision)
-        else:
-            settings: Any = {"depth": dev.run.depth, "segment": dev.segment, "precision": self.precision}
-            run = rerank(dev.run, self.model, dev.queries, lambda ids: map(texts, ids), **settings)
-        value = mean(evaluate(run, dev.qrels, [self.metric])[self.metric])
+        value = _of_the_first(self._value() if self.writes else 0.0)
         best = value > max(self.values(), default=-1.0)
         self.measured.append({"step": step, self.metric: value})
         if not self.writes:
@@ -180,6 +171,18 @@ class Watch:
             for old in [path for path in self._kept() if _step(path) <= saved][:-1]:  # of which a crash needs the last
                 old.unlink()
         write_json(self.folder / "dev.json", {"measured": self.measured})
+
+    def _value(self) -> float:
+        from pyserini_kd.evaluate import evaluate, mean
+        from pyserini_kd.rerank import rerank
+
+        texts, dev = self.dev.docs.__getitem__, self.dev
+        if dev.run is None:
+            run = retrieved(self.model, dev, self.precision)
+        else:
+            settings: Any = {"depth": dev.run.depth, "segment": dev.segment, "precision": self.precision}
+            run = rerank(dev.run, self.model, dev.queries, lambda ids: map(texts, ids), **settings)
+        return mean(evaluate(run, dev.qrels, [self.metric])[self.metric])
 
     def go_on(self, step: int) -> None:
         """Take up what was measured before a crash, until `step`."""
@@ -222,6 +225,17 @@ class Watch:
                     control.should_training_stop = True
 
         return Look()
+
+
+def _of_the_first(value: float) -> float:
+    """The first process's value: what follows from it, a stop or a lower learning rate, must be the same in all."""
+    import torch.distributed as dist
+
+    if not (dist.is_available() and dist.is_initialized()):
+        return value
+    values = [value]
+    dist.broadcast_object_list(values, src=0)
+    return values[0]
 
 
 def _step(path: Path) -> int:

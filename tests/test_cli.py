@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import click
 import pytest
@@ -52,6 +53,43 @@ def test_ctrl_c_is_130(invoke):
         raise KeyboardInterrupt
 
     assert invoke(stopped).exit_code == 130
+
+
+def test_words_that_a_shell_made_of_nothing_are_refused(invoke):
+    @command("demo", "demo")
+    @click.argument("runs", nargs=-1)
+    @click.option("--collection")
+    @click.option("--query-prefix")
+    def shown(**given):
+        click.echo(given)
+
+    for words, said in (
+        (["--collection", ""], "--collection is empty"),
+        (["--collection="], "--collection is empty"),
+        (["a", ""], "an argument is empty"),
+    ):
+        result = invoke(shown, *words)
+        assert result.exit_code == 2 and result.output == f"Error: {said}; is a variable not set?\n"
+    assert invoke(shown, "--query-prefix", "").exit_code == invoke(shown, "--query-prefix=").exit_code == 0
+
+
+def test_an_input_is_not_written_over(invoke, tmp_path):
+    @command("demo", "demo")
+    @click.argument("runs", nargs=-1)
+    @click.option("--topics")
+    @click.option("--reuse", type=click.Path(path_type=Path))
+    @click.option("--output", type=click.Path(path_type=Path))
+    def written(**given):
+        click.echo("done")
+
+    file, link = tmp_path / "a", tmp_path / "b"
+    file.touch()
+    link.symlink_to(file)
+    for words in (["--topics", link], [file], ["x", file]):
+        result = invoke(written, *words, "--output", file)
+        assert result.exit_code == 2 and f"Error: --output {file} is an input too (" in result.output
+    assert invoke(written, "--reuse", file, "--output", file).output == "done\n"
+    assert invoke(written, "--topics", tmp_path / "c", "--output", tmp_path / "c").output == "done\n"  # neither is there
 
 
 def test_an_option_of_many_values_swallows_the_words_up_to_the_next_flag(invoke):

@@ -306,6 +306,8 @@ def test_trec_topics(save, newline):
         Query("007", "closed tags"),
         Query("NA", "without an end tag"),
     ]
+    path = save("t.trec", "<top><num> 1 <title> C++ <vector> resize <desc> no </top>")
+    assert data.read_topics(path) == [Query("1", "C++ <vector> resize")]
 
 
 def test_cacm_topics(save, shared_data):

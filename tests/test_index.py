@@ -285,6 +285,9 @@ def test_folders_that_do_not_go_together(halves, tmp_path, tiny_dot, corpus):
     _, whole, (a, b, _) = halves
     with pytest.raises(InputError, match="document 'eat-cat-0' is in more than one index: .*a and .*whole"):
         DenseIndex.load(a, whole)
+    index.build([Doc("z#0", "", "cat")], load_encoder(str(tiny_dot)), tiny_dot, tmp_path / "cut", segment="5:5")
+    with pytest.raises(InputError, match=r"a holds whole documents, .*cut holds passages \(5:5\): what they find cannot be joined"):
+        DenseIndex.load(a, tmp_path / "cut")
     renamed = shutil.copytree(tiny_dot, tmp_path / "renamed")  # the same weights by another name: these do go together
     index.build([Doc("y", "", "the hen")], load_encoder(str(renamed)), renamed, tmp_path / "y")
     assert "y" in DenseIndex.load(a, tmp_path / "y").doc_ids

@@ -304,7 +304,8 @@ def test_bad_input_is_one_line_and_leaves_nothing(words, message, given_files, i
     assert sorted(given_files.rglob("*")) == before and (given_files / "old" / "recall.pdf").read_text() == "old"
 
 
-@pytest.mark.parametrize("log", ['{"stages": [{"name": "x"}]}', '{"log": [3]}', '{"log": [{"kl": 1}]}', '{"stages": [1]}'])
+@pytest.mark.parametrize("log", ['{"stages": [{"name": "x"}]}', '{"log": [3]}', '{"log": [{"kl": 1}]}', '{"stages": [1]}', '{"stages": 5}',
+    '{"stages": [{"log": []}, {"log": []}]}', '{"stages": [{"log": [], "dev": 7}]}', '{"log": [{"step": "one", "kl": 1}]}'])
 def test_a_bad_training_record_is_named(log, tmp_path):
     (tmp_path / "training.json").write_text(log)
     with pytest.raises(InputError, match=r"training.json: "):

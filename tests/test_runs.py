@@ -230,6 +230,8 @@ def test_top_and_sizes():
 def test_without_query_docs():
     run = Run.from_scores("t", {"a": {"a": 3.0, "b": 2.0}, "b": {"a": 1.0}})
     assert content(run.without_query_docs()) == {"a": (["b"], [2.0]), "b": (["a"], [1.0])}
+    cut = Run.from_scores("t", {"a": {"a#1": 3.0, "ab#0": 2.5, "b#0": 2.0, "a#0": 1.0}})
+    assert content(cut.without_query_docs("#")) == {"a": (["ab#0", "b#0"], [2.5, 2.0])}
 
 
 @settings(deadline=None)

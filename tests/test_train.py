@@ -25,6 +25,17 @@ def test_batches_never_cross_blocks():
     assert [[g.query_id for g in batch] for batch in cut] == [["0", "1", "2"], ["3"], ["4", "5", "6"], ["7"], ["8", "9"]]
 
 
+def test_small_blocks_make_a_batch_together(caplog):
+    groups = [Group(str(n), ["p", "n"], [1, 0], n // 2) for n in range(20)] + [Group(str(n), ["p"], [1], -1) for n in range(20, 24)]
+    cut = list(batches.cut_batches(groups, 6, seed=0))
+    assert sum(map(len, cut)) == 24 and max(map(len, cut)) == 6 and len(cut) <= 5
+    together = [{g.query_id for g in batch} for batch in cut]
+    assert all(any({str(n), str(n + 1)} <= batch for batch in together) for n in range(0, 20, 2))  # each block in one batch
+    assert cut != list(batches.cut_batches(groups, 6, seed=1)) and not caplog.text
+    batches.cut_batches([Group(str(n), ["p"], [1], n // 4) for n in range(16)], 6, seed=0)
+    assert "batches have 4 queries on average, not 6" in caplog.text
+
+
 def test_triples_are_shuffled_into_full_batches():
     groups = [Group(str(n), ["p", "n"], [1, 0], n) for n in range(10)]
     cut = batches.cut_batches(groups, 4, seed=0)

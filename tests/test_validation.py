@@ -8,7 +8,7 @@ import torch
 import transformers
 from conftest import stages_of
 
-from pyserini_kd import api, evaluate, inference, mine, rerank, train, validation
+from pyserini_kd import api, batches, evaluate, inference, mine, rerank, stages, train, validation
 from pyserini_kd.files import InputError
 from pyserini_kd.models import checkpoints
 from pyserini_kd.passages import segment as segmented
@@ -130,6 +130,29 @@ def test_the_best_weights_are_those_of_the_steps_that_count(tmp_path, tiny_dot, 
     measure(again, 6, 8)
     assert [entry["RR@10"] for entry in again.take_best()] == [0.1, 0.4, 0.3, 0.2]
     assert weight.unique().tolist() == [4.0]
+
+
+def test_all_processes_have_the_measures_of_the_first(tmp_path, tiny_dot, dev, monkeypatch):
+    def broadcast(values, src):
+        values[0] = 0.25
+
+    monkeypatch.setattr(torch.distributed, "is_initialized", lambda: True)
+    monkeypatch.setattr(torch.distributed, "broadcast_object_list", broadcast)
+    other = Watch(None, dev, tmp_path, metric="RR@10", eval_steps=1, patience=1, writes=False)  # without a model to measure
+    other.measure(1)
+    assert other.values() == [0.25] and not other.is_enough()
+    other.measure(2)
+    assert other.is_enough()
+
+
+def test_processes_that_compute_otherwise_are_refused(monkeypatch):
+    def gather(every, own):
+        every[:] = [own, "bf16"]
+
+    monkeypatch.setattr(torch.distributed, "all_gather_object", gather)
+    config = TrainConfig("ranknet", "x", precision="fp32")
+    with pytest.raises(InputError, match="bf16 on some of the machines and fp32 on others"):
+        stages.check_precision(config, batches.Share(0, 2))
 
 
 def test_plateaus_are_those_of_torch():

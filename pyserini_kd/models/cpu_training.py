@@ -2,7 +2,8 @@
 
 PyTorch draws dropout's masks number by number with one thread (a third of a step), takes attention with dropout its slow
 way in float32, and goes backwards through its fused attention in bf16 ten times as slowly as forwards. What is computed
-here is the same; only the random numbers are others.
+here is the same but for the random numbers; and in bf16 attention's scores and weights are rounded to it, which PyTorch's
+fused attention does to the result alone.
 """
 
 from __future__ import annotations
