@@ -227,7 +227,8 @@ def summed(value: Tensor, share: Share) -> Tensor:
 
 def scale_scores(model: Any, factor: float) -> None:
     """Multiply all scores of a bert_dot or colbert by `factor`, in place: its vectors' last layer takes the root."""
-    norms = [module for module in layers_of(model.encoder)[-1].modules() if isinstance(module, nn.LayerNorm)]
+    inner = [part for name, part in model.encoder.named_children() if "embeddings" not in name]
+    norms = [module for part in inner for module in part.modules() if isinstance(module, nn.LayerNorm)]
     ends = [getattr(model, "head", None), *reversed(norms)]  # a head: of a ColBERT that compresses
     last: Any = next((end for end in ends if end is not None), None)
     if last is None:

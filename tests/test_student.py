@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import shutil
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -190,6 +191,25 @@ def test_what_a_recipe_starts_from_is_seen_and_said(tmp_path, tokenizer, data, t
     assert trained("standard-kd", named) == (True, False)  # where it comes from is not forgotten
     assert trained("ranker-distill", save_cross(tokenizer, tmp_path / "my-tinybert", layers=2)) == (False, False)
     assert "looks like a distilled language model; with it this is not ranker-distill" in caplog.text
+
+
+@pytest.mark.parametrize("kind", ["Bert", "RobertaPreLayerNorm", "MegatronBert", "Electra"])  # two of them normalise before layers
+def test_scores_are_scaled_by_the_last_norm_of_the_encoder(kind):
+    import transformers
+
+    shape = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 32, "vocab_size": 50}
+    torch.manual_seed(0)
+    encoder = getattr(transformers, f"{kind}Model")(getattr(transformers, f"{kind}Config")(**shape)).eval()
+    ids = torch.randint(5, 50, (3, 7))
+
+    def scores():
+        with torch.no_grad():
+            vectors = encoder(input_ids=ids, attention_mask=torch.ones_like(ids)).last_hidden_state[:, 0]
+        return vectors @ vectors.T
+
+    before = scores()
+    learner.scale_scores(SimpleNamespace(encoder=encoder), 4.0)
+    torch.testing.assert_close(scores(), 4 * before)
 
 
 @pytest.mark.parametrize("match_scale", [None, False])
