@@ -134,10 +134,11 @@ def _text_hashes(docs: Iterable[Doc], wanted: set[str]) -> dict[str, int]:
 
 
 def write_candidates(groups: Iterable[Group], path: str | Path, *, overwrite: bool = False) -> None:
-    """Write groups as JSON lines, or as triples (`query_id<TAB>pos_id<TAB>neg_id`) where the path ends in .tsv."""
+    """Write groups as JSON lines, or as triples (`query_id<TAB>pos_id<TAB>neg_id`) where the path ends in .tsv or .tsv.gz."""
+    as_triples = str(path).removesuffix(".gz").endswith(".tsv")
     with atomic_file(path, overwrite=overwrite) as out:
         for group in groups:
-            if str(path).endswith(".tsv"):
+            if as_triples:
                 out.writelines(f"{group.query_id}\t{pos}\t{neg}\n" for pos, neg in pairs(group))
             else:
                 out.write(json.dumps(group._asdict()) + "\n")

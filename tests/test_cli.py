@@ -107,3 +107,13 @@ def test_an_old_locale_is_no_reason_to_fail():
     env = {**os.environ, "PYTHONIOENCODING": "iso-8859-1"}
     done = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, check=True)
     assert done.stdout == "Größe \\u2026\n".encode("iso-8859-1")
+
+
+def test_ctrl_c_while_a_command_is_imported_is_130(invoke, monkeypatch):
+    from pyserini_kd import __main__
+
+    def interrupted(name):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(__main__.importlib, "import_module", interrupted)
+    assert invoke(__main__.main, "search", "--help").exit_code == 130

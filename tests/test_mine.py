@@ -51,6 +51,8 @@ def test_files_round_trip(tmp_path):
     assert mine.n_docs(read) == mine.n_docs(groups) == sum(len(group.doc_ids) for group in groups)
     mine.write_candidates(groups, tmp_path / "c.tsv")
     triples = mine.read_candidates(tmp_path / "c.tsv")
+    mine.write_candidates(groups, tmp_path / "c.tsv.gz")
+    assert list(mine.read_candidates(tmp_path / "c.tsv.gz")) == list(triples)
     assert [(g.query_id, *g.doc_ids) for g in triples] == [(g.query_id, *p) for g in groups for p in mine.pairs(g)]
 
 
