@@ -40,7 +40,10 @@ CROSS = [  # a recipe, and the one that it is compared with, for both cross-enco
 GRID = [  # of the uniform study
     ("ranknet", "bce"),
     ("hinge", "bce"),
+    ("hinge", "ranknet"),
     ("listwise CE", "ranknet"),
+    ("soft ranknet", "margin-mse"),
+    ("soft CE", "soft ranknet"),
     ("ranknet + listwise KL", "bce + listwise KL"),
     ("ranknet + margin-mse", "bce + margin-mse"),
     ("ranknet + listwise KL", "listwise KL"),
