@@ -521,7 +521,7 @@ def _stored_doc(doc_id: str, raw: str) -> Doc:
         return Doc(doc_id, _bare(head.group(1)) if head else "", _bare(body))
     title = record.get("title") or ""
     text = next((record[n] for n in ("contents", "text", "body", "passage", "segment") if record.get(n)), "")
-    if title and text.startswith(title) and not text[len(title) : len(title) + 1].isalnum():  # not `Cats` after `Cat`
+    if title and text.startswith(title) and not text[len(title) : len(title) + 1].strip():  # not `Cats` after `Cat`
         text = text[len(title) :]
     if title or "title" in record:  # as in our own indexes: one without a title has none
         return Doc(doc_id, title, text.strip())

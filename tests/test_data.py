@@ -122,6 +122,8 @@ def test_windows_files(save):
     [
         ("d.jsonl", '{"id": "1", "contents": "a"}\n\n{oops\n', r":3: not valid JSON"),
         ("d.json", '{\n  "id": "1",\n', r":1: not valid JSON .*; expected one JSON object a line"),
+        ("d.jsonl", f'{{"id": "1", "n": {"9" * 5000}}}\n', r":1: JSON with thousands of digits"),
+        ("d.jsonl", f'{{"id": "1", "n": {"[" * 100_000}}}\n', r":1: JSON with thousands of digits .* or of brackets in brackets"),
         ("d.jsonl", '["id"]\n', r":1: expected one JSON object a line, found list"),
         ("d.jsonl", '{"contents": "a"}\n', r":1: no id; .* found \['contents'\]"),
         ("d.jsonl", '{"id": true, "contents": "a"}\n', r":1: no id"),

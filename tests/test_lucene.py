@@ -235,6 +235,8 @@ def test_stored_documents_come_back(odd_index):
         ('{"id": "1", "contents": "T\\nx"}', Doc("1", "T", "x")),
         ('{"id": "1", "contents": "x"}', Doc("1", "", "x")),
         ('{"id": "1", "title": "T", "contents": "T x"}', Doc("1", "T", "x")),
+        ('{"id": "1", "title": "Cat", "contents": "Cats purr"}', Doc("1", "Cat", "Cats purr")),
+        ('{"id": "1", "title": "C", "contents": "C++ is"}', Doc("1", "C", "C++ is")),
         ('{"_id": "1", "title": "", "text": "x"}', Doc("1", "", "x")),
         ("<html><title>A &amp; B</title><body>x <b>y</b> &lt;z&gt;</body></html>", Doc("1", "A & B", "x y <z>")),
         ("17", Doc("1", "", "17")),

@@ -143,6 +143,7 @@ BAD_ROWS = {
     "unknown measure": ({"expected": {"nDGC@10": 0.1}}, "did you mean nDCG@10?"),
     "tolerance": ({"tolerance": -1}, "`tolerance` must be a number of 0 or more, found -1"),
     "unknown place": ({"run": "{nowhere}/run.txt"}, "'{nowhere}/run.txt' names a place that is unknown; known: {directory}"),
+    "attribute of a place": ({"run": "{home.x}/r"}, "names a place that is unknown"),
     "open brace": ({"qrels": "{home/q"}, "names a place that is unknown"),
     "other program": ({"commands": ["rm -r {home}"]}, "a command must begin with `pyserini-kd` or `python -m`"),
     "open quote": ({"commands": ["pyserini-kd 'fuse"]}, "is no command (No closing quotation)"),

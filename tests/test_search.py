@@ -257,6 +257,10 @@ def test_passages_are_indexed_and_come_back_as_documents(invoke, files, tiny_dot
     assert result.exit_code == 0, result.output
     base = ["--index", tmp_path / "cut", "--encoder", name, "--topics", files["topics"], "--hits", 12]
     assert invoke(search.main, *base, "--output", tmp_path / "passages.txt").exit_code == 0
+    if encoder == "dense":
+        assert invoke(index.main, "--collection", files["docs"], "--encoder", "bm25", "--index", tmp_path / "words").exit_code == 0
+        result = invoke(search.main, *base, "--sparse-index", tmp_path / "words", "--output", tmp_path / "no.txt")
+        assert result.exit_code == 2 and "cut holds passages (4:2), " in result.output and "words holds whole documents" in result.output
     options = ["--max-passage", "--max-passage-hits", 3]
     assert invoke(search.main, *base, *options, "--output", tmp_path / "documents.txt").exit_code == 0
     cut, whole = Run.read(tmp_path / "passages.txt"), Run.read(tmp_path / "documents.txt")
