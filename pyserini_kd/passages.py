@@ -22,7 +22,7 @@ AGGREGATES: dict[str, Callable[[Scores], float]] = {
     "avgp": lambda scores: float(scores.mean(dtype=np.float64)),
 }
 """How the scores of a document's passages, in the order of the text, become its own (Dai and Callan, SIGIR 2019)."""
-ADDED = ("sump", "avgp")  # of those the ones that want scores of which none is negative
+ADDED = ("sump", "avgp")  # of those the ones that add: probabilities rather than logits
 
 
 def parse(windows: str) -> tuple[int, int]:

@@ -140,7 +140,7 @@ RECIPES = {
         ),
         Recipe(
             "contrastive",
-            "Karpukhin et al. 2020 (in-batch negatives); makes bi-encoder teachers",
+            "Karpukhin et al. 2020, arXiv 2004.04906, section 3.2 (in-batch negatives); makes bi-encoder teachers",
             "softmax over a group's documents on labels, cosine at temperature 1/20",
             (Stage("labels", {"listwise_ce": 1.0}, lr=5e-5),),
             score_scale=20.0,
@@ -181,7 +181,7 @@ RECIPES = {
         ),
         Recipe(
             "tinybert",
-            f"Jiao et al. 2020, arXiv 1909.10351; the baseline TinyBERT of {SIMPLIFIED}",
+            f"Jiao et al. 2020, arXiv 1909.10351, sections 3.1 and 3.2; the baseline TinyBERT of {SIMPLIFIED}",
             "TinyBERT: the ranker's layers first, its scores afterwards; no labels",
             (LAYER_STAGE, SCORE_STAGE),
             start=DISTILLED,

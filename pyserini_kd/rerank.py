@@ -35,6 +35,7 @@ logger = logging.getLogger(__name__)
 
 Fetch = Callable[[Sequence[str]], Iterator[Doc]]
 Source = Fetch | TokenIndex | DenseIndex
+LOGITS = "cross_encoder", "prettr"  # architectures whose scores are logits
 
 
 def rerank(
@@ -61,14 +62,18 @@ def rerank(
         depth: documents rescored a query.
         segment: `WORDS:STRIDE` cuts documents into passages (or finds them in the index), each scored with the query; None
             takes documents whole.
-        aggregate: how passages' scores become their document's: maxp, firstp, sump or avgp. The last two add a
-            cross-encoder's probabilities, not its logits, as Dai and Callan, and Chen et al., do: a sum of logits would hold
-            each irrelevant passage against its document.
+        aggregate: how passages' scores become their document's: maxp, firstp, sump or avgp. The last two add the
+            probabilities of a cross-encoder or PreTTR, not their logits, as Dai and Callan, and Chen et al., do: a sum of
+            logits would hold each irrelevant passage against its document. A TK's scores, which may be negative as well, are
+            no logits: its passages are not summed.
         precision: arithmetic, as in `inference`.
         batch_size: pairs (or texts) a batch; by token budget where None.
         tag: the new run's tag.
         work: folder for finished scores, as in `inference.score`.
     """
+    if segment and aggregate == "sump" and model.architecture == "tk":
+        raise InputError("--aggregate sump: a tk's scores may be negative, and a document's further passages would count "
+                         "against it; take maxp, firstp or avgp")  # fmt: skip
     texts = {query.query_id: query.text for query in queries}
     missing = [query_id for query_id in run if query_id not in texts]
     if missing:
@@ -91,7 +96,7 @@ def rerank(
     if not pairs:
         return Run.from_hits(tag, ((query_id, [], []) for query_id in top))
     scores = _scores(model, source, pairs, contents, precision=precision, batch_size=batch_size, work=work)
-    if segment and aggregate in passages.ADDED and model.architecture == "cross_encoder":
+    if segment and aggregate in passages.ADDED and model.architecture in LOGITS:
         scores = (1 / (1 + np.exp(-scores.astype(np.float64)))).astype(np.float32)
     pieces = np.split(scores, np.cumsum([len(found) for found in candidates.values()])[:-1])
     rescored = Run.from_hits(tag, ((q, ids, s) for (q, ids), s in zip(candidates.items(), pieces, strict=True)))

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from pyserini_kd import mine
-from pyserini_kd.columns import let_go, spans
+from pyserini_kd.columns import column, let_go, spans
 from pyserini_kd.files import InputError, atomic_file, comparable, require_file
 from pyserini_kd.mine import Group
 from pyserini_kd.pairs import Pairs
@@ -98,8 +98,8 @@ def check_texts(path: str | Path, queries: Mapping[str, str], docs: Mapping[str,
         )
 
 
-def read_known(path: str | Path) -> list[Known]:
-    """What the checkpoints of a score store have scored."""
+def read_known(path: str | Path, scratch: Path | None = None) -> list[Known]:
+    """What the checkpoints of a score store have scored; in files of a folder, or in memory."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -107,23 +107,46 @@ def read_known(path: str | Path) -> list[Known]:
         with pq.ParquetFile(require_file(path, "score store")) as file:
             record = json.loads(file.schema_arrow.metadata[b"pyserini_kd"])
             columns = [name for name in file.schema_arrow.names if name.startswith("raw:")]
-            table = file.read(["texts", *columns])
-        raw = (table[name].to_numpy() for name in columns)
-        return _known(table["texts"].to_numpy(), zip(record["teachers"], raw, strict=True))
+            scored = dict(zip(columns, record["teachers"], strict=True))
+            scored = {name: who for name, who in scored.items() if "architecture" in who}  # a run's scores cost nothing
+            texts, raw = _by_hash(file, list(scored), scratch)
+        return [Known(unweighted(who), texts, own) for who, own in zip(scored.values(), raw, strict=True)]
     except (pa.ArrowException, KeyError, TypeError, ValueError) as error:
         raise InputError(f"{path} is not a score store of teach: {str(error).splitlines()[0]}") from error
 
 
 def known_of(taught: Taught, record: Mapping[str, Any]) -> list[Known]:
     """The same of scores that are not in a file yet."""
-    return _known(taught.texts, zip(record["teachers"], taught.raw.values(), strict=True))
+    order = np.argsort(taught.texts)
+    scored = zip(record["teachers"], taught.raw.values(), strict=True)
+    return [Known(unweighted(who), taught.texts[order], raw[order]) for who, raw in scored if "architecture" in who]
 
 
-def _known(texts: Hashes, scored: Iterable[tuple[Mapping[str, Any], Floats]]) -> list[Known]:
+def _by_hash(file: Any, names: Sequence[str], scratch: Path | None) -> tuple[Hashes, list[Floats]]:
+    """The hashes of a store's texts in rising order, and its columns of scores in that order.
+
+    In files of a folder, if any: then 8 bytes a pair are in memory.
+    """
+    count = file.metadata.num_rows
+    found = {name: column(scratch, count, np.float32) for name in names}
+    texts = column(scratch, count, np.uint64)
+    place = 0
+    for batch in file.iter_batches(WRITTEN, columns=["texts", *names]):
+        some = slice(place, place := place + len(batch))
+        texts[some] = batch["texts"].to_numpy(zero_copy_only=False)
+        for name, values in found.items():
+            values[some] = batch[name].to_numpy(zero_copy_only=False).astype(np.float32)
+        let_go(texts, *found.values())
     order = np.argsort(texts)
-    texts = texts[order]
-    checkpoints_only = ((who, raw) for who, raw in scored if "architecture" in who)  # a run's scores cost nothing
-    return [Known(unweighted(who), texts, raw[order]) for who, raw in checkpoints_only]
+
+    def placed(values: Any) -> Any:
+        ordered = column(scratch, count, values.dtype)
+        for some in spans(count):
+            ordered[some] = values[order[some]]
+            let_go(values, ordered)
+        return ordered
+
+    return placed(texts), [placed(values) for values in found.values()]
 
 
 def unweighted(teacher: Mapping[str, Any]) -> dict[str, Any]:
@@ -153,22 +176,20 @@ def _parquet_pairs(path: Path) -> Iterator[tuple[str, str, float]]:
         raise InputError(f"{path} is not a score store: {str(error).splitlines()[0]}") from error
 
 
-def fill_from_store(path: Path, texts: Hashes, scores: Floats) -> None:
+def fill_from_store(path: Path, texts: Hashes, scores: Floats, scratch: Path | None = None) -> None:
     """Write the scores that a store has for pairs of these texts, NaN for the others; its ids may mean other texts."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
     try:
-        table = pq.read_table(require_file(path, "score store"), columns=["texts", "score"])
-        known, values = table["texts"].to_numpy(), table["score"].cast(pa.float32()).to_numpy()
-    except (pa.ArrowException, KeyError, ValueError) as error:
+        with pq.ParquetFile(require_file(path, "score store")) as file:
+            known, (values,) = _by_hash(file, ["score"], scratch)
+    except (pa.ArrowException, KeyError, TypeError, ValueError) as error:
         raise InputError(f"{path} is not a score store of teach: {str(error).splitlines()[0]}") from error
-    order = np.argsort(known)
-    known, values = known[order], values[order]
     for some in spans(len(texts)):
         found, places = look_up(known, texts[some])
         scores[some] = np.where(found, values[places] if len(values) else np.nan, np.nan)
-        let_go(scores, texts)
+        let_go(scores, texts, known, values)
 
 
 def fill_from_triples(name: str, groups: Sequence[Group], pairs: Pairs, scores: Floats) -> None:

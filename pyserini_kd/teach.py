@@ -153,6 +153,7 @@ def score_checkpoint(
         for known in same:
             is_known, places = look_up(known.texts, texts[some])
             scores[some] = np.where(is_known, known.scores[places], scores[some])
+            let_go(known.texts, known.scores)
         fresh = np.flatnonzero(np.isnan(scores[some]))
         before += len(query_ids) - len(fresh)
         if len(fresh):
@@ -258,6 +259,9 @@ def main(
     overwrite: bool,
 ) -> None:
     """Score candidates with one teacher or an ensemble."""
+    if output.is_file() and not overwrite:
+        raise InputError(f"{output} exists; give --overwrite to replace it, with --reuse {output} to keep what it has scored, "
+                         "or another name")  # fmt: skip
     for path in (output, triples):
         if path is not None:
             refuse_existing(path, overwrite)
@@ -275,9 +279,9 @@ def main(
     settings: dict[str, Any] = {"precision": precision, "backend": backend, "batch_size": batch_size, "device": device}
     settings["work"] = work
     settings["index"] = DenseIndex.load(index) if index else None
-    known = [found for store in reuse for found in read_known(store)]
     with alone(work, "teach"):
         with _folder(work / "scratch") as scratch:
+            known = [found for store in reuse for found in read_known(store, scratch / "known")]
             texts = load_texts(groups, sources.topics(topics), documents(), scratch / "texts")
             checked = None
             if first:
@@ -403,7 +407,7 @@ def teach(
         if kind == "run":
             record = _teach_run(name, weight, pairs, raw[name])
         elif kind == "scores":
-            record = _teach_scores(name, weight, groups, pairs, texts, raw[name])
+            record = _teach_scores(name, weight, groups, pairs, texts, raw[name], scratch)
         else:
             record = score_checkpoint(name, pairs, texts, queries, docs, raw[name], **settings)
         who.append({**record, "weight": weights[name]})
@@ -426,10 +430,16 @@ def _teach_run(name: str, weight: float | None, pairs: Pairs, scores: Floats) ->
 
 
 def _teach_scores(
-    name: str, weight: float | None, groups: Sequence[Group], pairs: Pairs, texts: Hashes, scores: Floats
+    name: str,
+    weight: float | None,
+    groups: Sequence[Group],
+    pairs: Pairs,
+    texts: Hashes,
+    scores: Floats,
+    scratch: Path | None,
 ) -> dict[str, Any]:
     if name.endswith(".parquet"):
-        fill_from_store(Path(name), texts, scores)
+        fill_from_store(Path(name), texts, scores, scratch)
     else:
         fill_from_triples(name, groups, pairs, scores)
     missing, bounded = 0, True

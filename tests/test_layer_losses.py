@@ -137,6 +137,13 @@ def test_which_of_twelve_layers_a_student_follows(tokenizer, count):
     with torch.no_grad(), layer_losses.recorded(teacher) as layers:
         teacher(input_ids=torch.tensor([[2, 7, 9, 3]]), attention_mask=torch.ones(1, 4, dtype=torch.long))
     block = 12 // count
+    with torch.no_grad(), layer_losses.recorded(teacher, block) as followed:  # as training records a teacher
+        teacher(input_ids=torch.tensor([[2, 7, 9, 3]]), attention_mask=torch.ones(1, 4, dtype=torch.long))
+    for found, every, places in (
+        (followed.hidden, layers.hidden, layer_losses.hidden_map(count, 12)),
+        (followed.attention, layers.attention, layer_losses.attention_map(count, 12)),
+    ):
+        assert len(found) == len(places) and all(map(torch.equal, found, (every[place] for place in places)))
     hidden = [layers.hidden[j * block] for j in range(count + 1)]
     attention = [layers.attention[i * block + block - 1] for i in range(count)]
     assert layer_losses.hidden_loss(hidden, layers.hidden, torch.nn.Identity()) == 0

@@ -15,6 +15,8 @@ from pyserini_kd.models import bert, checkpoints
 from pyserini_kd.stages import TrainConfig
 from pyserini_kd.triples import Scores
 
+TOKENS = "input_ids", "token_type_ids", "attention_mask"
+
 
 def test_simplified_tinybert_learns_layers_scores_and_labels(tmp_path, data, tiny_cross, teacher):
     out = train.train(cross("simplified-tinybert", tiny_cross, teacher=teacher, max_steps=60, lr=3e-3), *data, tmp_path / "out")
@@ -68,6 +70,34 @@ def test_the_teacher_sleeps_unless_its_dropout_is_asked_for(tmp_path, data, toke
 
     quiet, loud = losses_of(), losses_of(teacher_dropout=True)
     assert quiet[0] == quiet[1] and loud[0] != loud[1]
+
+
+@pytest.mark.parametrize("count", [6, 4, 3])
+def test_a_narrower_student_follows_the_right_layers_of_twelve(tokenizer, data, count):
+    """One step's loss is that of full recordings: hidden states through the projection, attention head by head."""
+    from conftest import tiny_config
+    from transformers import BertForSequenceClassification
+
+    from pyserini_kd.models.cross_encoder import CrossEncoder
+
+    torch.manual_seed(3)
+    shape = tiny_config(tokenizer, layers=12)
+    shape.num_labels = 1
+    big = CrossEncoder(BertForSequenceClassification(shape).eval(), tokenizer, 48)
+    model = learner.random_student(f"{count}/24", big).eval()
+    groups, queries, docs = data
+    batch = batches.Collator(model, queries, docs, teacher=big, same_inputs=True)([groups[:2]])
+    module = learner.Learner(model, {"hidden": 1.0, "attention": 1.0}, teacher=big)
+    found = float(module.eval()(**batch)["loss"].detach())
+    every = []
+    for one in (model, big):
+        with torch.no_grad(), layer_losses.recorded(one.classifier.bert) as layers:
+            one.classifier.bert(**{name: value for name, value in batch["student"].items() if name in TOKENS})
+        every.append(layers)
+    own, theirs = every
+    expected = layer_losses.hidden_loss(own.hidden, theirs.hidden, module.projection)
+    expected = float((expected + layer_losses.attention_loss(own.attention, theirs.attention)).detach())
+    assert len(theirs.hidden) == 13 and found == pytest.approx(expected, rel=1e-4) and expected > 1e-3
 
 
 def test_in_batch_negatives_join_margin_mse(data, scores, tiny_dot):

@@ -28,7 +28,11 @@ def test_procedures_are_those_of_the_papers():
     assert stages("tinybert") == stages("ranker-distill")
     assert stages("simplified-tinybert") == [({**layers, "soft_ce": 1.0, "bce": 1.0}, False)]
     assert stages("standard-kd") == [({"soft_ce": 0.5, "bce": 0.5}, False)]
-    assert stages("ranknet") == [({"ranknet": 1.0}, False)]
+    for name, loss in (("ranknet", "ranknet"), ("weighted-ranknet", "weighted_ranknet"), ("pointwise-mse", "pointwise_mse"),
+                       ("margin-mse", "margin_mse"), ("contrastive", "listwise_ce")):  # fmt: skip
+        assert stages(name) == [({loss: 1.0}, False)]
+        assert recipes.get(name).stages[0].match_scale == (loss in ("margin_mse", "pointwise_mse"))  # in the teacher's units
+    assert stages("uniform") == [({"ranknet": 1.0, "margin_mse": 1.0}, False)]
     assert not recipes.get("ranker-distill").distilled_start and recipes.get("tinybert").distilled_start
     (merged,) = recipes.get("simplified-tinybert").stages  # papers.md 4.4
     assert (merged.lr, merged.epochs, merged.warmup, merged.weight_decay) == (5e-5, 2.0, 0.1, 0.01)

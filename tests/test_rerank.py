@@ -163,8 +163,9 @@ def test_a_search_that_broke_off_while_reranking_goes_on(tmp_path, invoke, files
     assert not list(tmp_path.glob("*.partial"))
 
 
-def test_long_documents_are_scored_by_passage(first, queries, corpus, tiny_cross):
-    model = checkpoints.load(str(tiny_cross))
+@pytest.mark.parametrize("architecture", ["cross_encoder", "prettr"])
+def test_long_documents_are_scored_by_passage(first, queries, corpus, tiny_cross, tiny_dot, architecture):
+    model = checkpoints.load(str(tiny_cross if architecture == "cross_encoder" else tiny_dot), architecture=architecture)
     fetch = rerank.fetch_from(corpus)
     for how, merge in (("maxp", max), ("firstp", lambda s: s[0]), ("sump", sum), ("avgp", lambda s: sum(s) / len(s))):
         run = rerank.rerank(first, model, queries, fetch, depth=4, segment="3:2", aggregate=how, precision="fp32", tag="t")

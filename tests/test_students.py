@@ -216,6 +216,21 @@ def test_a_prettr_of_foreign_positions_is_refused(tokenizer):
 # ------------------------------------------------------------------------------------------------------------- TK
 
 
+def test_tk_is_built_as_in_the_paper(tokenizer):
+    """Literal values: kernels, layers, heads, ReLU, and documents whose places begin at 500."""
+    model = Tk(torch.randn(len(tokenizer), 300), tokenizer, TkSettings(**LENGTHS)).eval()
+    assert MU == (1.0, 0.9, 0.7, 0.5, 0.3, 0.1, -0.1, -0.3, -0.5, -0.7, -0.9) and SIGMA == 0.1
+    layers = model.context.layers
+    assert len(layers) == 2 and all(layer.self_attn.num_heads == 10 and layer.linear1.out_features == 300 for layer in layers)
+    assert all(layer.activation is torch.nn.functional.relu and not layer.norm_first for layer in layers)
+    ids, mask = torch.tensor([[7, 9, 8]]), torch.ones(1, 3, dtype=torch.long)
+    query, doc = model(ids, mask, "query"), model(ids, mask, "doc")
+    assert not torch.allclose(query, doc, atol=1e-3)
+    words = model.embeddings(ids)
+    placed = words + positions(503, 300)[500:]
+    assert torch.allclose(doc, 0.5 * words + 0.5 * model.context(placed), atol=1e-5)
+
+
 def test_kernels_by_hand(students):
     """One query word, one document word, cosine 0.6: each kernel is exp(-(0.6 - mu)^2 / 0.02)."""
     model = students["tk"]

@@ -1,5 +1,6 @@
 """Teacher scores: the mean of weighted raw scores, the store, the published file, refusals."""
 
+import json
 import shutil
 
 import numpy as np
@@ -375,6 +376,25 @@ def test_scores_of_other_texts_and_damaged_stores_are_no_teachers(tmp_path, invo
     for name in ("text", "no"):
         with pytest.raises(InputError, match="not a score store"):
             score_files.read_known(tmp_path / f"{name}.parquet")
+
+
+def test_what_is_known_lies_in_files_where_there_is_a_folder(tmp_path, monkeypatch):
+    """The scores of 1,000 pairs, in order of their hashes: NumPy's own sort is the oracle."""
+    rng = np.random.default_rng(0)
+    texts, score = rng.integers(0, 2**63, 1000).astype(np.uint64), rng.normal(size=1000).astype(np.float32)
+    record = json.dumps({"teachers": [{"name": "run"}, {"name": "a", "architecture": "bert_dot", "weight": 2.0}]})
+    table = pa.table({"texts": texts, "score": score, "raw:run": -score, "raw:a": 2 * score})
+    pq.write_table(table.replace_schema_metadata({"pyserini_kd": record}), tmp_path / "s.parquet")
+    monkeypatch.setattr(score_files, "WRITTEN", 300)
+    monkeypatch.setattr(columns, "SPAN", 70)
+    order = np.argsort(texts)
+    for scratch in (None, tmp_path / "scratch"):
+        (known,) = score_files.read_known(tmp_path / "s.parquet", scratch)  # what a run gave is not kept
+        assert known.teacher == {"architecture": "bert_dot"} and isinstance(known.texts, np.memmap) == bool(scratch)
+        assert np.array_equal(known.texts, texts[order]) and np.array_equal(known.scores, 2 * score[order])
+        asked, found = np.append(texts[:500], np.uint64(2**63 + 1)), np.zeros(501, np.float32)
+        score_files.fill_from_store(tmp_path / "s.parquet", asked, found, scratch)
+        assert np.array_equal(found[:500], score[:500]) and np.isnan(found[500])
 
 
 def test_two_at_once_are_refused(tmp_path, invoke, files, groups, tiny_cross):

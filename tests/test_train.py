@@ -151,8 +151,12 @@ def test_recipes_learn(tmp_path, data, scores, tiny_dot, tiny_cross, recipe, arc
     assert not (tmp_path / "out.partial").exists()
 
 
-def test_same_seed_same_weights_and_a_cut_run_resumes_to_them(tmp_path, data, scores, tiny_dot, monkeypatch):
-    config = TrainConfig("margin-mse", str(tiny_dot), lr=1e-3, max_steps=8, batch_size=5, save_steps=3, precision="fp32")
+@pytest.mark.parametrize(("architecture", "more"), [("bert_dot", ()), ("tk", ("heads=4",))])  # a tk has two learning rates
+def test_same_seed_same_weights_and_a_cut_run_resumes_to_them(
+    tmp_path, data, scores, tiny_dot, monkeypatch, architecture, more
+):
+    config = TrainConfig("margin-mse", str(tiny_dot), architecture, settings=more, lr=1e-3, max_steps=8, batch_size=5,
+                         save_steps=3, precision="fp32")  # fmt: skip
     whole = checkpoints.fingerprint(train.train(config, *data, tmp_path / "whole", scores=scores))
     assert checkpoints.fingerprint(train.train(config, *data, tmp_path / "again", scores=scores)) == whole
     import transformers
@@ -378,6 +382,32 @@ def test_kernels_learn_at_a_rate_of_their_own(tiny_dot):
     assert len(rates) == len(list(model.parameters()))
     other = checkpoints.load(str(tiny_dot))
     assert len(quicken(torch.optim.AdamW(other.parameters()), other).param_groups) == 1
+
+
+def test_what_a_stage_and_its_settings_say_reaches_the_trainer(tmp_path, data, tiny_dot, tiny_cross, monkeypatch):
+    made, build = [], stages._trainer
+
+    def kept(*args):
+        made.append(build(*args))
+        return made[-1]
+
+    monkeypatch.setattr(stages, "_trainer", kept)
+    settings = {"lr": 1e-4, "max_steps": 2, "batch_size": 5, "precision": "fp32", "seed": 3}
+    config = TrainConfig("ranknet", str(tiny_dot), architecture="tk", settings=("heads=4",), max_grad_norm=7.0,
+                         weight_decay=0.25, **settings)  # fmt: skip
+    train.train(config, *data, tmp_path / "tk")
+    ((trainer, _),) = made
+    args = trainer.args
+    assert (args.weight_decay, args.max_grad_norm, args.seed, args.learning_rate) == (0.25, 7.0, 3, 1e-4)
+    names = {id(p): name for name, p in trainer.model.student.named_parameters()}
+    quick = {names[id(p)] for group in trainer.optimizer.param_groups if group["initial_lr"] == pytest.approx(1e-3) for p in group["params"]}
+    assert quick == {"mix", "gamma", "head.weight"}
+    for recipe, decay in (("standard-kd", 0.01), ("simplified-tinybert", 0.01)):
+        made.clear()
+        train.train(TrainConfig(recipe, str(tiny_cross), "cross_encoder", teacher=str(tiny_cross), **settings), *data, tmp_path / recipe)
+        ((trainer, _),) = made
+        assert (trainer.args.weight_decay, trainer.args.max_grad_norm) == (decay, 1.0)
+        assert trainer.model.length == 48  # tokens a pair, by which the attention loss is averaged
 
 
 def test_refusals(tmp_path, data, liked, tiny_dot):
