@@ -1,8 +1,8 @@
 """The distillation experiments: `python docs/distillation.py DATA WORK [--seeds 1,2,3] [--speed]`.
 
-DATA holds the folders `squad` and `msmarco-dl19`, WORK takes what is made. What each system reaches on each topic is kept in
-docs/distillation/, a file a seed; `python docs/distillation_table.py` prints the tables from there. What is there already
-is not made again, so the script can be stopped at any moment and goes on when it is started again.
+DATA holds the folders `squad`, `msmarco-dl19` and `beir/scifact`, WORK takes what is made. What each system reaches on each
+topic is kept in docs/distillation/, a file a seed; `python docs/distillation_table.py` prints the tables from there. What is
+there already is not made again, so the script can be stopped at any moment and goes on when it is started again.
 """
 
 import argparse
@@ -31,8 +31,10 @@ from pyserini_kd.runs import Run
 from pyserini_kd.tables import markdown
 
 KEPT = Path(__file__).with_name("distillation")
-DEPTH, DL19_DEPTH, N_TEST = 10, 30, 300
+DEPTH, N_TEST = 10, 300
+DEPTHS = DEPTH, DEPTH, 30  # documents reranked on SQuAD, SciFact and DL19
 SHUFFLES = 50  # random orders whose mean is called chance
+SCIFACT, DL19 = "SciFact nDCG@10", "DL19 nDCG@10"  # reranked zero-shot
 
 
 @dataclasses.dataclass(frozen=True)
@@ -128,11 +130,11 @@ class Measures:
             self.rows = table.to_pylist()
             if (found := table.schema.metadata[b"settings"].decode()) != self.settings:
                 raise SystemExit(f"{self.path} is of other settings: {found} instead of {self.settings}")
-        self.known = {(row["student"], row["recipe"]) for row in self.rows}
+        self.known = {(row["student"], row["recipe"]) for row in self.rows if row["measure"] == SCIFACT}  # the newest measure
         self.lock = threading.Lock()
 
     def add(self, student: str, recipe: str, values: Mapping[str, Mapping[str, float]]) -> None:
-        """Keep values by measure and topic."""
+        """Keep values by measure and topic, instead of older ones of this system."""
         own = [
             {"student": student, "recipe": recipe, "measure": name, "query_id": query_id, "value": value}
             for name, topics in values.items()
@@ -142,7 +144,7 @@ class Measures:
         schema = pa.schema([*text, pa.field("value", pa.float32())], metadata={"settings": self.settings})
         self.path.parent.mkdir(exist_ok=True)
         with self.lock:
-            self.rows += own
+            self.rows = [row for row in self.rows if (row["student"], row["recipe"]) != (student, recipe)] + own
             self.known.add((student, recipe))
             with atomic_file(self.path, binary=True) as partial:
                 pq.write_table(pa.Table.from_pylist(self.rows, schema), partial, compression="zstd")
@@ -152,7 +154,8 @@ class Work:
     """Paths and commands of one set of experiments."""
 
     def __init__(self, folder: Path, root: Path, settings: Settings) -> None:
-        self.squad, self.dl19, self.root, self.settings = folder / "squad", folder / "msmarco-dl19", root, settings
+        self.squad, self.dl19, self.scifact = folder / "squad", folder / "msmarco-dl19", folder / "beir" / "scifact"
+        self.root, self.settings = root, settings
         self.environment, self.lock = dict(os.environ), threading.Lock()
         root.mkdir(parents=True, exist_ok=True)
 
@@ -177,6 +180,15 @@ class Work:
             data.write_topics(queries, path)
         return path
 
+    def judged_scifact(self) -> Path:
+        """SciFact's test topics."""
+        path = self.root / "topics.scifact.tsv"
+        if not path.exists():
+            judged = data.read_qrels(self.scifact / "qrels" / "test.tsv")
+            queries = data.read_topics(self.scifact / "queries.jsonl")
+            data.write_topics([query for query in queries if query.query_id in judged], path)
+        return path
+
     def plain_text(self) -> Path:
         """Some documents, in a stable pseudo-random order, to distil a language model on."""
         path = self.root / f"docs.{self.settings.lm_docs}.jsonl"
@@ -193,6 +205,10 @@ class Work:
         self.test, self.train = self.topics("test", N_TEST), self.topics("train", self.settings.queries)
         self.first = self.run("run.bm25.txt", "search", "--encoder", "bm25", "--index", self.bm25, "--topics", self.test,
                               "--hits", 100)  # fmt: skip
+        scifact = self.run("bm25.scifact", "index", "--collection", self.scifact, "--encoder", "bm25")
+        first_scifact = self.run("run.bm25.scifact.txt", "search", "--encoder", "bm25", "--index", scifact, "--topics",
+                                 self.judged_scifact(), "--hits", DEPTH)  # fmt: skip
+        self.firsts = self.first, first_scifact, self.dl19 / "runs" / "bm25.dl19.trec"
         mine = ["--collection", docs, "--qrels", self.squad / "qrels.train.txt", "--index", self.bm25,
                 "--negatives", 3, "--depth", 50]  # fmt: skip
         self.common = ["--collection", docs, "--topics", self.squad / "queries.train.tsv", "--max-length", length,
@@ -239,15 +255,18 @@ class Work:
                         *self.common, "--candidates", self.candidates, "--batch-size", 8, "--length-buckets",
                         "--epochs", self.settings.epochs, "--lr", lr, "--seed", seed)  # fmt: skip
 
-    def runs(self, checkpoint: Path) -> tuple[Run, Run]:
-        """Runs of a checkpoint: reranked BM25 on SQuAD's test topics, and on DL19."""
-        name = checkpoint.name
-        texts = ["--collection", self.squad / "docs.jsonl", "--topics", self.test]
-        inside = self.run(f"run.{name}.txt", "rerank", "--run", self.first, "--encoder", checkpoint, *texts, "--depth", DEPTH)
-        texts = ["--collection", self.dl19 / "collection.tsv", "--topics", self.dl19 / "queries.dl19.tsv"]
-        outside = self.run(f"run.dl19.{name}.txt", "rerank", "--run", self.dl19 / "runs" / "bm25.dl19.trec", "--encoder",
-                           checkpoint, *texts, "--depth", DL19_DEPTH)  # fmt: skip
-        return Run.read(inside), Run.read(outside)
+    def runs(self, checkpoint: Path) -> tuple[Run, ...]:
+        """What a checkpoint makes of each of `firsts`."""
+        texts = {
+            "": (self.squad / "docs.jsonl", self.test),
+            "scifact.": (self.scifact, self.judged_scifact()),
+            "dl19.": (self.dl19 / "collection.tsv", self.dl19 / "queries.dl19.tsv"),
+        }
+        made = []
+        for (where, (docs, topics)), first, depth in zip(texts.items(), self.firsts, DEPTHS, strict=True):
+            options = ["--collection", docs, "--topics", topics, "--run", first, "--depth", depth, "--encoder", checkpoint]
+            made.append(Run.read(self.run(f"run.{where}{checkpoint.name}.txt", "rerank", *options)))
+        return tuple(made)
 
     def retrieved(self, checkpoint: Path) -> Run:
         """The run of a bert_dot that finds SQuAD's passages by itself."""
@@ -256,18 +275,18 @@ class Work:
         return Run.read(self.run(f"run.dense.{name}.txt", "search", "--encoder", checkpoint, "--index", index, "--topics",
                                  self.test))  # fmt: skip
 
-    def evaluated(self, run: Run, names: tuple[str, ...], dl19: bool = False) -> dict[str, dict[str, float]]:
-        """What a run of SQuAD's test topics (or DL19's) reaches."""
-        if dl19:
-            return evaluate(run, data.read_qrels(self.dl19 / "qrels.dl19.txt"), names)
+    def evaluated(self, run: Run, names: tuple[str, ...]) -> dict[str, dict[str, float]]:
+        """What a run of SQuAD's test topics reaches."""
         asked = {query.query_id for query in data.read_topics(self.test)}
         every = data.read_qrels(self.squad / "qrels.test.txt")
         return evaluate(run, {query_id: judged for query_id, judged in every.items() if query_id in asked}, names)
 
-    def reranking(self, inside: Run, outside: Run) -> dict[str, dict[str, float]]:
-        """What a pair of runs reaches, and how large its scores are in domain."""
+    def reranking(self, inside: Run, scifact: Run, dl19: Run) -> dict[str, dict[str, float]]:
+        """What three runs reach, and how large the scores are in domain."""
         measures = self.evaluated(inside, ("RR@10", "nDCG@10"))
-        measures["DL19 nDCG@10"] = self.evaluated(outside, ("nDCG@10",), dl19=True)["nDCG@10"]
+        outside = {SCIFACT: (scifact, self.scifact / "qrels" / "test.tsv"), DL19: (dl19, self.dl19 / "qrels.dl19.txt")}
+        for name, (run, qrels) in outside.items():
+            measures[name] = evaluate(run, data.read_qrels(qrels), ("nDCG@10",))["nDCG@10"]
         measures["score"] = {query_id: float(hits.scores.mean()) for query_id, hits in inside.items()}
         measures["squared score"] = {query_id: float(np.square(hits.scores).mean()) for query_id, hits in inside.items()}
         return measures
@@ -298,17 +317,16 @@ def first_lines(work: Work, kept: Measures) -> None:
     """Measure what is no student: chance, BM25, the teachers."""
     if (TEACHER, "teacher") in kept.known:
         return
-    firsts = Run.read(work.first), Run.read(work.dl19 / "runs" / "bm25.dl19.trec")
-    depths = DEPTH, DL19_DEPTH
+    firsts = [Run.read(path) for path in work.firsts]
     orders = [
-        work.reranking(*(shuffled(run, depth, seed) for run, depth in zip(firsts, depths, strict=True)))
+        work.reranking(*(shuffled(run, depth, seed) for run, depth in zip(firsts, DEPTHS, strict=True)))
         for seed in range(SHUFFLES)
     ]
     chance = {name: {q: float(np.mean([each[name][q] for each in orders])) for q in orders[0][name]} for name in orders[0]}
     kept.add("", "chance", chance)
     kept.add("", "BM25", work.reranking(*firsts) | work.dense(firsts[0]))
     taught = work.runs(work.teacher)
-    both = (ensemble(*each) for each in zip(taught, firsts, depths, strict=True))
+    both = (ensemble(*each) for each in zip(taught, firsts, DEPTHS, strict=True))
     kept.add("", "teacher + BM25", work.reranking(*both))
     kept.add(TEACHER, "teacher", work.reranking(*taught))
 

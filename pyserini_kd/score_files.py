@@ -84,7 +84,7 @@ def check_texts(path: str | Path, queries: Mapping[str, str], docs: Mapping[str,
         if "texts" not in file.schema_arrow.names:  # not of our making
             return
         step = 1 + file.metadata.num_rows // LOOKED
-        for batch in file.iter_batches(columns=["query_id", "doc_id", "texts"]):
+        for batch in _batches(file, "query_id", "doc_id", "texts"):
             for query_id, doc_id, known in zip(*(column[::step].to_pylist() for column in batch.columns), strict=True):
                 query, doc = queries.get(query_id), docs.get(doc_id)
                 if query is not None and doc is not None:
@@ -122,6 +122,12 @@ def known_of(taught: Taught, record: Mapping[str, Any]) -> list[Known]:
     return [Known(unweighted(who), taught.texts[order], raw[order]) for who, raw in scored if "architecture" in who]
 
 
+def _batches(file: Any, *names: str) -> Iterator[Any]:
+    """Columns of a parquet file, some rows at a time. A row group by itself: pyarrow keeps what it has read until the end."""
+    groups = range(file.num_row_groups)
+    return itertools.chain.from_iterable(file.iter_batches(WRITTEN, row_groups=[group], columns=names) for group in groups)
+
+
 def _by_hash(file: Any, names: Sequence[str], scratch: Path | None) -> tuple[Hashes, list[Floats]]:
     """The hashes of a store's texts in rising order, and its columns of scores in that order.
 
@@ -131,7 +137,7 @@ def _by_hash(file: Any, names: Sequence[str], scratch: Path | None) -> tuple[Has
     found = {name: column(scratch, count, np.float32) for name in names}
     texts = column(scratch, count, np.uint64)
     place = 0
-    for batch in file.iter_batches(WRITTEN, columns=["texts", *names]):
+    for batch in _batches(file, "texts", *names):
         some = slice(place, place := place + len(batch))
         texts[some] = batch["texts"].to_numpy(zero_copy_only=False)
         for name, values in found.items():
@@ -167,7 +173,7 @@ def _parquet_pairs(path: Path) -> Iterator[tuple[str, str, float]]:
 
     try:
         with pq.ParquetFile(path) as file:
-            for batch in file.iter_batches(columns=["query_id", "doc_id", "score"]):
+            for batch in _batches(file, "query_id", "doc_id", "score"):
                 scores = batch["score"].cast(pa.float32()).to_pylist()
                 if not all(score is not None and math.isfinite(score) for score in scores):
                     raise InputError(f"{path}: scores must be finite")
