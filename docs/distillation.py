@@ -8,6 +8,7 @@ there already is not made again, so the script can be stopped at any moment and 
 import argparse
 import concurrent.futures
 import dataclasses
+import functools
 import json
 import os
 import re
@@ -16,7 +17,7 @@ import sys
 import threading
 import time
 import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
@@ -29,6 +30,7 @@ from pyserini_kd.evaluate import evaluate
 from pyserini_kd.files import atomic_file
 from pyserini_kd.runs import Run
 from pyserini_kd.tables import markdown
+from pyserini_kd.token_index import TokenIndex
 
 KEPT = Path(__file__).with_name("distillation")
 DEPTH, N_TEST = 10, 300
@@ -367,20 +369,32 @@ def random_shape(work: Work, name: str) -> Path:
 
 def costs(work: Work, seed: int) -> str:
     """The table of sizes and speeds, of checkpoints and of RANDOM shapes: 128 of DL19's BM25 pairs, median of three rounds."""
-    from pyserini_kd import inference
+    from pyserini_kd import inference, token_index
 
-    texts = {doc.doc_id: doc.contents for doc in data.read_collection(work.dl19 / "collection.tsv")}
+    docs = {doc.doc_id: doc for doc in data.read_collection(work.dl19 / "collection.tsv")}
     topics = {query.query_id: query.text for query in data.read_topics(work.dl19 / "queries.dl19.tsv")}
     hits = Run.read(work.dl19 / "runs" / "bm25.dl19.trec").top(16)
-    pairs = [(topics[query_id], texts[doc_id]) for query_id in list(hits)[:8] for doc_id in hits[query_id].doc_ids]
+    pairs = [(topics[query_id], doc_id) for query_id in list(hits)[:8] for doc_id in hits[query_id].doc_ids]
+    queries, doc_ids = map(list, zip(*pairs, strict=True))
+    texts = [docs[doc_id].contents for doc_id in doc_ids]
     paths = {student: work.trained(student, "ranknet", CROSS["ranknet"], seed) for student in (*SHAPES, *STUDENTS)}
     paths = {TEACHER: work.teacher, **paths, **{name: random_shape(work, name) for name in RANDOM}}
     models = {name: inference.load(str(path)) for name, path in paths.items()}
-    seconds: dict[str, list[float]] = {name: [] for name in models}
+    ways: dict[str, Callable[[], object]] = {
+        name: functools.partial(inference.score, model, queries, texts) for name, model in models.items()
+    }
+    for name in ("colbert", "prettr", "tk"):
+        folder = work.root / f"stored.{name}"
+        if not folder.exists():
+            token_index.build([docs[doc_id] for doc_id in dict.fromkeys(doc_ids)], models[name], paths[name], folder)
+        stored = f"{name}, documents stored"
+        models[stored] = models[name]
+        ways[stored] = functools.partial(token_index.score, TokenIndex.load(folder), models[name], queries, doc_ids)
+    seconds: dict[str, list[float]] = {name: [] for name in ways}
     for _ in range(4):
-        for name, model in models.items():
+        for name, way in ways.items():
             begun = time.perf_counter()
-            inference.score(model, [q for q, _ in pairs], [d for _, d in pairs])
+            way()
             seconds[name].append(time.perf_counter() - begun)
     pace = {name: len(pairs) / float(np.median(some[1:])) for name, some in seconds.items()}  # the first warms up
     rows = []

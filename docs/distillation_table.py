@@ -54,12 +54,14 @@ GRID = [  # of the uniform study
     ("ranknet + margin-mse + layers", "ranknet + margin-mse"),
     ("ranknet + listwise KL + layers", "ranknet + listwise KL"),
 ]
+OTHERS = [("margin-mse", "ranknet"), *ORDER]  # for the students that are no cross-encoders
+OF = {"": [("teacher + BM25", "BM25")], "3/384": CROSS + GRID, "2/384": CROSS, "bert_dot": [*OTHERS, ("margin-mse", ALONE)],
+      "colbert": OTHERS, "prettr": OTHERS, "tk": OTHERS}  # fmt: skip
+TAUGHT = [("3/384", "ranker-distill"), *((s, "margin-mse") for s in ("3/384", "bert_dot", "colbert", "prettr", "tk"))]
 PAIRS = [
-    ("", "teacher + BM25", "BM25"),
-    *(("3/384", *pair) for pair in CROSS + GRID),
-    *(("2/384", *pair) for pair in CROSS),
-    *((student, *pair) for student in ("bert_dot", "colbert", "prettr", "tk") for pair in (("margin-mse", "ranknet"), *ORDER)),
-    ("bert_dot", "margin-mse", ALONE),
+    *(((student, one), (student, other)) for student, some in OF.items() for one, other in some),
+    (("3/384", "margin-mse"), ("2/384", "margin-mse")),
+    *((student, other) for student in TAUGHT for other in (("6/384", "teacher"), ("", "BM25"))),
 ]
 STUDENTS = "", "6/384", "3/384", "2/384", "bert_dot", "colbert", "prettr", "tk"
 RERANKED = {"RR@10": "RR@10", "nDCG@10": "nDCG@10", "SciFact nDCG@10": "SciFact", "DL19 nDCG@10": "DL19"}
@@ -92,15 +94,16 @@ def over_seeds(system: System, seeds: tuple[int, ...]) -> PerTopic:
     return {name: {q: float(np.mean([values[name][q] for values in each])) for q in each[0][name]} for name in each[0]}
 
 
-def shared(one: System, other: System) -> tuple[int, ...]:
-    """The seeds that two systems have."""
-    return tuple(seed for seed in FOUND.get(one, {}) if seed in FOUND.get(other, {}))
+def shared(one: System, other: System) -> list[tuple[int, int]]:
+    """The seeds in which two systems are compared: those that both have, or all of the one where the other knows none."""
+    theirs = FOUND.get(other, {})
+    return [(seed, 0 if 0 in theirs else seed) for seed in FOUND.get(one, {}) if seed in theirs or 0 in theirs]
 
 
 def against(one: System, other: System, name: str) -> str:
     """The difference of a measure, with the p-value of a paired t-test over topics."""
-    seeds = shared(one, other)
-    pair = {label: {"": over_seeds(system, seeds)[name]} for label, system in (("one", one), ("other", other))}
+    own, theirs = zip(*shared(one, other), strict=True)
+    pair = {"one": {"": over_seeds(one, own)[name]}, "other": {"": over_seeds(other, theirs)[name]}}
     found = significance.compare(pair, "other")["one"][""]
     return f"{found.difference:+.4f} ({found.p_value:.3f})"
 
@@ -128,12 +131,12 @@ def lines(kept: dict[str, str], compared: Sequence[str]) -> str:
 def pairs() -> str:
     """A line for each of PAIRS."""
     rows = []
-    for student, recipe, other in PAIRS:
-        one, two = (student, recipe), (student, other)
+    for one, two in PAIRS:
         if seeds := shared(one, two):
-            each = [mean(over_seeds(one, (s,))["RR@10"]) - mean(over_seeds(two, (s,))["RR@10"]) for s in seeds]
+            each = [mean(over_seeds(one, (a,))["RR@10"]) - mean(over_seeds(two, (b,))["RR@10"]) for a, b in seeds]
             outside = [against(one, two, name) for name in ("SciFact nDCG@10", "DL19 nDCG@10")]
-            rows.append([student, recipe, other, against(one, two, "RR@10"), ", ".join(f"{x:+.2f}" for x in each), *outside])
+            other = " ".join(two).strip() if two[0] != one[0] else two[1]
+            rows.append([*one, other, against(one, two, "RR@10"), ", ".join(f"{x:+.2f}" for x in each), *outside])
     return markdown(["student", "recipe", "against", "RR@10 (p)", "seed by seed", "SciFact (p)", "DL19 (p)"], rows)
 
 
