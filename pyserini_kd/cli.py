@@ -14,7 +14,7 @@ from typing import Any
 
 import click
 
-from pyserini_kd.files import InputError
+from pyserini_kd.files import InputError, record_path
 
 DISK_FULL = ("No space left on device", "Disk quota exceeded")
 
@@ -68,12 +68,14 @@ def command(name: str, example: str, epilog: str = "", **settings: Any) -> Calla
 
 
 class Command(click.Command):
-    """A command that refuses blank words, as a shell makes them of variables that are not set."""
+    """A command that refuses blank words, as a shell makes them of variables that are not set, and bytes that are no text."""
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         """Look at the words first; a prefix of texts may be blank."""
         for before, word in zip(["", *args], args, strict=False):
             flag, equals, value = word.partition("=")
+            if not _is_text(word):
+                raise UserError(f"{word!a} is not valid UTF-8; neither libraries nor run files take such names and texts")
             if not word and not before.endswith("-prefix"):
                 raise UserError(f"{before if before.startswith('--') else 'an argument'} is empty; is a variable not set?")
             if word.startswith("--") and equals and not value and not flag.endswith("-prefix"):
@@ -81,24 +83,41 @@ class Command(click.Command):
         return super().parse_args(ctx, args)
 
 
-OUTPUTS = ("output", "triples", "fixed", "folder")
+def _is_text(word: str) -> bool:
+    try:
+        word.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+OUTPUTS = ("output", "triples", "fixed", "folder", "per_query")
 """Parameters of commands that name what is written."""
 SOURCES = ("reuse",)
 """Parameters that may name what is written as well: they are read first, and what they hold is kept."""
 
 
 def _refuse_inputs_as_outputs(given: Mapping[str, Any]) -> None:
-    """InputError where a file or folder that is to be written is an input too: it would be gone."""
+    """InputError where what is to be written, or its record, is an input too, or holds one: that would be gone."""
     flags = {parameter.name: parameter.opts[0] for parameter in click.get_current_context().command.params}
     values = [(name, word) for name, value in given.items() for word in (value if isinstance(value, tuple) else [value])]
     paths = [(name, Path(word)) for name, word in values if isinstance(word, str | Path) and word and name not in SOURCES]
     for name, output in ((name, path) for name, path in paths if name in OUTPUTS):
         for other, path in paths:
-            same = False
-            with contextlib.suppress(OSError, ValueError):  # not there; no path at all
-                same = other != name and output.samefile(path)
-            if same:
-                raise InputError(f"{flags[name]} {output} is an input too ({flags[other]}); give it another name")
+            with contextlib.suppress(OSError):  # not there; no path at all
+                if how := other != name and _replaces(output, path):
+                    raise InputError(f"{flags[name]} {output} {how} ({flags[other]}); give it another name")
+
+
+def _replaces(output: Path, path: Path) -> str:
+    """How something that is there would go where an output is written, in words, or nothing."""
+    if output.exists() and output.samefile(path):
+        return "is an input too"
+    if output.is_dir() and output.resolve() in path.resolve(strict=True).parents:
+        return f"holds an input, {path}"
+    if not output.is_dir() and (record := record_path(output)).exists() and record.samefile(path):
+        return f"has its record beside it, {record}, which is an input"
+    return ""
 
 
 def quiet_libraries() -> None:

@@ -187,7 +187,11 @@ def _folders() -> Iterator[Finding]:
             yield Finding(name, "FAULT", f"{found}; not writable", "change its permissions, or set PYSERINI_KD_HOME")
             continue
         yield Finding(name, "OK", found)
-        if partial := sorted(p.name for p in folder.glob("*.partial")):
+        partial = sorted(p.name for p in folder.glob("*.partial"))
+        if left := [name for name in partial if name.startswith(".")]:
+            advice = f"the next command that writes the same removes those of killed commands: {', '.join(left)}"
+            yield Finding(name, "note", f"{len(left)} half-written in {folder}, by commands that run or were killed", advice)
+        if partial := [name for name in partial if not name.startswith(".")]:
             advice = f"the same command goes on from there; to give it up, delete: {', '.join(partial)}"
             yield Finding(name, "note", f"{len(partial)} unfinished in {folder}", advice)
     free = shutil.disk_usage(home() if home().exists() else Path()).free

@@ -17,7 +17,7 @@ from typing import Any
 from pyserini_kd import evaluate, fuse, index, inference, lucene, mine, pydocs, rerank, retrieve, teach, train, tune
 from pyserini_kd.data import Query
 from pyserini_kd.dense_index import DenseIndex, load_encoder, open_with_encoder, stored_docs
-from pyserini_kd.files import InputError, home, read_json, sha256, write_json
+from pyserini_kd.files import InputError, home, read_json, record_path, sha256, write_json
 from pyserini_kd.models import checkpoints
 from pyserini_kd.runs import Run
 from pyserini_kd.score_files import read_scores, write_scores
@@ -91,7 +91,10 @@ def _step(what: str, result: Path, make: Callable[[Paths], object], *, made_from
         if not why:
             return
         logger.info("%s was made %s; making it again", result, why)
-        shutil.rmtree(result)
+        if result.is_dir():
+            shutil.rmtree(result)
+        else:
+            result.unlink()
     started = time.monotonic()
     logger.info("[%s] ...", what)
     make(paths())
@@ -100,8 +103,9 @@ def _step(what: str, result: Path, make: Callable[[Paths], object], *, made_from
 
 def _outdated(result: Path, made_from: Path | None) -> str:
     """What a part was made from that is there no more; InputError where a checkpoint lies there that is none of ours."""
-    if (result / "manifest.json").exists():
-        record = read_json(result / "manifest.json", "manifest")
+    about = result / "manifest.json" if result.is_dir() else record_path(result)
+    if about.exists():
+        record = read_json(about, "record")
         if record.get("collection_stamp") != pydocs.stamp():
             return "for other versions of the packages"
         maker = record.get("encoder", {}).get("sha256")
@@ -123,7 +127,13 @@ def _make_bm25(at: Paths) -> None:
 
 def _make_candidates(at: Paths) -> None:
     mined = mine.mine(pydocs.topics("train"), pydocs.qrels("train"), [], pydocs.docs(), negatives=0, shared=BLOCK)
-    mine.write_candidates(mined.groups, at.training / "candidates.jsonl", overwrite=True)
+    _stamp(at.training / "candidates.jsonl")
+    mine.write_candidates(mined.groups, at.training / "candidates.jsonl")
+
+
+def _stamp(file: Path) -> None:
+    """Note beside a file that is about to be written from which documents it is made."""
+    write_json(record_path(file), {"collection_stamp": pydocs.stamp()})
 
 
 def _make_teacher(at: Paths) -> None:
@@ -142,7 +152,8 @@ def _make_scores(at: Paths) -> None:
     queries, docs = load_texts(groups, pydocs.topics("train"), pydocs.docs())
     teachers, runs = [f"{at.teacher}@{TEACHER_WEIGHT}"], [f"{bm25}@{BM25_WEIGHT}"]
     taught, record = teach.teach(groups, queries, docs, teachers, runs, index=DenseIndex.load(at.teacher_index))
-    write_scores(taught, at.training / "scores.parquet", record, overwrite=True)
+    _stamp(at.training / "scores.parquet")
+    write_scores(taught, at.training / "scores.parquet", record)
 
 
 def _check_teacher(at: Paths) -> None:
@@ -174,7 +185,9 @@ def _train(config: train.TrainConfig, at: Paths, output: Path, scores: Path | No
     data = {"collection": "pydocs", "topics": "pydocs:train", "candidates_sha256": sha256(candidates)}
     if scores:
         data["scores_sha256"] = sha256(scores)
-    train.train(config, groups, queries, docs, output, scores=read_scores(scores, groups) if scores else None, data=data)
+    known = read_scores(scores, groups) if scores else None
+    # A state that training on other candidates has left is of no use
+    train.train(config, groups, queries, docs, output, scores=known, data=data, overwrite=True)
 
 
 def _make_index(at: Paths) -> None:

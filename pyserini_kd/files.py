@@ -16,12 +16,13 @@ import io
 import json
 import os
 import platform
+import re
 import shlex
 import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import IO, Any
 
@@ -87,7 +88,7 @@ def atomic_file(path: str | Path, *, overwrite: bool = True, binary: bool = Fals
     path = Path(path)
     refuse_existing(path, overwrite)
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".partial")
+    handle, name = _sibling(path, tempfile.mkstemp)
     try:
         with os.fdopen(handle, "wb") as out:
             if binary:
@@ -100,9 +101,9 @@ def atomic_file(path: str | Path, *, overwrite: bool = True, binary: bool = Fals
                     text.detach()
             out.flush()
             os.fsync(out.fileno())
-        os.chmod(name, 0o666 & ~_umask())
-        refuse_existing(path, overwrite)  # another command may have written there meanwhile
-        os.replace(name, path)
+            os.chmod(name, 0o666 & ~_umask())
+            refuse_existing(path, overwrite)  # another command may have written there meanwhile
+            os.replace(name, path)
     except BaseException as error:
         Path(name).unlink(missing_ok=True)
         if isinstance(error, OSError) and error.filename is None:  # a full disk does not say which file
@@ -117,7 +118,8 @@ def atomic_folder(path: str | Path, *, overwrite: bool = False) -> Iterator[Path
     put_back(path)
     refuse_existing(path, overwrite, folder=True)
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}.", suffix=".partial"))
+    handle, name = _sibling(path, _mkdtemp)
+    partial = Path(name)
     try:
         yield partial
         os.chmod(partial, 0o777 & ~_umask())
@@ -126,6 +128,43 @@ def atomic_folder(path: str | Path, *, overwrite: bool = False) -> Iterator[Path
     except BaseException:
         shutil.rmtree(partial, ignore_errors=True)
         raise
+    finally:
+        os.close(handle)
+
+
+def _sibling(path: Path, make: Callable[..., tuple[int, str]]) -> tuple[int, str]:
+    """(open handle, name) of a new file or folder beside a path, locked; those that killed commands have left there go."""
+    prefix, suffix = f".{path.name}.", ".partial"
+    for name in os.listdir(path.parent):
+        if re.fullmatch(rf"{re.escape(prefix)}\w{{8}}{re.escape(suffix)}", name):
+            _remove_unlocked(path.parent / name)
+    while True:
+        handle, made = make(dir=path.parent, prefix=prefix, suffix=suffix)
+        with contextlib.suppress(BlockingIOError):  # another command holds it: it took it for one of those
+            _flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if is_at(handle, Path(made)):
+                return handle, made
+        os.close(handle)
+
+
+def _mkdtemp(**where: Any) -> tuple[int, str]:
+    while True:
+        name = tempfile.mkdtemp(**where)
+        with contextlib.suppress(FileNotFoundError):  # as above
+            return os.open(name, os.O_RDONLY), name
+
+
+def _remove_unlocked(left: Path) -> None:
+    with contextlib.suppress(OSError):  # its writer still holds it; another removes it
+        handle = os.open(left, os.O_RDONLY)
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if left.is_dir():
+                shutil.rmtree(left)
+            else:
+                left.unlink()
+        finally:
+            os.close(handle)
 
 
 def replace_folder(new: Path, path: Path) -> None:
@@ -206,13 +245,20 @@ def clear(work: Path, names: str = "") -> None:
 def _lock(path: Path, how: int) -> int:
     handle = _open(path)
     try:
-        fcntl.flock(handle, how)
+        _flock(handle, how)
     except BlockingIOError:
         os.close(handle)
         raise
+    return handle
+
+
+def _flock(handle: int, how: int) -> None:
+    try:
+        fcntl.flock(handle, how)
+    except BlockingIOError:
+        raise
     except OSError:  # a file system without locks
         pass
-    return handle
 
 
 def _open(path: Path) -> int:

@@ -234,8 +234,9 @@ def z_score(scores: Parts) -> Parts:
     >>> z_score(np.array([3.0, 1.0])).tolist()
     [1.0, -1.0]
     """
-    deviation = scores.std()
-    return (scores - scores.mean()) / deviation if deviation else np.zeros_like(scores)
+    if not np.ptp(scores):  # asked of the scores: their deviation may be rounding
+        return np.zeros_like(scores)
+    return (scores - scores.mean()) / scores.std()
 
 
 def rank_score(scores: Parts) -> Parts:

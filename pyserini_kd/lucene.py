@@ -47,6 +47,15 @@ _TUNED = {  # (k1, b) -> names, from Pyserini's set_bm25_parameters
     (2.56, 0.59): ("msmarco-v1-doc-segmented.d2q-t5", "msmarco-v1-doc-segmented.d2q-t5-docvectors"),
 }
 TUNED_BM25 = {name: values for values, names in _TUNED.items() for name in names}
+RAW_TEXTS = {  # prebuilt indexes whose stored texts Pyserini's RM3 reads where there are no document vectors: their form
+    "msmarco-v1-passage": "JsonCollection",
+    "msmarco-v1-doc": "JsonCollection",
+    "msmarco-v1-doc-segmented": "JsonCollection",
+    "msmarco-v2-passage": "MsMarcoV2PassageCollection",
+    "msmarco-v2-passage-augmented": "MsMarcoV2PassageCollection",
+    "msmarco-v2-doc": "MsMarcoV2DocCollection",
+    "msmarco-v2-doc-segmented": "MsMarcoV2DocCollection",
+}
 
 
 class Java(NamedTuple):
@@ -366,6 +375,7 @@ def search(
         results = pool.map(functools.partial(find, searcher, hits), chunks)
         with tqdm(total=len(asked), desc="BM25", unit=" queries", disable=None) as bar:
             for chunk, part in zip(chunks, results, strict=True):
+                _refuse_blanks(part, index)
                 found.update(part)
                 bar.update(len(chunk))
     finally:
@@ -374,12 +384,24 @@ def search(
     return Run.from_hits(tag, ((q.query_id, *found.get(q.query_id, none)) for q in queries))
 
 
+def _refuse_blanks(found: dict[str, tuple[list[str], Scores]], index: str) -> None:
+    """InputError where documents' ids are more than a word: no run could hold them."""
+    for doc_ids, _ in found.values():
+        if len(" ".join(doc_ids).split()) != len(doc_ids):
+            wrong = next(doc_id for doc_id in doc_ids if len(doc_id.split()) != 1)
+            raise InputError(f"{index}: an id is one word, not {wrong!r}")
+
+
 def _set_rm3(searcher: Any, index: str) -> None:
     """Pyserini's RM3, with its settings; terms come from document vectors, or from the text of the known MS MARCO indexes."""
-    vectors = searcher.reader.getTermVectors(0) is not None
-    if not vectors and index not in TUNED_BM25:
+    from jnius import autoclass
+
+    # Pyserini asks for the vectors of document 0, which has none where it has no words
+    contents = autoclass("org.apache.lucene.index.FieldInfos").getMergedFieldInfos(searcher.reader).fieldInfo("contents")
+    vectors = contents is not None and contents.hasVectors()
+    if not vectors and index not in RAW_TEXTS:
         raise InputError(f"RM3 needs an index with document vectors; {index} has none")
-    searcher.set_rm3(None if vectors else "JsonCollection", 10, 10, 0.5, False, True)
+    searcher.set_rm3(None if vectors else RAW_TEXTS[index], 10, 10, 0.5, False, True)
 
 
 def _find(searcher: Any, hits: int, queries: Sequence[Query]) -> dict[str, tuple[list[str], Scores]]:

@@ -86,17 +86,23 @@ class Measure(NamedTuple):
                 level = _level(value, text)
             else:
                 p = _persistence(value, text)
-        return cls(name, int(cutoff) if cutoff else None, level, p)
+        return cls(name, _bounded(cutoff, text) if cutoff else None, level, p)
 
 
 def _level(value: str, text: str) -> int:
     if not re.fullmatch(r"[1-9]\d*", value):
         raise InputError(f"measure {text}: rel must be a whole number from 1, not {value!r}")
+    return _bounded(value, text)
+
+
+def _bounded(value: str, text: str) -> int:
+    if len(value) > 9:  # trec_eval counts in 32 bits
+        raise InputError(f"measure {text}: {value} is more than 999999999")
     return int(value)
 
 
 def _persistence(value: str, text: str) -> float:
-    if not re.fullmatch(r"0?\.\d*[1-9]\d*", value):
+    if not re.fullmatch(r"0?\.\d*[1-9]\d*", value) or not 0 < float(value) < 1:  # as float64, too
         raise InputError(f"measure {text}: p must lie between 0 and 1, such as 0.8, not {value!r}")
     return float(value)
 

@@ -7,6 +7,7 @@ All that the page shows is one dictionary, `data`; `report.html` beside this fil
 from __future__ import annotations
 
 import base64
+import contextlib
 import functools
 import hashlib
 import json
@@ -211,8 +212,10 @@ def collect(
 
 def _row(system: System, label: str, compared: Mapping[str, significance.Comparison]) -> dict[str, Any]:
     ms, what = latency.ms_per_query(system.path, len(system.top))
-    record_file = record_path(Path(system.path))
-    record = read_json(record_file, "record") if record_file.exists() and record_file != Path(system.path) else {}
+    record_file, record = record_path(Path(system.path)), {}
+    if record_file.exists() and record_file != Path(system.path):
+        with contextlib.suppress(InputError):  # somebody else's file of that name
+            record = read_json(record_file, "record")
     return {
         "name": label,
         "about": str(record.get("system", "")),
@@ -323,7 +326,7 @@ def _embedded(data: Any) -> str:
 @click.option("--preset", type=click.Choice(list(PRESETS)), help="The collection's measures, before those of --measures.")
 @click.option("--training", multiple=True, metavar="FILE", help="A training.json, for its loss curves; may be repeated.")
 @click.option("--output", default="report.html", type=click.Path(path_type=Path), help="Page to write.")
-@click.option("--figures", "folder", type=click.Path(path_type=Path), help="Also write figures for a paper into this folder.")
+@click.option("--figures", "figures_folder", type=click.Path(path_type=Path), help="Also write figures for a paper here.")
 @click.option("--figure-format", default="pdf", type=click.Choice(figures.FORMATS), help="Format of the figures.")
 @click.option("--overwrite", is_flag=True, help="Replace the page and the figures if they exist.")
 def main(
@@ -339,7 +342,7 @@ def main(
     preset: str | None,
     training: tuple[str, ...],
     output: Path,
-    folder: Path | None,
+    figures_folder: Path | None,
     figure_format: str,
     overwrite: bool,
 ) -> None:
@@ -368,7 +371,7 @@ def main(
     data = collect(systems, judgements, queries, fetch, baseline=baseline, training=training, names=said, **tests)
     data["notes"] += [f"{qrels}: {line}" for line in caveats.of_levels(judgements, names, preset)]
     text = page(data)
-    drawn = figures.draw(data, folder, figure_format, overwrite=overwrite) if folder is not None else []
+    drawn = figures.draw(data, figures_folder, figure_format, overwrite=overwrite) if figures_folder is not None else []
     with atomic_file(output, overwrite=overwrite) as out:
         out.write(text)
     click.echo(f"{output}: {len(systems)} runs, {len(judgements)} queries, {len(text.encode()) / 1e6:.2f} MB")

@@ -194,7 +194,7 @@ More: pyserini-kd search --index indexes/docs.student --encoder models/student -
 @click.option("--output", type=click.Path(path_type=Path), help="Run to write [default: under runs/].")
 @click.option("--output-format", default="trec", type=click.Choice(["trec", "msmarco"]), help="Run format.")
 @click.option("--runtag", help="[default: the encoder's name]")
-@click.option("--hits", type=click.IntRange(1), help="Hits a query [default: 1000, with --query 10].")
+@click.option("--hits", type=click.IntRange(1, (1 << 31) - 1), help="Hits a query [default: 1000, with --query 10].")
 @click.option("--query-cache", metavar="DIR", help="Folder that keeps query vectors: each query is encoded once.")
 @click.option("--remove-query", is_flag=True, help="Drop the document whose id is the query's.")
 @click.option("--max-passage", is_flag=True, help="Bring passages back as documents, each with its best passage's score.")
@@ -262,6 +262,8 @@ def refuse_contradictions(settings: Settings, fusion: str | None) -> None:
         check_tag(settings.runtag)
     sparse, both = settings.encoder == "bm25", bool(settings.sparse_index)
     only_dense = settings.more_indexes or settings.nprobe or settings.mmap or settings.query_cache
+    own = (settings.max_length, settings.l2_norm, settings.query_prefix, settings.doc_prefix)
+    encoding = any(value is not None for value in own)
     passages_set = settings.max_passage_hits != 100 or settings.max_passage_delimiter != "#"
     fused = settings.fusion if both and not sparse else None
     wrong = {
@@ -270,9 +272,13 @@ def refuse_contradictions(settings: Settings, fusion: str | None) -> None:
         "--rrf.k is for --fusion rrf": settings.rrf_k != RRF_K and fused != "rrf",
         "--sparse-index, --ef-search and --pooling are for a dense --encoder": sparse
         and (both or settings.ef_search or settings.pooling),
+        "--max-length, --l2-norm, --query-prefix and --doc-prefix are for a dense --encoder": sparse and encoding,
+        "--device, --precision and --backend are for a dense --encoder or --rerank": sparse
+        and not settings.rerank
+        and (settings.device, settings.precision, settings.backend) != ("cpu", "auto", "auto"),
         "several --index, --nprobe, --mmap and --query-cache are for a dense --encoder": sparse and only_dense,
         "--rm3, --k1 and --b are for --encoder bm25 or a --sparse-index": not (sparse or both)
-        and (settings.rm3 or settings.k1 or settings.b),
+        and (settings.rm3 or settings.k1 is not None or settings.b is not None),
         "--rerank-index is for --rerank": settings.rerank_index and not settings.rerank,
         "--depth is for --rerank": settings.depth != DEPTH and not settings.rerank,
         "give --query or --topics, not both": settings.query is not None and settings.topics,

@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from pyserini_kd import fuse, significance, sources
-from pyserini_kd.cli import Runs, command
+from pyserini_kd.cli import Runs, command, typed
 from pyserini_kd.data import Qrels
 from pyserini_kd.evaluate import evaluate
 from pyserini_kd.files import InputError, command_line, environment, refuse_existing, sha256, write_json
@@ -183,6 +183,8 @@ def main(
         refuse_existing(output, overwrite)
     if len(runs) < 2 or len({Path(path).resolve() for path in runs}) != len(runs):
         raise InputError(f"--runs needs two or more different runs, found {' '.join(runs)}")
+    if method != "wsum" and typed("norm"):
+        raise InputError(f"--norm is for --method wsum, not for {method}")
     Measure.parse(measure)
     values = _grid(grid, method)
     judged = sources.qrels(qrels)

@@ -88,8 +88,29 @@ def test_an_input_is_not_written_over(invoke, tmp_path):
     for words in (["--topics", link], [file], ["x", file]):
         result = invoke(written, *words, "--output", file)
         assert result.exit_code == 2 and f"Error: --output {file} is an input too (" in result.output
+    (tmp_path / "run.json").write_text("[]")
+    (tmp_path / "run.txt").touch()
+    result = invoke(written, "--topics", tmp_path / "run.json", "--output", tmp_path / "run.txt")
+    assert result.exit_code == 2 and "run.json, which is an input (--topics)" in result.output
+    (tmp_path / "data" / "deep").mkdir(parents=True)
+    (tmp_path / "data" / "deep" / "docs").touch()
+    result = invoke(written, "x", tmp_path / "data" / "deep" / "docs", "--output", tmp_path / "data")
+    assert result.exit_code == 2 and "data holds an input, " in result.output
+    assert invoke(written, tmp_path / "data", "--output", tmp_path / "data" / "deep" / "run.txt").output == "done\n"
     assert invoke(written, "--reuse", file, "--output", file).output == "done\n"
     assert invoke(written, "--topics", tmp_path / "c", "--output", tmp_path / "c").output == "done\n"  # neither is there
+
+
+def test_bytes_that_are_no_text_are_refused(invoke):
+    @command("demo", "demo")
+    @click.option("--query")
+    def shown(query):
+        click.echo(query)
+
+    for words in (["--query", "caf\udce9"], ["--query=caf\udce9"], ["caf\udce9"]):
+        result = invoke(shown, *words)
+        assert result.exit_code == 2 and "caf\\udce9' is not valid UTF-8" in result.output
+    assert invoke(shown, "--query", "café 😀").output == "café 😀\n"
 
 
 def test_an_option_of_many_values_swallows_the_words_up_to_the_next_flag(invoke):

@@ -74,6 +74,22 @@ def test_other_versions_of_the_packages_make_the_indexes_anew(small_home, caplog
     assert [path.stat().st_mtime_ns == before for path, before in made.items()] == [True, False, False]
 
 
+def test_other_versions_in_the_middle_of_the_work_make_candidates_and_scores_anew(small_home, caplog, monkeypatch):
+    at = embedded.prepare()
+    shutil.rmtree(at.student)
+    candidates = at.training / "candidates.jsonl"
+    lines = candidates.read_text()
+    candidates.write_text(lines.replace("eat-cat", "gone"))  # a document of the versions before
+    unfinished = at.student.with_name("student.partial")
+    (unfinished / "stage-1" / "checkpoint-1").mkdir(parents=True)
+    (unfinished / "config.json").write_text('{"data": {"candidates_sha256": "another"}}')
+    monkeypatch.setattr(pydocs, "stamp", lambda: "newer")
+    with caplog.at_level("INFO"):
+        embedded.prepare()
+    assert caplog.text.count("made for other versions of the packages") == 5  # those two and three indexes
+    assert candidates.read_text() == lines and at.student.is_dir() and not unfinished.exists()
+
+
 @pytest.mark.parametrize("part", ["teacher", "reranker"])
 def test_a_checkpoint_of_the_user_s_is_not_taken_for_a_part(small_home, invoke, part):
     own = small_home / "models" / part

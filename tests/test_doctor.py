@@ -150,10 +150,12 @@ def test_hub_out_of_reach_or_not_wanted(hub, monkeypatch):
 
 def test_unfinished_work_is_shown(tmp_path, monkeypatch):
     monkeypatch.setenv("PYSERINI_KD_HOME", str(tmp_path))
-    (tmp_path / "indexes" / ".big.abc.partial").mkdir(parents=True)
+    (tmp_path / "indexes" / ".big.abcd_123.partial").mkdir(parents=True)
+    (tmp_path / "indexes" / "dense.partial").mkdir()
     findings = [finding for finding in doctor._folders() if finding.name == "indexes"]
-    assert [finding.mark for finding in findings] == ["OK", "note"]
-    assert "nothing yet" in findings[0].found and ".big.abc.partial" in findings[1].advice
+    assert [finding.mark for finding in findings] == ["OK", "note", "note"]
+    assert "1 half-written" in findings[1].found and ".big.abcd_123.partial" in findings[1].advice
+    assert "1 unfinished" in findings[2].found and findings[2].advice.endswith("delete: dense.partial")
 
 
 @pytest.mark.parametrize(

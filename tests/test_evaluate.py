@@ -411,6 +411,14 @@ def test_default_measures_and_per_query_csv(files):
     assert again.exit_code == 2 and "--overwrite" in again.stderr
 
 
+def test_per_query_values_replace_no_run(files):
+    (files / "one.csv").write_bytes((files / "one.txt").read_bytes())
+    before = (files / "one.csv").read_bytes()
+    result = run_command("one.csv", "--per-query", "one.csv", "--overwrite")
+    assert result.exit_code == 2 and "--per-query one.csv is an input too" in result.stderr
+    assert (files / "one.csv").read_bytes() == before
+
+
 def test_per_query_parquet_holds_the_same(files):
     for name in ("values.csv", "values.parquet", "again.parquet"):
         assert run_command("one.txt", "two.txt", "-m", "RR", "P@1", "--per-query", name).exit_code == 0

@@ -2,6 +2,7 @@
 
 import contextlib
 import errno
+import functools
 import gzip
 import hashlib
 import json
@@ -362,10 +363,55 @@ def test_a_file_where_the_folder_of_a_lock_was_to_be(tmp_path):
         pass
 
 
+@pytest.mark.parametrize("kind", ["file", "folder"])
+def test_what_a_killed_command_left_goes_and_what_another_writes_stays(tmp_path, kind):
+    atomic = atomic_file if kind == "file" else functools.partial(atomic_folder, overwrite=True)
+    left, foreign = tmp_path / ".out.abcd_123.partial", [".out.more.abcd_123.partial", ".out.short.partial", "out.partial"]
+    if kind == "file":
+        left.write_text("half")
+    else:
+        left.mkdir()
+        (left / "half").write_text("half")
+    for name in foreign:
+        (tmp_path / name).touch()
+    with atomic(tmp_path / "out"):
+        assert not left.exists()
+        (held,) = set(names(tmp_path)) - set(foreign)
+        with atomic(tmp_path / "out"):  # another command, as far as locks know
+            assert len(names(tmp_path)) == len(foreign) + 2 and held in names(tmp_path)
+    assert names(tmp_path) == sorted([*foreign, "out"])
+
+
+@pytest.mark.parametrize("kind", ["file", "folder"])
+def test_many_that_write_the_same_do_not_take_each_other_for_killed(tmp_path, kind):
+    atomic = atomic_file if kind == "file" else functools.partial(atomic_folder, overwrite=True)
+    faults = []
+
+    def often():
+        try:
+            for _ in range(100):
+                with atomic(tmp_path / "out") as made:
+                    if kind == "folder":
+                        (made / "config.json").touch()
+        except BaseException as error:
+            faults.append(error)
+
+    threads = [threading.Thread(target=often) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not faults and names(tmp_path) == ["out"]
+
+
 def test_a_file_system_without_locks_lets_all_work(tmp_path, monkeypatch):
     monkeypatch.setattr(files.fcntl, "flock", lambda *_: (_ for _ in ()).throw(OSError(errno.ENOLCK, "No locks available")))
     with files.locked(tmp_path), files.locked(tmp_path, wait=False):
         pass
+    (tmp_path / ".out.abcd_123.partial").touch()  # of a killed command, or of another that is at work
+    with atomic_file(tmp_path / "out"):
+        pass
+    assert names(tmp_path) == [".out.abcd_123.partial", "out"]
 
 
 def test_a_stamp_changes_with_names_sizes_and_times(tmp_path):

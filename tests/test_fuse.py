@@ -318,6 +318,11 @@ def test_equal_scores_normalise_to_nothing(norm, flat):
     assert scores(fuse.combine([flat, flat], "combsum", norm=norm), "q") == dict.fromkeys(flat["q"].doc_ids, 0.0)
 
 
+def test_equal_numbers_whose_deviation_is_rounding_have_no_z_score():
+    same = np.full(3, 0.1)
+    assert same.std() > 0 and fuse.z_score(same).tolist() == [0, 0, 0]
+
+
 def test_negative_scores_normalise_as_others_do():
     below = Run.from_scores("below", {"q": {"x": -1.0, "y": -2.0, "z": -5.0}})
     expected = {"minmax": (1, 3 / 4, 0), "sum": (4 / 7, 3 / 7, 0), "rank": (1, 2 / 3, 1 / 3)}

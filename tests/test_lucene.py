@@ -342,6 +342,21 @@ def test_damaged_index_and_rm3_without_vectors(odd_index, tmp_path):
         list(lucene.fetch_docs(str(tmp_path / "bare"), ["1"]))
 
 
+def test_rm3_where_the_first_document_has_no_words(tmp_path):
+    docs = [Doc("0", "", "--- ***"), Doc("1", "", "the cat sat"), Doc("2", "", "a cat fox"), Doc("3", "", "fox hole")]
+    others = [Doc(f"other{n}", "", "something else") for n in range(40)]  # RM3 expands by rare words alone
+    lucene.build_index(docs + others, tmp_path / "first")
+    found = lucene.search(str(tmp_path / "first"), [Query("q", "cat")], rm3=True)["q"]
+    assert sorted(found.doc_ids) == ["1", "2", "3"]  # the last by `fox`
+
+
+def test_ids_that_no_run_can_hold_are_refused(tmp_path):
+    lucene.build_index([Doc("a b", "", "cat fox"), Doc("c", "", "dog")], tmp_path / "blank")
+    with pytest.raises(InputError, match="blank: an id is one word, not 'a b'"):
+        lucene.search(str(tmp_path / "blank"), [Query("q", "cat")])
+    assert lucene.search(str(tmp_path / "blank"), [Query("q", "dog")])["q"].doc_ids == ["c"]
+
+
 CTRL_C = """
 import sys, time
 from pyserini_kd import lucene

@@ -66,6 +66,9 @@ def test_presets_count_relevance_as_the_collections_do():
         ("AP(p=0.8)", "AP takes (rel=...), not 'p=0.8'"),
         ("RBP(p=1)", "p must lie between 0 and 1, such as 0.8, not '1'"),
         ("RBP(p=0)", "p must lie between 0 and 1"),
+        ("RBP(p=0.99999999999999999999)", "p must lie between 0 and 1"),  # 1 as a float
+        ("P@10000000000", "10000000000 is more than 999999999"),
+        ("RR(rel=10000000000)", "10000000000 is more than 999999999"),
         ("RBP(q=0.5)", "RBP takes (p=...) and (rel=...), not 'q=0.5'"),
         ("P", "for example P@10"),
         ("R(rel=2)", "measure R(rel=2) needs a cut-off, for example R(rel=2)@1000"),

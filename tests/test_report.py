@@ -271,6 +271,14 @@ def test_the_page_is_sealed(full_page):
     assert data_of(full_page)["docs"][1][2] == " ".join(EVIL.split())
 
 
+@pytest.mark.parametrize("text", ['{"seconds": 3}\n{"seconds": 4}\n', "[1]", "caf\udce9"])
+def test_a_file_of_somebody_else_s_is_no_record(text, given_files, invoke, monkeypatch):
+    monkeypatch.chdir(given_files)
+    (given_files / "run.x.weak.json").write_bytes(text.encode(errors="surrogateescape"))
+    result = invoke(report.main, "--qrels", "qrels.txt", "run.x.weak.txt", "--output", "page.html")
+    assert result.exit_code == 0 and (given_files / "page.html").exists(), result.output
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [

@@ -127,6 +127,7 @@ def test_command(files, invoke):
         (["--runs", "a.txt", "b.txt", "--folds", "99"], "folds must lie between 2 and the number of topics (40)"),
         (["--runs", "a.txt", "b.txt", "--measure", "nDGC@10"], "did you mean"),
         (["--runs", "a.txt", "other.txt"], "no topic in common"),
+        (["--runs", "a.txt", "b.txt", "--norm", "zscore"], "--norm is for --method wsum, not for interpolation"),
     ],
 )
 def test_bad_input(files, invoke, monkeypatch, words, message):
