@@ -183,8 +183,9 @@ def randomisation(differences: Array, samples: int = SAMPLES, seed: int = SEED) 
 
 
 def _all_signs(n_queries: int) -> Iterator[npt.NDArray[np.floating]]:
-    codes = np.arange(2**n_queries)
-    yield 1.0 - 2.0 * (codes[:, None] >> np.arange(n_queries) & 1)
+    for start in range(0, 2**n_queries, _CHUNK):
+        codes = np.arange(start, min(start + _CHUNK, 2**n_queries))
+        yield 1.0 - 2.0 * (codes[:, None] >> np.arange(n_queries) & 1)
 
 
 def _random_signs(n_queries: int, samples: int, rng: np.random.Generator) -> Iterator[npt.NDArray[np.floating]]:
