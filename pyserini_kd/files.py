@@ -66,17 +66,26 @@ def refuse_existing(path: Path, overwrite: bool, *, folder: bool = False) -> Non
         raise InputError(f"{path} is a folder; the name of a file was expected")
     if path.is_file() and folder and overwrite:
         raise InputError(f"{path} is a file; a folder was to be written there")
-    if overwrite and path.is_dir() and any(path.iterdir()) and not any((path / name).exists() for name in OURS):
+    if overwrite and path.is_dir() and _holds_something(path) and not any((path / name).exists() for name in OURS):
         raise InputError(f"{path} is neither an index nor a checkpoint; --overwrite does not replace such a folder")
-    if not overwrite and path.exists() and not (path.is_dir() and not any(path.iterdir())):
+    if not overwrite and path.exists() and not (path.is_dir() and not _holds_something(path)):
         raise InputError(f"{path} exists; give --overwrite to replace it, or another name")
-    if folder and path.is_symlink() and not overwrite:
+    if folder and path.is_dir() and path.is_symlink() and not overwrite:
         raise InputError(f"{path} is a link to an empty folder; name that folder itself")
+    for link in (*([path] if folder else []), *path.absolute().parents):
+        if link.is_symlink() and not link.exists():
+            raise InputError(f"{path} cannot be written: {link} is a link to nothing")
     above = next(parent for parent in path.absolute().parents if parent.exists())
     if not above.is_dir():
         raise InputError(f"{path} cannot be written: {above} is a file")
     if not os.access(above, os.W_OK | os.X_OK):
         raise InputError(f"{path} cannot be written: no permission to write in {above}")
+
+
+def _holds_something(folder: Path) -> bool:
+    with contextlib.suppress(FileNotFoundError):  # another command is just replacing it
+        return any(folder.iterdir())
+    return False
 
 
 @contextlib.contextmanager
@@ -262,8 +271,8 @@ def _flock(handle: int, how: int) -> None:
 
 
 def _open(path: Path) -> int:
-    while True:  # what its last holder removes meanwhile is made anew
-        with contextlib.suppress(FileNotFoundError):
+    for turn in range(1000):  # what its last holder removes meanwhile is made anew
+        try:
             if path.is_dir():
                 return os.open(path, os.O_RDONLY)
             try:
@@ -272,6 +281,10 @@ def _open(path: Path) -> int:
                 if path.parent.is_symlink() and not path.parent.exists():  # which points to nothing
                     raise
             return os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+        except FileNotFoundError:
+            if turn == 999:  # not removed: where nothing can be made
+                raise
+    raise AssertionError
 
 
 def is_at(handle: int, path: Path) -> bool:

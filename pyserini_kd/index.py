@@ -20,7 +20,7 @@ import numpy as np
 import numpy.typing as npt
 
 from pyserini_kd import blocks, columns, inference, kinds, lucene, passages, sources, token_index, vectors
-from pyserini_kd.cli import command
+from pyserini_kd.cli import command, typed
 from pyserini_kd.data import Doc
 from pyserini_kd.dense_index import DenseIndex, load_encoder
 from pyserini_kd.files import InputError, refuse_existing
@@ -319,6 +319,8 @@ def _refuse_contradictions(
         passages.parse(segment)
     if shard[1] > 1 and encoder == "bm25":
         raise InputError("several processes share the work of what a checkpoint computes, not that of bm25")
+    if typed("dtype") and not architecture:
+        raise InputError("--dtype is of what --for stores")
     if architecture and (collection_class or encoder == "bm25"):
         raise InputError("--for stores what a checkpoint computes; it does not go with bm25 or --collection-class")
     if collection_class and encoder != "bm25":

@@ -167,7 +167,10 @@ def open_source(
     """
     checkpoint, folders = checkpoints.resolve(encoder), shards(*indexes)
     architecture = token_index.architecture_in(folders[0])
-    if architecture and all(token_index.architecture_in(folder) == architecture for folder in folders):
+    same = len({token_index.architecture_in(folder) for folder in folders}) == 1
+    if not same:
+        logger.info("the indexes are of several kinds: documents are scored from their texts")
+    if architecture and same:
         index = TokenIndex.load(*folders)
         made_by = index.manifest["encoder"]
         if made_by["sha256"] == checkpoints.fingerprint(checkpoint):

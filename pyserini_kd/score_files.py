@@ -103,8 +103,9 @@ def read_known(path: str | Path, scratch: Path | None = None) -> list[Known]:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
+    path = require_file(path, "score store")
     try:
-        with pq.ParquetFile(require_file(path, "score store")) as file:
+        with pq.ParquetFile(path) as file:
             record = json.loads(file.schema_arrow.metadata[b"pyserini_kd"])
             columns = [name for name in file.schema_arrow.names if name.startswith("raw:")]
             scored = dict(zip(columns, record["teachers"], strict=True))
@@ -187,8 +188,9 @@ def fill_from_store(path: Path, texts: Hashes, scores: Floats, scratch: Path | N
     import pyarrow as pa
     import pyarrow.parquet as pq
 
+    path = require_file(path, "score store")
     try:
-        with pq.ParquetFile(require_file(path, "score store")) as file:
+        with pq.ParquetFile(path) as file:
             known, (values,) = _by_hash(file, ["score"], scratch)
     except (pa.ArrowException, KeyError, TypeError, ValueError) as error:
         raise InputError(f"{path} is not a score store of teach: {str(error).splitlines()[0]}") from error

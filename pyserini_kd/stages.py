@@ -33,6 +33,7 @@ from pyserini_kd.validation import Dev, Watch
 logger = logging.getLogger(__name__)
 
 SAMPLE = 500  # texts by which it is told how many are cut
+FEEBLE = 30.0  # times which a student's scores are as large as its teacher's; those of pretrained layers, pooled well: below 1
 MANY = 512  # pairs of a batch, above which a cross-encoder is slow to take a step, and takes gigabytes
 TERMS = "terms.json"  # of a saved state: the loss terms since the last line of the log
 FLAT = 1e-4  # spread of a query's scores, against their size, under which nothing is ranked
@@ -287,6 +288,10 @@ def _batches(
     factor = 1.0
     if stage.match_scale and stage.needs_scores and config.architecture in recipes.SCALED and not model.settings.l2_norm:
         factor = match_scale(model, collator, batches, config.score_scale or 1.0, teacher)
+        logger.info("to begin on the teacher's scale, the student's scores are multiplied by %.3g", factor)
+        if factor > FEEBLE:
+            logger.warning("WARNING: the student tells documents hardly apart yet, and that makes its noise as large: with "
+                           "--pooling mean, another --init or --no-match-scale it may learn more")  # fmt: skip
     collator.share = share
     return batches, collator, factor
 

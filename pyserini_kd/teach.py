@@ -425,6 +425,8 @@ def _teach_run(name: str, weight: float | None, pairs: Pairs, scores: Floats) ->
     if weight is None and all(np.abs(hits.scores).max(initial=0.0) <= 1 for hits in run.values()):
         refuse_bounded(name, "scores")
     absent = score_run(run, pairs, scores)
+    if absent == len(pairs):
+        raise InputError(f"--teacher-run {name} has none of the candidates' {absent} pairs; a run of other topics?")
     logger.info("%s: %d of %d pairs are not in the run and score 0", name, absent, len(pairs))
     return {"name": name, "sha256": sha256(name), "absent": absent}
 

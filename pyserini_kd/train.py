@@ -424,6 +424,10 @@ def main(
         raise InputError(f"unknown student {config.architecture!r}; one of {', '.join(checkpoints.ARCHITECTURES)}")
     recipes.check_student(chosen, config.architecture)
     Measure.parse(config.metric)
+    if candidates and qrels:
+        raise InputError("--qrels makes candidates where none are given; --candidates have their labels")
+    if candidates and scores and not any(stage.needs_scores for stage in stages):
+        raise InputError(f"--scores: recipe {recipe}, as asked for, learns nothing from a ranker")
     if segment:
         passages.parse(segment)
         if on_candidates and not candidates:

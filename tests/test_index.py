@@ -189,6 +189,7 @@ def test_command(tmp_path, invoke, files, tiny_dot, tiny_cross):
     for wrong, word in (
         (["--faiss", "Magic7"], "factory string"),
         (["--collection-class", "HtmlCollection"], "bm25"),
+        (["--dtype", "fp16"], "--dtype is of what --for stores"),
         (["--collection", tmp_path / "nowhere"], "not found"),
         (["--encoder", tiny_cross], "bert_dot"),
         (["--encoder", "unheard-of"], "cannot be had"),

@@ -93,8 +93,15 @@ def test_settings_come_from_the_checkpoint(tiny_dot, tmp_path, caplog):
     assert checkpoints.settings_of(foreign).pooling == "cls"
     (foreign / "modules.json").unlink()
     assert checkpoints.settings_of(foreign).pooling == "cls"
-    assert "does not say how it pools" in caplog.text
     assert checkpoints.load(str(foreign), pooling="mean", l2_norm=True).settings.l2_norm
+    assert checkpoints.load(str(foreign), architecture="colbert").architecture == "colbert" and not caplog.text
+    assert checkpoints.load(str(foreign)).settings.pooling == "cls" and "does not say how it pools" in caplog.text
+
+
+def test_who_may_read_a_checkpoint_may_read_its_weights(tiny_dot, tmp_path):
+    saved = checkpoints.save(checkpoints.load(str(tiny_dot), architecture="colbert", width=8), tmp_path / "colbert")
+    modes = {path.name: path.stat().st_mode & 0o777 for path in saved.iterdir() if path.is_file()}
+    assert {"model.safetensors", "head.safetensors", "config.json"} <= set(modes) and len(set(modes.values())) == 1, modes
 
 
 def test_names(tmp_path, monkeypatch, tiny_dot):

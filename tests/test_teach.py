@@ -198,6 +198,7 @@ def test_command(tmp_path, invoke, files, groups, tiny_dot):
     mine.write_candidates(groups, tmp_path / "c.jsonl")
     base = ["--candidates", tmp_path / "c.jsonl", "--collection", files["docs"], "--topics", files["topics"]]
     out = ["--output", tmp_path / "s.parquet", "--triples", tmp_path / "s.tsv"]
+    Run.from_scores("other", {"elsewhere": {"eat-cat": 9.0}}).write(tmp_path / "other.txt")
     result = invoke(teach.main, *base, *out, "--teacher", tiny_dot)
     assert result.exit_code == 0 and "50 pairs" in result.output and "40 triples" in result.output, result.output
     for wrong, word in (
@@ -206,6 +207,8 @@ def test_command(tmp_path, invoke, files, groups, tiny_dot):
         (["--overwrite", "--teacher", "minilm"], "[-1, 1]"),
         (["--overwrite", "--teacher", f"{tiny_dot}@much"], "must be a number"),
         (["--overwrite", "--teacher-run", tmp_path / "no.txt"], "not found"),
+        (["--overwrite", "--teacher-run", tmp_path / "other.txt"], "none of the candidates' 50 pairs; a run of other topics?"),
+        (["--overwrite", "--teacher", tiny_dot, "--reuse", tmp_path / "no.parquet"], "Error: score store not found: "),
     ):
         result = invoke(teach.main, *base, *out, *wrong)
         assert result.exit_code == 2 and word in result.output, result.output

@@ -439,6 +439,8 @@ def test_command(tmp_path, invoke, files, data, scores, tiny_dot):
         (["--recipe", "ranknet", *more, "--layers", "zero"], "--layers"),
         (["--recipe", "ranknet", *more, "--layers", "7"], "layers"),
         (["--recipe", "ranknet", "--overwrite"], "--candidates"),
+        (["--recipe", "ranknet", *more, "--qrels", files["qrels"]], "--qrels makes candidates where none are given"),
+        (["--recipe", "ranknet", *more, "--scores", tmp_path / "s.tsv"], "--scores: recipe ranknet, as asked for, learns nothing"),
         (["--recipe", "ranknet", *more, "--dev-topics", files["topics"]], "go together"),
         (["--recipe", "ranknet", *more, "--metric", "nDGC@10"], "nDCG@10"),
         (["--recipe", "ranknet", "--candidates", tmp_path / "c.jsonl"], "exists"),

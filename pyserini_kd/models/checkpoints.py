@@ -279,6 +279,9 @@ def own_settings(architecture: str) -> list[str]:
 def _settings(folder: Path, architecture: str, window: int, overrides: dict[str, Any]) -> Any:
     """Settings of a checkpoint, read as an architecture, with overrides that are not None."""
     base = settings_of(folder, window)
+    says = (folder / OURS).exists() or (folder / "modules.json").exists() or overrides.get("pooling") is not None
+    if architecture == "bert_dot" and not says:
+        logger.warning("%s does not say how it pools: taking the [CLS] vector, not normalised", folder)
     _, settings_class = _architecture(architecture)
     names = {field.name for field in dataclasses.fields(settings_class)}
     known = dataclasses.asdict(base)
@@ -419,7 +422,7 @@ def window_of(config: Any) -> int:
 def settings_of(folder: Path, window: int = 512) -> EncoderSettings:
     """Pooling, normalisation, lengths and prefixes of an encoder checkpoint.
 
-    From our own file, else from sentence-transformers' `modules.json`, else CLS without normalisation (said once).
+    From our own file, else from sentence-transformers' `modules.json`, else CLS without normalisation.
     """
     from pyserini_kd.models.bert_dot import EncoderSettings
 
@@ -428,7 +431,6 @@ def settings_of(folder: Path, window: int = 512) -> EncoderSettings:
         names = {field.name for field in dataclasses.fields(EncoderSettings)}
         return EncoderSettings(**{k: v for k, v in record.items() if k in names})  # the part that all share
     if not (folder / "modules.json").exists():
-        logger.warning("%s does not say how it pools: taking the [CLS] vector, not normalised (--pooling, --l2-norm)", folder)
         return EncoderSettings(max_doc_len=min(DEFAULT_DOC_LEN, window))
     pooling, l2_norm, max_len = "mean", False, DEFAULT_DOC_LEN
     for module in json.loads((folder / "modules.json").read_text(encoding="utf-8")):
@@ -460,6 +462,8 @@ def save(model: Model, folder: str | Path, *, record: dict[str, Any] | None = No
             _save_encoder(model, partial)  # type: ignore[arg-type]
         if record is not None:
             write_json(partial / "training.json", record)
+        for written in partial.glob("*.safetensors"):  # safetensors lets nobody else read them
+            written.chmod((partial / "config.json").stat().st_mode)
     resolve.cache_clear()
     return folder
 
