@@ -60,7 +60,7 @@ def digest(name: str, value: str | Path) -> str | dict[str, str]:
 def gather(given: Given, stages: Sequence[Stage], config: TrainConfig, output: Path) -> Iterator[Material]:
     """What the stages train on. Its texts, and the triples of a 5-column file, lie in `NAME.data.partial/` meanwhile.
 
-    They stay there when training is interrupted, and serve the next run on the same data.
+    They stay there when training is interrupted or has a state to go on from, and serve the next run on the same data.
     """
     folder, share = data_folder(output), processes(config)
     plain, ranked = any(stage.text for stage in stages), any(not stage.text for stage in stages)
@@ -87,7 +87,8 @@ def gather(given: Given, stages: Sequence[Stage], config: TrainConfig, output: P
         texts = _sample(Texts(folder / "texts"), config) if plain else []
         yield Material(groups, queries, docs, scores if scored else None, texts, None)
     except Exception:  # not Ctrl-C
-        _remove(folder, share)
+        if not state_folder(output).exists():
+            _remove(folder, share)
         raise
     _remove(folder, share)
 
@@ -95,6 +96,11 @@ def gather(given: Given, stages: Sequence[Stage], config: TrainConfig, output: P
 def data_folder(output: Path) -> Path:
     """Where the texts of a training run lie while it runs."""
     return output.with_name(output.name + ".data.partial")
+
+
+def state_folder(output: Path) -> Path:
+    """Where the resume state of a training run lies while it runs."""
+    return output.with_name(output.name + ".partial")
 
 
 def _remove(folder: Path, share: Share) -> None:

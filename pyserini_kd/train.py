@@ -16,12 +16,12 @@ import shutil
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import click
 
 from pyserini_kd import passages, recipes, sources
-from pyserini_kd.batches import pair_length
+from pyserini_kd.batches import Share, pair_length
 from pyserini_kd.cli import Runs, command
 from pyserini_kd.files import (
     InputError,
@@ -35,11 +35,11 @@ from pyserini_kd.files import (
     sha256,
     write_json,
 )
-from pyserini_kd.material import Given, data_folder, digest, gather
+from pyserini_kd.material import Given, data_folder, digest, gather, state_folder
 from pyserini_kd.measures import Measure
 from pyserini_kd.mine import Group, n_docs
 from pyserini_kd.models import checkpoints
-from pyserini_kd.recipes import Stage
+from pyserini_kd.recipes import Recipe, Stage
 from pyserini_kd.stages import (
     Material,
     TrainConfig,
@@ -63,7 +63,7 @@ from pyserini_kd.student import (
     refuse_ignored,
 )
 from pyserini_kd.triples import Scores, Triples
-from pyserini_kd.validation import Dev, check_dev, read_dev
+from pyserini_kd.validation import Dev, read_dev
 
 logger = logging.getLogger(__name__)
 
@@ -119,54 +119,92 @@ def train(
         InputError: the recipe does not fit the student, needs scores, a teacher or texts that are not there, or the loss is
             not finite (the last good checkpoint is then kept as `NAME.last-good`).
     """
+    started = time.monotonic()
+    scored, retrieves = scores is not None, dev is not None and dev.run is None
+    begun = _begin(config, Path(output), scored=scored, dev=dev is not None, retrieves=retrieves, overwrite=overwrite)
+    return _finish(begun, Material(groups, queries, docs, scores, texts, dev), data or {}, started)
+
+
+class _Begun(NamedTuple):
+    """Training that is about to start: all that can be wrong without a look at the data has been found right."""
+
+    config: TrainConfig
+    recipe: Recipe
+    stages: Sequence[tuple[int, Stage]]
+    scaled: bool
+    model: Any
+    teachers: Mapping[bool, Any]
+    made_from: Mapping[str, str]
+    distilled: Any
+    precision: str
+    share: Share
+    output: Path
+    overwrite: bool
+
+
+def _begin(config: TrainConfig, output: Path, *, scored: bool, dev: bool, retrieves: bool, overwrite: bool) -> _Begun:
+    """The student and its teachers; InputError where they, the recipe and the settings do not fit together.
+
+    Before data are read: millions of passages take minutes. `scored`: teacher scores are given; `dev`: dev topics are;
+    `retrieves`: among their whole collection.
+    """
     import transformers
 
     from pyserini_kd import learner
 
-    output = Path(output)
-    started = time.monotonic()
     share = processes(config)
     precision = check_precision(config, share)
     refuse_existing(output, overwrite, folder=True)
     recipe = recipes.with_losses(recipes.get(config.recipe), config.losses)
     recipes.check_student(recipe, config.architecture)
-    stages = config.stages(recipe)
-    check_dev(dev, config.architecture)
-    _refuse_without_effect(config, [stage for _, stage in stages], dev)
-    scores = _checked_inputs(config, [stage for _, stage in stages], groups, scores, texts)
-    teachers = load_teachers(config, [stage for _, stage in stages])
+    numbered = config.stages(recipe)
+    stages = [stage for _, stage in numbered]
+    if retrieves and config.architecture != "bert_dot":
+        raise InputError(f"--dev-retrieval is for a bert_dot student; a {config.architecture} reranks --dev-run")
+    _refuse_without_effect(config, stages, dev)
+    _refuse_without_teacher(config, stages, scored)
+    teachers = load_teachers(config, stages)
     refuse_ignored(config)
+    scaled = is_scaled(config, stages)
     config = config.resolved(recipe)
-    distilled = check_start(recipe, [stage for _, stage in stages], config)
+    distilled = check_start(recipe, stages, config)
     made_from = {role: fingerprint(name) for role, name in
                  (("init", config.init), ("teacher", config.teacher), ("lm_teacher", config.lm_teacher)) if name}  # fmt: skip
     transformers.set_seed(config.seed)
     model = load_student(config, teachers)
-    for _, stage in stages:
+    for stage in stages:
         if stage.needs_layers:
             learner.check_layers(model, teachers[stage.text], stage.losses)
             if not stage.text:  # before the stages that come first are trained
                 pair_length(model, config.train_len, teachers[False])
-    partial = output.with_name(output.name + ".partial")
+    return _Begun(config, recipe, numbered, scaled, model, teachers, made_from, distilled, precision, share, output, overwrite)
+
+
+def _finish(begun: _Begun, material: Material, data: Mapping[str, Any], started: float) -> Path:
+    """Run the stages on the material and write the checkpoint; `started` as `time.monotonic()` counts."""
+    config, share, output = begun.config, begun.share, begun.output
+    material = material._replace(scores=_checked_scores(begun, material))
+    partial = state_folder(output)
+    about = {"data": dict(data), "made_from": begun.made_from, "computed in": begun.precision}
     with one_after_another(share):
-        _prepare(partial, config, overwrite, {"data": dict(data or {}), "made_from": made_from, "computed in": precision})
+        _prepare(partial, config, begun.overwrite, about)
         earlier = 0.0 if share.rank else clock(partial)
-    material = Material(groups, queries, docs, scores, texts, dev)
     records = []
     try:
-        for number, stage in stages:
-            logger.info("stage %d of %d: %s", number, len(recipe.stages), stage.name)
-            records.append(run_stage(config, number, stage, model, teachers, material, partial, share))
+        for number, stage in begun.stages:
+            logger.info("stage %d of %d: %s", number, len(begun.recipe.stages), stage.name)
+            records.append(run_stage(config, number, stage, begun.model, begun.teachers, material, partial, share))
     except FloatingPointError as error:
         with one_after_another(share):
-            kept = _keep_last_good(model, stage, partial, output) if share.rank == 0 else "see the first process"
+            kept = _keep_last_good(begun.model, stage, partial, output) if share.rank == 0 else "see the first process"
         raise InputError(f"{error} (lr {stage.lr:g}); try a lower --lr; {kept}") from None
+    groups = material.groups
     record = {
-        "recipe": {"name": recipe.name, "source": recipe.source, "start": recipe.start},
+        "recipe": {"name": begun.recipe.name, "source": begun.recipe.source, "start": begun.recipe.start},
         "config": dataclasses.asdict(config),
-        "made_from": made_from,
-        "distilled_lm": distilled,
-        "data": {_unit(groups): len(groups), "pairs": n_docs(groups), "texts": len(texts), **(data or {})},
+        "made_from": begun.made_from,
+        "distilled_lm": begun.distilled,
+        "data": {_unit(groups): len(groups), "pairs": n_docs(groups), "texts": len(material.texts), **data},
         "stages": records,
         "precision": precision_of(config),
         "processes": share.world,
@@ -176,7 +214,7 @@ def train(
     }
     with one_after_another(share):
         if share.rank == 0:
-            _export(model, stages[-1][1], output, record, overwrite)
+            _export(begun.model, begun.stages[-1][1], output, record, begun.overwrite)
             shutil.rmtree(partial)
     return output
 
@@ -184,34 +222,34 @@ def train(
 # -------------------------------------------------------------------------------------------------- before it starts
 
 
-def _checked_inputs(
-    config: TrainConfig,
-    stages: Sequence[Stage],
-    groups: Sequence[Group],
-    scores: Scores | Triples | None,
-    texts: Sequence[str],
-) -> Scores | Triples | None:
-    """The scores, if the stages need them; InputError for what is missing."""
+def _refuse_without_teacher(config: TrainConfig, stages: Sequence[Stage], scored: bool) -> None:
+    """InputError where a stage has nothing to learn from."""
     name = config.recipe
     for stage in stages:
         if stage.text and not config.lm_teacher:
             other = ", or --start-stage 2 if --init has been distilled already" if len(stages) > 1 else ""
             raise InputError(f"recipe {name} distils a language model: give --lm-teacher{other}")
-        if stage.text and not texts:
-            raise InputError(f"recipe {name} distils a language model on plain text, and there is none")
-        if not stage.text and not groups:
-            raise InputError("no query has both a positive in the collection and a negative")
         if not stage.text and stage.needs_layers and not config.teacher:
             raise InputError(f"recipe {name} distils layers: give --teacher, a cross-encoder")
-        if stage.needs_scores and scores is None and not config.teacher:
+        if stage.needs_scores and not scored and not config.teacher:
             raise InputError(f"recipe {name} needs --scores (from teach, or a published 5-column file) or a live --teacher")
+
+
+def _checked_scores(begun: _Begun, material: Material) -> Scores | Triples | None:
+    """The scores, if the stages need them; InputError for what is missing of the material."""
+    groups, scores, stages = material.groups, material.scores, [stage for _, stage in begun.stages]
+    for stage in stages:
+        if stage.text and not material.texts:
+            raise InputError(f"recipe {begun.recipe.name} distils a language model on plain text, and there is none")
+        if not stage.text and not groups:
+            raise InputError("no query has both a positive in the collection and a negative")
     if scores is None or not any(stage.needs_scores for stage in stages):
         return None
     if isinstance(scores, Scores) and (missing := scores.missing()):  # triples bring their own
         every = ((g.query_id, d, score) for g, own in scores.each(groups) for d, score in zip(g.doc_ids, own, strict=True))
         query_id, doc_id = next((query_id, doc_id) for query_id, doc_id, score in every if math.isnan(score))
         raise InputError(f"{missing} candidate pairs have no teacher score, e.g. query {query_id}, {doc_id}")
-    if not is_scaled(config, stages) and scores.largest() <= 1:  # as cosines and probabilities, and no logits, are
+    if not begun.scaled and scores.largest() <= 1:  # as cosines and probabilities, and no logits, are
         raise InputError(
             "all teacher scores lie in [-1, 1] (a cosine or a sigmoid); margins that small teach little: give the teacher a "
             "weight in teach, or say with --score-scale what the student's scores are to be multiplied by"
@@ -219,13 +257,13 @@ def _checked_inputs(
     return scores
 
 
-def _refuse_without_effect(config: TrainConfig, stages: Sequence[Stage], dev: Dev | None) -> None:
+def _refuse_without_effect(config: TrainConfig, stages: Sequence[Stage], dev: bool) -> None:
     """InputError for settings that wait for what is not there."""
-    if dev is None and any(stage.schedule == "plateau" for stage in stages):
+    if not dev and any(stage.schedule == "plateau" for stage in stages):
         raise InputError("--schedule plateau follows measures on dev topics: give --dev-topics and --dev-qrels")
-    if dev is None and config.patience:
+    if not dev and config.patience:
         raise InputError("--patience counts measures on dev topics: give --dev-topics and --dev-qrels")
-    if dev is not None and not any(loss not in recipes.LAYER_LOSSES for stage in stages for loss in stage.losses):
+    if dev and not any(loss not in recipes.LAYER_LOSSES for stage in stages for loss in stage.losses):
         raise InputError(f"dev topics show what losses on scores do; recipe {config.recipe}, as asked for, has none")
     if config.temperature != 1.0 and not any(loss in recipes.TEMPERED for stage in stages for loss in stage.losses):
         raise InputError(f"--temperature is of {', '.join(recipes.TEMPERED)}; recipe {config.recipe} has none of them")
@@ -422,7 +460,6 @@ def main(
     refuse_existing(output, overwrite, folder=True)
     if config.architecture not in checkpoints.ARCHITECTURES:
         raise InputError(f"unknown student {config.architecture!r}; one of {', '.join(checkpoints.ARCHITECTURES)}")
-    recipes.check_student(chosen, config.architecture)
     Measure.parse(config.metric)
     if candidates and qrels:
         raise InputError("--qrels makes candidates where none are given; --candidates have their labels")
@@ -433,26 +470,17 @@ def main(
         if on_candidates and not candidates:
             raise InputError("--segment says how the passages of --candidates were cut; mine them first (mine --segment)")
     given = Given(collection, topics, candidates, scores, qrels, segment)
-    dev = read_dev(dev_topics, dev_qrels, dev_run, dev_depth, collection, segment, dev_retrieval)
-    check_dev(dev, config.architecture)  # before data are converted
+    has_dev = any(value is not None for value in (dev_topics, dev_qrels, dev_run)) or dev_retrieval
     data = given._asdict() | {"glove": config.glove, "dev_topics": dev_topics, "dev_qrels": dev_qrels, "dev_run": dev_run}
-    with _only_one(output), gather(given, stages, config, output) as found:
-        known: dict[str, Any] = {name: digest(name, value) for name, value in data.items() if value is not None}
-        known |= {"dev_depth": dev_depth, "dev_retrieval": dev_retrieval} if dev else {}
-        if sources.is_named(collection):  # of other texts another time
-            known["texts_sha256"] = sha256(*sorted(data_folder(output).glob("*/texts")))
-        train(
-            config,
-            found.groups,
-            found.queries,
-            found.docs,
-            output,
-            scores=found.scores,
-            texts=found.texts,
-            dev=dev,
-            data=known,
-            overwrite=overwrite,
-        )
+    with _tiny_is_zero(), _only_one(output):
+        begun = _begin(config, output, scored=scores is not None, dev=has_dev, retrieves=dev_retrieval, overwrite=overwrite)
+        dev = read_dev(dev_topics, dev_qrels, dev_run, dev_depth, collection, segment, dev_retrieval)
+        with gather(given, stages, config, output) as found:
+            known: dict[str, Any] = {name: digest(name, value) for name, value in data.items() if value is not None}
+            known |= {"dev_depth": dev_depth, "dev_retrieval": dev_retrieval} if dev else {}
+            if sources.is_named(collection):  # of other texts another time
+                known["texts_sha256"] = sha256(*sorted(data_folder(output).glob("*/texts")))
+            _finish(begun, found._replace(dev=dev), known, time.monotonic())
     what = [f"{len(found.groups)} {_unit(found.groups)}"] if found.groups else []
     what += [f"{len(found.texts)} plain texts"] if found.texts else []
     if os.environ.get("RANK", "0") == "0":

@@ -77,12 +77,6 @@ def read_dev(
     return Dev([query for query in queries if query.query_id in first], judged, None if retrieval else first, docs, segment)
 
 
-def check_dev(dev: Dev | None, architecture: str) -> None:
-    """InputError where a student that retrieves nothing would have to."""
-    if dev is not None and dev.run is None and architecture != "bert_dot":
-        raise InputError(f"--dev-retrieval is for a bert_dot student; a {architecture} reranks --dev-run")
-
-
 def retrieved(model: Any, dev: Dev, precision: str = "auto") -> Run:
     """What a bert_dot finds among all documents of some dev topics, by exact search."""
     import faiss

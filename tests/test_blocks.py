@@ -385,7 +385,15 @@ def test_streamed_files_are_those_that_faiss_writes(tmp_path, kind):
     held.add(vectors)
     faiss.write_index(held, str(tmp_path / "held"))
     assert sorted(path.name for path in tmp_path.iterdir()) == ["0.npy", "1.npy", "held", "index"]
-    assert (tmp_path / "index").read_bytes() == (tmp_path / "held").read_bytes()
+    written, whole = ((tmp_path / name).read_bytes() for name in ("index", "held"))
+    if not kind.startswith("RR"):
+        assert written == whole
+        return
+    # A product's last bits depend on how many vectors are multiplied at once, on some processors
+    ours, theirs = (faiss.read_index(str(tmp_path / name)) for name in ("index", "held"))
+    assert len(written) == len(whole)
+    for found, known in zip(ours.search(vectors[:50], 300), theirs.search(vectors[:50], 300), strict=True):
+        assert np.allclose(found, known, rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize("kind", ["IVF8,FlatPanorama2", "IVF8,FlatDedup"])

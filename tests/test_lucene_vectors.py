@@ -42,15 +42,16 @@ def opened(tmp_path_factory, lengths):
 def test_products_and_order_are_those_of_brute_force(opened, lengths, kind):
     vectors, queries = lengths
     products = queries @ vectors.T
+    rounding = 2e-6 * np.abs(queries) @ np.abs(vectors).T  # of sums whose terms may cancel out, in an order that is the processor's
     scores, rows = opened[kind].search(queries, 800)  # all of them, those far below -1 too
     assert np.array_equal(rows, np.argsort(-products, axis=1, kind="stable"))
-    assert np.allclose(scores, np.take_along_axis(products, rows, 1), rtol=2e-6, atol=2e-6)
+    assert (np.abs(scores - np.take_along_axis(products, rows, 1)) < np.take_along_axis(rounding, rows, 1)).all()
     scores, rows = opened[kind].search(queries, 10)
     flat_scores, flat_rows = opened["Flat"].search(queries, 10)
     found = np.mean([len(set(a) & set(b)) / 10 for a, b in zip(rows, flat_rows, strict=True)])
     assert found == 1 if kind == "lucene-flat" else found > 0.95, found
     if kind == "lucene-flat":
-        assert np.array_equal(rows, flat_rows) and np.allclose(scores, flat_scores, rtol=2e-6, atol=2e-6)
+        assert np.array_equal(rows, flat_rows) and np.allclose(scores, flat_scores, rtol=1e-5, atol=1e-5)
 
 
 def test_numbers_of_json():

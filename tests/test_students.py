@@ -187,9 +187,9 @@ def test_never_joined_a_query_scores_all_documents_the_same(students):
     """What the refusal is for: with every layer apart a document has no say in its score."""
     model = copy.deepcopy(students["prettr"])
     pairs = (["the cat eats"] * 2, ["at night the cat sleeps", "hay"])
-    assert len(set(inference.score(model, *pairs, precision="fp32").tolist())) == 2
+    assert np.ptp(inference.score(model, *pairs, precision="fp32")) > 1e-3
     model.settings = dataclasses.replace(model.settings, join_layer=2)
-    assert len(set(inference.score(model, *pairs, precision="fp32").tolist())) == 1
+    assert np.ptp(inference.score(model, *pairs, precision="fp32")) < 1e-6
 
 
 def test_a_new_prettr_joins_half_way(tmp_path, tokenizer, tiny_dot):
@@ -317,7 +317,7 @@ def test_a_text_without_words_is_no_nan(students):
     ids, mask = torch.tensor([[5, 6], [0, 0]]), torch.tensor([[1, 1], [0, 0]])
     with torch.no_grad():
         states = model(ids, mask)
-        assert torch.equal(states[0], model(ids[:1], mask[:1])[0]) and not states[1].any()
+        assert torch.allclose(states[0], model(ids[:1], mask[:1])[0], atol=1e-6) and not states[1].any()
         assert torch.isfinite(model.late_scores(states, mask, states, mask)).all()
 
 

@@ -186,7 +186,8 @@ def test_memory_does_not_grow_with_the_collection(saved, tmp_path, monkeypatch):
         return most
 
     peak(600)  # what is imported and cached by the first
-    assert peak(4_000) - peak(1_000) < 3_000 * 10  # a document has 800 bytes here as states and text
+    # A document has 800 bytes here as states and text; more or fewer wait for the writing thread
+    assert peak(4_000) - peak(1_000) < 3_000 * 40
     assert token_index.TokenIndex.load(tmp_path / "4000").offsets[0][-1] == 4_000 * 9
 
 

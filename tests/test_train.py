@@ -339,6 +339,31 @@ def test_a_device_that_is_not_there_is_refused_before_data_are_converted(tmp_pat
         assert result.exit_code == 2 and message in result.output, result.output
 
 
+@pytest.mark.parametrize(
+    ("recipe", "more", "told"),
+    [
+        ("ranknet", ["--layers", "0,9"], "layers must be ascending numbers from 0 to 1, not 0,9"),
+        ("ranknet", ["--student", "prettr", "--setting", "join_layer=7"], "join_layer"),
+        ("ranknet", ["--init", "no/where"], "no/where"),
+        ("ranknet", ["--student", "tk", "--dev-topics", "t", "--dev-qrels", "q", "--dev-retrieval"], "--dev-retrieval is for a"),
+        ("margin-mse", [], "recipe margin-mse needs --scores"),
+        ("lm-distill", ["--init", "random:2/33"], "recipe lm-distill distils a language model: give --lm-teacher"),
+        ("lm-distill", ["--init", "random:2/33", "--lm-teacher", "CROSS"], "a multiple of the teacher's"),
+        ("tinybert", ["--init", "random:2/32", "--lm-teacher", "CROSS", "--teacher", "DOT"], "cross"),
+    ],
+)
+def test_a_mistake_about_models_is_told_before_data_are_read(
+    tmp_path, invoke, files, data, tiny_dot, tiny_cross, monkeypatch, recipe, more, told
+):
+    for name in ("read_dev", "gather"):
+        monkeypatch.setattr(train, name, lambda *args, **kwargs: pytest.fail("reads data"))
+    words = ["--recipe", recipe, "--collection", files["docs"], "--topics", files["topics"], "--output", tmp_path / "m"]
+    words += [] if "--init" in more else ["--init", tiny_dot]
+    result = invoke(train.main, *words, *({"CROSS": tiny_cross, "DOT": tiny_dot}.get(word, word) for word in more))
+    assert result.exit_code == 2 and told in result.output and "Traceback" not in result.output, result.output
+    assert not list(tmp_path.glob("m*"))
+
+
 def test_each_process_takes_its_own_gpu(monkeypatch):
     monkeypatch.setenv("LOCAL_RANK", "1")
     of = {name: stages.device_of(TrainConfig("ranknet", "x", device=name)) for name in ("cpu", "cuda", "cuda:0")}
@@ -597,7 +622,7 @@ def test_a_full_disk_is_one_line_and_the_next_run_goes_on(tmp_path, invoke, file
             patch.setattr(place, name, full)
             result = invoke(train.main, *words)
         assert result.exit_code == 2 and "No space left on device" in result.output, result.output
-        assert sorted(path.name for path in tmp_path.glob("*m*")) == ["m.partial"] and "Traceback" not in result.output
+        assert sorted(path.name for path in tmp_path.glob("*m*")) == ["m.data.partial", "m.partial"] and "Traceback" not in result.output
     result = invoke(train.main, *words)
     assert result.exit_code == 0, result.output
     record = json.loads((tmp_path / "m" / "training.json").read_text())
