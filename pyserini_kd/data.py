@@ -301,7 +301,7 @@ def read_qrels(path: str | Path) -> Qrels:
     qrels: Qrels = {}
     for where, line in numbered_lines(path, "qrels file"):
         fields = line.split()
-        if where.endswith(":1") and fields[:1] == ["query-id"]:
+        if where.endswith(":1") and fields[:1] == ["query-id"] and fields[-1] == "score":
             continue
         if len(fields) == 4:
             query_id, _, doc_id, relevance = fields
@@ -382,7 +382,6 @@ def _open(path: Path) -> IO[str]:
 
 def numbered_lines(path: Path, what: str, blank: bool = False) -> Iterator[tuple[str, str]]:
     """(`file:line`, text) of every line; blank ones only if asked for."""
-    number = 0
     require_file(path, what)
     try:
         with _open(path) as handle:
@@ -390,9 +389,20 @@ def numbered_lines(path: Path, what: str, blank: bool = False) -> Iterator[tuple
                 if blank or line.strip():
                     yield f"{path}:{number}", line.rstrip("\r\n")
     except UnicodeDecodeError:
-        raise InputError(f"{path}: not valid UTF-8, in or after line {number + 1}") from None
+        raise InputError(f"{path}:{_foreign_line(path)}: not valid UTF-8") from None
     except (gzip.BadGzipFile, EOFError, zlib.error):
         raise InputError(f"{path}: not a complete gzip file") from None
+
+
+def _foreign_line(path: Path) -> int:
+    """The number of the first line that is no UTF-8: text is decoded in blocks, whose errors do not say."""
+    with gzip.open(path) if path.suffix == ".gz" else open(path, "rb") as raw:
+        for number, line in enumerate(raw, start=1):
+            try:
+                line.decode()
+            except UnicodeDecodeError:
+                return number
+    raise AssertionError(f"{path} is UTF-8")
 
 
 _ID_COLUMNS = {"id", "_id", "doc", "docid", "doc_id", "docno", "document_id", "pid", "passage_id", "ticket", "ticket_id"}

@@ -324,9 +324,12 @@ def test_compressed_runs_of_every_format(tmp_path, lines):
 
 
 def test_text_that_is_no_utf8_is_an_input_error(tmp_path):
-    (tmp_path / "run.txt").write_bytes("q Q0 d1 1 2.5 caf\xe9\n".encode("latin-1"))
-    with pytest.raises(InputError, match="run.txt: not valid UTF-8, in or after line 1"):
-        Run.read(tmp_path / "run.txt")
+    lines = [f"q Q0 d{n} {n} {9000 - n}.5 {'café' if n == 2500 else 'x'}\n" for n in range(1, 5000)]
+    (tmp_path / "run.txt").write_bytes("".join(lines).encode("latin-1"))
+    (tmp_path / "packed.gz").write_bytes(gzip.compress("".join(lines).encode("latin-1")))
+    for name in ("run.txt", "packed.gz"):
+        with pytest.raises(InputError, match=rf"{name}:2500: not valid UTF-8$"):
+            Run.read(tmp_path / name)
     double = gzip.compress(b"q Q0 d1 1 2.5 t\nq Q0 d1 2 1.5 t\n")
     (tmp_path / "run.gz").write_bytes(double)
     with pytest.raises(InputError, match="run.gz:2: document d1 comes twice for query q"):
