@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -25,7 +26,10 @@ class Bench:
 
 @dataclasses.dataclass(frozen=True)
 class Row:
-    """A line of the table. `ratio` is ours to the better peer at its defaults, `helped` to the peer in bf16 (None: no such)."""
+    """A line of the table. `ratio` is ours to the better peer at its defaults, `helped` to the peer in bf16.
+
+    None, or infinite: there is no such peer.
+    """
 
     what: str
     ours: str
@@ -56,13 +60,30 @@ class Timed:
         """Median seconds of a job."""
         return statistics.median(self.seconds[name])
 
+    def each(self, names: Sequence[str], value: Callable[[float], str]) -> str:
+        """The jobs among these that took part, with what `value` makes of their median seconds."""
+        return ", ".join(f"{name} {value(self.median(name))}" for name in names if name in self.seconds)
+
     def ratio(self, ours: str, peer: str) -> float:
-        """Median over the rounds that both took part in of the peer's seconds by ours: how many times faster we are."""
+        """Median over the rounds that both took part in of the peer's seconds by ours: how many times faster we are.
+
+        Infinite for a peer that took no part.
+        """
+        if peer not in self.seconds:
+            return math.inf
         return statistics.median(b / a for a, b in zip(self.seconds[ours], self.seconds[peer], strict=False))
 
     def better(self, *peers: str) -> str:
         """The peer that needed the least time."""
         return min(peers, key=self.median)
+
+
+def possible(jobs: Mapping[str, Callable[[int], Any]]) -> dict[str, Callable[[int], Any]]:
+    """The jobs, without peers in bf16 where the processor only imitates it, at a tenth of fp32's speed."""
+    from pyserini_kd import inference
+
+    native = not {"avx512_bf16", "amx_bf16"}.isdisjoint(inference.cpu_flags())
+    return {name: job for name, job in jobs.items() if native or not name.endswith("bf16")}
 
 
 def interleaved(jobs: Mapping[str, Callable[[int], Any]], rounds: int, once: Sequence[str] = ()) -> Timed:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import math
 import subprocess
 import sys
 import tempfile
@@ -14,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks import peers
-from benchmarks.measure import Bench, Row, against_machine, interleaved, score_tolerance
+from benchmarks.measure import Bench, Row, against_machine, interleaved, possible, score_tolerance
 from pyserini_kd import data, index, inference, pydocs, search, sources
 from pyserini_kd.dense_index import load_encoder
 from pyserini_kd.models import checkpoints
@@ -52,10 +53,11 @@ def encode(bench: Bench) -> list[Row]:
         "sentence-transformers": lambda number: sentence_transformer.encode(parts[number]),
     }
     names = list(jobs)[1:]
-    jobs |= {f"{name} bf16": helped(jobs[name]) for name in names}
+    jobs = possible(jobs | {f"{name} bf16": helped(jobs[name]) for name in names})
     parts.append(texts[: bench.some(100, 4)])  # part -1: to warm up, and to find the better peer
     trial = interleaved({name: functools.partial(_first, job) for name, job in jobs.items()}, 2)
-    better, best_helped = trial.better(*names), trial.better(*(f"{name} bf16" for name in names))
+    in_bf16 = [name for name in jobs if name.endswith("bf16")]
+    better, best_helped = trial.better(*names), trial.better(*in_bf16) if in_bf16 else "none in bf16"
     often = ("ours", better) if helped_once() else ("ours", better, best_helped)
     timed = interleaved(jobs, ROUNDS, once=[name for name in jobs if name not in often])
     ratio, against_bf16 = timed.ratio("ours", better), timed.ratio("ours", best_helped)
@@ -109,7 +111,7 @@ def searched(bench: Bench) -> list[Row]:
         batched: lambda _: _run([*run_peer, *peer, theirs, "--batch-size", "64", "--threads", "2"]),
         "bf16": lambda _: _run([*run_peer, "--bf16", *peer, bench.work / "pyserini.bf16.txt"]),
     }
-    timed = interleaved(jobs, bench.some(3, 1), once=[batched, *helped_once()])
+    timed = interleaved(possible(jobs), bench.some(3, 1), once=[batched, *helped_once()])
     equal = same_ranking(Run.read(ours), Run.read(theirs))
     ratio = timed.ratio("ours", "Pyserini")
     begun = time.perf_counter()
@@ -118,7 +120,7 @@ def searched(bench: Bench) -> list[Row]:
     with_start = Row(
         f"search end to end, {len(queries)} questions, start-up included",
         f"{timed.median('ours'):.1f} s",
-        ", ".join(f"{name} {timed.median(name):.1f} s" for name in ("Pyserini", batched, "bf16")),
+        timed.each(("Pyserini", batched, "bf16"), lambda seconds: f"{seconds:.1f} s"),
         ratio,
         timed.ratio("ours", "bf16"),
         equal,
@@ -152,6 +154,7 @@ def _search_warm(folder: Path, queries: list[Any], checkpoint: Path) -> Row:
         "Pyserini": lambda _: peers.pyserini_search(searcher, queries, 1000),
         "bf16": helped,
     }
+    jobs = possible(jobs)
     for job in jobs.values():
         job(0)
     timed = interleaved(jobs, 3, once=helped_once())
@@ -162,7 +165,7 @@ def _search_warm(folder: Path, queries: list[Any], checkpoint: Path) -> Row:
     return Row(
         f"search, {len(queries)} questions, everything loaded",
         f"{len(queries) / timed.median('ours'):.0f} queries/s",
-        f"Pyserini {len(queries) / timed.median('Pyserini'):.0f}, bf16 {len(queries) / timed.median('bf16'):.0f}",
+        timed.each(("Pyserini", "bf16"), lambda seconds: f"{len(queries) / seconds:.0f}"),
         ratio,
         against_bf16,
         equal,
@@ -264,7 +267,7 @@ def reranked(bench: Bench) -> list[Row]:
             with peers.bf16():
                 return peer.predict(parts[number])
 
-        jobs = {"ours": ours, "CrossEncoder": lambda number: peer.predict(parts[number]), "bf16": helped}
+        jobs = possible({"ours": ours, "CrossEncoder": lambda number: peer.predict(parts[number]), "bf16": helped})
         parts.append(pairs[:4])
         for job in jobs.values():
             job(-1)
@@ -278,7 +281,7 @@ def reranked(bench: Bench) -> list[Row]:
         Row(
             f"rerank {len(pairs)} pairs, MiniLM-L6 cross-encoder",
             f"{size / timed.median('ours'):.0f} pairs/s",
-            f"CrossEncoder.predict {size / timed.median('CrossEncoder'):.0f}, bf16 {size / timed.median('bf16'):.0f}",
+            timed.each(("CrossEncoder", "bf16"), lambda seconds: f"{size / seconds:.0f}"),
             ratio,
             against_bf16,
             f"correlation {together:.5f}, largest difference {np.abs(a - b).max():.1e}",
@@ -310,12 +313,12 @@ def students(bench: Bench) -> list[Row]:
             with peers.bf16():
                 return peer.predict(pairs)
 
-        jobs |= {"CrossEncoder BERT-base": lambda _: peer.predict(pairs), "bf16": helped}
+        jobs = possible(jobs | {"CrossEncoder BERT-base": lambda _: peer.predict(pairs), "bf16": helped})
         for job in jobs.values():
             job(0)
         timed = interleaved(jobs, bench.some(5, 1), once=helped_once())
     lengths = [min(256, len(ids)) for ids in models["3/384"].tokenizer(queries, docs)["input_ids"]]
-    rows = []
+    rows, bf16 = [], timed.each(("bf16",), lambda seconds: f"{len(pairs) / seconds:.1f}")
     for name in STUDENTS:
         machine = against_machine(models[name].classifier.config, lengths, timed.median(name), inference.choose_precision())
         for base, bar in (("BERT-base", 9.0), ("CrossEncoder BERT-base", None)):
@@ -325,7 +328,7 @@ def students(bench: Bench) -> list[Row]:
                     f"student {name} against {base}, {len(pairs)} pairs",
                     f"{len(pairs) / timed.median(name):.0f} pairs/s",
                     f"{base}{' in our engine' if bar else '.predict'} {len(pairs) / timed.median(base):.1f}"
-                    + ("" if bar else f", bf16 {len(pairs) / timed.median('bf16'):.1f}"),
+                    + (f", {bf16}" if bf16 and not bar else ""),
                     ratio,
                     None if bar else timed.ratio(name, "bf16"),
                     "(random weights: speed only)",
@@ -440,7 +443,7 @@ def trained(bench: Bench) -> list[Row]:
     variants = {"ours": ours, "sentence-transformers": theirs, "bf16": functools.partial(theirs, bf16=True)}
     for name, job in {**variants, "without": functools.partial(ours, dropout=0.0)}.items():
         jobs[name] = lambda _, job=job: _further_steps(job, few, many)
-    timed = interleaved(jobs, bench.some(2, 1), once=helped_once())
+    timed = interleaved(possible(jobs), bench.some(2, 1), once=helped_once())
     steps = {name: float(np.median(found)) for name, found in timed.results.items()}
     tokenizer = checkpoints.load("minilm").tokenizer
     used = [text for name in ("query", "positive", "negative") for text in columns[name][few * BATCH :]]
@@ -448,12 +451,12 @@ def trained(bench: Bench) -> list[Row]:
     config = AutoConfig.from_pretrained(checkpoint)
     rows = []
     for name, what, bar in (("ours", "same dropout", ">= 2x; bf16 >= 1.2x"), ("without", "ours without dropout", "")):
-        ratio, against_bf16 = steps["sentence-transformers"] / steps[name], steps["bf16"] / steps[name]
+        ratio, against_bf16 = steps["sentence-transformers"] / steps[name], steps.get("bf16", math.inf) / steps[name]
         a_pass = steps[name] * (many - few) / 3  # forward, and twice that backward
         row = Row(
             f"train Margin-MSE, MiniLM-L6, batches of {BATCH} triples, {LENGTH} tokens, {what}",
             f"{BATCH / steps[name]:.1f} triples/s",
-            ", ".join(f"{peer} {BATCH / steps[peer]:.1f}" for peer in ("sentence-transformers", "bf16")),
+            ", ".join(f"{peer} {BATCH / steps[peer]:.1f}" for peer in ("sentence-transformers", "bf16") if peer in steps),
             ratio,
             against_bf16,
             "same start, batch, lengths",

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 import os
 import platform
 import subprocess
@@ -87,7 +88,7 @@ def _in_a_process(name: str, bench: Bench) -> list[Row]:
 
 
 def _cells(row: Row) -> list[str]:
-    ratios = ["" if value is None else f"{value:.2f}x" for value in (row.ratio, row.helped)]
+    ratios = ["" if value is None or math.isinf(value) else f"{value:.2f}x" for value in (row.ratio, row.helped)]
     passed = {None: "", True: "yes", False: "NO"}[row.passed]
     return [row.what, row.ours, row.peer, *ratios, row.equal, row.bar, passed, row.machine]
 
