@@ -82,8 +82,8 @@ def possible(jobs: Mapping[str, Callable[[int], Any]]) -> dict[str, Callable[[in
     """The jobs, without peers in bf16 where the processor only imitates it, at a tenth of fp32's speed."""
     from pyserini_kd import inference
 
-    native = not {"avx512_bf16", "amx_bf16"}.isdisjoint(inference.cpu_flags())
-    return {name: job for name, job in jobs.items() if native or not name.endswith("bf16")}
+    imitated = inference.imitates_bf16()
+    return {name: job for name, job in jobs.items() if not (imitated and name.endswith("bf16"))}
 
 
 def interleaved(jobs: Mapping[str, Callable[[int], Any]], rounds: int, once: Sequence[str] = ()) -> Timed:

@@ -60,6 +60,16 @@ def cpu_flags() -> set[str]:
     return set()
 
 
+def imitates_bf16() -> bool:
+    """Whether this processor has no instructions for bf16 and takes longer than in fp32 to imitate it."""
+    return "avx2" in cpu_flags() and cpu_flags().isdisjoint({"avx512_bf16", "amx_bf16"})
+
+
+@functools.cache
+def _warn_of_imitation() -> None:
+    logger.warning("WARNING: this processor has no instructions for bf16 and imitates it; fp32 is quicker here")
+
+
 def choose_precision(precision: str = "auto", device: str = "cpu", folder: Path | None = None) -> str:
     """`fp32`, `bf16`, `fp16` or `int8`; `auto` decides from the processor and what the folder holds, never from a timing.
 
@@ -71,6 +81,8 @@ def choose_precision(precision: str = "auto", device: str = "cpu", folder: Path 
         raise InputError(f"precision must be one of {', '.join(PRECISIONS)}, not {precision!r}")
     if precision == "fp16" and not device.startswith("cuda"):
         raise InputError("fp16 is for GPUs (--device cuda); a CPU computes in bf16, int8 or fp32")
+    if precision == "bf16" and device == "cpu" and imitates_bf16():
+        _warn_of_imitation()
     if precision != "auto":
         return precision
     if device.startswith("cuda"):

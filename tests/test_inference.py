@@ -187,6 +187,15 @@ def test_precision_is_chosen_by_features_and_close(model, corpus, monkeypatch):
         inference.choose_precision("fp16")
 
 
+@pytest.mark.parametrize(("flags", "told"), [({"avx2"}, 1), ({"avx2", "avx512_bf16"}, 0), ({"avx2", "amx_bf16"}, 0), (set(), 0)])
+def test_bf16_without_instructions_for_it_is_told_once(monkeypatch, caplog, flags, told):
+    monkeypatch.setattr(inference, "cpu_flags", lambda: flags)
+    inference._warn_of_imitation.cache_clear()
+    assert [inference.choose_precision(asked) for asked in ("bf16", "bf16", "fp32")] == ["bf16", "bf16", "fp32"]
+    inference.choose_precision("auto")
+    assert caplog.text.count("has no instructions for bf16") == told
+
+
 @pytest.mark.parametrize(("native", "chosen"), [(True, "bf16"), (False, "fp16")])
 def test_gpus_without_bf16_take_fp16(monkeypatch, native, chosen):
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation=True: including_emulation or native)
