@@ -12,10 +12,12 @@ from typing import Any
 import numpy as np
 
 from benchmarks.measure import Bench, Row, interleaved, read_bandwidth
-from pyserini_kd import data, evaluate, fuse
 from pyserini_kd.__main__ import COMMANDS
-from pyserini_kd.data import Qrels
-from pyserini_kd.runs import Run
+from pyserini_kd.data import qrels_files
+from pyserini_kd.data.runs import Run
+from pyserini_kd.data.types import Qrels
+from pyserini_kd.evaluation import engines
+from pyserini_kd.retrieval import fusion
 
 COLLECTION = 8_841_823  # documents, as in MS MARCO
 MEASURES = ("RR@10", "nDCG@10", "AP", "R@1000", "P@10")
@@ -43,7 +45,7 @@ def made_qrels(bench: Bench, run: Run) -> tuple[Qrels, Path]:
         q: {hits.doc_ids[int(rng.integers(len(hits.doc_ids)))] if rng.random() < 0.9 else "none": 1} for q, hits in run.items()
     }
     path = bench.work / f"qrels.{len(qrels)}.txt"
-    data.write_qrels(qrels, path, overwrite=True)
+    qrels_files.write_qrels(qrels, path, overwrite=True)
     return qrels, path
 
 
@@ -113,7 +115,7 @@ def evaluated(bench: Bench) -> list[Row]:
     del whole
 
     def ours(_: int) -> dict[str, float]:
-        return {m: evaluate.mean(values) for m, values in evaluate.evaluate(Run.read(path), qrels, MEASURES).items()}
+        return {m: engines.mean(values) for m, values in engines.evaluate(Run.read(path), qrels, MEASURES).items()}
 
     jobs: dict[str, Any] = {
         "ours": ours,
@@ -154,7 +156,7 @@ def fused(bench: Bench) -> list[Row]:
     ours_path, theirs_path, tiny_path = (bench.work / f"fused.{name}.txt" for name in ("ours", "ranx", "tiny"))
 
     def ours(_: int) -> None:
-        fuse.rrf([Run.read(path) for path in paths], k=None).write(ours_path, overwrite=True)
+        fusion.rrf([Run.read(path) for path in paths], k=None).write(ours_path, overwrite=True)
 
     def by_ranx(paths: list[Path]) -> Any:
         runs = [ranx.Run.from_file(str(path), kind="trec") for path in paths]

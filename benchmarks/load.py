@@ -25,10 +25,11 @@ import numpy as np
 import psutil
 
 from benchmarks.measure import Bench, Row, score_tolerance
-from pyserini_kd import data, index, pydocs
-from pyserini_kd.dense_index import load_encoder
-from pyserini_kd.models import checkpoints
-from pyserini_kd.runs import Run
+from pyserini_kd.data import docstrings, topic_files
+from pyserini_kd.data.runs import Run
+from pyserini_kd.models import checkpoint_names
+from pyserini_kd.retrieval import build
+from pyserini_kd.retrieval.open_index import load_encoder
 
 HITS = 10
 DOCS = 2000  # shows the service, not the index
@@ -132,7 +133,7 @@ def under_load(words: Sequence[str], topics: Path, work: Path, seconds: float, c
     run = work / "load.txt"
     search = [sys.executable, "-m", "pyserini_kd", "search", *words, "--topics", str(topics), "--hits", str(2 * HITS)]
     subprocess.run([*search, "--output", str(run), "--overwrite"], check=True, stdout=subprocess.DEVNULL)
-    texts = {query.query_id: query.text for query in data.read_topics(topics)}
+    texts = {query.query_id: query.text for query in topic_files.read_topics(topics)}
     with serving(words) as (port, process):
         some = Clients(port, Run.read(run), texts)
         some.run(clients, max(2.0, seconds / 10), rude=True)  # warm: what is allocated once
@@ -182,8 +183,8 @@ def pydocs_index(bench: Bench) -> Path:
     count = bench.some(DOCS, 200)
     folder = bench.work / f"pydocs.{count}.minilm"
     if not folder.exists():
-        docs = [doc for doc, _ in zip(pydocs.docs(), range(count), strict=False)]
-        index.build(docs, load_encoder("minilm"), checkpoints.resolve("minilm"), folder)
+        docs = [doc for doc, _ in zip(docstrings.docs(), range(count), strict=False)]
+        build.build(docs, load_encoder("minilm"), checkpoint_names.resolve("minilm"), folder)
     return folder
 
 
@@ -191,7 +192,7 @@ def served(bench: Bench) -> list[Row]:
     """The service over 2,000 of the embedded documents with MiniLM, asked by 8 clients for a minute."""
     seconds, topics = bench.some(60, 3), bench.work / "pydocs.tsv"
     folder = pydocs_index(bench)
-    data.write_topics(pydocs.topics("test")[: bench.some(500, 20)], topics, overwrite=True)
+    topic_files.write_topics(docstrings.topics("test")[: bench.some(500, 20)], topics, overwrite=True)
     words = ["--index", str(folder), "--encoder", "minilm"]
     found = under_load(words, topics, bench.work, seconds)
     good = not found["errors"] and found["growth"] < GROWTH

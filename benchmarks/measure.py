@@ -44,9 +44,9 @@ class Row:
 
 def score_tolerance() -> float:
     """How far apart two cosines of the same texts may lie: float rounding, or that of bf16 where our side computes in it."""
-    from pyserini_kd import inference
+    from pyserini_kd.models import hardware
 
-    return 1e-4 if inference.choose_precision() == "fp32" else 5e-3
+    return 1e-4 if hardware.choose_precision() == "fp32" else 5e-3
 
 
 @dataclasses.dataclass(frozen=True)
@@ -80,9 +80,9 @@ class Timed:
 
 def possible(jobs: Mapping[str, Callable[[int], Any]]) -> dict[str, Callable[[int], Any]]:
     """The jobs, without peers in bf16 where the processor only imitates it, at a tenth of fp32's speed."""
-    from pyserini_kd import inference
+    from pyserini_kd.models import hardware
 
-    imitated = inference.imitates_bf16()
+    imitated = hardware.imitates_bf16()
     return {name: job for name, job in jobs.items() if not (imitated and name.endswith("bf16"))}
 
 

@@ -16,27 +16,29 @@ import numpy as np
 
 from benchmarks import peers
 from benchmarks.measure import Bench, Row, against_machine, interleaved, possible, score_tolerance
-from pyserini_kd import data, index, inference, pydocs, search, sources
-from pyserini_kd.dense_index import load_encoder
-from pyserini_kd.models import checkpoints
-from pyserini_kd.runs import Run
+from pyserini_kd import search
+from pyserini_kd.data import collection_files, docstrings, qrels_files, sources, topic_files
+from pyserini_kd.data.runs import Run
+from pyserini_kd.models import checkpoint_names, engine, hardware, loading, saving, scoring
+from pyserini_kd.retrieval import build, search_settings, system
+from pyserini_kd.retrieval.open_index import load_encoder
 
 ROUNDS = 8
 
 
 def encode(bench: Bench) -> list[Row]:
     """4,000 real documents by MiniLM-L6, in eight rounds of 500 others; only the better peer is in all of them."""
-    from pyserini_kd.lucene import start_jvm
+    from pyserini_kd.data.java import start_jvm
 
     start_jvm()
     from pyserini.encode import AutoDocumentEncoder
     from sentence_transformers import SentenceTransformer
 
-    folder = checkpoints.resolve("minilm")
+    folder = checkpoint_names.resolve("minilm")
     size = bench.some(500, 8)
-    texts = [doc.contents for doc in pydocs.docs()][: ROUNDS * size]
+    texts = [doc.contents for doc in docstrings.docs()][: ROUNDS * size]
     parts = [texts[start::ROUNDS] for start in range(ROUNDS)]  # each has short and long ones: peers of one round are comparable
-    model: Any = inference.load("minilm")
+    model: Any = engine.load("minilm")
     pyserini = AutoDocumentEncoder(str(folder), device="cpu", pooling="mean", l2_norm=True)
     sentence_transformer = SentenceTransformer(str(folder), device="cpu")
 
@@ -48,7 +50,7 @@ def encode(bench: Bench) -> list[Row]:
         return run
 
     jobs: dict[str, Any] = {
-        "ours": lambda number: inference.encode(model, parts[number], "doc"),
+        "ours": lambda number: engine.encode(model, parts[number], "doc"),
         "Pyserini": lambda number: peers.pyserini_encode(pyserini, parts[number]),
         "sentence-transformers": lambda number: sentence_transformer.encode(parts[number]),
     }
@@ -74,7 +76,7 @@ def encode(bench: Bench) -> list[Row]:
             f"cosine >= {cosine:.5f}",
             ">= 5x; bf16 >= 1.5x",
             ratio >= 5 and against_bf16 >= 1.5 and cosine >= 0.999,
-            against_machine(model.encoder.config, lengths, timed.seconds["ours"][0], inference.choose_precision()),
+            against_machine(model.encoder.config, lengths, timed.seconds["ours"][0], hardware.choose_precision()),
         )
     ]
 
@@ -95,9 +97,9 @@ def searched(bench: Bench) -> list[Row]:
     """1,000 SQuAD test questions over the 30,005 passages of msmarco-dl19, start-up included and excluded."""
     assert bench.data is not None
     folder, topics = dense_index(bench), bench.work / f"squad.{bench.some(1000, 20)}.tsv"
-    queries = data.read_topics(bench.data / "squad" / "queries.test.tsv")[: bench.some(1000, 20)]
-    data.write_topics(queries, topics, overwrite=True)
-    checkpoint = checkpoints.resolve("minilm")
+    queries = topic_files.read_topics(bench.data / "squad" / "queries.test.tsv")[: bench.some(1000, 20)]
+    topic_files.write_topics(queries, topics, overwrite=True)
+    checkpoint = checkpoint_names.resolve("minilm")
     ours, theirs = bench.work / "ours.txt", bench.work / "pyserini.txt"
     command = [sys.executable, "-m", "pyserini_kd.search", "--index", folder, "--encoder", "minilm", "--topics", topics]
     command += ["--output", ours, "--overwrite"]
@@ -133,7 +135,7 @@ def searched(bench: Bench) -> list[Row]:
 
 def _search_warm(folder: Path, queries: list[Any], checkpoint: Path) -> Row:
     """The same in one process, everything loaded before; neither writes."""
-    from pyserini_kd.lucene import start_jvm
+    from pyserini_kd.data.java import start_jvm
 
     start_jvm()
     from pyserini.encode import AutoQueryEncoder
@@ -141,8 +143,8 @@ def _search_warm(folder: Path, queries: list[Any], checkpoint: Path) -> Row:
 
     params = search.main.make_context("search", ["--index", str(folder), "--encoder", "minilm", "--query", "x"]).params
     params = {name: value for name, value in params.items() if name not in ("bm25_flag", "fusion", "hits")}
-    settings = search.Settings(**params, fusion="rrf", hits=1000)
-    opened = search.open_all(settings)
+    settings = search_settings.Settings(**params, fusion="rrf", hits=1000)
+    opened = system.open_all(settings)
     searcher = FaissSearcher(str(folder), AutoQueryEncoder(encoder_dir=str(checkpoint), pooling="mean", l2_norm=True))
 
     def helped(_: int) -> Any:
@@ -150,7 +152,7 @@ def _search_warm(folder: Path, queries: list[Any], checkpoint: Path) -> Row:
             return peers.pyserini_search(searcher, queries, 1000)
 
     jobs: dict[str, Any] = {
-        "ours": lambda _: search.search(settings, opened, queries)[0],
+        "ours": lambda _: system.search(settings, opened, queries)[0],
         "Pyserini": lambda _: peers.pyserini_search(searcher, queries, 1000),
         "bf16": helped,
     }
@@ -171,7 +173,7 @@ def _search_warm(folder: Path, queries: list[Any], checkpoint: Path) -> Row:
         equal,
         ">= 10x",
         ratio >= 10 and equal == "equal rankings",
-        against_machine(encoder.encoder.config, lengths, timed.median("ours"), inference.choose_precision())
+        against_machine(encoder.encoder.config, lengths, timed.median("ours"), hardware.choose_precision())
         + ", FAISS included",
     )
 
@@ -183,13 +185,13 @@ def dense_index(bench: Bench) -> Path:
     if not folder.exists():
         docs = sources.collection(str(bench.data / "msmarco-dl19" / "collection.tsv"))
         some = (doc for doc, _ in zip(docs, range(bench.some(1 << 30, 200)), strict=False))
-        index.build(some, load_encoder("minilm"), checkpoints.resolve("minilm"), folder)
+        build.build(some, load_encoder("minilm"), checkpoint_names.resolve("minilm"), folder)
     return folder
 
 
 def helped_once() -> list[str]:
     """The peer in bf16 takes part in the first round only where bf16 is slower than fp32; all rounds count where it is not."""
-    return [] if inference.choose_precision() == "bf16" else ["bf16"]
+    return [] if hardware.choose_precision() == "bf16" else ["bf16"]
 
 
 def same_ranking(run: Run, other: Run) -> str:
@@ -225,8 +227,8 @@ def random_cross_encoder(folder: Path, layers: int = 0, width: int = 0, heads: i
     from pyserini_kd.models.cross_encoder import CrossEncoder
 
     torch.manual_seed(0)
-    source: Any = checkpoints.load("minilm")
-    config = AutoConfig.from_pretrained(checkpoints.resolve("minilm"), num_labels=1)
+    source: Any = loading.load("minilm")
+    config = AutoConfig.from_pretrained(checkpoint_names.resolve("minilm"), num_labels=1)
     if layers:
         config.update(
             {"num_hidden_layers": layers, "hidden_size": width, "num_attention_heads": heads, "intermediate_size": inner}
@@ -234,18 +236,20 @@ def random_cross_encoder(folder: Path, layers: int = 0, width: int = 0, heads: i
     classifier = BertForSequenceClassification(config)
     if not layers:
         classifier.bert.load_state_dict(source.encoder.state_dict(), strict=False)
-    checkpoints.save(CrossEncoder(classifier.eval(), source.tokenizer, 256), folder, overwrite=True)
-    return inference.load(str(folder))
+    saving.save(CrossEncoder(classifier.eval(), source.tokenizer, 256), folder, overwrite=True)
+    return engine.load(str(folder))
 
 
 def dl19_pairs(bench: Bench) -> list[tuple[str, str, str, str]]:
     """(query id, document id, query, document) of the top 100 of the DL19 bm25 run."""
     assert bench.data is not None
     folder = bench.data / "msmarco-dl19"
-    texts = {query.query_id: query.text for query in data.read_topics(folder / "queries.dl19.tsv")}
+    texts = {query.query_id: query.text for query in topic_files.read_topics(folder / "queries.dl19.tsv")}
     run = Run.read(folder / "runs" / "bm25.dl19.trec").top(100)
     wanted = {doc_id for hits in run.values() for doc_id in hits.doc_ids}
-    docs = {doc.doc_id: doc.contents for doc in data.read_collection(folder / "collection.tsv") if doc.doc_id in wanted}
+    docs = {
+        doc.doc_id: doc.contents for doc in collection_files.read_collection(folder / "collection.tsv") if doc.doc_id in wanted
+    }
     return [(q, d, texts[q], docs[d]) for q, hits in run.items() for d in hits.doc_ids]
 
 
@@ -261,7 +265,7 @@ def reranked(bench: Bench) -> list[Row]:
         peer = CrossEncoder(str(Path(folder) / "cross"), device="cpu")
 
         def ours(number: int) -> Any:
-            return inference.score(model, [query for query, _ in parts[number]], [doc for _, doc in parts[number]])
+            return scoring.score(model, [query for query, _ in parts[number]], [doc for _, doc in parts[number]])
 
         def helped(number: int) -> Any:
             with peers.bf16():
@@ -287,7 +291,7 @@ def reranked(bench: Bench) -> list[Row]:
             f"correlation {together:.5f}, largest difference {np.abs(a - b).max():.1e}",
             ">= 4x; bf16 >= 1.3x",
             ratio >= 4 and against_bf16 >= 1.3 and together >= 0.999,
-            against_machine(model.classifier.config, lengths, timed.seconds["ours"][0], inference.choose_precision()),
+            against_machine(model.classifier.config, lengths, timed.seconds["ours"][0], hardware.choose_precision()),
         )
     ]
 
@@ -306,7 +310,7 @@ def students(bench: Bench) -> list[Row]:
         models = {name: random_cross_encoder(Path(folder) / name.replace("/", "-"), *shape) for name, shape in shapes.items()}
         peer = CrossEncoder(str(Path(folder) / "BERT-base"), device="cpu")
         jobs: dict[str, Any] = {
-            name: lambda _, model=model: inference.score(model, queries, docs) for name, model in models.items()
+            name: lambda _, model=model: scoring.score(model, queries, docs) for name, model in models.items()
         }
 
         def helped(_: int) -> Any:
@@ -320,7 +324,7 @@ def students(bench: Bench) -> list[Row]:
     lengths = [min(256, len(ids)) for ids in models["3/384"].tokenizer(queries, docs)["input_ids"]]
     rows, bf16 = [], timed.each(("bf16",), lambda seconds: f"{len(pairs) / seconds:.1f}")
     for name in STUDENTS:
-        machine = against_machine(models[name].classifier.config, lengths, timed.median(name), inference.choose_precision())
+        machine = against_machine(models[name].classifier.config, lengths, timed.median(name), hardware.choose_precision())
         for base, bar in (("BERT-base", 9.0), ("CrossEncoder BERT-base", None)):
             ratio = timed.ratio(name, base)
             rows.append(
@@ -342,8 +346,8 @@ def students(bench: Bench) -> list[Row]:
 
 def int8(bench: Bench) -> list[Row]:
     """int8 against our fp32 torch engine, MiniLM as a reranker of the DL19 bm25 top-100 in eight rounds, with its nDCG@10."""
-    from pyserini_kd import evaluate
-    from pyserini_kd.export import export
+    from pyserini_kd.evaluation import engines
+    from pyserini_kd.models.onnx_export import export
 
     assert bench.data is not None
     pairs = dl19_pairs(bench)[: bench.some(1 << 30, 80)]
@@ -352,13 +356,13 @@ def int8(bench: Bench) -> list[Row]:
     with tempfile.TemporaryDirectory() as folder:
         exported = export("minilm", Path(folder) / "int8", int8=True)
         models = {
-            "int8": inference.load(str(exported), precision="int8"),
-            "fp32": inference.load("minilm", precision="fp32", backend="torch"),
+            "int8": engine.load(str(exported), precision="int8"),
+            "fp32": engine.load("minilm", precision="fp32", backend="torch"),
         }
 
         def job(precision: str) -> Any:
             model = models[precision]
-            return lambda number: inference.score(
+            return lambda number: scoring.score(
                 model, [query for *_, query, _ in parts[number]], [doc for *_, doc in parts[number]], precision=precision
             )
 
@@ -371,14 +375,14 @@ def int8(bench: Bench) -> list[Row]:
         texts = [doc for part in parts for doc in dict.fromkeys(doc for *_, doc in part)]  # queries aside, which are short
         lengths = [min(len(ids), plain.settings.max_doc_len) for ids in plain.tokenizer(texts)["input_ids"]]
         machine = against_machine(plain.encoder.config, lengths, sum(timed.seconds["int8"]), "int8")
-    qrels = data.read_qrels(bench.data / "msmarco-dl19" / "qrels.dl19.txt")
+    qrels = qrels_files.read_qrels(bench.data / "msmarco-dl19" / "qrels.dl19.txt")
     ndcg = {}
     for precision, found in timed.results.items():
         scores: dict[str, dict[str, float]] = {}
         for (query_id, doc_id, *_), score in zip(pairs, np.concatenate(found).tolist(), strict=True):
             scores.setdefault(query_id, {})[doc_id] = score
         judged = {query_id: qrels[query_id] for query_id in scores}
-        ndcg[precision] = evaluate.mean(evaluate.evaluate(Run.from_scores(precision, scores), judged, ["nDCG@10"])["nDCG@10"])
+        ndcg[precision] = engines.mean(engines.evaluate(Run.from_scores(precision, scores), judged, ["nDCG@10"])["nDCG@10"])
     ratio = timed.ratio("int8", "fp32")
     return [
         Row(
@@ -404,15 +408,15 @@ def trained(bench: Bench) -> list[Row]:
     """Margin-MSE of a MiniLM bi-encoder on triples: what each further step costs, ours and sentence-transformers' trainer."""
     from transformers import AutoConfig
 
-    from pyserini_kd.mine import Group
-    from pyserini_kd.stages import TrainConfig
-    from pyserini_kd.train import train
-    from pyserini_kd.triples import Scores
+    from pyserini_kd.distillation.candidates import Group
+    from pyserini_kd.distillation.config import TrainConfig
+    from pyserini_kd.distillation.training import train
+    from pyserini_kd.distillation.triples import Scores
 
     few, many = bench.some(2, 1), bench.some(12, 2)
-    docs = list(pydocs.docs())
+    docs = list(docstrings.docs())
     by_id = {doc.doc_id: doc.contents for doc in docs}
-    topics, qrels = pydocs.topics("train"), pydocs.qrels("train")
+    topics, qrels = docstrings.topics("train"), docstrings.qrels("train")
     rng = np.random.default_rng(0)
     triples = [(query, next(iter(qrels[query.query_id])), docs[rng.integers(len(docs))].doc_id) for query in topics]
     triples = [triple for triple in triples if triple[1] != triple[2]][: many * BATCH]
@@ -427,7 +431,7 @@ def trained(bench: Bench) -> list[Row]:
         "negative": [by_id[neg] for *_, neg in triples],
         "label": margins,
     }
-    checkpoint = checkpoints.resolve("minilm")
+    checkpoint = checkpoint_names.resolve("minilm")
 
     def ours(steps: int, folder: Path, dropout: float | None = None) -> None:
         config = TrainConfig(
@@ -445,7 +449,7 @@ def trained(bench: Bench) -> list[Row]:
         jobs[name] = lambda _, job=job: _further_steps(job, few, many)
     timed = interleaved(possible(jobs), bench.some(2, 1), once=helped_once())
     steps = {name: float(np.median(found)) for name, found in timed.results.items()}
-    tokenizer = checkpoints.load("minilm").tokenizer
+    tokenizer = loading.load("minilm").tokenizer
     used = [text for name in ("query", "positive", "negative") for text in columns[name][few * BATCH :]]
     lengths = [min(LENGTH, len(ids)) for ids in tokenizer(used)["input_ids"]]
     config = AutoConfig.from_pretrained(checkpoint)
@@ -462,7 +466,7 @@ def trained(bench: Bench) -> list[Row]:
             "same start, batch, lengths",
             bar,
             ratio >= 2 and against_bf16 >= 1.2 if bar else None,
-            against_machine(config, lengths, a_pass, inference.choose_precision()),
+            against_machine(config, lengths, a_pass, hardware.choose_precision()),
         )
         rows.append(row)
     return rows

@@ -36,7 +36,7 @@ def pyserini_search(searcher: Any, queries: list[Any], hits: int) -> dict[str, A
 
 def run_of(found: dict[str, Any]) -> Any:
     """Pyserini's hits as a Run."""
-    from pyserini_kd.runs import Run
+    from pyserini_kd.data.runs import Run
 
     return Run.from_hits(
         "peer", ((q, [hit.docid for hit in hits], [float(hit.score) for hit in hits]) for q, hits in found.items())
@@ -64,7 +64,7 @@ def train_sentence_transformer(
 
 
 if __name__ == "__main__":
-    from pyserini_kd.lucene import start_jvm
+    from pyserini_kd.data.java import start_jvm
 
     start_jvm()
     os.environ.setdefault("HF_HUB_OFFLINE", "1")

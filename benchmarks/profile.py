@@ -18,8 +18,9 @@ import click
 from benchmarks.measure import Bench, matmul_flops
 from benchmarks.models import dl19_pairs, random_cross_encoder
 from benchmarks.table import about_this_machine, table
-from pyserini_kd import inference, pydocs
-from pyserini_kd.models import bert, checkpoints, cpu_training
+from pyserini_kd.data import docstrings
+from pyserini_kd.distillation import cpu_training
+from pyserini_kd.models import engine, fast_bert, hardware, loading, scoring
 
 SHAPES = {"2048^3": (2048, 2048, 2048), "qkv": (2048, 384, 1152), "up": (2048, 384, 1536), "down": (2048, 1536, 384)}
 PRECISIONS = ("fp32", "bf16")
@@ -36,7 +37,7 @@ def new_sizes() -> str:
     """Milliseconds of our bf16 product the first time it meets a number of rows, and later."""
     import torch
 
-    dense = bert.Dense(torch.randn(1536, 384), torch.randn(1536))
+    dense = fast_bert.Dense(torch.randn(1536, 384), torch.randn(1536))
     rows = []
     for name, asked in (("plain", {}), ("with GELU", {"gelu": True})):
         first, later = [], []
@@ -68,14 +69,17 @@ def training_step(precision: str, dropout: float, own: bool) -> Callable[[], Any
     """A step of Margin-MSE by a MiniLM bi-encoder; `own` is our dropout and attention, else PyTorch's."""
     import torch
 
-    model: Any = checkpoints.load("minilm")
+    model: Any = loading.load("minilm")
     for module in model.modules():
         if isinstance(module, torch.nn.Dropout):
             module.p = dropout
     if own:
         cpu_training.fit(model)
     model.train()
-    docs, queries = [doc.contents for doc in pydocs.docs()][: 2 * TRIPLES], [q.text for q in pydocs.topics("test")][:TRIPLES]
+    docs, queries = (
+        [doc.contents for doc in docstrings.docs()][: 2 * TRIPLES],
+        [q.text for q in docstrings.topics("test")][:TRIPLES],
+    )
     batch = model.pair_batch(queries, docs, [(row // 2, row) for row in range(2 * TRIPLES)], LENGTH)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-6, fused=True)
 
@@ -120,23 +124,23 @@ def main(data: Path) -> None:
     """Print where the time goes."""
     import torch
 
-    torch.set_num_threads(inference.threads())
+    torch.set_num_threads(hardware.threads())
     click.echo(f"{about_this_machine()}\n\n{products()}\n")
-    if bert.onednn_has_bf16():
+    if fast_bert.onednn_has_bf16():
         click.echo(f"{new_sizes()}\n")
     click.echo(f"{training()}\n")
-    model: Any = inference.load("minilm")
-    texts = [doc.contents for doc in pydocs.docs()][::20]
-    click.echo(f"encode, {len(texts)} docstrings: {shares(lambda: inference.encode(model, texts, 'doc'))}\n")
+    model: Any = engine.load("minilm")
+    texts = [doc.contents for doc in docstrings.docs()][::20]
+    click.echo(f"encode, {len(texts)} docstrings: {shares(lambda: engine.encode(model, texts, 'doc'))}\n")
     if (data / "msmarco-dl19").is_dir():
         pairs = [pair[2:] for pair in dl19_pairs(Bench(data, Path(), False))[::8]]
         with tempfile.TemporaryDirectory() as folder:
             cross = random_cross_encoder(Path(folder) / "cross")
-            found = shares(lambda: inference.score(cross, *zip(*pairs, strict=True)))
+            found = shares(lambda: scoring.score(cross, *zip(*pairs, strict=True)))
         click.echo(f"rerank, {len(pairs)} of DL19's pairs: {found}\n")
     for dropout in (0.1, 0.0):
-        found = shares(training_step(inference.choose_precision(), dropout, True))
-        click.echo(f"a training step in {inference.choose_precision()}, dropout {dropout}: {found}\n")
+        found = shares(training_step(hardware.choose_precision(), dropout, True))
+        click.echo(f"a training step in {hardware.choose_precision()}, dropout {dropout}: {found}\n")
 
 
 if __name__ == "__main__":

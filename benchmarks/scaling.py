@@ -27,10 +27,12 @@ from benchmarks.measure import Bench
 from benchmarks.models import dense_index
 from benchmarks.table import about_this_machine, table
 from benchmarks.table import line as row
-from pyserini_kd import data, index, inference, kinds, pydocs
-from pyserini_kd.data import Doc
-from pyserini_kd.dense_index import DenseIndex, load_encoder
-from pyserini_kd.models import checkpoints
+from pyserini_kd.data import docstrings, ids
+from pyserini_kd.data.types import Doc
+from pyserini_kd.models import checkpoint_names, engine, loading, saving
+from pyserini_kd.retrieval import build, faiss_build, faiss_kinds, vector_store
+from pyserini_kd.retrieval.dense_index import DenseIndex
+from pyserini_kd.retrieval.open_index import load_encoder
 
 NOISE = 0.5  # length of what is added to a vector of length 1
 BLOCK = 1 << 15
@@ -67,8 +69,8 @@ def vector_blocks(bench: Bench, count: int) -> list[Path]:
             rows = np.arange(start, min(start + BLOCK, count)) % len(base)
             vectors = base[rows] + rng.normal(0, NOISE / math.sqrt(base.shape[1]), (len(rows), base.shape[1])).astype("f4")
             np.save(folder / f"{number:06d}.npy", vectors / np.linalg.norm(vectors, axis=1, keepdims=True))
-        texts = [query.text for query in pydocs.topics("test")][:QUERIES]
-        np.save(folder / "queries", inference.encode(load_encoder("minilm"), texts, "query"))
+        texts = [query.text for query in docstrings.topics("test")][:QUERIES]
+        np.save(folder / "queries", engine.encode(load_encoder("minilm"), texts, "query"))
         (folder / "done").touch()
     return sorted(folder.glob("[0-9]*.npy"))
 
@@ -85,13 +87,13 @@ def search_line(bench: Bench, count: int, kind: str, parameters: dict[str, int])
         place.mkdir()
         (place / "docid").write_text("".join(f"{row}\n" for row in range(count)))
         begun = time.perf_counter()
-        kinds.write(blocks, queries.shape[1], kind, place)
+        faiss_build.write(blocks, queries.shape[1], kind, place)
         (place / "seconds").write_text(f"{time.perf_counter() - begun:.1f}")
         return []  # opened by a new process, whose memory it alone is
     process = psutil.Process()
     before = process.memory_info().rss
-    opened = kinds.read(place, mmap=False)
-    kinds.tune(opened, place, **parameters)
+    opened = vector_store.read(place, mmap=False)
+    vector_store.tune(opened, place, **parameters)
     opened.search(queries[:1], K)
     held = (process.memory_info().rss - before) / 2**20
     seconds, found = [], []
@@ -119,7 +121,7 @@ def rotation_line(bench: Bench, sample: int) -> list[str]:
     faiss.omp_set_num_threads(1)
     vectors = np.concatenate([np.load(path) for path in vector_blocks(bench, 100_000)])
     queries = np.load(bench.work / "vectors.100000" / "queries.npy")
-    index: Any = kinds.new(vectors.shape[1], "OPQ48,PQ48" if sample else "PQ48")
+    index: Any = faiss_kinds.new(vectors.shape[1], "OPQ48,PQ48" if sample else "PQ48")
     if sample:
         faiss.downcast_VectorTransform(index.chain.at(0)).max_train_points = sample
     begun = time.process_time()
@@ -133,7 +135,7 @@ def rotation_line(bench: Bench, sample: int) -> list[str]:
 
 def encode_line(bench: Bench, count: int, name: str) -> list[str]:
     """Index documents: real ones; beyond their number, and for the tiny model, short ones made of the beginnings of two."""
-    docs = list(pydocs.docs())
+    docs = list(docstrings.docs())
     whole = 0 if name == "tiny" else len(docs)
 
     def some() -> Iterator[Doc]:
@@ -144,10 +146,10 @@ def encode_line(bench: Bench, count: int, name: str) -> list[str]:
 
     with tempfile.TemporaryDirectory() as folder:
         if name == "tiny":
-            name = str(checkpoints.save(_tiny(), Path(folder) / "tiny"))
-        encoder, checkpoint = load_encoder(name), checkpoints.resolve(name)
+            name = str(saving.save(_tiny(), Path(folder) / "tiny"))
+        encoder, checkpoint = load_encoder(name), checkpoint_names.resolve(name)
         begun = time.perf_counter()
-        index.build(data.unique_docs(some(), places), encoder, checkpoint, Path(folder) / "index")  # as the command does
+        build.build(ids.unique_docs(some(), places), encoder, checkpoint, Path(folder) / "index")  # as the command does
         seconds = time.perf_counter() - begun
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
     return [f"{count:,}", Path(name).name, f"{count / seconds:.0f}", f"{seconds:.0f}", f"{peak:.0f}"]
@@ -166,7 +168,7 @@ def _tiny() -> Any:
     from pyserini_kd.models.bert_dot import BertDot, EncoderSettings
 
     torch.manual_seed(0)
-    tokenizer: Any = checkpoints.load("minilm").tokenizer
+    tokenizer: Any = loading.load("minilm").tokenizer
     config = BertConfig(
         vocab_size=len(tokenizer), hidden_size=32, num_hidden_layers=2, num_attention_heads=4, intermediate_size=64
     )

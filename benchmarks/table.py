@@ -107,18 +107,18 @@ def about_this_machine() -> str:
     """The processor, what of it matters here, and the versions."""
     import importlib.metadata as metadata
 
-    from pyserini_kd import inference
-    from pyserini_kd.files import environment
+    from pyserini_kd.models import hardware
+    from pyserini_kd.storage.environment import environment
 
-    flags = inference.cpu_flags()
+    flags = hardware.cpu_flags()
     known = [name for name in ("avx2", "avx512f", "avx512_vnni", "avx512_bf16", "amx_bf16", "amx_int8") if name in flags]
     lacking = [name for name in ("avx512_vnni", "amx_bf16") if name not in flags]
     packages = ("pyserini", "sentence-transformers", "torch", "transformers", "onnxruntime", "faiss-cpu", "ranx", "trectools")
     versions = ", ".join(f"{name} {metadata.version(name)}" for name in packages)
     cpu = environment()["hardware"]["cpu"]
     return (
-        f"{inference.threads()} cores of {cpu} ({', '.join(known)}; without {', '.join(lacking) or 'nothing that matters'}); "
-        f"`--precision auto` is {inference.choose_precision()} here. Python {platform.python_version()}, {versions}."
+        f"{hardware.threads()} cores of {cpu} ({', '.join(known)}; without {', '.join(lacking) or 'nothing that matters'}); "
+        f"`--precision auto` is {hardware.choose_precision()} here. Python {platform.python_version()}, {versions}."
     )
 
 

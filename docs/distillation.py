@@ -25,12 +25,12 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pyserini_kd import data
-from pyserini_kd.evaluate import evaluate
-from pyserini_kd.files import atomic_file
-from pyserini_kd.runs import Run
-from pyserini_kd.tables import markdown
-from pyserini_kd.token_index import TokenIndex
+from pyserini_kd.data import collection_files, qrels_files, topic_files
+from pyserini_kd.data.runs import Run
+from pyserini_kd.evaluation.engines import evaluate
+from pyserini_kd.evaluation.tables import markdown
+from pyserini_kd.retrieval.token_index import TokenIndex
+from pyserini_kd.storage.files import atomic_file
 
 KEPT = Path(__file__).with_name("distillation")
 DEPTH, N_TEST = 10, 300
@@ -177,25 +177,27 @@ class Work:
         """The first `count` topics of a split in a stable pseudo-random order."""
         path = self.root / f"topics.{split}.{count}.tsv"
         if not path.exists():
-            queries = data.read_topics(self.squad / f"queries.{split}.tsv")
+            queries = topic_files.read_topics(self.squad / f"queries.{split}.tsv")
             queries = sorted(queries, key=lambda query: zlib.crc32(query.query_id.encode()))[:count]
-            data.write_topics(queries, path)
+            topic_files.write_topics(queries, path)
         return path
 
     def judged_scifact(self) -> Path:
         """SciFact's test topics."""
         path = self.root / "topics.scifact.tsv"
         if not path.exists():
-            judged = data.read_qrels(self.scifact / "qrels" / "test.tsv")
-            queries = data.read_topics(self.scifact / "queries.jsonl")
-            data.write_topics([query for query in queries if query.query_id in judged], path)
+            judged = qrels_files.read_qrels(self.scifact / "qrels" / "test.tsv")
+            queries = topic_files.read_topics(self.scifact / "queries.jsonl")
+            topic_files.write_topics([query for query in queries if query.query_id in judged], path)
         return path
 
     def plain_text(self) -> Path:
         """Some documents, in a stable pseudo-random order, to distil a language model on."""
         path = self.root / f"docs.{self.settings.lm_docs}.jsonl"
         if not path.exists():
-            docs = sorted(data.read_collection(self.squad / "docs.jsonl"), key=lambda doc: zlib.crc32(doc.doc_id.encode()))
+            docs = sorted(
+                collection_files.read_collection(self.squad / "docs.jsonl"), key=lambda doc: zlib.crc32(doc.doc_id.encode())
+            )
             lines = [json.dumps({"id": doc.doc_id, "contents": doc.contents}) + "\n" for doc in docs[: self.settings.lm_docs]]
             path.write_text("".join(lines), encoding="utf-8")
         return path
@@ -279,8 +281,8 @@ class Work:
 
     def evaluated(self, run: Run, names: tuple[str, ...]) -> dict[str, dict[str, float]]:
         """What a run of SQuAD's test topics reaches."""
-        asked = {query.query_id for query in data.read_topics(self.test)}
-        every = data.read_qrels(self.squad / "qrels.test.txt")
+        asked = {query.query_id for query in topic_files.read_topics(self.test)}
+        every = qrels_files.read_qrels(self.squad / "qrels.test.txt")
         return evaluate(run, {query_id: judged for query_id, judged in every.items() if query_id in asked}, names)
 
     def reranking(self, inside: Run, scifact: Run, dl19: Run) -> dict[str, dict[str, float]]:
@@ -288,7 +290,7 @@ class Work:
         measures = self.evaluated(inside, ("RR@10", "nDCG@10"))
         outside = {SCIFACT: (scifact, self.scifact / "qrels" / "test.tsv"), DL19: (dl19, self.dl19 / "qrels.dl19.txt")}
         for name, (run, qrels) in outside.items():
-            measures[name] = evaluate(run, data.read_qrels(qrels), ("nDCG@10",))["nDCG@10"]
+            measures[name] = evaluate(run, qrels_files.read_qrels(qrels), ("nDCG@10",))["nDCG@10"]
         measures["score"] = {query_id: float(hits.scores.mean()) for query_id, hits in inside.items()}
         measures["squared score"] = {query_id: float(np.square(hits.scores).mean()) for query_id, hits in inside.items()}
         return measures
@@ -354,7 +356,7 @@ def random_shape(work: Work, name: str) -> Path:
     """A cross-encoder of one of the RANDOM shapes, on disk."""
     from transformers import BertConfig, BertForSequenceClassification
 
-    from pyserini_kd.models import checkpoints
+    from pyserini_kd.models import loading, saving
     from pyserini_kd.models.cross_encoder import CrossEncoder
 
     layers, width, heads, inner = RANDOM[name]
@@ -362,26 +364,27 @@ def random_shape(work: Work, name: str) -> Path:
     if not path.exists():
         shape = BertConfig(num_labels=1, num_hidden_layers=layers, hidden_size=width, num_attention_heads=heads,
                            intermediate_size=inner)  # fmt: skip
-        tokenizer = checkpoints.load(str(work.teacher)).tokenizer
-        checkpoints.save(CrossEncoder(BertForSequenceClassification(shape), tokenizer, work.settings.length), path)
+        tokenizer = loading.load(str(work.teacher)).tokenizer
+        saving.save(CrossEncoder(BertForSequenceClassification(shape), tokenizer, work.settings.length), path)
     return path
 
 
 def costs(work: Work, seed: int) -> str:
     """The table of sizes and speeds, of checkpoints and of RANDOM shapes: 128 of DL19's BM25 pairs, median of three rounds."""
-    from pyserini_kd import inference, token_index
+    from pyserini_kd.models import engine, scoring
+    from pyserini_kd.retrieval import token_index
 
-    docs = {doc.doc_id: doc for doc in data.read_collection(work.dl19 / "collection.tsv")}
-    topics = {query.query_id: query.text for query in data.read_topics(work.dl19 / "queries.dl19.tsv")}
+    docs = {doc.doc_id: doc for doc in collection_files.read_collection(work.dl19 / "collection.tsv")}
+    topics = {query.query_id: query.text for query in topic_files.read_topics(work.dl19 / "queries.dl19.tsv")}
     hits = Run.read(work.dl19 / "runs" / "bm25.dl19.trec").top(16)
     pairs = [(topics[query_id], doc_id) for query_id in list(hits)[:8] for doc_id in hits[query_id].doc_ids]
     queries, doc_ids = map(list, zip(*pairs, strict=True))
     texts = [docs[doc_id].contents for doc_id in doc_ids]
     paths = {student: work.trained(student, "ranknet", CROSS["ranknet"], seed) for student in (*SHAPES, *STUDENTS)}
     paths = {TEACHER: work.teacher, **paths, **{name: random_shape(work, name) for name in RANDOM}}
-    models = {name: inference.load(str(path)) for name, path in paths.items()}
+    models = {name: engine.load(str(path)) for name, path in paths.items()}
     ways: dict[str, Callable[[], object]] = {
-        name: functools.partial(inference.score, model, queries, texts) for name, model in models.items()
+        name: functools.partial(scoring.score, model, queries, texts) for name, model in models.items()
     }
     for name in ("colbert", "prettr", "tk"):
         folder = work.root / f"stored.{name}"

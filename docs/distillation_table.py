@@ -11,9 +11,9 @@ from pathlib import Path
 import numpy as np
 import pyarrow.parquet as pq
 
-from pyserini_kd import significance
-from pyserini_kd.evaluate import mean
-from pyserini_kd.tables import markdown
+from pyserini_kd.evaluation import significance
+from pyserini_kd.evaluation.engines import mean
+from pyserini_kd.evaluation.tables import markdown
 
 KEPT = Path(__file__).with_name("distillation")
 TINY, MERGED, HARD = "tinybert = lm+ranker-distill", "merged, soft labels only", "two stages, hard labels"

@@ -9,10 +9,12 @@ from pathlib import Path
 
 import numpy as np
 
-from pyserini_kd import data, fuse, significance, tune
-from pyserini_kd.evaluate import evaluate, mean
-from pyserini_kd.runs import Run
-from pyserini_kd.tables import markdown
+from pyserini_kd.data import qrels_files
+from pyserini_kd.data.runs import Run
+from pyserini_kd.evaluation import significance, tuning
+from pyserini_kd.evaluation.engines import evaluate, mean
+from pyserini_kd.evaluation.tables import markdown
+from pyserini_kd.retrieval import fusion
 
 NAMES = {"bm25": "bm25", "bm25-rm3": "rm3", "distilbert-tas-b": "tasb", "openai-ada2": "ada2", "splade-pp-ed": "splade"}
 BY_RANK, BY_SCORE = ("isr", "rbp", "borda", "condorcet"), ("combsum", "combmnz", "combanz", "combmax", "combmin", "combmed")
@@ -22,7 +24,7 @@ TUNED = ("wsum", "minmax, tuned")
 
 
 def main(folder: Path) -> None:
-    qrels = data.read_qrels(folder / "qrels.dl19.txt")
+    qrels = qrels_files.read_qrels(folder / "qrels.dl19.txt")
     runs = {short: Run.read(folder / "runs" / f"{name}.dl19.trec") for name, short in NAMES.items()}
 
     def ndcg(run: Run) -> dict[str, float]:
@@ -35,9 +37,9 @@ def main(folder: Path) -> None:
     for method, group in itertools.product([*METHODS, TUNED], groups):
         inputs = [runs[name] for name in group]
         if method == TUNED:  # each topic under the weights that the other folds chose
-            values = dict(zip(qrels, tune.tune(inputs, qrels, "wsum", measure="nDCG@10").unseen.tolist(), strict=True))
+            values = dict(zip(qrels, tuning.tune(inputs, qrels, "wsum", measure="nDCG@10").unseen.tolist(), strict=True))
         else:
-            values = ndcg(fuse.rrf(inputs) if method[0] == "rrf" else fuse.combine(inputs, method[0], norm=method[1]))
+            values = ndcg(fusion.rrf(inputs) if method[0] == "rrf" else fusion.combine(inputs, method[0], norm=method[1]))
         compared = significance.compare({"best": {"": alone[best[group]]}, "fused": {"": values}}, "best")["fused"][""]
         found[method, group] = mean(values), compared
     holm = dict(zip(found, significance.holm(np.array([c.p_value for _, c in found.values()])), strict=True))

@@ -12,12 +12,12 @@ from typing import Any
 __version__ = "0.1.0"
 
 _NAMES = {
-    "DenseIndex": "index",
-    "Doc": "data",
-    "InputError": "files",
-    "Query": "data",
-    "QueryEncoder": "inference",
-    "Run": "runs",
+    "DenseIndex": "retrieval.dense_index",
+    "Doc": "data.types",
+    "InputError": "storage.errors",
+    "Query": "data.types",
+    "QueryEncoder": "models.query_encoder",
+    "Run": "data.runs",
 }
 __all__ = sorted(_NAMES)
 

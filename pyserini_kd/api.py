@@ -10,16 +10,16 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from pyserini_kd import inference, lucene, sources
-from pyserini_kd import rerank as reranking
-from pyserini_kd import retrieve as retrieving
-from pyserini_kd.data import Query
-from pyserini_kd.dense_index import open_with_encoder
-from pyserini_kd.evaluate import evaluate, mean
-from pyserini_kd.files import InputError
-from pyserini_kd.fuse import interpolation, rrf
-from pyserini_kd.lucene import start_jvm
-from pyserini_kd.runs import Run
+from pyserini_kd.data import sources
+from pyserini_kd.data.java import start_jvm
+from pyserini_kd.data.runs import Run
+from pyserini_kd.data.types import Query
+from pyserini_kd.evaluation.engines import evaluate, mean
+from pyserini_kd.models import engine, hardware
+from pyserini_kd.retrieval import bm25_search, dense_search, reranking, text_sources
+from pyserini_kd.retrieval.fusion import interpolation, rrf
+from pyserini_kd.retrieval.open_index import open_with_encoder
+from pyserini_kd.storage.errors import InputError
 
 __all__ = ["evaluate", "interpolation", "mean", "rerank", "rrf", "search", "start_jvm"]
 
@@ -45,9 +45,9 @@ def search(
     if encoder == "bm25":
         if not isinstance(index, str):
             raise InputError("several indexes are for a dense encoder")
-        return lucene.search(index, asked, hits=hits, **{"threads": inference.threads(), **settings})
+        return bm25_search.search(index, asked, hits=hits, **{"threads": hardware.threads(), **settings})
     opened, model = open_with_encoder(index, encoder, precision=settings.get("precision", "auto"))
-    return retrieving.dense(opened, model, asked, hits=hits, **settings)
+    return dense_search.dense(opened, model, asked, hits=hits, **settings)
 
 
 def rerank(run: Run, queries: str | Sequence[Query], texts: str, encoder: str, *, depth: int = 100, **settings: Any) -> Run:
@@ -66,7 +66,7 @@ def rerank(run: Run, queries: str | Sequence[Query], texts: str, encoder: str, *
     precision = settings.get("precision", "auto")
     model, source = (
         reranking.open_source(encoder, [texts], segment=settings.get("segment"), precision=precision)
-        if reranking.is_index(texts)
-        else (inference.load(encoder, precision=precision), reranking.fetch_from(texts))
+        if text_sources.is_index(texts)
+        else (engine.load(encoder, precision=precision), text_sources.fetch_from(texts))
     )
     return reranking.rerank(run, model, asked, source, depth=depth, **settings)

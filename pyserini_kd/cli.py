@@ -8,13 +8,18 @@ import io
 import logging
 import os
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, Literal, get_args, get_origin
 
 import click
 
-from pyserini_kd.files import InputError, record_path
+from pyserini_kd.storage.errors import InputError
+from pyserini_kd.storage.records import record_path
+from pyserini_kd.storage.settings import Option, Settings
+
+if TYPE_CHECKING:
+    from pydantic.fields import FieldInfo
 
 DISK_FULL = ("No space left on device", "Disk quota exceeded")
 
@@ -27,11 +32,18 @@ class UserError(click.ClickException):
 
 def typed(parameter: str) -> bool:
     """Whether the user gave a parameter of the running command, and has not just its default."""
-    return click.get_current_context().get_parameter_source(parameter) is not click.core.ParameterSource.DEFAULT
+    source = click.get_current_context().get_parameter_source(parameter)
+    return source not in (None, click.core.ParameterSource.DEFAULT, click.core.ParameterSource.DEFAULT_MAP)
 
 
-def command(name: str, example: str, epilog: str = "", **settings: Any) -> Callable[[Callable[..., Any]], click.Command]:
-    """A click command whose help ends with an example and which turns InputError and OSError into UserError."""
+def command(
+    name: str, example: str, epilog: str = "", *, settings: type[Settings] | None = None, **more: Any
+) -> Callable[[Callable[..., Any]], click.Command]:
+    """A click command whose help ends with an example and which turns InputError and OSError into UserError.
+
+    With `settings` its options are the fields of that model, and the function gets the model. Only what was typed is given to
+    the model: `Settings.given` tells it from a default.
+    """
 
     def decorate(function: Callable[..., Any]) -> click.Command:
         @functools.wraps(function)
@@ -43,9 +55,11 @@ def command(name: str, example: str, epilog: str = "", **settings: Any) -> Calla
                     stream.reconfigure(errors="backslashreplace")
             try:
                 _refuse_inputs_as_outputs(kwargs)
+                if settings is not None:
+                    args, kwargs = (*args, settings(**{name: kwargs[name] for name in kwargs if typed(name)})), {}
                 return function(*args, **kwargs)
             except InputError as error:
-                raise UserError(str(error)) from error
+                raise UserError(_with_flag(error)) from error
             except BrokenPipeError:  # `pyserini-kd ... | head`
                 os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
                 sys.exit(141)
@@ -62,9 +76,78 @@ def command(name: str, example: str, epilog: str = "", **settings: Any) -> Calla
 
         text = "\b\n" + f"Example: {example}" + (f"\n\n{epilog}" if epilog else "")
         context = {"help_option_names": ["-h", "--help"], "show_default": True, "max_content_width": 120}
-        return click.command(name=name, cls=Command, epilog=text, context_settings=context, **settings)(run)
+        own = list(_parameters(settings)) if settings is not None else []
+        made = click.command(name=name, cls=Command, epilog=text, context_settings=context, **more)(run)
+        made.params = [*own, *made.params]
+        return made
 
     return decorate
+
+
+def _with_flag(error: InputError) -> str:
+    """The message of an error, behind the flag of the parameter that is wrong."""
+    parameters = click.get_current_context().command.params
+    flags = {str(parameter.name): parameter.opts[0] for parameter in parameters if isinstance(parameter, click.Option)}
+    return f"{flags[error.parameter]}: {error.message}" if error.parameter in flags else str(error)
+
+
+# ----------------------------------------------------------------------------------------- options of typed settings
+
+
+def _parameters(settings: type[Settings]) -> Iterator[click.Parameter]:
+    """The options and arguments of a model, in the order of its fields."""
+    for name, field in settings.model_fields.items():
+        shown = next((piece for piece in field.metadata if isinstance(piece, Option)), None)
+        if shown is not None:
+            yield _parameter(name, field, shown)
+
+
+def _parameter(name: str, field: FieldInfo, shown: Option) -> click.Parameter:
+    """The click parameter of a field: its type, bounds and default are the field's."""
+    kind, optional, several = _unwrapped(field.annotation)
+    required = field.is_required()
+    if not shown.flags[0].startswith("-"):
+        width = -1 if several else 1
+        return click.Argument([name], type=_click_type(kind, field), nargs=width, required=required, metavar=shown.metavar)
+    attributes: dict[str, Any] = {"help": shown.help, "hidden": shown.hidden, "required": required}
+    if not required and not several:
+        attributes["default"] = field.get_default(call_default_factory=True)
+    if kind is bool:
+        attributes |= {} if "/" in shown.flags[0] else {"is_flag": True}
+        return click.Option([*shown.flags, name], show_default=not optional and "/" in shown.flags[0], **attributes)
+    attributes |= {"type": _click_type(kind, field), "metavar": shown.metavar, "multiple": several}
+    return (Runs if shown.words else click.Option)([*shown.flags, name], **attributes)
+
+
+def _unwrapped(annotation: Any) -> tuple[Any, bool, bool]:
+    """(plain type, whether it may be None, whether there may be several) of a field's type.
+
+    >>> _unwrapped(int | None), _unwrapped(tuple[str, ...])
+    ((<class 'int'>, True, False), (<class 'str'>, False, True))
+    """
+    parts = get_args(annotation)
+    if type(None) in parts:
+        kind, _, several = _unwrapped(next(part for part in parts if part is not type(None)))
+        return kind, True, several
+    if get_origin(annotation) is tuple:
+        return parts[0], False, True
+    return annotation, False, False
+
+
+def _click_type(kind: Any, field: FieldInfo) -> Any:
+    """The click type of a plain type, with the bounds that pydantic knows of."""
+    if get_origin(kind) is Literal:
+        return click.Choice(get_args(kind))
+    if kind is Path:
+        return click.Path(path_type=Path)
+    bounds = {
+        name: getattr(piece, name) for piece in field.metadata for name in ("ge", "gt", "le", "lt") if hasattr(piece, name)
+    }
+    if kind not in (int, float) or not bounds:
+        return kind
+    low, high = bounds.get("ge", bounds.get("gt")), bounds.get("le", bounds.get("lt"))
+    kinds = {int: click.IntRange, float: click.FloatRange}
+    return kinds[kind](low, high, min_open="gt" in bounds, max_open="lt" in bounds)
 
 
 class Command(click.Command):

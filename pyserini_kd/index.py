@@ -1,165 +1,23 @@
-"""Dense indexes, built: encode a collection in resumable blocks, then write a FAISS or Lucene index; and the command `index`.
-
-An index folder holds `index` and `docid` exactly as Pyserini's FaissSearcher reads them, or a Lucene index as Pyserini's
-LuceneHnswDenseSearcher reads it and `docid`; and beside them our `manifest.json` (who encoded it, how) and `docs.jsonl` with
-`docs.offsets` (the texts, for snippets and reranking). `dense_index` opens them.
-"""
+"""The command `index`."""
 
 from __future__ import annotations
 
-import hashlib
-import logging
 import os
 import time
-from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
-import numpy as np
-import numpy.typing as npt
 
-from pyserini_kd import blocks, columns, inference, kinds, lucene, passages, sources, token_index, vectors
 from pyserini_kd.cli import command, typed
-from pyserini_kd.data import Doc
-from pyserini_kd.dense_index import DenseIndex, load_encoder
-from pyserini_kd.files import InputError, refuse_existing
-from pyserini_kd.models import checkpoints
-
-if TYPE_CHECKING:
-    from pyserini_kd.models.bert_dot import BertDot
-
-logger = logging.getLogger(__name__)
-
-BLOCK = 8192  # documents a block: what a crash can cost
-
-Floats = npt.NDArray[np.float32]
-
-
-def build(
-    docs: Iterable[Doc],
-    encoder: BertDot,
-    checkpoint: Path,
-    folder: str | Path,
-    *,
-    kind: str = "Flat",
-    precision: str = "auto",
-    batch_size: int | None = None,
-    store_docs: bool = True,
-    overwrite: bool = False,
-    block: int | None = None,
-    shard: tuple[int, int] = (0, 1),
-    collection: str = "",
-    segment: str | None = None,
-) -> int | None:
-    """Encode a stream of documents and write an index folder of a kind (see `kinds`); returns the number of documents.
-
-    Works in blocks (of BLOCK documents, unless told) under `.NAME.partial/` beside the folder: after a crash, a kill or Ctrl-C
-    the same command goes on with the blocks that are missing or whose documents have changed; a second process shares the
-    work. With `shard` = (I, N) only every N-th block is encoded here: the process that ends last writes the index, the others
-    return None. The bytes written do not depend on any of this (`manifest.json` excepted, which holds the time, and Lucene's
-    files, which hold random names). The manifest names the `collection` and says how it was cut into passages (`segment`).
-    """
-    settings: dict[str, Any] = {
-        "encoder": checkpoints.record_of(encoder, checkpoint),
-        **inference.arithmetic(encoder, precision, batch_size),
-        "block": block or BLOCK,
-        "store_docs": store_docs,
-    }
-    cut: list[int] = []
-
-    def encode(texts: list[str]) -> Floats:
-        return inference.encode(encoder, texts, "doc", precision=precision, batch_size=batch_size, cut=cut)
-
-    count = build_from(
-        docs, encode, encoder.width, folder, settings,
-        kind=kind, overwrite=overwrite, shard=shard, collection=collection, segment=segment,
-    )
-    inference.log_cut(sum(cut), count, encoder.settings.max_doc_len, "documents")
-    return count
-
-
-def build_from(
-    docs: Iterable[Doc],
-    encode: Callable[[list[str]], Floats],
-    width: int,
-    folder: str | Path,
-    settings: dict[str, Any],
-    *,
-    kind: str,
-    overwrite: bool,
-    shard: tuple[int, int],
-    collection: str,
-    segment: str | None = None,
-) -> int | None:
-    """`build` with any function from texts to vectors (N, H); `settings` is what the vectors depend on.
-
-    The manifest says by `segment` how the documents were cut into passages, and of which `collection` they are.
-    """
-    logger.info("%s", kinds.estimate(width, kind))
-    empty = 0
-
-    def make(work: blocks.Work, number: int, block: list[Doc]) -> None:
-        nonlocal empty
-        empty += sum(not doc.contents.strip() for doc in block)
-        found = encode([doc.contents for doc in block])
-        if not np.isfinite(found).all():
-            lost = next(doc.doc_id for doc, vector in zip(block, found, strict=True) if not np.isfinite(vector).all())
-            raise InputError(f"the vector of document {lost!r} is not finite; these weights, so computed, are of no use")
-        columns.keep(work.path(number, "npy"), found)
-
-    def assemble(work: blocks.Work, new: Path) -> dict[str, Any]:
-        kinds.write(work.paths("npy"), width, kind, new, _unfinished(work, kind))
-        return {"kind": "dense", "metric": "inner_product", "width": width}
-
-    only_result = {"index": kind, "collection": collection, "segment": segment, "collection_stamp": sources.stamp(collection)}
-    count = blocks.build(
-        docs, Path(folder), settings, make, assemble, only_result=only_result, overwrite=overwrite, shard=shard
-    )
-    if empty:
-        logger.warning("%d of the documents encoded now are empty, and may be found like others", empty)
-    return count
-
-
-def _unfinished(work: blocks.Work, kind: str) -> Path:
-    """Where an index of this kind, of these blocks, is kept as far as it has come."""
-    return work.folder / f"{hashlib.sha256(' '.join([kind, *work.sums]).encode()).hexdigest()[:16]}.unfinished"
-
-
-def build_from_vectors(
-    path: Path,
-    ids: Path | None,
-    folder: str | Path,
-    *,
-    kind: str = "Flat",
-    encoder: dict[str, Any] | None = None,
-    width: int | None = None,
-    overwrite: bool = False,
-) -> int | None:
-    """Write an index folder of vectors made elsewhere (see `vectors.read`); `encoder` is what the manifest says of their maker.
-
-    No texts are stored. A run that was killed is gone on with, as in `build`. InputError where `width`, the encoder's, is not
-    that of the vectors.
-    """
-
-    def make(work: blocks.Work, number: int, block: list[vectors.Embedded]) -> None:
-        found = np.stack([one.vector for one in block])
-        if width and found.shape[1] != width:
-            raise InputError(f"{path} holds vectors of {found.shape[1]}, the encoder makes vectors of {width}")
-        columns.keep(work.path(number, "npy"), found)
-
-    def assemble(work: blocks.Work, new: Path) -> dict[str, Any]:
-        files = work.paths("npy")
-        own = np.load(files[0], mmap_mode="r").shape[1]
-        kinds.write(files, own, kind, new, _unfinished(work, kind))
-        return {"kind": "dense", "metric": "inner_product", "width": own}
-
-    found = vectors.read(path, ids, lambda source: DenseIndex.load(source, mmap=True))
-    settings = {"encoder": encoder or {"name": "unknown"}, "vectors": str(path), "block": BLOCK, "store_docs": False}
-    return blocks.build(found, Path(folder), settings, make, assemble, only_result={"index": kind}, overwrite=overwrite)
-
-
-# ------------------------------------------------------------------------------------------------------- command
+from pyserini_kd.data import passages, sources
+from pyserini_kd.models import checkpoint_names, checkpoint_settings, hardware
+from pyserini_kd.retrieval import bm25_build, token_index
+from pyserini_kd.retrieval.build import build, build_from_vectors
+from pyserini_kd.retrieval.open_index import load_encoder
+from pyserini_kd.storage import work
+from pyserini_kd.storage.errors import InputError
+from pyserini_kd.storage.files import refuse_existing
 
 
 @command(
@@ -191,8 +49,8 @@ def build_from_vectors(
 @click.option("--pooling", type=click.Choice(["cls", "mean"]), help="[default: from the checkpoint]")
 @click.option("--l2-norm/--no-l2-norm", default=None, help="[default: from the checkpoint]")
 @click.option("--doc-prefix", help="[default: from the checkpoint]")
-@click.option("--precision", default="auto", type=click.Choice(list(inference.PRECISIONS)), help="Arithmetic.")
-@click.option("--backend", default="auto", type=click.Choice(list(inference.BACKENDS)), help="What computes.")
+@click.option("--precision", default="auto", type=click.Choice(list(hardware.PRECISIONS)), help="Arithmetic.")
+@click.option("--backend", default="auto", type=click.Choice(list(hardware.BACKENDS)), help="What computes.")
 @click.option("--shard-num", type=click.IntRange(1), help="Processes that share the work, one command each [default: 1].")
 @click.option("--shard-id", type=click.IntRange(0), help="Which of them this is, from 0 [default: torchrun's RANK].")
 @click.option("--block", type=click.IntRange(1), hidden=True, help="Documents a block.")
@@ -234,11 +92,11 @@ def main(
         raise InputError("--faiss and --lucene-hnsw or -flat say where a dense index lives; not with --for or bm25")
     kind = in_lucene or faiss or "Flat"
     shard = _shard(shard_id, shard_num, overwrite)
-    blocks.mend(folder)
+    work.mend(folder)
     if shard[1] == 1:
         refuse_existing(folder, overwrite, folder=True)
     started = time.monotonic()
-    count_threads = threads or inference.threads()
+    count_threads = threads or hardware.threads()
     if ready:
         if collection or segment or architecture or collection_class or encoder == "bm25" or shard[1] > 1:
             raise InputError("--vectors goes with --index, --ids, --faiss, --lucene-* and the name of the --encoder only")
@@ -253,7 +111,7 @@ def main(
     count: int | None
     if architecture:
         if threads:
-            inference.use_threads(threads)
+            hardware.use_threads(threads)
         reader = token_index.load_model(
             encoder, architecture, device=device, precision=precision, backend=backend, l2_norm=l2_norm, doc_prefix=doc_prefix,
             max_doc_len=max_length,
@@ -261,7 +119,7 @@ def main(
         count = token_index.build(
             docs,
             reader,
-            checkpoints.resolve(encoder),
+            checkpoint_names.resolve(encoder),
             folder,
             dtype=dtype,
             segment=segment,
@@ -275,12 +133,12 @@ def main(
         )
     elif encoder == "bm25":
         if collection_class:
-            count = lucene.build_index_with_reader(
+            count = bm25_build.build_index_with_reader(
                 Path(collection), collection_class, folder, threads=count_threads, overwrite=overwrite
             )
         else:
             stamp = sources.stamp(collection)
-            count = lucene.build_index(
+            count = bm25_build.build_index(
                 docs, folder, threads=count_threads, overwrite=overwrite, collection_stamp=stamp, segment=segment
             )
     else:
@@ -291,7 +149,7 @@ def main(
         count = build(
             docs,
             model,
-            checkpoints.resolve(encoder),
+            checkpoint_names.resolve(encoder),
             folder,
             kind=kind,
             precision=precision,
@@ -332,7 +190,7 @@ def _who(encoder: str | None, **overrides: Any) -> dict[str, Any]:
     if encoder is None:
         return {}
     model = load_encoder(encoder, **overrides)
-    return {"encoder": checkpoints.record_of(model, checkpoints.resolve(encoder)), "width": model.width}
+    return {"encoder": checkpoint_settings.record_of(model, checkpoint_names.resolve(encoder)), "width": model.width}
 
 
 def _shard(shard_id: int | None, shard_num: int | None, overwrite: bool) -> tuple[int, int]:

@@ -14,25 +14,26 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from pyserini_kd import inference, passages, snippet, sources
 from pyserini_kd.cli import command
-from pyserini_kd.data import Qrels, Query
-from pyserini_kd.files import InputError, home, read_json, refuse_existing_run, write_record
-from pyserini_kd.runs import Run, check_tag, default_tag, ir_metadata
+from pyserini_kd.data import sources
+from pyserini_kd.data.run_files import ir_metadata
+from pyserini_kd.data.runs import Run, default_tag
+from pyserini_kd.data.types import Qrels, Query
+from pyserini_kd.models import engine, hardware
+from pyserini_kd.retrieval import snippet
+from pyserini_kd.retrieval.search_settings import ALPHA, DEPTH, QUERY_HITS, RRF_K, Settings, refuse_contradictions
+from pyserini_kd.retrieval.system import Opened, open_all, search
+from pyserini_kd.storage.errors import InputError
+from pyserini_kd.storage.files import home
+from pyserini_kd.storage.records import refuse_existing_run, write_record
 
 if TYPE_CHECKING:
-    from pyserini_kd.dense_index import DenseIndex
-    from pyserini_kd.models.bert_dot import BertDot
-    from pyserini_kd.query_cache import QueryCache
-    from pyserini_kd.rerank import Fetch, Source
+    from pyserini_kd.retrieval.text_sources import Fetch
 
 logger = logging.getLogger(__name__)
 
 MEASURES = ("RR@10", "nDCG@10", "AP", "R@100", "R@1000")
-QUERY_HITS = 10
 STAGES = {"sparse": "BM25", "dense": "dense", "fuse": "fused", "rerank": "reranked"}  # as --explain names them
-RRF_K, ALPHA, DEPTH = 60, 0.5, 100  # where nothing else is said
-FUSION_DEPTH = 1000  # hits of each run that fusion sees, at least
 EMBEDDED = "pydocs"
 
 # What Pyserini's search commands have and this one does not: refused by name, with the place to go.
@@ -49,66 +50,6 @@ ELSEWHERE = {
         + ["--prf-depth", "--prf-method", "--faiss-device", "--pca-model", "--searcher", "--binary-hits"],
     ),
 }
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Settings:
-    """The command's options, as click read them; those without a default are what `serve` takes too."""
-
-    encoder: str
-    index: str | None
-    more_indexes: tuple[str, ...] = ()
-    sparse_index: str | None
-    fusion: str
-    rrf_k: int
-    alpha: float
-    k1: float | None
-    b: float | None
-    rm3: bool
-    rerank: str | None
-    depth: int
-    batch_size: int | None
-    threads: int | None
-    device: str
-    precision: str
-    backend: str = "auto"
-    max_length: int | None
-    ef_search: int | None
-    nprobe: int | None = None
-    mmap: bool = False
-    pooling: str | None
-    l2_norm: bool | None
-    query_prefix: str | None
-    doc_prefix: str | None
-    ignore_encoder_mismatch: bool
-    query_cache: str | None = None
-    rerank_index: str | None = None
-    hits: int = 1000
-    topics: str | None = None
-    query: str | None = None
-    explain: bool = False
-    qrels: str | None = None
-    output: Path | None = None
-    output_format: str = "trec"
-    runtag: str | None = None
-    remove_query: bool = False
-    max_passage: bool = False
-    max_passage_hits: int = 100
-    max_passage_delimiter: str = "#"
-    ir_metadata: bool = False
-    overwrite: bool = False
-
-
-@dataclasses.dataclass(frozen=True)
-class Opened:
-    """What a search holds in memory, loaded once for any number of queries; None where the settings need it not."""
-
-    index: DenseIndex | None
-    encoder: BertDot | None
-    reranker: Any
-    source: Source | None  # where the reranker takes documents from
-    fetch: Fetch | None
-    cache: QueryCache | None
 
 
 def _options(*options: Callable[[Any], Any]) -> Callable[[Any], Any]:
@@ -147,8 +88,8 @@ model_options = _options(
     click.option("--batch-size", "--batch", type=click.IntRange(1), help="Queries a batch [default: by token budget]."),
     click.option("--threads", type=click.IntRange(1), help="[default: all processors]"),
     click.option("--device", default="cpu", help="cpu, cuda or cuda:N."),
-    click.option("--precision", default="auto", type=click.Choice(list(inference.PRECISIONS)), help="Arithmetic."),
-    click.option("--backend", default="auto", type=click.Choice(list(inference.BACKENDS)), help="What computes."),
+    click.option("--precision", default="auto", type=click.Choice(list(hardware.PRECISIONS)), help="Arithmetic."),
+    click.option("--backend", default="auto", type=click.Choice(list(hardware.BACKENDS)), help="What computes."),
     click.option("--max-length", type=click.IntRange(3), help="Tokens a query [default: from the checkpoint]."),
     click.option("--ef-search", type=click.IntRange(1), help="HNSW's efSearch."),
     click.option("--nprobe", type=click.IntRange(1), help="IVF's lists visited a query."),
@@ -222,15 +163,15 @@ def main(bm25_flag: bool, hits: int | None, fusion: str | None, **options: Any) 
     started = time.monotonic()
     queries = _queries(settings)
     judged = _judged(settings, queries)
-    from pyserini_kd import retrieve
+    from pyserini_kd.retrieval import dense_search
 
-    retrieve.warn_blank(queries)
+    dense_search.warn_blank(queries)
     stages: dict[str, Run] | None = {} if settings.explain else None
     begun = time.monotonic()
     opened = open_all(settings, texts=settings.query is not None)
     opening: dict[str, Any] = {"open_seconds": round(time.monotonic() - begun, 3)}
     if opened.encoder is not None:
-        opening["precision"] = inference.precision_of(opened.encoder, settings.precision)
+        opening["precision"] = engine.precision_of(opened.encoder, settings.precision)
     with _unfinished(settings, opened) as work:
         opening |= {"resumed": True} if work is not None and work.exists() else {}
         run, timing = search(settings, opened, queries, stages, work)
@@ -248,49 +189,12 @@ def _unfinished(settings: Settings, opened: Opened) -> contextlib.AbstractContex
     """Where the scores of a reranking are kept until the run of a topic file is written."""
     if not settings.rerank or settings.query is not None:
         return contextlib.nullcontext()
-    from pyserini_kd import rerank
-    from pyserini_kd.models import checkpoints
+    from pyserini_kd.models import checkpoint_names
+    from pyserini_kd.retrieval import reranking
 
     own: dict[str, Any] = {"precision": settings.precision, "batch_size": settings.batch_size}
     output = settings.output or _default_output(settings)
-    return rerank.unfinished(output, opened.reranker, checkpoints.resolve(settings.rerank), **own)
-
-
-def refuse_contradictions(settings: Settings, fusion: str | None) -> None:
-    """InputError where options do not go together; `fusion` as it was typed."""
-    if settings.runtag is not None:
-        check_tag(settings.runtag)
-    sparse, both = settings.encoder == "bm25", bool(settings.sparse_index)
-    only_dense = settings.more_indexes or settings.nprobe or settings.mmap or settings.query_cache
-    own = (settings.max_length, settings.l2_norm, settings.query_prefix, settings.doc_prefix)
-    encoding = any(value is not None for value in own)
-    passages_set = settings.max_passage_hits != 100 or settings.max_passage_delimiter != "#"
-    fused = settings.fusion if both and not sparse else None
-    wrong = {
-        "--fusion needs a dense --encoder and a --sparse-index": fusion and (sparse or not both),
-        "--alpha is for --fusion interpolation": settings.alpha != ALPHA and fused != "interpolation",
-        "--rrf.k is for --fusion rrf": settings.rrf_k != RRF_K and fused != "rrf",
-        "--sparse-index, --ef-search and --pooling are for a dense --encoder": sparse
-        and (both or settings.ef_search or settings.pooling),
-        "--max-length, --l2-norm, --query-prefix and --doc-prefix are for a dense --encoder": sparse and encoding,
-        "--device, --precision and --backend are for a dense --encoder or --rerank": sparse
-        and not settings.rerank
-        and (settings.device, settings.precision, settings.backend) != ("cpu", "auto", "auto"),
-        "several --index, --nprobe, --mmap and --query-cache are for a dense --encoder": sparse and only_dense,
-        "--rm3, --k1 and --b are for --encoder bm25 or a --sparse-index": not (sparse or both)
-        and (settings.rm3 or settings.k1 is not None or settings.b is not None),
-        "--rerank-index is for --rerank": settings.rerank_index and not settings.rerank,
-        "--depth is for --rerank": settings.depth != DEPTH and not settings.rerank,
-        "give --query or --topics, not both": settings.query is not None and settings.topics,
-        "--explain needs a --query": settings.explain and settings.query is None,
-        "--max-passage is for --topics; --query shows passages": settings.max_passage and settings.query is not None,
-        "--max-passage-hits and --max-passage-delimiter need --max-passage": not settings.max_passage and passages_set,
-        "--max-passage-delimiter is empty": not settings.max_passage_delimiter,
-        "--ir-metadata is for --output-format trec": settings.ir_metadata and settings.output_format != "trec",
-    }
-    for message, found in wrong.items():
-        if found:
-            raise InputError(message)
+    return reranking.unfinished(output, opened.reranker, checkpoint_names.resolve(settings.rerank), **own)
 
 
 def with_defaults(settings: Settings) -> Settings:
@@ -305,7 +209,7 @@ def with_defaults(settings: Settings) -> Settings:
     if settings.encoder == "student" and settings.query is not None and not index.exists():
         raise InputError("the embedded student is not there yet; `python -m pyserini_kd.search --encoder student` prepares it")
     if settings.encoder == "student":
-        from pyserini_kd import embedded
+        from pyserini_kd.distillation import embedded
 
         embedded.prepare()
     elif not index.exists():
@@ -334,147 +238,6 @@ def _judged(settings: Settings, queries: list[Query]) -> Qrels | None:
     if not any(query.query_id in judged for query in queries):
         raise InputError(f"qrels {settings.qrels} and topics {settings.topics} share no query")
     return judged
-
-
-def open_all(settings: Settings, *, texts: bool = False) -> Opened:
-    """Load what the settings name: indexes, encoder, reranker; and with `texts` (or a reranker) the way to stored texts."""
-    from pyserini_kd import lucene, rerank
-
-    if settings.threads and (settings.encoder != "bm25" or settings.rerank):
-        inference.use_threads(settings.threads)
-    index = encoder = reranker = fetch = None
-    source: Source | None = None
-    if settings.encoder != "bm25":
-        index, encoder = _open_dense(settings)
-    if sparse_index := settings.index if settings.encoder == "bm25" else settings.sparse_index:
-        lucene.open_searcher(sparse_index)  # kept by the room itself
-        record = Path(sparse_index) / "manifest.json"
-        if index is not None and record.is_file():
-            passages.refuse_mixture((index.folder, index.manifest), (sparse_index, read_json(record, "manifest")))
-    own: Any = {"device": settings.device, "precision": settings.precision, "backend": settings.backend}
-    if texts or (settings.rerank and not settings.rerank_index):
-        source = fetch = _fetch(settings, index)
-    if settings.rerank and settings.rerank_index:
-        reranker, source = rerank.open_source(settings.rerank, [settings.rerank_index], **own)
-    elif settings.rerank:
-        if fetch is None:
-            raise InputError("--rerank needs texts: an index of ours that stores them, a --sparse-index, or a --rerank-index")
-        reranker = inference.load(settings.rerank, **own)
-    cache = None
-    if encoder is not None and settings.query_cache:
-        from pyserini_kd import query_cache
-
-        cache = query_cache.QueryCache.of(settings.query_cache, encoder, settings.encoder, settings.precision)
-    return Opened(index, encoder, reranker, source, fetch, cache)
-
-
-def search(
-    settings: Settings, opened: Opened, queries: list[Query], stages: dict[str, Run] | None = None, work: Path | None = None
-) -> tuple[Run, dict[str, Any]]:
-    """Retrieve, fuse and rerank as the settings say; the run and the seconds of each stage.
-
-    `stages` takes their runs, `work` is the folder for a reranker's finished scores.
-    """
-    from pyserini_kd import fuse, lucene, rerank, retrieve
-
-    index = settings.index or ""
-    hits = settings.hits  # what comes out; the first stage goes deeper where something is fused or reranked
-    deep = max(hits, FUSION_DEPTH if settings.sparse_index else 0, settings.depth if settings.rerank else 0)
-    settings = dataclasses.replace(settings, hits=deep)
-    tag = settings.runtag or default_tag(settings.encoder)
-    timing: dict[str, Any] = {}
-
-    def timed(stage: str, begun: float, result: Run) -> None:
-        timing[f"{stage}_seconds"] = round(time.monotonic() - begun, 3)
-        if stages is not None:
-            stages[stage] = result
-
-    def sparse(lucene_index: str) -> Run:
-        begun = time.monotonic()
-        threads = settings.threads or inference.threads()
-        bm25: dict[str, Any] = {"k1": settings.k1, "b": settings.b, "rm3": settings.rm3}
-        run = lucene.search(lucene_index, queries, hits=settings.hits, threads=threads, tag=tag, **bm25)
-        timed("sparse", begun, run)
-        return run
-
-    if settings.encoder == "bm25":
-        run = sparse(index)
-    else:
-        begun = time.monotonic()
-        assert opened.index is not None and opened.encoder is not None
-        run = retrieve.dense(
-            opened.index,
-            opened.encoder,
-            queries,
-            hits=settings.hits,
-            ef_search=settings.ef_search,
-            nprobe=settings.nprobe,
-            precision=settings.precision,
-            batch_size=settings.batch_size,
-            cache=opened.cache,
-            tag=tag,
-        )
-        timed("dense", begun, run)
-        if settings.sparse_index:
-            other = sparse(settings.sparse_index)
-            begun = time.monotonic()
-            if settings.fusion == "rrf":
-                engine = "auto" if settings.topics else "fast"  # who waits for one query need not wait for trectools to load
-                run = fuse.rrf([other, run], rrf_k=settings.rrf_k, k=deep, tag=tag, engine=engine)
-                timing["fusion"] = f"sum of 1 / ({settings.rrf_k} + rank)"
-            else:
-                run = fuse.interpolation(other, run, alpha=settings.alpha, k=deep, tag=tag)
-                timing["fusion"] = f"{settings.alpha} * sparse + {1 - settings.alpha:g} * dense, missing = 0"
-            timed("fuse", begun, run)
-    if settings.remove_query:
-        run = run.without_query_docs(settings.max_passage_delimiter if settings.max_passage else None)
-    if settings.rerank:
-        begun = time.monotonic()
-        assert opened.source is not None
-        reranker = settings.runtag or default_tag(settings.rerank)
-        run = rerank.rerank(
-            run, opened.reranker, queries, opened.source, depth=settings.depth, precision=settings.precision,
-            batch_size=settings.batch_size, tag=reranker, work=work,
-        )  # fmt: skip
-        timed("rerank", begun, run)
-    run = run.top(hits)
-    if settings.max_passage:
-        run = passages.max_passage(run, settings.max_passage_hits, settings.max_passage_delimiter)
-    return run, timing
-
-
-def _open_dense(settings: Settings) -> tuple[DenseIndex, BertDot]:
-    from pyserini_kd import lucene
-    from pyserini_kd.dense_index import open_with_encoder
-
-    named = [settings.index or "", *settings.more_indexes]
-    return open_with_encoder(
-        [name if Path(name).exists() else lucene.prebuilt_index(name, "FAISS") for name in named],
-        settings.encoder,
-        mmap=settings.mmap,
-        device=settings.device,
-        precision=settings.precision,
-        backend=settings.backend,
-        ignore_mismatch=settings.ignore_encoder_mismatch,
-        pooling=settings.pooling,
-        l2_norm=settings.l2_norm,
-        query_prefix=settings.query_prefix,
-        doc_prefix=settings.doc_prefix,
-        max_query_len=settings.max_length,
-    )
-
-
-def _fetch(settings: Settings, index: DenseIndex | None) -> Fetch | None:
-    """Where texts come from: our dense index, else the sparse one; None where neither is there to have them."""
-    from pyserini_kd import rerank
-    from pyserini_kd.dense_index import has_docs, stored_docs
-
-    if settings.encoder == "bm25":
-        return rerank.fetch_from(settings.index or "")
-    folders = [Path(name) for name in (settings.index or "", *settings.more_indexes)]
-    if has_docs(*folders):
-        return stored_docs(*folders, known=index.doc_ids if index else None)
-    return rerank.fetch_from(settings.sparse_index) if settings.sparse_index else None
 
 
 def _show(settings: Settings, fetch: Fetch | None, run: Run, stages: dict[str, Run]) -> None:
@@ -525,17 +288,17 @@ def _finish(settings: Settings, run: Run, judged: Qrels | None, timing: dict[str
     click.echo(f"{output}: {len(run)} queries, {run.n_hits} lines, {timing['seconds']} s")
     record: dict[str, Any] = {"config": dataclasses.asdict(settings) | {"output": str(output)}, **timing}
     if settings.encoder != "bm25":
-        from pyserini_kd.models import checkpoints
+        from pyserini_kd.models import checkpoint_names
 
-        record["encoder_sha256"] = checkpoints.fingerprint(checkpoints.resolve(settings.encoder))
+        record["encoder_sha256"] = checkpoint_names.fingerprint(checkpoint_names.resolve(settings.encoder))
     if judged is not None:
-        from pyserini_kd import caveats, evaluate, tables
+        from pyserini_kd.evaluation import caveats, engines, tables
 
         for line in caveats.of_run(run, judged):
             logger.warning("%s: %s", output, line)
-        means = {m: evaluate.mean(values) for m, values in evaluate.evaluate(run, judged, MEASURES).items()}
+        means = {m: engines.mean(values) for m, values in engines.evaluate(run, judged, MEASURES).items()}
         click.echo(tables.table(["run", *means], [[run.tag, *means.values()]]))
-        record |= {"measures": means, "engine": evaluate.choose_engine(run)}
+        record |= {"measures": means, "engine": engines.choose_engine(run)}
     write_record(output, **record)
 
 

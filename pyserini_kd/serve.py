@@ -10,7 +10,8 @@ import click
 
 from pyserini_kd import search
 from pyserini_kd.cli import command
-from pyserini_kd.files import InputError
+from pyserini_kd.retrieval import search_settings, system
+from pyserini_kd.storage.errors import InputError
 
 
 @command(
@@ -29,15 +30,15 @@ def main(bm25_flag: bool, fusion: str | None, host: str, port: int, **options: A
     """Answer searches over HTTP (JSON) from memory, as the command `search` would; Ctrl-C ends it."""
     if bm25_flag:
         options["encoder"] = "bm25"
-    settings = search.Settings(fusion=fusion or "rrf", query="", **options)
-    search.refuse_contradictions(settings, fusion)
+    settings = search_settings.Settings(fusion=fusion or "rrf", query="", **options)
+    search_settings.refuse_contradictions(settings, fusion)
     listener = _bind(host, port)
     settings = search.with_defaults(settings)
-    from pyserini_kd import service
+    from pyserini_kd.retrieval import service
 
     if settings.rerank and settings.depth > service.MAX_PAIRS:
         raise InputError(f"--depth {settings.depth}: at most {service.MAX_PAIRS} documents are reranked for a request")
-    opened = search.open_all(settings, texts=True)
+    opened = system.open_all(settings, texts=True)
     import uvicorn
     from tqdm import tqdm
 

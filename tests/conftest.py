@@ -10,7 +10,7 @@ os.environ["HF_HUB_OFFLINE"] = "1"  # no test asks a hub; the code that would is
 import hypothesis
 import pytest
 
-from pyserini_kd.data import Doc, Query
+from pyserini_kd.data.types import Doc, Query
 
 hypothesis.settings.register_profile("same", derandomize=True)  # the same examples in every run
 hypothesis.settings.load_profile("same")
@@ -69,8 +69,15 @@ def tiny_config(tokenizer, layers=2):
     from transformers import BertConfig
 
     return BertConfig(
-        vocab_size=len(tokenizer), hidden_size=32, num_hidden_layers=layers, num_attention_heads=4, intermediate_size=64,
-        max_position_embeddings=64, hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0, initializer_range=0.2,
+        vocab_size=len(tokenizer),
+        hidden_size=32,
+        num_hidden_layers=layers,
+        num_attention_heads=4,
+        intermediate_size=64,
+        max_position_embeddings=64,
+        hidden_dropout_prob=0.0,
+        attention_probs_dropout_prob=0.0,
+        initializer_range=0.2,
     )
 
 
@@ -80,12 +87,14 @@ def tiny_dot(tmp_path_factory, tokenizer) -> Path:
     import torch
     from transformers import BertModel
 
-    from pyserini_kd.models import checkpoints
+    from pyserini_kd.models import saving
     from pyserini_kd.models.bert_dot import BertDot, EncoderSettings
 
     torch.manual_seed(0)
-    model = BertDot(BertModel(tiny_config(tokenizer), add_pooling_layer=False), tokenizer, EncoderSettings("mean", False, 16, 24))
-    return checkpoints.save(model, tmp_path_factory.mktemp("models") / "tiny-dot")
+    model = BertDot(
+        BertModel(tiny_config(tokenizer), add_pooling_layer=False), tokenizer, EncoderSettings("mean", False, 16, 24)
+    )
+    return saving.save(model, tmp_path_factory.mktemp("models") / "tiny-dot")
 
 
 @pytest.fixture(scope="session")
@@ -94,43 +103,43 @@ def tiny_cross(tmp_path_factory, tokenizer) -> Path:
     import torch
     from transformers import BertForSequenceClassification
 
-    from pyserini_kd.models import checkpoints
+    from pyserini_kd.models import saving
     from pyserini_kd.models.cross_encoder import CrossEncoder
 
     torch.manual_seed(1)
     config = tiny_config(tokenizer)
     config.num_labels = 1
     model = CrossEncoder(BertForSequenceClassification(config).eval(), tokenizer, 48)
-    return checkpoints.save(model, tmp_path_factory.mktemp("models") / "tiny-cross")
+    return saving.save(model, tmp_path_factory.mktemp("models") / "tiny-cross")
 
 
 @pytest.fixture(scope="session")
 def dense_index(tmp_path_factory, tiny_dot, corpus) -> Path:
-    from pyserini_kd import index
-    from pyserini_kd.dense_index import load_encoder
+    from pyserini_kd.retrieval import build
+    from pyserini_kd.retrieval.open_index import load_encoder
 
     folder = tmp_path_factory.mktemp("indexes") / "corpus.tiny"
-    index.build(corpus, load_encoder(str(tiny_dot)), tiny_dot, folder, precision="fp32")
+    build.build(corpus, load_encoder(str(tiny_dot)), tiny_dot, folder, precision="fp32")
     return folder
 
 
 @pytest.fixture(scope="session")
 def bm25_index(tmp_path_factory, corpus) -> Path:
-    from pyserini_kd import lucene
+    from pyserini_kd.retrieval import bm25_build
 
     folder = tmp_path_factory.mktemp("indexes") / "corpus.bm25"
-    lucene.build_index(corpus, folder)
+    bm25_build.build_index(corpus, folder)
     return folder
 
 
 @pytest.fixture
 def files(tmp_path, corpus, queries, qrels) -> dict[str, str]:
     """The corpus, topics and qrels as files."""
-    from pyserini_kd import data
+    from pyserini_kd.data import collection_files, qrels_files, topic_files
 
-    data.write_collection(corpus, tmp_path / "docs.jsonl")
-    data.write_topics(queries, tmp_path / "topics.tsv")
-    data.write_qrels(qrels, tmp_path / "qrels.txt")
+    collection_files.write_collection(corpus, tmp_path / "docs.jsonl")
+    topic_files.write_topics(queries, tmp_path / "topics.tsv")
+    qrels_files.write_qrels(qrels, tmp_path / "qrels.txt")
     return {name: str(tmp_path / f) for name, f in {"docs": "docs.jsonl", "topics": "topics.tsv", "qrels": "qrels.txt"}.items()}
 
 
@@ -170,10 +179,10 @@ def invoke():
 @pytest.fixture(scope="session")
 def data(queries, qrels, corpus):
     """Groups of a positive and four others for every query, and the texts of queries and documents."""
-    from pyserini_kd import mine, triples
+    from pyserini_kd.distillation import mining, text_store
 
-    groups = mine.mine(queries, qrels, [], corpus, negatives=0, shared=5).groups
-    return groups, *triples.load_texts(groups, queries, corpus)
+    groups = mining.mine(queries, qrels, [], corpus, negatives=0, shared=5).groups
+    return groups, *text_store.load_texts(groups, queries, corpus)
 
 
 @pytest.fixture(scope="session")
@@ -186,7 +195,7 @@ def liked(data):
 @pytest.fixture(scope="session")
 def scores(data, liked):
     """The same as what `train` takes."""
-    from pyserini_kd.triples import Scores
+    from pyserini_kd.distillation.triples import Scores
 
     return Scores(data[0]).fill(liked)
 
@@ -194,8 +203,8 @@ def scores(data, liked):
 @pytest.fixture
 def dev(corpus, qrels, queries):
     """Dev topics: the corpus for every query, best at the end."""
-    from pyserini_kd.runs import Run
-    from pyserini_kd.validation import Dev
+    from pyserini_kd.data.runs import Run
+    from pyserini_kd.distillation.validation import Dev
 
     first = Run.from_scores("first", {q.query_id: {d.doc_id: float(n) for n, d in enumerate(corpus)} for q in queries})
     return Dev(list(queries), qrels, first, {doc.doc_id: doc for doc in corpus})
@@ -223,9 +232,11 @@ def lm(tmp_path_factory, tokenizer):
 @pytest.fixture(scope="session")
 def whole_tinybert(tmp_path_factory, data, tiny_cross, teacher):
     """What the two stages of TinyBERT's recipe leave when nothing interrupts them."""
-    from pyserini_kd import train
+    from pyserini_kd.distillation import training
 
-    return train.train(cross("tinybert", tiny_cross, teacher=teacher, save_steps=2), *data, tmp_path_factory.mktemp("whole") / "out")
+    return training.train(
+        cross("tinybert", tiny_cross, teacher=teacher, save_steps=2), *data, tmp_path_factory.mktemp("whole") / "out"
+    )
 
 
 def save_cross(tokenizer, folder, *, layers=4, width=48, heads=4, dropout=0.0, seed=5):
@@ -233,19 +244,19 @@ def save_cross(tokenizer, folder, *, layers=4, width=48, heads=4, dropout=0.0, s
     import torch
     from transformers import BertForSequenceClassification
 
-    from pyserini_kd.models import checkpoints
+    from pyserini_kd.models import saving
     from pyserini_kd.models.cross_encoder import CrossEncoder
 
     torch.manual_seed(seed)
     config = tiny_config(tokenizer, layers)
     config.hidden_size, config.num_attention_heads, config.num_labels = width, heads, 1
     config.hidden_dropout_prob = config.attention_probs_dropout_prob = dropout
-    return checkpoints.save(CrossEncoder(BertForSequenceClassification(config).eval(), tokenizer, 48), folder)
+    return saving.save(CrossEncoder(BertForSequenceClassification(config).eval(), tokenizer, 48), folder)
 
 
 def cross(recipe, init, **settings):
     """How a cross-encoder is trained: four quick steps, unless told otherwise."""
-    from pyserini_kd.stages import TrainConfig
+    from pyserini_kd.distillation.config import TrainConfig
 
     settings = {"max_steps": 4, "batch_size": 5, "lr": 1e-3, "precision": "fp32", **settings}
     return TrainConfig(recipe, str(init), "cross_encoder", **settings)

@@ -9,7 +9,7 @@ import click
 import pytest
 
 from pyserini_kd.cli import Runs, command
-from pyserini_kd.files import InputError
+from pyserini_kd.storage.errors import InputError
 
 
 class ForeignError(Exception):

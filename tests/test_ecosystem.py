@@ -7,13 +7,16 @@ import sys
 import numpy as np
 import pytest
 
-from pyserini_kd import data, inference, lucene, retrieve
-from pyserini_kd.dense_index import DenseIndex, load_encoder
-from pyserini_kd.runs import Run
+from pyserini_kd.data import java, qrels_files, topic_files
+from pyserini_kd.data.runs import Run
+from pyserini_kd.models.query_encoder import QueryEncoder
+from pyserini_kd.retrieval import bm25_search, dense_search
+from pyserini_kd.retrieval.dense_index import DenseIndex
+from pyserini_kd.retrieval.open_index import load_encoder
 
 LAUNCH = """
 import runpy, sys
-from pyserini_kd.lucene import start_jvm
+from pyserini_kd.data.java import start_jvm
 start_jvm()
 sys.argv = {argv!r}
 runpy.run_module({module!r}, run_name="__main__")
@@ -43,17 +46,17 @@ def same(run, other, tolerance=1e-4):
 
 @pytest.fixture(scope="module")
 def ours(dense_index, tiny_dot, queries):
-    return retrieve.dense(DenseIndex.load(dense_index), load_encoder(str(tiny_dot)), queries, hits=10, precision="fp32")
+    return dense_search.dense(DenseIndex.load(dense_index), load_encoder(str(tiny_dot)), queries, hits=10, precision="fp32")
 
 
 @pytest.mark.parametrize("encoder", ["ours", "AutoQueryEncoder"])
 def test_faiss_searcher_opens_our_index(dense_index, tiny_dot, queries, ours, encoder):
-    lucene.start_jvm()
+    java.start_jvm()
     from pyserini.encode import AutoQueryEncoder
     from pyserini.search.faiss import FaissSearcher
 
     if encoder == "ours":
-        query_encoder = inference.QueryEncoder(str(tiny_dot), precision="fp32")
+        query_encoder = QueryEncoder(str(tiny_dot), precision="fp32")
     else:
         query_encoder = AutoQueryEncoder(encoder_dir=str(tiny_dot), pooling="mean", l2_norm=False)
     searcher = FaissSearcher(str(dense_index), query_encoder)
@@ -72,10 +75,10 @@ def test_we_open_an_index_that_pyserini_encoded(tmp_path, corpus, queries, tiny_
         "encoder", "--encoder", tiny_dot, "--encoder-class", "auto", "--fields", "text", "--pooling", "mean",
         "--dimension", "32", "--device", "cpu", "--batch-size", "1", "--max-length", "24",
     )  # fmt: skip
-    data.write_topics(queries, tmp_path / "topics.tsv")
+    topic_files.write_topics(queries, tmp_path / "topics.tsv")
     opened = DenseIndex.load(tmp_path / "faiss")
     assert opened.manifest is None
-    run = retrieve.dense(opened, load_encoder(str(tiny_dot)), queries, hits=10, precision="fp32")
+    run = dense_search.dense(opened, load_encoder(str(tiny_dot)), queries, hits=10, precision="fp32")
     pyserini(
         "pyserini.search.faiss", "--index", tmp_path / "faiss", "--topics", tmp_path / "topics.tsv", "--encoder", tiny_dot,
         "--encoder-class", "auto", "--pooling", "mean", "--output", tmp_path / "run.txt", "--hits", "10", "--device", "cpu",
@@ -84,26 +87,26 @@ def test_we_open_an_index_that_pyserini_encoded(tmp_path, corpus, queries, tiny_
 
 
 def test_bm25_is_pyserini_s(tmp_path, bm25_index, queries):
-    data.write_topics(queries, tmp_path / "topics.tsv")
+    topic_files.write_topics(queries, tmp_path / "topics.tsv")
     pyserini("pyserini.search.lucene", "--index", bm25_index, "--topics", tmp_path / "topics.tsv", "--output", tmp_path / "run.txt",
              "--bm25", "--hits", "10")  # fmt: skip
-    same(lucene.search(str(bm25_index), queries, hits=10), Run.read(tmp_path / "run.txt"))
+    same(bm25_search.search(str(bm25_index), queries, hits=10), Run.read(tmp_path / "run.txt"))
 
 
 def test_our_runs_go_through_pyserini_fusion_and_trec_eval(tmp_path, ours, bm25_index, queries, qrels):
-    from pyserini_kd import evaluate, fuse
+    from pyserini_kd.evaluation import engines
+    from pyserini_kd.retrieval import fusion
 
-    sparse = lucene.search(str(bm25_index), queries, hits=10)
+    sparse = bm25_search.search(str(bm25_index), queries, hits=10)
     ours.write(tmp_path / "a.txt")
     sparse.write(tmp_path / "b.txt")
-    data.write_qrels(qrels, tmp_path / "qrels.txt")
+    qrels_files.write_qrels(qrels, tmp_path / "qrels.txt")
     pyserini("pyserini.fusion", "--runs", tmp_path / "a.txt", tmp_path / "b.txt", "--output", tmp_path / "f.txt",
              "--method", "interpolation", "--alpha", "0.3")  # fmt: skip
-    same(fuse.interpolation(ours, sparse, alpha=0.3), Run.read(tmp_path / "f.txt"))
+    same(fusion.interpolation(ours, sparse, alpha=0.3), Run.read(tmp_path / "f.txt"))
     printed = pyserini("pyserini.eval.trec_eval", "-c", "-m", "map", tmp_path / "qrels.txt", tmp_path / "a.txt")
     theirs = float(next(line for line in printed.splitlines() if line.startswith("map")).split()[-1])
-    assert theirs == pytest.approx(evaluate.mean(evaluate.evaluate(ours, qrels, ["AP"])["AP"]), abs=5e-5)
-
+    assert theirs == pytest.approx(engines.mean(engines.evaluate(ours, qrels, ["AP"])["AP"]), abs=5e-5)
 
 
 def test_folders_named_to_mislead_pyserini_are_fine(tmp_path, tiny_dot, dense_index, queries, ours):
@@ -112,5 +115,5 @@ def test_folders_named_to_mislead_pyserini_are_fine(tmp_path, tiny_dot, dense_in
 
     folder = tmp_path / "balanced-dpr-student"
     shutil.copytree(tiny_dot, folder)
-    run = retrieve.dense(DenseIndex.load(dense_index), load_encoder(str(folder)), queries, hits=10, precision="fp32")
+    run = dense_search.dense(DenseIndex.load(dense_index), load_encoder(str(folder)), queries, hits=10, precision="fp32")
     same(ours, run)

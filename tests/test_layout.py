@@ -1,4 +1,4 @@
-"""The house: rooms import one way, `import pyserini_kd` and --help are cheap, nothing prints."""
+"""The layout: packages import downwards only, `import pyserini_kd` and --help are cheap, foreign packages have one home."""
 
 import ast
 import subprocess
@@ -11,23 +11,28 @@ import pyserini_kd
 from pyserini_kd.__main__ import COMMANDS
 
 PACKAGE = Path(pyserini_kd.__file__).parent
-ROOMS = [
-    "files", "columns", "doc_ids", "cli", "data", "snippet", "pydocs", "runs", "lucene", "lucene_vectors", "sources", "losses",
-    "models.tokens", "models.stack", "models.bert_dot", "models.cross_encoder", "models.colbert", "models.prettr", "models.tk", "models.glove", "models.published", "models.cpu_training", "models.bert", "models.onnx", "models.checkpoints", "models", "layer_losses",
-    "inference", "blocks", "streamed", "quantisers", "kinds", "vectors", "passages", "token_index", "mine", "triples", "pairs", "score_files", "dense_index", "index", "query_cache", "retrieve", "rerank", "fuse", "tables", "measures", "significance", "caveats", "latency", "evaluate", "export", "tune", "check", "teach", "recipes", "batches", "learner", "validation", "stages", "student", "material", "train", "figures", "report", "embedded", "demo", "search", "service", "serve", "api",
-    "doctor", "reproduce", "__main__", "__init__",
-]  # fmt: skip
+ORDER = ("storage", "data", "models", "retrieval", "evaluation", "distillation", "commands")
+"""From the ground up: a package imports from itself and from those before it. Commands are the modules at the top."""
 
 
 def modules():
-    return {".".join(p.relative_to(PACKAGE).with_suffix("").parts): p for p in PACKAGE.rglob("*.py")}
+    """Dotted name -> file of every module of ours, without the package's own name."""
+    return {".".join(path.relative_to(PACKAGE).with_suffix("").parts): path for path in PACKAGE.rglob("*.py")}
+
+
+def package_of(module):
+    return module.split(".")[0] if module.split(".")[0] in ORDER else "commands"
 
 
 def imported(path):
-    """Names of our own modules that a file imports, inside functions too, TYPE_CHECKING excepted; and foreign packages."""
+    """Dotted names that a file imports, also inside functions, but not for type hints alone."""
     tree = ast.parse(path.read_text())
-    hints = {id(n) for node in ast.walk(tree) if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.dump(node.test)
-             for n in ast.walk(node)}  # fmt: skip
+    hints = {
+        id(inner)
+        for node in ast.walk(tree)
+        if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.dump(node.test)
+        for inner in ast.walk(node)
+    }
     for node in ast.walk(tree):
         if id(node) in hints:
             continue
@@ -38,27 +43,57 @@ def imported(path):
             yield from (f"{node.module}.{alias.name}" for alias in node.names)
 
 
-def test_every_module_is_a_room():
-    names = {name.removesuffix(".__init__") for name in modules()}
-    assert names == set(ROOMS)
+def arrows():
+    """(module, module that it imports) for all modules of ours."""
+    known = modules()
+    return [
+        (name, target.removeprefix("pyserini_kd."))
+        for name, path in known.items()
+        for target in set(imported(path))
+        if target.startswith("pyserini_kd.") and target.removeprefix("pyserini_kd.") in known
+    ]
 
 
-def test_rooms_import_only_from_rooms_above():
-    known = set(ROOMS)
-    for name, path in modules().items():
-        room = name.removesuffix(".__init__")
-        for target in imported(path):
-            target = target.removeprefix("pyserini_kd.")
-            if target in known and target != room:
-                assert ROOMS.index(target) < ROOMS.index(room), f"{room} imports {target}, which lies below it"
+def test_packages_import_downwards_only():
+    upward = [(a, b) for a, b in arrows() if ORDER.index(package_of(b)) > ORDER.index(package_of(a))]
+    assert not upward
+
+
+def test_no_circles():
+    below: dict[str, set[str]] = {name: set() for name in modules()}
+    for one, other in arrows():
+        below[one].add(other)
+    while below:
+        ground = {name for name, targets in below.items() if not targets & below.keys() - {name}}
+        assert ground, f"these import each other: {sorted(below)}"
+        below = {name: targets for name, targets in below.items() if name not in ground}
+
+
+def test_no_submodule_hides_an_exported_function():
+    for package in ORDER[:-1]:
+        tree = ast.parse((PACKAGE / package / "__init__.py").read_text())
+        exported = {
+            alias.asname or alias.name for node in tree.body if isinstance(node, ast.ImportFrom) for alias in node.names
+        }
+        assert not exported & {path.stem for path in (PACKAGE / package).glob("*.py")}
 
 
 @pytest.mark.parametrize(
-    ("foreign", "rooms"), [("pyserini", {"lucene"}), ("jnius", {"lucene", "lucene_vectors"}), ("trectools", {"runs", "fuse", "evaluate"})]
+    ("foreign", "homes"),
+    [
+        ("pyserini", ("data", "retrieval")),
+        ("jnius", ("data", "retrieval")),
+        ("trectools", ("data", "retrieval", "evaluation")),
+        ("matplotlib", ("evaluation.figures",)),
+    ],
 )
-def test_foreign_packages_stay_in_their_rooms(foreign, rooms):
-    users = {name for name, path in modules().items() if any(t.split(".")[0] == foreign for t in imported(path))}
-    assert users <= rooms
+def test_foreign_packages_have_one_home(foreign, homes):
+    users = {name for name, path in modules().items() if any(target.split(".")[0] == foreign for target in imported(path))}
+    assert users and all(name.startswith(homes) for name in users)
+
+
+def test_only_one_module_starts_java():
+    assert [name for name, path in modules().items() if "import jnius_config" in path.read_text()] == ["data.java"]
 
 
 def test_import_costs_nothing():

@@ -28,7 +28,9 @@ def commands(text):
 def test_commands_have_the_flags_that_they_use(page):
     for name, *words in commands(page.read_text(encoding="utf-8")):
         assert name in COMMANDS, (page.name, name)
-        known = {flag for parameter in main.get_command(None, name).params for flag in (*parameter.opts, *parameter.secondary_opts)}
+        known = {
+            flag for parameter in main.get_command(None, name).params for flag in (*parameter.opts, *parameter.secondary_opts)
+        }
         unknown = {word for word in words if re.match(r"--[a-z]", word)} - known
         assert not unknown, (page.name, name, unknown)
 

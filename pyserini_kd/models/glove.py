@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from pyserini_kd.files import InputError, require_file
+from pyserini_kd.storage.errors import InputError
+from pyserini_kd.storage.files import require_file
 
 SPECIAL = ("[PAD]", "[UNK]")
 

@@ -14,10 +14,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from pyserini_kd.files import InputError
 from pyserini_kd.models.bert_dot import EncoderSettings
-from pyserini_kd.models.stack import layers_of
+from pyserini_kd.models.layers import layers_of
 from pyserini_kd.models.tokens import part, two_sides
+from pyserini_kd.storage.errors import InputError
 
 MODEL_TYPES = ("bert", "distilbert")  # whose positions start at 0 and whose layers take states and a mask
 

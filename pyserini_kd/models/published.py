@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from pyserini_kd.files import InputError
+from pyserini_kd.storage.errors import InputError
 
 MASKS = 8
 SPLIT = 3  # of the published PreTTR's 6 layers
@@ -63,14 +63,12 @@ def encoder_of(weights: Mapping[str, Tensor], folder: Path) -> Any:
     return encoder
 
 
-def load(
-    folder: Path, layout: str | None, tokenizer: Any, layers: tuple[int, ...] | None, overrides: Mapping[str, Any]
-) -> Any:
+def load(folder: Path, layout: str | None, tokenizer: Any, layers: tuple[int, ...] | None, overrides: Mapping[str, Any]) -> Any:
     """A published checkpoint as a model of ours, with some of its layers (None: all); `overrides` may replace settings."""
     from pyserini_kd.models.colbert import ColBert, ColBertSettings
     from pyserini_kd.models.cross_encoder import CrossEncoder
+    from pyserini_kd.models.layers import keep_layers
     from pyserini_kd.models.prettr import PreTtr, PreTtrSettings
-    from pyserini_kd.models.stack import keep_layers
 
     weights = read_weights(folder)
     encoder = encoder_of(weights, folder)

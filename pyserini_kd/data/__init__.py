@@ -1,0 +1,1 @@
+"""Typed topics, documents, judgements and runs, from any source."""

@@ -1,0 +1,148 @@
+"""The embedded collection: the API documentation of the installed scientific Python packages.
+
+One document per documented public function, class or method, found by parsing source files; nothing is imported. The summary
+line of a docstring is the topic, the rest is the document that answers it, so topics and judgements come for free and a
+Python developer can judge the results. Train, dev and test are split by module, with a stable hash.
+"""
+
+from __future__ import annotations
+
+import ast
+import functools
+import importlib.metadata
+import importlib.util
+import inspect
+import json
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+from pyserini_kd.data.ids import id_hash
+from pyserini_kd.data.types import Doc, Qrels, Query
+from pyserini_kd.storage.errors import InputError
+from pyserini_kd.storage.files import atomic_file, home
+
+PACKAGES = ("matplotlib", "networkx", "numpy", "pandas", "scipy", "sklearn")
+DISTRIBUTIONS = {"sklearn": "scikit-learn"}  # where the installed name differs
+SPLITS = ("train", "dev", "test")
+MIN_WORDS = 3  # a summary of fewer words ("Return self.") is no topic
+MAX_SUMMARY_LINES = 3
+
+
+class Entry(NamedTuple):
+    """One documented thing: dotted name, module it stands in, summary line, and the rest of its docstring."""
+
+    name: str
+    module: str
+    summary: str
+    body: str
+
+
+@functools.cache
+def entries() -> tuple[Entry, ...]:
+    """All entries, sorted by name; identical texts are merged (the first name stays).
+
+    Parsing takes seconds, so the entries are kept under `indexes/`, by the versions of the packages and of this file.
+    """
+    kept = home() / "indexes" / f"pydocs-{stamp()}.jsonl"
+    if kept.exists():
+        with open(kept, encoding="utf-8") as lines:
+            return tuple(Entry(*json.loads(line)) for line in lines)
+    found = _find_entries()
+    with atomic_file(kept) as out:
+        out.writelines(json.dumps(entry) + "\n" for entry in found)
+    return found
+
+
+def stamp() -> str:
+    """What the entries depend on, as a word: the versions of the packages and of this file."""
+    state = [f"{name} {_version(name)}" for name in PACKAGES]
+    return f"{id_hash(' '.join([*state, Path(__file__).read_text(encoding='utf-8')])):016x}"
+
+
+def _version(package: str) -> str:
+    try:
+        return importlib.metadata.version(DISTRIBUTIONS.get(package, package))
+    except importlib.metadata.PackageNotFoundError:  # not there (said where it is parsed), or installed without a record
+        return ""
+
+
+def _find_entries() -> tuple[Entry, ...]:
+    found: dict[str, Entry] = {}
+    for package in PACKAGES:
+        for entry in _package_entries(package):
+            found.setdefault(entry.name, entry)
+    bodies: set[str] = set()
+    kept = []
+    for name in sorted(found):
+        entry = found[name]
+        if entry.body not in bodies:
+            bodies.add(entry.body)
+            kept.append(entry)
+    return tuple(kept)
+
+
+def docs() -> Iterator[Doc]:
+    """The collection: id = dotted name, text = docstring without its summary line."""
+    return (Doc(entry.name, "", entry.body) for entry in entries())
+
+
+def topics(split: str) -> list[Query]:
+    """Summary lines as topics: `train`, `dev` or `test`."""
+    return [Query(entry.name, entry.summary) for entry in _of_split(split)]
+
+
+def qrels(split: str) -> Qrels:
+    """Each topic's one relevant document: the one it was taken from."""
+    return {entry.name: {entry.name: 1} for entry in _of_split(split)}
+
+
+def _of_split(split: str) -> list[Entry]:
+    if split not in SPLITS:
+        raise InputError(f"pydocs has no split {split!r}; expected one of {', '.join(SPLITS)}")
+    return [entry for entry in entries() if split_of(entry.module) == split]
+
+
+def split_of(module: str) -> str:
+    """The split of a module: of 11 stable buckets one is dev, one is test, the others train."""
+    return {0: "dev", 1: "test"}.get(id_hash(module) % 11, "train")
+
+
+def _package_entries(package: str) -> Iterator[Entry]:
+    spec = importlib.util.find_spec(package)
+    if spec is None or spec.origin is None:
+        raise InputError(f"pydocs needs the package {package}, which is not installed")
+    root = Path(spec.origin).parent
+    for path in sorted(root.rglob("*.py")):
+        parts = path.relative_to(root.parent).with_suffix("").parts
+        if any(part in ("tests", "testing", "conftest") or part.startswith("test_") for part in parts):
+            continue
+        module = ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", SyntaxWarning)  # stray escapes in foreign docstrings
+            try:
+                tree = ast.parse(path.read_bytes())
+            except SyntaxError:  # a template, or written for a newer Python
+                continue
+        yield from _node_entries(tree, module, module)
+
+
+def _node_entries(node: ast.AST, prefix: str, module: str) -> Iterator[Entry]:
+    for child in ast.iter_child_nodes(node):
+        if isinstance(child, (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)) and not child.name.startswith("_"):
+            name = f"{prefix}.{child.name}"
+            summary, body = _split_docstring(ast.get_docstring(child, clean=False) or "")
+            if body and len(summary.split()) >= MIN_WORDS:
+                yield Entry(name, module, summary, body)
+            if isinstance(child, ast.ClassDef):
+                yield from _node_entries(child, name, module)
+
+
+def _split_docstring(docstring: str) -> tuple[str, str]:
+    """(summary, rest) of a docstring, white space folded; a summary may be wrapped over a few lines."""
+    lines = inspect.cleandoc(docstring).split("\n")
+    end = next((n for n, line in enumerate(lines) if not line.strip()), len(lines))
+    if end > MAX_SUMMARY_LINES or lines[0].rstrip().endswith("."):
+        end = 1
+    return " ".join(" ".join(lines[:end]).split()), " ".join(" ".join(lines[end:]).split())

@@ -1,0 +1,135 @@
+"""Long documents as passages: cut by words, and brought back as documents by MaxP, FirstP, SumP or AvgP.
+
+Passages are `Doc`s whose ids are `docid#n`, n from 0. Every room treats them as documents; only this one knows better.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from pyserini_kd.data.runs import Run, Scores
+from pyserini_kd.data.types import Doc, Qrels
+from pyserini_kd.storage.errors import InputError
+
+AGGREGATES: dict[str, Callable[[Scores], float]] = {
+    "maxp": lambda scores: float(scores.max()),
+    "firstp": lambda scores: float(scores[0]),
+    "sump": lambda scores: float(scores.sum(dtype=np.float64)),
+    "avgp": lambda scores: float(scores.mean(dtype=np.float64)),
+}
+"""How the scores of a document's passages, in the order of the text, become its own (Dai and Callan, SIGIR 2019)."""
+ADDED = ("sump", "avgp")  # of those the ones that add: probabilities rather than logits
+
+
+def parse(windows: str) -> tuple[int, int]:
+    """(words a passage, words from one start to the next) of `150:75`; InputError where text would be lost."""
+    words, colon, stride = windows.partition(":")
+    if not (colon and words.isdecimal() and stride.isdecimal() and 1 <= int(stride) <= int(words)):
+        raise InputError(f"segments are `WORDS:STRIDE` with 1 <= STRIDE <= WORDS, e.g. 150:75, not {windows!r}")
+    return int(words), int(stride)
+
+
+def refuse_mixture(*named: tuple[str | Path, Mapping[str, Any] | None]) -> None:
+    """InputError where of some indexes, each with its manifest, one holds passages and another whole documents, or others."""
+    known = []
+    for name, manifest in named:
+        if manifest and "vectors" not in manifest and (manifest.get("kind") != "bm25" or "segment" in manifest):
+            known.append((name, manifest.get("segment")))
+    for name, cut in known[1:]:
+        if (cut or "") != (known[0][1] or ""):
+            what = [f"{n} holds {f'passages ({c})' if c else 'whole documents'}" for n, c in (known[0], (name, cut))]
+            raise InputError(f"{', '.join(what)}: what they find cannot be joined")
+
+
+def segment(docs: Iterable[Doc], windows: str) -> Iterator[Doc]:
+    """Cut documents into windows of words, as they stream by; each passage keeps the title.
+
+    Windows start every STRIDE words until one reaches the end of the text; the last may be shorter than WORDS. So no word is
+    lost and no passage lies within the one before. A document without text is one passage.
+
+    >>> [(p.doc_id, p.text) for p in segment([Doc("d", "", "a b c d e f")], "3:2")]
+    [('d#0', 'a b c'), ('d#1', 'c d e'), ('d#2', 'e f')]
+    """
+    size, stride = parse(windows)
+    for doc in docs:
+        words = doc.text.split()
+        count = 1 + max(0, -(-(len(words) - size) // stride))
+        for n in range(count):
+            yield Doc(f"{doc.doc_id}#{n}", doc.title, " ".join(words[n * stride : n * stride + size]))
+
+
+def segment_qrels(qrels: Qrels, passages: Iterable[Doc]) -> Qrels:
+    """Judgements of passages: each has its document's.
+
+    A passage of a relevant document need not be relevant itself; which are is not known here.
+    """
+    judged = {doc_id for documents in qrels.values() for doc_id in documents}
+    of: dict[str, list[str]] = {}
+    for passage in passages:
+        doc_id, _ = split_id(passage.doc_id)
+        if doc_id in judged:
+            of.setdefault(doc_id, []).append(passage.doc_id)
+    return {q: {p: grade for d, grade in documents.items() for p in of.get(d, [])} for q, documents in qrels.items()}
+
+
+def split_id(passage_id: str) -> tuple[str, int]:
+    """Document and number of a passage; InputError for an id without `#n` at its end.
+
+    >>> split_id("a#b#12")
+    ('a#b', 12)
+    """
+    doc_id, _, number = passage_id.rpartition("#")
+    if not doc_id or not number.isdecimal():
+        raise InputError(f"{passage_id!r} is no passage: its id must end in #n")
+    return doc_id, int(number)
+
+
+def stored_parts(doc_id: str, known: Container[str]) -> list[str]:
+    """Ids of a document's passages among `known`, in the order of the text.
+
+    >>> stored_parts("a", {"a#0", "b#0", "a#1"})
+    ['a#0', 'a#1']
+    """
+    parts: list[str] = []
+    while (part := f"{doc_id}#{len(parts)}") in known:
+        parts.append(part)
+    return parts
+
+
+def aggregate(run: Run, how: str = "maxp", k: int | None = None) -> Run:
+    """A run of passages as a run of (at most k) documents.
+
+    A document's score is made of those of its passages that are in the run: the best (`maxp`), that of the earliest
+    (`firstp`), their sum (`sump`) or mean (`avgp`).
+    """
+    if how not in AGGREGATES:
+        raise InputError(f"passages come back as documents by one of {', '.join(AGGREGATES)}, not {how!r}")
+    score = AGGREGATES[how]
+    documents: dict[str, dict[str, float]] = {}
+    for query_id, hits in run.items():
+        found: dict[str, list[tuple[int, float]]] = {}
+        for passage_id, value in zip(hits.doc_ids, hits.scores.tolist(), strict=True):
+            doc_id, number = split_id(passage_id)
+            found.setdefault(doc_id, []).append((number, value))
+        documents[query_id] = {d: score(np.array([s for _, s in sorted(of)], np.float32)) for d, of in found.items()}
+    merged = Run.from_scores(run.tag, documents)
+    return merged if k is None else merged.top(k)
+
+
+def max_passage(run: Run, k: int = 100, delimiter: str = "#") -> Run:
+    """Pyserini's `--max-passage`: k documents, each with its best passage's score.
+
+    The document's id is what stands before the first delimiter, as there: an id without one is a document of one passage.
+    """
+    if not delimiter:
+        raise InputError("the delimiter between document and passage is empty")
+    documents: dict[str, dict[str, float]] = {}
+    for query_id, hits in run.items():
+        best = documents.setdefault(query_id, {})
+        for passage_id, score in zip(hits.doc_ids, hits.scores.tolist(), strict=True):  # best first
+            best.setdefault(passage_id.split(delimiter)[0], score)
+    return Run.from_scores(run.tag, documents).top(k)

@@ -1,0 +1,1 @@
+"""Make candidates, collect teacher scores, train students."""

@@ -1,0 +1,281 @@
+"""Training batches: groups or plain texts cut into batches, and batches turned into tensors.
+
+With several processes every one sees every batch and tokenises its share of the pairs, so that the number of processes
+changes nothing about what is learnt.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from pyserini_kd.distillation.candidates import Group
+from pyserini_kd.distillation.text_store import PlainTexts
+from pyserini_kd.distillation.triples import Scores, Triples
+from pyserini_kd.models.tokens import pad, tokenize
+from pyserini_kd.storage.arrays import column, let_go
+from pyserini_kd.storage.errors import InputError
+
+logger = logging.getLogger(__name__)
+
+Rows = npt.NDArray[np.int32]
+
+WINDOW = 64  # batches that are sorted by length together
+
+
+class Share(NamedTuple):
+    """Which part of each batch a process works on: that of process `rank` of `world`."""
+
+    rank: int = 0
+    world: int = 1
+
+    def of(self, count: int) -> tuple[int, int]:
+        """First and last + 1 of `count` rows; parts differ by one at most.
+
+        >>> [Share(rank, 3).of(8) for rank in range(3)]
+        [(0, 2), (2, 5), (5, 8)]
+        """
+        return count * self.rank // self.world, count * (self.rank + 1) // self.world
+
+
+WHOLE = Share()
+
+
+class Batches(Sequence[list[Any]]):
+    """Items cut into batches: batch i holds the items of `rows[ends[i - 1]:ends[i]]`, fetched when it is asked for."""
+
+    def __init__(self, items: Sequence[Any], rows: npt.NDArray[np.int32], ends: npt.NDArray[np.int64]) -> None:
+        self.items, self.rows, self.ends = items, rows, ends
+
+    def __getitem__(self, batch: Any) -> Any:
+        """The items of a batch, or the batches of a slice."""
+        if isinstance(batch, slice):
+            return [self[i] for i in range(len(self))[batch]]
+        start = self.ends[batch - 1] if batch else 0
+        rows = self.rows[start : self.ends[batch]].tolist()
+        let_go(self.rows)
+        return [self.items[row] for row in rows]
+
+    def __len__(self) -> int:
+        """Number of batches."""
+        return len(self.ends)
+
+
+def cut_batches(groups: Sequence[Group], batch_size: int, seed: int, lengths: Sequence[int] | Rows | None = None) -> Batches:
+    """Cut groups into batches, in which blocks, whose queries share documents, stay whole unless they are larger.
+
+    Groups without a block (triples) are shuffled; with `lengths`, those of like length come into one batch. So are blocks of
+    which several make a batch.
+    """
+    if isinstance(groups, Triples):
+        rows = column(groups.folder, len(groups), np.int32)
+        rows[:] = _shuffled(len(groups), batch_size, seed, lengths)
+        return _cut(groups, rows, batch_size)
+    blocks = np.fromiter((group.block for group in groups), np.int64, len(groups))
+    alone = np.flatnonzero(blocks < 0)
+    blocks[alone] = -1 - alone
+    first = alone
+    if len(first) < len(groups):
+        _, first, block, sizes = np.unique(blocks, return_index=True, return_inverse=True, return_counts=True)
+    if len(first) == len(groups):
+        return _cut(groups, _shuffled(len(groups), batch_size, seed, lengths), batch_size)
+    if lengths is not None:
+        logger.warning("--length-buckets does nothing here: the candidates' blocks, whose queries share documents, stay whole")
+    place = first.copy()  # blocks in the order in which they first come
+    if 2 * np.median(sizes) <= batch_size:
+        np.random.default_rng(seed).shuffle(place)
+    rows = np.argsort(place[block], kind="stable").astype(np.int32)
+    cut = _packed(sizes[np.argsort(place)].tolist(), batch_size)
+    if len(groups) < 0.75 * batch_size * len(cut):
+        logger.warning("batches have %.0f queries on average, not %d: blocks of queries that share documents stay whole",
+                       len(groups) / len(cut), batch_size)  # fmt: skip
+    return Batches(groups, rows, np.cumsum(cut))
+
+
+def _packed(sizes: Sequence[int], batch_size: int) -> list[int]:
+    """Sizes of the batches that blocks of these sizes make, one after the other.
+
+    >>> _packed([2, 2, 3, 9, 1], 4)
+    [4, 3, 4, 4, 1, 1]
+    """
+    made: list[int] = []
+    room = 0
+    for size in sizes:
+        if size <= room:
+            made[-1] += size
+            room -= size
+        else:
+            made += [min(batch_size, size - done) for done in range(0, size, batch_size)]
+            room = batch_size - size  # none is left beside what had to be cut
+    return made
+
+
+def cut_texts(texts: Sequence[str], batch_size: int, seed: int) -> Batches:
+    """Cut shuffled texts into batches of like length (in characters; in bytes where they lie on disk)."""
+    lengths = texts.lengths() if isinstance(texts, PlainTexts) else [len(text) for text in texts]
+    return _cut(texts, _shuffled(len(texts), batch_size, seed, lengths), batch_size)
+
+
+def _cut(items: Sequence[Any], rows: Rows, batch_size: int) -> Batches:
+    return Batches(items, rows, np.minimum(np.arange(batch_size, len(rows) + batch_size, batch_size), len(rows)))
+
+
+def _shuffled(count: int, batch_size: int, seed: int, lengths: Sequence[int] | Rows | None) -> Rows:
+    """Rows in a random order; with lengths, sorted by them within windows of some batches."""
+    order = np.arange(count, dtype=np.int32)
+    np.random.default_rng(seed).shuffle(order)
+    if lengths is None:
+        return order
+    lengths, window = np.asarray(lengths), WINDOW * batch_size
+    for start in range(0, count, window):
+        some = order[start : start + window]
+        some[:] = some[np.argsort(lengths[some], kind="stable")]
+    return order
+
+
+def window_of(model: Any) -> int:
+    """Tokens of a document (of a pair, for a cross-encoder) that a model reads at most."""
+    return int(model.max_len if model.architecture == "cross_encoder" else model.settings.max_doc_len)
+
+
+class Collator:
+    """Turns a batch of groups into tensors; each distinct (query, document) pair of the batch is scored once."""
+
+    def __init__(
+        self,
+        model: Any,
+        queries: Mapping[str, str],
+        docs: Mapping[str, str],
+        scores: Scores | Triples | None = None,
+        train_len: int | None = None,
+        *,
+        teacher: Any = None,
+        same_inputs: bool = False,
+        in_batch: bool = False,
+        share: Share = WHOLE,
+    ) -> None:
+        """A collator.
+
+        Args:
+            model: the student; its `pair_batch` makes the tensors.
+            queries: query_id -> text.
+            docs: doc_id -> text.
+            scores: teacher scores from a file; the triples themselves where they brought theirs.
+            train_len: tokens a document (or pair) while training, where that is less than the student's window.
+            teacher: a live teacher, whose tensors come along.
+            same_inputs: the teacher must see the very tokens that the student sees (layer losses).
+            in_batch: also pair every query with every document of the batch.
+            share: the part of the pairs that this process tokenises.
+
+        Raises:
+            InputError: the teacher must see the same tokens, and its window is smaller.
+        """
+        self.model, self.queries, self.docs, self.scores = model, queries, docs, scores
+        self.length = pair_length(model, train_len, teacher if same_inputs else None)
+        self.teacher, self.same_inputs, self.in_batch, self.share = teacher, same_inputs, in_batch, share
+
+    def __call__(self, items: Sequence[Sequence[Group]]) -> dict[str, Any]:
+        """One batch of B groups with P distinct pairs.
+
+        The first `taught` pairs are those of the groups. `labels`, `rows` (places among the P scores), `mask` and, from a
+        file, `teacher` are (B, G); `student` and `live` hold the tensors that the student and the live teacher score;
+        `batch_labels`, `batch_rows` are (B, N).
+        """
+        import torch
+
+        (groups,) = items
+        shape = (len(groups), max(len(group.doc_ids) for group in groups))
+        labels, rows = torch.zeros(shape, dtype=torch.long), torch.zeros(shape, dtype=torch.long)
+        mask, teacher = torch.zeros(shape, dtype=torch.bool), torch.zeros(shape)
+        places: dict[tuple[str, str], int] = {}
+        for i, group in enumerate(groups):
+            size = len(group.doc_ids)
+            labels[i, :size] = torch.tensor(group.labels)
+            mask[i, :size] = True
+            rows[i, :size] = torch.tensor([places.setdefault((group.query_id, d), len(places)) for d in group.doc_ids])
+            if self.scores is not None:
+                teacher[i, :size] = torch.tensor(self.scores.of(group))
+        batch: dict[str, Any] = {"labels": labels, "rows": rows, "mask": mask}
+        if self.scores is not None:
+            batch["teacher"] = teacher
+        own = len(places)
+        if self.in_batch:
+            batch["batch_labels"], batch["batch_rows"] = _all_pairs(groups, places)
+        return batch | {"pairs": torch.tensor(len(places)), "taught": torch.tensor(own)} | self._tokens(list(places), own)
+
+    def _tokens(self, pairs: list[tuple[str, str]], taught: int) -> dict[str, Any]:
+        """The tensors of this process's part of the pairs; a live teacher scores those of the first `taught`."""
+        own = self._own(len(pairs))
+        if not self.same_inputs:
+            batch = {"student": self._pair_batch(self.model, pairs[own], self.length)}
+            some = pairs[:taught][self._own(taught)]
+            return batch if self.teacher is None else batch | {"live": self._pair_batch(self.teacher, some)}
+        whole = {"student": self._pair_batch(self.model, pairs, self.length)}  # padded as one process would pad them
+        whole["live"] = self._pair_batch(self.teacher, pairs, self.length)
+        check_same_tokens(whole["student"], whole["live"])
+        return {who: {name: tensor[own] for name, tensor in tokens.items()} for who, tokens in whole.items()}
+
+    def _own(self, count: int) -> slice:
+        """This process's part; one without a pair of its own takes another's, and drops its score."""
+        start, end = self.share.of(count)
+        return slice(start, max(end, start + 1))
+
+    def _pair_batch(self, model: Any, pairs: list[tuple[str, str]], max_len: int | None = None) -> dict[str, Any]:
+        queries = {query_id: row for row, query_id in enumerate(dict.fromkeys(q for q, _ in pairs))}
+        docs = {doc_id: row for row, doc_id in enumerate(dict.fromkeys(d for _, d in pairs))}
+        texts = [self.queries[q] for q in queries], [self.docs[d] for d in docs]
+        batch: dict[str, Any] = model.pair_batch(*texts, [(queries[q], docs[d]) for q, d in pairs], max_doc_len=max_len)
+        return batch
+
+
+def pair_length(model: Any, train_len: int | None, same_for: Any = None) -> int:
+    """Tokens of a document (or pair) in training; InputError where a teacher that is to read the same cannot read as many."""
+    length = min(train_len or window_of(model), window_of(model))
+    if same_for is not None and window_of(same_for) < length:
+        raise InputError(f"the teacher reads {window_of(same_for)} tokens a pair, the student {length}: layer losses need the "
+                         f"same; give --train-length {window_of(same_for)}")  # fmt: skip
+    return length
+
+
+def _all_pairs(groups: Sequence[Group], places: dict[tuple[str, str], int]) -> tuple[Any, Any]:
+    """(labels, rows) (B, N) of every query with every document of the batch; new pairs join `places`."""
+    import torch
+
+    docs = list(dict.fromkeys(d for group in groups for d in group.doc_ids))
+    relevant = {(g.query_id, d) for g in groups for d, label in zip(g.doc_ids, g.labels, strict=True) if label > 0}
+    labels = [[int((group.query_id, d) in relevant) for d in docs] for group in groups]
+    rows = [[places.setdefault((group.query_id, d), len(places)) for d in docs] for group in groups]
+    return torch.tensor(labels), torch.tensor(rows)
+
+
+def check_same_tokens(student: Mapping[str, Any], teacher: Mapping[str, Any]) -> None:
+    """InputError unless both models were given the same token ids."""
+    import torch
+
+    if not torch.equal(student["input_ids"], teacher["input_ids"]):
+        raise InputError("teacher and student do not see the same tokens (their lengths or tokenizers differ); "
+                         "layer losses compare token by token")  # fmt: skip
+
+
+class TextCollator:
+    """Turns a batch of plain texts into tensors that student and teacher both read."""
+
+    def __init__(self, model: Any, train_len: int | None = None, *, share: Share = WHOLE) -> None:
+        self.model, self.share = model, share
+        self.length = min(train_len or window_of(model), window_of(model))
+
+    def __call__(self, items: Sequence[Sequence[str]]) -> dict[str, Any]:
+        """One batch of P texts: `student` and `live` hold its tensors (the same)."""
+        import torch
+
+        (texts,) = items
+        tokenizer = self.model.tokenizer
+        records, _ = tokenize(tokenizer, texts, self.length)
+        tokens = pad(records, tokenizer.pad_token_id or 0, "cpu")
+        start, end = self.share.of(len(texts))
+        tokens = {name: tensor[start : max(end, start + 1)] for name, tensor in tokens.items()}
+        return {"pairs": torch.tensor(len(texts)), "student": tokens, "live": tokens}

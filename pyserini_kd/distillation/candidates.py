@@ -1,0 +1,161 @@
+"""Candidates: for each training query a group of documents with labels, and the files they come in."""
+
+from __future__ import annotations
+
+import gzip
+import itertools
+import json
+import os
+import shutil
+import tempfile
+from array import array
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import IO, Any, NamedTuple
+
+from pyserini_kd.data.lines import numbered_lines
+from pyserini_kd.storage.errors import InputError
+from pyserini_kd.storage.files import atomic_file, require_file
+
+AT_ONCE = 4096  # groups, a multiple of STRIDE
+STRIDE = 16  # groups whose lines are read to get at one of them
+
+
+class Group(NamedTuple):
+    """One query's candidates: G doc_ids, their labels (1 relevant, 0 not), and the block the group belongs to (-1: none)."""
+
+    query_id: str
+    doc_ids: list[str]
+    labels: list[int]
+    block: int
+
+
+def write_candidates(groups: Iterable[Group], path: str | Path, *, overwrite: bool = False) -> None:
+    """Write groups as JSON lines, or as triples (`query_id<TAB>pos_id<TAB>neg_id`) where the path ends in .tsv or .tsv.gz."""
+    as_triples = str(path).removesuffix(".gz").endswith(".tsv")
+    with atomic_file(path, overwrite=overwrite) as out:
+        for group in groups:
+            if as_triples:
+                out.writelines(f"{group.query_id}\t{pos}\t{neg}\n" for pos, neg in pairs(group))
+            else:
+                out.write(json.dumps(group._asdict()) + "\n")
+
+
+def pairs(group: Group) -> Iterator[tuple[str, str]]:
+    """All (positive, negative) pairs of a group."""
+    positives = [d for d, label in zip(group.doc_ids, group.labels, strict=True) if label > 0]
+    negatives = [d for d, label in zip(group.doc_ids, group.labels, strict=True) if label <= 0]
+    return ((pos, neg) for pos in positives for neg in negatives)
+
+
+class Candidates(Sequence[Group]):
+    """The groups of a candidates file, checked when it is opened and read again when they are asked for.
+
+    Memory holds half a byte a group: where every STRIDEth line starts.
+    """
+
+    def __init__(self, path: str | Path) -> None:
+        """Open groups (JSON lines) or triples (TSV); every triple is a group of two, in no block.
+
+        Raises:
+            InputError: a line is malformed, or a group lacks a positive or a negative, or lists a document twice.
+        """
+        self.path = require_file(path, "candidates file")
+        self._file = _unpacked(self.path)
+        starts, end, self._count, self.n_docs = array("q"), 0, 0, 0
+        with open(self._file.fileno(), "rb", closefd=False) as raw:
+            for (where, line), data in zip(numbered_lines(self.path, "candidates file", blank=True), raw, strict=True):
+                if line.strip():
+                    group = _group(line, where)
+                    _check_group(group, where)
+                    if self._count % STRIDE == 0:
+                        starts.append(end)
+                    self._count += 1
+                    self.n_docs += len(group.doc_ids)
+                end += len(data)
+        if not self._count:
+            raise InputError(f"candidates file is empty: {path}")
+        starts.append(end)
+        self._starts = starts
+
+    def _lines(self, first: int, last: int) -> Iterator[str]:
+        """The lines of a range of groups that begins at a multiple of STRIDE, and some more."""
+        start, end = self._starts[first // STRIDE], self._starts[-(-last // STRIDE)]
+        text = os.pread(self._file.fileno(), end - start, start).decode("utf-8" if start else "utf-8-sig")
+        return (line.rstrip("\r") for line in text.split("\n") if line.strip())
+
+    def __getitem__(self, row: Any) -> Any:
+        """The group of a row."""
+        if not 0 <= row < len(self):
+            raise IndexError(row)
+        offset = row % STRIDE
+        return _group(next(itertools.islice(self._lines(row - offset, row + 1), offset, None)), str(self.path))
+
+    def __iter__(self) -> Iterator[Group]:
+        """The groups, some thousand read at a time."""
+        for first in range(0, len(self), AT_ONCE):
+            yield from (_group(line, str(self.path)) for line in self._lines(first, min(first + AT_ONCE, len(self))))
+
+    def __len__(self) -> int:
+        """Number of groups."""
+        return self._count
+
+
+def n_docs(groups: Sequence[Group]) -> int:
+    """Documents of all groups, each as often as it comes."""
+    known: int | None = getattr(groups, "n_docs", None)  # of those that lie in a file
+    return sum(len(group.doc_ids) for group in groups) if known is None else known
+
+
+def read_candidates(path: str | Path) -> Candidates:
+    """Open groups (JSON lines) or triples (TSV)."""
+    return Candidates(path)
+
+
+def _unpacked(path: Path) -> IO[bytes]:
+    """The file, open for reading; what a .gz file holds in a temporary one that is gone when it is closed."""
+    if path.suffix != ".gz":
+        return open(path, "rb", buffering=0)
+    for _ in numbered_lines(path, "candidates file"):  # says what is wrong with it
+        pass
+    unpacked = tempfile.TemporaryFile(buffering=0)  # noqa: SIM115 - open as long as its owner lives
+    with gzip.open(path) as packed:
+        shutil.copyfileobj(packed, unpacked)
+    unpacked.seek(0)
+    return unpacked
+
+
+def _check_group(group: Group, where: str) -> None:
+    if not any(label > 0 for label in group.labels):
+        raise InputError(f"{where}: query {group.query_id} has no positive document")
+    if all(label > 0 for label in group.labels):
+        raise InputError(f"{where}: query {group.query_id} has no negative document")
+    if len(set(group.doc_ids)) != len(group.doc_ids):
+        raise InputError(f"{where}: query {group.query_id} lists a document twice")
+
+
+def _group(line: str, where: str) -> Group:
+    return _json_group(line, where) if line.lstrip().startswith("{") else _triple(line, where)
+
+
+def _json_group(line: str, where: str) -> Group:
+    try:
+        record = json.loads(line)
+        listed, labels, block = record["doc_ids"], record["labels"], record.get("block", -1)
+        if not (isinstance(listed, list) and isinstance(labels, list) and all(type(n) is int for n in [*labels, block])):
+            raise TypeError
+        if max(map(abs, [*labels, block])) >= 1 << 63:
+            raise OverflowError
+        group = Group(str(record["query_id"]), [str(d) for d in listed], labels, block)
+    except (KeyError, TypeError, ValueError, OverflowError, RecursionError):
+        raise InputError(f"{where}: expected an object with query_id, doc_ids, labels and block") from None
+    if len(group.doc_ids) != len(group.labels):
+        raise InputError(f"{where}: {len(group.doc_ids)} doc_ids but {len(group.labels)} labels")
+    return group
+
+
+def _triple(line: str, where: str) -> Group:
+    fields = line.split("\t")
+    if len(fields) != 3:
+        raise InputError(f"{where}: expected `query_id<TAB>pos_id<TAB>neg_id`, found {len(fields)} columns")
+    return Group(fields[0], fields[1:], [1, 0], -1)

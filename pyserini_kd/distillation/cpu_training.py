@@ -1,0 +1,85 @@
+"""Training on a CPU: dropout by cheap random numbers, attention by plain products.
+
+PyTorch draws dropout's masks number by number with one thread (a third of a step), takes attention with dropout its slow
+way in float32, and goes backwards through its fused attention in bf16 ten times as slowly as forwards. What is computed
+here is the same but for the random numbers; and in bf16 attention's scores and weights are rounded to it, which PyTorch's
+fused attention does to the result alone.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from pyserini_kd.models.layers import encoder_of
+
+NAME = "pyserini_kd"  # of this attention among those of transformers
+MODEL_TYPES = ("bert", "distilbert")  # whose attention knows padding only, neither causes nor distances
+STEPS = 1 << 16  # dropout's rate is a multiple of one in so many
+
+
+class Dropout(nn.Dropout):
+    """Dropout whose mask is drawn as 16 bits a number, from a seed of torch's generator: what is resumed goes on alike."""
+
+    def forward(self, states: Tensor) -> Tensor:
+        """States of any shape, some zero and the others larger while training."""
+        return states * kept(states.shape, self.p, states.dtype) if self.training and self.p else states
+
+
+def kept(shape: tuple[int, ...], rate: float, dtype: torch.dtype) -> Tensor:
+    """Zeros, `rate` of them, among numbers that keep the mean at 1."""
+    threshold = min(round(rate * STEPS), STEPS - 1)
+    count, seed = math.prod(shape), int(torch.randint(1 << 62, ()))
+    drawn = np.random.Generator(np.random.SFC64(seed)).integers(1 << 64, size=-(-count // 4), dtype=np.uint64)
+    bits = torch.from_numpy(drawn.view(np.int16)[:count]).view(shape)
+    ones = torch.ge(bits, threshold - STEPS // 2, out=torch.empty(shape, dtype=dtype))
+    return ones.mul_(STEPS / (STEPS - threshold))
+
+
+def attention(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    dropout: float = 0.0,
+    scaling: float | None = None,
+    **more: Any,
+) -> tuple[Tensor, None]:
+    """Attention as transformers asks for it: (P, heads, T, d) three times -> (P, T, heads, d); mask bool (P, 1, T, T)."""
+    if not torch.is_grad_enabled() or (dropout == 0.0 and query.dtype is torch.float32):
+        mixed = F.scaled_dot_product_attention(query, key, value, attn_mask=attention_mask, dropout_p=dropout, scale=scaling)
+        return mixed.transpose(1, 2).contiguous(), None
+    texts, heads, length, _ = query.shape
+    query, key, value = (states.flatten(0, 1) for states in (query, key, value))
+    hidden = query.new_zeros(1, 1, 1)
+    if attention_mask is not None:  # the same for every token that looks, and for every head
+        hidden = query.new_zeros(texts, 1, length).masked_fill_(~attention_mask[:, 0, :1], torch.finfo(query.dtype).min)
+        hidden = hidden.repeat_interleave(heads, dim=0)
+    weights = torch.softmax(torch.baddbmm(hidden, query, key.transpose(1, 2), alpha=scaling or query.shape[-1] ** -0.5), dim=-1)
+    if dropout:
+        weights = weights * kept(weights.shape, dropout, weights.dtype)
+    return torch.bmm(weights, value).unflatten(0, (texts, heads)).transpose(1, 2).contiguous(), None
+
+
+def fit(model: Any) -> None:
+    """Let a student compute so, in place; its attention only where it is known to be that of BERT."""
+    for parent in list(model.modules()):
+        for name, child in list(parent.named_children()):
+            if type(child) is nn.Dropout:
+                setattr(parent, name, Dropout(child.p).train(child.training))
+    encoder = encoder_of(model)
+    config: Any = getattr(encoder, "config", None)
+    plain = getattr(config, "model_type", None) in MODEL_TYPES and not getattr(config, "is_decoder", False)
+    if plain and config._attn_implementation == "sdpa":
+        from transformers import AttentionInterface, AttentionMaskInterface
+        from transformers.masking_utils import sdpa_mask
+
+        AttentionInterface.register(NAME, attention)
+        AttentionMaskInterface.register(NAME, sdpa_mask)
+        encoder.set_attn_implementation(NAME)

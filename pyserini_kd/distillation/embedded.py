@@ -1,0 +1,237 @@
+"""The embedded default: collection, BM25, teacher, teacher scores, student, indexes, reranker, and the weights of a hybrid.
+
+Every step is skipped where its result is there already; a step that was cut short starts (or resumes) on its own.
+Figures behind the choices below are in docs/demo.md.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+import shutil
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from pyserini_kd.data import docstrings
+from pyserini_kd.data.runs import Run
+from pyserini_kd.data.types import Query
+from pyserini_kd.distillation import mining, teaching
+from pyserini_kd.distillation.candidates import read_candidates, write_candidates
+from pyserini_kd.distillation.config import TrainConfig
+from pyserini_kd.distillation.score_store import read_scores, write_scores
+from pyserini_kd.distillation.text_store import load_texts
+from pyserini_kd.distillation.training import train
+from pyserini_kd.evaluation import engines, tuning
+from pyserini_kd.models import checkpoint_names, hardware, loading, saving
+from pyserini_kd.retrieval import bm25_build, bm25_search, build, dense_search, fusion, reranking
+from pyserini_kd.retrieval.dense_index import DenseIndex
+from pyserini_kd.retrieval.open_index import load_encoder, open_with_encoder
+from pyserini_kd.retrieval.stored_docs import stored_docs
+from pyserini_kd.storage.environment import sha256
+from pyserini_kd.storage.errors import InputError
+from pyserini_kd.storage.files import home
+from pyserini_kd.storage.records import read_json, record_path, write_json
+
+logger = logging.getLogger(__name__)
+
+BLOCK = 32  # queries that share their documents: 31 negatives each for one document encoded
+# Trained on heads, used on more; dropout doubled the time, and dev topics show no gain from it (docs/demo.md)
+TRAINING: dict[str, Any] = {"max_query_len": 32, "max_doc_len": 128, "train_len": 64, "dropout": 0.0}
+TEACHER_WEIGHT, BM25_WEIGHT = 40.0, 0.4  # their mean: 20 x cosine + 0.2 x BM25
+# Unit vectors, scores x 20 in the loss: an unnormalised student spends this short training on its vectors' lengths
+STUDENT: dict[str, Any] = {"l2_norm": True, "score_scale": 20.0, "lr": 5e-5}
+ALPHAS = (0.0025, 0.005, 0.01, 0.015, 0.02, 0.025, 0.03, 0.035, 0.04, 0.05, 0.07)  # BM25 is around 15, the student below 1
+RERANK_DEPTH = 20
+WEIGHTS = (0.5, 0.6, 0.7, 0.8, 0.85, 0.9, 0.95, 0.98)  # of the hybrid's scores (below 1) beside MaxSim's (around 10)
+
+
+@dataclasses.dataclass(frozen=True)
+class Paths:
+    """Where the parts of the embedded default lie."""
+
+    bm25: Path
+    teacher_index: Path
+    index: Path
+    teacher: Path
+    student: Path
+    reranker: Path
+    training: Path
+
+
+def paths() -> Paths:
+    """The default folders, under PYSERINI_KD_HOME or the current directory."""
+    indexes, models = home() / "indexes", home() / "models"
+    return Paths(
+        bm25=indexes / "pydocs.bm25",
+        teacher_index=indexes / "pydocs.teacher",
+        index=indexes / "pydocs.student",
+        teacher=models / "teacher",
+        student=models / "student",
+        reranker=models / "reranker",
+        training=indexes / "pydocs.training",
+    )
+
+
+def prepare() -> Paths:
+    """Make whatever is missing of the embedded default; returns where its parts lie."""
+    at = paths()
+    _step("collection: docstrings of the installed packages", at.bm25, _make_bm25)
+    if not at.student.exists():
+        _step("training candidates", at.training / "candidates.jsonl", _make_candidates)
+        _step("teacher: MiniLM fine-tuned as a bi-encoder", at.teacher, _make_teacher)
+        _step("teacher's index", at.teacher_index, _make_teacher_index, made_from=at.teacher)
+        _step("teacher scores", at.training / "scores.parquet", _make_scores)
+        _step("student: BERT_DOT by Margin-MSE", at.student, _make_student)
+    _step("student's index", at.index, _make_index, made_from=at.student)
+    return at
+
+
+def prepare_reranker(at: Paths) -> tuple[float, float]:
+    """Make what is missing of the reranker, and choose (the weight of BM25 in the hybrid, that of the hybrid in the end)."""
+    _step("reranker: the teacher's token vectors", at.reranker, _make_reranker, made_from=at.teacher)
+    _step("weights of the hybrid and of the reranker, on dev topics", at.training / "weights.json", choose_weights)
+    return choose_weights(at)
+
+
+def _step(what: str, result: Path, make: Callable[[Paths], object], *, made_from: Path | None = None) -> None:
+    """Make `result` where it is missing, or was made from a checkpoint or from documents that are no longer there."""
+    if result.exists():
+        why = _outdated(result, made_from)
+        if not why:
+            return
+        logger.info("%s was made %s; making it again", result, why)
+        if result.is_dir():
+            shutil.rmtree(result)
+        else:
+            result.unlink()
+    started = time.monotonic()
+    logger.info("[%s] ...", what)
+    make(paths())
+    logger.info("[%s] %.0f s", what, time.monotonic() - started)
+
+
+def _outdated(result: Path, made_from: Path | None) -> str:
+    """What a part was made from that is there no more; InputError where a checkpoint lies there that is none of ours."""
+    about = result / "manifest.json" if result.is_dir() else record_path(result)
+    if about.exists():
+        record = read_json(about, "record")
+        if record.get("collection_stamp") != docstrings.stamp():
+            return "for other versions of the packages"
+        maker = record.get("encoder", {}).get("sha256")
+    elif (result / "training.json").exists():
+        record = read_json(result / "training.json", "record")
+        maker = record.get("from_sha256")
+        if record.get("data", {}).get("collection", "pydocs") != "pydocs" or (made_from and not maker):
+            raise InputError(f"{result} is in the way: it is another checkpoint than the one of `pydocs`; move it elsewhere")
+    else:
+        return ""
+    known = made_from is None or not made_from.exists() or maker == checkpoint_names.fingerprint(made_from)
+    return "" if known else "with another checkpoint"
+
+
+def _make_bm25(at: Paths) -> None:
+    count = bm25_build.build_index(docstrings.docs(), at.bm25, threads=hardware.threads(), collection_stamp=docstrings.stamp())
+    logger.info("%d documents, %d / %d / %d topics", count, *(len(docstrings.topics(split)) for split in docstrings.SPLITS))
+
+
+def _make_candidates(at: Paths) -> None:
+    mined = mining.mine(docstrings.topics("train"), docstrings.qrels("train"), [], docstrings.docs(), negatives=0, shared=BLOCK)
+    _stamp(at.training / "candidates.jsonl")
+    write_candidates(mined.groups, at.training / "candidates.jsonl")
+
+
+def _stamp(file: Path) -> None:
+    """Note beside a file that is about to be written from which documents it is made."""
+    write_json(record_path(file), {"collection_stamp": docstrings.stamp()})
+
+
+def _make_teacher(at: Paths) -> None:
+    _train(TrainConfig(recipe="contrastive", init="minilm", batch_size=BLOCK, **TRAINING), at, at.teacher)
+
+
+def _make_teacher_index(at: Paths) -> None:
+    build.build(docstrings.docs(), load_encoder(str(at.teacher)), at.teacher, at.teacher_index, collection="pydocs")
+
+
+def _make_scores(at: Paths) -> None:
+    _check_teacher(at)
+    bm25 = at.training / "run.bm25.train.txt"
+    bm25_search.search(str(at.bm25), docstrings.topics("train"), hits=50, threads=hardware.threads()).write(
+        bm25, overwrite=True
+    )
+    groups = read_candidates(at.training / "candidates.jsonl")
+    queries, docs = load_texts(groups, docstrings.topics("train"), docstrings.docs())
+    teachers, runs = [f"{at.teacher}@{TEACHER_WEIGHT}"], [f"{bm25}@{BM25_WEIGHT}"]
+    taught, record = teaching.teach(groups, queries, docs, teachers, runs, index=DenseIndex.load(at.teacher_index))
+    _stamp(at.training / "scores.parquet")
+    write_scores(taught, at.training / "scores.parquet", record)
+
+
+def _check_teacher(at: Paths) -> None:
+    """Say what the teacher ensemble is worth on dev topics, loudly if that is less than BM25."""
+    queries, qrels = docstrings.topics("dev"), docstrings.qrels("dev")
+    sparse = bm25_search.search(str(at.bm25), queries, hits=200, threads=hardware.threads())
+    dense = dense_search.dense(*open_with_encoder(at.teacher_index, str(at.teacher)), queries, hits=200)
+    together = fusion.interpolation(sparse, dense, alpha=BM25_WEIGHT / (BM25_WEIGHT + TEACHER_WEIGHT))
+    worth = {name: _rr(run, qrels) for name, run in (("BM25", sparse), ("teacher", dense), ("ensemble", together))}
+    logger.info("on dev topics, RR@10: %s", ", ".join(f"{name} {value:.4f}" for name, value in worth.items()))
+    write_json(at.training / "teacher.json", worth)
+    if worth["ensemble"] <= worth["BM25"]:
+        logger.warning("WARNING: the teacher does not beat BM25 (%.4f <= %.4f)", worth["ensemble"], worth["BM25"])
+
+
+def _rr(run: Run, qrels: Any) -> float:
+    return engines.mean(engines.evaluate(run, qrels, ["RR@10"])["RR@10"])
+
+
+def _make_student(at: Paths) -> None:
+    config = TrainConfig(recipe="margin-mse", init=str(at.teacher), batch_size=BLOCK, **STUDENT, **TRAINING)
+    _train(config, at, at.student, at.training / "scores.parquet")
+
+
+def _train(config: TrainConfig, at: Paths, output: Path, scores: Path | None = None) -> None:
+    candidates = at.training / "candidates.jsonl"
+    groups = read_candidates(candidates)
+    queries, docs = load_texts(groups, docstrings.topics("train"), docstrings.docs())
+    data = {"collection": "pydocs", "topics": "pydocs:train", "candidates_sha256": sha256(candidates)}
+    if scores:
+        data["scores_sha256"] = sha256(scores)
+    known = read_scores(scores, groups) if scores else None
+    # A state that training on other candidates has left is of no use
+    train(config, groups, queries, docs, output, scores=known, data=data, overwrite=True)
+
+
+def _make_index(at: Paths) -> None:
+    build.build(docstrings.docs(), load_encoder(str(at.student)), at.student, at.index, collection="pydocs")
+
+
+def _make_reranker(at: Paths) -> None:
+    """The teacher read as a ColBERT: its token states, L2-normalised, compared one by one. No further training."""
+    model = loading.load(str(at.teacher), architecture="colbert")
+    what = "models/teacher, read as a ColBERT; not trained further"
+    record = {"from": what, "from_sha256": checkpoint_names.fingerprint(at.teacher)}
+    saving.save(model, at.reranker, record=record)
+
+
+def late_interaction(at: Paths, run: Run, queries: list[Query]) -> Run:
+    """The top of a run, rescored by the reranker."""
+    fetch = stored_docs(at.index)
+    return reranking.rerank(run, loading.load(str(at.reranker)), queries, fetch, depth=RERANK_DEPTH, tag="maxsim")
+
+
+def choose_weights(at: Paths) -> tuple[float, float]:
+    """Chosen on dev topics: the weight of BM25 beside the student, and that of their hybrid beside the reranker."""
+    chosen = at.training / "weights.json"
+    made_from = checkpoint_names.fingerprint(at.student) + checkpoint_names.fingerprint(at.reranker)
+    if chosen.exists() and (record := read_json(chosen, "weights"))["made_from"] == made_from:
+        return float(record["alpha"]), float(record["weight"])
+    queries, qrels = docstrings.topics("dev"), docstrings.qrels("dev")
+    sparse = bm25_search.search(str(at.bm25), queries, threads=hardware.threads())
+    dense = dense_search.dense(*open_with_encoder(at.index, str(at.student)), queries)
+    alpha = tuning.best_alpha(sparse, dense, qrels, ALPHAS, "RR@10")
+    hybrid = fusion.interpolation(sparse, dense, alpha=alpha).top(RERANK_DEPTH)
+    weight = tuning.best_alpha(hybrid, late_interaction(at, hybrid, queries), qrels, WEIGHTS, "RR@10")
+    write_json(chosen, {"made_from": made_from, "topics": "pydocs:dev", "alpha": alpha, "weight": weight})
+    return alpha, weight

@@ -1,0 +1,173 @@
+"""Layer losses of TinyBERT: a student's hidden states and attention scores follow those of a deeper teacher.
+
+Jiao et al. 2020 (arXiv 1909.10351), as used by Gao et al. 2020 (arXiv 2007.11088) and Chen et al. 2021 (arXiv 2009.07531).
+A student of M layers and a teacher of N = k M: hidden state j follows hidden state jk (0 is the output of the embeddings),
+attention layer i follows the last layer of its block, ik + k - 1. The means run over padded positions too, as in the
+published code, which pads every batch to one length. BERT-like and DistilBERT encoders.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from pyserini_kd.models.layers import layers_of
+from pyserini_kd.storage.errors import InputError
+
+MASKED = -10000.0  # added to the scores of padded keys
+CUT = -100.0  # scores at or below it count as masked
+
+
+class Layers(NamedTuple):
+    """What one forward pass of an encoder with M layers left behind, for P texts of T tokens."""
+
+    hidden: list[Tensor]  # M + 1, each (P, T, H); the first is the output of the embeddings
+    attention: list[Tensor]  # M, each (P, heads, T, T): scaled scores before the softmax, mask added
+
+
+def block_size(student_layers: int, teacher_layers: int) -> int:
+    """Teacher layers a student layer stands for; InputError where that is no whole number."""
+    if student_layers < 1 or teacher_layers % student_layers:
+        raise InputError(f"a teacher of {teacher_layers} layers cannot be mapped onto a student of {student_layers}: "
+                         f"the student's layers must divide the teacher's")  # fmt: skip
+    return teacher_layers // student_layers
+
+
+def hidden_map(student_layers: int, teacher_layers: int) -> list[int]:
+    """The teacher's hidden state that each of the student's M + 1 follows.
+
+    >>> hidden_map(4, 12)
+    [0, 3, 6, 9, 12]
+    """
+    k = block_size(student_layers, teacher_layers)
+    return [j * k for j in range(student_layers + 1)]
+
+
+def attention_map(student_layers: int, teacher_layers: int) -> list[int]:
+    """The teacher's attention layer (0-based) that each of the student's M follows: the last of its block.
+
+    >>> attention_map(4, 12)
+    [2, 5, 8, 11]
+    """
+    k = block_size(student_layers, teacher_layers)
+    return [i * k + k - 1 for i in range(student_layers)]
+
+
+def hidden_loss(student: Sequence[Tensor], teacher: Sequence[Tensor], projection: nn.Module) -> Tensor:
+    """Sum over the student's hidden states of their mean squared distance to the teacher's.
+
+    student M + 1 tensors (P, T, H_s); teacher N + 1 tensors (P, T, H_t); `projection` maps H_s to H_t and is shared by all.
+
+    >>> zeros, ones = torch.zeros(1, 2, 3), torch.ones(1, 2, 3)
+    >>> float(hidden_loss([zeros, zeros], [ones, 9 * ones, 2 * ones], nn.Identity()))  # 1^2 + 2^2; the middle one is skipped
+    5.0
+    """
+    places = hidden_map(len(student) - 1, len(teacher) - 1)
+    terms = [F.mse_loss(projection(own.float()), teacher[j].float()) for own, j in zip(student, places, strict=True)]
+    return torch.stack(terms).sum()
+
+
+def attention_loss(student: Sequence[Tensor], teacher: Sequence[Tensor], length: int | None = None) -> Tensor:
+    """Sum over the student's layers of the mean squared distance of attention scores; masked entries count 0 on both sides.
+
+    student M tensors, teacher N tensors, all (P, heads, T, T). With `length` the mean is that over as many keys: what it would
+    be, but for chance, were these texts padded to that length. So it does not depend on what else is in a batch.
+
+    >>> real, masked = torch.zeros(1, 1, 2, 1), torch.full((1, 1, 2, 1), -10000.0)
+    >>> three, one = torch.cat([real + 3, masked], -1), torch.cat([real + 1, masked - 7], -1)
+    >>> float(attention_loss([three], [one])), float(attention_loss([three], [one], length=8))  # (4 + 0) / 2, 4 / 8
+    (2.0, 0.5)
+    """
+    if student[0].shape[1] != teacher[0].shape[1]:
+        raise InputError(f"the student has {student[0].shape[1]} attention heads, the teacher {teacher[0].shape[1]}: "
+                         f"the attention loss compares head by head")  # fmt: skip
+    places = attention_map(len(student), len(teacher))
+    terms = [F.mse_loss(_unmasked(own), _unmasked(teacher[i])) for own, i in zip(student, places, strict=True)]
+    tokens = student[0].shape[-1]
+    return torch.stack(terms).sum() * (tokens / (length or tokens))
+
+
+def _unmasked(scores: Tensor) -> Tensor:
+    scores = scores.float()
+    return scores.masked_fill(scores <= CUT, 0.0)
+
+
+def attention_scores(queries: Tensor, keys: Tensor, attention_mask: Tensor, heads: int) -> Tensor:
+    """Scores before the softmax, Q K^T / sqrt(d) + mask: (P, heads, T, T) of projections (P, T, H) and a mask (P, T)."""
+    split = [x.float().unflatten(-1, (heads, -1)).transpose(1, 2) for x in (queries, keys)]
+    scores = split[0] @ split[1].transpose(-1, -2) / math.sqrt(split[0].shape[-1])
+    return scores + MASKED * (1.0 - attention_mask.float())[:, None, None, :]
+
+
+@contextlib.contextmanager
+def recorded(encoder: Any, every: int = 1) -> Iterator[Layers]:
+    """Collects the layers of the one forward pass inside the block, gradients kept; of each `every` layers the last only.
+
+    transformers gives probabilities at best, so the query and key projections are hooked and the scores computed here. With
+    `block_size` for `every`, a teacher's layers are those that a student's follow, and the losses take them as they are.
+
+    Raises:
+        InputError: the encoder is not built like BERT or DistilBERT.
+    """
+    layers = list(layers_of(encoder))[every - 1 :: every]
+    heads = int(encoder.config.num_attention_heads)
+    found = Layers([], [])
+    masks: list[Tensor] = []
+    queries: list[Tensor] = []
+
+    def start(module: nn.Module, args: Any, kwargs: dict[str, Any]) -> None:
+        if kwargs.get("attention_mask") is None:
+            raise ValueError("the encoder must be called with attention_mask=...")
+        masks[:] = [kwargs["attention_mask"]]
+
+    def keep(module: nn.Module, args: Any, output: Any) -> None:
+        found.hidden.append(output[0] if isinstance(output, tuple) else output)
+
+    def query(module: nn.Module, args: Any, output: Tensor) -> None:
+        queries[:] = [output]
+
+    def key(module: nn.Module, args: Any, output: Tensor) -> None:
+        with torch.autocast(output.device.type, enabled=False):
+            found.attention.append(attention_scores(queries[0], output, masks[0], heads))
+
+    handles = [encoder.register_forward_pre_hook(start, with_kwargs=True)]
+    handles += [module.register_forward_hook(keep) for module in (encoder.embeddings, *layers)]
+    for query_part, key_part in map(_projections, layers):
+        handles += [query_part.register_forward_hook(query), key_part.register_forward_hook(key)]
+    try:
+        yield found
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _projections(layer: Any) -> tuple[nn.Module, nn.Module]:
+    """The query and key projections of a layer of a BERT-like or DistilBERT encoder; InputError where it has others."""
+    if hasattr(layer.attention, "q_lin"):
+        return layer.attention.q_lin, layer.attention.k_lin
+    try:
+        return layer.attention.self.query, layer.attention.self.key
+    except AttributeError:
+        raise InputError(f"a {type(layer).__name__} attends otherwise than BERT: its layers cannot be distilled") from None
+
+
+def check(student: Any, teacher: Any, attention: bool) -> None:
+    """InputError unless the teacher's layers can be mapped onto the student's; head counts matter for the attention loss.
+
+    Both are encoders of transformers.
+    """
+    for encoder in (student, teacher):
+        _projections(layers_of(encoder)[0])
+        if getattr(encoder.config, "embedding_size", encoder.config.hidden_size) != encoder.config.hidden_size:
+            raise InputError(f"layers of a {type(encoder).__name__} whose embeddings are narrower cannot be distilled")
+    block_size(student.config.num_hidden_layers, teacher.config.num_hidden_layers)
+    heads = [int(encoder.config.num_attention_heads) for encoder in (student, teacher)]
+    if attention and heads[0] != heads[1]:
+        raise InputError(f"the student has {heads[0]} attention heads, the teacher {heads[1]}: the attention loss compares "
+                         f"head by head; leave it out with --loss attention=0")  # fmt: skip

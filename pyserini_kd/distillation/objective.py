@@ -1,0 +1,273 @@
+"""What one training step computes: scores with gradients, live teachers, loss terms, on one process or many."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from pyserini_kd.distillation import layer_losses
+from pyserini_kd.distillation.batches import WHOLE, Collator, Share
+from pyserini_kd.distillation.candidates import Group
+from pyserini_kd.distillation.losses import loss, margins
+from pyserini_kd.distillation.recipes import LAYER_LOSSES
+from pyserini_kd.models import engine
+from pyserini_kd.models.cross_encoder import CrossEncoder
+from pyserini_kd.models.layers import encoder_of, layers_of
+from pyserini_kd.storage.errors import InputError
+
+SCALE_BATCHES = 4  # batches whose margins set the student's starting scale
+
+
+def check_encoder(model: Any) -> None:
+    """InputError unless the student's encoder is a stack of BERT-like layers (TK has a small one of its own)."""
+    if model.architecture != "tk":
+        layers_of(encoder_of(model))
+
+
+def check_layers(student: Any, teacher: Any, losses: Mapping[str, float]) -> None:
+    """InputError unless the teacher's layers can be distilled into the student."""
+    for who, model in (("student", student), ("teacher", teacher)):
+        if model.architecture != "cross_encoder":
+            raise InputError(f"the {who} is a {model.architecture}; layers are distilled between cross-encoders")
+    if student.tokenizer.get_vocab() != teacher.tokenizer.get_vocab():
+        raise InputError("teacher and student have different vocabularies; layer losses compare token by token")
+    layer_losses.check(encoder_of(student), encoder_of(teacher), attention="attention" in losses)
+
+
+def random_student(shape: str, like: Any) -> Any:
+    """A cross-encoder with random weights: `LAYERS/WIDTH`, with the vocabulary, window and heads of a teacher."""
+    from transformers import BertConfig, BertForSequenceClassification
+
+    layers, slash, width = shape.partition("/")
+    if not (slash and layers.isdecimal() and width.isdecimal() and int(layers) and int(width)):
+        raise InputError(f"--init random:{shape}: expected random:LAYERS/WIDTH, such as random:4/312")
+    if like is None or like.architecture != "cross_encoder":
+        raise InputError(f"--init random:{shape} takes vocabulary and heads from a cross-encoder teacher; there is none")
+    theirs = encoder_of(like).config
+    heads = int(theirs.num_attention_heads)
+    if int(width) % heads:
+        raise InputError(f"--init random:{shape}: the width must be a multiple of the teacher's {heads} heads")
+    config = BertConfig(
+        vocab_size=theirs.vocab_size,
+        hidden_size=int(width),
+        num_hidden_layers=int(layers),
+        num_attention_heads=heads,
+        intermediate_size=1200 if width == "312" else 4 * int(width),  # TinyBERT's 4/312 is the exception
+        max_position_embeddings=theirs.max_position_embeddings,
+        pad_token_id=theirs.pad_token_id,
+    )
+    config.num_labels = 1
+    return CrossEncoder(BertForSequenceClassification(config), like.tokenizer, like.max_len)
+
+
+def group_scores(model: Any, batch: Mapping[str, Any], who: str = "student") -> Tensor:
+    """Scores (B, G) of a whole batch by the student (with gradients) or, with `who="live"`, by a live teacher."""
+    scores: Tensor = model.pair_scores(batch[who])[batch["rows"]]
+    return scores
+
+
+def gathered(own: Tensor, count: int, share: Share) -> Tensor:
+    """All P values of a batch from the processes' parts; only the own part carries gradients."""
+    if share.world == 1:
+        return own
+    bounds = [Share(rank, share.world).of(count) for rank in range(share.world)]
+    longest = max(end - start for start, end in bounds)
+    padded = torch.zeros(longest, dtype=own.dtype, device=own.device)
+    start, end = share.of(count)
+    padded[: end - start] = own.detach()[: end - start]
+    parts = [torch.zeros_like(padded) for _ in bounds]
+    dist.all_gather(parts, padded)
+    pieces = [part[: end - start] for part, (start, end) in zip(parts, bounds, strict=True)]
+    pieces[share.rank] = own[: end - start]
+    return torch.cat(pieces)
+
+
+class Learner(nn.Module):
+    """The module that Trainer sees: student plus losses; `forward(**batch)` gives the loss and remembers its terms."""
+
+    accepts_loss_kwargs = False  # or Trainer would sum, not average, over accumulated batches
+
+    def __init__(
+        self,
+        model: Any,
+        losses: Mapping[str, float],
+        score_scale: float = 1.0,
+        *,
+        teacher: Any = None,
+        teacher_dropout: bool = False,
+        temperature: float = 1.0,
+        text: bool = False,
+        length: int | None = None,
+        share: Share = WHOLE,
+    ) -> None:
+        """A learner.
+
+        Args:
+            model: the student.
+            losses: name -> weight, of `recipes.LOSSES`.
+            score_scale: student scores are multiplied by this before the loss.
+            teacher: a live teacher; runs without gradients and is no part of the module, so that nothing of it is saved.
+            teacher_dropout: leave its dropout on, as the published TinyBERT scripts do by never calling eval().
+            temperature: of the losses that take one.
+            text: batches are plain text: only encoders run, and only layer losses make sense.
+            length: tokens that texts or pairs are cut to, by which the attention loss is averaged; None: by those of a batch.
+            share: the part of each batch that this process works on.
+        """
+        super().__init__()
+        self.student = model
+        self.weights, self.score_scale, self.text, self.share = dict(losses), score_scale, text, share
+        self.length = length
+        self.layers = [name for name in LAYER_LOSSES if name in losses]
+        self.functions = {name: loss("listwise_ce" if name == "in_batch" else name, temperature)
+                          for name in losses if name not in LAYER_LOSSES}  # fmt: skip
+        self.terms: dict[str, list[float]] = {}
+        self.teacher = (teacher,)  # in a tuple, or torch would take it for a part
+        if teacher is not None:
+            teacher.train(teacher_dropout).requires_grad_(False)
+        if self.layers:
+            depths = (int(encoder_of(m).config.num_hidden_layers) for m in (model, teacher))
+            self.every = layer_losses.block_size(*depths)
+        if "hidden" in self.layers:
+            student_width, teacher_width = (int(encoder_of(m).config.hidden_size) for m in (model, teacher))
+            self.projection = nn.Linear(student_width, teacher_width)  # shared by all layers, dropped at export
+
+    def forward(self, **batch: Any) -> dict[str, Tensor]:
+        """The loss of a batch, as Trainer wants it."""
+        terms = self._terms(batch)
+        total = sum((self.weights[name] * value for name, (value, _) in terms.items()), torch.zeros(()))
+        for name, (value, _) in terms.items():
+            self.terms.setdefault(name, []).append(float(value.detach()))
+        if not torch.isfinite(total):
+            raise FloatingPointError("the loss is not finite")
+        if self.share.world > 1:  # gradients are averaged over processes, each of which has a part of the sum
+            parts = (self.weights[name] * self.share.world * own for name, (_, own) in terms.items())
+            part = sum(parts, torch.zeros(()))
+            total = total.detach() + part - part.detach()
+        return {"loss": total}
+
+    def _terms(self, batch: Mapping[str, Any]) -> dict[str, tuple[Tensor, Tensor]]:
+        """For each loss: the term over the whole batch, and what this process contributes to its gradient."""
+        count = int(batch["pairs"])
+        start, end = self.share.of(count)
+        own, own_layers, live, live_layers = self._run_both(batch)
+        terms = {}
+        with torch.autocast(own.device.type, enabled=False):
+            for name in self.layers:
+                if name == "hidden":
+                    value = layer_losses.hidden_loss(own_layers.hidden, live_layers.hidden, self.projection)
+                else:
+                    value = layer_losses.attention_loss(own_layers.attention, live_layers.attention, self.length)
+                value = value * ((end - start) / count)
+                terms[name] = (summed(value, self.share), value)
+            if self.functions:
+                theirs = batch.get("teacher")
+                if theirs is None and live is not None:
+                    theirs = gathered(live, int(batch["taught"]), self.share)[batch["rows"]]
+                scores = gathered(own, count, self.share) * self.score_scale
+                terms |= self._score_terms(scores, theirs, batch)
+        return terms
+
+    def _score_terms(self, scores: Tensor, theirs: Tensor | None, batch: Mapping[str, Any]) -> dict[str, tuple[Tensor, Tensor]]:
+        mask, terms = batch["mask"], {}
+        grouped = scores[batch["rows"]]
+        for name, function in self.functions.items():
+            if name == "in_batch":
+                everything = torch.ones_like(batch["batch_labels"], dtype=torch.bool)
+                value = function(scores[batch["batch_rows"]], None, batch["batch_labels"], everything)
+            else:
+                value = function(grouped, theirs, batch["labels"], mask)
+            terms[name] = (value, value)
+        for name, figure in zip(("score_mean", "score_std"), spread(grouped.detach(), mask), strict=True):
+            self.terms.setdefault(name, []).append(figure)
+        return terms
+
+    def _run_both(self, batch: Mapping[str, Any]) -> tuple[Tensor, Any, Tensor | None, Any]:
+        """(student's scores, its layers, the live teacher's scores, its layers) of this process's pairs."""
+        (teacher,) = self.teacher
+        if teacher is None:
+            return self._run(self.student, batch["student"]), None, None, None
+        if not self.layers:
+            own = self._run(self.student, batch["student"])
+            with torch.no_grad():
+                return own, None, self._run(teacher, batch["live"]), None
+        with layer_losses.recorded(encoder_of(self.student)) as own_layers:
+            own = self._run(self.student, batch["student"])
+        with torch.no_grad(), layer_losses.recorded(encoder_of(teacher), self.every) as live_layers:
+            live = self._run(teacher, batch["live"])
+        return own, own_layers, live, live_layers
+
+    def _run(self, model: Any, tokens: Mapping[str, Tensor]) -> Tensor:
+        """Scores of pairs; for plain text the encoder's output, whose layers alone are of use."""
+        output: Tensor = encoder_of(model)(**tokens).last_hidden_state if self.text else model.pair_scores(tokens)
+        return output
+
+
+def spread(scores: Tensor, mask: Tensor) -> tuple[float, float]:
+    """Mean of the scores (B, G) of groups, and the standard deviation within groups: what a ranking is made of.
+
+    >>> spread(torch.tensor([[1.0, 3.0], [7.0, 9.0]]), torch.ones(2, 2, dtype=torch.bool))
+    (5.0, 1.0)
+    """
+    centres = (scores * mask).sum(dim=1, keepdim=True) / mask.sum(dim=1, keepdim=True)
+    return float(scores[mask].mean()), float((scores - centres)[mask].square().mean().sqrt())
+
+
+def summed(value: Tensor, share: Share) -> Tensor:
+    """A value summed over processes; with one process the value itself, gradients kept."""
+    if share.world == 1:
+        return value
+    total = value.detach().clone()
+    dist.all_reduce(total)
+    return total
+
+
+def scale_scores(model: Any, factor: float) -> None:
+    """Multiply all scores of a bert_dot or colbert by `factor`, in place: its vectors' last layer takes the root."""
+    inner = [part for name, part in model.encoder.named_children() if "embeddings" not in name]
+    norms = [module for part in inner for module in part.modules() if isinstance(module, nn.LayerNorm)]
+    ends = [getattr(model, "head", None), *reversed(norms)]  # a head: of a ColBERT that compresses
+    last: Any = next((end for end in ends if end is not None), None)
+    if last is None:
+        raise InputError(f"a {type(model.encoder).__name__} ends in no LayerNorm, by which its scores could be scaled")
+    with torch.no_grad():
+        for parameter in (last.weight, last.bias):
+            parameter.mul_(math.sqrt(factor))
+
+
+def match_scale(
+    model: Any,
+    collator: Collator,
+    batches: Sequence[Sequence[Group]],
+    score_scale: float = 1.0,
+    teacher: Any = None,
+) -> float:
+    """Scale a student so that its margins' root mean square is the teacher's; returns what its scores were multiplied by.
+
+    Margin-MSE compares margins in the teacher's units; a student that starts a factor off (a ColBERT: a hundred) spends its
+    training on that. Not their means: the mean margin of a student that cannot rank yet is about 0. Students with a random
+    head (cross-encoder, PreTTR, TK) cannot rank at all yet: made larger they would only be further off.
+    """
+    student_margins, teacher_margins = [], []
+    with engine.running(model, "fp32") as device:
+        for groups in batches[:SCALE_BATCHES]:
+            batch = to_device(collator([groups]), device)
+            scores = group_scores(model, batch) * score_scale
+            theirs = batch["teacher"] if "teacher" in batch else group_scores(teacher.eval(), batch, "live")
+            mine, theirs = margins(scores, theirs, batch["labels"], batch["mask"])
+            student_margins.append(mine.clone())
+            teacher_margins.append(theirs)
+    factor = float(torch.cat(teacher_margins).square().mean().sqrt() / torch.cat(student_margins).square().mean().sqrt())
+    if not math.isfinite(factor) or factor <= 0:
+        return 1.0
+    scale_scores(model, factor)
+    return factor
+
+
+def to_device(batch: Mapping[str, Any], device: Any) -> dict[str, Any]:
+    """The batch with every tensor, also those in folders of it, on the device."""
+    return {name: to_device(value, device) if isinstance(value, dict) else value.to(device) for name, value in batch.items()}

@@ -1,0 +1,285 @@
+"""The papers' training procedures as data: stages, and for each its losses with their weights, and its defaults."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+from pyserini_kd.storage.errors import InputError
+
+HARD_LOSSES = ("ranknet", "hinge", "bce", "listwise_ce", "listnet", "lambda", "in_batch")
+"""On labels alone. `in_batch`: `listwise_ce` over all documents of the batch, for BERT_DOT."""
+SOFT_LOSSES = ("margin_mse", "weighted_ranknet", "soft_ranknet", "pointwise_mse", "soft_ce", "soft_kl", "listwise_kl")
+"""On teacher scores: from a score file, or from a live teacher."""
+TEMPERED = ("soft_ranknet", "soft_ce", "soft_kl", "listwise_kl")
+"""Those of them that take a temperature."""
+LAYER_LOSSES = ("hidden", "attention")
+"""On the layers of a live teacher, for cross-encoders."""
+LOSSES = (*HARD_LOSSES, *SOFT_LOSSES, *LAYER_LOSSES)
+SCHEDULES = {"linear": "linear", "constant": "constant_with_warmup", "cosine": "cosine", "plateau": "constant_with_warmup"}
+"""Learning rate after the warm-up -> transformers' name of the schedule; `validation` lowers that of `plateau`."""
+QUICK = 10.0
+"""TK's kernel weights and mix learn at ten times the rate of the rest (Hofstätter et al. 2020: 1e-4 and 1e-5)."""
+
+
+SCALED = ("bert_dot", "colbert")  # architectures that can rank, on a scale of their own, before they are trained
+INIT = "minilm"
+"""What a student starts from."""
+ADVICE = "take --init random:LAYERS/WIDTH or layers of the teacher, or --recipe lm+ranker-distill --start-stage 2"
+
+
+class Stage(NamedTuple):
+    """One training run of a procedure; every default can be overridden on the command line, for all stages at once."""
+
+    name: str
+    losses: dict[str, float]
+    text: bool = False  # on the plain text of the collection, with a language model for a teacher; else on candidates
+    lr: float = 1e-4
+    epochs: float = 1.0
+    warmup: float = 0.1  # share of the steps
+    schedule: str = "linear"  # after the warm-up, of SCHEDULES
+    weight_decay: float = 0.0
+    match_scale: bool = False  # scale a bert_dot or colbert at the start so that its margins are as large as the teacher's
+
+    @property
+    def needs_scores(self) -> bool:
+        """Whether the stage needs teacher scores."""
+        return any(loss in SOFT_LOSSES for loss in self.losses)
+
+    @property
+    def needs_layers(self) -> bool:
+        """Whether the stage needs a live teacher's layers."""
+        return any(loss in LAYER_LOSSES for loss in self.losses)
+
+
+@dataclasses.dataclass(frozen=True)
+class Recipe:
+    """One procedure: where it comes from, what its student starts from, and its stages, one after the other."""
+
+    name: str
+    source: str
+    what: str
+    stages: tuple[Stage, ...]
+    start: str = "any checkpoint"
+    student: str = "bert_dot"  # the architecture where none is asked for
+    score_scale: float = 1.0  # student scores are multiplied by this before the loss
+    l2_norm: bool | None = None  # None: as the starting checkpoint (students of the papers: False)
+    distilled_start: bool = True  # whether the student may start from a distilled language model
+
+    def init(self, start_stage: int = 1) -> str:
+        """The checkpoint to start from where none is named; InputError where it must not be that one."""
+        if not self.distilled_start:
+            raise InputError(f"recipe {self.name} must not start from a distilled language model, as {INIT} is; {ADVICE}")
+        if any(stage.text for stage in self.stages[start_stage - 1 : start_stage]):
+            raise InputError(f"recipe {self.name} distils a language model: say what the student starts from, --init "
+                             f"random:LAYERS/WIDTH or the --lm-teacher and some of its --layers")  # fmt: skip
+        return INIT
+
+    def describe(self) -> str:
+        """What `train --list` prints."""
+        lines = [f"{self.name:22} {self.what}", f"{'':22} {self.source}"]
+        more = f"; scores x {self.score_scale:g} in the loss" if self.score_scale != 1 else ""
+        more += {None: "", False: "; vectors not normalised", True: "; unit vectors"}[self.l2_norm]
+        lines.append(f"{'':22} student: {self.student} by default; starts from {self.start}{more}")
+        for number, stage in enumerate(self.stages, start=1):
+            losses = " + ".join(name if weight == 1 else f"{weight:g} {name}" for name, weight in stage.losses.items())
+            where = "plain text" if stage.text else "candidates"
+            lines.append(
+                f"{'':22} stage {number}, {stage.name}: {losses}; on {where}; lr {stage.lr:g}, {stage.epochs:g} epochs, "
+                f"warm-up {stage.warmup:g}, {stage.schedule}, weight decay {stage.weight_decay:g}"
+                + ("; a bert_dot or colbert is first brought to the teacher's scale" if stage.match_scale else "")
+            )
+        return "\n".join(lines)
+
+
+UNDERSTANDING = "Gao, Dai and Callan 2020, arXiv 2007.11088"
+CROSS_ARCHITECTURE = "Hofstätter et al. 2020, arXiv 2010.02666"
+SIMPLIFIED = "Chen et al. 2021, arXiv 2009.07531"
+UNIFORM = "Qin et al. 2023, arXiv 2302.04112"
+LAYERS = {"hidden": 1.0, "attention": 1.0}
+DISTILLED = "a distilled language model (from lm-distill, or a general TinyBERT)"
+
+# The schedules of TinyBERT's own code; which ones Gao et al. used on MS MARCO is not known
+LM_STAGE = Stage("language model", LAYERS, text=True, lr=5e-5, epochs=3.0, weight_decay=0.01)
+LAYER_STAGE = Stage("ranker's layers", LAYERS, lr=5e-5, epochs=10.0, warmup=0.0, schedule="constant", weight_decay=0.01)
+SCORE_STAGE = Stage("ranker's scores", {"soft_ce": 1.0}, lr=3e-5, epochs=3.0, weight_decay=0.01)
+
+RECIPES = {
+    recipe.name: recipe
+    for recipe in (
+        Recipe(
+            "margin-mse",
+            f"{CROSS_ARCHITECTURE}, section 3; there at lr 7e-6 (TK: 1e-5) on 40 million triples, --schedule plateau, "
+            "no gradient clipped (--max-grad-norm 10000), every student on its own scale (--no-match-scale)",
+            "Margin-MSE on teacher scores; triples or n-way groups",
+            (Stage("scores", {"margin_mse": 1.0}, match_scale=True),),
+            l2_norm=False,
+        ),
+        Recipe(
+            "ranknet",
+            f"{CROSS_ARCHITECTURE}, the undistilled baseline",
+            "RankNet on labels, no teacher",
+            (Stage("labels", {"ranknet": 1.0}),),
+            l2_norm=False,
+        ),
+        Recipe(
+            "weighted-ranknet",
+            f"{CROSS_ARCHITECTURE}, loss ablation",
+            "RankNet weighted by the teacher's margin",
+            (Stage("scores", {"weighted_ranknet": 1.0}),),
+            l2_norm=False,
+        ),
+        Recipe(
+            "pointwise-mse",
+            f"{CROSS_ARCHITECTURE}, loss ablation",
+            "MSE on raw teacher scores",
+            (Stage("scores", {"pointwise_mse": 1.0}, match_scale=True),),
+            l2_norm=False,
+        ),
+        Recipe(
+            "contrastive",
+            "Karpukhin et al. 2020, arXiv 2004.04906, section 3.2 (in-batch negatives); makes bi-encoder teachers",
+            "softmax over a group's documents on labels, cosine at temperature 1/20",
+            (Stage("labels", {"listwise_ce": 1.0}, lr=5e-5),),
+            score_scale=20.0,
+            l2_norm=True,
+        ),
+        Recipe(
+            "ranker-distill",
+            f"{UNDERSTANDING}: Ranker Distill",
+            "TinyBERT distillation from a ranker, without any distillation of the language model",
+            (LAYER_STAGE, SCORE_STAGE),
+            start="random (--init random:4/312) or layers of the teacher; never a distilled language model",
+            student="cross_encoder",
+            distilled_start=False,
+        ),
+        Recipe(
+            "lm-distill",
+            f"{UNDERSTANDING}: the first half of LM Distill; general distillation of TinyBERT",
+            "a small language model from a large one on plain text; writes an encoder, not a ranker",
+            (LM_STAGE,),
+            start="random (--init random:4/312) or layers of the --lm-teacher",
+            student="cross_encoder",
+        ),
+        Recipe(
+            "lm-distill+ft",
+            f"{UNDERSTANDING}: LM Distill + Fine-Tuning",
+            "distil the language model, then fine-tune it on labels; the ranker teacher is never used",
+            (LM_STAGE, Stage("fine-tuning", {"bce": 1.0}, lr=3e-5, epochs=3.0, weight_decay=0.01)),
+            start="random or layers of the --lm-teacher; with --start-stage 2, " + DISTILLED,
+            student="cross_encoder",
+        ),
+        Recipe(
+            "lm+ranker-distill",
+            f"{UNDERSTANDING}: LM Distill + Ranker Distill",
+            "distil the language model, then the ranker",
+            (LM_STAGE, LAYER_STAGE, SCORE_STAGE),
+            start="random or layers of the --lm-teacher; with --start-stage 2, " + DISTILLED,
+            student="cross_encoder",
+        ),
+        Recipe(
+            "tinybert",
+            f"Jiao et al. 2020, arXiv 1909.10351, sections 3.1 and 3.2; the baseline TinyBERT of {SIMPLIFIED}",
+            "TinyBERT: the ranker's layers first, its scores afterwards; no labels",
+            (LAYER_STAGE, SCORE_STAGE),
+            start=DISTILLED,
+            student="cross_encoder",
+        ),
+        Recipe(
+            "simplified-tinybert",
+            f"{SIMPLIFIED}: Simplified TinyBERT",
+            "TinyBERT's two stages merged, with hard labels; all weights 1",
+            (Stage("all", {**LAYERS, "soft_ce": 1.0, "bce": 1.0}, lr=5e-5, epochs=2.0, weight_decay=0.01),),
+            start=DISTILLED,
+            student="cross_encoder",
+        ),
+        Recipe(
+            "standard-kd",
+            f"{SIMPLIFIED}: the baseline Standard KD",
+            "half soft cross-entropy with the teacher, half cross-entropy with the labels",
+            (Stage("scores", {"soft_ce": 0.5, "bce": 0.5}, lr=5e-5, epochs=2.0, weight_decay=0.01),),
+            start=DISTILLED,
+            student="cross_encoder",
+        ),
+        Recipe(
+            "uniform",
+            f"{UNIFORM}: its losses, each to be switched with --loss NAME=WEIGHT",
+            "hard and soft pairwise losses, no layers; a start for the study's grid",
+            (Stage("all", {"ranknet": 1.0, "margin_mse": 1.0}, lr=5e-5),),
+            start="a small pretrained cross-encoder or language model",
+            student="cross_encoder",
+            l2_norm=False,
+        ),
+    )
+}
+
+
+def quick_parameters(student: Any) -> list[Any]:
+    """The parameters of a student that learn QUICK times as fast as the rest: none but for a TK."""
+    return [student.mix, student.gamma, student.head.weight] if student.architecture == "tk" else []
+
+
+def get(name: str) -> Recipe:
+    """The recipe of that name; InputError lists what exists."""
+    if name not in RECIPES:
+        raise InputError(f"unknown recipe {name!r}; expected one of {', '.join(RECIPES)}")
+    return RECIPES[name]
+
+
+def with_losses(recipe: Recipe, changes: Sequence[str]) -> Recipe:
+    """The recipe with `NAME=WEIGHT` changes; weight 0 or `none` drops a loss, `none` alone drops all that were there before.
+
+    A change applies to each stage that has the loss; a loss that no stage has joins the last one. A stage without losses goes.
+
+    >>> with_losses(get("standard-kd"), ["bce=none", "ranknet=2"]).stages[0].losses
+    {'soft_ce': 0.5, 'ranknet': 2.0}
+    """
+    losses = [dict(stage.losses) for stage in recipe.stages]
+    for change in changes:
+        if change == "none":
+            losses = [{} for _ in losses]
+            continue
+        name, weight = _parse(change)
+        places = [own for own in losses if name in own] or losses[-1:]
+        for own in places:
+            own[name] = weight
+    kept = [{name: weight for name, weight in own.items() if weight} for own in losses]
+    stages = tuple(stage._replace(losses=own) for stage, own in zip(recipe.stages, kept, strict=True) if own)
+    if not stages:
+        raise InputError(f"no loss is left of recipe {recipe.name}; add one with --loss NAME=WEIGHT")
+    for stage in stages:
+        foreign = [name for name in stage.losses if stage.text and name not in LAYER_LOSSES]
+        if foreign:
+            raise InputError(f"--loss {foreign[0]}: plain text can only be distilled by {' and '.join(LAYER_LOSSES)}")
+    return dataclasses.replace(recipe, stages=stages)
+
+
+def _parse(change: str) -> tuple[str, float]:
+    name, equals, text = change.partition("=")
+    if name not in LOSSES:
+        raise InputError(f"--loss {change}: unknown loss {name!r}; expected one of {', '.join(LOSSES)}")
+    try:
+        weight = 0.0 if text == "none" else float(text)
+    except ValueError:
+        weight = math.nan
+    if not equals or not math.isfinite(weight) or weight < 0:
+        raise InputError(f"--loss {change}: expected {name}=WEIGHT, a number from 0, or {name}=none")
+    return name, weight
+
+
+def check_student(recipe: Recipe, architecture: str) -> None:
+    """InputError where a student of this architecture cannot be trained so; says which recipes are for it."""
+    if recipe.l2_norm and architecture != "bert_dot":
+        raise InputError(f"recipe {recipe.name} multiplies cosines, which are a bert_dot's scores, not a {architecture}'s; the "
+                         "recipe ranknet with --loss none --loss listwise_ce=1 takes the softmax over its scores")  # fmt: skip
+    needs = {loss: "cross_encoder" for loss in LAYER_LOSSES} | {"in_batch": "bert_dot"}
+    for stage in recipe.stages:
+        for loss in stage.losses:
+            if needs.get(loss, architecture) != architecture:
+                fit = [r.name for r in RECIPES.values() if not (r.l2_norm or any(stage.needs_layers for stage in r.stages))]
+                raise InputError(
+                    f"recipe {recipe.name} with the loss {loss} is for a {needs[loss]} student, not a {architecture}; "
+                    f"for every student: {', '.join(fit)}"
+                )

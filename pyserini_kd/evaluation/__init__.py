@@ -1,0 +1,1 @@
+"""Turn runs and judgements into numbers that can be defended."""

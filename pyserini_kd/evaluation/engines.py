@@ -1,0 +1,191 @@
+"""Measures of Runs against Qrels, and whether two runs differ by more than chance.
+
+All numbers are trec_eval's, averaged as its `-c` does: every judged query counts, one that the run lacks counts 0, and
+queries that nobody judged are ignored. nDCG uses linear gain; negative relevance is none. trectools computes them;
+where a run is too large for it, our own kernels do, with equal numbers.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
+
+from pyserini_kd.data.runs import Run
+from pyserini_kd.data.types import Qrels
+from pyserini_kd.evaluation import significance
+from pyserini_kd.evaluation.measures import Measure, by_kernels
+from pyserini_kd.storage.errors import InputError
+
+if TYPE_CHECKING:
+    import pandas as pd
+    import trectools
+
+
+logger = logging.getLogger(__name__)
+
+PerQuery = dict[str, float]
+"""query_id -> value, for every judged query."""
+
+ENGINES = ("auto", "trectools", "fast")
+TRECTOOLS_ROWS = 200_000
+"""Rows up to which `auto` asks trectools: five measures then take it 1.2 seconds, and our own kernels 0.02."""
+TRECTOOLS_MEASURES = ("nDCG", "RR", "AP", "P", "R", "RBP")
+"""What trectools computes rightly. Its Rprec and bpref are wrong, and it has no Judged and no Success."""
+TOLERANCE = 1e-6
+"""How far a value may be from pytrec_eval's."""
+
+
+def evaluate(run: Run, qrels: Qrels, measures: Sequence[str], engine: str = "auto") -> dict[str, PerQuery]:
+    """Evaluate a run: measure -> {query_id: value}, for every judged query in the order of the qrels.
+
+    >>> run = Run.from_scores("demo", {"q1": {"a": 3.0, "b": 2.0, "c": 1.0}})
+    >>> evaluate(run, {"q1": {"b": 1}, "q2": {"a": 1}}, ["RR@10", "P@2"])
+    {'RR@10': {'q1': 0.5, 'q2': 0.0}, 'P@2': {'q1': 0.5, 'q2': 0.0}}
+
+    Raises:
+        InputError: an unknown measure or engine, or qrels and run share no query.
+    """
+    if engine not in ENGINES:
+        raise InputError(f"engine must be one of {', '.join(ENGINES)}, not {engine!r}")
+    parsed = {name: Measure.parse(name) for name in measures}
+    judged = Run(run.tag, {query_id: run[query_id] for query_id in qrels if query_id in run})
+    if not judged:
+        raise InputError(f"run {run.tag} and the qrels share no query: {_ids(run)} against {_ids(qrels)}")
+    if engine == "auto":
+        engine = choose_engine(run)
+    compute = _by_trectools if engine == "trectools" else by_kernels
+    return compute(judged, qrels, parsed)
+
+
+def choose_engine(run: Run) -> str:
+    """What `auto` means for this run: trectools, or our own kernels where that would take long."""
+    return "trectools" if run.n_hits <= TRECTOOLS_ROWS else "fast"
+
+
+def mean(per_query: PerQuery) -> float:
+    """The mean over all judged queries.
+
+    >>> mean({"q1": 0.5, "q2": 0.0})
+    0.25
+    """
+    return math.fsum(per_query.values()) / len(per_query)
+
+
+def compare(per_query: PerQuery, baseline: PerQuery) -> tuple[float, float]:
+    """Mean difference to the baseline and the p-value of a two-sided paired t-test over all judged queries.
+
+    For more (other tests, corrections, effect sizes, intervals) see `significance.compare`.
+
+    >>> difference, p_value = compare({"q1": 0.5, "q2": 0.75, "q3": 1.0}, {"q1": 0.5, "q2": 0.5, "q3": 0.5})
+    >>> round(difference, 4), round(p_value, 4)
+    (0.25, 0.2254)
+    """
+    found = significance.compare({"baseline": {"": baseline}, "run": {"": per_query}}, "baseline", samples=1)["run"][""]
+    return found.difference, found.p_value
+
+
+def _ids(mapping: Mapping[str, object]) -> str:
+    shown = ", ".join(list(mapping)[:3])
+    return f"{len(mapping)} queries ({shown}{', ...' if len(mapping) > 3 else ''})"
+
+
+def _by_trectools(run: Run, qrels: Qrels, measures: Mapping[str, Measure]) -> dict[str, PerQuery]:
+    """Ask trectools only what it computes rightly: ties broken for it, relevance levels cut for it, gaps filled.
+
+    The rest comes from our own kernels.
+    """
+    import trectools
+
+    trec_run = run.to_trectools(distinct_scores=True)
+    trec_qrels: dict[int | None, trectools.TrecQrel] = {}
+    results = by_kernels(run, qrels, {n: measure for n, measure in measures.items() if measure.name not in TRECTOOLS_MEASURES})
+    for name, measure in measures.items():
+        if measure.name not in TRECTOOLS_MEASURES:
+            continue
+        level = None if measure.name == "nDCG" else measure.rel
+        if level not in trec_qrels:
+            trec_qrels[level] = _trec_qrel(qrels, level)
+        found: dict[str, float] = {}
+        if run.n_hits and len(trec_qrels[level].qrels_data):  # trectools fails on empty frames
+            evaluator = trectools.TrecEval(trec_run, trec_qrels[level])
+            depth = measure.cutoff or max(run.depth, *map(len, qrels.values()))  # the whole run, the whole ideal
+            found = _trectools_measure(evaluator, measure, depth).iloc[:, 0].fillna(0.0).to_dict()
+        results[name] = {query_id: float(found.get(query_id, 0.0)) for query_id in qrels}
+    return {name: results[name] for name in measures}
+
+
+def _trectools_measure(evaluator: trectools.TrecEval, measure: Measure, depth: int) -> pd.DataFrame:
+    if measure.name == "RBP":
+        return evaluator.get_rbp(p=measure.p, depth=depth, per_query=True, average_ties=False)[0]
+    functions = {
+        "nDCG": evaluator.get_ndcg,
+        "RR": evaluator.get_reciprocal_rank,
+        "AP": evaluator.get_map,
+        "P": evaluator.get_precision,
+        "R": evaluator.get_recall,
+    }
+    return functions[measure.name](depth=depth, per_query=True)
+
+
+def _trec_qrel(qrels: Qrels, level: int | None) -> trectools.TrecQrel:
+    """The relevant judgements as trectools wants them; with a level, relevance is 1 from there on."""
+    import pandas as pd
+    import trectools
+
+    rows = [
+        (query_id, "0", doc_id, rel if level is None else 1)
+        for query_id, docs in qrels.items()
+        for doc_id, rel in docs.items()
+        if rel >= (level or 1)
+    ]
+    trec_qrel = trectools.TrecQrel()
+    frame = pd.DataFrame(rows, columns=["query", "q0", "docid", "rel"])
+    trec_qrel.qrels_data = frame.astype({"query": str, "q0": str, "docid": str, "rel": int})
+    return trec_qrel
+
+
+_TREC_EVAL = {
+    "nDCG": ("ndcg", "ndcg_cut"), "RR": ("recip_rank", None), "AP": ("map", "map_cut"), "P": (None, "P"), "R": (None, "recall"),
+    "Rprec": ("Rprec", None), "Bpref": ("bpref", None), "Success": (None, "success"),
+}  # fmt: skip
+"""trec_eval's names, without and with a cut-off. Its recip_rank takes none: the run is cut instead."""
+
+
+def by_pytrec_eval(run: Run, qrels: Qrels, measures: Sequence[str]) -> dict[str, PerQuery]:
+    """The same as `evaluate`, by pytrec_eval; without the measures that it does not know (RBP, Judged)."""
+    import pytrec_eval
+
+    groups: dict[tuple[int, int | None], dict[str, str]] = {}
+    for name, measure in ((name, Measure.parse(name)) for name in measures):
+        if measure.name in _TREC_EVAL:
+            whole, cut = _TREC_EVAL[measure.name]
+            trec_name = f"{cut}.{measure.cutoff}" if cut and measure.cutoff else str(whole)
+            run_cut = measure.cutoff if measure.name == "RR" else None
+            groups.setdefault((measure.rel, run_cut), {})[name] = trec_name
+    results: dict[str, PerQuery] = {}
+    useful = {q: docs for q, docs in qrels.items() if any(rel > 0 for rel in docs.values())}  # others may crash pytrec_eval
+    for (level, run_cut), names in groups.items():
+        hits = {query_id: run[query_id] for query_id in useful if query_id in run}
+        scores = {q: dict(zip(h.doc_ids[:run_cut], h.scores[:run_cut].tolist(), strict=True)) for q, h in hits.items()}
+        found = pytrec_eval.RelevanceEvaluator(useful, set(names.values()), relevance_level=level).evaluate(scores)
+        for name, trec_name in names.items():
+            key = trec_name.replace(".", "_")
+            results[name] = {query_id: found[query_id][key] if query_id in found else 0.0 for query_id in qrels}
+    return {name: results[name] for name in measures if name in results}
+
+
+def disagreement(ours: Mapping[str, PerQuery], theirs: Mapping[str, PerQuery]) -> str | None:
+    """Where two engines differ by more than 1e-6: one line with the worst case, or None."""
+    worst = [
+        (abs(values[query_id] - value), measure, query_id)
+        for measure, values in theirs.items()
+        for query_id, value in ours[measure].items()
+        if not abs(values[query_id] - value) <= TOLERANCE
+    ]
+    if not worst:
+        return None
+    _, measure, query_id = max(worst)
+    values = f"{ours[measure][query_id]:.7f} here, {theirs[measure][query_id]:.7f} by pytrec_eval"
+    return f"{len(worst)} values differ by more than {TOLERANCE:g}; the worst is {measure} of query {query_id}: {values}"

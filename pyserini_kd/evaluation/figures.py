@@ -1,0 +1,215 @@
+"""Figures for papers, from what `report.collect` gives: PDF, SVG or PNG, the same bytes for the same data.
+
+Colours are those of Okabe and Ito (2008) without their yellow, which is too pale on paper; markers and line styles differ
+too, so that everything can be read in black and white. `report.html` uses the same order of colours, markers and styles.
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from pyserini_kd.storage.files import atomic_file, refuse_existing
+
+FORMATS = ("pdf", "svg", "png")
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+MARKERS = "os^Dv*PX"
+LINES = ("-", "--", ":", "-.")
+STYLE: dict[str, Any] = {
+    "font.size": 8,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "axes.axisbelow": True,
+    "grid.color": "#e0e0e0",
+    "grid.linewidth": 0.5,
+    "axes.linewidth": 0.6,
+    "xtick.major.width": 0.6,
+    "ytick.major.width": 0.6,
+    "legend.frameon": False,
+    "legend.handlelength": 3.2,
+    "lines.linewidth": 1.2,
+    "lines.markersize": 4.5,
+    "lines.markeredgewidth": 0.4,
+    "pdf.fonttype": 42,  # TrueType: type 3 fonts are refused by many publishers
+    "svg.hashsalt": "pyserini_kd",
+    "text.parse_math": False,  # a name is a name, with its dollar signs
+}
+ABOUT = {"pdf": "Subject", "svg": "Description", "png": "Description"}
+"""Where a format has room for the command that made the figure."""
+NO_DATE: dict[str, dict[str, None]] = {"pdf": {"CreationDate": None}, "svg": {"Date": None}, "png": {}}
+
+
+def draw(data: Mapping[str, Any], folder: Path, figure_format: str, *, overwrite: bool = False) -> list[Path]:
+    """Draw pareto, recall, wins (one a system), loss (one a stage), where there is data for them, by the first measure."""
+    import matplotlib
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+
+    pictures: list[tuple[Path, bytes]] = []
+    settings: Any = {**matplotlib.rcParamsDefault, **STYLE}  # not the user's own, so that all get the same bytes
+    with matplotlib.rc_context(settings):
+        for name, figure in _figures(data):
+            path = folder / f"{name}.{figure_format}"
+            refuse_existing(path, overwrite)
+            FigureCanvasAgg(figure)
+            out = io.BytesIO()
+            metadata = NO_DATE[figure_format] | {ABOUT[figure_format]: data["command"]}
+            figure.savefig(out, format=figure_format, dpi=300, bbox_inches="tight", metadata=metadata)
+            pictures.append((path, out.getvalue()))
+    for path, content in pictures:
+        with atomic_file(path, overwrite=overwrite, binary=True) as file:
+            file.write(content)
+    return [path for path, _ in pictures]
+
+
+def _figures(data: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
+    if any(system["ms"] is not None for system in data["systems"]):
+        yield "pareto", _pareto(data)
+    yield "recall", _recall(data)
+    for number, system in enumerate(data["systems"]):
+        if data["baseline"] not in (None, number):
+            yield f"wins.{number}.{_safe(system['name'])}", _wins(data, number)
+    for number, stage in enumerate(data["training"]):
+        if stage["losses"]:
+            yield f"loss.{number}.{_safe(stage['name'])}", _loss(stage)
+
+
+def _safe(name: str) -> str:
+    """A name that any file system takes."""
+    return "".join(c if c.isascii() and c.isalnum() or c in "-_.+" else "-" for c in name)[:80]
+
+
+def _axes(width: float = 3.4, height: float = 2.4) -> tuple[Any, Any]:
+    """A figure of one column of a two-column paper."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(width, height), layout="constrained")
+    return figure, figure.subplots()
+
+
+def _look(number: int) -> dict[str, Any]:
+    colour = COLOURS[number % len(COLOURS)]
+    look = {"color": colour, "marker": MARKERS[number % len(MARKERS)], "linestyle": LINES[number % len(LINES)]}
+    return look | {"markeredgecolor": "black"}  # markers that overlap stay apart
+
+
+def _pareto(data: Mapping[str, Any]) -> Any:
+    """Effectiveness against latency, log axis; a line through the systems that no other beats (filled markers).
+
+    Names stand beside the points; where one finds no room, there is a legend instead.
+    """
+    figure, axes = _axes()
+    front = data["fronts"][0]
+    known = [(n, system) for n, system in enumerate(data["systems"]) if system["ms"] is not None]
+    ends = [data["systems"][n] for n in front]
+    axes.plot([system["ms"] for system in ends], [system["means"][0] for system in ends], "-", color="#777777", linewidth=1)
+    for n, system in known:
+        look = _look(n) | {"linestyle": "none", "markersize": 6}
+        if n not in front:
+            look |= {"markerfacecolor": "white", "markeredgecolor": look["color"], "markeredgewidth": 1.2}
+        axes.plot([system["ms"]], [system["means"][0]], label=system["name"], **look)
+    axes.margins(0.12)
+    _log_axis(axes, "ms per query")
+    axes.set_ylabel(data["measures"][0])
+    points = [(system["ms"], system["means"][0], system["name"]) for _, system in known]
+    if not _labelled(figure, axes, points, [(system["ms"], system["means"][0]) for system in ends]):
+        _legend(figure)
+    return figure
+
+
+SIDES = (
+    ("left", "center", 6, 0), ("right", "center", -6, 0), ("center", "bottom", 0, 5), ("center", "top", 0, -5),
+    ("left", "bottom", 4, 3), ("left", "top", 4, -3), ("right", "bottom", -4, 3), ("right", "top", -4, -3),
+)  # fmt: skip
+"""Where a name may stand: how it is aligned, and how many points from its marker."""
+
+
+def _labelled(figure: Any, axes: Any, points: Sequence[tuple[float, float, str]], along: Sequence[tuple[float, float]]) -> bool:
+    """Write each name beside its point, where it hides no point, no name, no piece of the line; all or none."""
+    import numpy as np
+    from matplotlib.transforms import Bbox
+
+    figure.draw_without_rendering()
+    line = axes.transData.transform(along) if along else np.empty((0, 2))
+    steps = np.linspace(0, 1, 100)[:, None]
+    dots = [a + (b - a) * step for a, b in zip(line, line[1:], strict=False) for step in steps]
+    marks = axes.transData.transform([(x, y) for x, y, _ in points])
+    taken = [Bbox.from_extents(*(at - size), *(at + size)) for size, ats in ((1, dots), (5, marks)) for at in ats]
+    room, written = axes.get_window_extent(), []
+    for x, y, name in points:
+        for across, up, right, above in SIDES:
+            look = {"ha": across, "va": up, "xytext": (right, above), "textcoords": "offset points"}
+            note = axes.annotate(name, (x, y), fontsize=7, **look)
+            box = note.get_window_extent()
+            inside = room.x0 <= box.x0 and box.x1 <= room.x1 and room.y0 <= box.y0 and box.y1 <= room.y1
+            if inside and not box.count_overlaps(taken):
+                taken.append(box)
+                written.append(note)
+                break
+            note.remove()
+        else:
+            for note in written:
+                note.remove()
+            return False
+    return True
+
+
+def _recall(data: Mapping[str, Any]) -> Any:
+    figure, axes = _axes()
+    for n, system in enumerate(data["systems"]):
+        values = [value for value in system["recall"] if value is not None]  # up to the depth of the run
+        axes.plot(data["depths"][: len(values)], values, label=system["name"], **_look(n))
+    _log_axis(axes, "depth")
+    level = data["level"]
+    axes.set_ylabel("recall" if level == 1 else f"recall (relevance from {level})")
+    axes.set_ylim(0, 1.02)
+    _legend(figure)
+    return figure
+
+
+def _wins(data: Mapping[str, Any], number: int) -> Any:
+    """Difference to the baseline query by query, largest first: wins above the line, losses below."""
+    ours, theirs = data["values"][number][0], data["values"][data["baseline"]][0]
+    differences = sorted(((one - other) / 1e4 for one, other in zip(ours, theirs, strict=True)), reverse=True)
+    figure, axes = _axes(height=1.8)
+    for sign, colour in ((1, COLOURS[0]), (-1, COLOURS[1])):
+        heights = [value if value * sign > 0 else 0 for value in differences]
+        axes.fill_between(range(len(heights) + 1), [*heights, 0], step="post", color=colour, linewidth=0)
+    axes.axhline(0, color="black", lw=0.6)
+    axes.set_xlim(0, len(differences))
+    axes.set_xlabel("queries")
+    axes.set_ylabel(f"Δ {data['measures'][0]}")
+    wins, losses = sum(value > 0 for value in differences), sum(value < 0 for value in differences)
+    baseline = data["systems"][data["baseline"]]["name"]
+    title = f"{data['systems'][number]['name']} − {baseline}: {wins} wins, {losses} losses"
+    axes.set_title(title, fontsize=8, loc="left")
+    return figure
+
+
+def _loss(stage: Mapping[str, Any]) -> Any:
+    figure, axes = _axes()
+    for n, (term, curve) in enumerate(stage["losses"].items()):
+        axes.plot([step for step, _ in curve], [value for _, value in curve], label=f"{stage['name']}: {term}", **_look(n))
+    axes.set_xlabel("step")
+    axes.set_ylabel("loss")
+    _legend(figure)
+    return figure
+
+
+def _log_axis(axes: Any, label: str) -> None:
+    """Ticks as plain numbers."""
+    from matplotlib.ticker import LogLocator, NullLocator
+
+    axes.set_xscale("log")
+    low, high = axes.get_xlim()
+    axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if high < 300 * low else (1,)))
+    axes.xaxis.set_minor_locator(NullLocator())
+    axes.xaxis.set_major_formatter("{x:g}")
+    axes.set_xlabel(label)
+
+
+def _legend(figure: Any) -> None:
+    """Below the plot, where it hides nothing."""
+    figure.legend(loc="outside lower center", ncols=3, fontsize=7)

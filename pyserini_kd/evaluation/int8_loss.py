@@ -1,0 +1,65 @@
+"""What int8 costs: scores and nDCG@10 of the same documents in fp32 and in int8."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from pyserini_kd.data.runs import Run
+from pyserini_kd.data.types import Doc, Qrels, Query
+from pyserini_kd.evaluation import engines
+from pyserini_kd.models import engine
+from pyserini_kd.retrieval import reranking, text_sources
+
+logger = logging.getLogger(__name__)
+
+MEASURE = "nDCG@10"
+WORST_CORRELATION, WORST_CHANGE = 0.99, 0.005  # of int8 scores with fp32's; of nDCG@10: beyond them a report is a warning
+
+Floats = npt.NDArray[np.float32]
+
+
+def compare(before: Run, after: Run, qrels: Qrels) -> dict[str, float]:
+    """How the scores of two rerankings of the same documents differ, and nDCG@10 of both.
+
+    `kendall` is the mean over queries of tau-b between the two orders; `pearson` is over all pairs.
+    """
+    from scipy.stats import kendalltau
+
+    columns: list[tuple[Floats, Floats]] = []
+    for query_id, hits in before.items():
+        other = dict(zip(after[query_id].doc_ids, after[query_id].scores.tolist(), strict=True))
+        columns.append((hits.scores, np.array([other[doc_id] for doc_id in hits.doc_ids], np.float32)))
+    fp32, int8 = (np.concatenate([column[side] for column in columns]) for side in (0, 1))
+    taus = [float(kendalltau(a, b).statistic) for a, b in columns if len(a) > 1]
+    effect = [engines.mean(engines.evaluate(run, qrels, [MEASURE])[MEASURE]) for run in (before, after)]
+    return {
+        "pairs": len(fp32),
+        "largest difference": float(np.abs(fp32 - int8).max()),
+        "mean difference": float(np.abs(fp32 - int8).mean()),
+        "spread of scores (fp32)": float(fp32.std()),
+        "pearson": float(np.corrcoef(fp32, int8)[0, 1]),
+        "kendall": float(np.nanmean(taus)) if taus else float("nan"),
+        f"{MEASURE} fp32": effect[0],
+        f"{MEASURE} int8": effect[1],
+    }
+
+
+def quality(folder: Path, run: Run, queries: Sequence[Query], judged: Qrels, collection: str, depth: int) -> dict[str, float]:
+    """Rerank the top of a run by torch in fp32 and by ONNX Runtime in int8, and compare."""
+    top = run.top(depth)
+    wanted = list(dict.fromkeys(doc_id for hits in top.values() for doc_id in hits.doc_ids))
+    texts = {doc.doc_id: doc for doc in text_sources.fetch_from(collection)(wanted)}
+
+    def fetch(doc_ids: Sequence[str]) -> Iterator[Doc]:
+        return (texts[doc_id] for doc_id in doc_ids)
+
+    runs = []
+    for precision in ("fp32", "int8"):
+        model = engine.load(str(folder), precision=precision, backend="onnx" if precision == "int8" else "torch")
+        runs.append(reranking.rerank(top, model, queries, fetch, depth=depth, precision=precision))
+    return compare(runs[0], runs[1], judged)

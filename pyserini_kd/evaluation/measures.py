@@ -1,0 +1,243 @@
+"""What is measured: the grammar of measures, the collections' presets, and our own kernel for each measure.
+
+Names and values are those of ir_measures; the kernels equal trec_eval wherever it has the measure. Negative relevance is
+none; a judgement below the level counts as judged, not relevant.
+"""
+
+from __future__ import annotations
+
+import difflib
+import math
+import re
+from collections.abc import Callable, Mapping
+from typing import NamedTuple
+
+from pyserini_kd.data.runs import Run
+from pyserini_kd.data.types import Qrels
+from pyserini_kd.storage.errors import InputError
+
+DEFAULT_MEASURES = ("nDCG@10", "RR@10", "AP", "R@100", "R@1000")
+
+
+class Preset(NamedTuple):
+    """What a collection's papers report, and the relevance grades that its judgements hold."""
+
+    measures: tuple[str, ...]
+    grades: range | None = None
+    """None: the collection is a family whose grades differ."""
+
+
+_DEEP_LEARNING = Preset(("nDCG@10", "RR(rel=2)@10", "AP(rel=2)", "R(rel=2)@100", "R(rel=2)@1000"), range(4))
+PRESETS = {
+    "dl19": _DEEP_LEARNING,
+    "dl20": _DEEP_LEARNING,
+    "msmarco": Preset(("RR@10", "nDCG@10", "R@100", "R@1000"), range(2)),
+    "beir": Preset(("nDCG@10", "R@100", "R@1000")),
+}
+"""TREC Deep Learning passages count relevance from 2 in binary measures: grade 1 is "on topic, but no answer"."""
+
+
+class Measure(NamedTuple):
+    """What to compute: `nDCG@10`, `RR`, `AP(rel=2)`, `P@10`, `RBP(p=0.5,rel=2)@20` (the names of ir_measures)."""
+
+    name: str
+    cutoff: int | None
+    rel: int
+    """The least relevance that counts as relevant; nDCG uses the grades and Judged any judgement, neither has such a level."""
+    p: float = 0.8
+    """Persistence, for RBP alone."""
+
+    @property
+    def k(self) -> float:
+        """The cut-off, infinity where there is none."""
+        return self.cutoff or math.inf
+
+    @property
+    def has_level(self) -> bool:
+        """Is there a relevance level at all?"""
+        return "rel" in KINDS[self.name].takes
+
+    @classmethod
+    def parse(cls, text: str) -> Measure:
+        """Read a measure's name.
+
+        >>> Measure.parse("RR(rel=2)@10")
+        Measure(name='RR', cutoff=10, rel=2, p=0.8)
+
+        Raises:
+            InputError: no such measure (the message names the nearest one), or not with these parameters.
+        """
+        match = re.fullmatch(r"([A-Za-z]+)(?:\(([^()]*)\))?(?:@([1-9]\d*))?", text)
+        if match is None or match[1] not in KINDS:
+            raise InputError(f"unknown measure {text!r}; {_suggest(text)}")
+        name, given, cutoff = match.groups()
+        kind = KINDS[name]
+        if kind.cutoff == "needed" and cutoff is None:
+            raise InputError(f"measure {text} needs a cut-off, for example {text}@{kind.example.partition('@')[2]}")
+        if kind.cutoff == "none" and cutoff is not None:
+            raise InputError(f"measure {text}: {name} takes no cut-off")
+        level, p = 1, 0.8
+        for parameter in [] if given is None else given.split(","):
+            key, _, value = parameter.strip().partition("=")
+            if key not in kind.takes:
+                takes = " and ".join(f"({known}=...)" for known in kind.takes) or "no parameter"
+                raise InputError(f"measure {text}: {name} takes {takes}, not {parameter.strip()!r}")
+            if key == "rel":
+                level = _level(value, text)
+            else:
+                p = _persistence(value, text)
+        return cls(name, _bounded(cutoff, text) if cutoff else None, level, p)
+
+
+def _level(value: str, text: str) -> int:
+    if not re.fullmatch(r"[1-9]\d*", value):
+        raise InputError(f"measure {text}: rel must be a whole number from 1, not {value!r}")
+    return _bounded(value, text)
+
+
+def _bounded(value: str, text: str) -> int:
+    if len(value) > 9:  # trec_eval counts in 32 bits
+        raise InputError(f"measure {text}: {value} is more than 999999999")
+    return int(value)
+
+
+def _persistence(value: str, text: str) -> float:
+    if not re.fullmatch(r"0?\.\d*[1-9]\d*", value) or not 0 < float(value) < 1:  # as float64, too
+        raise InputError(f"measure {text}: p must lie between 0 and 1, such as 0.8, not {value!r}")
+    return float(value)
+
+
+_OTHER_NAMES = {"ndcg_cut": "nDCG", "recip_rank": "RR", "mrr": "RR", "map": "AP", "map_cut": "AP", "precision": "P"} | {
+    "recall": "R", "r-precision": "Rprec", "hit": "Success", "hits": "Success", "hit_rate": "Success",
+}  # fmt: skip
+
+
+def _suggest(text: str) -> str:
+    """The measure that was probably meant by a name such as `ndcg_cut.10`, `MRR@10` or `nDGC@10`."""
+    word, _, rest = text.partition("(") if "(" in text else re.split(r"([.@]|(?<=\D)(?=\d))", text + ".", maxsplit=1)
+    names = {name.lower(): name for name in KINDS} | _OTHER_NAMES
+    near = difflib.get_close_matches(word.lower().rstrip("._"), names, n=1, cutoff=0.5)
+    if not near:
+        examples = ", ".join(kind.example for kind in KINDS.values())
+        return f"measures are {examples}; binary ones also as AP(rel=2), RR(rel=2)@10"
+    kind = KINDS[names[near[0]]]
+    cutoff = re.search(r"(?<![=.])\b\d+", rest)
+    if cutoff and kind.cutoff != "none":
+        return f"did you mean {names[near[0]]}@{cutoff.group()}?"
+    return f"did you mean {kind.example}?"
+
+
+class Topic(NamedTuple):
+    """All that a measure needs of one topic: what is judged, and where the run put it."""
+
+    found: list[tuple[int, int]]
+    """(rank, relevance) of each judged document found, best rank first."""
+    grades: list[int]
+    """Relevance of every judged document, highest first."""
+    n_hits: int
+    """Documents retrieved, judged or not."""
+
+    def n_relevant(self, rel: int) -> int:
+        """Documents known to be relevant, found or not."""
+        return sum(grade >= rel for grade in self.grades)
+
+    def ranks(self, rel: int, k: float) -> list[int]:
+        """Ranks up to k of the relevant documents."""
+        return [rank for rank, grade in self.found if grade >= rel and rank <= k]
+
+
+def by_kernels(run: Run, qrels: Qrels, measures: Mapping[str, Measure]) -> dict[str, dict[str, float]]:
+    """Our own engine: measure -> query_id -> value, for every query of the qrels."""
+    kernels = [(KINDS[measure.name].kernel, measure) for measure in measures.values()]
+    columns: list[list[float]] = [[] for _ in kernels]
+    for query_id, docs in qrels.items():
+        ranking = run[query_id].doc_ids if query_id in run else []
+        topic = Topic(
+            [(rank, docs[doc_id]) for rank, doc_id in enumerate(ranking, start=1) if doc_id in docs],
+            sorted(docs.values(), reverse=True),
+            len(ranking),
+        )
+        for column, (kernel, measure) in zip(columns, kernels, strict=True):
+            column.append(kernel(topic, measure))
+    return {name: dict(zip(qrels, column, strict=True)) for name, column in zip(measures, columns, strict=True)}
+
+
+def _ndcg(topic: Topic, measure: Measure) -> float:
+    """Linear gain, discount log2(rank + 1) (Jarvelin and Kekalainen 2002, as trec_eval)."""
+    k = measure.k
+    ideal = sum(max(gain, 0) / math.log2(rank + 1) for rank, gain in enumerate(topic.grades, start=1) if rank <= k)
+    return sum(max(gain, 0) / math.log2(rank + 1) for rank, gain in topic.found if rank <= k) / ideal if ideal else 0.0
+
+
+def _reciprocal_rank(topic: Topic, measure: Measure) -> float:
+    return next((1 / rank for rank, grade in topic.found if grade >= measure.rel and rank <= measure.k), 0.0)
+
+
+def _average_precision(topic: Topic, measure: Measure) -> float:
+    ranks = topic.ranks(measure.rel, measure.k)
+    return sum(n / rank for n, rank in enumerate(ranks, start=1)) / max(topic.n_relevant(measure.rel), 1)
+
+
+def _precision(topic: Topic, measure: Measure) -> float:
+    return len(topic.ranks(measure.rel, measure.k)) / measure.k
+
+
+def _recall(topic: Topic, measure: Measure) -> float:
+    return len(topic.ranks(measure.rel, measure.k)) / max(topic.n_relevant(measure.rel), 1)
+
+
+def _r_precision(topic: Topic, measure: Measure) -> float:
+    """Precision at R, the number of relevant documents."""
+    n_relevant = topic.n_relevant(measure.rel)
+    return len(topic.ranks(measure.rel, n_relevant)) / max(n_relevant, 1)
+
+
+def _bpref(topic: Topic, measure: Measure) -> float:
+    """How seldom judged irrelevant documents stand above relevant ones (Buckley and Voorhees 2004, as trec_eval has it)."""
+    n_relevant = topic.n_relevant(measure.rel)
+    most = min(n_relevant, sum(0 <= grade < measure.rel for grade in topic.grades))
+    total, above = 0.0, 0
+    for _, grade in topic.found:
+        if grade >= measure.rel:
+            total += 1 - min(above, n_relevant) / most if above else 1
+        elif grade >= 0:
+            above += 1
+    return total / max(n_relevant, 1)
+
+
+def _rbp(topic: Topic, measure: Measure) -> float:
+    """(1 - p) x the sum of p^(rank - 1) over relevant documents (Moffat and Zobel 2008); binary, as trectools' default."""
+    return (1 - measure.p) * math.fsum(measure.p ** (rank - 1) for rank in topic.ranks(measure.rel, measure.k))
+
+
+def _judged(topic: Topic, measure: Measure) -> float:
+    """The share of the first k documents that anybody judged; of fewer, where the run holds fewer."""
+    return sum(rank <= measure.k for rank, _ in topic.found) / max(min(measure.k, topic.n_hits), 1)
+
+
+def _success(topic: Topic, measure: Measure) -> float:
+    return 1.0 if topic.ranks(measure.rel, measure.k) else 0.0
+
+
+class Kind(NamedTuple):
+    """A measure before its parameters."""
+
+    kernel: Callable[[Topic, Measure], float]
+    example: str
+    cutoff: str = "optional"
+    """needed, optional or none"""
+    takes: tuple[str, ...] = ("rel",)
+
+
+KINDS = {
+    "nDCG": Kind(_ndcg, "nDCG@10", takes=()),
+    "RR": Kind(_reciprocal_rank, "RR@10"),
+    "AP": Kind(_average_precision, "AP"),
+    "P": Kind(_precision, "P@10", "needed"),
+    "R": Kind(_recall, "R@1000", "needed"),
+    "Rprec": Kind(_r_precision, "Rprec", "none"),
+    "Bpref": Kind(_bpref, "Bpref", "none"),
+    "RBP": Kind(_rbp, "RBP(p=0.8)", takes=("p", "rel")),
+    "Judged": Kind(_judged, "Judged@10", "needed", takes=()),
+    "Success": Kind(_success, "Success@5", "needed"),
+}

@@ -1,0 +1,101 @@
+"""Choose device, threads and arithmetic."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import logging
+import os
+from pathlib import Path
+
+from pyserini_kd.storage.errors import InputError
+
+logger = logging.getLogger(__name__)
+
+PRECISIONS = ("auto", "fp32", "bf16", "fp16", "int8")
+BACKENDS = ("auto", "torch", "onnx")
+
+
+@functools.cache
+def cpu_flags() -> set[str]:
+    """Feature flags of this processor (Linux; empty elsewhere)."""
+    with contextlib.suppress(OSError):
+        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
+            if line.startswith("flags"):
+                return set(line.partition(":")[2].split())
+    return set()
+
+
+def imitates_bf16() -> bool:
+    """Whether this processor has no instructions for bf16 and takes longer than in fp32 to imitate it."""
+    return "avx2" in cpu_flags() and cpu_flags().isdisjoint({"avx512_bf16", "amx_bf16"})
+
+
+@functools.cache
+def _warn_of_imitation() -> None:
+    logger.warning("WARNING: this processor has no instructions for bf16 and imitates it; fp32 is quicker here")
+
+
+def choose_precision(precision: str = "auto", device: str = "cpu", folder: Path | None = None) -> str:
+    """`fp32`, `bf16`, `fp16` or `int8`; `auto` decides from the processor and what the folder holds, never from a timing.
+
+    On a GPU it takes bf16, or fp16 where that is too old for bf16. On a CPU it takes bf16 where there are AMX tiles; else int8
+    where `export --int8` put it beside the weights and the CPU has VNNI; else fp32. AVX-512 BF16 alone does not count: measured
+    on such a processor, bf16 was slower than fp32.
+    """
+    if precision not in PRECISIONS:
+        raise InputError(f"precision must be one of {', '.join(PRECISIONS)}, not {precision!r}")
+    if precision == "fp16" and not device.startswith("cuda"):
+        raise InputError("fp16 is for GPUs (--device cuda); a CPU computes in bf16, int8 or fp32")
+    if precision == "bf16" and device == "cpu" and imitates_bf16():
+        _warn_of_imitation()
+    if precision != "auto":
+        return precision
+    if device.startswith("cuda"):
+        import torch
+
+        with torch.cuda.device(device) if ":" in device else contextlib.nullcontext():
+            return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp16"
+    if "amx_bf16" in cpu_flags():
+        return "bf16"
+    if folder is not None:
+        from pyserini_kd.models import onnx_runtime
+
+        if onnx_runtime.has(folder, "int8") and onnx_runtime.has_vnni(cpu_flags()):
+            return "int8"
+    return "fp32"
+
+
+def own_device(device: str) -> str:
+    """The device of this process: under torchrun or accelerate `cuda` is one GPU for each."""
+    local = os.environ.get("LOCAL_RANK")
+    return f"cuda:{local}" if device == "cuda" and local else device
+
+
+def threads() -> int:
+    """Processors this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def use_threads(count: int) -> None:
+    """Let torch and FAISS compute by so many threads."""
+    import faiss
+    import torch
+
+    torch.set_num_threads(count)
+    faiss.omp_set_num_threads(count)
+
+
+def check_device(device: str) -> str:
+    """The device, or InputError where it is not there."""
+    import torch
+
+    try:
+        parsed = torch.device(device)
+    except RuntimeError:
+        raise InputError(f"--device must be cpu, cuda or cuda:N, not {device!r}") from None
+    if parsed.type not in ("cpu", "cuda") or (parsed.type == "cpu" and parsed.index is not None):
+        raise InputError(f"--device must be cpu, cuda or cuda:N, not {device!r}")
+    if parsed.type == "cuda" and (parsed.index or 0) >= torch.cuda.device_count():
+        raise InputError(f"--device {device}: no such GPU that torch can use")
+    return device

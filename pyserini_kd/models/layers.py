@@ -1,0 +1,40 @@
+"""The encoder of transformers inside a model of ours, and the stack of layers inside that: found, and thinned out."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import nn
+
+from pyserini_kd.storage.errors import InputError
+
+
+def encoder_of(model: Any) -> Any:
+    """The encoder inside a model; None in a TK, which has embeddings and a small stack of its own."""
+    return model.classifier.base_model if model.architecture == "cross_encoder" else getattr(model, "encoder", None)
+
+
+def _holder(encoder: Any) -> Any:
+    """The module whose `layer` is the stack of a BERT- or DistilBERT-like encoder."""
+    found = encoder.transformer if hasattr(encoder, "transformer") else getattr(encoder, "encoder", None)
+    if not hasattr(found, "layer"):
+        raise InputError(f"a {type(encoder).__name__} is no stack of layers like BERT's or DistilBERT's")
+    return found
+
+
+def layers_of(encoder: Any) -> nn.ModuleList:
+    """The layers of a BERT- or DistilBERT-like encoder, from the lowest on; InputError where it is built otherwise."""
+    layers: nn.ModuleList = _holder(encoder).layer
+    return layers
+
+
+def keep_layers(encoder: Any, layers: tuple[int, ...] | None) -> None:
+    """Keep the given layers (0-based, ascending) of an encoder, in place; None keeps all."""
+    if layers is None:
+        return
+    count = len(layers_of(encoder))
+    if not layers or list(layers) != sorted(set(layers)) or layers[-1] >= count or layers[0] < 0:
+        raise InputError(f"layers must be ascending numbers from 0 to {count - 1}, not {','.join(map(str, layers))}")
+    _holder(encoder).layer = nn.ModuleList(_holder(encoder).layer[i] for i in layers)
+    name = "n_layers" if hasattr(encoder.config, "n_layers") else "num_hidden_layers"
+    setattr(encoder.config, name, len(layers))

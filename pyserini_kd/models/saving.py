@@ -1,0 +1,114 @@
+"""Write a model as a checkpoint folder.
+
+`transformers`, `sentence-transformers` and Pyserini's `AutoQueryEncoder` load it unchanged. Weights are safetensors.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pyserini_kd.models.checkpoint_names import resolve
+from pyserini_kd.models.checkpoint_settings import HEAD, OURS
+from pyserini_kd.storage.files import atomic_folder
+from pyserini_kd.storage.records import write_json
+
+if TYPE_CHECKING:
+    from pyserini_kd.models.bert_dot import BertDot
+    from pyserini_kd.models.colbert import ColBert
+    from pyserini_kd.models.cross_encoder import CrossEncoder
+    from pyserini_kd.models.prettr import PreTtr
+    from pyserini_kd.models.tk import Tk
+
+
+@contextlib.contextmanager
+def quiet_transformers() -> Iterator[None]:
+    """No bars and no report about poolers that rankers do not use, while a checkpoint is read or written."""
+    from transformers.utils import logging as transformers_logging
+
+    level = transformers_logging.get_verbosity()
+    transformers_logging.set_verbosity_error()
+    transformers_logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        transformers_logging.set_verbosity(level)
+        transformers_logging.enable_progress_bar()
+
+
+def save(
+    model: BertDot | ColBert | CrossEncoder | PreTtr | Tk,
+    folder: str | Path,
+    *,
+    record: dict[str, Any] | None = None,
+    overwrite: bool = False,
+) -> Path:
+    """Write a checkpoint folder, complete or not at all; `record` becomes its training.json."""
+    folder = Path(folder)
+    with atomic_folder(folder, overwrite=overwrite) as partial, quiet_transformers():
+        if model.architecture == "cross_encoder":
+            _save_cross_encoder(model, partial)  # type: ignore[arg-type]
+        else:
+            _save_encoder(model, partial)  # type: ignore[arg-type]
+        if record is not None:
+            write_json(partial / "training.json", record)
+        for written in partial.glob("*.safetensors"):  # safetensors lets nobody else read them
+            written.chmod((partial / "config.json").stat().st_mode)
+    resolve.cache_clear()
+    return folder
+
+
+def _save_encoder(model: BertDot | ColBert | PreTtr | Tk, folder: Path) -> None:
+    from safetensors.torch import save_file
+
+    settings = model.settings
+    model.tokenizer.model_max_length = settings.max_doc_len
+    model.tokenizer.save_pretrained(folder)
+    write_json(folder / OURS, {"architecture": model.architecture, **dataclasses.asdict(settings)})
+    if model.architecture == "tk":
+        save_file({name: tensor.contiguous() for name, tensor in model.state_dict().items()}, folder / "model.safetensors")
+        write_json(folder / "config.json", {"model_type": "tk", "hidden_size": model.width})
+        return
+    encoder: Any = model.encoder
+    encoder.save_pretrained(folder)
+    head = getattr(model, "head", None)
+    if head is not None:
+        save_file({name: tensor.contiguous() for name, tensor in head.state_dict().items()}, folder / HEAD)
+    if model.architecture != "bert_dot":
+        return
+    modules = [("", "Transformer"), ("1_Pooling", "Pooling")]
+    if settings.l2_norm:
+        modules.append(("2_Normalize", "Normalize"))
+    listed = [
+        {"idx": i, "name": str(i), "path": path, "type": f"sentence_transformers.models.{kind}"}
+        for i, (path, kind) in enumerate(modules)
+    ]
+    for path, _ in modules[1:]:
+        (folder / path).mkdir()
+    (folder / "modules.json").write_text(json.dumps(listed, indent=2) + "\n", encoding="utf-8")
+    write_json(
+        folder / "1_Pooling" / "config.json",
+        {
+            "word_embedding_dimension": model.width,
+            "pooling_mode_cls_token": settings.pooling == "cls",
+            "pooling_mode_mean_tokens": settings.pooling == "mean",
+            "pooling_mode_max_tokens": False,
+            "pooling_mode_mean_sqrt_len_tokens": False,
+        },
+    )
+    write_json(folder / "sentence_bert_config.json", {"max_seq_length": settings.max_doc_len, "do_lower_case": False})
+    prompts = {"query": settings.query_prefix, "document": settings.doc_prefix}
+    write_json(folder / "config_sentence_transformers.json", {"prompts": prompts, "similarity_fn_name": "dot"})
+
+
+def _save_cross_encoder(model: CrossEncoder, folder: Path) -> None:
+    # raw logits everywhere: sentence-transformers would put a sigmoid on a single label otherwise
+    model.classifier.config.sentence_transformers = {"activation_fn": "torch.nn.modules.linear.Identity", "version": "6"}
+    model.classifier.save_pretrained(folder)
+    model.tokenizer.model_max_length = model.max_len
+    model.tokenizer.save_pretrained(folder)
+    write_json(folder / OURS, {"architecture": "cross_encoder", "max_doc_len": model.max_len})

@@ -1,0 +1,144 @@
+"""Build BM25 indexes with Lucene."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+
+from pyserini_kd.data.java import java_message, quiet_java, start_jvm
+from pyserini_kd.data.types import Doc
+from pyserini_kd.retrieval.bm25_search import open_searcher
+from pyserini_kd.storage.errors import InputError
+from pyserini_kd.storage.files import atomic_folder
+from pyserini_kd.storage.records import write_json
+
+logger = logging.getLogger(__name__)
+
+
+BATCH = 10_000
+INDEX_OPTIONS = ["-storePositions", "-storeDocvectors", "-storeRaw"]
+
+
+def build_index(
+    docs: Iterable[Doc],
+    index_dir: str | Path,
+    *,
+    threads: int = 1,
+    overwrite: bool = False,
+    collection_stamp: str = "",
+    segment: str | None = None,
+) -> int:
+    """Index a stream of documents for BM25 (positions, vectors and raw text stored); returns how many were indexed.
+
+    Lucene takes no empty documents: they are left out, and counted in a warning. The folder appears only when complete. Its
+    manifest keeps the stamp, which tells whether the collection has changed.
+    """
+    start_jvm()
+    from pyserini.index.lucene import LuceneIndexer
+
+    count = empty = 0
+    with atomic_folder(index_dir, overwrite=overwrite) as partial:
+        indexer = LuceneIndexer(args=["-index", str(partial), *INDEX_OPTIONS, "-quiet"], threads=threads)
+        batch: list[str] = []
+        for doc in tqdm(docs, desc="BM25 index", unit=" docs", disable=None):
+            count += 1
+            if not doc.contents.strip():
+                empty += 1
+                continue
+            batch.append(json.dumps({"id": doc.doc_id, "contents": doc.contents, "title": doc.title}, ensure_ascii=False))
+            if len(batch) == BATCH:
+                indexer.add_batch_raw(batch)
+                batch = []
+        if batch:
+            indexer.add_batch_raw(batch)
+        indexer.close()
+        quiet_java()  # Anserini sets the log level to its own taste
+        if count == 0:
+            raise InputError("the collection has no documents")
+        if empty:
+            logger.warning("%d of %d documents are empty and were not indexed", empty, count)
+        indexed = _count(partial)
+        if lost := count - empty - indexed:
+            logger.warning("WARNING: Lucene refused %d documents (ids longer than 32,766 bytes, texts without a letter)", lost)
+        _record(partial, indexed, collection_stamp=collection_stamp, segment=segment or "")
+    open_searcher.cache_clear()
+    return indexed
+
+
+def build_index_with_reader(
+    collection: Path, collection_class: str, index_dir: str | Path, *, threads: int = 1, overwrite: bool = False
+) -> int:
+    """Index a folder with one of Anserini's own collection readers (`HtmlCollection`, `TrecCollection`, ...)."""
+    if not collection.is_dir():
+        raise InputError(f"--collection-class {collection_class} needs a folder, but {collection} is none")
+    start_jvm()
+    from jnius import JavaException, autoclass
+
+    with atomic_folder(index_dir, overwrite=overwrite) as partial:
+        args = autoclass("io.anserini.index.IndexCollection$Args")()
+        args.collectionClass, args.input, args.index = collection_class, str(collection.resolve()), str(partial.resolve())
+        args.storePositions = args.storeDocvectors = args.storeRaw = args.quiet = args.uniqueDocid = True
+        args.threads = threads
+        try:
+            indexer = autoclass("io.anserini.index.IndexCollection")(args)
+            indexer.run()
+        except JavaException as error:
+            raise InputError(f"{collection_class} could not index {collection}: {java_message(error)}") from error
+        finally:
+            quiet_java()  # Anserini sets the log level to its own taste
+        counters = indexer.getCounters()
+        count = int(counters.indexed.get())
+        if counters.errors.get():
+            raise InputError(f"{collection_class} failed on {counters.errors.get()} documents of {collection}")
+        if count == 0:
+            raise InputError(f"{collection_class} found no documents in {collection}")
+        _check_ids(partial, count, collection_class, collection)
+        _record(partial, count)
+    open_searcher.cache_clear()
+    return count
+
+
+def _count(folder: Path) -> int:
+    """Documents in a Lucene index."""
+    with _reader(folder) as reader:
+        return int(reader.numDocs())
+
+
+@contextlib.contextmanager
+def _reader(folder: Path) -> Iterator[Any]:
+    from jnius import autoclass
+
+    directory = autoclass("org.apache.lucene.store.FSDirectory").open(autoclass("java.io.File")(str(folder)).toPath())
+    reader = autoclass("org.apache.lucene.index.DirectoryReader").open(directory)
+    try:
+        yield reader
+    finally:
+        reader.close()
+
+
+def _check_ids(folder: Path, count: int, collection_class: str, collection: Path) -> None:
+    """InputError where ids that one of Anserini's readers gave to `count` documents are shared, or are more than a word."""
+    from jnius import autoclass, cast
+
+    blank = autoclass("org.apache.lucene.search.RegexpQuery")(autoclass("org.apache.lucene.index.Term")("id", r".*\s.*"))
+    with _reader(folder) as reader:
+        if lost := count - int(reader.numDocs()):
+            raise InputError(
+                f"{collection_class} gives {lost} of {count} documents of {collection} an id that another has (HtmlCollection "
+                "takes the name of a file for it, without its folder); rename them"
+            )
+        searcher = autoclass("org.apache.lucene.search.IndexSearcher")(cast("org.apache.lucene.index.IndexReader", reader))
+        found = searcher.search(blank, 1).scoreDocs
+        if found:
+            doc_id = reader.storedFields().document(found[0].doc).get("id")
+            raise InputError(f"{collection_class} gives a document of {collection} the id {doc_id!r}: runs need one word")
+
+
+def _record(folder: Path, count: int, **more: str) -> None:
+    write_json(folder / "manifest.json", {"kind": "bm25", "n_docs": count, **more})

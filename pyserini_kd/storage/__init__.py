@@ -1,0 +1,1 @@
+"""Write whole files, keep records, lock, resume work."""

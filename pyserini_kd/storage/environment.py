@@ -1,0 +1,98 @@
+"""What a record says about where a result was made: versions, commit, hardware, energy, checksums."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import hashlib
+import importlib.metadata
+import os
+import platform
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+
+def sha256(*paths: str | Path) -> str:
+    """Hex SHA-256 over the contents of the files, in the given order."""
+    digest = hashlib.sha256()
+    for path in paths:
+        with open(path, "rb") as handle:
+            while chunk := handle.read(1 << 20):
+                digest.update(chunk)
+    return digest.hexdigest()
+
+
+def environment() -> dict[str, Any]:
+    """Versions, commit (of a checkout) and hardware for a record beside a result."""
+    names = ["pyserini-kd", "pyserini", "faiss-cpu", "torch", "transformers", "trectools", "numpy"]
+    versions = {"python": platform.python_version()}
+    for name in names:
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            versions[name] = importlib.metadata.version(name)
+    commit = _commit()
+    return {"versions": versions, **({"commit": commit} if commit else {}), "hardware": _hardware()}
+
+
+@functools.cache
+def _commit() -> str | None:
+    """The commit that this package is a checkout of, with `-dirty` where files differ from it; None for an installed one."""
+    checkout = Path(__file__).parents[2]
+    if not (checkout / ".git").exists():
+        return None
+    describe = ["git", "-C", str(checkout), "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
+    with contextlib.suppress(OSError, subprocess.SubprocessError):  # no git here, or a very slow disk
+        return subprocess.run(describe, capture_output=True, text=True, timeout=10, check=True).stdout.strip() or None
+    return None
+
+
+def _hardware() -> dict[str, Any]:
+    cpu = platform.processor()
+    with contextlib.suppress(OSError):  # Linux
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                cpu = line.partition(":")[2].strip()
+                break
+    hardware: dict[str, Any] = {"machine": platform.machine(), "cpu": cpu, "cpus": os.cpu_count()}
+    with contextlib.suppress(ValueError, OSError):
+        hardware["memory_gib"] = round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30, 1)
+    torch = sys.modules.get("torch")
+    if torch is not None and torch.cuda.is_initialized():
+        hardware["gpu"] = torch.cuda.get_device_name()
+    return hardware
+
+
+RAPL = Path("/sys/class/powercap")  # Linux's counters of processor packages, in microjoules; mostly readable by root only
+
+
+def _counters() -> dict[Path, int]:
+    counters = {}
+    for zone in RAPL.glob("intel-rapl:?"):
+        with contextlib.suppress(OSError, ValueError):
+            counters[zone] = int((zone / "energy_uj").read_text())
+    return counters
+
+
+_AT_START = _counters()
+
+
+def energy() -> float | None:
+    """Joules that the processor packages took since this process began, everything else on them included; None if unknown."""
+    total = 0
+    for zone, now in _counters().items():
+        if zone in _AT_START:
+            spent = now - _AT_START[zone]
+            total += spent if spent >= 0 else spent + int((zone / "max_energy_range_uj").read_text())  # began again at 0
+    return round(total / 1e6, 1) if total else None
+
+
+def command_line() -> str:
+    """The command as the user typed it, for records."""
+    name = Path(sys.argv[0]).name
+    if name == "__main__.py":
+        name = "python -m pyserini_kd"
+    elif name.endswith(".py") and Path(sys.argv[0]).parent.name == "pyserini_kd":
+        name = f"python -m pyserini_kd.{name[:-3]}"
+    return f"{name} {shlex.join(sys.argv[1:])}".strip()

@@ -1,0 +1,21 @@
+"""The one error for wrong user input."""
+
+from __future__ import annotations
+
+
+class InputError(ValueError):
+    """The user's input is wrong. The message says what is wrong, where, and what to do; commands exit with code 2.
+
+    `parameter` names the argument or setting that is wrong. A command shows its flag instead.
+
+    >>> str(InputError("must be 1 or more, not 0", "depth"))
+    'depth: must be 1 or more, not 0'
+    """
+
+    def __init__(self, message: str, parameter: str | None = None) -> None:
+        super().__init__(message)
+        self.message, self.parameter = message, parameter
+
+    def __str__(self) -> str:
+        """The message, behind the name of the parameter if there is one."""
+        return f"{self.parameter}: {self.message}" if self.parameter else self.message

@@ -1,0 +1,98 @@
+"""Resumable work in numbered parts, kept in a folder beside the result until the result is complete.
+
+A part is done when its seal lies there: the file `000007.done`, written last. It holds a digest of what the part was made
+from. `made_from.json` says what all parts were made from. A killed command that is started again makes only what is missing.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import shutil
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from pyserini_kd.storage.errors import InputError
+from pyserini_kd.storage.files import atomic_file
+from pyserini_kd.storage.locks import alone
+from pyserini_kd.storage.records import comparable, difference, read_json, write_json
+
+logger = logging.getLogger(__name__)
+
+RECORD = "made_from.json"
+LOCK = "lock"
+
+
+class Job:
+    """Work in numbered parts in `folder`; `begin` comes first. Files of a part have its number and an ending of their own."""
+
+    def __init__(self, folder: Path, made_from: Mapping[str, Any]) -> None:
+        self.folder, self.made_from = folder, comparable(dict(made_from))
+
+    def begin(self, *, overwrite: bool = False) -> int:
+        """Go on with the parts that were made from the same; returns how many are done.
+
+        Raises:
+            InputError: there are parts that were made from something else. With `overwrite` they are removed instead.
+        """
+        self.folder.mkdir(parents=True, exist_ok=True)
+        record = self.folder / RECORD
+        known = read_json(record, "record of unfinished work") if record.exists() else {}
+        done = len(self.parts()) if known else 0
+        if known == self.made_from:
+            if done:
+                logger.info("going on from %d finished parts in %s", done, self.folder)
+            return done
+        if done and not overwrite:
+            raise InputError(f"{self.folder} holds {done} finished parts made with {difference(self.made_from, known)}; go on "
+                             f"with the same, or remove that folder (or give --overwrite) to start anew")  # fmt: skip
+        record.unlink(missing_ok=True)  # first: what is left by a kill belongs to no record
+        for path in self.folder.iterdir():
+            if path.is_dir():
+                shutil.rmtree(path)
+            elif path.name != LOCK:
+                path.unlink()
+        write_json(record, self.made_from)
+        return 0
+
+    def path(self, part: int, ending: str) -> Path:
+        """A file of a part."""
+        return self.folder / f"{part:06d}.{ending}"
+
+    def parts(self) -> list[int]:
+        """The numbers of the parts that are done."""
+        return sorted(int(path.stem) for path in self.folder.glob("[0-9]*.done"))
+
+    def is_done(self, part: int, digest: str = "") -> bool:
+        """Whether a part was finished, from what has this digest."""
+        try:
+            return self.path(part, "done").read_text(encoding="utf-8") == digest
+        except FileNotFoundError:
+            return False
+
+    def start(self, part: int) -> None:
+        """Break the seal of a part that is made again."""
+        self.path(part, "done").unlink(missing_ok=True)
+
+    def finish(self, part: int, digest: str = "") -> None:
+        """Seal a part, after its files are written."""
+        with atomic_file(self.path(part, "done")) as out:
+            out.write(digest)
+
+    def remove(self) -> None:
+        """Remove the folder, when the result is complete or nothing is worth keeping."""
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def open_job(folder: Path, made_from: Mapping[str, Any], who: str, *, overwrite: bool = False) -> Iterator[Job]:
+    """A job that no other process works on meanwhile.
+
+    Raises:
+        InputError: another process (`who` it is) is at work in the folder, or `Job.begin` refuses what lies there.
+    """
+    with alone(folder, who):
+        job = Job(folder, made_from)
+        job.begin(overwrite=overwrite)
+        yield job

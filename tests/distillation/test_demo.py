@@ -1,0 +1,112 @@
+"""The embedded default end to end, with twenty documents and a random BERT in place of pydocs and MiniLM."""
+
+import json
+import shutil
+
+import pytest
+
+from pyserini_kd import demo, search
+from pyserini_kd.data import docstrings
+from pyserini_kd.data.runs import Run
+from pyserini_kd.distillation import embedded
+
+
+@pytest.fixture
+def small_home(tmp_path, monkeypatch, corpus, queries, qrels, tiny_dot):
+    """A working folder whose `minilm` is the tiny BERT, and pydocs functions that give the animals."""
+    monkeypatch.setenv("PYSERINI_KD_HOME", str(tmp_path))
+    shutil.copytree(tiny_dot, tmp_path / "models" / "minilm")
+    monkeypatch.setattr(docstrings, "docs", lambda: iter(corpus))
+    monkeypatch.setattr(docstrings, "topics", lambda split: queries)
+    monkeypatch.setattr(docstrings, "qrels", lambda split: qrels)
+    monkeypatch.setattr(embedded, "TRAINING", {"max_query_len": 16, "max_doc_len": 32, "train_len": 16})
+    monkeypatch.setattr(embedded, "BLOCK", 5)
+    from pyserini_kd.models import checkpoint_names
+
+    checkpoint_names.resolve.cache_clear()
+    yield tmp_path
+    checkpoint_names.resolve.cache_clear()
+
+
+def test_demo_makes_everything_once_and_measures_it(small_home, invoke, qrels):
+    result = invoke(demo.main)
+    assert result.exit_code == 0, result.output
+    at = embedded.paths()
+    for made in (at.bm25, at.teacher, at.teacher_index, at.student, at.index, at.reranker):
+        assert made.is_dir()
+    names = ["bm25", "student", "hybrid-rrf", "hybrid", "reranked"]
+    runs = {name: Run.read(small_home / "runs" / f"run.pydocs.{name}.test.txt") for name in names}
+    assert all(set(run) == set(qrels) for run in runs.values())
+    assert runs["reranked"].depth == embedded.RERANK_DEPTH and runs["hybrid"].depth == 20
+    assert "RR@10, reranked against hybrid" in result.output
+    weights = json.loads((at.training / "weights.json").read_text())
+    assert weights["alpha"] in embedded.ALPHAS and weights["weight"] in embedded.WEIGHTS
+
+    # again: nothing is made anew, the figures are the same
+    before = {path: path.stat().st_mtime_ns for path in (at.student / "model.safetensors", at.index / "index", at.bm25)}
+    again = invoke(demo.main)
+    assert again.exit_code == 0, again.output
+    assert {path: path.stat().st_mtime_ns for path in before} == before
+    assert all(
+        Run.read(small_home / "runs" / f"run.pydocs.{name}.test.txt")["q0"].doc_ids == runs[name]["q0"].doc_ids
+        for name in names
+    )
+
+    # a bare search finds all of it prepared
+    found = invoke(search.main, "--encoder", "student")
+    assert found.exit_code == 0, found.output
+    assert Run.read(small_home / "runs" / "run.pydocs.student.test.txt")["q3"].doc_ids == runs["student"]["q3"].doc_ids
+
+
+def test_a_new_student_makes_its_index_anew(small_home, caplog):
+    at = embedded.prepare()
+    made = (at.index / "index").stat().st_mtime_ns
+    shutil.rmtree(at.student)
+    shutil.copytree(at.teacher, at.student)
+    with caplog.at_level("INFO"):
+        embedded.prepare()
+    assert "made with another checkpoint" in caplog.text
+    assert (at.index / "index").stat().st_mtime_ns > made
+
+
+def test_other_versions_of_the_packages_make_the_indexes_anew(small_home, caplog, monkeypatch):
+    at = embedded.prepare()
+    made = {path: path.stat().st_mtime_ns for path in (at.student / "model.safetensors", at.index / "index", at.bm25)}
+    monkeypatch.setattr(docstrings, "stamp", lambda: "newer")
+    with caplog.at_level("INFO"):
+        embedded.prepare()
+    assert caplog.text.count("made for other versions of the packages") == 2
+    assert [path.stat().st_mtime_ns == before for path, before in made.items()] == [True, False, False]
+
+
+def test_other_versions_in_the_middle_of_the_work_make_candidates_and_scores_anew(small_home, caplog, monkeypatch):
+    at = embedded.prepare()
+    shutil.rmtree(at.student)
+    candidates = at.training / "candidates.jsonl"
+    lines = candidates.read_text()
+    candidates.write_text(lines.replace("eat-cat", "gone"))  # a document of the versions before
+    unfinished = at.student.with_name("student.partial")
+    (unfinished / "stage-1" / "checkpoint-1").mkdir(parents=True)
+    (unfinished / "config.json").write_text('{"data": {"candidates_sha256": "another"}}')
+    monkeypatch.setattr(docstrings, "stamp", lambda: "newer")
+    with caplog.at_level("INFO"):
+        embedded.prepare()
+    assert caplog.text.count("made for other versions of the packages") == 5  # those two and three indexes
+    assert candidates.read_text() == lines and at.student.is_dir() and not unfinished.exists()
+
+
+@pytest.mark.parametrize("part", ["teacher", "reranker"])
+def test_a_checkpoint_of_the_user_s_is_not_taken_for_a_part(small_home, invoke, part):
+    own = small_home / "models" / part
+    shutil.copytree(small_home / "models" / "minilm", own)
+    record = {"data": {"collection": "docs.jsonl"}} if part == "teacher" else {"data": {"groups": 3}}
+    (own / "training.json").write_text(json.dumps(record))
+    result = invoke(demo.main)
+    assert result.exit_code == 2 and f"{own} is in the way" in result.output
+    assert (own / "model.safetensors").exists()
+
+
+def test_a_teacher_that_does_not_beat_bm25_is_announced(small_home, caplog):
+    at = embedded.prepare()  # BM25 ranks the animals perfectly: nothing beats it
+    assert "the teacher does not beat BM25" in caplog.text
+    assert json.loads((at.training / "teacher.json").read_text())["BM25"] == 1.0

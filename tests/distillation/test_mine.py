@@ -1,0 +1,204 @@
+"""Candidates: contracts of groups, reasons counted, files round trip, bad lines named, memory small."""
+
+import gzip
+import tracemalloc
+
+import pytest
+
+from pyserini_kd import mine
+from pyserini_kd.data.runs import Run
+from pyserini_kd.data.types import Doc, Query
+from pyserini_kd.distillation import candidates, mining
+from pyserini_kd.storage.errors import InputError
+
+DOCS = [Doc(f"d{n}", "", f"text number {n}") for n in range(8)] + [Doc("twin", "", "text  number 0")]
+QUERIES = [Query("a", "x"), Query("b", "y"), Query("c", "z"), Query("none", "w")]
+QRELS = {"a": {"d0": 1, "d1": 0}, "b": {"d2": 2}, "c": {"d3": 1, "gone": 1}, "none": {"gone": 1}}
+RUN = Run.from_scores("r", {"a": {"twin": 9.0, "d1": 8.0, "d4": 7.0, "d0": 6.0, "d5": 5.0}, "b": {"d6": 1.0}})
+
+
+def by_query(groups):
+    return {group.query_id: group for group in groups}
+
+
+def test_hard_negatives():
+    mined = mining.mine(QUERIES, QRELS, [RUN], DOCS, negatives=2, depth=4, seed=1)
+    groups = by_query(mined.groups)
+    assert groups["a"].doc_ids[0] == "d0" and groups["a"].labels == [1, 0, 0]
+    assert set(groups["a"].doc_ids[1:]) == {"d1", "d4"}  # the twin equals the positive, d5 lies below depth 4
+    assert groups["b"].doc_ids == ["d2", "d6"]
+    assert (mined.without_positive, mined.without_negative, mined.equal_to_positive) == (1, 1, 1)
+
+
+def test_shared_negatives_are_the_block_s_other_positives():
+    mined = mining.mine(QUERIES, QRELS, [], DOCS, negatives=0, shared=3)
+    groups = by_query(mined.groups)
+    assert {q: set(g.doc_ids[1:]) for q, g in groups.items()} == {"a": {"d2", "d3"}, "b": {"d0", "d3"}, "c": {"d0", "d2"}}
+    assert {g.block for g in mined.groups} == {0}
+    pairs = mining.mine(QUERIES, QRELS, [], DOCS, negatives=0, shared=2)
+    assert sorted(len(g.doc_ids) for g in pairs.groups) == [2, 2] and pairs.without_negative == 1
+
+
+def test_same_seed_same_groups():
+    first, again = (mining.mine(QUERIES, QRELS, [RUN], DOCS, negatives=1, shared=3, seed=5) for _ in range(2))
+    assert first == again
+
+
+def test_files_round_trip(tmp_path):
+    groups = mining.mine(QUERIES, QRELS, [RUN], DOCS, negatives=2, shared=3).groups
+    candidates.write_candidates(groups, tmp_path / "c.jsonl")
+    read = candidates.read_candidates(tmp_path / "c.jsonl")
+    assert list(read) == groups and len(read) == len(groups) and read[2] == groups[2]
+    assert candidates.n_docs(read) == candidates.n_docs(groups) == sum(len(group.doc_ids) for group in groups)
+    candidates.write_candidates(groups, tmp_path / "c.tsv")
+    triples = candidates.read_candidates(tmp_path / "c.tsv")
+    candidates.write_candidates(groups, tmp_path / "c.tsv.gz")
+    assert list(candidates.read_candidates(tmp_path / "c.tsv.gz")) == list(triples)
+    assert [(g.query_id, *g.doc_ids) for g in triples] == [(g.query_id, *p) for g in groups for p in candidates.pairs(g)]
+
+
+def test_blank_lines_foreign_line_ends_and_packed_files_are_read(tmp_path):
+    text = '\ufeff007\tNA\t1\r\n\n  \n{"query_id": "b", "doc_ids": ["x", "é"], "labels": [1, 0], "block": 3}\n\nc\ty\tz'
+    (tmp_path / "c.tsv").write_text(text, newline="")
+    (tmp_path / "c.tsv.gz").write_bytes(gzip.compress(text.encode()))
+    for name in ("c.tsv", "c.tsv.gz"):
+        read = candidates.read_candidates(tmp_path / name)
+        groups = [
+            candidates.Group("007", ["NA", "1"], [1, 0], -1),
+            candidates.Group("b", ["x", "é"], [1, 0], 3),
+            candidates.Group("c", ["y", "z"], [1, 0], -1),
+        ]
+        assert list(read) == groups and [read[row] for row in (2, 1, 0)] == groups[::-1]
+    (tmp_path / "half.gz").write_bytes(gzip.compress(text.encode())[:-9])
+    with pytest.raises(InputError, match="not a complete gzip file"):
+        candidates.read_candidates(tmp_path / "half.gz")
+
+
+def test_any_group_is_found_among_many(tmp_path):
+    lines = [f"q{n}\tp{n}\tn{n}\n" + "\n" * (n % 3) for n in range(71)]
+    (tmp_path / "c.tsv").write_text("".join(lines))
+    read = candidates.read_candidates(tmp_path / "c.tsv")
+    assert [group.query_id for group in read] == [read[n].query_id for n in range(71)] == [f"q{n}" for n in range(71)]
+    for wrong in (-1, 71):
+        with pytest.raises(IndexError):
+            read[wrong]
+
+
+def test_memory_holds_half_a_byte_a_group(tmp_path):
+    held = []
+    for count in (500, 5_500):
+        (tmp_path / "c.tsv").write_text("".join(f"query{n}\tpositive{n}\tnegative{n}\n" for n in range(count)))
+        tracemalloc.start()
+        read = candidates.read_candidates(tmp_path / "c.tsv")
+        held.append(tracemalloc.get_traced_memory()[1])
+        tracemalloc.stop()
+        assert len(read) == count
+    assert held[1] - held[0] < 5_000  # as objects a group has 500 bytes
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("a\tb\n", ":1: expected `query_id<TAB>pos_id<TAB>neg_id`, found 2"),
+        ('{"query_id": "a"}\n', ":1: expected an object"),
+        ('{"query_id": "a", "doc_ids": ["x"], "labels": []}\n', ":1: 1 doc_ids but 0 labels"),
+        ('{"query_id": "a", "doc_ids": ["x"], "labels": [0]}\n', ":1: query a has no positive"),
+        ('{"query_id": "a", "doc_ids": ["x"], "labels": [Infinity]}\n', ":1: expected an object"),
+        ('{"query_id": "a", "doc_ids": ["x"], "labels": [0.9]}\n', ":1: expected an object"),
+        ('{"query_id": "a", "doc_ids": "xy", "labels": [1, 0]}\n', ":1: expected an object"),
+        ("a\tb\tc\n\na\tb\tb\n", ":3: query a lists a document twice"),
+        ("\n", "is empty"),
+    ],
+)
+def test_bad_candidates(tmp_path, text, message):
+    (tmp_path / "c").write_text(text)
+    with pytest.raises(InputError) as error:
+        candidates.read_candidates(tmp_path / "c")
+    assert message in str(error.value)
+
+
+def test_command(tmp_path, invoke, files, bm25_index):
+    base = [
+        "--collection",
+        files["docs"],
+        "--topics",
+        files["topics"],
+        "--qrels",
+        files["qrels"],
+        "--output",
+        tmp_path / "c.jsonl",
+    ]
+    result = invoke(mine.main, *base, "--index", bm25_index, "--negatives", 3)
+    assert result.exit_code == 0 and "10 queries, 40 documents" in result.output, result.output
+    assert invoke(mine.main, *base, "--index", bm25_index).exit_code == 2
+    (tmp_path / "other.qrels").write_text("elsewhere 0 eat-cat 1\n")
+    for wrong, word in (
+        (["--negatives", 1], "--index or --runs"),
+        (["--index", "x", "--run", "y"], "not both"),
+        (["--qrels", tmp_path / "other.qrels", "--index", bm25_index], "share no query"),
+        (["--negatives", 0], "--negatives 0 wants --shared"),
+    ):
+        result = invoke(mine.main, *base, "--overwrite", *wrong)
+        assert result.exit_code == 2 and word in result.output
+
+
+def test_without_judgements_the_first_hit_stands_in_for_the_positive(tmp_path, invoke, files, bm25_index, caplog):
+    from pyserini_kd.data.topic_files import read_topics
+    from pyserini_kd.retrieval import bm25_search
+
+    base = ["--collection", files["docs"], "--topics", files["topics"], "--output", tmp_path / "c.jsonl", "--negatives", 3]
+    result = invoke(mine.main, *base, "--index", bm25_index, "--depth", 10)
+    assert result.exit_code == 0 and "10 queries, 40 documents" in result.output, result.output
+    assert "labels are the first stage's; train with a loss on teacher scores" in caplog.text
+    run = bm25_search.search(str(bm25_index), read_topics(files["topics"]), hits=10)
+    for group in candidates.read_candidates(tmp_path / "c.jsonl"):
+        hits = run[group.query_id].doc_ids
+        assert group.doc_ids[0] == hits[0] and group.labels == [1, 0, 0, 0] and set(group.doc_ids[1:]) <= set(hits[1:])
+    result = invoke(mine.main, *base, "--overwrite", "--shared", 4, "--negatives", 0)
+    assert result.exit_code == 2 and "without --qrels, --index or --runs must say" in result.output, result.output
+    first = Run.from_scores("first", {"a": {"x": 2.0, "y": 1.0}})
+    second = Run.from_scores("second", {"a": {"y": 2.0}, "b": {"z": 1.0}})
+    assert mining.first_hits([first, second]) == {"a": {"x": 1}, "b": {"z": 1}}
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "words"),
+    [(KeyboardInterrupt(), 130, "Interrupted"), (OSError(28, "No space left on device"), 2, "No space left on device")],
+)
+def test_mining_that_is_cut_short_leaves_nothing(tmp_path, invoke, files, monkeypatch, error, code, words):
+    def broken(record):
+        if record["query_id"] == "q5":
+            raise error
+        return "{}"
+
+    monkeypatch.setattr(candidates.json, "dumps", broken)
+    before = {path.name for path in tmp_path.iterdir()}
+    base = [
+        "--collection",
+        files["docs"],
+        "--topics",
+        files["topics"],
+        "--qrels",
+        files["qrels"],
+        "--output",
+        tmp_path / "c.jsonl",
+    ]
+    result = invoke(mine.main, *base, "--negatives", 0, "--shared", 5)
+    assert result.exit_code == code and words in result.output, result.output
+    assert {path.name for path in tmp_path.iterdir()} == before
+
+
+def test_negatives_from_whole_documents_are_no_passages(tmp_path, invoke, files):
+    Run.from_scores("whole", {"q0": {"eat-cat": 2.0, "eat-dog": 1.0}}).write(tmp_path / "run.txt")
+    words = [
+        "--collection",
+        files["docs"],
+        "--topics",
+        files["topics"],
+        "--qrels",
+        files["qrels"],
+        "--output",
+        tmp_path / "c.jsonl",
+    ]
+    result = invoke(mine.main, *words, "--segment", "4:2", "--runs", tmp_path / "run.txt")
+    assert result.exit_code == 2 and "negatives come from whole documents, not from passages" in result.output

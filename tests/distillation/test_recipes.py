@@ -1,0 +1,108 @@
+"""Recipes: what the papers' procedures consist of, and what --loss makes of them."""
+
+import re
+
+import pytest
+
+from pyserini_kd.distillation import losses, recipes
+from pyserini_kd.storage.errors import InputError
+
+
+def stages(name):
+    return [(stage.losses, stage.text) for stage in recipes.get(name).stages]
+
+
+def test_every_loss_has_a_function_or_a_place():
+    assert {*losses.LOSSES, "in_batch", *recipes.LAYER_LOSSES} == set(recipes.LOSSES)
+    for recipe in recipes.RECIPES.values():
+        for stage in recipe.stages:
+            assert stage.losses and set(stage.losses) <= set(recipes.LOSSES) and stage.schedule in recipes.SCHEDULES
+
+
+def test_procedures_are_those_of_the_papers():
+    layers = {"hidden": 1.0, "attention": 1.0}
+    assert stages("ranker-distill") == [(layers, False), ({"soft_ce": 1.0}, False)]
+    assert stages("lm-distill+ft") == [(layers, True), ({"bce": 1.0}, False)]  # no teacher's signal in stage 2
+    assert stages("lm+ranker-distill") == [(layers, True), *stages("ranker-distill")]  # no hard label
+    assert stages("lm-distill") == [(layers, True)]
+    assert stages("tinybert") == stages("ranker-distill")
+    assert stages("simplified-tinybert") == [({**layers, "soft_ce": 1.0, "bce": 1.0}, False)]
+    assert stages("standard-kd") == [({"soft_ce": 0.5, "bce": 0.5}, False)]
+    for name, loss in (("ranknet", "ranknet"), ("weighted-ranknet", "weighted_ranknet"), ("pointwise-mse", "pointwise_mse"),
+                       ("margin-mse", "margin_mse"), ("contrastive", "listwise_ce")):  # fmt: skip
+        assert stages(name) == [({loss: 1.0}, False)]
+        assert recipes.get(name).stages[0].match_scale == (loss in ("margin_mse", "pointwise_mse"))  # in the teacher's units
+    assert stages("uniform") == [({"ranknet": 1.0, "margin_mse": 1.0}, False)]
+    assert not recipes.get("ranker-distill").distilled_start and recipes.get("tinybert").distilled_start
+    (merged,) = recipes.get("simplified-tinybert").stages  # papers.md 4.4
+    assert (merged.lr, merged.epochs, merged.warmup, merged.weight_decay) == (5e-5, 2.0, 0.1, 0.01)
+    first, second = recipes.get("tinybert").stages
+    assert (first.schedule, first.warmup, first.epochs) == ("constant", 0.0, 10.0)
+    assert (second.schedule, second.warmup, second.lr, second.epochs) == ("linear", 0.1, 3e-5, 3.0)
+
+
+def test_descriptions_name_paper_start_and_losses():
+    text = recipes.get("lm+ranker-distill").describe()
+    for part in (
+        "2007.11088",
+        "--lm-teacher",
+        "stage 1",
+        "stage 3, ranker's scores: soft_ce; on candidates; lr 3e-05",
+        "plain text",
+    ):
+        assert part in text
+    assert "0.5 soft_ce + 0.5 bce" in recipes.get("standard-kd").describe()
+    assert "scores x 20 in the loss; unit vectors" in recipes.get("contrastive").describe()
+    assert (
+        "vectors not normalised" in (text := recipes.get("margin-mse").describe()) and "brought to the teacher's scale" in text
+    )
+    assert all(recipe.source[0].isupper() and "20" in recipe.source for recipe in recipes.RECIPES.values())  # who and when
+
+
+def test_losses_are_switched_by_name():
+    def changed(name, *changes):
+        return [stage.losses for stage in recipes.with_losses(recipes.get(name), changes).stages]
+
+    assert changed("uniform", "ranknet=none", "hinge=0.5") == [{"margin_mse": 1.0, "hinge": 0.5}]
+    assert changed("uniform", "none", "bce=1", "hidden=0.1") == [{"bce": 1.0, "hidden": 0.1}]
+    assert changed("ranknet", "lambda=1") == [{"ranknet": 1.0, "lambda": 1.0}]
+    assert changed("tinybert", "attention=0") == [{"hidden": 1.0}, {"soft_ce": 1.0}]
+    assert changed("tinybert", "hidden=0", "attention=0") == [{"soft_ce": 1.0}]  # the stage goes
+    assert changed("tinybert", "bce=1") == [{"hidden": 1.0, "attention": 1.0}, {"soft_ce": 1.0, "bce": 1.0}]
+    assert changed("lm+ranker-distill", "hidden=2")[:2] == [{"hidden": 2.0, "attention": 1.0}] * 2
+    assert stages("tinybert")[1] == ({"soft_ce": 1.0}, False)  # the recipe itself is as it was
+    for change in ("ranknet", "ranknet=", "ranknet=-1", "ranknet=nan", "ranknet=x", "magic=1", "=1"):
+        with pytest.raises(InputError, match="--loss"):
+            changed("uniform", change)
+    with pytest.raises(InputError, match="expected one of ranknet, hinge"):
+        changed("uniform", "magic=1")
+    with pytest.raises(InputError, match="no loss is left"):
+        changed("uniform", "none")
+    with pytest.raises(InputError, match="plain text"):
+        changed("lm-distill", "bce=1")
+
+
+def test_where_no_start_is_named():
+    assert recipes.get("tinybert").init() == recipes.get("lm+ranker-distill").init(start_stage=2) == "minilm"
+    with pytest.raises(InputError, match="must not start from a distilled language model"):
+        recipes.get("ranker-distill").init()
+    for name in ("lm-distill", "lm-distill+ft", "lm+ranker-distill"):
+        with pytest.raises(
+            InputError, match=f"recipe {re.escape(name)} distils a language model: say what the student starts from"
+        ):
+            recipes.get(name).init()
+
+
+def test_students_that_do_not_fit_are_refused():
+    recipes.check_student(recipes.get("tinybert"), "cross_encoder")
+    recipes.check_student(recipes.get("standard-kd"), "colbert")
+    with pytest.raises(
+        InputError, match="tinybert with the loss hidden is for a cross_encoder student, not a bert_dot; .*margin-mse"
+    ):
+        recipes.check_student(recipes.get("tinybert"), "bert_dot")
+    both = recipes.with_losses(recipes.get("margin-mse"), ["in_batch=0.1"])
+    recipes.check_student(both, "bert_dot")
+    with pytest.raises(InputError, match="is for a bert_dot student, not a tk"):
+        recipes.check_student(both, "tk")
+    with pytest.raises(InputError, match="unknown recipe 'magic'; expected one of margin-mse"):
+        recipes.get("magic")

@@ -1,0 +1,554 @@
+"""Teacher scores: the mean of weighted raw scores, the store, the published file, refusals."""
+
+import json
+import shutil
+
+import numpy as np
+import psutil
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from pyserini_kd import mine, teach
+from pyserini_kd.data.runs import Run
+from pyserini_kd.data.types import Doc
+from pyserini_kd.distillation import candidates as candidates_
+from pyserini_kd.distillation import mining, score_store, teaching, text_store
+from pyserini_kd.distillation.candidates import Group, read_candidates, write_candidates
+from pyserini_kd.distillation.pairs import Pairs
+from pyserini_kd.models import checkpoint_names, loading, scoring
+from pyserini_kd.retrieval import build
+from pyserini_kd.retrieval.dense_index import DenseIndex
+from pyserini_kd.retrieval.open_index import load_encoder
+from pyserini_kd.storage import arrays
+from pyserini_kd.storage.errors import InputError
+from pyserini_kd.storage.locks import alone
+
+
+@pytest.fixture
+def groups(queries, qrels, corpus):
+    return mining.mine(queries, qrels, [], corpus, negatives=0, shared=5).groups
+
+
+@pytest.fixture
+def texts(groups, queries, corpus):
+    return text_store.load_texts(groups, queries, corpus)
+
+
+@pytest.fixture
+def run_file(tmp_path):
+    Run.from_scores("bm25", {"q0": {"eat-cat": 7.5, "eat-dog": 2.5}}).write(tmp_path / "run.txt")
+    return f"{tmp_path / 'run.txt'}"
+
+
+def test_ensemble_is_the_mean_of_weighted_raw_scores(groups, texts, tiny_dot, tiny_cross, run_file):
+    teachers = [f"{tiny_dot}@2", str(tiny_cross)]
+    taught, record = teaching.teach(groups, *texts, teachers, [f"{run_file}@0.5"], precision="fp32")
+    queries, docs = texts
+    pairs = list(taught.pairs)
+    asked = [queries[q] for q, _ in pairs], [docs[d] for _, d in pairs]
+    dot, cross = (scoring.score(loading.load(str(t)), *asked, precision="fp32") for t in (tiny_dot, tiny_cross))
+    known = {("q0", "eat-cat"): 7.5, ("q0", "eat-dog"): 2.5}
+    run = np.array([known.get(pair, 0.0) for pair in pairs])
+    assert np.allclose(taught.score, (2 * dot + cross + 0.5 * run) / 3, rtol=1e-5, atol=1e-5)
+    assert pairs == list(dict.fromkeys((g.query_id, d) for g in groups for d in g.doc_ids)) and len(taught.score) == 50
+    assert record["teachers"][0]["absent"] >= 48
+    assert record["teachers"][1]["sha256"] == checkpoint_names.fingerprint(tiny_dot)
+
+
+@pytest.mark.parametrize("wrong", [np.inf, np.nan])
+def test_scores_that_are_not_finite_are_not_kept(groups, texts, tiny_dot, monkeypatch, wrong):
+    score = scoring.score
+    monkeypatch.setattr(scoring, "score", lambda *given, **more: np.append(score(*given, **more)[:-1], np.float32(wrong)))
+    last = groups[-1].query_id
+    with pytest.raises(InputError, match=f"1 scores are not finite, e.g. query {last}, document .*--precision fp32 may help"):
+        teaching.teach(groups, *texts, [str(tiny_dot)], precision="fp32")
+
+
+def test_vectors_of_an_index_give_the_same_scores(groups, texts, tiny_dot, dense_index):
+    fresh, _ = teaching.teach(groups, *texts, [str(tiny_dot)], precision="fp32")
+    stored, _ = teaching.teach(groups, *texts, [str(tiny_dot)], precision="fp32", index=DenseIndex.load(dense_index))
+    assert np.allclose(fresh.score, stored.score, atol=1e-4)
+
+
+def test_vectors_that_are_not_exact_are_no_teacher_s(tmp_path, groups, texts, tiny_dot, corpus):
+    build.build(corpus, load_encoder(str(tiny_dot)), tiny_dot, tmp_path / "x", kind="SQ8")
+    with pytest.raises(InputError, match="does not hold exact vectors; a teacher needs a Flat one"):
+        teaching.teach(groups, *texts, [str(tiny_dot)], index=DenseIndex.load(tmp_path / "x"))
+    build.build([Doc("more", "", "the hen")], load_encoder(str(tiny_dot)), tiny_dot, tmp_path / "y")
+    (tmp_path / "x" / "manifest.json").unlink()  # nobody says what it is
+    for folders in ((tmp_path / "x",), (tmp_path / "y", tmp_path / "x")):
+        with pytest.raises(InputError, match="does not hold exact vectors"):
+            teaching.teach(groups, *texts, [str(tiny_dot)], index=DenseIndex.load(*folders))
+
+
+def test_store_and_published_file(tmp_path, groups, texts, tiny_dot):
+    taught, record = teaching.teach(groups, *texts, [str(tiny_dot)])
+    score_store.write_scores(taught, tmp_path / "s.parquet", record)
+    scores = score_store.read_scores(tmp_path / "s.parquet", groups)
+    assert scored(scores, groups) == dict(zip(taught.pairs, taught.score.tolist(), strict=True))
+    count = score_store.write_triples(scores.each(groups), tmp_path / "s.tsv")
+    lines = (tmp_path / "s.tsv").read_text().splitlines()
+    assert count == len(lines) == 40
+    pos_score, neg_score, query_id, pos, neg = lines[0].split("\t")
+    known = scored(scores, groups)
+    assert [np.float32(pos_score), np.float32(neg_score)] == [known[query_id, pos], known[query_id, neg]]
+    assert scored(score_store.read_scores(tmp_path / "s.tsv", groups), groups) == known
+    asked = [Group("q3", ["eat-cow", "eat-none", "eat-hen"], [1, 0, 0], 0)]
+    few = score_store.read_scores(tmp_path / "s.tsv", asked)
+    assert len(few) == 3 and few.of(asked[0])[0] == known["q3", "eat-cow"]
+    assert [*map(np.isnan, few.of(asked[0]))] == [False, True, ("q3", "eat-hen") not in known]
+
+
+def scored(scores, groups):
+    return {(g.query_id, d): score for g in groups for d, score in zip(g.doc_ids, scores.of(g), strict=True)}
+
+
+def test_pairs_are_those_of_groups_each_once_in_order(groups, monkeypatch):
+    again = [*groups, groups[0]._replace(doc_ids=[groups[0].doc_ids[2], "new", groups[0].doc_ids[0]])]
+    expected = list(dict.fromkeys((g.query_id, d) for g in again for d in g.doc_ids))
+    pairs = Pairs(again)
+    assert list(pairs) == expected and len(pairs) == len(expected) == 51
+    blocks = list(pairs.blocks(20))
+    assert [(some.start, some.stop) for some, _ in blocks] == [(0, 20), (20, 40), (40, 51)]
+    assert [pair for _, ids in blocks for pair in zip(*ids, strict=True)] == expected
+    assert list(Pairs([])) == [] and not list(Pairs([]).blocks(5))
+    numbers = [value for _, own in pairs.each(np.arange(51, dtype=np.float32)) for value in own]
+    assert [expected[int(number)] for number in numbers] == [(g.query_id, d) for g in again for d in g.doc_ids]
+
+
+@given(st.lists(st.lists(st.integers(0, 12), min_size=1, max_size=5, unique=True), max_size=30))
+@settings(max_examples=40, deadline=None)
+def test_pairs_in_files_are_those_in_memory(tmp_path_factory, drawn):
+    groups = [Group(f"q{min(own)}", [f"d{n}" for n in own], [], -1) for own in drawn]
+    expected = list(dict.fromkeys((g.query_id, d) for g in groups for d in g.doc_ids))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(arrays, "SPAN", 7)
+        patch.setattr("pyserini_kd.distillation.pairs.BLOCK", 3)
+        pairs = Pairs(groups, tmp_path_factory.mktemp("columns"))
+        assert list(pairs) == expected and len(pairs) == len(expected)
+        values = np.arange(len(pairs), dtype=np.float32)
+        assert [(g, [(g.query_id, d) for d in g.doc_ids]) for g in groups] == [
+            (group, [expected[int(n)] for n in own]) for group, own in pairs.each(values)
+        ]
+
+
+def test_columns_keep_what_was_written_and_cost_no_memory(tmp_path):
+    kept = arrays.column(tmp_path / "new", 3_000_000, np.int64)
+    assert not list((tmp_path / "new").iterdir())  # nobody else can come upon it
+    assert not kept.any() and kept.base.size() == 24_000_000
+    kept[:] = np.arange(3_000_000)
+    before = resident()
+    arrays.let_go(kept)
+    assert resident() < before - 20_000_000
+    assert (kept == np.arange(3_000_000)).all()
+    held = arrays.column(None, 3, np.float32)
+    held[1] = 2
+    arrays.let_go(held)
+    assert held.tolist() == [0, 2, 0]
+
+
+def resident():
+    return psutil.Process().memory_info().rss
+
+
+def test_blocks_change_nothing(tmp_path, groups, queries, corpus, tiny_dot, dense_index, run_file, monkeypatch):
+    texts = text_store.load_texts(groups, queries, corpus)
+    on_disk = text_store.load_texts(groups, queries, corpus, tmp_path / "texts")
+    assert [dict(some) for some in on_disk] == [{q: texts[0][q] for q in on_disk[0]}, texts[1]]
+    stored = {"index": DenseIndex.load(dense_index)}
+    whole = [teaching.teach(groups, *texts, [str(tiny_dot)], [run_file], precision="fp32", **more)[0] for more in ({}, stored)]
+    monkeypatch.setattr(teaching, "BLOCK", 7)
+    monkeypatch.setattr(score_store, "WRITTEN", 11)
+    for one, more in zip(whole, ({}, stored), strict=True):
+        cut, record = teaching.teach(groups, *on_disk, [str(tiny_dot)], [run_file], precision="fp32", **more)
+        assert cut.texts.tolist() == one.texts.tolist() and np.allclose(cut.score, one.score, atol=1e-4)
+        score_store.write_scores(cut, tmp_path / "s.parquet", record, overwrite=True)
+        known = scored(score_store.read_scores(tmp_path / "s.parquet", groups), groups)
+        assert known == dict(zip(cut.pairs, cut.score.tolist(), strict=True))
+
+
+def test_negative_margins_are_kept_and_the_last_score_of_a_pair_counts(tmp_path):
+    (tmp_path / "s.tsv").write_text("-1.5\t2.25\t007\tNA\t0010\n9\t9\t7\tNA\t0010\n-1.75\t3\t007\tNA\t11\n")
+    group = Group("007", ["NA", "0010"], [1, 0], 0)
+    scores = score_store.read_scores(tmp_path / "s.tsv", [group])
+    assert scores.of(group) == [-1.75, 2.25] and scores.largest() == 2.25 and scores.missing() == 0
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("1\t2\t3\n", ":1: expected .* found 3"),
+        ("a\t2\tq\tp\tn\n", ":1: .* must be scores"),
+        ("nan\t2\tq\tp\tn\n", ":1: .* finite"),
+    ],
+)
+def test_bad_score_files(tmp_path, line, message):
+    (tmp_path / "s.tsv").write_text(line)
+    with pytest.raises(InputError, match=message):
+        score_store.read_scores(tmp_path / "s.tsv", [])
+    (tmp_path / "s.parquet").write_text("no parquet")
+    with pytest.raises(InputError, match="not a score store"):
+        score_store.read_scores(tmp_path / "s.parquet", [])
+    table = {"query_id": ["q", "q"], "doc_id": ["a", "b"], "score": pa.array([1.0, None], pa.float32())}
+    pq.write_table(pa.table(table), tmp_path / "s.parquet")
+    with pytest.raises(InputError, match="must be finite"):
+        score_store.read_scores(tmp_path / "s.parquet", [])
+
+
+def test_missing_texts_are_counted(groups, queries, corpus):
+    with pytest.raises(InputError, match="1 documents of the candidates are not in the collection, e.g. eat-cat"):
+        text_store.load_texts(groups, queries, corpus[1:])
+    with pytest.raises(InputError, match="1 queries of the candidates are not among the topics, e.g. q0"):
+        text_store.load_texts(groups, queries[1:], corpus)
+
+
+def test_command(tmp_path, invoke, files, groups, tiny_dot):
+    write_candidates(groups, tmp_path / "c.jsonl")
+    base = ["--candidates", tmp_path / "c.jsonl", "--collection", files["docs"], "--topics", files["topics"]]
+    out = ["--output", tmp_path / "s.parquet", "--triples", tmp_path / "s.tsv"]
+    Run.from_scores("other", {"elsewhere": {"eat-cat": 9.0}}).write(tmp_path / "other.txt")
+    result = invoke(teach.main, *base, *out, "--teacher", tiny_dot)
+    assert result.exit_code == 0 and "50 pairs" in result.output and "40 triples" in result.output, result.output
+    for wrong, word in (
+        (["--teacher", tiny_dot], "exists"),
+        (["--overwrite"], "--teacher"),
+        (["--overwrite", "--teacher", "minilm"], "[-1, 1]"),
+        (["--overwrite", "--teacher", f"{tiny_dot}@much"], "must be a number"),
+        (["--overwrite", "--teacher-run", tmp_path / "no.txt"], "not found"),
+        (["--overwrite", "--teacher-run", tmp_path / "other.txt"], "none of the candidates' 50 pairs; a run of other topics?"),
+        (["--overwrite", "--teacher", tiny_dot, "--reuse", tmp_path / "no.parquet"], "Error: score store not found: "),
+    ):
+        result = invoke(teach.main, *base, *out, *wrong)
+        assert result.exit_code == 2 and word in result.output, result.output
+
+
+def test_a_killed_teach_goes_on_and_gives_the_same_bytes(tmp_path, monkeypatch, groups, texts, tiny_cross):
+    monkeypatch.setattr(teaching, "BLOCK", 12)
+    score, sizes = scoring.score, []
+
+    def counted(model, queries, docs, **settings):
+        if len(sizes) == 2:
+            raise KeyboardInterrupt
+        sizes.append(len(queries))
+        return score(model, queries, docs, **settings)
+
+    unbroken, _ = teaching.teach(groups, *texts, [str(tiny_cross)], precision="fp32")
+    monkeypatch.setattr(scoring, "score", counted)
+    settings = {"precision": "fp32", "work": tmp_path / "work"}
+    with pytest.raises(KeyboardInterrupt):
+        teaching.teach(groups, *texts, [str(tiny_cross)], **settings)
+    sizes[:] = [0] * 5  # no more kills
+    resumed, _ = teaching.teach(groups, *texts, [str(tiny_cross)], **settings)
+    assert sizes[5:] == [12, 12, 2]  # 50 pairs, of which two blocks of 12 were kept
+    assert resumed.score.tobytes() == unbroken.score.tobytes()
+    sizes[:] = [0] * 5
+    teaching.teach(groups, *texts, [str(tiny_cross)], **{**settings, "precision": "auto", "batch_size": 3})
+    assert sum(sizes[5:]) == 50  # other settings, other scores
+
+
+def counting(monkeypatch):
+    score, sizes = scoring.score, []
+
+    def counted(model, queries, docs, **settings):
+        sizes.append(len(queries))
+        return score(model, queries, docs, **settings)
+
+    monkeypatch.setattr(scoring, "score", counted)
+    return sizes
+
+
+def test_pairs_that_a_store_holds_are_not_scored_again(tmp_path, invoke, monkeypatch, files, groups, tiny_cross, tiny_dot):
+    write_candidates(groups[:4], tmp_path / "few.jsonl")
+    write_candidates(groups, tmp_path / "all.jsonl")
+    sizes = counting(monkeypatch)
+
+    def taught(candidates, output, *more, collection=files["docs"], teachers=(tiny_cross,)):
+        sizes.clear()
+        words = [
+            "--candidates",
+            tmp_path / candidates,
+            "--collection",
+            collection,
+            "--topics",
+            files["topics"],
+            "--precision",
+            "fp32",
+        ]
+        words += [word for teacher in teachers for word in ("--teacher", teacher)]
+        result = invoke(teach.main, *words, "--output", tmp_path / output, *more)
+        assert result.exit_code == 0, result.output
+        return sum(sizes)
+
+    assert taught("few.jsonl", "few.parquet", teachers=(f"{tiny_cross}@3",)) == 20
+    assert taught("all.jsonl", "all.parquet", "--reuse", tmp_path / "few.parquet") == 30  # another weight is the same teacher
+    assert taught("all.jsonl", "fresh.parquet") == 50
+    reused, fresh = (scored(score_store.read_scores(tmp_path / f"{name}.parquet", groups), groups) for name in ("all", "fresh"))
+    assert len(fresh) == 50 and reused == pytest.approx(fresh, abs=1e-4)
+    assert taught("all.jsonl", "again.parquet", "--reuse", tmp_path / "all.parquet", tmp_path / "few.parquet") == 0
+    renamed = shutil.copytree(tiny_cross, tmp_path / "renamed")  # the same weights by another name
+    assert taught("all.jsonl", "renamed.parquet", "--reuse", tmp_path / "all.parquet", teachers=(renamed,)) == 0
+    assert (
+        taught("all.jsonl", "two.parquet", "--reuse", tmp_path / "all.parquet", teachers=(tiny_dot, tiny_cross)) == 50
+    )  # the dot's
+    other = tmp_path / "other.jsonl"  # same ids, another text
+    other.write_text(open(files["docs"]).read().replace("the cat eats hay", "the cat eats fish"))
+    asked = sum("eat-cat" in group.doc_ids for group in groups)
+    assert taught("all.jsonl", "other.parquet", "--reuse", tmp_path / "all.parquet", collection=other) == asked
+    (tmp_path / "foreign.tsv").write_text("1\t0\tq0\ta\tb\n")
+    result = invoke(teach.main, "--candidates", tmp_path / "all.jsonl", "--collection", files["docs"], "--topics", files["topics"],
+                    "--teacher", tiny_cross, "--output", tmp_path / "x.parquet", "--reuse", tmp_path / "foreign.tsv")  # fmt: skip
+    assert result.exit_code == 2 and "is not a score store of teach" in result.output
+
+
+def test_kept_blocks_go_only_when_the_store_is_there_and_nothing_foreign_goes(
+    tmp_path, invoke, monkeypatch, files, groups, tiny_cross
+):
+    write_candidates(groups, tmp_path / "c.jsonl")
+    words = ["--candidates", tmp_path / "c.jsonl", "--collection", files["docs"], "--topics", files["topics"]]
+    words += ["--teacher", tiny_cross, "--output", tmp_path / "s.parquet"]
+    work = tmp_path / "s.parquet.partial"
+    with monkeypatch.context() as patch:
+        patch.setattr(teach, "write_scores", lambda *a, **k: (_ for _ in ()).throw(OSError(28, "No space left on device")))
+        assert invoke(teach.main, *words).exit_code == 2
+    assert len(list(work.glob("*/000000.npy"))) == 1
+    (work / "mine.txt").write_text("not ours")
+    sizes = counting(monkeypatch)
+    assert invoke(teach.main, *words).exit_code == 0
+    assert sum(sizes) == 0 and [path.name for path in work.iterdir()] == ["mine.txt"]
+
+
+@pytest.mark.parametrize("where", ["score_checkpoint", "write_scores", "write_triples"])
+def test_an_interrupted_teach_leaves_nothing_half_written(tmp_path, invoke, monkeypatch, files, groups, tiny_dot, where):
+    write_candidates(groups, tmp_path / "c.jsonl")
+    words = [
+        "--candidates",
+        tmp_path / "c.jsonl",
+        "--collection",
+        files["docs"],
+        "--topics",
+        files["topics"],
+        "--teacher",
+        tiny_dot,
+    ]
+    words += ["--output", tmp_path / "s.parquet", "--triples", tmp_path / "s.tsv"]
+    before = {path.name for path in tmp_path.iterdir()}
+    with monkeypatch.context() as patch:
+        if where == "write_triples":  # after its first lines
+            patch.setattr(candidates_, "pairs", lambda group, real=candidates_.pairs: (_ for _ in ()).throw(KeyboardInterrupt)
+                          if group == groups[3] and (tmp_path / "s.parquet").exists() and armed else real(group))  # fmt: skip
+            armed = []
+            real_write = score_store.write_triples
+            patch.setattr(teach, "write_triples", lambda *a, **k: armed.append(1) or real_write(*a, **k))
+        elif where == "write_scores":
+            patch.setattr(score_store, "WRITTEN", 7)
+            import pyarrow.parquet as pq
+
+            written, write = [], pq.ParquetWriter.write_table
+
+            def broken(self, table):
+                written.append(1)
+                if len(written) == 3:
+                    raise KeyboardInterrupt
+                return write(self, table)
+
+            patch.setattr(pq.ParquetWriter, "write_table", broken)
+        else:
+            patch.setattr(scoring, "score", lambda *a, **k: (_ for _ in ()).throw(KeyboardInterrupt))
+        result = invoke(teach.main, *words)
+    assert result.exit_code == 130 and "Interrupted" in result.output, result.output
+    left = {path.name for path in tmp_path.iterdir()} - before
+    assert left <= {"s.parquet.partial", *(["s.parquet"] if where == "write_triples" else [])}
+    assert not list(tmp_path.glob("s.parquet.partial/scratch"))
+    result = invoke(teach.main, *words, *(["--overwrite"] if where == "write_triples" else []))
+    assert result.exit_code == 0 and "40 triples" in result.output, result.output
+    assert {path.name for path in tmp_path.iterdir()} - before == {"s.parquet", "s.tsv"}
+
+
+def test_a_file_of_scores_is_a_teacher(tmp_path, invoke, files, groups, tiny_cross, tiny_dot):
+    write_candidates(groups, tmp_path / "c.jsonl")
+    words = ["--candidates", tmp_path / "c.jsonl", "--collection", files["docs"], "--topics", files["topics"]]
+    for name, teachers in (("cross", [tiny_cross]), ("dot", [tiny_dot]), ("both", [tiny_cross, f"{tiny_dot}@0.5"])):
+        asked = [word for teacher in teachers for word in ("--teacher", teacher)]
+        out = ["--output", tmp_path / f"{name}.parquet", "--triples", tmp_path / f"{name}.tsv"]
+        assert invoke(teach.main, *words, *asked, *out).exit_code == 0
+    expected = scored(score_store.read_scores(tmp_path / "both.parquet", groups), groups)
+    for name in ("cross.parquet", "cross.tsv"):
+        more = [
+            "--teacher-scores",
+            tmp_path / name,
+            "--teacher",
+            f"{tiny_dot}@0.5",
+            "--output",
+            tmp_path / f"of.{name}.parquet",
+        ]
+        result = invoke(teach.main, *words, *more)
+        assert result.exit_code == 0, result.output
+        found = score_store.read_scores(tmp_path / f"of.{name}.parquet", groups)
+        assert scored(found, groups) == pytest.approx(expected, abs=1e-5)
+    (tmp_path / "few.tsv").write_text("".join((tmp_path / "cross.tsv").read_text().splitlines(keepends=True)[:3]))
+    (tmp_path / "small.tsv").write_text(
+        "".join(f"0.5\t-0.5\t{line.split(chr(9), 2)[2]}" for line in open(tmp_path / "cross.tsv"))
+    )
+    for file, message in (("few.tsv", "lacks 46 of the candidates' 50 pairs"), ("small.tsv", "[-1, 1]")):
+        result = invoke(teach.main, *words, "--teacher-scores", tmp_path / file, "--output", tmp_path / "x.parquet")
+        assert result.exit_code == 2 and message in result.output, result.output
+
+
+def test_scores_of_other_texts_and_damaged_stores_are_no_teachers(tmp_path, invoke, files, groups, tiny_cross):
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    write_candidates(groups, tmp_path / "c.jsonl")
+    words = ["--candidates", tmp_path / "c.jsonl", "--topics", files["topics"]]
+    made = invoke(
+        teach.main, *words, "--collection", files["docs"], "--teacher", tiny_cross, "--output", tmp_path / "s.parquet"
+    )
+    assert made.exit_code == 0, made.output
+    other = tmp_path / "other.jsonl"  # the same ids, another text
+    other.write_text(open(files["docs"]).read().replace("the cat eats hay", "the cat eats fish"))
+    taught = [*words, "--collection", other, "--output", tmp_path / "x.parquet"]
+    asked = sum("eat-cat" in group.doc_ids for group in groups)
+    result = invoke(teach.main, *taught, "--teacher-scores", tmp_path / "s.parquet")
+    assert result.exit_code == 2 and f"lacks {asked} of the candidates' 50 pairs, or knows other texts" in result.output
+    table = {"query_id": ["q0"], "doc_id": ["eat-cat"]}
+    pq.write_table(pa.table(table | {"score": ["high"]}), tmp_path / "text.parquet")
+    pq.write_table(pa.table(table | {"score": [float("inf")]}), tmp_path / "inf.parquet")
+    pq.write_table(
+        pa.table({"texts": pa.array([1], pa.uint64())}).replace_schema_metadata({"pyserini_kd": "no"}), tmp_path / "no.parquet"
+    )
+    for name, message in (("text", "not a score store"), ("inf", "scores must be finite")):
+        with pytest.raises(InputError, match=message):
+            score_store.read_scores(tmp_path / f"{name}.parquet", groups)
+    for name in ("text", "no"):
+        with pytest.raises(InputError, match="not a score store"):
+            score_store.read_known(tmp_path / f"{name}.parquet")
+
+
+def test_what_is_known_lies_in_files_where_there_is_a_folder(tmp_path, monkeypatch):
+    """The scores of 1,000 pairs, in order of their hashes: NumPy's own sort is the oracle."""
+    rng = np.random.default_rng(0)
+    texts, score = rng.integers(0, 2**63, 1000).astype(np.uint64), rng.normal(size=1000).astype(np.float32)
+    record = json.dumps({"teachers": [{"name": "run"}, {"name": "a", "architecture": "bert_dot", "weight": 2.0}]})
+    table = pa.table({"texts": texts, "score": score, "raw:run": -score, "raw:a": 2 * score})
+    pq.write_table(table.replace_schema_metadata({"pyserini_kd": record}), tmp_path / "s.parquet")
+    monkeypatch.setattr(score_store, "WRITTEN", 300)
+    monkeypatch.setattr(arrays, "SPAN", 70)
+    order = np.argsort(texts)
+    for scratch in (None, tmp_path / "scratch"):
+        (known,) = score_store.read_known(tmp_path / "s.parquet", scratch)  # what a run gave is not kept
+        assert known.teacher == {"architecture": "bert_dot"} and isinstance(known.texts, np.memmap) == bool(scratch)
+        assert np.array_equal(known.texts, texts[order]) and np.array_equal(known.scores, 2 * score[order])
+        asked, found = np.append(texts[:500], np.uint64(2**63 + 1)), np.zeros(501, np.float32)
+        score_store.fill_from_store(tmp_path / "s.parquet", asked, found, scratch)
+        assert np.array_equal(found[:500], score[:500]) and np.isnan(found[500])
+
+
+def test_two_at_once_are_refused(tmp_path, invoke, files, groups, tiny_cross):
+    write_candidates(groups, tmp_path / "c.jsonl")
+    words = [
+        "--candidates",
+        tmp_path / "c.jsonl",
+        "--collection",
+        files["docs"],
+        "--topics",
+        files["topics"],
+        "--teacher",
+        tiny_cross,
+    ]
+    with alone(tmp_path / "s.parquet.partial", "teach"):
+        result = invoke(teach.main, *words, "--output", tmp_path / "s.parquet")
+        assert result.exit_code == 2 and "another teach is at work in" in result.output
+    assert invoke(teach.main, *words, "--output", tmp_path / "s.parquet").exit_code == 0
+    assert not (tmp_path / "s.parquet.partial").exists()
+
+
+def test_an_error_of_the_work_is_no_other_teach(tmp_path):
+    with pytest.raises(BlockingIOError), alone(tmp_path / "s.parquet.partial", "teach"):
+        raise BlockingIOError  # of a standard output that does not block, for one
+    assert not (tmp_path / "s.parquet.partial").exists()
+
+
+def test_bounded_teachers_are_refused_or_scaled(tmp_path, invoke, files, groups):
+    write_candidates(groups, tmp_path / "c.jsonl")
+    Run.from_scores("cosine", {"q0": {"eat-cat": 0.9, "eat-dog": -0.25}}).write(tmp_path / "cosine.txt")
+    words = ["--candidates", tmp_path / "c.jsonl", "--collection", files["docs"], "--topics", files["topics"]]
+    words += ["--output", tmp_path / "s.parquet"]
+    refused = invoke(teach.main, *words, "--teacher-run", tmp_path / "cosine.txt")
+    assert (
+        refused.exit_code == 2
+        and "gives scores in [-1, 1]; margins that small teach little: give it a weight, e.g. " in refused.output
+    )
+    scaled = invoke(teach.main, *words, "--teacher-run", f"{tmp_path / 'cosine.txt'}@20")
+    assert scaled.exit_code == 0, scaled.output
+    assert scored(score_store.read_scores(tmp_path / "s.parquet", groups), groups)["q0", "eat-cat"] == pytest.approx(18.0)
+
+
+def test_a_cross_encoder_with_a_sigmoid_in_its_config_gives_raw_logits(tmp_path, groups, texts, tiny_cross):
+    import json
+    import shutil
+
+    bounded = shutil.copytree(tiny_cross, tmp_path / "bounded")
+    config = json.loads((bounded / "config.json").read_text())
+    config["sentence_transformers"] = {"activation_fn": "torch.nn.modules.activation.Sigmoid"}
+    (bounded / "config.json").write_text(json.dumps(config))
+    raw, _ = teaching.teach(groups, *texts, [str(tiny_cross)], precision="fp32")
+    found, _ = teaching.teach(groups, *texts, [str(bounded)], precision="fp32")
+    assert found.score.tobytes() == raw.score.tobytes()
+    assert (raw.score < 0).any() or (raw.score > 1).any()
+
+
+def test_mined_and_taught_passages(tmp_path, invoke, files, tiny_dot):
+    base = ["--collection", files["docs"], "--topics", files["topics"], "--segment", "4:2"]
+    mined = ["--qrels", files["qrels"], "--negatives", 0, "--shared", 5, "--output", tmp_path / "c.jsonl"]
+    result = invoke(mine.main, *base, *mined)
+    assert result.exit_code == 0, result.output
+    groups = {g.query_id: g for g in read_candidates(tmp_path / "c.jsonl")}
+    assert [d for d, label in zip(groups["q0"].doc_ids, groups["q0"].labels, strict=True) if label] == [
+        "eat-cat#0", "eat-cat#1", "eat-cat#2"]  # fmt: skip
+    taught = ["--candidates", tmp_path / "c.jsonl", "--output", tmp_path / "s.parquet", "--teacher", tiny_dot]
+    result = invoke(teach.main, *base, *taught)
+    assert result.exit_code == 0 and "150 pairs" in result.output, result.output
+    assert not (tmp_path / "s.parquet.partial").exists()
+    result = invoke(teach.main, *base, *taught, "--overwrite", "--segment", "4")
+    assert result.exit_code == 2 and "WORDS:STRIDE" in result.output
+
+
+def test_a_teacher_that_does_not_beat_the_first_stage_is_not_distilled_in_silence(tmp_path, invoke, files, groups, caplog):
+    write_candidates(groups, tmp_path / "c.jsonl")
+    good = Run.from_scores("good", {f"q{n}": {g: 2.0, "sleep-pig": 1.0} for n, g in enumerate(EATS)})
+    bad = Run.from_scores("bad", {f"q{n}": {g: 1.0, "sleep-pig": 2.0} for n, g in enumerate(EATS)})
+    good.write(tmp_path / "good.txt")
+    bad.write(tmp_path / "bad.txt")
+    base = ["--candidates", tmp_path / "c.jsonl", "--collection", files["docs"], "--topics", files["topics"], "--overwrite"]
+    base += ["--output", tmp_path / "s.parquet", "--check-topics", files["topics"], "--check-qrels", files["qrels"]]
+    result = invoke(teach.main, *base, "--teacher-run", tmp_path / "good.txt", "--check-run", tmp_path / "bad.txt")
+    assert "check RR@10 of the top 20: 0.5000 -> 1.0000 (p = 0.0000)" in result.output, result.output
+    assert "do not beat" not in caplog.text
+    result = invoke(teach.main, *base, "--teacher-run", tmp_path / "bad.txt", "--check-run", tmp_path / "good.txt")
+    assert result.exit_code == 0 and "1.0000 -> 0.5000" in result.output, result.output
+    assert "do not beat the first stage in RR@10" in caplog.text and "in nDCG@10" in caplog.text
+    result = invoke(teach.main, *base, "--teacher-run", tmp_path / "bad.txt")
+    assert result.exit_code == 2 and "belong together" in result.output
+
+
+def test_check_figures_stand_in_the_record(tmp_path, invoke, files, groups):
+    import json
+
+    import pyarrow.parquet as pq
+
+    write_candidates(groups, tmp_path / "c.jsonl")
+    for name, right in (("good", 2.0), ("bad", 1.0)):
+        scores = {f"q{n}": {g: right, "sleep-pig": 3.0 - right} for n, g in enumerate(EATS)}
+        Run.from_scores(name, scores).write(tmp_path / f"{name}.txt")
+    base = ["--candidates", tmp_path / "c.jsonl", "--collection", files["docs"], "--topics", files["topics"]]
+    base += ["--output", tmp_path / "s.parquet", "--check-topics", files["topics"], "--check-qrels", files["qrels"]]
+    result = invoke(teach.main, *base, "--teacher-run", tmp_path / "good.txt", "--check-run", tmp_path / "bad.txt")
+    assert result.exit_code == 0, result.output
+    record = json.loads(pq.read_schema(tmp_path / "s.parquet").metadata[b"pyserini_kd"])
+    assert record["check"]["RR@10"] == {"first_stage": 0.5, "teachers": 1.0, "p": pytest.approx(0.0, abs=1e-9)}
+
+
+EATS = [f"eat-{name}" for name in ["cat", "dog", "horse", "cow", "sheep", "goat", "duck", "goose", "hen", "pig"]]

@@ -1,0 +1,315 @@
+"""reproduce: rows are checked, run, judged and skipped as the matrix says; run records hold what a reader needs."""
+
+import hashlib
+import importlib
+import json
+import re
+import subprocess
+from pathlib import Path
+
+import pytest
+import yaml
+
+from pyserini_kd import fuse, reproduce
+from pyserini_kd.data.runs import Run
+from pyserini_kd.evaluation import experiments
+from pyserini_kd.storage import environment, records
+from pyserini_kd.storage.errors import InputError
+
+FUSED = "pyserini-kd fuse --runs {home}/a.txt {home}/b.txt --output {directory}/run.fused.txt --overwrite"
+
+
+@pytest.fixture
+def place(tmp_path, monkeypatch):
+    """Two runs and qrels under PYSERINI_KD_HOME; RRF puts d1 first, then d3 and d2 (equal: ids descending)."""
+    home = tmp_path / "my home"
+    home.mkdir()
+    monkeypatch.setenv("PYSERINI_KD_HOME", str(home))
+    Run.from_scores("a", {"q": {"d1": 2.0, "d2": 1.0}}).write(home / "a.txt")
+    Run.from_scores("b", {"q": {"d1": 2.0, "d3": 1.0}}).write(home / "b.txt")
+    Run.from_scores("ab", {"q": {"d1": 2.0, "d3": 1.0, "d2": 1.0}}).write(home / "ab.txt")
+    (home / "qrels").write_text("q 0 d2 1\nq 0 d4 1\n")
+    return home
+
+
+@pytest.fixture
+def row():
+    return {
+        "name": "fused", "about": "two runs, fused", "commands": [FUSED], "run": "{directory}/run.fused.txt", "qrels": "{home}/qrels",
+        "expected": {"RR@10": 0.3333, "R@10": 0.5}, "source": "by hand",
+    }  # fmt: skip
+
+
+@pytest.fixture
+def made(row):
+    """The row without its command: the run is there."""
+    return row | {"commands": [], "run": "{home}/ab.txt"}
+
+
+@pytest.fixture
+def run_matrix(place, invoke):
+    def run(rows, *words):
+        (place / "matrix.yaml").write_text(yaml.safe_dump({"conditions": rows}, sort_keys=False))
+        return invoke(reproduce.main, "--matrix", place / "matrix.yaml", *words)
+
+    return run
+
+
+def table(output):
+    """{(condition, measure): [expected, got, verdict]} of what was printed."""
+    rows = (line.split() for line in output.splitlines())
+    return {(row[0], row[1]): row[2:] for row in rows if len(row) == 5 and row[0] != "condition"}
+
+
+def test_commands_are_run_and_measures_judged(run_matrix, row, place):
+    second = row | {
+        "name": "again",
+        "commands": [],
+        "expected": {"RR@10": 0.4, "R@10": 0.52, "AP": 1 / 6, "P@10": None},
+        "tolerance": 0.01,
+    }
+    result = run_matrix([row, second], "--all")
+    assert result.exit_code == 1, result.output
+    assert table(result.output) == {
+        ("fused", "RR@10"): ["0.3333", "0.3333", "OK"],
+        ("fused", "R@10"): ["0.5000", "0.5000", "OK"],
+        ("again", "RR@10"): ["0.4000", "0.3333", "FAIL"],  # .067 away, the tolerance is .01
+        ("again", "R@10"): ["0.5200", "0.5000", "off"],
+        ("again", "AP"): ["0.1667", "0.1667", "OK"],  # found at rank 3, one of two relevant
+        ("again", "P@10"): ["-", "0.1000", "new"],
+    }
+    assert result.output.endswith("3 OK, 1 off, 1 FAIL, 1 new\n")
+    folder = place / "runs" / "reproduce"
+    assert Run.read(folder / "run.fused.txt")["q"].doc_ids == ["d1", "d3", "d2"]
+    record = json.loads((folder / "reproduce.json").read_text())
+    assert [outcome["verdict"] for outcome in record["outcomes"]] == ["OK", "OK", "FAIL", "off", "OK", "new"]
+    assert set(record["seconds"]) == {"fused", "again"} and "numpy" in record["versions"]
+
+
+@pytest.mark.parametrize(
+    ("got", "judged"),
+    [(0.51, "OK"), (0.49, "OK"), (0.5101, "off"), (0.55, "off"), (0.45, "off"), (0.5501, "FAIL"), (0.4, "FAIL")],
+)
+def test_verdicts_round_a_half(got, judged):
+    assert experiments.verdict(got, 0.5, 0.01) == judged and experiments.verdict(got, None, 0.01) == "new"
+
+
+def test_off_and_new_are_no_failures(run_matrix, made):
+    result = run_matrix([made | {"expected": {"R@10": 0.52, "P@10": None}, "tolerance": 0.01}], "--all")
+    assert result.exit_code == 0 and result.output.endswith("1 off, 1 new\n")
+
+
+def test_a_command_that_fails_fails_its_row_alone(run_matrix, made, capfd):
+    broken = made | {"name": "broken", "commands": ["pyserini-kd fuse --runs {home}/none {home}/b.txt --output {directory}/x"]}
+    unmade = made | {"name": "unmade", "run": "{directory}/nothing.txt"}
+    result = run_matrix([broken, unmade, made], "--all")
+    assert result.exit_code == 1
+    found = table(result.output)
+    assert (
+        found["broken", "RR@10"] == found["unmade", "RR@10"] == ["0.3333", "-", "FAIL"] and found["fused", "RR@10"][-1] == "OK"
+    )
+    assert "FAIL, exit code 2 of: pyserini-kd fuse --runs" in result.output and "run file not found" in result.output
+    assert "run file not found" in capfd.readouterr().err  # the command's own words
+
+
+def test_what_is_not_there_is_skipped_and_said(run_matrix, made, place, tmp_path):
+    needs = {"hub": "network: HF_HUB_OFFLINE is set", "{home}/models/student": f"{place}/models/student", "numpy==0.1": "numpy==0.1, found",
+             "nobody==1": "nobody==1, found none", "{data}/cacm": "--data DIR with cacm"}  # fmt: skip
+    rows = [made | {"name": f"row{n}", "needs": [need]} for n, need in enumerate(needs)]
+    result = run_matrix(rows, "--all")
+    assert result.exit_code == 0 and result.output.endswith("\n10 skipped\n")
+    for n, why in enumerate(needs.values()):
+        assert f"skipped, needs {why}" in result.output and f"  row{n}\n" in result.output
+    assert not list((place / "runs" / "reproduce").glob("run*"))
+    (tmp_path / "cacm").mkdir()
+    assert run_matrix(rows[-1:], "--all", "--data", tmp_path).output.endswith("\n2 OK\n")
+    assert "cacm" in run_matrix(rows[-1:], "--all", "--data", place).output
+
+
+def test_a_dry_run_prints_commands_that_a_shell_takes_and_runs_nothing(run_matrix, row, place):
+    result = run_matrix([row], "--all", "--dry-run", "--directory", place / "out")
+    assert result.exit_code == 0 and not (place / "out").exists()
+    assert f"fuse --runs '{place}/a.txt' '{place}/b.txt' --output '{place}/out/run.fused.txt' --overwrite\n" in result.output
+    assert f"pyserini-kd evaluate '{place}/out/run.fused.txt' --qrels '{place}/qrels' --measures RR@10 R@10\n" in result.output
+
+
+def test_one_condition_and_markdown(run_matrix, made):
+    result = run_matrix([made, made | {"name": "other"}], "--condition", "fused", "--format", "markdown")
+    assert result.exit_code == 0 and "other" not in result.output
+    assert re.search(
+        r"\| *fused *\| *two runs, fused *\| *RR@10 *\| *0\.3333 *\| *by hand *\| *0\.3333 *\| *OK *\|", result.output
+    )
+    result = run_matrix([made], "--list", "--format", "markdown")
+    assert re.search(r"\| *fused *\| *two runs, fused *\| *R@10 *\| *0\.5000 *\| *0\.0001 *\| *by hand *\|", result.output)
+    assert "RR@10 0.3333, R@10 0.5000 (+-0.0001; by hand)" in run_matrix([made], "--list").output
+
+
+BAD_ROWS = {
+    "unknown key": ({"expect": {}}, "row 1 (fused): unknown key `expect`; did you mean `expected`?"),
+    "far key": ({"zzz": 1}, "unknown key `zzz`; known: name,"),
+    "no source": ({"source": None}, "`source` is missing"),
+    "nothing expected": ({"expected": {}}, "`expected` is missing"),
+    "number for text": ({"run": 7}, "`run` must be text, found 7"),
+    "text for list": ({"commands": FUSED}, "`commands` must be a list of texts"),
+    "number in list": ({"needs": [1]}, "`needs` must be a list of texts, found 1 in it"),
+    "word for value": ({"expected": {"AP": "high"}}, "`expected` AP must be a number or null, found 'high'"),
+    "list for values": ({"expected": [1]}, "`expected` must be `measure: value`"),
+    "unknown measure": ({"expected": {"nDGC@10": 0.1}}, "did you mean nDCG@10?"),
+    "tolerance": ({"tolerance": -1}, "`tolerance` must be a number of 0 or more, found -1"),
+    "unknown place": ({"run": "{nowhere}/run.txt"}, "'{nowhere}/run.txt' names a place that is unknown; known: {directory}"),
+    "attribute of a place": ({"run": "{home.x}/r"}, "names a place that is unknown"),
+    "open brace": ({"qrels": "{home/q"}, "names a place that is unknown"),
+    "other program": ({"commands": ["rm -r {home}"]}, "a command must begin with `pyserini-kd` or `python -m`"),
+    "open quote": ({"commands": ["pyserini-kd 'fuse"]}, "is no command (No closing quotation)"),
+}
+
+
+@pytest.mark.parametrize("name", BAD_ROWS)
+def test_a_malformed_row_is_one_line_and_exit_code_2(run_matrix, row, name):
+    change, message = BAD_ROWS[name]
+    result = run_matrix([row | change], "--list")
+    assert result.exit_code == 2 and message in result.output and "matrix.yaml: row 1 (fused)" in result.output, result.output
+
+
+def test_other_bad_input(run_matrix, row, place, invoke):
+    def refused(message, *words):
+        result = invoke(reproduce.main, *words)
+        assert result.exit_code == 2 and message in result.output, result.output
+
+    refused("give one of --list, --condition NAME and --all")
+    refused("give one of", "--list", "--all")
+    refused("unknown condition 'bm25-scifat'; did you mean bm25-scifact?", "--condition", "bm25-scifat")
+    refused("--list shows them", "--condition", "zzz")
+    refused("matrix not found", "--matrix", place / "none.yaml", "--list")
+    refused("does not exist", "--data", place / "none", "--all")
+    for text, message in (
+        ("a: [1\nb: 2", "bad.yaml:2: not valid YAML"),
+        ("- 1", "expected `conditions:`"),
+        ("conditions: [x]", "row 1: expected `name: ...`"),
+    ):
+        (place / "bad.yaml").write_text(text)
+        refused(message, "--matrix", place / "bad.yaml", "--list")
+    assert "two rows are named fused" in run_matrix([row, row], "--list").output
+
+
+# ----------------------------------------------------------------------------------------------- our own matrix
+
+
+def test_our_matrix_names_what_the_docs_promise():
+    rows = {row.name: row for row in experiments.read_matrix(experiments.MATRIX)}
+    expected = {name: next(iter(row.expected.values())) for name, row in rows.items()}
+    assert (
+        expected["bm25-cacm"] == 0.3123 and rows["bm25-cacm"].expected["P@30"] == 0.1942 and expected["bm25-scifact"] == 0.6789
+    )
+    demo = {"bm25-pydocs": 0.4237, "demo-student": 0.5038, "demo-hybrid": 0.5488, "demo-reranked": 0.5522}
+    assert demo.items() <= expected.items() and "msmarco-train-margin-mse" in rows
+    for system in ("bm25", "margin-mse", "hybrid"):
+        assert {f"msmarco-{system}-{topics}" for topics in ("dev", "dl19", "dl20")} < rows.keys()
+    assert all("hub" in row.needs for name, row in rows.items() if name.startswith("msmarco"))
+
+
+def test_the_docs_table_is_of_this_matrix():
+    doc = (Path(__file__).parents[2] / "docs" / "evaluation.md").read_text()
+    lines = [[cell.strip() for cell in line.strip("|").split("|")] for line in doc.splitlines() if line.startswith("| ")]
+    shown = [line[:5] for line in lines if len(line) == 7 and line[0] != "condition"]
+    rows = experiments.read_matrix(experiments.MATRIX)
+    assert shown == [[r.name, r.about, m, reproduce._number(v), r.source] for r in rows for m, v in r.expected.items()]
+
+
+def test_our_commands_have_the_flags_that_they_use():
+    for row in experiments.read_matrix(experiments.MATRIX):
+        for words in experiments.commands(row, experiments.PLACES):
+            if words[0] == "pyserini-kd":
+                command = importlib.import_module(f"pyserini_kd.{words[1]}").main
+                known = {flag for parameter in command.params for flag in parameter.opts}
+                assert {word for word in words if word.startswith("--")} <= known, words
+        assert row.run.startswith("{data}") or f"--output {row.run}" in row.commands[-1]
+
+
+def test_pydocs_figures_are_for_the_pinned_versions():
+    pinned = set((Path(__file__).parents[2] / "constraints.txt").read_text().split())
+    needs = next(row.needs for row in experiments.read_matrix(experiments.MATRIX) if row.name == "bm25-pydocs")
+    assert len(needs) == 6 and set(needs) <= pinned
+
+
+def test_published_runs_of_dl19(shared_data, tmp_path, invoke):
+    names = [row.name for row in experiments.read_matrix(experiments.MATRIX) if row.name.startswith("dl19-")]
+    words = [word for name in names for word in ("--condition", name)]
+    result = invoke(reproduce.main, *words, "--data", shared_data, "--directory", tmp_path)
+    assert result.exit_code == 0 and result.output.endswith("\n5 OK\n"), result.output
+
+
+# -------------------------------------------------------------------------------------------------- run records
+
+
+def test_the_record_beside_a_run(place, invoke):
+    result = invoke(fuse.main, "--runs", place / "a.txt", place / "b.txt", "--output", place / "out.txt")
+    assert result.exit_code == 0, result.output
+    record = json.loads((place / "out.json").read_text())
+    paths = [str(place / name) for name in ("out.txt", "a.txt", "b.txt")]
+    assert record["sha256"] == {path: hashlib.sha256(Path(path).read_bytes()).hexdigest() for path in paths}
+    assert {"command", "seconds", "versions"} <= record.keys() and record["hardware"]["cpus"] >= 1
+    assert record["hardware"]["memory_gib"] > 0 and "cpu" in record["hardware"]
+
+
+def test_checksums_of_index_folders_and_huge_files(tmp_path, monkeypatch):
+    (tmp_path / "index").mkdir()
+    (tmp_path / "index" / "manifest.json").write_text("{}")
+    for name, size in (("run.txt", 3), ("huge", 100)):
+        (tmp_path / name).write_text("x" * size)
+    monkeypatch.setattr(records, "HUGE", 50)
+    config = {"index": tmp_path / "index", "qrels": str(tmp_path / "huge"), "query": "x" * 5000, "k": 3, "none": None}
+    records.write_record(tmp_path / "run.txt", config={name: str(value) for name, value in config.items()})
+    found = json.loads((tmp_path / "run.json").read_text())["sha256"]
+    expected = {
+        "run.txt": hashlib.sha256(b"xxx").hexdigest(),
+        "index": hashlib.sha256(b"{}").hexdigest(),
+        "huge": "not taken: 100 bytes",
+    }
+    assert found == {str(tmp_path / name): text for name, text in expected.items()}
+
+
+def test_the_commit_and_no_failure_without_git(monkeypatch, tmp_path):
+    if (Path(environment.__file__).parents[2] / ".git").exists():
+        assert re.fullmatch(r"[0-9a-f]{40}(-dirty)?", environment.environment()["commit"])
+    for error in (FileNotFoundError("git"), subprocess.TimeoutExpired("git", 10), subprocess.CalledProcessError(128, "git")):
+
+        def fail(*args, error=error, **kwargs):
+            raise error
+
+        environment._commit.cache_clear()
+        with monkeypatch.context() as patch:
+            patch.setattr(subprocess, "run", fail)
+            assert "commit" not in environment.environment()
+    environment._commit.cache_clear()
+    with monkeypatch.context() as patch:  # an installed package inside somebody's checkout is no checkout of ours
+        patch.setattr(environment, "__file__", str(tmp_path / "pyserini_kd" / "storage" / "environment.py"))
+        assert "commit" not in environment.environment()
+    environment._commit.cache_clear()
+
+
+def test_energy_where_it_can_be_read(monkeypatch, tmp_path):
+    for zone, before in ((0, 1_000_000), (1, 9_000_000)):
+        folder = tmp_path / f"intel-rapl:{zone}"
+        folder.mkdir()
+        (folder / "energy_uj").write_text(str(before))
+        (folder / "max_energy_range_uj").write_text("10000000\n")
+    (tmp_path / "intel-rapl:0:0").mkdir()  # part of a package: not counted again
+    (tmp_path / "intel-rapl:0:0" / "energy_uj").write_text("7")
+    monkeypatch.setattr(environment, "RAPL", tmp_path)
+    monkeypatch.setattr(environment, "_AT_START", environment._counters())
+    assert environment.energy() is None
+    (tmp_path / "intel-rapl:0" / "energy_uj").write_text("4000000")
+    (tmp_path / "intel-rapl:1" / "energy_uj").write_text("500000")  # began again at 0 after 10 J
+    assert environment.energy() == 3.0 + 1.5
+    (tmp_path / "run.txt").write_text("x")
+    records.write_record(tmp_path / "run.txt")
+    assert json.loads((tmp_path / "run.json").read_text())["energy_joules"] == 4.5
+    monkeypatch.setattr(environment, "RAPL", tmp_path / "none")
+    assert environment.energy() is None
+
+
+def test_a_matrix_that_is_not_text(tmp_path):
+    (tmp_path / "m.yaml").write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(InputError, match="not valid YAML"):
+        experiments.read_matrix(tmp_path / "m.yaml")

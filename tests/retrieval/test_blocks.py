@@ -1,0 +1,694 @@
+"""Work in blocks: kills, several processes, other settings; the bytes are always those of one unbroken run."""
+
+import contextlib
+import os
+import random
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+from types import SimpleNamespace
+
+import faiss
+import numpy as np
+import pytest
+
+from pyserini_kd import index
+from pyserini_kd.data.types import Doc
+from pyserini_kd.retrieval import build as build_
+from pyserini_kd.retrieval import faiss_build, faiss_files, faiss_kinds, faiss_training, index_folder, vector_store
+from pyserini_kd.retrieval.build import build_from
+from pyserini_kd.retrieval.dense_index import DenseIndex
+from pyserini_kd.storage import arrays
+from pyserini_kd.storage import work as work_
+from pyserini_kd.storage.errors import InputError
+from pyserini_kd.storage.work import Work, open_work
+
+FILES = ("index", "docid", "docs.jsonl", "docs.offsets")
+N, WIDTH = 230, 8
+
+# A process that builds an index of N documents, whose vectors come from a generator: as long as a process is easily killed.
+SCRIPT = r"""
+import sys, time
+import numpy as np
+from pyserini_kd.data.types import Doc
+from pyserini_kd.retrieval import build, faiss_build
+
+folder, kind, pause, shard_id, shard_num = sys.argv[1], sys.argv[2], float(sys.argv[3]), int(sys.argv[4]), int(sys.argv[5])
+
+def encode(texts):
+    with open(sys.argv[6], "a") as log:
+        log.write(f"{texts[0]}\n")
+    time.sleep(pause)
+    return np.array([np.random.default_rng(int(text)).standard_normal(8) for text in texts], np.float32)
+
+loaded = faiss_build._loaded
+faiss_build._loaded = lambda *args: (time.sleep(pause) or block for block in loaded(*args))
+faiss_build.KEEP = 0.05  # seconds
+docs = (Doc(f"d{n}", "", str(n)) for n in range(230))
+print("ready", flush=True)
+count = build.build_from(docs, encode, 8, folder, {"block": 10, "store_docs": True}, kind=kind, overwrite=False,
+                         shard=(shard_id, shard_num), collection="")
+print(count)
+"""
+
+
+def start(folder, kind="Flat", pause=0.0, shard=(0, 1)):
+    words = [folder, kind, pause, *shard, folder.parent / "encoded.log"]
+    command = [sys.executable, "-c", SCRIPT, *map(str, words)]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment)
+
+
+def vector(n):
+    return np.random.default_rng(n).standard_normal(WIDTH).astype(np.float32)
+
+
+def build(docs, folder, kind="Flat", **settings):
+    def encode(texts):
+        return np.array([vector(int(text)) for text in texts])
+
+    base = {"kind": kind, "overwrite": False, "shard": (0, 1), "collection": ""}
+    return build_from(docs, encode, WIDTH, folder, {"block": 10, "store_docs": True}, **base | settings)
+
+
+def docs(n=N):
+    return [Doc(f"d{n}", "", str(n)) for n in range(n)]
+
+
+def same(a, b):
+    return all((a / name).read_bytes() == (b / name).read_bytes() for name in FILES)
+
+
+@pytest.fixture
+def one_thread():
+    """FAISS with one thread."""
+    faiss.omp_set_num_threads(1)
+
+
+@pytest.mark.parametrize("kind", ["Flat", "SQ8", "IVF8,Flat", "HNSW8"])
+def test_killed_at_any_moment_and_started_again(tmp_path, kind, one_thread):
+    assert build(docs(), tmp_path / "whole", kind) == N
+    cut, seed = tmp_path / "cut", random.randrange(1 << 30)
+    rng = random.Random(seed)
+    (tmp_path / "encoded.log").touch()
+    for part in (".cut.partial", ".cut.partial/final"):  # while blocks are encoded, while they are put together
+        process = start(cut, kind, pause=0.04)  # 23 blocks: .9 s for either part
+        assert process.stdout.readline() == "ready\n"
+        while not (tmp_path / part).exists():
+            assert process.poll() is None, process.communicate()
+            time.sleep(0.001)
+        time.sleep(rng.uniform(0, 0.35))
+        process.send_signal(signal.SIGKILL)
+        process.communicate()
+        assert not cut.exists(), f"seed {seed}"
+    out, err = start(cut, kind).communicate(timeout=60)
+    assert out.split() == ["ready", str(N)], err
+    assert same(cut, tmp_path / "whole"), f"seed {seed}"
+    encoded = (tmp_path / "encoded.log").read_text().split()
+    assert set(encoded) == {str(n) for n in range(0, N, 10)}
+    assert len(encoded) <= N // 10 + 2  # each kill costs one block at most
+
+
+@pytest.mark.parametrize("kind", ["Flat", "SQ8", "IVF8,Flat", "IVF8,PQ4x4", "PQ4x4", "HNSW8", "HNSW8_SQ8", "RR8,HNSW8,RFlat"])
+@pytest.mark.parametrize("after", [0, 3])
+def test_cut_short_while_it_is_put_together(tmp_path, monkeypatch, kind, after, one_thread):
+    build(docs(), tmp_path / "whole", kind)
+    loaded, begun = faiss_build._loaded, []
+
+    def dying(paths, first=0):
+        begun.append(first)
+        for number, block in enumerate(loaded(paths, first)):
+            if number == after and len(begun) < 3:
+                raise SystemExit
+            yield block
+
+    monkeypatch.setattr(faiss_build, "KEEP", -1)  # as soon as it is worth while
+    monkeypatch.setattr(faiss_build, "_loaded", dying)
+    for _ in range(2):
+        with pytest.raises(SystemExit):
+            build(docs(), tmp_path / "cut", kind)
+    assert not (tmp_path / "cut").exists()
+    is_trained, sampled, sample = kind not in ("Flat", "HNSW8"), [], faiss_build._sample
+    in_memory = kind.startswith(("HNSW", "PQ", "RR8")) and after > 0
+    assert len(list(tmp_path.glob(".cut.partial/*.unfinished"))) == (is_trained or in_memory)
+    monkeypatch.setattr(faiss_build, "_sample", lambda *args: sampled.append(args[-1]) or sample(*args))
+    monkeypatch.setattr(build_, "np", None)  # no block is made again
+    assert build(docs(), tmp_path / "cut", kind) == N and same(tmp_path / "cut", tmp_path / "whole")
+    assert sampled == [faiss_build.TRIAL]  # to tell the time; it is not trained again
+    assert begun == sorted(begun) and all(begun[1:]) == in_memory
+    assert not list(tmp_path.glob(".*"))
+
+
+def test_cut_short_while_its_lists_are_trained(tmp_path, monkeypatch, one_thread):
+    build(docs(), tmp_path / "whole", "IVF8,PQ4x4")
+    rounds, taken = faiss_training._Learnt.rounds, []
+
+    def dying(self, part, count):
+        for number in rounds(self, part, count):
+            if number == 4 and 4 not in taken:
+                taken.append(number)
+                raise SystemExit
+            taken.append(number)
+            yield number
+
+    monkeypatch.setattr(faiss_training._Learnt, "rounds", dying)
+    monkeypatch.setattr(faiss_training, "SHARE", 0)
+    with pytest.raises(SystemExit):
+        build(docs(), tmp_path / "cut", "IVF8,PQ4x4")
+    assert len(list(tmp_path.glob(".cut.partial/*.training"))) == 1
+    assert build(docs(), tmp_path / "cut", "IVF8,PQ4x4") == N and same(tmp_path / "cut", tmp_path / "whole")
+    assert taken == [0, 1, 2, 3, 4, *range(4, 10)] and not list(tmp_path.glob(".*"))
+
+
+def test_no_room_to_keep_a_graph_on_the_way(tmp_path, monkeypatch, caplog, one_thread):
+    def full(*args):
+        raise OSError(28, "No space left on device")
+
+    build(docs(), tmp_path / "whole", "HNSW8")
+    monkeypatch.setattr(faiss_build, "KEEP", -1)
+    monkeypatch.setattr(faiss_build, "_keep", full)
+    assert build(docs(), tmp_path / "cut", "HNSW8") == N and same(tmp_path / "cut", tmp_path / "whole")
+    assert "could not be kept, a kill would cost it: [Errno 28] No space left on device" in caplog.text
+
+
+def test_processes_share_the_work(tmp_path):
+    build(docs(), tmp_path / "whole")
+    running = [start(tmp_path / "x", pause=0.05) for _ in range(3)]
+    said = [process.communicate(timeout=60) for process in running]
+    assert all(process.returncode == 0 for process in running), said
+    assert [out.split() for out, _ in said] == [["ready", str(N)]] * 3
+    assert same(tmp_path / "x", tmp_path / "whole")
+    assert len((tmp_path / "encoded.log").read_text().split()) == N // 10  # no block twice
+
+
+def test_shards_one_after_the_other_and_at_once(tmp_path):
+    build(docs(), tmp_path / "whole")
+    assert build(docs(), tmp_path / "a", shard=(2, 3)) is None
+    assert sorted(p.name for p in (tmp_path / ".a.partial").glob("*.npy"))[:2] == ["000002.npy", "000005.npy"]
+    assert build(docs(), tmp_path / "a", shard=(0, 3)) is None
+    assert build(docs(), tmp_path / "a", shard=(1, 3)) == N
+    assert same(tmp_path / "a", tmp_path / "whole")
+    assert build(docs(), tmp_path / "a", shard=(0, 3)) is None  # late, and nothing to do
+
+
+@pytest.mark.parametrize("segment", [None, "4:2"])
+def test_a_late_shard_knows_its_collection_by_more_than_its_name(tmp_path, segment):
+    folder = tmp_path / "docs"
+    folder.mkdir()
+    (folder / "docs.jsonl").write_text("one")
+    given = {"collection": str(folder), "segment": segment}
+    assert build(docs(), folder / "index", **given) == N  # inside the collection's own folder
+    assert build(docs(), folder / "index", **given, shard=(0, 3)) is None
+    other = given | {"segment": "9:9"}
+    with pytest.raises(InputError, match="exists; give --overwrite"):
+        build(docs(7), folder / "index", **other, shard=(0, 3))
+    (folder / "docs.jsonl").write_text("another")
+    with pytest.raises(InputError, match="exists; give --overwrite"):
+        build(docs(7), folder / "index", **given, shard=(0, 3))
+
+
+def test_shards_at_once(tmp_path):
+    build(docs(), tmp_path / "whole")
+    running = [start(tmp_path / "b", pause=0.02, shard=(i, 2)) for i in range(2)]
+    said = [process.communicate(timeout=60) for process in running]
+    assert all(process.returncode == 0 for process in running), said
+    assert same(tmp_path / "b", tmp_path / "whole")
+    assert not list(tmp_path.glob(".*"))
+
+
+def test_others_with_other_settings_are_refused_while_one_is_alive(tmp_path):
+    folder = tmp_path / "x"
+    with open_work(folder, {"precision": "fp32"}, {"faiss": "Flat"}):
+        for settings, other, word in (
+            ({"precision": "bf16"}, "Flat", "precision: fp32, here bf16"),
+            ({"precision": "fp32"}, "SQ8", "faiss"),
+        ):
+            with pytest.raises(InputError, match=f"another process is writing .* with another {word}"):
+                with open_work(folder, settings, {"faiss": other}):
+                    pass
+    with open_work(folder, {"precision": "bf16"}, {"faiss": "Flat"}) as work:  # nobody there any more
+        assert work.left() == 0
+
+
+def test_blocks_of_other_settings_are_kept_until_the_user_says_otherwise(tmp_path):
+    folder, settings = tmp_path / "x", {"block": 10, "store_docs": True, "encoder": {"name": "a", "sha256": "1"}}
+    with pytest.raises(KeyboardInterrupt), open_work(folder, settings, {}) as work:
+        (work.folder / "000000.sha256").write_text("0")
+        raise KeyboardInterrupt
+    for change, word in (
+        ({"store_docs": False}, "store_docs: True, here False"),
+        ({"encoder": {"name": "a", "sha256": "2"}}, "sha256: 1, here 2"),
+    ):
+        with pytest.raises(
+            InputError, match=f"holds 1 finished blocks made with another {word}; go on with the same, or remove"
+        ):
+            with open_work(folder, settings | change, {}):
+                pass
+    with open_work(folder, settings, {}) as work:
+        assert (work.folder / "000000.sha256").exists()
+    with open_work(folder, settings | {"store_docs": False}, {}, overwrite=True) as work:
+        assert not (work.folder / "000000.sha256").exists()
+
+
+def test_an_error_in_one_process_leaves_the_folder_to_the_others(tmp_path):
+    folder, settings = tmp_path / "x", {"block": 10, "store_docs": True}
+
+    def broken():
+        yield Doc("d0", "", "0")
+        raise InputError("docs.jsonl:2: no")
+
+    with open_work(folder, settings, {"index": "Flat", "collection": "", "segment": None, "collection_stamp": ""}) as other:
+        with pytest.raises(InputError, match="jsonl:2"):
+            build(broken(), folder)
+        assert other.is_there()
+    with pytest.raises(InputError, match="jsonl:2"):
+        build(broken(), folder)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_full_disk_is_noticed_at_the_end_of_a_file(tmp_path):
+    made = faiss_kinds.new(WIDTH, "HNSW8")
+    made.add(np.stack([vector(n) for n in range(20)]))
+    with open(tmp_path / "index", "wb") as out:
+        faiss_build._write_index(made, out)
+    faiss.write_index(made, str(tmp_path / "faiss"))
+    assert (tmp_path / "index").read_bytes() == (tmp_path / "faiss").read_bytes()
+    array = np.arange(12, dtype="f4").reshape(3, 4)
+    with open(tmp_path / "a.npy", "wb") as out:
+        arrays.save(out, array.T)
+        arrays.save(out, array[:0])
+    with open(tmp_path / "a.npy", "rb") as saved:
+        assert np.array_equal(np.load(saved), array.T) and np.load(saved).shape == (0, 4)
+    for write in (lambda out: faiss_build._write_index(made, out), lambda out: (arrays.save(out, array), out.flush())):
+        out = open("/dev/full", "wb")  # noqa: SIM115 - closing it fails too
+        with pytest.raises(OSError, match="No space left"):
+            write(out)
+        with contextlib.suppress(OSError):
+            out.close()
+
+
+def test_what_a_kill_left_in_its_last_moment_goes_when_the_command_runs_again(tmp_path, invoke, tiny_dot, files):
+    words = ["--collection", files["docs"], "--encoder", tiny_dot, "--index", tmp_path / "x"]
+    assert invoke(index.main, *words).exit_code == 0
+    gone = tmp_path / ".x.partial.gone"
+    gone.mkdir()
+    (gone / "users").touch()
+    (gone / "000000.npy").write_bytes(b"x")
+    result = invoke(index.main, *words)
+    assert result.exit_code == 2 and "exists; give --overwrite" in result.output
+    assert not gone.exists()
+
+
+def test_a_collection_that_changes_meanwhile_is_noticed(tmp_path):
+    changed = docs()
+    changed[5] = Doc("d5", "", "500")
+
+    def reader():
+        yield from docs()
+        (tmp_path / ".x.partial" / "000000.sha256").write_text("another process read other documents")
+
+    with pytest.raises(InputError, match="collection has changed"):
+        build(reader(), tmp_path / "x")
+    assert build(docs(), tmp_path / "x") == N
+
+
+def test_torchrun_tells_each_process_its_shard(monkeypatch):
+    assert index._shard(None, None, True) == (0, 1)
+    monkeypatch.setenv("RANK", "2")
+    monkeypatch.setenv("WORLD_SIZE", "4")
+    assert index._shard(None, None, False) == (2, 4)
+    assert index._shard(0, 3, False) == (0, 3)
+    for wrong in ((3, 3), (None, 3), (1, None)):
+        with pytest.raises(InputError, match="go together"):
+            index._shard(*wrong, False)
+    with pytest.raises(InputError, match="--overwrite does not go with several"):
+        index._shard(None, None, True)
+
+
+def test_torchrun_writes_the_index_of_one_process(tmp_path, files, tiny_dot):
+    words = [
+        "-m",
+        "pyserini_kd.index",
+        "--collection",
+        files["docs"],
+        "--encoder",
+        tiny_dot,
+        "--block",
+        3,
+        "--precision",
+        "fp32",
+    ]
+    words += ["--threads", 1, "--index"]
+    whole = [sys.executable, *words, tmp_path / "whole"]
+    shared = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", 2, *words, tmp_path / "shared"]
+    for command in (whole, shared):
+        done = subprocess.run([str(word) for word in command], capture_output=True, text=True, timeout=240)
+        assert done.returncode == 0, done.stderr
+    assert same(tmp_path / "shared", tmp_path / "whole")
+
+
+def clustered(n, width=16, seed=0):
+    """Vectors around 50 centres, of different lengths: inner product and distance rank them differently."""
+    rng = np.random.default_rng(seed)
+    centres = rng.standard_normal((50, width))
+    found = centres[rng.integers(50, size=n)] + 0.4 * rng.standard_normal((n, width))
+    return (found * rng.uniform(0.7, 1.3, (n, 1))).astype(np.float32)
+
+
+@pytest.mark.parametrize(
+    ("kind", "nprobe", "recall"),
+    [
+        ("Flat", None, 1.0),
+        ("SQ8", None, 0.9),
+        ("HNSW32", None, 0.9),
+        ("IVF16,Flat", 16, 1.0),
+        ("IVF16,PQ8x4", 16, 0.75),
+        ("OPQ4,IVF16,PQ4x4", 16, 0.6),
+    ],
+)
+def test_each_kind_finds_what_brute_force_finds(tmp_path, kind, nprobe, recall):
+    vectors, queries = clustered(800), clustered(100, seed=0)
+    for number, block in enumerate(np.split(vectors, [300, 550])):
+        np.save(tmp_path / f"{number}.npy", block)
+    paths = sorted(tmp_path.glob("*.npy"))
+    (tmp_path / "again").mkdir()
+    faiss_build.write(paths, 16, kind, tmp_path)
+    faiss_build.write(paths, 16, kind, tmp_path / "again")
+    assert (tmp_path / "index").read_bytes() == (tmp_path / "again" / "index").read_bytes()
+    (tmp_path / "docid").write_text("".join(f"d{n}\n" for n in range(800)))
+    opened = DenseIndex.load(tmp_path)
+    scores, rows = opened.search(queries, 10, nprobe=nprobe)
+    exact = np.argsort(-(queries @ vectors.T), axis=1, kind="stable")[:, :10]
+    found = np.mean([len(set(a) & set(b)) / 10 for a, b in zip(exact, rows, strict=True)])
+    assert found >= recall, found
+    nearest = np.argsort(((queries[:, None] - vectors) ** 2).sum(2), axis=1)[:, :10]  # what another metric finds
+    assert found > 0.1 + np.mean([len(set(a) & set(b)) / 10 for a, b in zip(nearest, rows, strict=True)])
+    if recall == 1:
+        assert np.allclose(scores, np.take_along_axis(queries @ vectors.T, exact, 1), atol=1e-4)
+    mapped = DenseIndex.load(tmp_path, mmap=True)
+    assert np.array_equal(mapped.search(queries, 10, nprobe=nprobe)[1], rows)
+
+
+STREAMED = ["Flat", "SQ8", "SQ4", "SQfp16", "IVF8,Flat", "IVF299,Flat", "IVF8,SQ8", "IVF4_HNSW4,Flat", "IVF8,PQ4x4",
+            "OPQ4,IVF4,PQ4x4", "RR8,IVF8,Flat"]  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", STREAMED)
+def test_streamed_files_are_those_that_faiss_writes(tmp_path, kind):
+    vectors = clustered(300)
+    np.save(tmp_path / "0.npy", vectors[:200])
+    np.save(tmp_path / "1.npy", vectors[200:])
+    assert faiss_files.streams(faiss_kinds.new(16, kind))
+    faiss_build.write([tmp_path / "0.npy", tmp_path / "1.npy"], 16, kind, tmp_path)
+    held = faiss_kinds.new(16, kind)
+    held.train(vectors)
+    held.add(vectors)
+    faiss.write_index(held, str(tmp_path / "held"))
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["0.npy", "1.npy", "held", "index"]
+    written, whole = ((tmp_path / name).read_bytes() for name in ("index", "held"))
+    if not kind.startswith("RR"):
+        assert written == whole
+        return
+    # A product's last bits depend on how many vectors are multiplied at once, on some processors
+    ours, theirs = (faiss.read_index(str(tmp_path / name)) for name in ("index", "held"))
+    assert len(written) == len(whole)
+    for found, known in zip(ours.search(vectors[:50], 300), theirs.search(vectors[:50], 300), strict=True):
+        assert np.allclose(found, known, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("kind", ["IVF8,FlatPanorama2", "IVF8,FlatDedup"])
+def test_kinds_derived_from_those_that_stream_are_written_by_faiss(tmp_path, kind):
+    vectors = clustered(300)
+    vectors[7] = vectors[3]
+    np.save(tmp_path / "0.npy", vectors)
+    (tmp_path / "docid").write_text("".join(f"d{n}\n" for n in range(300)))
+    assert not faiss_files.streams(faiss_kinds.new(16, kind))
+    faiss_build.write([tmp_path / "0.npy"], 16, kind, tmp_path)
+    assert vector_store.read(tmp_path, mmap=False).ntotal == 300
+
+
+@pytest.mark.parametrize("kind", ["PCA8,Flat", "PCAR8,Flat", "L2norm,Flat", "ITQ8,LSH", "OPQ4,L2norm,Flat", "PCA8,Flat,RFlat"])
+def test_kinds_that_change_inner_products_are_refused(kind):
+    with pytest.raises(InputError, match="changes inner products|is not a FAISS factory string|no such index for inner"):
+        faiss_kinds.new(16, kind)
+
+
+@pytest.mark.parametrize("kind", ["OPQ4,IVF4,PQ4x4", "OPQ4,IVF4,PQ4,RFlat", "IVF8,Flat"])
+def test_few_vectors_to_train_on_are_said_once(tmp_path, capfd, caplog, kind):
+    """FAISS would say it for each part in each round, thousands of times for OPQ."""
+    np.save(tmp_path / "0.npy", clustered(300))
+    faiss_build.write([tmp_path / "0.npy"], 16, kind, tmp_path)
+    assert "clustering" not in "".join(capfd.readouterr())
+    few = [record.getMessage() for record in caplog.records if "advised" in record.getMessage()]
+    what = "8 inverted lists): 312" if kind.startswith("IVF") else "256 centroids): 9984"
+    assert len(few) == 1 and few[0].startswith(f"300 documents are few to train {kind} on") and f"{what} or more" in few[0]
+
+
+def test_opq_asks_for_as_many_documents_as_its_rotation_needs(tmp_path):
+    assert (
+        faiss_kinds.needed(faiss_kinds.new(16, "OPQ4,IVF4,PQ4x4"))[0]
+        == 256
+        > faiss_kinds.needed(faiss_kinds.new(16, "IVF4,PQ4x4"))[0]
+        == 16
+    )
+    np.save(tmp_path / "0.npy", clustered(255))
+    with pytest.raises(InputError, match="needs at least 256 documents .OPQ, whose rotation"):
+        faiss_build.write([tmp_path / "0.npy"], 16, "OPQ4,IVF4,PQ4x4", tmp_path)
+
+
+def test_fast_scan_codes_are_searched_but_not_read_back(tmp_path):
+    vectors = clustered(300)
+    np.save(tmp_path / "0.npy", vectors)
+    (tmp_path / "docid").write_text("".join(f"d{n}\n" for n in range(300)))
+    faiss_build.write([tmp_path / "0.npy"], 16, "IVF4,PQ8x4fs", tmp_path)
+    opened = DenseIndex.load(tmp_path)
+    assert opened.search(vectors[:3], 5)[1].shape == (3, 5)
+    with pytest.raises(InputError, match="vectors cannot be read back"):
+        opened.vectors(["d1"])
+
+
+def test_a_kill_in_the_last_moment_is_mended_by_the_next_start(tmp_path, monkeypatch):
+    build(docs(), tmp_path / "whole")
+    with monkeypatch.context() as patch, pytest.raises(SystemExit):
+        patch.setattr(work_, "replace_folder", lambda *_: (_ for _ in ()).throw(SystemExit))
+        build(docs(), tmp_path / "x")
+    assert sorted(p.name for p in tmp_path.glob(".*")) == [".x.partial.gone"]
+    assert build(docs(), tmp_path / "x") == N and same(tmp_path / "x", tmp_path / "whole") and not list(tmp_path.glob(".*"))
+    with monkeypatch.context() as patch:
+        patch.setattr(shutil, "rmtree", lambda *_, **__: None)  # killed before the blocks had gone
+        build(docs(), tmp_path / "y")
+    (tmp_path / ".y.partial.gone" / "users").unlink()
+    with pytest.raises(InputError, match="exists; give --overwrite"):
+        build(docs(), tmp_path / "y")
+    assert same(tmp_path / "y", tmp_path / "whole") and not list(tmp_path.glob(".*"))
+
+
+def test_who_waits_for_a_process_that_is_killed_in_its_last_moment_does_not_report_success(tmp_path, monkeypatch):
+    waiting, gone = threading.Event(), threading.Event()
+    lock = Work.lock
+
+    @contextlib.contextmanager
+    def late(self, byte, wait):
+        if byte == index_folder.ASSEMBLY and threading.current_thread().name == "second":
+            waiting.set()
+            gone.wait(20)
+        with lock(self, byte, wait) as ours:
+            yield ours
+
+    said = []
+
+    def second():
+        try:
+            said.append(build(docs(), tmp_path / "x"))
+        except InputError as error:
+            said.append(str(error))
+
+    monkeypatch.setattr(Work, "lock", late)
+    thread = threading.Thread(target=second, name="second")
+    thread.start()
+    assert waiting.wait(20)
+    with monkeypatch.context() as patch, pytest.raises(SystemExit):
+        patch.setattr(work_, "replace_folder", lambda *_: (_ for _ in ()).throw(SystemExit))
+        build(docs(), tmp_path / "x")
+    gone.set()
+    thread.join()
+    assert said == [f"the process that was putting {tmp_path / 'x'} together was killed; start again"]
+    assert build(docs(), tmp_path / "x") == N and not list(tmp_path.glob(".*"))
+
+
+def test_a_kill_while_old_blocks_are_cleared_away_leaves_nothing_that_seems_whole(tmp_path, monkeypatch):
+    folder = tmp_path / "x"
+    build(docs(), tmp_path / "whole")
+    with pytest.raises(KeyboardInterrupt):
+        build((doc if n < 45 else (_ for _ in ()).throw(KeyboardInterrupt) for n, doc in enumerate(docs())), folder)
+    remove, removed = Path.unlink, []
+
+    def dying(path, *args, **kwargs):
+        removed.append(path)
+        if len(removed) == 4:
+            raise KeyboardInterrupt
+        remove(path, *args, **kwargs)
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(Path, "unlink", dying)
+        with open_work(folder, {"other": 1}, {}, overwrite=True):
+            pass
+    assert build(docs(), folder) == N and same(folder, tmp_path / "whole")
+
+
+def test_the_sample_is_of_rows_in_order_and_of_every_block(tmp_path):
+    sizes = [50, 7, 43]
+    rows = np.arange(100, dtype=np.float32)[:, None]
+    for number, block in enumerate(np.split(rows, np.cumsum(sizes)[:-1])):
+        np.save(tmp_path / f"{number}.npy", block)
+    paths = sorted(tmp_path.glob("*.npy"))
+    assert faiss_build._sample(paths, sizes, 200).ravel().tolist() == list(range(100))
+    some = faiss_build._sample(paths, sizes, 40).ravel().tolist()
+    assert some == sorted(random.Random(0).sample(range(100), 40))
+
+
+@pytest.mark.parametrize(
+    ("kind", "message"),
+    [("IVF300,Flat", "at least 300 documents \(300 inverted lists"), ("IVF4,PQ4", "at least 256 .*256 centroids")],
+)
+def test_too_few_documents_for_a_kind(tmp_path, kind, message):
+    with pytest.raises(InputError, match=message):
+        build(docs(), tmp_path / "x", kind)
+    assert not (tmp_path / "x").exists()
+    calls = []
+    build_from(
+        docs(), calls.append, WIDTH, tmp_path / "x", {"block": 10, "store_docs": True},
+        kind="Flat", overwrite=False, shard=(0, 1), collection="",
+    )  # fmt: skip
+    assert calls == []  # the vectors were there
+
+
+@pytest.mark.parametrize(
+    ("kind", "message"),
+    [
+        ("HNSW32,PQ4", "no such index for inner products"),
+        ("HNSW1", "2 links"),
+        ("IVF0,Flat", "one inverted list"),
+        ("NSG16", "at once or not at all"),
+        ("IDMap,Flat", "leave IDMap out"),
+        ("IVF4,SQ8_direct", "whole numbers from 0 to 255"),
+        ("RQ2x8", "cannot be trained on 50 documents: .*"),
+        ("Flt", "not a FAISS factory string"),
+    ],
+)
+def test_a_kind_that_cannot_be_loses_no_vectors(tmp_path, kind, message):
+    with pytest.raises(InputError, match=message):
+        build(list(docs())[:50], tmp_path / "x", kind)
+    assert not (tmp_path / "x").exists()
+    if kind.startswith("RQ"):
+        assert len(list((tmp_path / ".x.partial").glob("*.npy"))) == 5
+
+
+def test_what_is_written_there_meanwhile_stays(tmp_path):
+    def slowly():
+        yield from docs()
+        (tmp_path / "x").mkdir()
+        (tmp_path / "x" / "precious").write_text("mine")
+
+    with pytest.raises(InputError, match="exists"):
+        build(slowly(), tmp_path / "x")
+    assert (tmp_path / "x" / "precious").read_text() == "mine"
+    (tmp_path / "x").rename(tmp_path / "y")
+    build(docs(), tmp_path / "x")  # from the vectors made before
+    assert DenseIndex.load(tmp_path / "x").index.ntotal == N
+
+
+def test_a_shard_of_another_index_is_refused(tmp_path):
+    build(docs(), tmp_path / "x", collection="a")
+    assert build(docs(), tmp_path / "x", collection="a", shard=(1, 2)) is None
+    for other in ({"collection": "b"}, {"collection": "a", "kind": "SQ8"}):
+        with pytest.raises(InputError, match="exists"):
+            build(docs(), tmp_path / "x", shard=(1, 2), **other)
+
+
+def test_vectors_that_are_not_finite_are_refused(tmp_path):
+    def encode(texts):
+        return np.array([vector(int(text)) / (text != "7") for text in texts])
+
+    with np.errstate(all="ignore"), pytest.raises(InputError, match="the vector of document 'd7' is not finite"):
+        build_from(
+            docs(), encode, WIDTH, tmp_path / "x", {"block": 10, "store_docs": True},
+            kind="Flat", overwrite=False, shard=(0, 1), collection="",
+        )  # fmt: skip
+    assert not (tmp_path / "x").exists()
+
+
+def test_the_first_block_says_what_a_million_documents_take(tmp_path, caplog, monkeypatch):
+    caplog.set_level("INFO")
+    clock = [0.0]
+    monkeypatch.setattr(index_folder, "time", SimpleNamespace(monotonic=lambda: clock[0]))
+
+    def encode(texts):
+        clock[0] += 0.9
+        return np.zeros((len(texts), WIDTH), np.float32)
+
+    build_from(
+        (Doc(f"d{n}", "", "x" * 10_000) for n in range(250)), encode, WIDTH, tmp_path / "x", {"block": 100, "store_docs": True},
+        kind="Flat", overwrite=False, shard=(0, 1), collection="",
+    )  # fmt: skip
+    (told,) = [record.message for record in caplog.records if record.message.startswith("a million")]
+    found = re.fullmatch("a million documents like the first 100 take (.*) hours here, and 10.1 GB, twice while .*", told)
+    assert found and found[1] == "2.5"  # 0.9 s a hundred
+
+
+@pytest.mark.parametrize("kind", ["Flat", "HNSW8", "IVF4,Flat", "lucene-flat"])
+def test_what_an_index_takes_is_said_before(tmp_path, caplog, monkeypatch, kind):
+    caplog.set_level("INFO")
+    monkeypatch.setattr(faiss_build, "free_memory", lambda: 100)
+    monkeypatch.setattr(faiss_build.shutil, "disk_usage", lambda folder: shutil._ntuple_diskusage(100, 0, 100))
+    np.save(tmp_path / "0.npy", clustered(300))
+    (tmp_path / "docid").write_text("".join(f"d{n}\n" for n in range(300)))
+    faiss_build.write([tmp_path / "0.npy"], 16, kind, tmp_path)
+    where = "in memory" if kind == "HNSW8" else "on disk"
+    assert f"{kind} of 300 vectors takes about 0.00 GB {where}" in caplog.text
+    assert f"only 0.00 GB are free {where}" in caplog.text
+
+
+@pytest.mark.parametrize(("kind", "enough"), [("Flat", 20_000), ("IVF4,Flat", 44_000)])
+def test_lists_need_their_room_twice_while_they_are_put_in_order(tmp_path, caplog, monkeypatch, kind, enough):
+    caplog.set_level("INFO")
+    np.save(tmp_path / "0.npy", clustered(300))  # 64 bytes each, 8 more in a list
+    for free in (enough, enough - 1000):
+        caplog.clear()
+        monkeypatch.setattr(faiss_build.shutil, "disk_usage", lambda folder, free=free: shutil._ntuple_diskusage(free, 0, free))
+        faiss_build.write([tmp_path / "0.npy"], 16, kind, tmp_path)
+        assert ("are free" in caplog.text) == (free < enough)
+    assert ("twice that while its lists" in caplog.text) == kind.startswith("IVF")
+
+
+def test_time_is_estimated_by_a_trial(monkeypatch):
+    """Twice the documents take twice the comparisons; a graph, which is searched for each new one, a little more."""
+    sample = clustered(200)
+    graph, lists = faiss_kinds.new(16, "HNSW8"), faiss_kinds.new(16, "IVF64,PQ4x4")
+    assert min(faiss_kinds.forecast(graph, sample, 10), faiss_kinds.forecast(lists, sample, 10**6)) > 0
+    clock = iter(range(100))
+    monkeypatch.setattr(faiss_kinds, "time", SimpleNamespace(perf_counter=lambda: next(clock)))  # each trial takes a second
+    assert faiss_kinds.forecast(graph, sample, 200) == pytest.approx(1)
+    assert faiss_kinds.forecast(graph, sample, 400) == pytest.approx(2 * np.log(401) / np.log(201))
+    trial = 8 * 200 * 200  # comparisons, in the second
+    work = 64 * (10 * 100_000 + 10**6)  # 10 rounds with the training sample, then each vector once
+    codes = 4 * 16 * (25 * 256 * 16 + 10**6)  # 4 parts of 16 centroids, trained with at most 256 vectors each
+    assert faiss_kinds.forecast(lists, sample, 10**6) == pytest.approx((work + codes) / trial)
+    rotated = faiss_kinds.new(16, "OPQ4,IVF64,PQ4x4")
+    more = 4 * 256 * (40 + 49 * 4) * 65536  # FAISS: 50 rotations, the first from 40 rounds, the others from 4
+    assert faiss_kinds.forecast(rotated, sample, 10**6) == pytest.approx((work + codes + more) / trial)
+    rotated = faiss_kinds.new(16, "OPQ4,HNSW8")
+    assert faiss_kinds.forecast(rotated, sample, 10**6) == pytest.approx(
+        faiss_kinds.forecast(graph, sample, 10**6) + more / trial
+    )
+
+
+@pytest.mark.parametrize(("kind", "size"), [("Flat", 64), ("SQ8", 16), ("IVF4,Flat", 72), ("IVF4,PQ8", 16), ("HNSW8", 160)])
+def test_memory_is_estimated(kind, size):
+    """Width 16. HNSW8: 64 for the vector, 16 links of 4 bytes on the ground floor, 8 on the next."""
+    assert faiss_kinds.vector_bytes(faiss_kinds.new(16, kind)) == size

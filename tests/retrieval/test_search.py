@@ -1,0 +1,302 @@
+"""The search command: sparse, dense, hybrid, reranked; records; every wrong input one line and exit code 2."""
+
+import json
+import shutil
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from pyserini_kd import api, search
+from pyserini_kd.data import sources, topic_sets
+from pyserini_kd.data.runs import Run
+from pyserini_kd.data.types import Query
+from pyserini_kd.retrieval import dense_search, fusion
+from pyserini_kd.storage.errors import InputError
+
+
+@pytest.fixture
+def dense(files, dense_index, tiny_dot, tmp_path):
+    return ["--index", dense_index, "--encoder", tiny_dot, "--topics", files["topics"], "--output", tmp_path / "run.txt"]
+
+
+def test_dense_run_record_and_measures(invoke, dense, files, tmp_path, queries, dense_index, tiny_dot):
+    result = invoke(search.main, *dense, "--qrels", files["qrels"], "--hits", 5, "--runtag", "mine")
+    assert result.exit_code == 0, result.output
+    run = Run.read(tmp_path / "run.txt")
+    assert run.tag == "mine" and run.n_hits == 50
+    expected = api.search(queries, str(dense_index), str(tiny_dot), hits=5)
+    assert all(run[q].doc_ids == expected[q].doc_ids for q in expected)
+    record = json.loads((tmp_path / "run.json").read_text())
+    assert (
+        record["write_seconds"] >= 0
+        and record["config"]["hits"] == 5
+        and record["measures"]["RR@10"]
+        == pytest.approx(api.mean(api.evaluate(run, {f"q{n}": {r: 1} for n, r in enumerate(EATS)}, ["RR@10"])["RR@10"]))
+    )
+    assert "RR@10" in result.output and f"{record['measures']['RR@10']:.4f}" in result.output
+
+
+EATS = [f"eat-{name}" for name in ["cat", "dog", "horse", "cow", "sheep", "goat", "duck", "goose", "hen", "pig"]]
+
+
+def test_sparse(invoke, files, bm25_index, tmp_path, queries):
+    words = ["--encoder", "bm25", "--index", bm25_index, "--topics", files["topics"], "--output", tmp_path / "b.txt"]
+    result = invoke(search.main, *words, "--qrels", files["qrels"])
+    assert result.exit_code == 0, result.output
+    run = Run.read(tmp_path / "b.txt")
+    assert [run[f"q{n}"].doc_ids[0] for n in range(10)] == EATS  # the animal's name is in one such document
+    assert invoke(search.main, *words, "--overwrite", "--rm3", "--k1", 1.2, "--b", 0.75).exit_code == 0
+
+
+@pytest.mark.parametrize("method", ["rrf", "interpolation"])
+def test_hybrid_is_the_fusion_of_both(invoke, dense, bm25_index, dense_index, tiny_dot, tmp_path, queries, method):
+    own, others = [("--rrf.k", 20), ("--alpha", 0.3)][:: 1 if method == "rrf" else -1]
+    for words in (("--sparse-index", bm25_index, "--fusion", method, *own, *others), own, ("--depth", 5)):
+        wrong = invoke(search.main, *dense, *words)
+        assert wrong.exit_code == 2 and any(f"{option} is for" in wrong.output for option in ("--alpha", "--rrf.k", "--depth"))
+    result = invoke(search.main, *dense, "--sparse-index", bm25_index, "--fusion", method, *own)
+    assert result.exit_code == 0, result.output
+    both = api.search(queries, str(bm25_index), "bm25"), api.search(queries, str(dense_index), str(tiny_dot))
+    expected = fusion.rrf(both, rrf_k=20) if method == "rrf" else fusion.interpolation(*both, alpha=0.3)
+    run = Run.read(tmp_path / "run.txt")
+    for query_id in expected:
+        assert run[query_id].doc_ids == expected[query_id].doc_ids
+        assert np.allclose(run[query_id].scores, expected[query_id].scores, rtol=1e-6)
+    assert "0.3 * sparse" in (tmp_path / "run.json").read_text() or method == "rrf"
+
+
+def test_who_waits_for_one_query_does_not_wait_for_trectools(invoke, dense_index, bm25_index, tiny_dot, tmp_path, monkeypatch):
+    words = ["--index", dense_index, "--encoder", tiny_dot, "--sparse-index", bm25_index, "--hits", 5]
+    (tmp_path / "one.tsv").write_text("1\twhat the cat eats\n")
+    assert invoke(search.main, *words, "--topics", tmp_path / "one.tsv", "--output", tmp_path / "topics.txt").exit_code == 0
+    monkeypatch.setattr(fusion, "_rrf_by_trectools", None)
+    result = invoke(search.main, *words, "--query", "what the cat eats", "--output", tmp_path / "query.txt")
+    assert result.exit_code == 0, result.output
+    one, other = (Run.read(tmp_path / f"{name}.txt")["1"] for name in ("topics", "query"))
+    assert one.doc_ids == other.doc_ids and np.allclose(one.scores, other.scores, rtol=1e-6)
+
+
+def test_rerank_in_the_same_command(invoke, dense, tiny_cross, tmp_path, queries, dense_index, tiny_dot):
+    result = invoke(search.main, *dense, "--rerank", tiny_cross, "--depth", 4)
+    assert result.exit_code == 0, result.output
+    expected = api.rerank(
+        api.search(queries, str(dense_index), str(tiny_dot)), queries, str(dense_index), str(tiny_cross), depth=4
+    )
+    run = Run.read(tmp_path / "run.txt")
+    assert run.tag == tiny_cross.name and {q: run[q].doc_ids for q in run} == {q: expected[q].doc_ids for q in expected}
+
+
+def test_one_query_shows_titles_and_snippets(invoke, dense_index, tiny_dot, bm25_index, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    result = invoke(search.main, "--index", bm25_index, "--encoder", "bm25", "--query", "what the goose eats", "--hits", 2)
+    assert result.exit_code == 0, result.output
+    lines = result.output.splitlines()
+    assert lines[0].split()[0] == "1" and lines[0].split()[2:] == ["eat-goose", "Goose"]
+    assert "the goose eats hay and drinks water" in lines[1]
+    assert len(lines) == 4 and not list(tmp_path.iterdir())  # shows, writes nothing
+    result = invoke(search.main, "--index", dense_index, "--encoder", tiny_dot, "--query", "goose")
+    assert result.exit_code == 0 and len(result.output.splitlines()) == 20
+
+
+def test_msmarco_format_remove_query_and_blank_queries(invoke, dense_index, tiny_dot, tmp_path, caplog):
+    (tmp_path / "t.tsv").write_text("eat-cat\tthe cat eats\nblank\t \n")
+    words = ["--index", dense_index, "--encoder", tiny_dot, "--topics", tmp_path / "t.tsv", "--output", tmp_path / "r.tsv"]
+    result = invoke(search.main, *words, "--output-format", "msmarco", "--remove-query")
+    assert result.exit_code == 0, result.output
+    lines = (tmp_path / "r.tsv").read_text().splitlines()
+    assert len(lines) == 19 and lines[0].split("\t")[0::2] == ["eat-cat", "1"]
+    assert not any(line.split("\t")[1] == "eat-cat" for line in lines)
+    assert "blank queries" in caplog.text
+
+
+def test_default_output_name(invoke, dense, tmp_path, monkeypatch):
+    monkeypatch.setenv("PYSERINI_KD_HOME", str(tmp_path / "home"))
+    words = dense[:-2]
+    assert invoke(search.main, *words).exit_code == 0
+    assert invoke(search.main, *words).exit_code == 0  # a default-named run is replaced
+    assert [p.name for p in sorted((tmp_path / "home" / "runs").iterdir())] == [
+        "run.corpus.tiny.tiny-dot.topics.json", "run.corpus.tiny.tiny-dot.topics.txt",
+    ]  # fmt: skip
+
+
+def test_wrong_input_is_one_line_and_exit_code_2(invoke, dense, files, tmp_path, dense_index, tiny_cross, bm25_index):
+    def refused(*words, word):
+        result = invoke(search.main, *words)
+        assert result.exit_code == 2, result.output
+        assert word in result.output and "Traceback" not in result.output, result.output
+        assert not (tmp_path / "run.txt").exists()
+
+    (tmp_path / "empty.tsv").write_text("")
+    (tmp_path / "odd.txt").write_text("no tabs here\n")
+    (tmp_path / "twice.tsv").write_text("1\ta\n1\tb\n")
+    (tmp_path / "other.txt").write_text("nobody 0 eat-cat 1\n")
+    (tmp_path / "bad.txt").write_text("q0 0 eat-cat\tone\n")
+    refused(*dense, "--topics", tmp_path / "none.tsv", word="topics not found")
+    refused(*dense, "--topics", tmp_path / "empty.tsv", word="is empty")
+    refused(*dense, "--topics", tmp_path / "odd.txt", word="odd.txt:1: topics format unknown")
+    refused(*dense, "--topics", tmp_path / "twice.tsv", word="duplicate query id '1'")
+    refused(*dense, "--qrels", tmp_path / "other.txt", word="share no query")
+    refused(*dense, "--qrels", tmp_path / "bad.txt", word="bad.txt:1: relevance must be a whole number")
+    refused(*dense, "--encoder", "unheard-of", word="'unheard-of' cannot be had; tried:")
+    refused(*dense, "--encoder", tiny_cross, word="bert_dot")
+    refused(*dense, "--encoder", "minilm", word="does not match index")
+    refused(*dense, "--pooling", "cls", word="pooling is cls, the index was made with mean")
+    refused(*dense, "--index", tmp_path / "nowhere", word="not found")
+    refused(*dense, "--index", tmp_path, word="incomplete")
+    refused(*dense, "--sparse-index", dense_index, word="not a Lucene index")
+    refused(*dense, "--fusion", "rrf", word="--sparse-index")
+    refused(*dense, "--ef-search", 10, word="HNSW")
+    refused(*dense, "--impact", word="pyserini.search.lucene")
+    refused(*dense, "--prf-depth", 3, word="pyserini.search.faiss")
+    refused(*dense, "--query", "x", word="not both")
+    refused(*dense, "--hits", 0, word="--hits")
+    refused("--index", dense_index, word="--topics")
+    sparse = ("--encoder", "bm25", "--index", dense_index, "--query", "x")
+    refused(*sparse, "--max-length", 9, word="are for a dense --encoder")
+    refused(*sparse, "--no-l2-norm", word="are for a dense --encoder")
+    refused(*sparse, "--query-prefix", "", word="are for a dense --encoder")
+    refused(*sparse, "--device", "cuda", word="are for a dense --encoder or --rerank")
+    refused(*dense, "--k1", 0, word="--encoder bm25 or a --sparse-index")
+    refused(*dense, "--b", 0, word="--encoder bm25 or a --sparse-index")
+    refused(*sparse, "--hits", 1 << 31, word="--hits")
+    refused("--topics", files["topics"], word="--index")
+    (tmp_path / "run.txt").write_text("mine\n")
+    result = invoke(search.main, *dense)
+    assert result.exit_code == 2 and "--overwrite" in result.output
+    assert (tmp_path / "run.txt").read_text() == "mine\n"
+
+
+def test_deliberate_mismatch_is_allowed(invoke, dense):
+    assert invoke(search.main, *dense, "--pooling", "cls", "--ignore-encoder-mismatch").exit_code == 0
+
+
+def test_nothing_is_left_after_ctrl_c_or_a_full_disk(invoke, dense, tmp_path, monkeypatch):
+    before = set(tmp_path.iterdir())
+    monkeypatch.setattr(dense_search, "dense", lambda *a, **k: (_ for _ in ()).throw(KeyboardInterrupt))
+    assert invoke(search.main, *dense).exit_code == 130
+    monkeypatch.undo()
+
+    def full(self, *args, **kwargs):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("os.fsync", full)
+    result = invoke(search.main, *dense)
+    assert result.exit_code == 2 and "No space left on device" in result.output
+    assert set(tmp_path.iterdir()) == before
+
+
+def test_the_embedded_default_needs_no_arguments_once_it_is_there(tmp_path, tiny_dot, monkeypatch):
+    """`python -m pyserini_kd.search --encoder student` over a small stand-in for what the demo prepares."""
+    from pyserini_kd.data import docstrings
+    from pyserini_kd.retrieval import build
+    from pyserini_kd.retrieval.open_index import load_encoder
+
+    monkeypatch.setenv("PYSERINI_KD_HOME", str(tmp_path))
+    shutil.copytree(tiny_dot, tmp_path / "models" / "student")
+    docs = [doc for doc in docstrings.docs() if docstrings.split_of(doc.doc_id.rsplit(".", 1)[0]) == "test"][:50]
+    build.build(docs, load_encoder(str(tiny_dot)), tiny_dot, tmp_path / "indexes" / "pydocs.student", collection="pydocs")
+    (tmp_path / "indexes" / "pydocs.bm25").mkdir()
+    done = subprocess.run([sys.executable, "-m", "pyserini_kd.search", "--encoder", "student"], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    run = Run.read(tmp_path / "runs" / "run.pydocs.student.test.txt")
+    assert set(run) == {query.query_id for query in docstrings.topics("test")}
+    assert "RR@10" in done.stdout
+
+
+def test_the_folder_one_stands_in_has_a_name_in_runs_too(dense_index, tiny_dot, files, invoke, monkeypatch, tmp_path):
+    monkeypatch.setenv("PYSERINI_KD_HOME", str(tmp_path))
+    shutil.copytree(tiny_dot, tmp_path / "my student")
+    monkeypatch.chdir(tmp_path / "my student")
+    result = invoke(search.main, "--index", dense_index, "--encoder", ".", "--topics", files["topics"])
+    assert result.exit_code == 0, result.output
+    (path,) = (tmp_path / "runs").glob("*.txt")
+    assert ".my_student." in path.name and Run.read(path).tag == "my_student"
+
+
+def test_a_file_whose_name_begins_with_pydocs_is_a_file(invoke, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "pydocs").mkdir()
+    (tmp_path / "pydocs" / "topics.tsv").write_text("q\ttext\n")
+    result = invoke(search.main, "--encoder", "minilm", "--topics", "pydocs/topics.tsv")
+    assert result.exit_code == 2 and "--index is needed with --topics" in result.output
+
+
+def test_topic_sets_of_pyserini_may_have_dots_in_their_names(tmp_path, monkeypatch):
+    monkeypatch.setenv("PYSERINI_KD_HOME", str(tmp_path))
+    asked = []
+    monkeypatch.setattr(topic_sets, "read_topic_set", lambda name: asked.append(name) or [Query("1", "what is this")])
+    for name in ("msmarco-v1-passage.dev", "beir-v1.0.0-scifact-test"):
+        assert sources.topics(name) == sources.topics(name) == [Query("1", "what is this")]  # once from Java, then from disk
+    assert asked == ["msmarco-v1-passage.dev", "beir-v1.0.0-scifact-test"]
+    with pytest.raises(InputError, match="topics not found: topics.dev.tsv"):  # a file that is not there needs no Java
+        sources.topics("topics.dev.tsv")
+    assert len(asked) == 2
+
+
+def test_topics_of_other_encoders_are_not_prepared_in_silence(invoke, tmp_path, monkeypatch):
+    monkeypatch.setenv("PYSERINI_KD_HOME", str(tmp_path))
+    result = invoke(search.main, "--encoder", "minilm")
+    assert result.exit_code == 2 and "pyserini-kd index --collection pydocs --encoder minilm" in result.output
+
+
+def test_dense_search_starts_no_java(dense, tmp_path):
+    code = f"""
+import sys
+from click.testing import CliRunner
+from pyserini_kd import search
+words = {[str(word) for word in dense]!r}
+result = CliRunner().invoke(search.main, words)
+assert result.exit_code == 0, result.output
+result = CliRunner().invoke(search.main, [*words[:4], "--query", "what the goose eats"])  # with titles, from our own folder
+assert result.exit_code == 0 and "the goose eats hay" in result.output, result.output
+assert "jnius" not in sys.modules and "pyserini" not in sys.modules
+"""
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_api_takes_queries_or_names(files, dense_index, tiny_dot, queries):
+    by_name = api.search(files["topics"], str(dense_index), str(tiny_dot), hits=3)
+    assert dict(by_name).keys() == {q.query_id for q in queries}
+    one = api.search([Query("x", "the cat")], str(dense_index), str(tiny_dot), hits=3)
+    assert len(one["x"].doc_ids) == 3
+
+
+@pytest.mark.parametrize("encoder", ["dense", "bm25"])
+def test_passages_are_indexed_and_come_back_as_documents(invoke, files, tiny_dot, tmp_path, encoder):
+    from pyserini_kd import index
+
+    name = tiny_dot if encoder == "dense" else "bm25"
+    words = ["--collection", files["docs"], "--encoder", name, "--index", tmp_path / "cut"]
+    result = invoke(index.main, *words, "--segment", "4:2")
+    assert result.exit_code == 0, result.output
+    base = ["--index", tmp_path / "cut", "--encoder", name, "--topics", files["topics"], "--hits", 12]
+    assert invoke(search.main, *base, "--output", tmp_path / "passages.txt").exit_code == 0
+    if encoder == "dense":
+        assert (
+            invoke(index.main, "--collection", files["docs"], "--encoder", "bm25", "--index", tmp_path / "words").exit_code == 0
+        )
+        result = invoke(search.main, *base, "--sparse-index", tmp_path / "words", "--output", tmp_path / "no.txt")
+        assert (
+            result.exit_code == 2
+            and "cut holds passages (4:2), " in result.output
+            and "words holds whole documents" in result.output
+        )
+    options = ["--max-passage", "--max-passage-hits", 3]
+    assert invoke(search.main, *base, *options, "--output", tmp_path / "documents.txt").exit_code == 0
+    cut, whole = Run.read(tmp_path / "passages.txt"), Run.read(tmp_path / "documents.txt")
+    for query_id in cut:
+        best: dict = {}
+        for doc_id, score in zip(*cut[query_id], strict=True):
+            best[doc_id.partition("#")[0]] = max(score, best.get(doc_id.partition("#")[0], score))
+        expected = sorted(best.items(), key=lambda item: (item[1], item[0]), reverse=True)[:3]
+        assert list(zip(*whole[query_id], strict=True)) == expected
+    for wrong, word in (
+        (["--max-passage-hits", 3], "need --max-passage"),
+        (["--max-passage", "--max-passage-delimiter", ""], "is empty"),
+        (["--max-passage-hits", 0, "--max-passage"], "--max-passage-hits"),
+    ):
+        result = invoke(search.main, *base, *wrong, "--output", tmp_path / "no.txt")
+        assert result.exit_code == 2 and word in result.output, result.output
+    assert invoke(index.main, *words, "--overwrite", "--segment", "2:4").exit_code == 2

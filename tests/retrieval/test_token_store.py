@@ -1,0 +1,372 @@
+"""Stored representations score as fresh ones do, and only with the checkpoint that made them; builds survive kills."""
+
+import shutil
+import signal
+import subprocess
+import sys
+import tracemalloc
+
+import numpy as np
+import pytest
+import torch
+from conftest import tiny_config
+
+from pyserini_kd import api, index, rerank
+from pyserini_kd.data.runs import Run
+from pyserini_kd.data.types import Doc
+from pyserini_kd.models import engine, saving, scoring
+from pyserini_kd.models.colbert import ColBert, ColBertSettings
+from pyserini_kd.models.prettr import PreTtr, PreTtrSettings
+from pyserini_kd.models.tk import Tk, TkSettings
+from pyserini_kd.retrieval import build as build_
+from pyserini_kd.retrieval import reranking, text_sources, token_index
+from pyserini_kd.retrieval.open_index import load_encoder
+from pyserini_kd.storage.errors import InputError
+from pyserini_kd.storage.records import read_json
+
+LENGTHS = {"max_query_len": 12, "max_doc_len": 24}
+NAMES = ["colbert", "prettr", "tk"]
+FILES = ("vectors", "offsets", "docid", "docs.jsonl", "docs.offsets")
+
+
+@pytest.fixture(scope="module")
+def saved(tokenizer, tmp_path_factory):
+    """A saved checkpoint of each architecture."""
+    from transformers import BertModel
+
+    torch.manual_seed(9)
+    encoder = BertModel(tiny_config(tokenizer), add_pooling_layer=False)
+    models = [
+        ColBert(encoder, tokenizer, ColBertSettings(masks=8, width=16, **LENGTHS)),
+        PreTtr(encoder, tokenizer, PreTtrSettings(join_layer=1, **LENGTHS)),
+        Tk(torch.randn(len(tokenizer), 20), tokenizer, TkSettings(heads=4, feed_forward=24, **LENGTHS)),
+    ]
+    root = tmp_path_factory.mktemp("students")
+    return {model.architecture: saving.save(model, root / model.architecture) for model in models}
+
+
+@pytest.mark.parametrize(("dtype", "atol"), [("fp32", 1e-4), ("fp16", 5e-2)])
+@pytest.mark.parametrize("name", NAMES)
+def test_stored_scores_are_fresh_scores(saved, name, dtype, atol, corpus, queries, tmp_path):
+    model = token_index.load_model(str(saved[name]), name)
+    corpus = [*corpus, Doc("short", "", "hay"), Doc("long", "", "the cat eats hay " * 5)]  # or nothing would be padded
+    assert token_index.build(corpus, model, saved[name], tmp_path / "i", dtype=dtype, precision="fp32") == len(corpus)
+    stored = token_index.TokenIndex.load(tmp_path / "i")
+    pairs = [(query.text, doc) for query in queries[:3] for doc in reversed(corpus)]
+    texts = [text for text, _ in pairs]
+    fresh = scoring.score(model, texts, [doc.contents for _, doc in pairs], precision="fp32")
+    found = token_index.score(stored, model, texts, [doc.doc_id for _, doc in pairs], precision="fp32")
+    assert np.ptp(fresh) > 10 * 1e-4  # or the comparison would say nothing
+    np.testing.assert_allclose(found, fresh, atol=atol)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_commands(saved, name, files, corpus, queries, invoke, tmp_path):
+    folder, run_path = tmp_path / "stored", tmp_path / "run.txt"
+    Run.from_scores("bm25", {"q0": {doc.doc_id: 1.0 for doc in corpus}}).write(run_path)
+    words = ["--collection", files["docs"], "--encoder", saved[name], "--for", name, "--dtype", "fp32", "--precision", "fp32"]
+    result = invoke(index.main, *words, "--index", folder)
+    assert result.exit_code == 0, result.output
+    common = ["--run", run_path, "--encoder", saved[name], "--topics", files["topics"], "--precision", "fp32"]
+    for source, output in ((["--index", folder], "stored.txt"), (["--collection", files["docs"]], "fresh.txt")):
+        result = invoke(rerank.main, *common, *source, "--output", tmp_path / output)
+        assert result.exit_code == 0, result.output
+    a, b = (Run.read(tmp_path / f)["q0"] for f in ("stored.txt", "fresh.txt"))
+    scores = dict(zip(b.doc_ids, b.scores, strict=True))
+    assert list(a.scores) == pytest.approx([scores[doc_id] for doc_id in a.doc_ids], abs=1e-4)
+
+
+def same(a, b):
+    return all((a / name).read_bytes() == (b / name).read_bytes() for name in FILES)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_cut_short_or_shared_the_bytes_are_those_of_one_run(saved, name, corpus, tmp_path, interrupted):
+    model = token_index.load_model(str(saved[name]), name, precision="fp32")
+
+    def build(folder, **settings):
+        return token_index.build(corpus, model, saved[name], tmp_path / folder, precision="fp32", block=6, **settings)
+
+    assert build("whole") == len(corpus)
+    stored = token_index.TokenIndex.load(tmp_path / "whole")
+    for doc in corpus:
+        (alone,) = scoring.represent(model, [doc.contents], "doc", label="", precision="fp32")
+        np.testing.assert_allclose(stored.of(doc.doc_id), alone.numpy(), atol=1e-2)
+    calls = interrupted(scoring, "represent")
+    with pytest.raises(KeyboardInterrupt):
+        build("cut")
+    assert not (tmp_path / "cut").exists()
+    assert build("cut") == len(corpus)
+    assert calls == [6, 6, 6, 6, 2]  # the two finished blocks are not run again
+    assert build("shared", shard=(1, 2)) is None
+    assert build("shared", shard=(0, 2)) == len(corpus)
+    assert build("shared", shard=(1, 2)) is None  # late, and nothing to do
+    assert same(tmp_path / "cut", tmp_path / "whole") and same(tmp_path / "shared", tmp_path / "whole")
+    assert not list(tmp_path.glob(".*"))
+
+
+# A process that builds an index of 60 documents in 6 blocks, with a model that is but a generator, and that kills itself before
+# its nth `os.replace`: every file, block and folder becomes visible by one.
+SCRIPT = r"""
+import dataclasses, os, sys, types
+from pathlib import Path
+import numpy as np
+from pyserini_kd.data.types import Doc
+from pyserini_kd.models import engine, scoring
+from pyserini_kd.retrieval import token_index
+
+folder, deadly, shard_id, shard_num = Path(sys.argv[1]), *map(int, sys.argv[2:5])
+replace, count = os.replace, 0
+
+def replacing(*paths):
+    global count
+    count += 1
+    if count == deadly:
+        os.kill(os.getpid(), 9)
+    replace(*paths)
+
+class States(np.ndarray):
+    def numpy(self):
+        return self
+
+def represent(model, texts, *_, **__):
+    with open(folder.parent / "run.log", "a") as log:
+        log.write(texts[0] + "\n")
+    return [np.random.default_rng(int(t)).standard_normal((1 + int(t) % 5, 4)).astype(np.float32).view(States) for t in texts]
+
+os.replace, scoring.represent, engine.arithmetic = replacing, represent, lambda *_: {"precision": "fp32"}
+settings = dataclasses.make_dataclass("Settings", [("max_doc_len", int)])(8)
+model = types.SimpleNamespace(architecture="colbert", width=4, settings=settings)
+docs = (Doc(f"d{n}", "", str(n)) for n in range(60))
+print(token_index.build(docs, model, folder.parent / "model", folder, block=10, shard=(shard_id, shard_num)))
+"""
+
+
+def start(folder, deadly=0, shard=(0, 1)):
+    command = [sys.executable, "-c", SCRIPT, *map(str, (folder, deadly, *shard))]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+def test_killed_at_every_stage_and_started_again(tmp_path):
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "model.safetensors").write_bytes(b"any")
+    whole = start(tmp_path / "whole")
+    assert whole.communicate(timeout=60)[0] == "60\n"
+    (tmp_path / "run.log").unlink()
+    # settings.json is the first file of each process, then five a block: ids, docs, tokens, lengths, sha256
+    # then manifest.json, `.cut.partial` becomes `.cut.partial.gone`, and what it holds as `final` becomes `cut`
+    for deadly, done in ((1 + 5 + 3, 1), (1 + 5 + 5 + 4, 3), (1 + 15 + 1, 6), (1 + 2, 6), (1 + 3, 0)):
+        process = start(tmp_path / "cut", deadly)
+        _, said = process.communicate(timeout=60)
+        assert process.returncode == -signal.SIGKILL, said
+        assert len(list(tmp_path.glob(".cut.partial/*.sha256"))) == done
+        assert not (tmp_path / "cut").exists()
+    assert start(tmp_path / "cut").communicate(timeout=60)[0] == "60\n"
+    assert same(tmp_path / "cut", tmp_path / "whole")
+    assert (tmp_path / "run.log").read_text().split() == ["0", "10", "10", "20", "30", "30", "40", "50"]  # a block a kill
+    running = [start(tmp_path / "shared", shard=(number, 2)) for number in range(2)]
+    said = [process.communicate(timeout=60) for process in running]
+    assert {out for out, _ in said} <= {"60\n", "None\n"} and same(tmp_path / "shared", tmp_path / "whole"), said
+
+
+class Sized(torch.nn.Module):
+    """As much of a model as building an index asks for."""
+
+    architecture, width, settings = "colbert", 16, ColBertSettings()
+
+
+def test_memory_does_not_grow_with_the_collection(saved, tmp_path, monkeypatch):
+    rng = np.random.default_rng(0)
+    monkeypatch.setattr(engine, "arithmetic", lambda *_: {"precision": "fp32"})
+    states = lambda texts: [torch.from_numpy(rng.standard_normal((9, 16)).astype(np.float32)) for _ in texts]  # noqa: E731
+    monkeypatch.setattr(scoring, "represent", lambda model, texts, *_, **__: states(texts))
+
+    def peak(count):
+        docs = (Doc(f"document {n}", "", f"{n} " * 40) for n in range(count))
+        tracemalloc.start()
+        token_index.build(docs, Sized(), saved["colbert"], tmp_path / str(count), dtype="fp32")
+        _, most = tracemalloc.get_traced_memory()
+        tracemalloc.stop()
+        return most
+
+    peak(600)  # what is imported and cached by the first
+    # A document has 800 bytes here as states and text; more or fewer wait for the writing thread
+    assert peak(4_000) - peak(1_000) < 3_000 * 40
+    assert token_index.TokenIndex.load(tmp_path / "4000").offsets[0][-1] == 4_000 * 9
+
+
+def test_several_folders_are_read_as_one(saved, corpus, queries, tmp_path):
+    model = token_index.load_model(str(saved["colbert"]), "colbert", precision="fp32")
+    parts = {"one": corpus[:7], "two": corpus[7:], "whole": corpus}
+    for name, docs in parts.items():
+        token_index.build(docs, model, saved["colbert"], tmp_path / name, precision="fp32")
+    renamed = shutil.copytree(saved["colbert"], tmp_path / "renamed")  # the same weights by another name
+    token_index.build(parts["two"], model, renamed, tmp_path / "two", precision="fp32", overwrite=True)
+    joined, whole = (
+        token_index.TokenIndex.load(tmp_path / "two", tmp_path / "one"),
+        token_index.TokenIndex.load(tmp_path / "whole"),
+    )
+    for doc in corpus:
+        assert np.array_equal(joined.of(doc.doc_id), whole.of(doc.doc_id))
+    for stored in (joined, whole):
+        with pytest.raises(KeyError, match="nobody"):
+            stored.of("nobody")
+    with pytest.raises(InputError, match="is stored more than once: .*whole and .*one"):
+        token_index.TokenIndex.load(tmp_path / "whole", tmp_path / "one")
+    token_index.build(corpus[:7], model, saved["colbert"], tmp_path / "cut", segment="3:2")
+    with pytest.raises(InputError, match=r"whole and .*cut were made with different settings \(segment\)"):
+        token_index.TokenIndex.load(tmp_path / "whole", tmp_path / "cut")
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_stored_passages_come_back_as_documents(saved, name, files, corpus, queries, invoke, tmp_path):
+    """Two folders of passages, documents aggregated: the scores of cutting and scoring the texts anew."""
+    run = Run.from_scores("bm25", {"q0": {doc.doc_id: 1.0 for doc in corpus}, "q3": {"eat-cow": 1.0}})
+    lines = (tmp_path / "docs.jsonl").read_text().splitlines(keepends=True)
+    folders = [tmp_path / "part0", tmp_path / "part1"]
+    for folder, some in zip(folders, (lines[:9], lines[9:]), strict=True):
+        (tmp_path / "some.jsonl").write_text("".join(some))
+        words = ["--encoder", saved[name], "--for", name, "--dtype", "fp32", "--precision", "fp32", "--segment", "4:2"]
+        result = invoke(index.main, "--collection", tmp_path / "some.jsonl", *words, "--index", folder)
+        assert result.exit_code == 0, result.output
+    model, source = reranking.open_source(str(saved[name]), list(map(str, folders)), segment="4:2", precision="fp32")
+    for how in ("maxp", "firstp", "sump", "avgp"):
+        settings = {"segment": "4:2", "aggregate": how, "precision": "fp32"}
+        if (name, how) == ("tk", "sump"):
+            with pytest.raises(InputError, match="a tk's scores may be negative"):
+                reranking.rerank(run, model, queries, source, **settings)
+            continue
+        stored = reranking.rerank(run, model, queries, source, **settings)
+        fresh = reranking.rerank(run, model, queries, text_sources.fetch_from(corpus), **settings)
+        for query_id, hits in fresh.items():
+            expected = dict(zip(hits.doc_ids, hits.scores.tolist(), strict=True))
+            found = dict(zip(stored[query_id].doc_ids, stored[query_id].scores.tolist(), strict=True))
+            assert found == pytest.approx(expected, abs=1e-4)
+    run.write(tmp_path / "run.txt")
+    common = [
+        "--run",
+        tmp_path / "run.txt",
+        "--encoder",
+        saved[name],
+        "--topics",
+        files["topics"],
+        "--index",
+        folders[0],
+        "--index",
+    ]
+    result = invoke(rerank.main, *common, folders[1], "--segment", "4:2", "--output", tmp_path / "out.txt")
+    assert result.exit_code == 0 and "2 queries, 21 lines" in result.output, result.output
+    for wrong, word in ((["--segment", "3:2"], "passages of 4:2, not --segment 3:2"), ([], "give --segment 4:2")):
+        result = invoke(rerank.main, *common, folders[1], *wrong, "--output", tmp_path / "x.txt")
+        assert result.exit_code == 2 and word in result.output, result.output
+
+
+def test_another_checkpoint_reranks_from_the_texts(saved, tiny_cross, files, corpus, invoke, tmp_path):
+    folder, run_path = tmp_path / "stored", tmp_path / "run.txt"
+    Run.from_scores("bm25", {"q0": {doc.doc_id: 1.0 for doc in corpus}}).write(run_path)
+    words = ["--collection", files["docs"], "--encoder", saved["tk"], "--for", "tk"]
+    assert invoke(index.main, *words, "--index", folder).exit_code == 0
+    assert invoke(index.main, *words, "--index", tmp_path / "bare", "--no-store-docs").exit_code == 0
+    common = ["--run", run_path, "--encoder", tiny_cross, "--topics", files["topics"], "--precision", "fp32"]
+    for source, output in ((["--index", folder], "a.txt"), (["--collection", files["docs"]], "b.txt")):
+        result = invoke(rerank.main, *common, *source, "--output", tmp_path / output)
+        assert result.exit_code == 0, result.output
+    assert (tmp_path / "a.txt").read_bytes() == (tmp_path / "b.txt").read_bytes()
+    result = invoke(rerank.main, *common, "--index", tmp_path / "bare", "--output", tmp_path / "c.txt")
+    assert result.exit_code == 2 and "holds what tk makes of documents, nothing of" in result.output, result.output
+
+
+def test_the_api_takes_what_an_index_stores_and_cuts_texts_where_asked(tmp_path, tiny_dot, corpus, queries, monkeypatch):
+    build_.build(corpus, load_encoder(str(tiny_dot)), tiny_dot, tmp_path / "i", precision="fp32")
+    run = Run.from_scores("bm25", {"q0": {doc.doc_id: 1.0 for doc in corpus}})
+    settings = {"depth": 20, "precision": "fp32"}
+    cut = api.rerank(run, queries, str(tmp_path / "i"), str(tiny_dot), segment="3:2", **settings)
+    fresh = reranking.rerank(
+        run, load_encoder(str(tiny_dot)), queries, text_sources.fetch_from(corpus), segment="3:2", **settings
+    )
+    assert cut["q0"].doc_ids == fresh["q0"].doc_ids and np.array_equal(cut["q0"].scores, fresh["q0"].scores)
+    encode, kinds = engine.encode, []
+    monkeypatch.setattr(
+        engine, "encode", lambda model, texts, kind, **more: kinds.append(kind) or encode(model, texts, kind, **more)
+    )
+    api.rerank(run, queries, str(tmp_path / "i"), str(tiny_dot), **settings)
+    assert kinds == ["query"]
+
+
+def test_what_the_index_was_made_with_is_known_to_the_reranking(tiny_dot, files, corpus, invoke, tmp_path):
+    folder, run_path = tmp_path / "stored", tmp_path / "run.txt"
+    Run.from_scores("bm25", {"q0": {doc.doc_id: 1.0 for doc in corpus}}).write(run_path)
+    words = ["--collection", files["docs"], "--encoder", tiny_dot, "--for", "colbert", "--max-length", 6, "--l2-norm"]
+    assert invoke(index.main, *words, "--index", folder, "--precision", "fp32", "--dtype", "fp32").exit_code == 0
+    made = read_json(folder / "manifest.json", "manifest")
+    assert (made["n_docs"], made["encoder"]["max_doc_len"], made["encoder"]["l2_norm"]) == (len(corpus), 6, True)
+    common = ["--run", run_path, "--encoder", tiny_dot, "--topics", files["topics"], "--index", folder, "--precision", "fp32"]
+    result = invoke(rerank.main, *common, "--output", tmp_path / "a.txt")
+    assert result.exit_code == 0, result.output
+    model = token_index.load_model(str(tiny_dot), "colbert", precision="fp32", max_doc_len=6, l2_norm=True)
+    texts = {doc.doc_id: doc.contents for doc in corpus}
+    found = Run.read(tmp_path / "a.txt")["q0"]
+    fresh = scoring.score(model, ["what the cat eats"] * len(corpus), [texts[d] for d in found.doc_ids], precision="fp32")
+    assert found.scores == pytest.approx(fresh, abs=1e-4)
+    result = invoke(rerank.main, *common, "--max-length", 9, "--output", tmp_path / "b.txt")
+    assert result.exit_code == 2 and "max_doc_len is 9, the index was made with 6" in result.output, result.output
+
+
+def test_options_that_do_not_go_with_stored_states(saved, files, invoke, tmp_path):
+    words = ["--collection", files["docs"], "--encoder", saved["tk"], "--for", "tk", "--index", tmp_path / "x"]
+    for wrong, word in (
+        (["--faiss", "SQ8"], "not with --for"),
+        (["--precision", "int8"], "only bert_dot and cross_encoder"),
+        (["--backend", "onnx"], "only bert_dot and cross_encoder"),
+    ):
+        result = invoke(index.main, *words, *wrong)
+        assert result.exit_code == 2 and word in result.output, (wrong, result.output)
+    assert not (tmp_path / "x").exists()
+
+
+def test_refusals(saved, corpus, tmp_path):
+    model = token_index.load_model(str(saved["colbert"]), "colbert")
+    token_index.build(corpus, model, saved["colbert"], tmp_path / "i")
+    stored = token_index.TokenIndex.load(tmp_path / "i")
+    with pytest.raises(InputError, match="sha256 is"):
+        token_index.check_encoder(stored, model, saved["prettr"])
+    shorter = token_index.load_model(str(saved["colbert"]), "colbert", max_doc_len=10)
+    with pytest.raises(InputError, match="max_doc_len is 10, the index was made with 24"):
+        token_index.check_encoder(stored, shorter, saved["colbert"])
+    with pytest.raises(InputError, match="1 documents are not in the index .* e.g. nope"):
+        token_index.score(stored, model, ["cat"], ["nope"])
+    with pytest.raises(InputError, match="is a colbert; its documents cannot be stored for a prettr"):
+        token_index.load_model(str(saved["colbert"]), "prettr")
+    large = [Doc("d", "", "cat")]
+    with torch.no_grad():
+        model.head.bias[0] = 1e6
+    with pytest.raises(InputError, match="'d' has values that fp16 cannot hold; take --dtype fp32"):
+        token_index.build(large, model, saved["colbert"], tmp_path / "large")
+    with pytest.raises(InputError, match="no documents"):
+        token_index.build([], model, saved["colbert"], tmp_path / "empty")
+    assert not (tmp_path / "empty").exists()
+    (tmp_path / "i" / "docid").write_text("one\n")
+    with pytest.raises(InputError, match="does not fit"):
+        token_index.TokenIndex.load(tmp_path / "i")
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_search_reranks_from_what_is_stored(saved, name, corpus, files, invoke, dense_index, tiny_dot, tmp_path, monkeypatch):
+    from pyserini_kd import search
+
+    model = token_index.load_model(str(saved[name]), name, precision="fp32")
+    token_index.build(corpus, model, saved[name], tmp_path / "stored", precision="fp32", dtype="fp32", store_docs=False)
+    words = ["--encoder", tiny_dot, "--index", dense_index, "--topics", files["topics"], "--precision", "fp32", "--depth", 6]
+    words += ["--rerank", saved[name]]
+    texts = invoke(search.main, *words, "--output", tmp_path / "texts.txt")
+    assert texts.exit_code == 0, texts.output
+    monkeypatch.setattr(scoring, "score", lambda *args, **kwargs: pytest.fail("texts were scored"))
+    stored = invoke(search.main, *words, "--rerank-index", tmp_path / "stored", "--output", tmp_path / "stored.txt")
+    assert stored.exit_code == 0, stored.output
+    one, other = Run.read(tmp_path / "texts.txt"), Run.read(tmp_path / "stored.txt")
+    assert set(one) == set(other) and all(len(hits.doc_ids) == 6 for hits in other.values())
+    for query_id in one:
+        by_id = dict(zip(*one[query_id], strict=True))
+        assert [by_id[doc_id] for doc_id in other[query_id].doc_ids] == pytest.approx(other[query_id].scores.tolist(), abs=1e-4)
+    alone = invoke(search.main, *words[:-2], "--rerank-index", tmp_path / "stored", "--output", tmp_path / "no.txt")
+    assert alone.exit_code == 2 and "--rerank-index is for --rerank" in alone.output
