@@ -27,9 +27,8 @@ import psutil
 from benchmarks.measure import Bench, Row, score_tolerance
 from pyserini_kd.data import docstrings, topic_files
 from pyserini_kd.data.runs import Run
-from pyserini_kd.models import checkpoint_names
+from pyserini_kd.models.rankers import load_encoder
 from pyserini_kd.retrieval import build
-from pyserini_kd.retrieval.open_index import load_encoder
 
 HITS = 10
 DOCS = 2000  # shows the service, not the index
@@ -184,7 +183,7 @@ def pydocs_index(bench: Bench) -> Path:
     folder = bench.work / f"pydocs.{count}.minilm"
     if not folder.exists():
         docs = [doc for doc, _ in zip(docstrings.docs(), range(count), strict=False)]
-        build.build(docs, load_encoder("minilm"), checkpoint_names.resolve("minilm"), folder)
+        build.build(docs, load_encoder("minilm"), folder)
     return folder
 
 

@@ -19,9 +19,9 @@ from benchmarks.measure import Bench, Row, against_machine, interleaved, possibl
 from pyserini_kd import search
 from pyserini_kd.data import collection_files, docstrings, qrels_files, sources, topic_files
 from pyserini_kd.data.runs import Run
-from pyserini_kd.models import checkpoint_names, engine, hardware, loading, saving, scoring
+from pyserini_kd.models import checkpoint_names, hardware, loading, rankers, saving
+from pyserini_kd.models.rankers import load_encoder
 from pyserini_kd.retrieval import build, search_settings, system
-from pyserini_kd.retrieval.open_index import load_encoder
 
 ROUNDS = 8
 
@@ -38,7 +38,7 @@ def encode(bench: Bench) -> list[Row]:
     size = bench.some(500, 8)
     texts = [doc.contents for doc in docstrings.docs()][: ROUNDS * size]
     parts = [texts[start::ROUNDS] for start in range(ROUNDS)]  # each has short and long ones: peers of one round are comparable
-    model: Any = engine.load("minilm")
+    model: Any = rankers.load("minilm")
     pyserini = AutoDocumentEncoder(str(folder), device="cpu", pooling="mean", l2_norm=True)
     sentence_transformer = SentenceTransformer(str(folder), device="cpu")
 
@@ -50,7 +50,7 @@ def encode(bench: Bench) -> list[Row]:
         return run
 
     jobs: dict[str, Any] = {
-        "ours": lambda number: engine.encode(model, parts[number], "doc"),
+        "ours": lambda number: model.encode_docs(parts[number]),
         "Pyserini": lambda number: peers.pyserini_encode(pyserini, parts[number]),
         "sentence-transformers": lambda number: sentence_transformer.encode(parts[number]),
     }
@@ -185,7 +185,7 @@ def dense_index(bench: Bench) -> Path:
     if not folder.exists():
         docs = sources.collection(str(bench.data / "msmarco-dl19" / "collection.tsv"))
         some = (doc for doc, _ in zip(docs, range(bench.some(1 << 30, 200)), strict=False))
-        build.build(some, load_encoder("minilm"), checkpoint_names.resolve("minilm"), folder)
+        build.build(some, load_encoder("minilm"), folder)
     return folder
 
 
@@ -237,7 +237,7 @@ def random_cross_encoder(folder: Path, layers: int = 0, width: int = 0, heads: i
     if not layers:
         classifier.bert.load_state_dict(source.encoder.state_dict(), strict=False)
     saving.save(CrossEncoder(classifier.eval(), source.tokenizer, 256), folder, overwrite=True)
-    return engine.load(str(folder))
+    return rankers.load(str(folder))
 
 
 def dl19_pairs(bench: Bench) -> list[tuple[str, str, str, str]]:
@@ -265,7 +265,7 @@ def reranked(bench: Bench) -> list[Row]:
         peer = CrossEncoder(str(Path(folder) / "cross"), device="cpu")
 
         def ours(number: int) -> Any:
-            return scoring.score(model, [query for query, _ in parts[number]], [doc for _, doc in parts[number]])
+            return model.score([query for query, _ in parts[number]], [doc for _, doc in parts[number]])
 
         def helped(number: int) -> Any:
             with peers.bf16():
@@ -309,9 +309,7 @@ def students(bench: Bench) -> list[Row]:
         shapes = STUDENTS | {"BERT-base": (12, 768, 12, 3072)}
         models = {name: random_cross_encoder(Path(folder) / name.replace("/", "-"), *shape) for name, shape in shapes.items()}
         peer = CrossEncoder(str(Path(folder) / "BERT-base"), device="cpu")
-        jobs: dict[str, Any] = {
-            name: lambda _, model=model: scoring.score(model, queries, docs) for name, model in models.items()
-        }
+        jobs: dict[str, Any] = {name: lambda _, model=model: model.score(queries, docs) for name, model in models.items()}
 
         def helped(_: int) -> Any:
             with peers.bf16():
@@ -356,13 +354,13 @@ def int8(bench: Bench) -> list[Row]:
     with tempfile.TemporaryDirectory() as folder:
         exported = export("minilm", Path(folder) / "int8", int8=True)
         models = {
-            "int8": engine.load(str(exported), precision="int8"),
-            "fp32": engine.load("minilm", precision="fp32", backend="torch"),
+            "int8": rankers.load(str(exported), precision="int8"),
+            "fp32": rankers.load("minilm", precision="fp32", backend="torch"),
         }
 
         def job(precision: str) -> Any:
             model = models[precision]
-            return lambda number: scoring.score(
+            return lambda number: score(
                 model, [query for *_, query, _ in parts[number]], [doc for *_, doc in parts[number]], precision=precision
             )
 

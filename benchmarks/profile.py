@@ -20,7 +20,7 @@ from benchmarks.models import dl19_pairs, random_cross_encoder
 from benchmarks.table import about_this_machine, table
 from pyserini_kd.data import docstrings
 from pyserini_kd.distillation import cpu_training
-from pyserini_kd.models import engine, fast_bert, hardware, loading, scoring
+from pyserini_kd.models import fast_bert, hardware, loading, rankers
 
 SHAPES = {"2048^3": (2048, 2048, 2048), "qkv": (2048, 384, 1152), "up": (2048, 384, 1536), "down": (2048, 1536, 384)}
 PRECISIONS = ("fp32", "bf16")
@@ -129,14 +129,14 @@ def main(data: Path) -> None:
     if fast_bert.onednn_has_bf16():
         click.echo(f"{new_sizes()}\n")
     click.echo(f"{training()}\n")
-    model: Any = engine.load("minilm")
+    model: Any = rankers.load("minilm")
     texts = [doc.contents for doc in docstrings.docs()][::20]
-    click.echo(f"encode, {len(texts)} docstrings: {shares(lambda: engine.encode(model, texts, 'doc'))}\n")
+    click.echo(f"encode, {len(texts)} docstrings: {shares(lambda: model.encode_docs(texts))}\n")
     if (data / "msmarco-dl19").is_dir():
         pairs = [pair[2:] for pair in dl19_pairs(Bench(data, Path(), False))[::8]]
         with tempfile.TemporaryDirectory() as folder:
             cross = random_cross_encoder(Path(folder) / "cross")
-            found = shares(lambda: scoring.score(cross, *zip(*pairs, strict=True)))
+            found = shares(lambda: cross.score(*zip(*pairs, strict=True)))
         click.echo(f"rerank, {len(pairs)} of DL19's pairs: {found}\n")
     for dropout in (0.1, 0.0):
         found = shares(training_step(hardware.choose_precision(), dropout, True))

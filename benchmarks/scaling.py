@@ -29,10 +29,10 @@ from benchmarks.table import about_this_machine, table
 from benchmarks.table import line as row
 from pyserini_kd.data import docstrings, ids
 from pyserini_kd.data.types import Doc
-from pyserini_kd.models import checkpoint_names, engine, loading, saving
+from pyserini_kd.models import loading, saving
+from pyserini_kd.models.rankers import load_encoder
 from pyserini_kd.retrieval import build, faiss_build, faiss_kinds, vector_store
 from pyserini_kd.retrieval.dense_index import DenseIndex
-from pyserini_kd.retrieval.open_index import load_encoder
 
 NOISE = 0.5  # length of what is added to a vector of length 1
 BLOCK = 1 << 15
@@ -70,7 +70,7 @@ def vector_blocks(bench: Bench, count: int) -> list[Path]:
             vectors = base[rows] + rng.normal(0, NOISE / math.sqrt(base.shape[1]), (len(rows), base.shape[1])).astype("f4")
             np.save(folder / f"{number:06d}.npy", vectors / np.linalg.norm(vectors, axis=1, keepdims=True))
         texts = [query.text for query in docstrings.topics("test")][:QUERIES]
-        np.save(folder / "queries", engine.encode(load_encoder("minilm"), texts, "query"))
+        np.save(folder / "queries", load_encoder("minilm").encode_queries(texts))
         (folder / "done").touch()
     return sorted(folder.glob("[0-9]*.npy"))
 
@@ -147,9 +147,8 @@ def encode_line(bench: Bench, count: int, name: str) -> list[str]:
     with tempfile.TemporaryDirectory() as folder:
         if name == "tiny":
             name = str(saving.save(_tiny(), Path(folder) / "tiny"))
-        encoder, checkpoint = load_encoder(name), checkpoint_names.resolve(name)
         begun = time.perf_counter()
-        build.build(ids.unique_docs(some(), places), encoder, checkpoint, Path(folder) / "index")  # as the command does
+        build.build(ids.unique_docs(some(), places), load_encoder(name), Path(folder) / "index")  # as the command does
         seconds = time.perf_counter() - begun
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
     return [f"{count:,}", Path(name).name, f"{count / seconds:.0f}", f"{seconds:.0f}", f"{peak:.0f}"]

@@ -29,6 +29,7 @@ from pyserini_kd.data import collection_files, qrels_files, topic_files
 from pyserini_kd.data.runs import Run
 from pyserini_kd.evaluation.engines import evaluate
 from pyserini_kd.evaluation.tables import markdown
+from pyserini_kd.models import rankers
 from pyserini_kd.retrieval.token_index import TokenIndex
 from pyserini_kd.storage.files import atomic_file
 
@@ -371,7 +372,6 @@ def random_shape(work: Work, name: str) -> Path:
 
 def costs(work: Work, seed: int) -> str:
     """The table of sizes and speeds, of checkpoints and of RANDOM shapes: 128 of DL19's BM25 pairs, median of three rounds."""
-    from pyserini_kd.models import engine, scoring
     from pyserini_kd.retrieval import token_index
 
     docs = {doc.doc_id: doc for doc in collection_files.read_collection(work.dl19 / "collection.tsv")}
@@ -382,14 +382,14 @@ def costs(work: Work, seed: int) -> str:
     texts = [docs[doc_id].contents for doc_id in doc_ids]
     paths = {student: work.trained(student, "ranknet", CROSS["ranknet"], seed) for student in (*SHAPES, *STUDENTS)}
     paths = {TEACHER: work.teacher, **paths, **{name: random_shape(work, name) for name in RANDOM}}
-    models = {name: engine.load(str(path)) for name, path in paths.items()}
+    models = {name: rankers.load(str(path)) for name, path in paths.items()}
     ways: dict[str, Callable[[], object]] = {
-        name: functools.partial(scoring.score, model, queries, texts) for name, model in models.items()
+        name: functools.partial(model.score, queries, texts) for name, model in models.items()
     }
     for name in ("colbert", "prettr", "tk"):
         folder = work.root / f"stored.{name}"
         if not folder.exists():
-            token_index.build([docs[doc_id] for doc_id in dict.fromkeys(doc_ids)], models[name], paths[name], folder)
+            token_index.build([docs[doc_id] for doc_id in dict.fromkeys(doc_ids)], models[name], folder)
         stored = f"{name}, documents stored"
         models[stored] = models[name]
         ways[stored] = functools.partial(token_index.score, TokenIndex.load(folder), models[name], queries, doc_ids)

@@ -16,7 +16,7 @@ _NAMES = {
     "Doc": "data.types",
     "InputError": "storage.errors",
     "Query": "data.types",
-    "QueryEncoder": "models.query_encoder",
+    "QueryEncoder": "models",
     "Run": "data.runs",
 }
 __all__ = sorted(_NAMES)

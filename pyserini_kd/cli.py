@@ -7,6 +7,7 @@ import functools
 import io
 import logging
 import os
+import re
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -85,10 +86,12 @@ def command(
 
 
 def _with_flag(error: InputError) -> str:
-    """The message of an error, behind the flag of the parameter that is wrong."""
+    """The message of an error, behind the flag of the parameter that is wrong; parameters that it names become flags too."""
     parameters = click.get_current_context().command.params
     flags = {str(parameter.name): parameter.opts[0] for parameter in parameters if isinstance(parameter, click.Option)}
-    return f"{flags[error.parameter]}: {error.message}" if error.parameter in flags else str(error)
+    message = re.sub(r"`(\w+)`", lambda match: flags.get(match[1], match[0]), error.message)
+    parameter = flags.get(error.parameter or "", error.parameter)
+    return f"{parameter}: {message}" if parameter else message
 
 
 # ----------------------------------------------------------------------------------------- options of typed settings

@@ -4,14 +4,25 @@ from __future__ import annotations
 
 import functools
 import socket
-from typing import Any
+from typing import Annotated
 
 import click
+from pydantic import Field
 
-from pyserini_kd import search
 from pyserini_kd.cli import command
-from pyserini_kd.retrieval import search_settings, system
+from pyserini_kd.retrieval.search_settings import SystemSettings
+from pyserini_kd.search import embedded_index
 from pyserini_kd.storage.errors import InputError
+from pyserini_kd.storage.settings import option
+
+
+class ServeSettings(SystemSettings):
+    """What is served, and where."""
+
+    host: Annotated[str, option("--host", help="Address to listen on; any but loopback lets others in, unencrypted.")] = (
+        "127.0.0.1"
+    )
+    port: Annotated[int, Field(ge=0, le=65535), option("--port", help="Port to listen on; 0 takes a free one.")] = 8080
 
 
 @command(
@@ -21,24 +32,20 @@ from pyserini_kd.storage.errors import InputError
 Ask:  curl 'http://127.0.0.1:8080/search?query=merge+two+sorted+arrays&hits=5&docs=true'
       curl http://127.0.0.1:8080/search --json '{"query": ["sort an array", "draw a line"], "hits": 3}'
       curl http://127.0.0.1:8080/health""",
+    settings=ServeSettings,
 )
-@search.stage_options
-@click.option("--host", default="127.0.0.1", help="Address to listen on; any but loopback lets others in, unencrypted.")
-@click.option("--port", default=8080, type=click.IntRange(0, 65535), help="Port to listen on; 0 takes a free one.")
-@search.model_options
-def main(bm25_flag: bool, fusion: str | None, host: str, port: int, **options: Any) -> None:
+def main(settings: ServeSettings) -> None:
     """Answer searches over HTTP (JSON) from memory, as the command `search` would; Ctrl-C ends it."""
-    if bm25_flag:
-        options["encoder"] = "bm25"
-    settings = search_settings.Settings(fusion=fusion or "rrf", query="", **options)
-    search_settings.refuse_contradictions(settings, fusion)
-    listener = _bind(host, port)
-    settings = search.with_defaults(settings)
+    listener = _bind(settings.host, settings.port)
+    if not settings.index:
+        encoder = "bm25" if settings.is_sparse else settings.encoder
+        settings = settings.but(index=(embedded_index(encoder, prepare=False),))
     from pyserini_kd.retrieval import service
+    from pyserini_kd.retrieval.system import System
 
     if settings.rerank and settings.depth > service.MAX_PAIRS:
-        raise InputError(f"--depth {settings.depth}: at most {service.MAX_PAIRS} documents are reranked for a request")
-    opened = system.open_all(settings, texts=True)
+        raise InputError(f"{settings.depth}: at most {service.MAX_PAIRS} documents are reranked for a request", "depth")
+    system = System.open(settings, texts=True)
     import uvicorn
     from tqdm import tqdm
 
@@ -46,7 +53,7 @@ def main(bm25_flag: bool, fusion: str | None, host: str, port: int, **options: A
     listener.listen()
     address, port = listener.getsockname()[:2]
     click.echo(f"http://{f'[{address}]' if ':' in address else address}:{port}/search?query=")
-    uvicorn.Server(service.config(service.app(settings, opened))).run(sockets=[listener])
+    uvicorn.Server(service.config(service.app(system))).run(sockets=[listener])
 
 
 def _bind(host: str, port: int) -> socket.socket:

@@ -18,6 +18,57 @@ hypothesis.settings.load_profile("same")
 ANIMALS = ["cat", "dog", "horse", "cow", "sheep", "goat", "duck", "goose", "hen", "pig"]
 
 
+def as_ranker(model, folder=None, **how):
+    """A model, however it was loaded, as the ranker that computes in the way that is asked for."""
+    from pyserini_kd.models.rankers import Scorer, ranker
+
+    if isinstance(model, Scorer):
+        if not how and folder is None:
+            return model
+        how = {"precision": model.precision, "batch_size": model.batch_size} | how
+        model, folder = model.module, folder or model.folder
+    return ranker(model, folder and Path(folder), **how)
+
+
+def encode(model, texts, kind, *, cut=None, label="", **how):
+    """Vectors of queries or documents by a bi-encoder; their representations by ColBERT, PreTTR or TK."""
+    encoder = as_ranker(model, **how)
+    return encoder.encode_queries(texts, cut=cut) if kind == "query" else encoder.encode_docs(texts, cut=cut)
+
+
+represent = encode
+
+
+def score(model, queries, docs, *, work=None, **how):
+    """Scores of (query, document) pairs by a model of any architecture."""
+    return as_ranker(model, **how).score(queries, docs, work=work)
+
+
+def precision_of(model, precision="auto"):
+    """What a model computes in."""
+    return as_ranker(model, precision=precision).precision
+
+
+def search_by_name(queries, index, encoder, *, hits=1000):
+    """Search an index folder by the encoder of a checkpoint, or by BM25; queries may be the name of topics."""
+    from pyserini_kd.data import sources
+    from pyserini_kd.retrieval import bm25_search, dense_search
+    from pyserini_kd.retrieval.open_index import open_with_encoder
+
+    queries = sources.topics(queries) if isinstance(queries, str) else queries
+    if encoder == "bm25":
+        return bm25_search.search(index, queries, hits=hits)
+    return dense_search.dense(*open_with_encoder(index, encoder), queries, hits=hits)
+
+
+def rerank_by_name(run, queries, index, encoder, *, depth):
+    """Rescore the top of a run with a checkpoint, by what an index folder has for it."""
+    from pyserini_kd.retrieval import reranking
+
+    scorer, source = reranking.open_source(encoder, [index])
+    return reranking.rerank(run, scorer, queries, source, depth=depth)
+
+
 @pytest.fixture(autouse=True)
 def threads_as_before():
     """Sums by one thread round otherwise than sums by two: what a test (or Pyserini) sets does not outlast it."""
@@ -115,11 +166,11 @@ def tiny_cross(tmp_path_factory, tokenizer) -> Path:
 
 @pytest.fixture(scope="session")
 def dense_index(tmp_path_factory, tiny_dot, corpus) -> Path:
+    from pyserini_kd.models.rankers import load_encoder
     from pyserini_kd.retrieval import build
-    from pyserini_kd.retrieval.open_index import load_encoder
 
     folder = tmp_path_factory.mktemp("indexes") / "corpus.tiny"
-    build.build(corpus, load_encoder(str(tiny_dot)), tiny_dot, folder, precision="fp32")
+    build.build(corpus, as_ranker(load_encoder(str(tiny_dot)), tiny_dot, precision="fp32"), folder)
     return folder
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
-from pyserini_kd.data import collection_files, docstrings, ids, ir_dataset, qrels_files, topic_files
+from pyserini_kd.data import collection_files, docstrings, ids, ir_dataset, passages, qrels_files, topic_files
 from pyserini_kd.data.types import Doc, Qrels, Query
 from pyserini_kd.storage import records
 from pyserini_kd.storage.errors import InputError
@@ -19,8 +19,8 @@ IR_DATASETS = "ir_datasets:"
 FILE_ENDINGS = (".gz", ".tsv", ".jsonl", ".json", ".txt")
 
 
-def collection(spec: str) -> Iterator[Doc]:
-    """Stream a collection; duplicate ids are an InputError."""
+def collection(spec: str, segment: str | None = None) -> Iterator[Doc]:
+    """Stream a collection, cut into passages where `segment` (`WORDS:STRIDE`) is given; duplicate ids are an InputError."""
 
     def read() -> Iterator[Doc]:
         if spec == "pydocs":
@@ -36,7 +36,8 @@ def collection(spec: str) -> Iterator[Doc]:
             where for where, doc in (named if is_named(spec) else collection_files.located_docs(spec)) if doc.doc_id == doc_id
         )
 
-    return ids.unique_docs(read(), places)
+    found = ids.unique_docs(read(), places)
+    return passages.segment(found, segment) if segment else found
 
 
 def is_named(spec: str) -> bool:

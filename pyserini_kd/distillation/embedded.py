@@ -24,10 +24,11 @@ from pyserini_kd.distillation.score_store import read_scores, write_scores
 from pyserini_kd.distillation.text_store import load_texts
 from pyserini_kd.distillation.training import train
 from pyserini_kd.evaluation import engines, tuning
-from pyserini_kd.models import checkpoint_names, hardware, loading, saving
+from pyserini_kd.models import checkpoint_names, hardware, loading, rankers, saving
+from pyserini_kd.models.rankers import load_encoder
 from pyserini_kd.retrieval import bm25_build, bm25_search, build, dense_search, fusion, reranking
 from pyserini_kd.retrieval.dense_index import DenseIndex
-from pyserini_kd.retrieval.open_index import load_encoder, open_with_encoder
+from pyserini_kd.retrieval.open_index import open_with_encoder
 from pyserini_kd.retrieval.stored_docs import stored_docs
 from pyserini_kd.storage.environment import sha256
 from pyserini_kd.storage.errors import InputError
@@ -152,7 +153,7 @@ def _make_teacher(at: Paths) -> None:
 
 
 def _make_teacher_index(at: Paths) -> None:
-    build.build(docstrings.docs(), load_encoder(str(at.teacher)), at.teacher, at.teacher_index, collection="pydocs")
+    build.build(docstrings.docs(), load_encoder(str(at.teacher)), at.teacher_index, collection="pydocs")
 
 
 def _make_scores(at: Paths) -> None:
@@ -204,7 +205,7 @@ def _train(config: TrainConfig, at: Paths, output: Path, scores: Path | None = N
 
 
 def _make_index(at: Paths) -> None:
-    build.build(docstrings.docs(), load_encoder(str(at.student)), at.student, at.index, collection="pydocs")
+    build.build(docstrings.docs(), load_encoder(str(at.student)), at.index, collection="pydocs")
 
 
 def _make_reranker(at: Paths) -> None:
@@ -218,7 +219,7 @@ def _make_reranker(at: Paths) -> None:
 def late_interaction(at: Paths, run: Run, queries: list[Query]) -> Run:
     """The top of a run, rescored by the reranker."""
     fetch = stored_docs(at.index)
-    return reranking.rerank(run, loading.load(str(at.reranker)), queries, fetch, depth=RERANK_DEPTH, tag="maxsim")
+    return reranking.rerank(run, rankers.load(str(at.reranker)), queries, fetch, depth=RERANK_DEPTH, tag="maxsim")
 
 
 def choose_weights(at: Paths) -> tuple[float, float]:

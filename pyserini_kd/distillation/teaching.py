@@ -28,7 +28,7 @@ from pyserini_kd.distillation.score_store import (
     unweighted,
 )
 from pyserini_kd.distillation.text_store import Floats, Hashes, look_up, text_hash
-from pyserini_kd.models import checkpoint_names, checkpoint_settings, engine, scoring
+from pyserini_kd.models import rankers
 from pyserini_kd.retrieval.dense_index import DenseIndex
 from pyserini_kd.retrieval.open_index import check_encoder
 from pyserini_kd.storage.arrays import column, keep, let_go, spans
@@ -105,22 +105,19 @@ def score_checkpoint(
         work: folder of finished blocks.
         reuse: what checkpoints have scored before.
     """
-    model = engine.load(name, device=device, precision=precision, backend=backend)
-    folder = checkpoint_names.resolve(name)
-    record = checkpoint_settings.record_of(model, folder)
-    record |= {"dtype": "float32", "architecture": model.architecture, "precision": engine.precision_of(model, precision)}
-    record |= {"backend": engine.backend_of(model)}
+    model = rankers.load(name, device=device, precision=precision, backend=backend, batch_size=batch_size)
+    record = model.record()
+    record |= {"dtype": "float32", "architecture": model.architecture, "precision": model.precision, "backend": model.backend}
     if index is not None:
-        _check_index(index, name, model, folder)
+        _check_index(index, name, model)
         record["index"] = (index.manifest or {}).get("encoder")  # the lengths and precision its vectors were made with
     same = [known for known in reuse if known.teacher == unweighted(record) and len(known.texts)]
 
     def score(query_ids: Sequence[str], doc_ids: Sequence[str]) -> Floats:
         asked = [queries[query_id] for query_id in query_ids]
-        if index is not None:
-            return index.score(model, asked, doc_ids, precision=precision)  # type: ignore[arg-type]
-        contents = [docs[doc_id] for doc_id in doc_ids]
-        return scoring.score(model, asked, contents, precision=precision, batch_size=batch_size)
+        if index is not None and isinstance(model, rankers.Encoder):
+            return index.score(model, asked, doc_ids)
+        return model.score(asked, [docs[doc_id] for doc_id in doc_ids])
 
     key = hashlib.sha256(json.dumps([comparable(record), batch_size, device, BLOCK]).encode())
     for some in spans(len(texts)):
@@ -154,11 +151,11 @@ def score_checkpoint(
     return record
 
 
-def _check_index(index: DenseIndex, name: str, model: Any, folder: Path) -> None:
+def _check_index(index: DenseIndex, name: str, model: rankers.Scorer) -> None:
     """InputError unless an index holds the very vectors that the teacher would make."""
-    if model.architecture != "bert_dot":
+    if not isinstance(model, rankers.Encoder):
         raise InputError(f"--index holds vectors of a bert_dot; teacher {name} is a {model.architecture}")
-    check_encoder(index, model, folder)
+    check_encoder(index, model)
     if not index.is_exact:
         raise InputError(f"--index {index.folder} does not hold exact vectors; a teacher needs a Flat one")
 

@@ -83,16 +83,17 @@ def retrieved(model: Any, dev: Dev, precision: str = "auto") -> Run:
     import faiss
 
     from pyserini_kd.data.doc_ids import DocIds
-    from pyserini_kd.models import engine
+    from pyserini_kd.models.rankers import Encoder
     from pyserini_kd.retrieval.dense_index import DenseIndex
     from pyserini_kd.retrieval.dense_search import dense
 
     docs = list(passages.segment(dev.docs.values(), dev.segment) if dev.segment else dev.docs.values())
-    vectors = engine.encode(model, [doc.contents for doc in docs], "doc", precision=precision)
+    encoder = Encoder(model, precision=precision)
+    vectors = encoder.encode_docs([doc.contents for doc in docs])
     flat = faiss.IndexFlatIP(vectors.shape[1])
     flat.add(vectors)
     index = DenseIndex(Path(), flat, DocIds("".join(f"{doc.doc_id}\n" for doc in docs).encode()), None)
-    run = dense(index, model, dev.queries, hits=HITS * PASSAGES if dev.segment else HITS, precision=precision)
+    run = dense(index, encoder, dev.queries, hits=HITS * PASSAGES if dev.segment else HITS)
     return passages.aggregate(run, k=HITS) if dev.segment else run
 
 
@@ -169,14 +170,15 @@ class Watch:
 
     def _value(self) -> float:
         from pyserini_kd.evaluation.engines import evaluate, mean
+        from pyserini_kd.models.rankers import ranker
         from pyserini_kd.retrieval.reranking import rerank
 
         texts, dev = self.dev.docs.__getitem__, self.dev
         if dev.run is None:
             run = retrieved(self.model, dev, self.precision)
         else:
-            settings: Any = {"depth": dev.run.depth, "segment": dev.segment, "precision": self.precision}
-            run = rerank(dev.run, self.model, dev.queries, lambda ids: map(texts, ids), **settings)
+            scorer = ranker(self.model, precision=self.precision)
+            run = rerank(dev.run, scorer, dev.queries, lambda ids: map(texts, ids), depth=dev.run.depth, segment=dev.segment)
         return mean(evaluate(run, dev.qrels, [self.metric])[self.metric])
 
     def go_on(self, step: int) -> None:

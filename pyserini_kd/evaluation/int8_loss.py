@@ -12,7 +12,7 @@ import numpy.typing as npt
 from pyserini_kd.data.runs import Run
 from pyserini_kd.data.types import Doc, Qrels, Query
 from pyserini_kd.evaluation import engines
-from pyserini_kd.models import engine
+from pyserini_kd.models import rankers
 from pyserini_kd.retrieval import reranking, text_sources
 
 logger = logging.getLogger(__name__)
@@ -60,6 +60,6 @@ def quality(folder: Path, run: Run, queries: Sequence[Query], judged: Qrels, col
 
     runs = []
     for precision in ("fp32", "int8"):
-        model = engine.load(str(folder), precision=precision, backend="onnx" if precision == "int8" else "torch")
-        runs.append(reranking.rerank(top, model, queries, fetch, depth=depth, precision=precision))
+        scorer = rankers.load(str(folder), precision=precision, backend="onnx" if precision == "int8" else "torch")
+        runs.append(reranking.rerank(top, scorer, queries, fetch, depth=depth))
     return compare(runs[0], runs[1], judged)

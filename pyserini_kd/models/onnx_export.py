@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from pyserini_kd.models import checkpoint_names, checkpoint_settings, engine, hardware, loading, scoring
+from pyserini_kd.models import checkpoint_names, checkpoint_settings, hardware, loading, rankers
 from pyserini_kd.storage.environment import command_line, environment, sha256
 from pyserini_kd.storage.errors import InputError
 from pyserini_kd.storage.files import atomic_folder
@@ -160,13 +160,10 @@ def _check(model: Any, folder: Path, int8: bool) -> None:
 
 def _outputs(model: Any) -> Floats:
     """Vectors or scores of a few texts."""
-    if model.architecture == "bert_dot":
-        return engine.encode(model, CHECK_TEXTS, "doc", precision=_own(model))
-    pairs = [(query, doc) for query in CHECK_TEXTS for doc in CHECK_TEXTS]
-    return scoring.score(model, [q for q, _ in pairs], [d for _, d in pairs], precision=_own(model))
-
-
-def _own(model: Any) -> str:
     from pyserini_kd.models import onnx_runtime
 
-    return "fp32" if onnx_runtime.module_in(model) is None else "auto"
+    loaded = rankers.ranker(model, precision="fp32" if onnx_runtime.module_in(model) is None else "auto")
+    if isinstance(loaded, rankers.Encoder):
+        return loaded.encode_docs(CHECK_TEXTS)
+    pairs = [(query, doc) for query in CHECK_TEXTS for doc in CHECK_TEXTS]
+    return loaded.score([q for q, _ in pairs], [d for _, d in pairs])

@@ -13,14 +13,14 @@ import numpy.typing as npt
 
 from pyserini_kd.data import passages
 from pyserini_kd.data.doc_ids import DocIds
-from pyserini_kd.models import engine
+from pyserini_kd.models.engine import dot_rows, unique
 from pyserini_kd.retrieval import lucene, vector_store
 from pyserini_kd.retrieval.stored_docs import shards
 from pyserini_kd.storage.errors import InputError
 from pyserini_kd.storage.records import comparable, read_json
 
 if TYPE_CHECKING:
-    from pyserini_kd.models.bert_dot import BertDot
+    from pyserini_kd.models.rankers import Encoder
 
 logger = logging.getLogger(__name__)
 
@@ -148,8 +148,7 @@ class DenseIndex:
             raise InputError(f"{len(missing)} documents are not in the index {self.folder}, e.g. {doc_ids[missing[0]]}")
         return vector_store.vectors_of(self.index, rows)
 
-    def score(self, encoder: BertDot, queries: Sequence[str], doc_ids: Sequence[str], **settings: Any) -> Floats:
-        """Dot products float32 (P,) of (query, document) pairs with the stored vectors; `settings` of `inference.encode`."""
-        (texts, query_rows), (ids, doc_rows) = engine.unique(queries), engine.unique(doc_ids)
-        query_vecs = engine.encode(encoder, texts, "query", label="encode queries", **settings)
-        return engine.dot_rows(query_vecs, query_rows, self.vectors(ids), doc_rows)
+    def score(self, encoder: Encoder, queries: Sequence[str], doc_ids: Sequence[str]) -> Floats:
+        """Dot products float32 (P,) of (query, document) pairs with the stored vectors."""
+        (texts, query_rows), (ids, doc_rows) = unique(queries), unique(doc_ids)
+        return dot_rows(encoder.encode_queries(texts), query_rows, self.vectors(ids), doc_rows)

@@ -7,52 +7,37 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import numpy.typing as npt
 
 from pyserini_kd.data.runs import Hits, Run, ordered
 from pyserini_kd.data.types import Query
-from pyserini_kd.models import engine
+from pyserini_kd.models.rankers import Encoder
 from pyserini_kd.retrieval.dense_index import DenseIndex
 from pyserini_kd.retrieval.query_cache import QueryCache
 from pyserini_kd.storage.errors import InputError
 
-if TYPE_CHECKING:
-    from pyserini_kd.models.bert_dot import BertDot
-
-
 logger = logging.getLogger(__name__)
 
-Floats = npt.NDArray[np.float32]
 
 SEARCH_BLOCK = 1024  # queries searched at a time: bounds the (Q, K) arrays
 
 
 def dense(
     index: DenseIndex,
-    encoder: BertDot,
+    encoder: Encoder,
     queries: Sequence[Query],
     *,
     hits: int = 1000,
     ef_search: int | None = None,
     nprobe: int | None = None,
-    precision: str = "auto",
-    batch_size: int | None = None,
     cache: QueryCache | None = None,
     tag: str = "dense",
 ) -> Run:
-    """Search all queries; blank queries get no hits. A `cache` of this encoder's gives what it has, keeps the rest."""
+    """Search all queries; blank queries get no hits. A `cache` of this encoder's gives what it has, and keeps the rest."""
     asked = [query for query in queries if query.text.strip()]
-
-    def encode(texts: list[str]) -> Floats:
-        settings: dict[str, Any] = {"precision": precision, "batch_size": batch_size, "label": "encode queries"}
-        return engine.encode(encoder, texts, "query", **settings)
-
     texts = [query.text for query in asked]
-    vectors = cache.encode(texts, encode) if cache else encode(texts)
-
+    vectors = cache.encode(texts, encoder.encode_queries) if cache else encoder.encode_queries(texts)
     hits_of = {query.query_id: Hits([], np.empty(0, np.float32)) for query in queries}
     if len(hits_of) < len(queries):
         raise InputError(f"{len(queries) - len(hits_of)} queries have an id that another has too")

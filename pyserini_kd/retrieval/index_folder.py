@@ -1,113 +1,209 @@
-"""Build an index folder from a stream of documents."""
+"""Build an index folder from a stream of documents, block by block.
+
+`.NAME.partial/` beside the folder holds the files of finished blocks. After a crash, a kill or Ctrl-C the same command makes
+the blocks that are missing, or whose documents have changed. A second process shares the work.
+"""
 
 from __future__ import annotations
 
+import dataclasses
+import hashlib
 import json
 import logging
 import shutil
 import time
 from collections.abc import Callable, Iterable
+from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
+from tqdm import tqdm
 
+from pyserini_kd.storage.arrays import Floats
 from pyserini_kd.storage.environment import command_line, environment
 from pyserini_kd.storage.errors import InputError
 from pyserini_kd.storage.files import atomic_file, refuse_existing
 from pyserini_kd.storage.records import comparable, read_json, write_json
-from pyserini_kd.storage.work import FINAL, Work, mend, open_work
+from pyserini_kd.storage.sharing import ASSEMBLY, FINAL, SharedJob, mend, open_shared
 
 logger = logging.getLogger(__name__)
 
-
 ENOUGH = 100  # documents that tell how long a million take
-ASSEMBLY = 1 << 40  # the byte of `blocks` that stands for the assembly
+
+Shard = tuple[int, int]
+"""(I, N): this is process I of N that share the work."""
+
+
+class HasId(Protocol):
+    """A document, or a vector with the id of its document; a NamedTuple."""
+
+    @property
+    def doc_id(self) -> str:
+        """The id."""
+
+
+@dataclasses.dataclass
+class Blocks:
+    """The blocks of a collection as parts of a job; `sums` has the checksum of every block's records, in order."""
+
+    shared: SharedJob
+    sums: list[str] = dataclasses.field(default_factory=list)
+    count: int = 0
+
+    @property
+    def folder(self) -> Path:
+        """Where unfinished work lies."""
+        return self.shared.job.folder
+
+    def path(self, number: int, ending: str) -> Path:
+        """A file of a block."""
+        return self.shared.job.path(number, ending)
+
+    def paths(self, ending: str) -> list[Path]:
+        """One file of each block, in order."""
+        return [self.path(number, ending) for number in range(len(self.sums))]
+
+    def is_done(self, number: int) -> bool:
+        """Whether a block was finished, with the records that it has now."""
+        return self.shared.job.is_done(number, self.sums[number])
+
+    def left(self) -> int:
+        """How many blocks are not done."""
+        return sum(not self.is_done(number) for number in range(len(self.sums)))
+
+    def run(self, docs: Iterable[Any], size: int, make: Callable[[int, list[Any]], None], shard: Shard = (0, 1)) -> None:
+        """Make every block that is not done and that no other process has in hand; then wait for those that one has.
+
+        Of `shard` = (I, N), only blocks I, I + N, I + 2N ... are ours. Memory holds the present block and those in others' hands.
+        """
+        stream = iter(docs)
+        waiting: dict[int, list[Any]] = {}
+        with tqdm(desc="index", unit=" docs", disable=None) as bar:
+            for number, block in enumerate(iter(lambda: list(islice(stream, size)), [])):
+                self.sums.append(hashlib.sha256(json.dumps(block, ensure_ascii=False, default=_digest).encode()).hexdigest())
+                self.count += len(block)
+                if number % shard[1] == shard[0] and not self._make(number, block, make, wait=False):
+                    waiting[number] = block
+                waiting = {other: held for other, held in waiting.items() if not self.is_done(other)}
+                bar.update(len(block))
+        if waiting:
+            logger.info("waiting for %d blocks that another process has in hand", len(waiting))
+        for number, block in waiting.items():
+            self._make(number, block, make, wait=True)
+
+    def _make(self, number: int, block: list[Any], make: Callable[[int, list[Any]], None], wait: bool) -> bool:
+        """Make a block unless it is done; False where another process has it in hand and we do not wait."""
+        if self.is_done(number):
+            return True
+        with self.shared.lock(number, wait) as ours:
+            if ours and self.shared.is_there() and not self.is_done(number):
+                self.shared.job.start(number)
+                make(number, block)
+                self.shared.job.finish(number, self.sums[number])
+        return ours
 
 
 def build(
-    docs: Iterable[Any],
+    docs: Iterable[HasId],
     folder: Path,
     settings: dict[str, Any],
-    make: Callable[[Work, int, list[Any]], None],
-    assemble: Callable[[Work, Path], dict[str, Any]],
+    make: Callable[[Blocks, int, list[Any]], None],
+    assemble: Callable[[Blocks, Path], dict[str, Any]],
     *,
     only_result: dict[str, Any],
     overwrite: bool,
-    shard: tuple[int, int] = (0, 1),
+    shard: Shard = (0, 1),
 ) -> int | None:
     """Make an index folder of a stream of documents; returns their number, or None where other shards have work left.
 
     The ids and, with `settings["store_docs"]`, the texts of the documents are kept here.
 
     Args:
-        docs: the collection, or anything with a `doc_id` (`vectors.Embedded`); read by every process, whatever its share.
+        docs: the collection; read by every process, whatever its share.
         folder: what to write, with `docid`, `docs.jsonl`, `docs.offsets`, `manifest.json` and what `assemble` adds.
         settings: what a block depends on, `block` (documents in one) and `store_docs` among it.
         make: writes the files of a block.
         assemble: puts them together in a new folder, which has the ids already; gives what the manifest says besides.
         only_result: what the result depends on, but no block.
         overwrite: replace what is there.
-        shard: (I, N): which of N processes this is.
+        shard: which of N processes this is.
 
     Raises:
         InputError: the folder exists, the collection is empty or changes meanwhile, another process works with other settings.
     """
-    started, told = time.monotonic(), False
+    started = time.monotonic()
     said = settings | {name: value for name, value in only_result.items() if value}
     mend(folder)
-    if shard[1] > 1 and _is_complete(folder, said):  # the others were quicker
+    if shard[1] > 1 and _is_complete(folder, said):  # the other processes were quicker
         logger.info("%s is complete", folder)
         return None
     refuse_existing(folder, overwrite, folder=True)
-    with open_work(folder, settings, only_result, overwrite=overwrite) as work:
-
-        def make_block(number: int, block: list[Any]) -> None:
-            nonlocal told
-            begun = time.monotonic()
-            _write_docs(work, number, block, settings["store_docs"])
-            make(work, number, block)
-            if not told and len(block) >= ENOUGH:
-                hours = (time.monotonic() - begun) / len(block) * 1e6 / 3600
-                gigabytes = sum(path.stat().st_size for path in work.folder.glob(f"{number:06d}.*")) / len(block) * 1e6 / 1e9
-                logger.info("a million documents like the first %d take %.1f hours here, and %.1f GB, twice while they are "
-                            "put together", len(block), hours, gigabytes)  # fmt: skip
-                told = True
-
+    with open_shared(folder, settings, only_result, overwrite=overwrite) as shared:
+        blocks = Blocks(shared)
         try:
-            work.run(docs, settings["block"], make_block, shard)
-            if work.count == 0:
+            blocks.run(docs, settings["block"], _block_maker(blocks, make, settings["store_docs"]), shard)
+            if blocks.count == 0:
                 raise InputError("the collection has no documents")
         except InputError:
-            if not any(work.folder.glob("*.sha256")) and work.is_ours_alone():  # nothing to go on with
-                work.remove()
+            if not shared.job.parts() and shared.is_ours_alone():  # nothing to go on with
+                shared.remove()
             raise
-        if shard[1] > 1 and (left := work.left()):
+        if shard[1] > 1 and (left := blocks.left()):
             logger.info("shard %d of %d is done; %d blocks are left to the other shards", *shard, left)
             return None
-        with work.lock(ASSEMBLY, wait=True):
-            if not work.is_there():
+        with shared.lock(ASSEMBLY, wait=True):
+            if not shared.is_there():
                 if not (folder / "manifest.json").is_file():
                     raise InputError(f"the process that was putting {folder} together was killed; start again")
                 logger.info("another process has written %s", folder)
-                return work.count
-            if work.left():
+                return blocks.count
+            if blocks.left():
                 raise InputError("the collection has changed while it was indexed; start again")
-            new = work.folder / FINAL
-            shutil.rmtree(new, ignore_errors=True)
-            new.mkdir()
-            _merge_docs(work, new, settings["store_docs"])
-            try:
-                record = assemble(work, new)
-            except OSError as error:
-                error.filename = error.filename or str(new)  # a full disk does not say of itself where
-                raise
-            record |= said | {"n_docs": work.count}
-            seconds = round(time.monotonic() - started, 1)
-            write_json(new / "manifest.json", record | {"seconds": seconds, "command": command_line(), **environment()})
+            new = _assembled(blocks, assemble, said, started)
             refuse_existing(folder, overwrite, folder=True)  # somebody may have written there meanwhile
-            work.remove(folder)
-    return work.count
+            assert new.name == FINAL
+            shared.remove(folder)
+    return blocks.count
+
+
+def _block_maker(
+    blocks: Blocks, make: Callable[[Blocks, int, list[Any]], None], store_docs: bool
+) -> Callable[[int, list[Any]], None]:
+    """Writes the ids and texts of a block, then the rest by `make`; the first large block tells what a million cost."""
+    told = False
+
+    def make_block(number: int, block: list[Any]) -> None:
+        nonlocal told
+        begun = time.monotonic()
+        _write_docs(blocks, number, block, store_docs)
+        make(blocks, number, block)
+        if not told and len(block) >= ENOUGH:
+            told = True
+            hours = (time.monotonic() - begun) / len(block) * 1e6 / 3600
+            gigabytes = sum(path.stat().st_size for path in blocks.folder.glob(f"{number:06d}.*")) / len(block) * 1e6 / 1e9
+            logger.info("a million documents like the first %d take %.1f hours here, and %.1f GB, twice while they are "
+                        "put together", len(block), hours, gigabytes)  # fmt: skip
+
+    return make_block
+
+
+def _assembled(
+    blocks: Blocks, assemble: Callable[[Blocks, Path], dict[str, Any]], said: dict[str, Any], started: float
+) -> Path:
+    """The finished folder, still under its own name among the unfinished work."""
+    new = blocks.folder / FINAL
+    shutil.rmtree(new, ignore_errors=True)
+    new.mkdir()
+    _merge_docs(blocks, new, said["store_docs"])
+    try:
+        record = assemble(blocks, new)
+    except OSError as error:
+        error.filename = error.filename or str(new)  # a full disk does not say where
+        raise
+    record |= said | {"n_docs": blocks.count, "seconds": round(time.monotonic() - started, 1)}
+    write_json(new / "manifest.json", record | {"command": command_line(), **environment()})
+    return new
 
 
 def _is_complete(folder: Path, said: dict[str, Any]) -> bool:
@@ -116,25 +212,29 @@ def _is_complete(folder: Path, said: dict[str, Any]) -> bool:
     return bool(comparable(manifest).items() >= comparable(said).items())
 
 
-def _write_docs(work: Work, number: int, block: list[Any], store_docs: bool) -> None:
-    with atomic_file(work.path(number, "ids")) as out:
+def _write_docs(blocks: Blocks, number: int, block: list[Any], store_docs: bool) -> None:
+    with atomic_file(blocks.path(number, "ids")) as out:
         out.writelines(f"{doc.doc_id}\n" for doc in block)
     if store_docs:
-        with atomic_file(work.path(number, "docs"), binary=True) as out:
+        with atomic_file(blocks.path(number, "docs"), binary=True) as out:
             out.writelines(json.dumps(doc, ensure_ascii=False).encode() + b"\n" for doc in block)
 
 
-def _merge_docs(work: Work, new: Path, store_docs: bool) -> None:
+def _merge_docs(blocks: Blocks, new: Path, store_docs: bool) -> None:
     """Merge the ids and the texts of the blocks, a block at a time in memory."""
     with open(new / "docid", "wb") as out:
-        for path in work.paths("ids"):
+        for path in blocks.paths("ids"):
             out.write(path.read_bytes())
     if store_docs:
         position = 0
         with open(new / "docs.jsonl", "wb") as out, open(new / "docs.offsets", "wb") as offsets:
-            for path in work.paths("docs"):
+            for path in blocks.paths("docs"):
                 lines = path.read_bytes().splitlines(keepends=True)
                 starts = position + np.cumsum([0] + [len(line) for line in lines])
                 offsets.write(starts[:-1].astype("<u8").tobytes())
                 position = int(starts[-1])
                 out.writelines(lines)
+
+
+def _digest(vector: Floats) -> str:
+    return hashlib.sha256(np.ascontiguousarray(vector).data).hexdigest()

@@ -11,22 +11,16 @@ import json
 import logging
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
-from pyserini_kd.models import checkpoint_names, engine
+from pyserini_kd.models.rankers import Encoder
+from pyserini_kd.storage.arrays import Floats
 from pyserini_kd.storage.errors import InputError
 from pyserini_kd.storage.files import atomic_file
 
-if TYPE_CHECKING:
-    from pyserini_kd.models.bert_dot import BertDot
-
-
 logger = logging.getLogger(__name__)
-
-Floats = npt.NDArray[np.float32]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,12 +31,11 @@ class QueryCache:
     made_by: str
 
     @classmethod
-    def of(cls, folder: str | Path, encoder: BertDot, name: str, precision: str) -> QueryCache:
-        """The cache of what the encoder `name` makes of queries: weights, pooling, length, prefix, arithmetic tell it apart."""
-        settings = dataclasses.asdict(encoder.settings)
-        made_by = {field: settings[field] for field in ("pooling", "l2_norm", "max_query_len", "query_prefix")}
-        made_by["sha256"] = checkpoint_names.fingerprint(checkpoint_names.resolve(name))
-        made_by |= engine.arithmetic(encoder, precision, None)
+    def of(cls, folder: str | Path, encoder: Encoder) -> QueryCache:
+        """The cache of what an encoder makes of queries: weights, pooling, length, prefix and arithmetic tell it apart."""
+        known = encoder.record()
+        made_by = {field: known[field] for field in ("pooling", "l2_norm", "max_query_len", "query_prefix", "sha256")}
+        made_by |= encoder.arithmetic()
         text = json.dumps(made_by, sort_keys=True)
         return cls(Path(folder) / f"{hashlib.sha256(text.encode()).hexdigest()[:16]}.safetensors", text)
 
@@ -76,9 +69,9 @@ class QueryCache:
                 digests, vectors = stored.get_tensor("texts"), stored.get_tensor("vectors")
                 made_by = (stored.metadata() or {}).get("made_by")
         except SafetensorError as error:
-            raise InputError(f"--query-cache: {self.path} is damaged or not ours ({error}); remove it") from error
+            raise InputError(f"the query cache {self.path} is damaged or not ours ({error}); remove it") from error
         if made_by != self.made_by or digests.shape != (len(vectors), 32):
-            raise InputError(f"--query-cache: {self.path} is not ours; remove it")
+            raise InputError(f"the query cache {self.path} is not ours; remove it")
         return [digest.tobytes() for digest in digests], vectors
 
     def _write(self, keys: list[bytes], vectors: Floats) -> None:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import asyncio
 import concurrent.futures
-import dataclasses
 import functools
 import json
 import resource
@@ -26,8 +25,8 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 import pyserini_kd
 from pyserini_kd.data import types
 from pyserini_kd.models import hardware
-from pyserini_kd.retrieval import search_settings, system
 from pyserini_kd.retrieval.search_settings import QUERY_HITS
+from pyserini_kd.retrieval.system import System
 from pyserini_kd.storage.errors import InputError
 
 MAX_QUERIES = 64  # a request
@@ -65,12 +64,12 @@ class Asked(BaseModel):
         return self
 
 
-def answer(settings: search_settings.Settings, opened: system.Opened, asked: Asked) -> bytes:
+def answer(system: System, asked: Asked) -> bytes:
     """The JSON of an answer: for each query, in the order asked, its hits as the command `search` finds them."""
-    if asked.docs and opened.fetch is None:
+    if asked.docs and system.fetch is None:
         raise InputError("docs: this index stores no texts")
     queries = [types.Query(str(row), " ".join(text.split())) for row, text in enumerate(asked.query)]
-    run, _ = system.search(dataclasses.replace(settings, hits=asked.hits), opened, queries)
+    run, _ = system.search(queries, asked.hits, one_query=True)
     results = []
     for query in queries:
         doc_ids, scores = run[query.query_id]
@@ -78,8 +77,8 @@ def answer(settings: search_settings.Settings, opened: system.Opened, asked: Ask
             {"rank": rank, "doc_id": doc_id, "score": score}
             for rank, (doc_id, score) in enumerate(zip(doc_ids, scores.tolist(), strict=True), start=1)
         ]
-        if asked.docs and opened.fetch is not None:
-            for hit, doc in zip(hits, opened.fetch(doc_ids), strict=True):
+        if asked.docs and system.fetch is not None:
+            for hit, doc in zip(hits, system.fetch(doc_ids), strict=True):
                 hit |= {"title": doc.title, "text": doc.text}
         results.append({"query": query.text, "hits": hits})
     return json.dumps({"results": results}, ensure_ascii=False).encode()
@@ -188,13 +187,14 @@ def config(api: FastAPI) -> Config:
     return Config(api, http=http, **quiet)
 
 
-def app(settings: search_settings.Settings, opened: system.Opened) -> FastAPI:
-    """The ASGI application over what `search.open_all` loaded."""
-    worker = Worker(lambda asked: answer(settings, opened, asked), settings.threads)
+def app(system: System) -> FastAPI:
+    """The ASGI application over an opened system."""
+    settings = system.settings
+    worker = Worker(lambda asked: answer(system, asked), settings.threads)
     api = FastAPI(title="pyserini-kd", version=pyserini_kd.__version__, docs_url=None, redoc_url=None)
     api.add_middleware(BoundedBody)
-    told = ("encoder", "index", "more_indexes", "sparse_index", "rerank", "rerank_index")
-    served = {name: getattr(settings, name) for name in told}
+    served = {name: getattr(settings, name) for name in ("encoder", "sparse_index", "rerank", "rerank_index")}
+    served |= {"index": settings.index[0], "more_indexes": settings.index[1:]}
 
     @api.get("/health")
     async def health() -> dict[str, Any]:

@@ -1,179 +1,167 @@
-"""A search system: indexes and rankers, opened together and used for any number of queries."""
+"""A search system: indexes and rankers, opened together once and used for any number of queries."""
 
 from __future__ import annotations
 
 import dataclasses
 import time
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from pyserini_kd.data import passages
 from pyserini_kd.data.runs import Run, default_tag
 from pyserini_kd.data.types import Query
-from pyserini_kd.models import hardware
-from pyserini_kd.models.engine import load
-from pyserini_kd.retrieval.search_settings import Settings
+from pyserini_kd.models import hardware, rankers
+from pyserini_kd.models.rankers import Encoder, Scorer
+from pyserini_kd.retrieval import bm25_search, fusion, lucene, reranking
+from pyserini_kd.retrieval.dense_index import DenseIndex
+from pyserini_kd.retrieval.dense_search import dense
+from pyserini_kd.retrieval.open_index import open_with_encoder
+from pyserini_kd.retrieval.query_cache import QueryCache
+from pyserini_kd.retrieval.reranking import Source
+from pyserini_kd.retrieval.search_settings import SystemSettings
+from pyserini_kd.retrieval.stored_docs import has_docs, stored_docs
+from pyserini_kd.retrieval.text_sources import Fetch, fetch_from
 from pyserini_kd.storage.errors import InputError
 from pyserini_kd.storage.records import read_json
-
-if TYPE_CHECKING:
-    from pyserini_kd.models.bert_dot import BertDot
-    from pyserini_kd.retrieval.dense_index import DenseIndex
-    from pyserini_kd.retrieval.query_cache import QueryCache
-    from pyserini_kd.retrieval.reranking import Source
-    from pyserini_kd.retrieval.text_sources import Fetch
 
 FUSION_DEPTH = 1000  # hits of each run that fusion sees, at least
 
 
 @dataclasses.dataclass(frozen=True)
-class Opened:
-    """What a search holds in memory, loaded once for any number of queries; None where the settings need it not."""
+class System:
+    """What a search holds in memory; None where the settings do not need it."""
 
+    settings: SystemSettings
     index: DenseIndex | None
-    encoder: BertDot | None
-    reranker: Any
+    encoder: Encoder | None
+    sparse_index: str | None
+    reranker: Scorer | None
     source: Source | None  # where the reranker takes documents from
     fetch: Fetch | None
     cache: QueryCache | None
 
+    @classmethod
+    def open(cls, settings: SystemSettings, *, texts: bool = False, query_cache: str | None = None) -> System:
+        """Load what the settings name: indexes, encoder, reranker; and with `texts` (or a reranker) the way to texts.
 
-def open_all(settings: Settings, *, texts: bool = False) -> Opened:
-    """Load what the settings name: indexes, encoder, reranker; and with `texts` (or a reranker) the way to stored texts."""
-    from pyserini_kd.retrieval import bm25_search, reranking
+        Raises:
+            InputError: something cannot be opened, or the parts do not fit together.
+        """
+        if settings.threads and (not settings.is_sparse or settings.rerank):
+            hardware.use_threads(settings.threads)
+        index = encoder = cache = None
+        if not settings.is_sparse:
+            index, encoder = _open_dense(settings)
+            cache = QueryCache.of(query_cache, encoder) if query_cache else None
+        sparse_index = settings.index[0] if settings.is_sparse else settings.sparse_index
+        if sparse_index:
+            bm25_search.open_searcher(sparse_index)
+            record = Path(sparse_index) / "manifest.json"
+            if index is not None and record.is_file():
+                passages.refuse_mixture((index.folder, index.manifest), (sparse_index, read_json(record, "manifest")))
+        own: dict[str, Any] = {"device": settings.device, "precision": settings.precision, "backend": settings.backend}
+        own["batch_size"] = settings.batch_size
+        reranker, source = None, None
+        fetch = _fetch(settings, index) if texts or (settings.rerank and not settings.rerank_index) else None
+        if settings.rerank and settings.rerank_index:
+            reranker, source = reranking.open_source(settings.rerank, [settings.rerank_index], **own)
+        elif settings.rerank:
+            if fetch is None:
+                raise InputError(
+                    "needs texts: an index of ours that stores them, a `sparse_index`, or a `rerank_index`", "rerank"
+                )
+            reranker, source = rankers.load(settings.rerank, **own), fetch
+        return cls(settings, index, encoder, sparse_index, reranker, source, fetch, cache)
 
-    if settings.threads and (settings.encoder != "bm25" or settings.rerank):
-        hardware.use_threads(settings.threads)
-    index = encoder = reranker = fetch = None
-    source: Source | None = None
-    if settings.encoder != "bm25":
-        index, encoder = _open_dense(settings)
-    if sparse_index := settings.index if settings.encoder == "bm25" else settings.sparse_index:
-        bm25_search.open_searcher(sparse_index)  # kept by the room itself
-        record = Path(sparse_index) / "manifest.json"
-        if index is not None and record.is_file():
-            passages.refuse_mixture((index.folder, index.manifest), (sparse_index, read_json(record, "manifest")))
-    own: Any = {"device": settings.device, "precision": settings.precision, "backend": settings.backend}
-    if texts or (settings.rerank and not settings.rerank_index):
-        source = fetch = _fetch(settings, index)
-    if settings.rerank and settings.rerank_index:
-        reranker, source = reranking.open_source(settings.rerank, [settings.rerank_index], **own)
-    elif settings.rerank:
-        if fetch is None:
-            raise InputError("--rerank needs texts: an index of ours that stores them, a --sparse-index, or a --rerank-index")
-        reranker = load(settings.rerank, **own)
-    cache = None
-    if encoder is not None and settings.query_cache:
-        from pyserini_kd.retrieval import query_cache
+    def search(
+        self,
+        queries: Sequence[Query],
+        hits: int,
+        *,
+        tag: str | None = None,
+        remove_query: bool = False,
+        max_passage: tuple[int, str] | None = None,
+        one_query: bool = False,
+        stages: dict[str, Run] | None = None,
+        work: Path | None = None,
+    ) -> tuple[Run, dict[str, Any]]:
+        """Retrieve, fuse and rerank; returns the run, and the seconds of each stage.
 
-        cache = query_cache.QueryCache.of(settings.query_cache, encoder, settings.encoder, settings.precision)
-    return Opened(index, encoder, reranker, source, fetch, cache)
+        Args:
+            queries: what is asked.
+            hits: documents for each query; earlier stages look deeper where something is fused or reranked.
+            tag: the run's; by default the encoder's (or reranker's) name.
+            remove_query: drop the document whose id is the query's.
+            max_passage: (documents, delimiter) brings passages back as documents.
+            one_query: somebody waits for one query: do not load trectools.
+            stages: takes the run of each stage.
+            work: folder for a reranker's finished scores.
+        """
+        settings, timing = self.settings, dict[str, Any]()
+        deep = max(hits, FUSION_DEPTH if settings.is_hybrid else 0, settings.depth if self.reranker else 0)
+        own_tag = tag or default_tag("bm25" if settings.is_sparse else settings.encoder)
 
+        def timed(stage: str, begun: float, result: Run) -> Run:
+            timing[f"{stage}_seconds"] = round(time.monotonic() - begun, 3)
+            if stages is not None:
+                stages[stage] = result
+            return result
 
-def search(
-    settings: Settings, opened: Opened, queries: list[Query], stages: dict[str, Run] | None = None, work: Path | None = None
-) -> tuple[Run, dict[str, Any]]:
-    """Retrieve, fuse and rerank as the settings say; the run and the seconds of each stage.
-
-    `stages` takes their runs, `work` is the folder for a reranker's finished scores.
-    """
-    from pyserini_kd.retrieval import bm25_search, dense_search, fusion, reranking
-
-    index = settings.index or ""
-    hits = settings.hits  # what comes out; the first stage goes deeper where something is fused or reranked
-    deep = max(hits, FUSION_DEPTH if settings.sparse_index else 0, settings.depth if settings.rerank else 0)
-    settings = dataclasses.replace(settings, hits=deep)
-    tag = settings.runtag or default_tag(settings.encoder)
-    timing: dict[str, Any] = {}
-
-    def timed(stage: str, begun: float, result: Run) -> None:
-        timing[f"{stage}_seconds"] = round(time.monotonic() - begun, 3)
-        if stages is not None:
-            stages[stage] = result
-
-    def sparse(lucene_index: str) -> Run:
-        begun = time.monotonic()
-        threads = settings.threads or hardware.threads()
-        bm25: dict[str, Any] = {"k1": settings.k1, "b": settings.b, "rm3": settings.rm3}
-        run = bm25_search.search(lucene_index, queries, hits=settings.hits, threads=threads, tag=tag, **bm25)
-        timed("sparse", begun, run)
-        return run
-
-    if settings.encoder == "bm25":
-        run = sparse(index)
-    else:
-        begun = time.monotonic()
-        assert opened.index is not None and opened.encoder is not None
-        run = dense_search.dense(
-            opened.index,
-            opened.encoder,
-            queries,
-            hits=settings.hits,
-            ef_search=settings.ef_search,
-            nprobe=settings.nprobe,
-            precision=settings.precision,
-            batch_size=settings.batch_size,
-            cache=opened.cache,
-            tag=tag,
-        )
-        timed("dense", begun, run)
-        if settings.sparse_index:
-            other = sparse(settings.sparse_index)
+        run = None
+        if self.index is not None and self.encoder is not None:
             begun = time.monotonic()
-            if settings.fusion == "rrf":
-                engine = "auto" if settings.topics else "fast"  # who waits for one query need not wait for trectools to load
-                run = fusion.rrf([other, run], rrf_k=settings.rrf_k, k=deep, tag=tag, engine=engine)
-                timing["fusion"] = f"sum of 1 / ({settings.rrf_k} + rank)"
-            else:
-                run = fusion.interpolation(other, run, alpha=settings.alpha, k=deep, tag=tag)
-                timing["fusion"] = f"{settings.alpha} * sparse + {1 - settings.alpha:g} * dense, missing = 0"
-            timed("fuse", begun, run)
-    if settings.remove_query:
-        run = run.without_query_docs(settings.max_passage_delimiter if settings.max_passage else None)
-    if settings.rerank:
-        begun = time.monotonic()
-        assert opened.source is not None
-        reranker = settings.runtag or default_tag(settings.rerank)
-        run = reranking.rerank(
-            run, opened.reranker, queries, opened.source, depth=settings.depth, precision=settings.precision,
-            batch_size=settings.batch_size, tag=reranker, work=work,
-        )  # fmt: skip
-        timed("rerank", begun, run)
-    run = run.top(hits)
-    if settings.max_passage:
-        run = passages.max_passage(run, settings.max_passage_hits, settings.max_passage_delimiter)
-    return run, timing
+            found = dense(
+                self.index, self.encoder, queries,
+                hits=deep, ef_search=settings.ef_search, nprobe=settings.nprobe, cache=self.cache, tag=own_tag,
+            )  # fmt: skip
+            run = timed("dense", begun, found)
+        if self.sparse_index:
+            begun = time.monotonic()
+            threads = settings.threads or hardware.threads()
+            bm25: dict[str, Any] = {"k1": settings.k1, "b": settings.b, "rm3": settings.rm3}
+            sparse = bm25_search.search(self.sparse_index, queries, hits=deep, threads=threads, tag=own_tag, **bm25)
+            timed("sparse", begun, sparse)
+            begun = time.monotonic()
+            run = sparse if run is None else timed("fuse", begun, self._fuse(sparse, run, deep, own_tag, one_query, timing))
+        assert run is not None
+        if remove_query:
+            run = run.without_query_docs(max_passage[1] if max_passage else None)
+        if self.reranker is not None and self.source is not None:
+            begun = time.monotonic()
+            rerank_tag = tag or default_tag(settings.rerank or "")
+            run = timed("rerank", begun, reranking.rerank(
+                run, self.reranker, queries, self.source, depth=settings.depth, tag=rerank_tag, work=work
+            ))  # fmt: skip
+        run = run.top(hits)
+        return (passages.max_passage(run, *max_passage) if max_passage else run), timing
+
+    def _fuse(self, sparse: Run, run: Run, k: int, tag: str, one_query: bool, timing: dict[str, Any]) -> Run:
+        rrf_k, alpha = self.settings.rrf_k, self.settings.alpha
+        if self.settings.fusion == "rrf":
+            timing["fusion"] = f"sum of 1 / ({rrf_k} + rank)"
+            return fusion.rrf([sparse, run], rrf_k=rrf_k, k=k, tag=tag, engine="fast" if one_query else "auto")
+        timing["fusion"] = f"{alpha} * sparse + {1 - alpha:g} * dense, missing = 0"
+        return fusion.interpolation(sparse, run, alpha=alpha, k=k, tag=tag)
 
 
-def _open_dense(settings: Settings) -> tuple[DenseIndex, BertDot]:
-    from pyserini_kd.retrieval import lucene
-    from pyserini_kd.retrieval.open_index import open_with_encoder
-
-    named = [settings.index or "", *settings.more_indexes]
+def _open_dense(settings: SystemSettings) -> tuple[DenseIndex, Encoder]:
+    names = ("device", "precision", "backend", "batch_size", "pooling", "l2_norm", "query_prefix", "doc_prefix")
     return open_with_encoder(
-        [name if Path(name).exists() else lucene.prebuilt_index(name, "FAISS") for name in named],
+        [name if Path(name).exists() else lucene.prebuilt_index(name, "FAISS") for name in settings.index],
         settings.encoder,
         mmap=settings.mmap,
-        device=settings.device,
-        precision=settings.precision,
-        backend=settings.backend,
         ignore_mismatch=settings.ignore_encoder_mismatch,
-        pooling=settings.pooling,
-        l2_norm=settings.l2_norm,
-        query_prefix=settings.query_prefix,
-        doc_prefix=settings.doc_prefix,
         max_query_len=settings.max_length,
+        **{name: getattr(settings, name) for name in names},
     )
 
 
-def _fetch(settings: Settings, index: DenseIndex | None) -> Fetch | None:
+def _fetch(settings: SystemSettings, index: DenseIndex | None) -> Fetch | None:
     """Where texts come from: our dense index, else the sparse one; None where neither is there to have them."""
-    from pyserini_kd.retrieval import text_sources
-    from pyserini_kd.retrieval.stored_docs import has_docs, stored_docs
-
-    if settings.encoder == "bm25":
-        return text_sources.fetch_from(settings.index or "")
-    folders = [Path(name) for name in (settings.index or "", *settings.more_indexes)]
+    if settings.is_sparse:
+        return fetch_from(settings.index[0])
+    folders = [Path(name) for name in settings.index]
     if has_docs(*folders):
         return stored_docs(*folders, known=index.doc_ids if index else None)
-    return text_sources.fetch_from(settings.sparse_index) if settings.sparse_index else None
+    return fetch_from(settings.sparse_index) if settings.sparse_index else None

@@ -21,12 +21,16 @@ import numpy.typing as npt
 from pyserini_kd.data import passages, sources
 from pyserini_kd.data.doc_ids import DocIds
 from pyserini_kd.data.types import Doc
-from pyserini_kd.models import checkpoint_names, checkpoint_settings, engine, scoring
+from pyserini_kd.models import checkpoint_names, checkpoint_settings, rankers
+from pyserini_kd.models.engine import unique
+from pyserini_kd.models.rankers import TokenScorer
 from pyserini_kd.retrieval import index_folder
+from pyserini_kd.retrieval.index_folder import Blocks, Shard
+from pyserini_kd.retrieval.open_index import refuse_other
+from pyserini_kd.storage.arrays import Floats
 from pyserini_kd.storage.errors import InputError
 from pyserini_kd.storage.files import atomic_file, require_file
 from pyserini_kd.storage.records import comparable, read_json
-from pyserini_kd.storage.work import Work
 
 if TYPE_CHECKING:
     import torch
@@ -36,9 +40,7 @@ logger = logging.getLogger(__name__)
 
 ARCHITECTURES = ("colbert", "prettr", "tk")
 DTYPES = {"fp16": "<f2", "fp32": "<f4"}
-BLOCK = 512  # documents a block: what a crash can cost, and what is held in memory
-
-Floats = npt.NDArray[np.float32]
+BLOCK = 512  # documents in a block: what a crash can cost, and what memory holds
 
 
 @dataclasses.dataclass(frozen=True)
@@ -92,6 +94,21 @@ class TokenIndex:
         begin, end = self.offsets[part][row - self.starts[part] :][:2]
         return self.vectors[part][begin:end].astype(np.float32)
 
+    def check(self, scorer: TokenScorer) -> None:
+        """InputError where the ranker, read as it is now, is not the one that made the index."""
+        record = scorer.record()
+        refuse_other(self.manifest["encoder"], record, [name for name in record if name != "name"], self.folders[0])
+
+    def score(self, scorer: TokenScorer, queries: Sequence[str], doc_ids: Sequence[str]) -> Floats:
+        """Raw scores float32 (P,) of (query, stored document) pairs: `Scorer.score` up to what `dtype` rounds."""
+        import torch
+
+        self.parts(doc_ids, None)
+        (texts, query_rows), (ids, doc_rows) = unique(queries), unique(doc_ids)
+        return scorer.score_represented(
+            texts, query_rows, doc_rows, lambda rows: [torch.from_numpy(self.of(ids[row])) for row in rows]
+        )
+
     def parts(self, doc_ids: Iterable[str], segment: str | None) -> dict[str, list[str]]:
         """What is stored of each document: itself, or with `segment` its passages, in the order of the text.
 
@@ -118,75 +135,62 @@ def architecture_in(folder: str | Path) -> str | None:
     return str(manifest["architecture"]) if manifest.get("kind") == "tokens" else None
 
 
-def load_model(name: str, architecture: str, **settings: Any) -> Any:
-    """A checkpoint of the architecture; a bi-encoder can be read as a ColBERT, nothing else as something it is not.
+def load_scorer(name: str, architecture: str, **settings: Any) -> TokenScorer:
+    """A checkpoint of the architecture (`settings` as for `models.load`).
 
-    `settings` as for `inference.load`.
+    A bi-encoder can be read as a ColBERT; nothing else can be read as something it is not.
     """
     saved = checkpoint_settings.architecture_of(checkpoint_names.resolve(name))
     if saved != architecture and (saved, architecture) != ("bert_dot", "colbert"):
         raise InputError(f"{name} is a {saved}; its documents cannot be stored for a {architecture}")
-    return engine.load(name, architecture=architecture, **settings)
+    scorer = rankers.load(name, architecture=architecture, **settings)
+    assert isinstance(scorer, TokenScorer)
+    return scorer
 
 
 def build(
     docs: Iterable[Doc],
-    model: Any,
-    checkpoint: Path,
+    scorer: TokenScorer,
     folder: str | Path,
     *,
     dtype: str = "fp16",
-    segment: str | None = None,
-    precision: str = "auto",
-    batch_size: int | None = None,
     store_docs: bool = True,
     overwrite: bool = False,
     block: int | None = None,
-    shard: tuple[int, int] = (0, 1),
+    shard: Shard = (0, 1),
     collection: str = "",
+    segment: str | None = None,
 ) -> int | None:
-    """Store the representations of a stream of documents; returns their number, or None where other shards have work left.
-
-    Works in blocks, resumes and shares the work as `index.build` does. `segment` says how the documents were cut, where they
-    are passages.
-    """
-    settings = {
-        "architecture": model.architecture,
-        "encoder": checkpoint_settings.record_of(model, checkpoint),
-        **engine.arithmetic(model, precision, batch_size),
-        "dtype": dtype,
-        "segment": segment,
-        "block": block or BLOCK,
-        "store_docs": store_docs,
-    }
+    """Store the representations of a stream of documents, numbers as `dtype`; arguments and result as in `build.build`."""
+    settings: dict[str, Any] = {"architecture": scorer.architecture, "encoder": scorer.record(), **scorer.arithmetic()}
+    settings |= {"dtype": dtype, "segment": segment, "block": block or BLOCK, "store_docs": store_docs}
     cut: list[int] = []
 
-    def make(work: Work, number: int, some: list[Doc]) -> None:
-        texts = [doc.contents for doc in some]
-        found = scoring.represent(model, texts, "doc", label="encode", precision=precision, batch_size=batch_size, cut=cut)
-        with atomic_file(work.path(number, "tokens"), binary=True) as out:
+    def make(blocks: Blocks, number: int, some: list[Doc]) -> None:
+        found = scorer.encode_docs([doc.contents for doc in some], cut=cut, label="encode")
+        with atomic_file(blocks.path(number, "tokens"), binary=True) as out:
             for doc, states in zip(some, found, strict=True):
                 out.write(_stored(doc, states, dtype))
-        with atomic_file(work.path(number, "lengths"), binary=True) as out:
+        with atomic_file(blocks.path(number, "lengths"), binary=True) as out:
             out.write(np.array([len(states) for states in found], dtype="<i8").tobytes())
 
-    def assemble(work: Work, new: Path) -> dict[str, Any]:
+    def assemble(blocks: Blocks, new: Path) -> dict[str, Any]:
         n_tokens = 0
         with open(new / "vectors", "wb") as out, open(new / "offsets", "wb") as offsets:
             offsets.write(bytes(8))
-            for tokens, lengths in zip(work.paths("tokens"), work.paths("lengths"), strict=True):
+            for tokens, lengths in zip(blocks.paths("tokens"), blocks.paths("lengths"), strict=True):
                 with open(tokens, "rb") as part:
                     shutil.copyfileobj(part, out, 1 << 20)
                 ends = n_tokens + np.cumsum(np.fromfile(lengths, dtype="<i8"))
                 offsets.write(ends.astype("<i8").tobytes())
                 n_tokens = int(ends[-1])
-        return {"kind": "tokens", "width": model.width, "n_tokens": n_tokens}
+        return {"kind": "tokens", "width": scorer.width, "n_tokens": n_tokens}
 
     only_result = {"collection": collection, "collection_stamp": sources.stamp(collection)}
     count = index_folder.build(
         docs, Path(folder), settings, make, assemble, only_result=only_result, overwrite=overwrite, shard=shard
     )
-    engine.log_cut(sum(cut), count, model.settings.max_doc_len, "documents")
+    scorer.count_cut(sum(cut), count, "documents")
     return count
 
 
@@ -196,37 +200,3 @@ def _stored(doc: Doc, states: torch.Tensor, dtype: str) -> bytes:
     if not np.isfinite(stored).all():
         raise InputError(f"document {doc.doc_id!r} has values that {dtype} cannot hold; take --dtype fp32")
     return stored.tobytes()
-
-
-def check_encoder(index: TokenIndex, model: Any, checkpoint: Path) -> None:
-    """InputError where the checkpoint, read as it is now, is not what made the index."""
-    made_by = index.manifest["encoder"]
-    mine = comparable(checkpoint_settings.record_of(model, checkpoint))
-    for name in mine:
-        if mine[name] != made_by.get(name):
-            raise InputError(
-                f"encoder does not match index {index.folders[0]}: {name} is {str(mine[name])[:12]}, "
-                f"the index was made with {str(made_by.get(name))[:12]} ({made_by['name']})"
-            )
-
-
-def score(
-    index: TokenIndex,
-    model: Any,
-    queries: Sequence[str],
-    doc_ids: Sequence[str],
-    *,
-    precision: str = "auto",
-    batch_size: int | None = None,
-) -> Floats:
-    """Raw scores float32 (P,) of (query, stored document) pairs; equals `inference.score` up to what `dtype` rounds."""
-    import torch
-
-    index.parts(doc_ids, None)
-    texts, query_rows = engine.unique(queries)
-    ids, doc_rows = engine.unique(doc_ids)
-
-    def represented(rows: list[int]) -> list[torch.Tensor]:
-        return [torch.from_numpy(index.of(ids[row])) for row in rows]
-
-    return scoring.score_late(model, texts, query_rows, doc_rows, represented, precision=precision, batch_size=batch_size)

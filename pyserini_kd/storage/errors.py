@@ -6,7 +6,8 @@ from __future__ import annotations
 class InputError(ValueError):
     """The user's input is wrong. The message says what is wrong, where, and what to do; commands exit with code 2.
 
-    `parameter` names the argument or setting that is wrong. A command shows its flag instead.
+    `parameter` names the argument or setting that is wrong; the message may name others in backquotes. A command shows their
+    flags instead.
 
     >>> str(InputError("must be 1 or more, not 0", "depth"))
     'depth: must be 1 or more, not 0'

@@ -21,7 +21,7 @@ from pyserini_kd.storage.records import comparable, difference, read_json, write
 logger = logging.getLogger(__name__)
 
 RECORD = "made_from.json"
-LOCK = "lock"
+LOCKS = ("lock", "users", "blocks")  # files that processes hold while they work
 
 
 class Job:
@@ -34,12 +34,13 @@ class Job:
         """Go on with the parts that were made from the same; returns how many are done.
 
         Raises:
-            InputError: there are parts that were made from something else. With `overwrite` they are removed instead.
+            InputError: there are parts that were made from something else (with `overwrite` they are removed instead), or the
+                folder holds something and is no job of ours.
         """
         self.folder.mkdir(parents=True, exist_ok=True)
-        record = self.folder / RECORD
-        known = read_json(record, "record of unfinished work") if record.exists() else {}
-        done = len(self.parts()) if known else 0
+        if not (self.folder / RECORD).exists() and any(path.name not in LOCKS for path in self.folder.iterdir()):
+            raise InputError(f"{self.folder} is in the way: unfinished work is kept in a folder of this name; move it")
+        known, done = self.known(), len(self.parts())
         if known == self.made_from:
             if done:
                 logger.info("going on from %d finished parts in %s", done, self.folder)
@@ -47,14 +48,20 @@ class Job:
         if done and not overwrite:
             raise InputError(f"{self.folder} holds {done} finished parts made with {difference(self.made_from, known)}; go on "
                              f"with the same, or remove that folder (or give --overwrite) to start anew")  # fmt: skip
-        record.unlink(missing_ok=True)  # first: what is left by a kill belongs to no record
+        for part in self.parts():  # first: what a kill leaves here must not look finished
+            self.start(part)
         for path in self.folder.iterdir():
             if path.is_dir():
                 shutil.rmtree(path)
-            elif path.name != LOCK:
+            elif path.name not in (*LOCKS, RECORD):
                 path.unlink()
-        write_json(record, self.made_from)
+        write_json(self.folder / RECORD, self.made_from)
         return 0
+
+    def known(self) -> dict[str, Any]:
+        """What the parts that lie there were made from; nothing where there are none."""
+        record = self.folder / RECORD
+        return read_json(record, "record of unfinished work") if record.exists() else {}
 
     def path(self, part: int, ending: str) -> Path:
         """A file of a part."""
@@ -70,6 +77,10 @@ class Job:
             return self.path(part, "done").read_text(encoding="utf-8") == digest
         except FileNotFoundError:
             return False
+
+    def is_empty(self) -> bool:
+        """Whether nothing lies there that is worth keeping."""
+        return not any(path.name not in (*LOCKS, RECORD) for path in self.folder.glob("*"))
 
     def start(self, part: int) -> None:
         """Break the seal of a part that is made again."""
@@ -95,4 +106,8 @@ def open_job(folder: Path, made_from: Mapping[str, Any], who: str, *, overwrite:
     with alone(folder, who):
         job = Job(folder, made_from)
         job.begin(overwrite=overwrite)
-        yield job
+        try:
+            yield job
+        finally:
+            if job.is_empty():
+                (folder / RECORD).unlink(missing_ok=True)

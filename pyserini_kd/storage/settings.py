@@ -63,7 +63,7 @@ class Settings(BaseModel):
         return name in self.model_fields_set
 
     def only(self, names: str, allowed: object, why: str) -> None:
-        """InputError for the first of these fields (`a b c`) that was given although it has no effect; `why` says when it has."""
+        """InputError for the first of these fields (`a b c`) that was given without effect; `why` says when it has one."""
         if not allowed:
             for name in names.split():
                 if self.given(name):
@@ -103,6 +103,11 @@ IrMetadata = Annotated[
 ]
 OutputRun = Annotated[Path, option("--output", help="Run to write.")]
 Seed = Annotated[int, Field(ge=0), option("--seed", help="Seed of the random numbers.")]
+
+
+BatchSize = Annotated[
+    int | None, Field(ge=1), option("--batch-size", "--batch", help="Texts or pairs in a batch [default: by token budget].")
+]
 
 
 def batch_size(what: str) -> Any:

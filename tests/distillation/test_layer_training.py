@@ -7,14 +7,14 @@ import math
 import numpy as np
 import pytest
 import torch
-from conftest import cross, save_cross, stages_of
+from conftest import cross, save_cross, score, stages_of
 
 from pyserini_kd import train
 from pyserini_kd.distillation import batches, candidates, layer_losses, objective, recipes, score_store, trainer, training
 from pyserini_kd.distillation.config import TrainConfig
 from pyserini_kd.distillation.student import load_teachers
 from pyserini_kd.distillation.triples import Scores
-from pyserini_kd.models import checkpoint_names, fast_bert, loading, saving, scoring
+from pyserini_kd.models import checkpoint_names, fast_bert, loading, saving
 from pyserini_kd.storage.errors import InputError
 
 TOKENS = "input_ids", "token_type_ids", "attention_mask"
@@ -50,7 +50,7 @@ def test_a_live_teacher_gives_the_scores_of_a_score_file(tmp_path, data, tiny_do
     groups, queries, docs = data
     model = loading.load(teacher)
     asked = [(g.query_id, d) for g in groups for d in g.doc_ids]
-    found = scoring.score(model, [queries[q] for q, _ in asked], [docs[d] for _, d in asked], precision="fp32").tolist()
+    found = score(model, [queries[q] for q, _ in asked], [docs[d] for _, d in asked], precision="fp32").tolist()
     scores = Scores(groups).fill((q, d, score) for (q, d), score in zip(asked, found, strict=True))
     config = TrainConfig("margin-mse", str(tiny_dot), lr=1e-3, max_steps=6, batch_size=5, precision="fp32")
     stored = training.train(config, *data, tmp_path / "stored", scores=scores)
@@ -116,7 +116,7 @@ def test_in_batch_negatives_join_margin_mse(data, scores, tiny_dot):
     labels = torch.tensor(
         [[int((d, 1) in zip(g.doc_ids, g.labels, strict=True)) for d in distinct] for g in (groups[0], groups[5])]
     )
-    own = [scoring.score(model, [queries[g.query_id]] * len(distinct), [docs[d] for d in distinct], precision="fp32")
+    own = [score(model, [queries[g.query_id]] * len(distinct), [docs[d] for d in distinct], precision="fp32")
            for g in (groups[0], groups[5])]  # fmt: skip
     expected = float(listwise_ce(torch.tensor(np.stack(own)), None, labels, torch.ones_like(labels, dtype=torch.bool)))
     assert module.terms["in_batch"] == [pytest.approx(expected, rel=1e-4)]

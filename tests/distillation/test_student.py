@@ -7,7 +7,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from conftest import cross, save_cross, stages_of
+from conftest import cross, save_cross, score, stages_of
 
 from pyserini_kd import train as command
 from pyserini_kd.distillation import batches, candidates, objective
@@ -15,7 +15,7 @@ from pyserini_kd.distillation.config import TrainConfig
 from pyserini_kd.distillation.student import load_student, refuse_ignored
 from pyserini_kd.distillation.training import train
 from pyserini_kd.distillation.triples import Scores
-from pyserini_kd.models import checkpoint_names, layers, loading, saving, scoring
+from pyserini_kd.models import checkpoint_names, layers, loading, saving
 from pyserini_kd.storage.errors import InputError
 
 
@@ -24,7 +24,7 @@ def test_start_scale_meets_the_teacher_s_margin(data, scores, tiny_dot, architec
     groups, queries, docs = data
     model = loading.load(str(tiny_dot), architecture=architecture, settings=own)
     asked = [queries["q0"]] * 2, [docs["eat-cat"], docs["eat-dog"]]
-    before = scoring.score(model, *asked, precision="fp32")
+    before = score(model, *asked, precision="fp32")
     collator = batches.Collator(model, queries, docs, scores)
     cut = batches.cut_batches(groups, 5, 0)
 
@@ -39,7 +39,7 @@ def test_start_scale_meets_the_teacher_s_margin(data, scores, tiny_dot, architec
     factor = objective.match_scale(model, collator, cut)
     student, teacher = rms_margin()
     assert factor != 1.0 and student == pytest.approx(teacher, rel=1e-3)
-    assert scoring.score(model, *asked, precision="fp32") == pytest.approx(factor * before, rel=1e-3)
+    assert score(model, *asked, precision="fp32") == pytest.approx(factor * before, rel=1e-3)
 
 
 def test_layers_of_a_random_start_are_refused():

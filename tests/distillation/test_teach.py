@@ -8,6 +8,7 @@ import psutil
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from conftest import as_ranker, score
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -18,10 +19,10 @@ from pyserini_kd.distillation import candidates as candidates_
 from pyserini_kd.distillation import mining, score_store, teaching, text_store
 from pyserini_kd.distillation.candidates import Group, read_candidates, write_candidates
 from pyserini_kd.distillation.pairs import Pairs
-from pyserini_kd.models import checkpoint_names, loading, scoring
+from pyserini_kd.models import checkpoint_names, loading, rankers
+from pyserini_kd.models.rankers import load_encoder
 from pyserini_kd.retrieval import build
 from pyserini_kd.retrieval.dense_index import DenseIndex
-from pyserini_kd.retrieval.open_index import load_encoder
 from pyserini_kd.storage import arrays
 from pyserini_kd.storage.errors import InputError
 from pyserini_kd.storage.locks import alone
@@ -49,7 +50,7 @@ def test_ensemble_is_the_mean_of_weighted_raw_scores(groups, texts, tiny_dot, ti
     queries, docs = texts
     pairs = list(taught.pairs)
     asked = [queries[q] for q, _ in pairs], [docs[d] for _, d in pairs]
-    dot, cross = (scoring.score(loading.load(str(t)), *asked, precision="fp32") for t in (tiny_dot, tiny_cross))
+    dot, cross = (score(loading.load(str(t)), *asked, precision="fp32") for t in (tiny_dot, tiny_cross))
     known = {("q0", "eat-cat"): 7.5, ("q0", "eat-dog"): 2.5}
     run = np.array([known.get(pair, 0.0) for pair in pairs])
     assert np.allclose(taught.score, (2 * dot + cross + 0.5 * run) / 3, rtol=1e-5, atol=1e-5)
@@ -60,8 +61,10 @@ def test_ensemble_is_the_mean_of_weighted_raw_scores(groups, texts, tiny_dot, ti
 
 @pytest.mark.parametrize("wrong", [np.inf, np.nan])
 def test_scores_that_are_not_finite_are_not_kept(groups, texts, tiny_dot, monkeypatch, wrong):
-    score = scoring.score
-    monkeypatch.setattr(scoring, "score", lambda *given, **more: np.append(score(*given, **more)[:-1], np.float32(wrong)))
+    score = rankers.Scorer.score
+    monkeypatch.setattr(
+        rankers.Scorer, "score", lambda *given, **more: np.append(score(*given, **more)[:-1], np.float32(wrong))
+    )
     last = groups[-1].query_id
     with pytest.raises(InputError, match=f"1 scores are not finite, e.g. query {last}, document .*--precision fp32 may help"):
         teaching.teach(groups, *texts, [str(tiny_dot)], precision="fp32")
@@ -74,10 +77,10 @@ def test_vectors_of_an_index_give_the_same_scores(groups, texts, tiny_dot, dense
 
 
 def test_vectors_that_are_not_exact_are_no_teacher_s(tmp_path, groups, texts, tiny_dot, corpus):
-    build.build(corpus, load_encoder(str(tiny_dot)), tiny_dot, tmp_path / "x", kind="SQ8")
+    build.build(corpus, as_ranker(load_encoder(str(tiny_dot)), tiny_dot), tmp_path / "x", kind="SQ8")
     with pytest.raises(InputError, match="does not hold exact vectors; a teacher needs a Flat one"):
         teaching.teach(groups, *texts, [str(tiny_dot)], index=DenseIndex.load(tmp_path / "x"))
-    build.build([Doc("more", "", "the hen")], load_encoder(str(tiny_dot)), tiny_dot, tmp_path / "y")
+    build.build([Doc("more", "", "the hen")], as_ranker(load_encoder(str(tiny_dot)), tiny_dot), tmp_path / "y")
     (tmp_path / "x" / "manifest.json").unlink()  # nobody says what it is
     for folders in ((tmp_path / "x",), (tmp_path / "y", tmp_path / "x")):
         with pytest.raises(InputError, match="does not hold exact vectors"):
@@ -227,7 +230,7 @@ def test_command(tmp_path, invoke, files, groups, tiny_dot):
 
 def test_a_killed_teach_goes_on_and_gives_the_same_bytes(tmp_path, monkeypatch, groups, texts, tiny_cross):
     monkeypatch.setattr(teaching, "BLOCK", 12)
-    score, sizes = scoring.score, []
+    score, sizes = rankers.Scorer.score, []
 
     def counted(model, queries, docs, **settings):
         if len(sizes) == 2:
@@ -236,7 +239,7 @@ def test_a_killed_teach_goes_on_and_gives_the_same_bytes(tmp_path, monkeypatch, 
         return score(model, queries, docs, **settings)
 
     unbroken, _ = teaching.teach(groups, *texts, [str(tiny_cross)], precision="fp32")
-    monkeypatch.setattr(scoring, "score", counted)
+    monkeypatch.setattr(rankers.Scorer, "score", counted)
     settings = {"precision": "fp32", "work": tmp_path / "work"}
     with pytest.raises(KeyboardInterrupt):
         teaching.teach(groups, *texts, [str(tiny_cross)], **settings)
@@ -250,13 +253,13 @@ def test_a_killed_teach_goes_on_and_gives_the_same_bytes(tmp_path, monkeypatch, 
 
 
 def counting(monkeypatch):
-    score, sizes = scoring.score, []
+    score, sizes = rankers.Scorer.score, []
 
     def counted(model, queries, docs, **settings):
         sizes.append(len(queries))
         return score(model, queries, docs, **settings)
 
-    monkeypatch.setattr(scoring, "score", counted)
+    monkeypatch.setattr(rankers.Scorer, "score", counted)
     return sizes
 
 
@@ -356,7 +359,7 @@ def test_an_interrupted_teach_leaves_nothing_half_written(tmp_path, invoke, monk
 
             patch.setattr(pq.ParquetWriter, "write_table", broken)
         else:
-            patch.setattr(scoring, "score", lambda *a, **k: (_ for _ in ()).throw(KeyboardInterrupt))
+            patch.setattr(rankers.Scorer, "score", lambda *a, **k: (_ for _ in ()).throw(KeyboardInterrupt))
         result = invoke(teach.main, *words)
     assert result.exit_code == 130 and "Interrupted" in result.output, result.output
     left = {path.name for path in tmp_path.iterdir()} - before

@@ -8,7 +8,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from conftest import cross, save_cross, stages_of
+from conftest import cross, save_cross, score, stages_of
 
 from pyserini_kd import teach, train
 from pyserini_kd.data import docstrings
@@ -19,7 +19,7 @@ from pyserini_kd.distillation.candidates import Group, write_candidates
 from pyserini_kd.distillation.config import TrainConfig
 from pyserini_kd.distillation.trainer import _last_state, _trainer, clock, states_of, time
 from pyserini_kd.distillation.triples import Scores
-from pyserini_kd.models import checkpoint_names, loading, saving, scoring
+from pyserini_kd.models import checkpoint_names, loading, saving
 from pyserini_kd.storage.environment import sha256
 from pyserini_kd.storage.errors import InputError
 from pyserini_kd.storage.locks import locked
@@ -65,7 +65,7 @@ def test_training_scores_are_inference_scores(data, scores, tiny_dot, tiny_cross
     got = objective.group_scores(model, batch).detach().numpy()
     for row, group in enumerate(groups[:3]):
         texts = [docs[d] for d in group.doc_ids]
-        expected = scoring.score(model, [queries[group.query_id]] * len(texts), texts, precision="fp32")
+        expected = score(model, [queries[group.query_id]] * len(texts), texts, precision="fp32")
         assert np.allclose(got[row, : len(texts)], expected, rtol=1e-4, atol=1e-4)
         assert batch["teacher"][row, : len(texts)].tolist() == scores.of(group)
 
@@ -163,7 +163,7 @@ def test_recipes_learn(tmp_path, data, scores, tiny_dot, tiny_cross, recipe, arc
     groups, queries, docs = data
     model = loading.load(str(out))
     assert model.architecture == architecture
-    best = [int(np.argmax(scoring.score(model, [queries[g.query_id]] * len(g.doc_ids), [docs[d] for d in g.doc_ids])))
+    best = [int(np.argmax(score(model, [queries[g.query_id]] * len(g.doc_ids), [docs[d] for d in g.doc_ids])))
             for g in groups]  # fmt: skip
     assert np.mean([b == 0 for b in best]) >= 0.9  # the positive stands first in each group
     assert not (tmp_path / "out.partial").exists()

@@ -6,16 +6,16 @@ import numpy as np
 import pytest
 import torch
 import transformers
-from conftest import stages_of
+from conftest import as_ranker, encode, stages_of
 
-from pyserini_kd import api, train
+from pyserini_kd import train
 from pyserini_kd.data.passages import segment as segmented
 from pyserini_kd.data.runs import Run
 from pyserini_kd.distillation import batches, candidates, processes, training, validation
 from pyserini_kd.distillation.config import TrainConfig
 from pyserini_kd.distillation.validation import FACTOR, PLATEAU, Watch, plateaus, read_dev
 from pyserini_kd.evaluation import engines
-from pyserini_kd.models import checkpoint_names, engine, loading
+from pyserini_kd.models import checkpoint_names, loading
 from pyserini_kd.retrieval import reranking, text_sources
 from pyserini_kd.storage.errors import InputError
 
@@ -41,7 +41,12 @@ def test_dev_documents_are_measured_by_their_best_passage(tmp_path, files, queri
         watch = Watch(model, one, folder, metric="RR@10", eval_steps=1, precision="fp32")
         watch.measure(1)
         run = reranking.rerank(
-            read.run, model, queries, lambda ids: (read.docs[i] for i in ids), depth=5, segment=one.segment, precision="fp32"
+            read.run,
+            as_ranker(model, precision="fp32"),
+            queries,
+            lambda ids: (read.docs[i] for i in ids),
+            depth=5,
+            segment=one.segment,
         )
         expected = engines.evaluate(run, read.qrels, ["RR@10"])["RR@10"]
         assert watch.measured == [{"step": 1, "RR@10": engines.mean(expected)}]
@@ -52,11 +57,8 @@ def test_dev_documents_are_measured_by_their_best_passage(tmp_path, files, queri
 def found_by_brute_force(model, docs, queries, segment=None):
     """The ranking of all documents by their best passage, from vectors alone."""
     passages = {doc.doc_id: [part.contents for part in (segmented([doc], segment) if segment else [doc])] for doc in docs}
-    asked = engine.encode(model, [query.text for query in queries], "query", precision="fp32")
-    best = {
-        doc_id: (asked @ engine.encode(model, texts, "doc", precision="fp32").T).max(axis=1)
-        for doc_id, texts in passages.items()
-    }
+    asked = encode(model, [query.text for query in queries], "query", precision="fp32")
+    best = {doc_id: (asked @ encode(model, texts, "doc", precision="fp32").T).max(axis=1) for doc_id, texts in passages.items()}
     return Run.from_scores(
         "b", {q.query_id: {doc_id: float(of[n]) for doc_id, of in best.items()} for n, q in enumerate(queries)}
     )
@@ -136,8 +138,8 @@ def test_the_best_checkpoint_on_dev_topics_is_kept(tmp_path, data, scores, tiny_
     values = [entry["RR@10"] for entry in record["dev"]]
     assert values[-1] > values[0] or max(values) == 1.0
     model = loading.load(str(out))
-    run = reranking.rerank(dev.run, model, queries, text_sources.fetch_from(corpus), depth=20, precision="fp32")
-    assert api.mean(api.evaluate(run, qrels, ["RR@10"])["RR@10"]) == pytest.approx(max(values), abs=1e-6)
+    run = reranking.rerank(dev.run, as_ranker(model, precision="fp32"), queries, text_sources.fetch_from(corpus), depth=20)
+    assert engines.mean(engines.evaluate(run, qrels, ["RR@10"])["RR@10"]) == pytest.approx(max(values), abs=1e-6)
     assert record["steps"] == record["dev"][-1]["step"] <= 30
     assert len(values) - 1 - values.index(max(values)) <= 2
 

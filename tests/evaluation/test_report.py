@@ -10,6 +10,7 @@ import shutil
 import subprocess
 
 import pytest
+from conftest import as_ranker
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -31,8 +32,8 @@ from pyserini_kd.evaluation.page import (
     loss_curves,
     pareto_front,
 )
+from pyserini_kd.models.rankers import load_encoder
 from pyserini_kd.retrieval import build
-from pyserini_kd.retrieval.open_index import load_encoder
 from pyserini_kd.storage.errors import InputError
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome", "chrome"))), None)
@@ -98,7 +99,7 @@ FULL = (
 
 def test_documents_that_an_index_lacks_are_left_out(given_files, tiny_dot):
     docs = [Doc("a", "Cats", "The cat eats fish"), Doc("z", "", "other")]
-    build.build(docs, load_encoder(str(tiny_dot)), tiny_dot, given_files / "index")
+    build.build(docs, as_ranker(load_encoder(str(tiny_dot)), tiny_dot), given_files / "index")
     assert report._texts(["a", "b"], None, str(given_files / "index")) == {"a": docs[0]}
     with pytest.raises(InputError, match="'b' is not in the index"):
         report._texts(["b"], None, str(given_files / "index"))

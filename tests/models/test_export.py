@@ -6,11 +6,21 @@ import shutil
 import numpy as np
 import pytest
 import torch
+from conftest import encode, precision_of, score
 
 from pyserini_kd import export
 from pyserini_kd.data.runs import Run
 from pyserini_kd.evaluation import int8_loss
-from pyserini_kd.models import checkpoint_names, engine, hardware, loading, onnx_export, onnx_runtime, saving, scoring, tokens
+from pyserini_kd.models import (
+    checkpoint_names,
+    hardware,
+    loading,
+    onnx_export,
+    onnx_runtime,
+    rankers,
+    saving,
+    tokens,
+)
 from pyserini_kd.storage.errors import InputError
 from pyserini_kd.storage.records import read_json, write_json
 
@@ -31,41 +41,40 @@ def vnni(monkeypatch):
 def outputs(model, corpus, queries, **settings):
     texts = [doc.contents for doc in corpus]
     if model.architecture == "bert_dot":
-        return engine.encode(model, texts, "doc", **settings)
+        return encode(model, texts, "doc", **settings)
     pairs = [(query.text, text) for query in queries[:3] for text in texts]
-    return scoring.score(model, [q for q, _ in pairs], [d for _, d in pairs], **settings)
+    return score(model, [q for q, _ in pairs], [d for _, d in pairs], **settings)
 
 
 @pytest.mark.parametrize("architecture", ["bert_dot", "cross_encoder"])
 def test_onnx_gives_torch_outputs_and_int8_is_near(folders, corpus, queries, architecture):
     source, folder = folders[architecture]
     expected = outputs(loading.load(str(source)), corpus, queries, precision="fp32")
-    fp32 = engine.load(str(folder), backend="onnx", precision="fp32")
+    fp32 = rankers.load(str(folder), backend="onnx", precision="fp32")
     assert np.allclose(outputs(fp32, corpus, queries), expected, atol=1e-5)
-    int8 = engine.load(str(folder), precision="int8")
+    int8 = rankers.load(str(folder), precision="int8")
     rough = outputs(int8, corpus, queries)
     assert not np.allclose(rough, expected, atol=1e-5)  # it is another arithmetic
     assert np.corrcoef(rough.ravel(), expected.ravel())[0, 1] > 0.98
-    assert not list(int8.state_dict()) or sum(p.numel() for p in int8.parameters()) == 0  # no torch weights are loaded
+    assert (
+        not list(int8.module.state_dict()) or sum(p.numel() for p in int8.module.parameters()) == 0
+    )  # no torch weights are loaded
 
 
 def test_batching_and_masks_change_nothing_in_fp32(folders, corpus):
-    model = engine.load(str(folders["bert_dot"][1]), backend="onnx", precision="fp32")
+    model = rankers.load(str(folders["bert_dot"][1]), backend="onnx", precision="fp32")
     texts = [doc.contents for doc in corpus] + ["cat"]
-    alone = np.concatenate([engine.encode(model, [text], "doc") for text in texts])
+    alone = np.concatenate([encode(model, [text], "doc") for text in texts])
     for batch_size in (None, 4, 100):
-        assert np.allclose(engine.encode(model, texts, "doc", batch_size=batch_size), alone, atol=1e-5)
+        assert np.allclose(encode(model, texts, "doc", batch_size=batch_size), alone, atol=1e-5)
 
 
 def test_int8_scores_a_pair_that_is_asked_twice_once(folders, monkeypatch):
-    encoder = engine.load(str(folders["bert_dot"][1]), precision="int8")
-    once = scoring.score(encoder, ["cat"] * 2 + ["dog"], ["a goose", "a hen", "a hen"])
+    encoder = rankers.load(str(folders["bert_dot"][1]), precision="int8")
+    once = score(encoder, ["cat"] * 2 + ["dog"], ["a goose", "a hen", "a hen"])
     seen, records = [], tokens.side_records
-    for module in (engine, scoring):
-        monkeypatch.setattr(
-            module, "side_records", lambda model, texts, kind: seen.extend(texts) or records(model, texts, kind)
-        )
-    again = scoring.score(encoder, ["cat"] * 4 + ["dog"] * 2, ["a goose", "a hen", "a goose", "a hen", "a hen", "a hen"])
+    monkeypatch.setattr(tokens, "side_records", lambda model, texts, kind: seen.extend(texts) or records(model, texts, kind))
+    again = score(encoder, ["cat"] * 4 + ["dog"] * 2, ["a goose", "a hen", "a goose", "a hen", "a hen", "a hen"])
     assert sorted(seen) == ["a goose", "a hen", "a hen", "cat", "dog"]
     assert np.array_equal(again, once[[0, 1, 0, 1, 2, 2]])
 
@@ -73,14 +82,14 @@ def test_int8_scores_a_pair_that_is_asked_twice_once(folders, monkeypatch):
 def test_of_a_query_int8_gives_the_same_alone_and_beside_others(folders, corpus, queries):
     """Or `serve` would not answer what `search` finds."""
     texts = [query.text for query in queries]
-    encoder, ranker = (engine.load(str(folders[name][1]), precision="int8") for name in ("bert_dot", "cross_encoder"))
-    together = engine.encode(encoder, texts, "query")
-    assert np.array_equal(together, np.concatenate([engine.encode(encoder, [text], "query") for text in texts]))
+    encoder, ranker = (rankers.load(str(folders[name][1]), precision="int8") for name in ("bert_dot", "cross_encoder"))
+    together = encode(encoder, texts, "query")
+    assert np.array_equal(together, np.concatenate([encode(encoder, [text], "query") for text in texts]))
     docs = [doc.contents for doc in corpus]
     pairs = [(query, doc) for n, query in enumerate(texts) for doc in docs[n % 3 :: 2]]
     for model in (ranker, encoder):
-        together = scoring.score(model, [query for query, _ in pairs], [doc for _, doc in pairs], batch_size=3)
-        alone = [scoring.score(model, [q for q, _ in own], [doc for _, doc in own], batch_size=3)
+        together = score(model, [query for query, _ in pairs], [doc for _, doc in pairs], batch_size=3)
+        alone = [score(model, [q for q, _ in own], [doc for _, doc in own], batch_size=3)
                  for query in texts if (own := [pair for pair in reversed(pairs) if pair[0] == query])]  # fmt: skip
         assert np.array_equal(together, np.concatenate([scores[::-1] for scores in alone]))
 
@@ -102,7 +111,7 @@ def test_sentence_transformers_still_loads_it(folders, corpus):
 
     texts = [doc.contents for doc in corpus]
     theirs = SentenceTransformer(str(folders["bert_dot"][1]), device="cpu").encode(texts, show_progress_bar=False)
-    ours = engine.encode(loading.load(str(folders["bert_dot"][0])), texts, "doc", precision="fp32")
+    ours = encode(loading.load(str(folders["bert_dot"][0])), texts, "doc", precision="fp32")
     assert np.allclose(theirs, ours, atol=1e-5)
 
 
@@ -117,37 +126,37 @@ def test_auto_takes_int8_only_where_it_was_exported_and_the_processor_has_it(fol
     caplog.set_level("INFO")
     assert hardware.choose_precision("auto", "cpu", source) == "fp32"
     assert hardware.choose_precision("auto", "cpu", folder) == "int8"
-    model = engine.load(str(folder))
-    assert engine.precision_of(model) == "int8" and "runs in int8 by ONNX Runtime" in caplog.text
-    assert engine.precision_of(engine.load(str(folder), backend="torch")) == "fp32"
-    assert engine.precision_of(engine.load(str(folder), precision="fp32")) == "fp32"
+    model = rankers.load(str(folder))
+    assert precision_of(model) == "int8" and "runs in int8 by ONNX Runtime" in caplog.text
+    assert precision_of(rankers.load(str(folder), backend="torch")) == "fp32"
+    assert precision_of(rankers.load(str(folder), precision="fp32")) == "fp32"
     for flags, expected in (({"avx512_vnni", "amx_bf16"}, "bf16"), ({"avx2"}, "fp32"), (set(), "fp32")):
         monkeypatch.setattr(hardware, "cpu_flags", lambda flags=flags: flags)
         assert hardware.choose_precision("auto", "cpu", folder) == expected
 
 
 def test_a_bi_encoder_read_as_a_colbert_is_not_run_in_int8(folders, vnni):
-    model = engine.load(str(folders["bert_dot"][1]), architecture="colbert")
-    assert engine.precision_of(model) == "fp32"
+    model = rankers.load(str(folders["bert_dot"][1]), architecture="colbert")
+    assert precision_of(model) == "fp32"
 
 
 def test_refusals(folders, tiny_dot, tmp_path, vnni):
     _, folder = folders["bert_dot"]
     with pytest.raises(InputError, match=r"no onnx/model_int8.onnx of ours; make it: pyserini-kd export .* --int8"):
-        engine.load(str(tiny_dot), precision="int8")
+        rankers.load(str(tiny_dot), precision="int8")
     with pytest.raises(InputError, match=r"no onnx/model.onnx of ours; make it: pyserini-kd export"):
-        engine.load(str(tiny_dot), backend="onnx")
+        rankers.load(str(tiny_dot), backend="onnx")
     for clash in ({"precision": "int8", "backend": "torch"}, {"precision": "bf16", "backend": "onnx"}):
         with pytest.raises(InputError, match="clash"):
-            engine.load(str(folder), **clash)
-    with pytest.raises(InputError, match="backend must be one of"):
-        engine.load(str(folder), backend="tvm")
+            rankers.load(str(folder), **clash)
+    with pytest.raises(InputError, match="backend: must be one of"):
+        rankers.load(str(folder), backend="tvm")
     with pytest.raises(InputError, match="was not loaded for int8"):
-        engine.encode(loading.load(str(folder)), ["cat"], "doc", precision="int8")
+        encode(loading.load(str(folder)), ["cat"], "doc", precision="int8")
     with pytest.raises(InputError, match="loaded to run in int8 by ONNX Runtime, not in bf16"):
-        engine.encode(engine.load(str(folder), precision="int8"), ["cat"], "doc", precision="bf16")
+        encode(rankers.load(str(folder), precision="int8"), ["cat"], "doc", precision="bf16")
     late = saving.save(loading.load(str(tiny_dot), architecture="colbert"), tmp_path / "late")
-    for refused in (lambda: onnx_export.export(str(late), tmp_path / "x"), lambda: engine.load(str(late), precision="int8")):
+    for refused in (lambda: onnx_export.export(str(late), tmp_path / "x"), lambda: rankers.load(str(late), precision="int8")):
         with pytest.raises(InputError, match="is a colbert; only bert_dot and cross_encoder"):
             refused()
     assert not (tmp_path / "x").exists()
@@ -161,10 +170,10 @@ def test_int8_weights_that_would_overflow_are_refused(folders, tmp_path, monkeyp
     for narrow in (False, True):
         write_json(folder / "onnx" / "export.json", record | {"reduce_range": narrow})
         if narrow:
-            assert engine.precision_of(engine.load(str(folder), precision="int8")) == "int8"
+            assert precision_of(rankers.load(str(folder), precision="int8")) == "int8"
         else:
             with pytest.raises(InputError, match="CPUs with VNNI"):
-                engine.load(str(folder), precision="int8")
+                rankers.load(str(folder), precision="int8")
 
 
 def test_files_of_other_weights_are_refused(folders, tiny_dot, tmp_path):
@@ -175,7 +184,7 @@ def test_files_of_other_weights_are_refused(folders, tiny_dot, tmp_path):
         model.encoder.embeddings.word_embeddings.weight.mul_(2)
     model.encoder.save_pretrained(folder)
     with pytest.raises(InputError, match="made from other weights"):
-        engine.load(str(folder), precision="int8")
+        rankers.load(str(folder), precision="int8")
 
 
 def test_a_file_that_does_not_give_the_outputs_is_not_written(tiny_dot, tmp_path, monkeypatch):

@@ -10,10 +10,11 @@ import threading
 import numpy as np
 import pytest
 import torch
+from conftest import encode, score
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from pyserini_kd.models import engine, fast_bert, hardware, loading, query_encoder, scoring
+from pyserini_kd.models import engine, fast_bert, hardware, loading, rankers
 from pyserini_kd.models.cross_encoder import CrossEncoder
 from pyserini_kd.storage.errors import InputError
 
@@ -25,27 +26,27 @@ def model(tiny_dot):
 
 def test_batching_order_and_padding_change_nothing(model, corpus):
     texts = [doc.contents for doc in corpus] + ["cat"]
-    alone = np.concatenate([engine.encode(model, [text], "doc", precision="fp32") for text in texts])
+    alone = np.concatenate([encode(model, [text], "doc", precision="fp32") for text in texts])
     for batch_size in (None, 1, 3, 100):
-        assert np.allclose(engine.encode(model, texts, "doc", precision="fp32", batch_size=batch_size), alone, atol=1e-5)
-    assert np.allclose(engine.encode(model, texts[::-1], "doc", precision="fp32"), alone[::-1], atol=1e-5)
+        assert np.allclose(encode(model, texts, "doc", precision="fp32", batch_size=batch_size), alone, atol=1e-5)
+    assert np.allclose(encode(model, texts[::-1], "doc", precision="fp32"), alone[::-1], atol=1e-5)
 
 
 def test_small_chunks_change_nothing(model, tiny_cross, corpus, monkeypatch):
     texts = [doc.contents for doc in corpus]
     cross = loading.load(str(tiny_cross))
-    whole = engine.encode(model, texts, "doc", precision="fp32"), scoring.score(cross, texts, texts, precision="fp32")
+    whole = encode(model, texts, "doc", precision="fp32"), score(cross, texts, texts, precision="fp32")
     monkeypatch.setattr(engine, "CHUNK", 3)
-    assert np.allclose(engine.encode(model, texts, "doc", precision="fp32"), whole[0], atol=1e-5)
-    assert np.allclose(scoring.score(cross, texts, texts, precision="fp32"), whole[1], atol=1e-5)
-    assert engine.encode(model, [], "doc").shape == (0, 32)
+    assert np.allclose(encode(model, texts, "doc", precision="fp32"), whole[0], atol=1e-5)
+    assert np.allclose(score(cross, texts, texts, precision="fp32"), whole[1], atol=1e-5)
+    assert encode(model, [], "doc").shape == (0, 32)
 
 
 def test_equal_texts_are_computed_once(model, monkeypatch):
     seen = []
     forward = type(model).forward
     monkeypatch.setattr(type(model), "forward", lambda self, **b: seen.append(len(b["input_ids"])) or forward(self, **b))
-    vectors = engine.encode(model, ["the cat", "the dog", "the cat", "the cat"], "doc")
+    vectors = encode(model, ["the cat", "the dog", "the cat", "the cat"], "doc")
     assert sum(seen) == 2
     assert np.array_equal(vectors[0], vectors[2])
 
@@ -62,7 +63,7 @@ def test_each_query_and_document_is_prepared_once(tiny_dot, tiny_cross, corpus, 
     asked, texts = [query.text for query in queries[:4]], [doc.contents for doc in corpus]
     pairs = [(query, text) for text in texts for query in asked] * 2
     monkeypatch.setattr(engine, "CHUNK", 7)
-    monkeypatch.setattr(scoring, "LATE_BYTES", 4 * 24 * 32 * 3)  # three documents at a time
+    monkeypatch.setattr(rankers, "LATE_BYTES", 4 * 24 * 32 * 3)  # three documents at a time
     tokenised, run = [], []
     plain, forward = type(model.tokenizer).__call__, type(model).forward
 
@@ -72,7 +73,7 @@ def test_each_query_and_document_is_prepared_once(tiny_dot, tiny_cross, corpus, 
 
     monkeypatch.setattr(type(model.tokenizer), "__call__", counting)
     monkeypatch.setattr(type(model), "forward", lambda self, *a, **b: run.append(len(b["input_ids"])) or forward(self, *a, **b))
-    scoring.score(model, [q for q, _ in pairs], [d for _, d in pairs], precision="fp32")
+    score(model, [q for q, _ in pairs], [d for _, d in pairs], precision="fp32")
     known = [text for text in tokenised if text in asked or text in texts]
     assert sorted(known) == sorted(asked + texts)
     assert sum(run) == (len(asked) * len(texts) if architecture == "cross_encoder" else len(asked) + len(texts))
@@ -139,17 +140,17 @@ def test_batches_keep_the_budget_and_lose_nothing():
 def test_long_texts_are_cut_and_counted(model, caplog):
     caplog.set_level("INFO")
     long = "the cat eats hay " * 20
-    cut = engine.encode(model, [long, "the cat"], "doc", precision="fp32")
+    cut = encode(model, [long, "the cat"], "doc", precision="fp32")
     assert "1 of 2 doc texts are longer than 24 tokens" in caplog.text
-    assert np.allclose(cut[0], engine.encode(model, [long + "and then some"], "doc", precision="fp32")[0], atol=1e-6)
+    assert np.allclose(cut[0], encode(model, [long + "and then some"], "doc", precision="fp32")[0], atol=1e-6)
 
 
 def test_prefixes_and_lengths_by_side(tiny_dot):
     model = loading.load(str(tiny_dot), query_prefix="the ", max_query_len=4)
     plain = loading.load(str(tiny_dot))
     assert np.allclose(
-        engine.encode(model, ["cat eats hay and water"], "query", precision="fp32"),
-        engine.encode(plain, ["the cat"], "doc", precision="fp32"),  # [CLS] the cat [SEP]: 4 tokens
+        encode(model, ["cat eats hay and water"], "query", precision="fp32"),
+        encode(plain, ["the cat"], "doc", precision="fp32"),  # [CLS] the cat [SEP]: 4 tokens
         atol=1e-6,
     )
 
@@ -158,21 +159,21 @@ def test_prefixes_and_lengths_by_side(tiny_dot):
 def test_scores_are_the_definition(tiny_dot, corpus, queries, architecture):
     model = loading.load(str(tiny_dot), architecture=architecture)
     pairs = [(q.text, doc.contents) for q in queries[:3] for doc in corpus]
-    got = scoring.score(model, [q for q, _ in pairs], [d for _, d in pairs], precision="fp32")
-    for (query, doc), score in zip(pairs, got, strict=True):
+    got = score(model, [q for q, _ in pairs], [d for _, d in pairs], precision="fp32")
+    for (query, doc), found in zip(pairs, got, strict=True):
         with torch.inference_mode():
             q, d = (model(**{k: v for k, v in model.tokenizer(t, return_tensors="pt").items() if k != "token_type_ids"})[0]
                     for t in (query, doc))  # fmt: skip
         expected = float(q @ d) if architecture == "bert_dot" else sum(float((d @ token).max()) for token in q)
-        assert score == pytest.approx(expected, rel=1e-4, abs=1e-4)
+        assert found == pytest.approx(expected, rel=1e-4, abs=1e-4)
 
 
 def test_late_interaction_in_small_pieces_is_the_same(tiny_dot, corpus, queries, monkeypatch):
     model = loading.load(str(tiny_dot), architecture="colbert")
     pairs = [(q.text, doc.contents) for doc in corpus for q in queries]
-    whole = scoring.score(model, [q for q, _ in pairs], [d for _, d in pairs], precision="fp32")
-    monkeypatch.setattr(scoring, "LATE_BYTES", 4 * 24 * 32 * 3)  # three documents at a time
-    assert np.allclose(scoring.score(model, [q for q, _ in pairs], [d for _, d in pairs], precision="fp32"), whole, atol=1e-4)
+    whole = score(model, [q for q, _ in pairs], [d for _, d in pairs], precision="fp32")
+    monkeypatch.setattr(rankers, "LATE_BYTES", 4 * 24 * 32 * 3)  # three documents at a time
+    assert np.allclose(score(model, [q for q, _ in pairs], [d for _, d in pairs], precision="fp32"), whole, atol=1e-4)
 
 
 def test_precision_is_chosen_by_features_and_close(model, corpus, monkeypatch):
@@ -181,7 +182,7 @@ def test_precision_is_chosen_by_features_and_close(model, corpus, monkeypatch):
     monkeypatch.setattr(hardware, "cpu_flags", lambda: {"amx_bf16"})
     assert hardware.choose_precision("auto") == "bf16"
     texts = [doc.contents for doc in corpus]
-    a, b = (engine.encode(model, texts, "doc", precision=p) for p in ("fp32", "bf16"))
+    a, b = (encode(model, texts, "doc", precision=p) for p in ("fp32", "bf16"))
     cosine = (a * b).sum(1) / np.linalg.norm(a, axis=1) / np.linalg.norm(b, axis=1)
     assert cosine.min() > 0.999
     with pytest.raises(InputError, match="precision"):
@@ -215,9 +216,9 @@ def test_what_was_chosen_is_said(tiny_dot, caplog, monkeypatch):
         (set(), "fp32 by torch on cpu, chosen"),
     ):
         monkeypatch.setattr(hardware, "cpu_flags", lambda flags=flags: flags)
-        engine.load(str(tiny_dot))
+        rankers.load(str(tiny_dot))
         assert f"tiny-dot runs in {words}" in caplog.text
-    engine.load(str(tiny_dot), precision="bf16")
+    rankers.load(str(tiny_dot), precision="bf16")
     assert caplog.messages[-1] == "tiny-dot runs in bf16 by torch on cpu"
 
 
@@ -228,9 +229,9 @@ def test_a_gpu_gives_the_scores_of_the_cpu(tiny_dot, tiny_cross, corpus, queries
     pairs = [(query.text, doc.contents) for query in queries[:3] for doc in corpus]
     columns = [q for q, _ in pairs], [d for _, d in pairs]
     source = tiny_cross if architecture == "cross_encoder" else tiny_dot
-    model = engine.load(str(source), architecture=architecture, precision="fp32")
-    expected = scoring.score(model, *columns, precision="fp32")
-    found = scoring.score(model.to("cuda"), *columns, precision=precision)
+    model = rankers.load(str(source), architecture=architecture, precision="fp32")
+    expected = score(model, *columns, precision="fp32")
+    found = score(model.to("cuda"), *columns, precision=precision)
     assert np.corrcoef(expected, found)[0, 1] > (0.99999 if precision == "fp32" else 0.99)
 
 
@@ -272,7 +273,7 @@ def test_lean_classifier_gives_the_logits_of_transformers(tiny_cross, padded, tm
     two.save_pretrained(tmp_path)
     tokenizer.save_pretrained(tmp_path)
     expected = hugging_face(tmp_path, BertForSequenceClassification, padded).logits
-    model = engine.load(str(tmp_path), precision="fp32")
+    model = rankers.load(str(tmp_path), precision="fp32").module
     assert isinstance(model.classifier, fast_bert.BertClassifier)
     with torch.inference_mode():
         assert torch.allclose(model(**padded), expected[:, 1] - expected[:, 0], atol=1e-5)
@@ -281,10 +282,10 @@ def test_lean_classifier_gives_the_logits_of_transformers(tiny_cross, padded, tm
 @pytest.mark.parametrize("pooling", ["cls", "mean"])
 def test_lean_and_plain_loading_give_the_same_vectors(tiny_dot, corpus, pooling):
     texts = [doc.contents for doc in corpus] + ["cat"]
-    lean = engine.load(str(tiny_dot), precision="fp32", pooling=pooling)
+    lean = rankers.load(str(tiny_dot), precision="fp32", pooling=pooling).module
     assert isinstance(lean.encoder, fast_bert.Bert) and lean.encoder.first == (pooling == "cls") and lean.width == 32
     plain = loading.load(str(tiny_dot), pooling=pooling)
-    got, expected = (engine.encode(model, texts, "doc", precision="fp32") for model in (lean, plain))
+    got, expected = (encode(model, texts, "doc", precision="fp32") for model in (lean, plain))
     assert np.allclose(got, expected, atol=1e-5)
 
 
@@ -299,9 +300,9 @@ def way(request, monkeypatch):
 
 @pytest.mark.parametrize("pooling", ["mean", "cls"])
 def test_lean_bert_in_bf16_is_close(tiny_dot, corpus, pooling, way):
-    model, texts = engine.load(str(tiny_dot), precision="bf16", pooling=pooling), [doc.contents for doc in corpus]
+    model, texts = rankers.load(str(tiny_dot), precision="bf16", pooling=pooling).module, [doc.contents for doc in corpus]
     model.requires_grad_(False)  # vectors become arrays
-    a, b = (engine.encode(model, texts, "doc", precision=precision) for precision in ("fp32", "bf16"))
+    a, b = (encode(model, texts, "doc", precision=precision) for precision in ("fp32", "bf16"))
     cosine = (a * b).sum(1) / np.linalg.norm(a, axis=1) / np.linalg.norm(b, axis=1)
     assert cosine.min() > 0.999 and not np.array_equal(a, b)
 
@@ -330,10 +331,10 @@ def test_products_in_bf16_are_those_of_rounded_weights(first):
 
 @pytest.mark.skipif(not fast_bert.onednn_has_bf16(), reason="oneDNN has no bf16 on this processor")
 def test_packed_weights_follow_the_weights(tiny_dot, tmp_path):
-    model, texts = engine.load(str(tiny_dot), precision="bf16"), ["a cat", "the dog eats hay"]
+    model, texts = rankers.load(str(tiny_dot), precision="bf16").module, ["a cat", "the dog eats hay"]
 
     def encoded(of):
-        return engine.encode(of, texts, "doc", precision="bf16")
+        return encode(of, texts, "doc", precision="bf16")
 
     before = encoded(model)
     copies = [copy.deepcopy(model), pickle.loads(pickle.dumps(model.encoder))]
@@ -346,15 +347,15 @@ def test_packed_weights_follow_the_weights(tiny_dot, tmp_path):
 
 
 def test_a_cross_encoder_in_half_precision_scores(tiny_cross):
-    model = engine.load(str(tiny_cross), precision="fp32")
-    expected = scoring.score(model, ["cat"], ["the cat eats hay"], precision="fp32")
-    assert np.allclose(scoring.score(model.bfloat16(), ["cat"], ["the cat eats hay"], precision="fp32"), expected, atol=0.02)
+    model = rankers.load(str(tiny_cross), precision="fp32").module
+    expected = score(model, ["cat"], ["the cat eats hay"], precision="fp32")
+    assert np.allclose(score(model.bfloat16(), ["cat"], ["the cat eats hay"], precision="fp32"), expected, atol=0.02)
 
 
 def test_logits_in_bf16_are_close_and_not_rounded_to_bf16(tiny_cross, corpus, way):
     queries, docs = ["cat", "a dog"] * 4, [doc.contents for doc in corpus][:4] * 2
-    model = engine.load(str(tiny_cross), precision="bf16").requires_grad_(False)
-    a, b = (scoring.score(model, queries, docs, precision=precision) for precision in ("fp32", "bf16"))
+    model = rankers.load(str(tiny_cross), precision="bf16").module.requires_grad_(False)
+    a, b = (score(model, queries, docs, precision=precision) for precision in ("fp32", "bf16"))
     assert np.allclose(a, b, atol=0.02) and not np.array_equal(a, b)
     assert not torch.equal(torch.from_numpy(b).bfloat16().float(), torch.from_numpy(b))
 
@@ -376,11 +377,9 @@ def test_scores_far_from_zero_do_not_tie_in_bf16(tmp_path, tokenizer, tiny_dot, 
         last.bias.data += 9
         model = CrossEncoder(classifier.eval(), tokenizer, 48)
     docs = [doc.contents for doc in corpus]
-    scores = scoring.score(model, ["what the cat eats"] * len(docs), docs, precision="bf16")
+    scores = score(model, ["what the cat eats"] * len(docs), docs, precision="bf16")
     assert len(set(scores.tolist())) > len(set(torch.from_numpy(scores).bfloat16().tolist()))
-    assert np.allclose(
-        scores, scoring.score(model, ["what the cat eats"] * len(docs), docs, precision="fp32"), rtol=0.02, atol=0.1
-    )
+    assert np.allclose(scores, score(model, ["what the cat eats"] * len(docs), docs, precision="fp32"), rtol=0.02, atol=0.1)
 
 
 def test_other_models_are_left_to_transformers(tmp_path, tokenizer):
@@ -394,15 +393,15 @@ def test_other_models_are_left_to_transformers(tmp_path, tokenizer):
     for name in ("distil", "relu"):
         assert fast_bert.read(tmp_path / name, "bert_dot") is None
         tokenizer.save_pretrained(tmp_path / name)
-        model = engine.load(str(tmp_path / name), precision="fp32")
-        assert type(model.encoder).__module__.startswith("transformers.") and engine.encode(model, ["cat"], "doc").any()
+        model = rankers.load(str(tmp_path / name), precision="fp32").module
+        assert type(model.encoder).__module__.startswith("transformers.") and encode(model, ["cat"], "doc").any()
 
 
 def test_small_searches_do_not_import_the_models_of_transformers(tiny_dot):
     code = f"""
 import sys
-from pyserini_kd.models import engine
-engine.encode(engine.load({str(tiny_dot)!r}), ["cat"], "query")
+from pyserini_kd import models
+models.load({str(tiny_dot)!r}).encode_queries(["cat"])
 assert "transformers.modeling_utils" not in sys.modules
 """
     subprocess.run([sys.executable, "-c", code], check=True)
@@ -419,7 +418,7 @@ def test_more_processes_than_gpus_are_told_so(tiny_dot, monkeypatch):
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
     monkeypatch.setenv("LOCAL_RANK", "1")
     with pytest.raises(InputError, match="--device cuda:1: no such GPU"):
-        engine.load(str(tiny_dot), device="cuda")
+        rankers.load(str(tiny_dot), device="cuda")
 
 
 def test_auto_asks_the_gpu_that_was_named(monkeypatch):
@@ -430,12 +429,12 @@ def test_auto_asks_the_gpu_that_was_named(monkeypatch):
 
 
 def test_query_encoder(tiny_dot, tiny_cross):
-    encoder = query_encoder.QueryEncoder(str(tiny_dot), precision="fp32")
+    encoder = rankers.QueryEncoder(str(tiny_dot), precision="fp32")
     batch = encoder.encode_batch(["what the cat eats", "hay"])
     assert batch.shape == (2, 32) and batch.dtype == np.float32
     assert np.allclose(encoder.encode("hay"), batch[1], atol=1e-6)
     with pytest.raises(InputError, match="bert_dot"):
-        query_encoder.QueryEncoder(str(tiny_cross))
+        rankers.QueryEncoder(str(tiny_cross))
 
 
 def test_each_process_has_a_gpu_of_its_own(monkeypatch):

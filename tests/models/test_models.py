@@ -6,9 +6,9 @@ import shutil
 import numpy as np
 import pytest
 import torch
-from conftest import tiny_config
+from conftest import encode, score, tiny_config
 
-from pyserini_kd.models import checkpoint_names, checkpoint_settings, engine, loading, saving, scoring
+from pyserini_kd.models import checkpoint_names, checkpoint_settings, loading, saving
 from pyserini_kd.models.bert_dot import EncoderSettings, pool
 from pyserini_kd.models.cross_encoder import fold_two_classes
 from pyserini_kd.storage.errors import InputError
@@ -19,7 +19,7 @@ def test_dot_checkpoint_in_transformers_and_sentence_transformers(tiny_dot, corp
     from transformers import AutoModel, AutoTokenizer
 
     texts = [doc.contents for doc in corpus]
-    ours = engine.encode(loading.load(str(tiny_dot)), texts, "doc", precision="fp32")
+    ours = encode(loading.load(str(tiny_dot)), texts, "doc", precision="fp32")
     theirs = SentenceTransformer(str(tiny_dot), device="cpu")
     assert np.allclose(ours, theirs.encode(texts), atol=1e-5)
     assert theirs.similarity_fn_name == "dot"
@@ -36,7 +36,7 @@ def test_cross_encoder_in_transformers_and_sentence_transformers(tiny_cross, cor
 
     pairs = [(queries[i % 10].text, doc.contents) for i, doc in enumerate(corpus)]
     model = loading.load(str(tiny_cross))
-    ours = scoring.score(model, [q for q, _ in pairs], [d for _, d in pairs], precision="fp32")
+    ours = score(model, [q for q, _ in pairs], [d for _, d in pairs], precision="fp32")
     theirs = CrossEncoder(str(tiny_cross), device="cpu").predict(pairs)
     assert np.allclose(ours, theirs, atol=1e-4)  # raw logits: no sigmoid
     plain = AutoModelForSequenceClassification.from_pretrained(tiny_cross).eval()
@@ -162,4 +162,4 @@ def test_roberta_and_its_kin_read_as_many_tokens_as_positions_after_padding_s(tm
     with pytest.raises(InputError, match="reads 10 tokens at most"):
         loading.load(str(tmp_path), architecture=architecture, max_doc_len=11, **lengths)
     model = loading.load(str(tmp_path), architecture=architecture, max_doc_len=10, **lengths)
-    assert np.isfinite(scoring.score(model, ["cat"], ["the cat eats hay " * 9], precision="fp32")).all()
+    assert np.isfinite(score(model, ["cat"], ["the cat eats hay " * 9], precision="fp32")).all()

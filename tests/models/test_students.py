@@ -9,9 +9,10 @@ import math
 import numpy as np
 import pytest
 import torch
+from conftest import score
 from safetensors.torch import save_file
 
-from pyserini_kd.models import checkpoint_names, loading, saving, scoring
+from pyserini_kd.models import checkpoint_names, loading, saving
 from pyserini_kd.models.colbert import ColBert, ColBertSettings
 from pyserini_kd.models.cross_encoder import CrossEncoder
 from pyserini_kd.models.glove import read_glove
@@ -102,7 +103,7 @@ def test_the_engine_scores_as_training_does(students, name, corpus, queries):
     pairs = [(q, d) for q in range(len(asked)) for d in range(len(docs))]
     with torch.no_grad():
         expected = model.pair_scores(model.pair_batch(asked, docs, pairs))
-    found = scoring.score(model, [asked[q] for q, _ in pairs], [docs[d] for _, d in pairs], precision="fp32")
+    found = score(model, [asked[q] for q, _ in pairs], [docs[d] for _, d in pairs], precision="fp32")
     np.testing.assert_allclose(found, expected.numpy(), atol=2e-5)
 
 
@@ -131,7 +132,7 @@ def test_every_weight_learns(students, name):
 def test_read_off_a_bert_checkpoint(tiny_dot, name):
     model = loading.load(str(tiny_dot), architecture=name, **({"join_layer": 1} if name == "prettr" else {}))
     assert model.architecture == name
-    assert np.isfinite(scoring.score(model, [SHORT], [LONG], precision="fp32")).all()
+    assert np.isfinite(score(model, [SHORT], [LONG], precision="fp32")).all()
 
 
 # -------------------------------------------------------------------------------------------------------- ColBERT
@@ -190,9 +191,9 @@ def test_never_joined_a_query_scores_all_documents_the_same(students):
     """What the refusal is for: with every layer apart a document has no say in its score."""
     model = copy.deepcopy(students["prettr"])
     pairs = (["the cat eats"] * 2, ["at night the cat sleeps", "hay"])
-    assert np.ptp(scoring.score(model, *pairs, precision="fp32")) > 1e-3
+    assert np.ptp(score(model, *pairs, precision="fp32")) > 1e-3
     model.settings = dataclasses.replace(model.settings, join_layer=2)
-    assert np.ptp(scoring.score(model, *pairs, precision="fp32")) < 1e-6
+    assert np.ptp(score(model, *pairs, precision="fp32")) < 1e-6
 
 
 def test_a_new_prettr_joins_half_way(tmp_path, tokenizer, tiny_dot):
@@ -304,7 +305,7 @@ def test_glove(tmp_path, tiny_dot):
     assert model.width == 4 and model.settings.heads == 4
     folder = saving.save(model, tmp_path / "tk")
     again = loading.load(str(folder))
-    assert scoring.score(again, ["the cat"], ["cat eats"]).tolist() == scoring.score(model, ["the cat"], ["cat eats"]).tolist()
+    assert score(again, ["the cat"], ["cat eats"]).tolist() == score(model, ["the cat"], ["cat eats"]).tolist()
 
 
 @pytest.mark.parametrize(
@@ -360,7 +361,7 @@ def test_published_colbert(tmp_path, distil, tokenizer):
     with torch.no_grad():
         query_vecs, doc_vecs = (distil(input_ids=x).last_hidden_state @ weight.T + bias for x in (ids, doc))
         expected = (query_vecs @ doc_vecs.transpose(1, 2)).amax(dim=-1).sum(dim=-1)
-    assert scoring.score(model, [SHORT], [LONG], precision="fp32") == pytest.approx(expected.numpy(), rel=1e-5)
+    assert score(model, [SHORT], [LONG], precision="fp32") == pytest.approx(expected.numpy(), rel=1e-5)
 
 
 def test_a_student_may_take_some_layers_of_a_published_one_and_settings_of_its_own(tmp_path, distil, tokenizer):
@@ -406,9 +407,9 @@ def test_published_cross_encoder(tmp_path, distil, tokenizer):
     ids = torch.tensor([tokenizer(SHORT, LONG)["input_ids"]])
     with torch.no_grad():
         expected = distil(input_ids=ids).last_hidden_state[:, 0] @ weight[0] + bias
-    assert scoring.score(model, [SHORT], [LONG], precision="fp32") == pytest.approx(expected.numpy(), rel=1e-4)
+    assert score(model, [SHORT], [LONG], precision="fp32") == pytest.approx(expected.numpy(), rel=1e-4)
     again = loading.load(str(saving.save(model, tmp_path / "ours")))  # leaves the house as an ordinary classifier
-    assert scoring.score(again, [SHORT], [LONG], precision="fp32") == pytest.approx(expected.numpy(), rel=1e-4)
+    assert score(again, [SHORT], [LONG], precision="fp32") == pytest.approx(expected.numpy(), rel=1e-4)
 
 
 def prettr_by_hand(encoder, weight, query, doc, split):
@@ -450,9 +451,9 @@ def test_published_prettr(tmp_path, tokenizer, prefix, config):
     ids = torch.tensor([query + [tokenizer.mask_token_id] * 8]), torch.tensor([doc])
     with torch.no_grad():
         expected = prettr_by_hand(encoder, weight, *ids, split=3)
-    assert scoring.score(model, [SHORT], [LONG], precision="fp32") == pytest.approx(expected.numpy(), rel=1e-4)
+    assert score(model, [SHORT], [LONG], precision="fp32") == pytest.approx(expected.numpy(), rel=1e-4)
     again = loading.load(str(saving.save(model, tmp_path / "ours")))
-    assert scoring.score(again, [SHORT], [LONG], precision="fp32") == pytest.approx(expected.numpy(), rel=1e-4)
+    assert score(again, [SHORT], [LONG], precision="fp32") == pytest.approx(expected.numpy(), rel=1e-4)
 
 
 def test_a_published_layout_that_does_not_fit(tmp_path, distil, tokenizer):
@@ -485,7 +486,7 @@ def test_published_checkpoints_give_their_golden_scores_where_present(name):
         pytest.skip(f"{name} is not on this machine; its scores would have to be {GOLDEN[name]}")
     lengths = {"max_query_len": 7} if name.startswith("prettr") else {}  # the notebook does not pad its query of 7 tokens
     model = loading.load(name, **lengths)
-    found = scoring.score(model, [LIBRARY] * 2, PASSAGES, precision="fp32")
+    found = score(model, [LIBRARY] * 2, PASSAGES, precision="fp32")
     assert found.tolist() == pytest.approx(GOLDEN[name], abs=1e-2)
 
 

@@ -23,10 +23,9 @@ from pyserini_kd.retrieval import build as build_
 from pyserini_kd.retrieval import faiss_build, faiss_files, faiss_kinds, faiss_training, index_folder, vector_store
 from pyserini_kd.retrieval.build import build_from
 from pyserini_kd.retrieval.dense_index import DenseIndex
-from pyserini_kd.storage import arrays
-from pyserini_kd.storage import work as work_
+from pyserini_kd.storage import arrays, sharing
 from pyserini_kd.storage.errors import InputError
-from pyserini_kd.storage.work import Work, open_work
+from pyserini_kd.storage.sharing import SharedJob, open_shared
 
 FILES = ("index", "docid", "docs.jsonl", "docs.offsets")
 N, WIDTH = 230, 8
@@ -223,36 +222,36 @@ def test_shards_at_once(tmp_path):
 
 def test_others_with_other_settings_are_refused_while_one_is_alive(tmp_path):
     folder = tmp_path / "x"
-    with open_work(folder, {"precision": "fp32"}, {"faiss": "Flat"}):
+    with open_shared(folder, {"precision": "fp32"}, {"faiss": "Flat"}):
         for settings, other, word in (
             ({"precision": "bf16"}, "Flat", "precision: fp32, here bf16"),
             ({"precision": "fp32"}, "SQ8", "faiss"),
         ):
             with pytest.raises(InputError, match=f"another process is writing .* with another {word}"):
-                with open_work(folder, settings, {"faiss": other}):
+                with open_shared(folder, settings, {"faiss": other}):
                     pass
-    with open_work(folder, {"precision": "bf16"}, {"faiss": "Flat"}) as work:  # nobody there any more
-        assert work.left() == 0
+    with open_shared(folder, {"precision": "bf16"}, {"faiss": "Flat"}) as work:  # nobody there any more
+        assert work.job.parts() == []
 
 
 def test_blocks_of_other_settings_are_kept_until_the_user_says_otherwise(tmp_path):
     folder, settings = tmp_path / "x", {"block": 10, "store_docs": True, "encoder": {"name": "a", "sha256": "1"}}
-    with pytest.raises(KeyboardInterrupt), open_work(folder, settings, {}) as work:
-        (work.folder / "000000.sha256").write_text("0")
+    with pytest.raises(KeyboardInterrupt), open_shared(folder, settings, {}) as work:
+        (work.job.folder / "000000.done").write_text("0")
         raise KeyboardInterrupt
     for change, word in (
         ({"store_docs": False}, "store_docs: True, here False"),
         ({"encoder": {"name": "a", "sha256": "2"}}, "sha256: 1, here 2"),
     ):
         with pytest.raises(
-            InputError, match=f"holds 1 finished blocks made with another {word}; go on with the same, or remove"
+            InputError, match=f"holds 1 finished parts made with another {word}; go on with the same, or remove"
         ):
-            with open_work(folder, settings | change, {}):
+            with open_shared(folder, settings | change, {}):
                 pass
-    with open_work(folder, settings, {}) as work:
-        assert (work.folder / "000000.sha256").exists()
-    with open_work(folder, settings | {"store_docs": False}, {}, overwrite=True) as work:
-        assert not (work.folder / "000000.sha256").exists()
+    with open_shared(folder, settings, {}) as work:
+        assert (work.job.folder / "000000.done").exists()
+    with open_shared(folder, settings | {"store_docs": False}, {}, overwrite=True) as work:
+        assert not (work.job.folder / "000000.done").exists()
 
 
 def test_an_error_in_one_process_leaves_the_folder_to_the_others(tmp_path):
@@ -262,7 +261,7 @@ def test_an_error_in_one_process_leaves_the_folder_to_the_others(tmp_path):
         yield Doc("d0", "", "0")
         raise InputError("docs.jsonl:2: no")
 
-    with open_work(folder, settings, {"index": "Flat", "collection": "", "segment": None, "collection_stamp": ""}) as other:
+    with open_shared(folder, settings, {"index": "Flat", "collection": "", "segment": None, "collection_stamp": ""}) as other:
         with pytest.raises(InputError, match="jsonl:2"):
             build(broken(), folder)
         assert other.is_there()
@@ -310,7 +309,7 @@ def test_a_collection_that_changes_meanwhile_is_noticed(tmp_path):
 
     def reader():
         yield from docs()
-        (tmp_path / ".x.partial" / "000000.sha256").write_text("another process read other documents")
+        (tmp_path / ".x.partial" / "000000.done").write_text("another process read other documents")
 
     with pytest.raises(InputError, match="collection has changed"):
         build(reader(), tmp_path / "x")
@@ -475,7 +474,7 @@ def test_fast_scan_codes_are_searched_but_not_read_back(tmp_path):
 def test_a_kill_in_the_last_moment_is_mended_by_the_next_start(tmp_path, monkeypatch):
     build(docs(), tmp_path / "whole")
     with monkeypatch.context() as patch, pytest.raises(SystemExit):
-        patch.setattr(work_, "replace_folder", lambda *_: (_ for _ in ()).throw(SystemExit))
+        patch.setattr(sharing, "replace_folder", lambda *_: (_ for _ in ()).throw(SystemExit))
         build(docs(), tmp_path / "x")
     assert sorted(p.name for p in tmp_path.glob(".*")) == [".x.partial.gone"]
     assert build(docs(), tmp_path / "x") == N and same(tmp_path / "x", tmp_path / "whole") and not list(tmp_path.glob(".*"))
@@ -490,7 +489,7 @@ def test_a_kill_in_the_last_moment_is_mended_by_the_next_start(tmp_path, monkeyp
 
 def test_who_waits_for_a_process_that_is_killed_in_its_last_moment_does_not_report_success(tmp_path, monkeypatch):
     waiting, gone = threading.Event(), threading.Event()
-    lock = Work.lock
+    lock = SharedJob.lock
 
     @contextlib.contextmanager
     def late(self, byte, wait):
@@ -508,12 +507,12 @@ def test_who_waits_for_a_process_that_is_killed_in_its_last_moment_does_not_repo
         except InputError as error:
             said.append(str(error))
 
-    monkeypatch.setattr(Work, "lock", late)
+    monkeypatch.setattr(SharedJob, "lock", late)
     thread = threading.Thread(target=second, name="second")
     thread.start()
     assert waiting.wait(20)
     with monkeypatch.context() as patch, pytest.raises(SystemExit):
-        patch.setattr(work_, "replace_folder", lambda *_: (_ for _ in ()).throw(SystemExit))
+        patch.setattr(sharing, "replace_folder", lambda *_: (_ for _ in ()).throw(SystemExit))
         build(docs(), tmp_path / "x")
     gone.set()
     thread.join()
@@ -536,7 +535,7 @@ def test_a_kill_while_old_blocks_are_cleared_away_leaves_nothing_that_seems_whol
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr(Path, "unlink", dying)
-        with open_work(folder, {"other": 1}, {}, overwrite=True):
+        with open_shared(folder, {"other": 1}, {}, overwrite=True):
             pass
     assert build(docs(), folder) == N and same(folder, tmp_path / "whole")
 

@@ -2,18 +2,19 @@
 
 import doctest
 import re
-from types import SimpleNamespace
 
+import click
 import pytest
 import yaml
 from click.testing import CliRunner
+from conftest import rerank_by_name, search_by_name
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pyserini_kd import api, search
+from pyserini_kd import search
 from pyserini_kd.data.runs import Run
 from pyserini_kd.data.types import Doc, Query
-from pyserini_kd.retrieval import fusion, snippet
+from pyserini_kd.retrieval import fusion, show, snippet
 from pyserini_kd.storage.errors import InputError
 
 QUERY = [Query("1", "what the goose eats")]
@@ -81,9 +82,9 @@ def hybrid(dense_index, bm25_index, tiny_dot, tiny_cross):
 def test_explain_shows_every_stage(invoke, hybrid, dense_index, bm25_index, tiny_dot, tiny_cross):
     result = invoke(search.main, *hybrid, "--explain")
     assert result.exit_code == 0, result.output
-    sparse, dense = api.search(QUERY, str(bm25_index), "bm25"), api.search(QUERY, str(dense_index), str(tiny_dot))
+    sparse, dense = search_by_name(QUERY, str(bm25_index), "bm25"), search_by_name(QUERY, str(dense_index), str(tiny_dot))
     fused = fusion.rrf([sparse, dense])
-    reranked = api.rerank(fused, QUERY, str(bm25_index), str(tiny_cross), depth=4)
+    reranked = rerank_by_name(fused, QUERY, str(bm25_index), str(tiny_cross), depth=4)
 
     def place(run, doc_id):
         hits = run["1"]
@@ -120,14 +121,14 @@ def test_matched_words_are_bold_on_a_terminal_and_plain_elsewhere(hybrid, bm25_i
 def test_snippets_fit_the_terminal_and_are_no_orders_to_it(columns, width, monkeypatch, capsys):
     monkeypatch.setenv("COLUMNS", str(columns))
     evil = Doc("a", "goose\x1b]0;title\x07", "\x1b[2Jhay " + "goose eats hay " * 40)
-    search._show(SimpleNamespace(query="goose"), lambda ids: [evil], Run.from_scores("t", {"1": {"a": 1.0}}), {})
-    head, shown = capsys.readouterr().out.splitlines()
+    run = Run.from_scores("t", {"1": {"a": 1.0}})
+    head, shown = click.unstyle(show.hits("goose", run["1"], lambda ids: [evil], {})).splitlines()
     assert head == "  1     1.0000  a  goose ]0;title" and width - 15 < len(shown) <= width and "\x1b" not in shown
 
 
 def test_explain_needs_a_query(invoke, bm25_index, files):
     result = invoke(search.main, "--encoder", "bm25", "--index", bm25_index, "--topics", files["topics"], "--explain")
-    assert result.exit_code == 2 and "--explain needs a --query" in result.output
+    assert result.exit_code == 2 and "--explain: needs a --query" in result.output
 
 
 def test_ir_metadata_stands_at_the_top_and_the_run_stays_the_same(invoke, bm25_index, files, tmp_path):
@@ -155,4 +156,4 @@ def test_ir_metadata_stands_at_the_top_and_the_run_stays_the_same(invoke, bm25_i
         with pytest.raises(InputError, match=message):
             Run.read(tmp_path / "none.txt")
     result = invoke(search.main, *words, tmp_path / "other.tsv", "--ir-metadata", "--output-format", "msmarco")
-    assert result.exit_code == 2 and "--ir-metadata is for --output-format trec" in result.output
+    assert result.exit_code == 2 and "--ir-metadata: is for --output-format trec" in result.output

@@ -9,11 +9,11 @@ import sys
 import faiss
 import numpy as np
 import pytest
+from conftest import as_ranker, encode
 
 from pyserini_kd import index
 from pyserini_kd.data.doc_ids import DocIds
 from pyserini_kd.data.types import Doc, Query
-from pyserini_kd.models import engine
 from pyserini_kd.retrieval import build, dense_search, index_folder
 from pyserini_kd.retrieval.dense_index import DenseIndex
 from pyserini_kd.retrieval.open_index import check_encoder, load_encoder, open_with_encoder
@@ -27,13 +27,13 @@ def encoder(tiny_dot):
 
 
 def vectors(encoder, corpus):
-    return engine.encode(encoder, [doc.contents for doc in corpus], "doc", precision="fp32")
+    return encode(encoder, [doc.contents for doc in corpus], "doc", precision="fp32")
 
 
 def test_search_is_brute_force(dense_index, encoder, corpus, queries):
-    run = dense_search.dense(DenseIndex.load(dense_index), encoder, queries, hits=7, precision="fp32")
+    run = dense_search.dense(DenseIndex.load(dense_index), as_ranker(encoder, precision="fp32"), queries, hits=7)
     doc_vecs = vectors(encoder, corpus)
-    query_vecs = engine.encode(encoder, [q.text for q in queries], "query", precision="fp32")
+    query_vecs = encode(encoder, [q.text for q in queries], "query", precision="fp32")
     for query, scores in zip(queries, query_vecs @ doc_vecs.T, strict=True):
         best = np.argsort(-scores)[:7]
         assert run[query.query_id].doc_ids == [corpus[i].doc_id for i in best]
@@ -43,12 +43,12 @@ def test_search_is_brute_force(dense_index, encoder, corpus, queries):
 def test_more_hits_than_documents_and_blank_queries(dense_index, encoder, caplog):
     queries = [Query("full", "the cat"), Query("blank", "  ")]
     opened = DenseIndex.load(dense_index)
-    run = dense_search.dense(opened, encoder, queries, hits=1000)
+    run = dense_search.dense(opened, as_ranker(encoder), queries, hits=1000)
     assert not opened.doc_ids._strings.any()  # a service keeps none of what it has found
     assert len(run["full"].doc_ids) == 20
     assert run["blank"].doc_ids == []
     with pytest.raises(InputError, match="1 queries have an id that another has too"):
-        dense_search.dense(DenseIndex.load(dense_index), encoder, [*queries, queries[0]])
+        dense_search.dense(DenseIndex.load(dense_index), as_ranker(encoder), [*queries, queries[0]])
     dense_search.warn_blank(queries)
     assert "1 blank queries get no hits: blank" in caplog.text
 
@@ -56,12 +56,12 @@ def test_more_hits_than_documents_and_blank_queries(dense_index, encoder, caplog
 @pytest.mark.parametrize("kind", ["Flat", "SQ8", "HNSW8", "IVF2,Flat"])
 def test_kinds_keep_inner_product_order(tmp_path, encoder, tiny_dot, corpus, queries, kind):
     many = [Doc(f"{doc.doc_id}-{n}", doc.title, f"{doc.text} {n * 'hay '}") for n in range(10) for doc in corpus]
-    build.build(many, encoder, tiny_dot, tmp_path / "x", kind=kind, precision="fp32")
+    build.build(many, as_ranker(encoder, tiny_dot, precision="fp32"), tmp_path / "x", kind=kind)
     opened = DenseIndex.load(tmp_path / "x")
     assert opened.index.metric_type == faiss.METRIC_INNER_PRODUCT
     if kind.startswith("IVF"):
         opened.index.nprobe = 2
-    query_vecs = engine.encode(encoder, [q.text for q in queries], "query", precision="fp32")
+    query_vecs = encode(encoder, [q.text for q in queries], "query", precision="fp32")
     exact = np.argsort(-(query_vecs @ vectors(encoder, many).T), axis=1)[:, :10]
     _, rows = opened.search(query_vecs, 10)
     overlap = np.mean([len(set(a) & set(b)) / 10 for a, b in zip(exact, rows, strict=True)])
@@ -80,13 +80,15 @@ def test_manifest_and_stored_documents(dense_index, corpus):
 
 def test_an_unfinished_build_goes_on(tmp_path, encoder, tiny_dot, corpus, monkeypatch, interrupted):
     monkeypatch.setattr(build, "BLOCK", 6)
-    build.build(corpus, encoder, tiny_dot, tmp_path / "whole", precision="fp32")
-    calls = interrupted(engine, "encode")
+    build.build(corpus, as_ranker(encoder, tiny_dot, precision="fp32"), tmp_path / "whole")
+    from pyserini_kd.models import rankers
+
+    calls = interrupted(rankers.Encoder, "encode_docs")
     with pytest.raises(KeyboardInterrupt):
-        build.build(corpus, encoder, tiny_dot, tmp_path / "cut", precision="fp32")
+        build.build(corpus, as_ranker(encoder, tiny_dot, precision="fp32"), tmp_path / "cut")
     assert not (tmp_path / "cut").exists()
     renamed = shutil.copytree(tiny_dot, tmp_path / "renamed")  # the same weights by another name
-    build.build(corpus, encoder, renamed, tmp_path / "cut", precision="fp32")
+    build.build(corpus, as_ranker(encoder, renamed, precision="fp32"), tmp_path / "cut")
     assert calls == [6, 6, 6, 6, 2]  # the two finished blocks are not encoded again
     for name in ("index", "docid", "docs.jsonl", "docs.offsets"):
         assert (tmp_path / "cut" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
@@ -98,10 +100,10 @@ def test_a_changed_collection_is_encoded_again(tmp_path, encoder, tiny_dot, corp
     merge = index_folder._merge_docs
     monkeypatch.setattr(index_folder, "_merge_docs", lambda *a: (_ for _ in ()).throw(KeyboardInterrupt))
     with pytest.raises(KeyboardInterrupt):
-        build.build(corpus, encoder, tiny_dot, tmp_path / "x", precision="fp32")
+        build.build(corpus, as_ranker(encoder, tiny_dot, precision="fp32"), tmp_path / "x")
     monkeypatch.setattr(index_folder, "_merge_docs", merge)
     changed = [corpus[0]._replace(text="the pig sleeps"), *corpus[1:8]]
-    assert build.build(changed, encoder, tiny_dot, tmp_path / "x", precision="fp32") == 8
+    assert build.build(changed, as_ranker(encoder, tiny_dot, precision="fp32"), tmp_path / "x") == 8
     opened = DenseIndex.load(tmp_path / "x")
     assert opened.index.ntotal == 8
     assert np.allclose(opened.index.reconstruct_n(0, 8), vectors(encoder, changed), atol=1e-5)
@@ -155,24 +157,24 @@ def test_folders_that_do_not_fit(tmp_path, dense_index, caplog):
 
 def test_encoder_must_match(dense_index, tiny_dot, tmp_path, encoder):
     opened = DenseIndex.load(dense_index)
-    check_encoder(opened, encoder, tiny_dot)
+    check_encoder(opened, as_ranker(encoder, tiny_dot))
     other = load_encoder(str(tiny_dot), pooling="cls")
     with pytest.raises(InputError, match="pooling is cls, the index was made with mean"):
-        check_encoder(opened, other, tiny_dot)
-    check_encoder(opened, other, tiny_dot, ignore=True)
+        check_encoder(opened, as_ranker(other, tiny_dot))
+    check_encoder(opened, as_ranker(other, tiny_dot), ignore=True)
     manifest = json.loads((dense_index / "manifest.json").read_text())
     manifest["encoder"]["sha256"] = "0" * 64
     with pytest.raises(InputError, match="sha256"):
-        check_encoder(dataclasses.replace(opened, manifest=manifest), encoder, tiny_dot)
+        check_encoder(dataclasses.replace(opened, manifest=manifest), as_ranker(encoder, tiny_dot))
     with pytest.raises(InputError, match="vectors of 384"):
-        check_encoder(opened, load_encoder("minilm"), tiny_dot)
+        check_encoder(opened, as_ranker(load_encoder("minilm"), tiny_dot))
 
 
 def test_prefixes_of_the_index_are_known_to_the_search(tmp_path, tiny_dot, corpus, queries):
     made = load_encoder(str(tiny_dot), doc_prefix="barn ", pooling="cls")
-    build.build(corpus, made, tiny_dot, tmp_path / "x", precision="fp32")
+    build.build(corpus, as_ranker(made, tiny_dot, precision="fp32"), tmp_path / "x")
     opened, encoder = open_with_encoder(tmp_path / "x", str(tiny_dot))
-    assert (encoder.settings.doc_prefix, encoder.settings.pooling) == ("barn ", "cls")
+    assert (encoder.module.settings.doc_prefix, encoder.module.settings.pooling) == ("barn ", "cls")
     with pytest.raises(InputError, match="pooling is mean, the index was made with cls"):
         open_with_encoder(tmp_path / "x", str(tiny_dot), pooling="mean")
 
@@ -180,7 +182,7 @@ def test_prefixes_of_the_index_are_known_to_the_search(tmp_path, tiny_dot, corpu
 def test_a_file_is_never_replaced_by_a_folder(tmp_path, encoder, tiny_dot, corpus):
     (tmp_path / "x").write_text("mine")
     with pytest.raises(InputError, match="is a file"):
-        build.build(corpus, encoder, tiny_dot, tmp_path / "x", overwrite=True)
+        build.build(corpus, as_ranker(encoder, tiny_dot), tmp_path / "x", overwrite=True)
     assert (tmp_path / "x").read_text() == "mine"
 
 
@@ -193,7 +195,7 @@ def test_command(tmp_path, invoke, files, tiny_dot, tiny_cross):
     for wrong, word in (
         (["--faiss", "Magic7"], "factory string"),
         (["--collection-class", "HtmlCollection"], "bm25"),
-        (["--dtype", "fp16"], "--dtype is of what --for stores"),
+        (["--dtype", "fp16"], "--dtype: is of what --for stores"),
         (["--collection", tmp_path / "nowhere"], "not found"),
         (["--encoder", tiny_cross], "bert_dot"),
         (["--encoder", "unheard-of"], "cannot be had"),
@@ -212,7 +214,7 @@ def halves(tmp_path, encoder, tiny_dot, corpus):
     """The corpus with every text four times (ties), as one index and as three."""
     many = [Doc(f"{doc.doc_id}-{n}", doc.title, doc.text) for n in range(4) for doc in corpus]
     for name, part in {"whole": many, "a": many[:30], "b": many[30:33], "c": many[33:]}.items():
-        build.build(part, encoder, tiny_dot, tmp_path / name, precision="fp32")
+        build.build(part, as_ranker(encoder, tiny_dot, precision="fp32"), tmp_path / name)
     return many, tmp_path / "whole", [tmp_path / name for name in "abc"]
 
 
@@ -221,7 +223,9 @@ def test_several_folders_search_as_one(halves, encoder, queries):
     one, joined = DenseIndex.load(whole), DenseIndex.load(*parts)
     assert list(joined.doc_ids) == [doc.doc_id for doc in many]
     for hits in (1, 3, 10, 100):
-        a, b = (dense_search.dense(opened, encoder, queries, hits=hits, precision="fp32") for opened in (one, joined))
+        a, b = (
+            dense_search.dense(opened, as_ranker(encoder, precision="fp32"), queries, hits=hits) for opened in (one, joined)
+        )
         for query in queries:
             assert a[query.query_id].doc_ids == b[query.query_id].doc_ids
             assert np.array_equal(a[query.query_id].scores, b[query.query_id].scores)
@@ -242,11 +246,11 @@ def test_a_manifest_of_shards_is_those_folders(halves, encoder, queries, tmp_pat
     )  # beside it, or with the whole path
     (tmp_path / "as-folder").mkdir()
     (tmp_path / "as-folder" / "manifest.json").write_text(json.dumps({"shards": ["../a", "../b", "../c"]}))
-    expected = dense_search.dense(DenseIndex.load(whole), encoder, queries, hits=9, precision="fp32")
+    expected = dense_search.dense(DenseIndex.load(whole), as_ranker(encoder, precision="fp32"), queries, hits=9)
     for name in ("shards.json", "as-folder"):
         opened = DenseIndex.load(tmp_path / name)
         assert list(opened.doc_ids) == [doc.doc_id for doc in many]
-        run = dense_search.dense(opened, encoder, queries, hits=9, precision="fp32")
+        run = dense_search.dense(opened, as_ranker(encoder, precision="fp32"), queries, hits=9)
         assert {q: run[q].doc_ids for q in run} == {q: expected[q].doc_ids for q in expected}
         assert list(stored_docs(tmp_path / name)([many[33].doc_id])) == [many[33]] and has_docs(tmp_path / name)
         result = invoke(search.main, "--index", tmp_path / name, "--encoder", tiny_dot, "--query", "the cat eats")
@@ -271,7 +275,7 @@ def test_a_manifest_of_shards_is_those_folders(halves, encoder, queries, tmp_pat
 def test_an_index_replaced_while_it_is_opened_is_noticed(halves, tmp_path, monkeypatch, encoder, tiny_dot):
     """Another folder has come to its name, of as many documents, but not the same."""
     many, _, (a, *_) = halves
-    build.build(many[1:31], encoder, tiny_dot, tmp_path / "new", precision="fp32")
+    build.build(many[1:31], as_ranker(encoder, tiny_dot, precision="fp32"), tmp_path / "new")
     read = DocIds.read
 
     def late(folder):
@@ -291,15 +295,15 @@ def test_folders_that_do_not_go_together(halves, tmp_path, tiny_dot, corpus):
     _, whole, (a, b, _) = halves
     with pytest.raises(InputError, match="document 'eat-cat-0' is in more than one index: .*a and .*whole"):
         DenseIndex.load(a, whole)
-    build.build([Doc("z#0", "", "cat")], load_encoder(str(tiny_dot)), tiny_dot, tmp_path / "cut", segment="5:5")
+    build.build([Doc("z#0", "", "cat")], as_ranker(load_encoder(str(tiny_dot)), tiny_dot), tmp_path / "cut", segment="5:5")
     with pytest.raises(
         InputError, match=r"a holds whole documents, .*cut holds passages \(5:5\): what they find cannot be joined"
     ):
         DenseIndex.load(a, tmp_path / "cut")
     renamed = shutil.copytree(tiny_dot, tmp_path / "renamed")  # the same weights by another name: these do go together
-    build.build([Doc("y", "", "the hen")], load_encoder(str(renamed)), renamed, tmp_path / "y")
+    build.build([Doc("y", "", "the hen")], as_ranker(load_encoder(str(renamed)), renamed), tmp_path / "y")
     assert "y" in DenseIndex.load(a, tmp_path / "y").doc_ids
-    build.build([Doc("x", "", "the hen")], load_encoder(str(tiny_dot), pooling="cls"), tiny_dot, tmp_path / "cls")
+    build.build([Doc("x", "", "the hen")], as_ranker(load_encoder(str(tiny_dot), pooling="cls"), tiny_dot), tmp_path / "cls")
     foreign = shutil.copytree(whole, tmp_path / "foreign")  # by nobody knows whom
     (foreign / "docid").write_text("".join(f"f{n}\n" for n in range(80)))
     (foreign / "manifest.json").write_text(json.dumps({"encoder": {"name": "unknown"}}))
@@ -308,14 +312,17 @@ def test_folders_that_do_not_go_together(halves, tmp_path, tiny_dot, corpus):
             DenseIndex.load(*folders)
     joined = DenseIndex.load(foreign, tmp_path / "cls")
     with pytest.raises(InputError, match="pooling is mean, the index was made with cls"):
-        check_encoder(joined, load_encoder(str(tiny_dot)), tiny_dot)
+        check_encoder(joined, as_ranker(load_encoder(str(tiny_dot)), tiny_dot))
 
 
 def test_an_open_index_keeps_its_documents_when_another_takes_its_place(tmp_path, encoder, tiny_dot, corpus):
-    build.build(corpus, encoder, tiny_dot, tmp_path / "x")
+    build.build(corpus, as_ranker(encoder, tiny_dot), tmp_path / "x")
     fetch = stored_docs(tmp_path / "x")
     build.build(
-        [Doc(doc.doc_id, "", "longer " * 9) for doc in reversed(corpus)], encoder, tiny_dot, tmp_path / "x", overwrite=True
+        [Doc(doc.doc_id, "", "longer " * 9) for doc in reversed(corpus)],
+        as_ranker(encoder, tiny_dot),
+        tmp_path / "x",
+        overwrite=True,
     )
     assert list(fetch([corpus[3].doc_id, corpus[0].doc_id])) == [corpus[3], corpus[0]]
     for name, data, message in (
@@ -325,7 +332,7 @@ def test_an_open_index_keeps_its_documents_when_another_takes_its_place(tmp_path
         (tmp_path / "x" / name).write_bytes(data)
         with pytest.raises(InputError, match=message):
             stored_docs(tmp_path / "x")
-    build.build(corpus, encoder, tiny_dot, tmp_path / "y")
+    build.build(corpus, as_ranker(encoder, tiny_dot), tmp_path / "y")
     with open(tmp_path / "y" / "docs.jsonl", "r+b") as out:
         out.truncate(100)
     with pytest.raises(InputError, match="docs.jsonl is damaged: no document at byte"):
@@ -348,7 +355,7 @@ def test_search_command_over_several_folders(halves, invoke, files, tiny_dot, tm
     several = [word for folder in parts for word in ("--index", folder)]
     result = invoke(search.main, "--encoder", tiny_dot, "--query", "the cat eats", *several, "--mmap")
     assert result.exit_code == 0 and "eats hay" in result.output
-    for wrong, message in ((["--nprobe", 2], "--nprobe is for IVF"), (["--bm25"], "are for a dense --encoder")):
+    for wrong, message in ((["--nprobe", 2], "--nprobe is for IVF"), (["--bm25"], "is for a dense --encoder")):
         result = invoke(search.main, *common, *several, *wrong, "--output", tmp_path / "no")
         assert result.exit_code == 2 and message in result.output, result.output
 

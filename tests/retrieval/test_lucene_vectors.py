@@ -4,14 +4,15 @@ import shutil
 
 import numpy as np
 import pytest
+from conftest import as_ranker, search_by_name
 
-from pyserini_kd import api, index, search
+from pyserini_kd import index, search
 from pyserini_kd.data.runs import Run
 from pyserini_kd.data.types import Doc, Query
 from pyserini_kd.models import engine
+from pyserini_kd.models.rankers import load_encoder
 from pyserini_kd.retrieval import build, faiss_build, lucene, lucene_vectors, search_settings, service, system, text_sources
 from pyserini_kd.retrieval.dense_index import DenseIndex
-from pyserini_kd.retrieval.open_index import load_encoder
 from pyserini_kd.retrieval.stored_docs import stored_docs
 from pyserini_kd.storage.errors import InputError
 
@@ -179,7 +180,7 @@ def test_query_texts_manifest_and_service(by_command, tiny_dot, corpus, invoke):
     assert manifest["index"] == "lucene-flat" and manifest["n_docs"] == 20 and manifest["encoder"]["pooling"] == "mean"
     assert list(stored_docs(by_command)(["sleep-cat"])) == [corpus[10]]
     assert list(text_sources.fetch_from(str(by_command))(["eat-dog"])) == [corpus[1]]
-    run = api.search([Query("q", "the goose"), Query("blank", " ")], str(by_command), str(tiny_dot), hits=30)
+    run = search_by_name([Query("q", "the goose"), Query("blank", " ")], str(by_command), str(tiny_dot), hits=30)
     assert len(run["q"].doc_ids) == 20 and run["blank"].doc_ids == []
     chosen = search_settings.Settings(
         encoder=str(tiny_dot), index=str(by_command), sparse_index=None, fusion="rrf", rrf_k=60, alpha=0.5, k1=None, b=None, rm3=False,
@@ -201,11 +202,11 @@ def test_an_interrupted_assembly_encodes_nothing_again(tmp_path, corpus, tiny_do
 
     monkeypatch.setattr(lucene_vectors, "_add", dying)
     with pytest.raises(KeyboardInterrupt):
-        build.build(corpus, encoder, tiny_dot, tmp_path / "x", **settings)
+        build.build(corpus, as_ranker(encoder, tiny_dot), tmp_path / "x", **settings)
     assert not (tmp_path / "x").exists()
     monkeypatch.setattr(lucene_vectors, "_add", add)
     monkeypatch.setattr(engine, "encode", lambda *a, **k: pytest.fail("encoded again"))
-    assert build.build(corpus, encoder, tiny_dot, tmp_path / "x", **settings) == 20
+    assert build.build(corpus, as_ranker(encoder, tiny_dot), tmp_path / "x", **settings) == 20
     assert DenseIndex.load(tmp_path / "x").index.ntotal == 20
     assert not list(tmp_path.glob(".*")) and not (tmp_path / "x" / "write.lock").exists()
 
@@ -301,7 +302,7 @@ def test_what_does_not_fit_is_refused(tmp_path, by_command, opened, bm25_index, 
         opened["lucene-hnsw"].search(np.ones((1, 16), np.float32), 5, nprobe=3)
     encoder = load_encoder(str(tiny_dot))
     with pytest.raises(InputError, match="could not write .* term"):
-        build.build([Doc("x" * 40_000, "", "the hen")], encoder, tiny_dot, tmp_path / "no", kind="lucene-flat")
+        build.build([Doc("x" * 40_000, "", "the hen")], as_ranker(encoder, tiny_dot), tmp_path / "no", kind="lucene-flat")
     with pytest.raises(InputError, match="no Lucene index of vectors .* it compares nothing"):
         lucene_vectors.VectorIndex(bm25_index)
     assert not (tmp_path / "no").exists()

@@ -2,10 +2,11 @@
 
 import numpy as np
 import pytest
+from conftest import as_ranker
 
 from pyserini_kd import search
-from pyserini_kd.models import engine
-from pyserini_kd.retrieval.open_index import load_encoder
+from pyserini_kd.models import rankers
+from pyserini_kd.models.rankers import load_encoder
 from pyserini_kd.retrieval.query_cache import QueryCache
 from pyserini_kd.storage.errors import InputError
 
@@ -18,13 +19,13 @@ def words(tmp_path, dense_index, tiny_dot, files):
 @pytest.fixture
 def encoded(monkeypatch):
     """How many queries each call encodes."""
-    calls, encode = [], engine.encode
+    calls, encode = [], rankers.Encoder.encode_queries
 
-    def counting(model, texts, *args, **kwargs):
+    def counting(self, texts, *args, **kwargs):
         calls.append(len(texts))
-        return encode(model, texts, *args, **kwargs)
+        return encode(self, texts, *args, **kwargs)
 
-    monkeypatch.setattr(engine, "encode", counting)
+    monkeypatch.setattr(rankers.Encoder, "encode_queries", counting)
     return calls
 
 
@@ -62,7 +63,7 @@ def test_what_a_vector_depends_on_tells_caches_apart(invoke, words, encoded, tmp
 
 
 def test_vectors_come_back_in_the_order_asked(tmp_path, tiny_dot):
-    cache = QueryCache.of(tmp_path / "x", load_encoder(str(tiny_dot)), str(tiny_dot), "fp32")
+    cache = QueryCache.of(tmp_path / "x", as_ranker(load_encoder(str(tiny_dot)), str(tiny_dot), precision="fp32"))
 
     def encode(texts):
         return np.array([[len(text), 0.1] for text in texts], np.float32).reshape(-1, 2)
@@ -90,6 +91,6 @@ def test_a_damaged_file_is_named(invoke, words, tmp_path):
         result = invoke(search.main, *words, "--output", tmp_path / "b")
         assert result.exit_code == 2 and message in result.output and path.name in result.output, result.output
     result = invoke(search.main, "--bm25", "--index", "x", "--topics", "y", "--query-cache", "z")
-    assert result.exit_code == 2 and "--query-cache are for a dense" in result.output
+    assert result.exit_code == 2 and "--query-cache: is for a dense" in result.output
     with pytest.raises(InputError, match="not ours"):
         QueryCache(path, "else").encode(["a"], lambda texts: pytest.fail("asked"))

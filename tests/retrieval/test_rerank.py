@@ -5,13 +5,14 @@ import math
 
 import numpy as np
 import pytest
+from conftest import as_ranker, score
 
 from pyserini_kd import rerank, search
 from pyserini_kd.data.runs import Run
 from pyserini_kd.evaluation import latency
-from pyserini_kd.models import engine, hardware, loading, scoring
+from pyserini_kd.models import engine, hardware, loading, rankers
+from pyserini_kd.models.rankers import load_encoder
 from pyserini_kd.retrieval import build, reranking, text_sources
-from pyserini_kd.retrieval.open_index import load_encoder
 from pyserini_kd.storage.errors import InputError
 from pyserini_kd.storage.locks import alone
 
@@ -25,12 +26,14 @@ def first(queries, corpus):
 @pytest.mark.parametrize("kind", ["bert_dot", "colbert", "cross_encoder"])
 def test_top_is_rescored_and_the_rest_dropped(first, queries, corpus, tiny_dot, tiny_cross, kind):
     model = loading.load(str(tiny_cross if kind == "cross_encoder" else tiny_dot), architecture=kind)
-    run = reranking.rerank(first, model, queries, text_sources.fetch_from(corpus), depth=5, precision="fp32", tag="t")
+    run = reranking.rerank(
+        first, as_ranker(model, precision="fp32"), queries, text_sources.fetch_from(corpus), depth=5, tag="t"
+    )
     assert run.tag == "t" and list(run) == list(first)
     texts = {doc.doc_id: doc.contents for doc in corpus}
     for query in queries:
         top = first[query.query_id].doc_ids[:5]
-        expected = scoring.score(model, [query.text] * 5, [texts[d] for d in top], precision="fp32")
+        expected = score(model, [query.text] * 5, [texts[d] for d in top], precision="fp32")
         assert run[query.query_id].doc_ids == [top[i] for i in np.argsort(-expected, kind="stable")]
         assert np.allclose(run[query.query_id].scores, np.sort(expected)[::-1], atol=1e-4)
 
@@ -38,7 +41,7 @@ def test_top_is_rescored_and_the_rest_dropped(first, queries, corpus, tiny_dot, 
 def test_texts_from_every_place_are_the_same(first, queries, corpus, tiny_dot, dense_index, bm25_index, files):
     model = loading.load(str(tiny_dot))
     runs = [
-        reranking.rerank(first, model, queries, text_sources.fetch_from(source), depth=20, precision="fp32")
+        reranking.rerank(first, as_ranker(model, precision="fp32"), queries, text_sources.fetch_from(source), depth=20)
         for source in (corpus, str(dense_index), str(bm25_index), files["docs"])
     ]
     for run in runs[1:]:
@@ -50,11 +53,11 @@ def test_texts_from_every_place_are_the_same(first, queries, corpus, tiny_dot, d
 def test_missing_documents_and_queries(first, queries, corpus, tiny_dot):
     model = loading.load(str(tiny_dot))
     with pytest.raises(InputError, match="1 documents are not in the collection"):
-        reranking.rerank(first, model, queries, text_sources.fetch_from(corpus[1:]), depth=5)
+        reranking.rerank(first, as_ranker(model), queries, text_sources.fetch_from(corpus[1:]), depth=5)
     with pytest.raises(InputError, match="1 queries of the run are not among the topics, e.g. q0"):
-        reranking.rerank(first, model, queries[1:], text_sources.fetch_from(corpus))
+        reranking.rerank(first, as_ranker(model), queries[1:], text_sources.fetch_from(corpus))
     with pytest.raises(InputError, match="not found"):
-        reranking.rerank(first, model, queries, text_sources.fetch_from("no-such-index"))
+        reranking.rerank(first, as_ranker(model), queries, text_sources.fetch_from("no-such-index"))
 
 
 def test_vectors_of_a_flat_index_are_not_made_again(tmp_path, invoke, first, files, tiny_dot, corpus, monkeypatch):
@@ -64,11 +67,13 @@ def test_vectors_of_a_flat_index_are_not_made_again(tmp_path, invoke, first, fil
     parts = []
     for number, docs in enumerate((corpus[:9], corpus[9:])):
         parts += ["--index", tmp_path / f"part{number}"]
-        build.build(docs, load_encoder(str(tiny_dot)), tiny_dot, parts[-1], store_docs=False)
-    build.build(corpus, load_encoder(str(tiny_dot)), tiny_dot, tmp_path / "sq8", kind="SQ8")
-    encoded, encode = [], engine.encode
+        build.build(docs, as_ranker(load_encoder(str(tiny_dot)), tiny_dot), parts[-1], store_docs=False)
+    build.build(corpus, as_ranker(load_encoder(str(tiny_dot)), tiny_dot), tmp_path / "sq8", kind="SQ8")
+    encoded, run_side = [], rankers.Scorer.run_side
     monkeypatch.setattr(
-        engine, "encode", lambda model, texts, kind, **s: encoded.append(kind) or encode(model, texts, kind, **s)
+        rankers.Scorer,
+        "run_side",
+        lambda self, texts, kind, *a, **k: encoded.append(kind) or run_side(self, texts, kind, *a, **k),
     )
     base = ["--run", tmp_path / "first.txt", "--encoder", tiny_dot, "--topics", files["topics"], "--depth", 12]
     sources = {"stored": parts, "rough": ["--index", tmp_path / "sq8"], "fresh": ["--collection", files["docs"]]}
@@ -111,7 +116,7 @@ def test_command(tmp_path, invoke, first, files, tiny_dot, dense_index):
         (["--overwrite"], "--collection or --index"),
         (["--overwrite", "--index", dense_index, "--run", tmp_path / "no.txt"], "not found"),
         (["--overwrite", "--index", dense_index, "--device", "tpu0"], "--device"),
-        (["--overwrite", "--index", dense_index, "--ir-metadata", "--output-format", "msmarco"], "--ir-metadata is for"),
+        (["--overwrite", "--index", dense_index, "--ir-metadata", "--output-format", "msmarco"], "--ir-metadata: is for"),
         (["--overwrite", "--index", dense_index, "--runtag", "two words"], "one word without blanks"),
         (["--overwrite", "--index", dense_index, "--index", "elsewhere"], "several --index are folders that"),
     ):
@@ -191,17 +196,19 @@ def test_long_documents_are_scored_by_passage(first, queries, corpus, tiny_cross
     model = loading.load(str(tiny_cross if architecture == "cross_encoder" else tiny_dot), architecture=architecture)
     fetch = text_sources.fetch_from(corpus)
     for how, merge in (("maxp", max), ("firstp", lambda s: s[0]), ("sump", sum), ("avgp", lambda s: sum(s) / len(s))):
-        run = reranking.rerank(first, model, queries, fetch, depth=4, segment="3:2", aggregate=how, precision="fp32", tag="t")
+        run = reranking.rerank(
+            first, as_ranker(model, precision="fp32"), queries, fetch, depth=4, segment="3:2", aggregate=how, tag="t"
+        )
         query = queries[3]
         expected, added = {}, how in ("sump", "avgp")
         for doc in corpus[:4]:
             cut = [f"{doc.title} {part}" for part in windows(doc.text.split(), 3, 2)]
-            scores = scoring.score(model, [query.text] * len(cut), cut, precision="fp32").tolist()
+            scores = score(model, [query.text] * len(cut), cut, precision="fp32").tolist()
             expected[doc.doc_id] = merge([1 / (1 + math.exp(-s)) for s in scores] if added else scores)
         found = dict(zip(run["q3"].doc_ids, run["q3"].scores.tolist(), strict=True))
         assert found == pytest.approx(expected, abs=1e-4) and run.tag == "t"
-    whole = reranking.rerank(first, model, queries, fetch, depth=4, precision="fp32")
-    cut = reranking.rerank(first, model, queries, fetch, depth=4, segment="999:999", precision="fp32")
+    whole = reranking.rerank(first, as_ranker(model, precision="fp32"), queries, fetch, depth=4)
+    cut = reranking.rerank(first, as_ranker(model, precision="fp32"), queries, fetch, depth=4, segment="999:999")
     assert all(cut[q].doc_ids == whole[q].doc_ids for q in whole)  # one passage is the document
 
 

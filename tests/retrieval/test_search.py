@@ -7,12 +7,14 @@ import sys
 
 import numpy as np
 import pytest
+from conftest import as_ranker, rerank_by_name, search_by_name
 
-from pyserini_kd import api, search
+from pyserini_kd import search
 from pyserini_kd.data import sources, topic_sets
 from pyserini_kd.data.runs import Run
 from pyserini_kd.data.types import Query
-from pyserini_kd.retrieval import dense_search, fusion
+from pyserini_kd.evaluation import engines
+from pyserini_kd.retrieval import fusion, system
 from pyserini_kd.storage.errors import InputError
 
 
@@ -26,14 +28,14 @@ def test_dense_run_record_and_measures(invoke, dense, files, tmp_path, queries, 
     assert result.exit_code == 0, result.output
     run = Run.read(tmp_path / "run.txt")
     assert run.tag == "mine" and run.n_hits == 50
-    expected = api.search(queries, str(dense_index), str(tiny_dot), hits=5)
+    expected = search_by_name(queries, str(dense_index), str(tiny_dot), hits=5)
     assert all(run[q].doc_ids == expected[q].doc_ids for q in expected)
     record = json.loads((tmp_path / "run.json").read_text())
     assert (
         record["write_seconds"] >= 0
         and record["config"]["hits"] == 5
         and record["measures"]["RR@10"]
-        == pytest.approx(api.mean(api.evaluate(run, {f"q{n}": {r: 1} for n, r in enumerate(EATS)}, ["RR@10"])["RR@10"]))
+        == pytest.approx(engines.mean(engines.evaluate(run, {f"q{n}": {r: 1} for n, r in enumerate(EATS)}, ["RR@10"])["RR@10"]))
     )
     assert "RR@10" in result.output and f"{record['measures']['RR@10']:.4f}" in result.output
 
@@ -55,10 +57,10 @@ def test_hybrid_is_the_fusion_of_both(invoke, dense, bm25_index, dense_index, ti
     own, others = [("--rrf.k", 20), ("--alpha", 0.3)][:: 1 if method == "rrf" else -1]
     for words in (("--sparse-index", bm25_index, "--fusion", method, *own, *others), own, ("--depth", 5)):
         wrong = invoke(search.main, *dense, *words)
-        assert wrong.exit_code == 2 and any(f"{option} is for" in wrong.output for option in ("--alpha", "--rrf.k", "--depth"))
+        assert wrong.exit_code == 2 and any(f"{option}: is for" in wrong.output for option in ("--alpha", "--rrf.k", "--depth"))
     result = invoke(search.main, *dense, "--sparse-index", bm25_index, "--fusion", method, *own)
     assert result.exit_code == 0, result.output
-    both = api.search(queries, str(bm25_index), "bm25"), api.search(queries, str(dense_index), str(tiny_dot))
+    both = search_by_name(queries, str(bm25_index), "bm25"), search_by_name(queries, str(dense_index), str(tiny_dot))
     expected = fusion.rrf(both, rrf_k=20) if method == "rrf" else fusion.interpolation(*both, alpha=0.3)
     run = Run.read(tmp_path / "run.txt")
     for query_id in expected:
@@ -81,8 +83,8 @@ def test_who_waits_for_one_query_does_not_wait_for_trectools(invoke, dense_index
 def test_rerank_in_the_same_command(invoke, dense, tiny_cross, tmp_path, queries, dense_index, tiny_dot):
     result = invoke(search.main, *dense, "--rerank", tiny_cross, "--depth", 4)
     assert result.exit_code == 0, result.output
-    expected = api.rerank(
-        api.search(queries, str(dense_index), str(tiny_dot)), queries, str(dense_index), str(tiny_cross), depth=4
+    expected = rerank_by_name(
+        search_by_name(queries, str(dense_index), str(tiny_dot)), queries, str(dense_index), str(tiny_cross), depth=4
     )
     run = Run.read(tmp_path / "run.txt")
     assert run.tag == tiny_cross.name and {q: run[q].doc_ids for q in run} == {q: expected[q].doc_ids for q in expected}
@@ -154,10 +156,10 @@ def test_wrong_input_is_one_line_and_exit_code_2(invoke, dense, files, tmp_path,
     refused(*dense, "--hits", 0, word="--hits")
     refused("--index", dense_index, word="--topics")
     sparse = ("--encoder", "bm25", "--index", dense_index, "--query", "x")
-    refused(*sparse, "--max-length", 9, word="are for a dense --encoder")
-    refused(*sparse, "--no-l2-norm", word="are for a dense --encoder")
-    refused(*sparse, "--query-prefix", "", word="are for a dense --encoder")
-    refused(*sparse, "--device", "cuda", word="are for a dense --encoder or --rerank")
+    refused(*sparse, "--max-length", 9, word="is for a dense --encoder")
+    refused(*sparse, "--no-l2-norm", word="is for a dense --encoder")
+    refused(*sparse, "--query-prefix", "", word="is for a dense --encoder")
+    refused(*sparse, "--device", "cuda", word="is for a dense --encoder or --rerank")
     refused(*dense, "--k1", 0, word="--encoder bm25 or a --sparse-index")
     refused(*dense, "--b", 0, word="--encoder bm25 or a --sparse-index")
     refused(*sparse, "--hits", 1 << 31, word="--hits")
@@ -174,7 +176,7 @@ def test_deliberate_mismatch_is_allowed(invoke, dense):
 
 def test_nothing_is_left_after_ctrl_c_or_a_full_disk(invoke, dense, tmp_path, monkeypatch):
     before = set(tmp_path.iterdir())
-    monkeypatch.setattr(dense_search, "dense", lambda *a, **k: (_ for _ in ()).throw(KeyboardInterrupt))
+    monkeypatch.setattr(system, "dense", lambda *a, **k: (_ for _ in ()).throw(KeyboardInterrupt))
     assert invoke(search.main, *dense).exit_code == 130
     monkeypatch.undo()
 
@@ -190,13 +192,15 @@ def test_nothing_is_left_after_ctrl_c_or_a_full_disk(invoke, dense, tmp_path, mo
 def test_the_embedded_default_needs_no_arguments_once_it_is_there(tmp_path, tiny_dot, monkeypatch):
     """`python -m pyserini_kd.search --encoder student` over a small stand-in for what the demo prepares."""
     from pyserini_kd.data import docstrings
+    from pyserini_kd.models.rankers import load_encoder
     from pyserini_kd.retrieval import build
-    from pyserini_kd.retrieval.open_index import load_encoder
 
     monkeypatch.setenv("PYSERINI_KD_HOME", str(tmp_path))
     shutil.copytree(tiny_dot, tmp_path / "models" / "student")
     docs = [doc for doc in docstrings.docs() if docstrings.split_of(doc.doc_id.rsplit(".", 1)[0]) == "test"][:50]
-    build.build(docs, load_encoder(str(tiny_dot)), tiny_dot, tmp_path / "indexes" / "pydocs.student", collection="pydocs")
+    build.build(
+        docs, as_ranker(load_encoder(str(tiny_dot)), tiny_dot), tmp_path / "indexes" / "pydocs.student", collection="pydocs"
+    )
     (tmp_path / "indexes" / "pydocs.bm25").mkdir()
     done = subprocess.run([sys.executable, "-m", "pyserini_kd.search", "--encoder", "student"], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
@@ -257,9 +261,9 @@ assert "jnius" not in sys.modules and "pyserini" not in sys.modules
 
 
 def test_api_takes_queries_or_names(files, dense_index, tiny_dot, queries):
-    by_name = api.search(files["topics"], str(dense_index), str(tiny_dot), hits=3)
+    by_name = search_by_name(files["topics"], str(dense_index), str(tiny_dot), hits=3)
     assert dict(by_name).keys() == {q.query_id for q in queries}
-    one = api.search([Query("x", "the cat")], str(dense_index), str(tiny_dot), hits=3)
+    one = search_by_name([Query("x", "the cat")], str(dense_index), str(tiny_dot), hits=3)
     assert len(one["x"].doc_ids) == 3
 
 
@@ -293,7 +297,7 @@ def test_passages_are_indexed_and_come_back_as_documents(invoke, files, tiny_dot
         expected = sorted(best.items(), key=lambda item: (item[1], item[0]), reverse=True)[:3]
         assert list(zip(*whole[query_id], strict=True)) == expected
     for wrong, word in (
-        (["--max-passage-hits", 3], "need --max-passage"),
+        (["--max-passage-hits", 3], "needs --max-passage"),
         (["--max-passage", "--max-passage-delimiter", ""], "is empty"),
         (["--max-passage-hits", 0, "--max-passage"], "--max-passage-hits"),
     ):

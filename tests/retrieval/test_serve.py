@@ -16,11 +16,12 @@ from urllib.parse import urlencode
 
 import numpy as np
 import pytest
+from conftest import as_ranker
 
 from pyserini_kd import search, serve
 from pyserini_kd.data.runs import Run
+from pyserini_kd.models.rankers import load_encoder
 from pyserini_kd.retrieval import search_settings, service, system
-from pyserini_kd.retrieval.open_index import load_encoder
 
 
 def settings(*words):
@@ -221,7 +222,7 @@ def test_threads_bound_the_service_too(dense_index, tiny_dot, monkeypatch):
 def test_an_index_without_texts_says_so(tmp_path, corpus, tiny_dot):
     from pyserini_kd.retrieval import build
 
-    build.build(corpus, load_encoder(str(tiny_dot)), tiny_dot, tmp_path / "bare", store_docs=False)
+    build.build(corpus, as_ranker(load_encoder(str(tiny_dot)), tiny_dot), tmp_path / "bare", store_docs=False)
     chosen = settings("--index", tmp_path / "bare", "--encoder", tiny_dot)
     with running(service.app(chosen, system.open_all(chosen, texts=True))) as port:
         assert ask(port, "/search?query=goose")[0] == 200

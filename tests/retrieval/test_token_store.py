@@ -9,18 +9,18 @@ import tracemalloc
 import numpy as np
 import pytest
 import torch
-from conftest import tiny_config
+from conftest import as_ranker, represent, score, tiny_config
 
-from pyserini_kd import api, index, rerank
+from pyserini_kd import index, rerank
 from pyserini_kd.data.runs import Run
 from pyserini_kd.data.types import Doc
-from pyserini_kd.models import engine, saving, scoring
+from pyserini_kd.models import rankers, saving
 from pyserini_kd.models.colbert import ColBert, ColBertSettings
 from pyserini_kd.models.prettr import PreTtr, PreTtrSettings
+from pyserini_kd.models.rankers import load_encoder
 from pyserini_kd.models.tk import Tk, TkSettings
 from pyserini_kd.retrieval import build as build_
 from pyserini_kd.retrieval import reranking, text_sources, token_index
-from pyserini_kd.retrieval.open_index import load_encoder
 from pyserini_kd.storage.errors import InputError
 from pyserini_kd.storage.records import read_json
 
@@ -48,14 +48,16 @@ def saved(tokenizer, tmp_path_factory):
 @pytest.mark.parametrize(("dtype", "atol"), [("fp32", 1e-4), ("fp16", 5e-2)])
 @pytest.mark.parametrize("name", NAMES)
 def test_stored_scores_are_fresh_scores(saved, name, dtype, atol, corpus, queries, tmp_path):
-    model = token_index.load_model(str(saved[name]), name)
+    model = token_index.load_scorer(str(saved[name]), name)
     corpus = [*corpus, Doc("short", "", "hay"), Doc("long", "", "the cat eats hay " * 5)]  # or nothing would be padded
-    assert token_index.build(corpus, model, saved[name], tmp_path / "i", dtype=dtype, precision="fp32") == len(corpus)
+    assert token_index.build(corpus, as_ranker(model, saved[name], precision="fp32"), tmp_path / "i", dtype=dtype) == len(
+        corpus
+    )
     stored = token_index.TokenIndex.load(tmp_path / "i")
     pairs = [(query.text, doc) for query in queries[:3] for doc in reversed(corpus)]
     texts = [text for text, _ in pairs]
-    fresh = scoring.score(model, texts, [doc.contents for _, doc in pairs], precision="fp32")
-    found = token_index.score(stored, model, texts, [doc.doc_id for _, doc in pairs], precision="fp32")
+    fresh = score(model, texts, [doc.contents for _, doc in pairs], precision="fp32")
+    found = stored.score(as_ranker(model, precision="fp32"), texts, [doc.doc_id for _, doc in pairs])
     assert np.ptp(fresh) > 10 * 1e-4  # or the comparison would say nothing
     np.testing.assert_allclose(found, fresh, atol=atol)
 
@@ -82,17 +84,19 @@ def same(a, b):
 
 @pytest.mark.parametrize("name", NAMES)
 def test_cut_short_or_shared_the_bytes_are_those_of_one_run(saved, name, corpus, tmp_path, interrupted):
-    model = token_index.load_model(str(saved[name]), name, precision="fp32")
+    model = token_index.load_scorer(str(saved[name]), name, precision="fp32")
 
     def build(folder, **settings):
-        return token_index.build(corpus, model, saved[name], tmp_path / folder, precision="fp32", block=6, **settings)
+        return token_index.build(
+            corpus, as_ranker(model, saved[name], precision="fp32"), tmp_path / folder, block=6, **settings
+        )
 
     assert build("whole") == len(corpus)
     stored = token_index.TokenIndex.load(tmp_path / "whole")
     for doc in corpus:
-        (alone,) = scoring.represent(model, [doc.contents], "doc", label="", precision="fp32")
+        (alone,) = represent(model, [doc.contents], "doc", label="", precision="fp32")
         np.testing.assert_allclose(stored.of(doc.doc_id), alone.numpy(), atol=1e-2)
-    calls = interrupted(scoring, "represent")
+    calls = interrupted(rankers.TokenScorer, "encode_docs")
     with pytest.raises(KeyboardInterrupt):
         build("cut")
     assert not (tmp_path / "cut").exists()
@@ -112,7 +116,7 @@ import dataclasses, os, sys, types
 from pathlib import Path
 import numpy as np
 from pyserini_kd.data.types import Doc
-from pyserini_kd.models import engine, scoring
+from pyserini_kd.models import rankers
 from pyserini_kd.retrieval import token_index
 
 folder, deadly, shard_id, shard_num = Path(sys.argv[1]), *map(int, sys.argv[2:5])
@@ -129,16 +133,29 @@ class States(np.ndarray):
     def numpy(self):
         return self
 
-def represent(model, texts, *_, **__):
+class Generator(rankers.TokenScorer):
+    architecture, width, max_doc_len, batch_size = "colbert", 4, 8, None
+
+    def __init__(self):
+        pass
+
+    def record(self):
+        return {"name": "generator", "sha256": "1"}
+
+    def arithmetic(self):
+        return {"precision": "fp32"}
+
+    def encode_docs(self, texts, **_):
+        return represent(texts)
+
+def represent(texts):
     with open(folder.parent / "run.log", "a") as log:
         log.write(texts[0] + "\n")
     return [np.random.default_rng(int(t)).standard_normal((1 + int(t) % 5, 4)).astype(np.float32).view(States) for t in texts]
 
-os.replace, scoring.represent, engine.arithmetic = replacing, represent, lambda *_: {"precision": "fp32"}
-settings = dataclasses.make_dataclass("Settings", [("max_doc_len", int)])(8)
-model = types.SimpleNamespace(architecture="colbert", width=4, settings=settings)
+os.replace, model = replacing, Generator()
 docs = (Doc(f"d{n}", "", str(n)) for n in range(60))
-print(token_index.build(docs, model, folder.parent / "model", folder, block=10, shard=(shard_id, shard_num)))
+print(token_index.build(docs, model, folder, block=10, shard=(shard_id, shard_num)))
 """
 
 
@@ -153,13 +170,13 @@ def test_killed_at_every_stage_and_started_again(tmp_path):
     whole = start(tmp_path / "whole")
     assert whole.communicate(timeout=60)[0] == "60\n"
     (tmp_path / "run.log").unlink()
-    # settings.json is the first file of each process, then five a block: ids, docs, tokens, lengths, sha256
+    # made_from.json comes first, result.json is the first file of each process, then five a block: ids, docs, tokens, lengths, done
     # then manifest.json, `.cut.partial` becomes `.cut.partial.gone`, and what it holds as `final` becomes `cut`
-    for deadly, done in ((1 + 5 + 3, 1), (1 + 5 + 5 + 4, 3), (1 + 15 + 1, 6), (1 + 2, 6), (1 + 3, 0)):
+    for deadly, done in ((2 + 5 + 3, 1), (1 + 5 + 5 + 4, 3), (1 + 15 + 1, 6), (1 + 2, 6), (1 + 3, 0)):
         process = start(tmp_path / "cut", deadly)
         _, said = process.communicate(timeout=60)
         assert process.returncode == -signal.SIGKILL, said
-        assert len(list(tmp_path.glob(".cut.partial/*.sha256"))) == done
+        assert len(list(tmp_path.glob(".cut.partial/*.done"))) == done
         assert not (tmp_path / "cut").exists()
     assert start(tmp_path / "cut").communicate(timeout=60)[0] == "60\n"
     assert same(tmp_path / "cut", tmp_path / "whole")
@@ -174,17 +191,20 @@ class Sized(torch.nn.Module):
 
     architecture, width, settings = "colbert", 16, ColBertSettings()
 
+    def __init__(self):
+        super().__init__()
+        self.place = torch.nn.Parameter(torch.empty(0))
+
 
 def test_memory_does_not_grow_with_the_collection(saved, tmp_path, monkeypatch):
     rng = np.random.default_rng(0)
-    monkeypatch.setattr(engine, "arithmetic", lambda *_: {"precision": "fp32"})
     states = lambda texts: [torch.from_numpy(rng.standard_normal((9, 16)).astype(np.float32)) for _ in texts]  # noqa: E731
-    monkeypatch.setattr(scoring, "represent", lambda model, texts, *_, **__: states(texts))
+    monkeypatch.setattr(rankers.TokenScorer, "encode_docs", lambda self, texts, **_: states(texts))
 
     def peak(count):
         docs = (Doc(f"document {n}", "", f"{n} " * 40) for n in range(count))
         tracemalloc.start()
-        token_index.build(docs, Sized(), saved["colbert"], tmp_path / str(count), dtype="fp32")
+        token_index.build(docs, as_ranker(Sized(), saved["colbert"]), tmp_path / str(count), dtype="fp32")
         _, most = tracemalloc.get_traced_memory()
         tracemalloc.stop()
         return most
@@ -196,12 +216,12 @@ def test_memory_does_not_grow_with_the_collection(saved, tmp_path, monkeypatch):
 
 
 def test_several_folders_are_read_as_one(saved, corpus, queries, tmp_path):
-    model = token_index.load_model(str(saved["colbert"]), "colbert", precision="fp32")
+    model = token_index.load_scorer(str(saved["colbert"]), "colbert", precision="fp32")
     parts = {"one": corpus[:7], "two": corpus[7:], "whole": corpus}
     for name, docs in parts.items():
-        token_index.build(docs, model, saved["colbert"], tmp_path / name, precision="fp32")
+        token_index.build(docs, as_ranker(model, saved["colbert"], precision="fp32"), tmp_path / name)
     renamed = shutil.copytree(saved["colbert"], tmp_path / "renamed")  # the same weights by another name
-    token_index.build(parts["two"], model, renamed, tmp_path / "two", precision="fp32", overwrite=True)
+    token_index.build(parts["two"], as_ranker(model, renamed, precision="fp32"), tmp_path / "two", overwrite=True)
     joined, whole = (
         token_index.TokenIndex.load(tmp_path / "two", tmp_path / "one"),
         token_index.TokenIndex.load(tmp_path / "whole"),
@@ -213,7 +233,7 @@ def test_several_folders_are_read_as_one(saved, corpus, queries, tmp_path):
             stored.of("nobody")
     with pytest.raises(InputError, match="is stored more than once: .*whole and .*one"):
         token_index.TokenIndex.load(tmp_path / "whole", tmp_path / "one")
-    token_index.build(corpus[:7], model, saved["colbert"], tmp_path / "cut", segment="3:2")
+    token_index.build(corpus[:7], as_ranker(model, saved["colbert"]), tmp_path / "cut", segment="3:2")
     with pytest.raises(InputError, match=r"whole and .*cut were made with different settings \(segment\)"):
         token_index.TokenIndex.load(tmp_path / "whole", tmp_path / "cut")
 
@@ -231,13 +251,13 @@ def test_stored_passages_come_back_as_documents(saved, name, files, corpus, quer
         assert result.exit_code == 0, result.output
     model, source = reranking.open_source(str(saved[name]), list(map(str, folders)), segment="4:2", precision="fp32")
     for how in ("maxp", "firstp", "sump", "avgp"):
-        settings = {"segment": "4:2", "aggregate": how, "precision": "fp32"}
+        settings = {"segment": "4:2", "aggregate": how}
         if (name, how) == ("tk", "sump"):
             with pytest.raises(InputError, match="a tk's scores may be negative"):
-                reranking.rerank(run, model, queries, source, **settings)
+                reranking.rerank(run, as_ranker(model), queries, source, **settings)
             continue
-        stored = reranking.rerank(run, model, queries, source, **settings)
-        fresh = reranking.rerank(run, model, queries, text_sources.fetch_from(corpus), **settings)
+        stored = reranking.rerank(run, as_ranker(model), queries, source, **settings)
+        fresh = reranking.rerank(run, as_ranker(model), queries, text_sources.fetch_from(corpus), **settings)
         for query_id, hits in fresh.items():
             expected = dict(zip(hits.doc_ids, hits.scores.tolist(), strict=True))
             found = dict(zip(stored[query_id].doc_ids, stored[query_id].scores.tolist(), strict=True))
@@ -277,19 +297,21 @@ def test_another_checkpoint_reranks_from_the_texts(saved, tiny_cross, files, cor
 
 
 def test_the_api_takes_what_an_index_stores_and_cuts_texts_where_asked(tmp_path, tiny_dot, corpus, queries, monkeypatch):
-    build_.build(corpus, load_encoder(str(tiny_dot)), tiny_dot, tmp_path / "i", precision="fp32")
+    build_.build(corpus, as_ranker(load_encoder(str(tiny_dot)), tiny_dot, precision="fp32"), tmp_path / "i")
     run = Run.from_scores("bm25", {"q0": {doc.doc_id: 1.0 for doc in corpus}})
-    settings = {"depth": 20, "precision": "fp32"}
-    cut = api.rerank(run, queries, str(tmp_path / "i"), str(tiny_dot), segment="3:2", **settings)
-    fresh = reranking.rerank(
-        run, load_encoder(str(tiny_dot)), queries, text_sources.fetch_from(corpus), segment="3:2", **settings
-    )
+    opened = reranking.open_source(str(tiny_dot), [str(tmp_path / "i")], segment="3:2", precision="fp32")
+    cut = reranking.rerank(run, opened[0], queries, opened[1], segment="3:2", depth=20)
+    encoder = load_encoder(str(tiny_dot), precision="fp32")
+    fresh = reranking.rerank(run, encoder, queries, text_sources.fetch_from(corpus), segment="3:2", depth=20)
     assert cut["q0"].doc_ids == fresh["q0"].doc_ids and np.array_equal(cut["q0"].scores, fresh["q0"].scores)
-    encode, kinds = engine.encode, []
+    run_side, kinds = rankers.Scorer.run_side, []
     monkeypatch.setattr(
-        engine, "encode", lambda model, texts, kind, **more: kinds.append(kind) or encode(model, texts, kind, **more)
+        rankers.Scorer,
+        "run_side",
+        lambda self, texts, kind, *a, **k: kinds.append(kind) or run_side(self, texts, kind, *a, **k),
     )
-    api.rerank(run, queries, str(tmp_path / "i"), str(tiny_dot), **settings)
+    scorer, source = reranking.open_source(str(tiny_dot), [str(tmp_path / "i")], precision="fp32")
+    reranking.rerank(run, scorer, queries, source, depth=20)
     assert kinds == ["query"]
 
 
@@ -303,10 +325,10 @@ def test_what_the_index_was_made_with_is_known_to_the_reranking(tiny_dot, files,
     common = ["--run", run_path, "--encoder", tiny_dot, "--topics", files["topics"], "--index", folder, "--precision", "fp32"]
     result = invoke(rerank.main, *common, "--output", tmp_path / "a.txt")
     assert result.exit_code == 0, result.output
-    model = token_index.load_model(str(tiny_dot), "colbert", precision="fp32", max_doc_len=6, l2_norm=True)
+    model = token_index.load_scorer(str(tiny_dot), "colbert", precision="fp32", max_doc_len=6, l2_norm=True)
     texts = {doc.doc_id: doc.contents for doc in corpus}
     found = Run.read(tmp_path / "a.txt")["q0"]
-    fresh = scoring.score(model, ["what the cat eats"] * len(corpus), [texts[d] for d in found.doc_ids], precision="fp32")
+    fresh = score(model, ["what the cat eats"] * len(corpus), [texts[d] for d in found.doc_ids], precision="fp32")
     assert found.scores == pytest.approx(fresh, abs=1e-4)
     result = invoke(rerank.main, *common, "--max-length", 9, "--output", tmp_path / "b.txt")
     assert result.exit_code == 2 and "max_doc_len is 9, the index was made with 6" in result.output, result.output
@@ -325,25 +347,25 @@ def test_options_that_do_not_go_with_stored_states(saved, files, invoke, tmp_pat
 
 
 def test_refusals(saved, corpus, tmp_path):
-    model = token_index.load_model(str(saved["colbert"]), "colbert")
-    token_index.build(corpus, model, saved["colbert"], tmp_path / "i")
+    model = token_index.load_scorer(str(saved["colbert"]), "colbert")
+    token_index.build(corpus, as_ranker(model, saved["colbert"]), tmp_path / "i")
     stored = token_index.TokenIndex.load(tmp_path / "i")
     with pytest.raises(InputError, match="sha256 is"):
-        token_index.check_encoder(stored, model, saved["prettr"])
-    shorter = token_index.load_model(str(saved["colbert"]), "colbert", max_doc_len=10)
+        stored.check(as_ranker(model, saved["prettr"]))
+    shorter = token_index.load_scorer(str(saved["colbert"]), "colbert", max_doc_len=10)
     with pytest.raises(InputError, match="max_doc_len is 10, the index was made with 24"):
-        token_index.check_encoder(stored, shorter, saved["colbert"])
+        stored.check(shorter)
     with pytest.raises(InputError, match="1 documents are not in the index .* e.g. nope"):
-        token_index.score(stored, model, ["cat"], ["nope"])
+        stored.score(as_ranker(model), ["cat"], ["nope"])
     with pytest.raises(InputError, match="is a colbert; its documents cannot be stored for a prettr"):
-        token_index.load_model(str(saved["colbert"]), "prettr")
+        token_index.load_scorer(str(saved["colbert"]), "prettr")
     large = [Doc("d", "", "cat")]
     with torch.no_grad():
-        model.head.bias[0] = 1e6
+        (model.module if hasattr(model, "module") else model).head.bias[0] = 1e6
     with pytest.raises(InputError, match="'d' has values that fp16 cannot hold; take --dtype fp32"):
-        token_index.build(large, model, saved["colbert"], tmp_path / "large")
+        token_index.build(large, as_ranker(model, saved["colbert"]), tmp_path / "large")
     with pytest.raises(InputError, match="no documents"):
-        token_index.build([], model, saved["colbert"], tmp_path / "empty")
+        token_index.build([], as_ranker(model, saved["colbert"]), tmp_path / "empty")
     assert not (tmp_path / "empty").exists()
     (tmp_path / "i" / "docid").write_text("one\n")
     with pytest.raises(InputError, match="does not fit"):
@@ -354,13 +376,15 @@ def test_refusals(saved, corpus, tmp_path):
 def test_search_reranks_from_what_is_stored(saved, name, corpus, files, invoke, dense_index, tiny_dot, tmp_path, monkeypatch):
     from pyserini_kd import search
 
-    model = token_index.load_model(str(saved[name]), name, precision="fp32")
-    token_index.build(corpus, model, saved[name], tmp_path / "stored", precision="fp32", dtype="fp32", store_docs=False)
+    model = token_index.load_scorer(str(saved[name]), name, precision="fp32")
+    token_index.build(
+        corpus, as_ranker(model, saved[name], precision="fp32"), tmp_path / "stored", dtype="fp32", store_docs=False
+    )
     words = ["--encoder", tiny_dot, "--index", dense_index, "--topics", files["topics"], "--precision", "fp32", "--depth", 6]
     words += ["--rerank", saved[name]]
     texts = invoke(search.main, *words, "--output", tmp_path / "texts.txt")
     assert texts.exit_code == 0, texts.output
-    monkeypatch.setattr(scoring, "score", lambda *args, **kwargs: pytest.fail("texts were scored"))
+    monkeypatch.setattr(rankers.Scorer, "score", lambda *args, **kwargs: pytest.fail("texts were scored"))
     stored = invoke(search.main, *words, "--rerank-index", tmp_path / "stored", "--output", tmp_path / "stored.txt")
     assert stored.exit_code == 0, stored.output
     one, other = Run.read(tmp_path / "texts.txt"), Run.read(tmp_path / "stored.txt")
@@ -369,4 +393,4 @@ def test_search_reranks_from_what_is_stored(saved, name, corpus, files, invoke, 
         by_id = dict(zip(*one[query_id], strict=True))
         assert [by_id[doc_id] for doc_id in other[query_id].doc_ids] == pytest.approx(other[query_id].scores.tolist(), abs=1e-4)
     alone = invoke(search.main, *words[:-2], "--rerank-index", tmp_path / "stored", "--output", tmp_path / "no.txt")
-    assert alone.exit_code == 2 and "--rerank-index is for --rerank" in alone.output
+    assert alone.exit_code == 2 and "--rerank-index: is for --rerank" in alone.output

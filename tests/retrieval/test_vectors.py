@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 
 from pyserini_kd import index
-from pyserini_kd.models import checkpoint_settings
 from pyserini_kd.retrieval import build
 from pyserini_kd.retrieval.dense_index import DenseIndex
 from pyserini_kd.retrieval.open_index import open_with_encoder
@@ -60,7 +59,7 @@ def test_what_was_read_before_a_kill_is_not_written_again(made, monkeypatch, cap
     assert not (folder / "x").exists()
     with caplog.at_level("INFO"):
         assert build.build_from_vectors(folder / "pyserini", None, folder / "x") == 30
-    assert saved == [0, 1, 2, 2, 3, 4] and "going on from 2 finished blocks" in caplog.text
+    assert saved == [0, 1, 2, 2, 3, 4] and "going on from 2 finished parts" in caplog.text
     for file in ("index", "docid"):
         assert (folder / "x" / file).read_bytes() == (folder / "unbroken" / file).read_bytes()
     assert not list(folder.glob(".*"))
@@ -84,10 +83,10 @@ def test_command(made, invoke, tiny_dot):
     result = invoke(index.main, *words, "--encoder", tiny_dot, "--faiss", "SQ8")
     assert result.exit_code == 0 and "30 vectors" in result.output
     opened, encoder = open_with_encoder(folder / "x", str(tiny_dot))
-    assert opened.manifest["index"] == "SQ8" and opened.manifest["encoder"] == checkpoint_settings.record_of(encoder, tiny_dot)
+    assert opened.manifest["index"] == "SQ8" and opened.manifest["encoder"] == encoder.record()
     for wrong, message in (
         (["--vectors", folder / "v.npy"], "needs --ids"),
-        (["--vectors", folder / "v.npy", "--collection", "pydocs"], "--vectors goes with"),
+        (["--vectors", folder / "v.npy", "--collection", "pydocs"], "--vectors: goes with"),
         (["--collection", "pydocs"], "--collection and --encoder are needed"),
         (["--vectors", folder / "v.npy", "--ids", folder / "ids.txt", "--encoder", "minilm"], "makes vectors of 384"),
     ):

@@ -1,0 +1,437 @@
+"""Loaded rankers. Each knows its checkpoint, device, precision, backend and batch size, so that its callers need not.
+
+`load` gives an `Encoder` for a bi-encoder, a `PairScorer` for a cross-encoder, and a `TokenScorer` for ColBERT, PreTTR and TK.
+All of them score (query, document) pairs. Equal texts and equal pairs are computed once.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from tqdm import tqdm
+
+from pyserini_kd.models import checkpoint_names, checkpoint_settings, engine, hardware, loading, tokens
+from pyserini_kd.models.engine import dot_rows, run_batches, text_chunks, unique
+from pyserini_kd.storage.arrays import Floats, Rows, keep
+from pyserini_kd.storage.errors import InputError
+from pyserini_kd.storage.job import Job
+
+if TYPE_CHECKING:
+    import torch
+
+logger = logging.getLogger(__name__)
+
+LATE_TOKENS = 1 << 14  # tokens in a batch where token vectors are compared, not computed
+LATE_BYTES = 1 << 30  # document representations held at a time while reranking
+
+Represented = Callable[[list[int]], "list[torch.Tensor]"]
+"""Rows of documents -> their representations, float32 (D, H) each."""
+
+
+class Scorer:
+    """A loaded ranker; `score` is the same for all architectures.
+
+    Attributes:
+        module: one of our architectures, on its device. It stays usable for training.
+        folder: the checkpoint folder; None for a model that was never saved.
+        precision: fp32, bf16, fp16 or int8.
+        batch_size: texts (or pairs) in a batch; None: by token budget.
+    """
+
+    def __init__(
+        self, module: Any, folder: Path | None = None, *, precision: str = "auto", batch_size: int | None = None
+    ) -> None:
+        """Wrap a model; InputError where it was not loaded for this precision."""
+        from pyserini_kd.models import onnx_runtime
+
+        self.module, self.folder, self.batch_size = module, folder, batch_size
+        self.device: torch.device = next(module.parameters()).device
+        onnx = onnx_runtime.module_in(module)
+        self.backend = "torch" if onnx is None else "onnx"
+        self.precision = hardware.choose_precision(precision, str(self.device)) if onnx is None else onnx.precision
+        if onnx is None and self.precision == "int8":
+            raise InputError(f"this {self.architecture} was not loaded for int8 (a bert_dot or cross_encoder can be)")
+        if precision not in ("auto", self.precision):
+            raise InputError(f"the model was loaded to run in {self.precision} by ONNX Runtime, not in {precision}")
+
+    @property
+    def architecture(self) -> str:
+        """bert_dot, colbert, cross_encoder, prettr or tk."""
+        return str(self.module.architecture)
+
+    @property
+    def max_doc_len(self) -> int:
+        """Tokens of a document (of a pair, for a cross-encoder) that the model reads."""
+        return int(self.module.settings.max_doc_len)
+
+    @property
+    def width(self) -> int:
+        """H: length of a text's vector, or of a token's."""
+        return int(self.module.width)
+
+    @property
+    def depends_on_batch(self) -> bool:
+        """Whether a result depends on what else is in its batch: int8 measures its activations batch by batch."""
+        return self.precision == "int8"
+
+    def record(self) -> dict[str, Any]:
+        """What manifests and score stores say of the model: name, weights, and how it reads texts."""
+        if self.folder is None:
+            raise ValueError("a model that was never saved has no record")
+        return checkpoint_settings.record_of(self.module, self.folder)
+
+    def arithmetic(self) -> dict[str, Any]:
+        """How the model computes: what its outputs depend on, but for rounding, besides weights and settings."""
+        known = {"precision": self.precision, "backend": self.backend, "device": self.device.type}
+        return known | ({"batch_size": self.batch_size} if self.depends_on_batch else {})
+
+    def score(self, queries: Sequence[str], docs: Sequence[str], *, work: Path | None = None) -> Floats:
+        """Raw scores float32 (P,) of (query, document) pairs.
+
+        A cross-encoder keeps finished scores under `work`, a folder for this model and these settings alone. A later call
+        for the same pairs goes on there, to the same scores. Other architectures store documents in an index instead.
+
+        Raises:
+            ValueError: the numbers of queries and documents differ.
+        """
+        if len(queries) != len(docs):
+            raise ValueError(f"{len(queries)} queries but {len(docs)} documents")
+        return self._score(queries, docs, work) if queries else np.empty(0, dtype=np.float32)
+
+    def _score(self, queries: Sequence[str], docs: Sequence[str], work: Path | None) -> Floats:
+        raise NotImplementedError
+
+    def run(self, chunks: Sequence[list[int]], tokenise: engine.Tokenise, use: engine.Use, label: str, **more: Any) -> int:
+        """Run the model over chunks of rows (see `engine.run_batches`); returns how many texts were cut."""
+        by_backend = engine.ONNX_BATCH_TOKENS if self.backend == "onnx" else engine.BATCH_TOKENS
+        settings = {"precision": self.precision, "batch_size": self.batch_size, "label": label} | more
+        budget = engine.GPU_BATCH_TOKENS if self.device.type == "cuda" else by_backend
+        return run_batches(self.module, chunks, tokenise, use, budget=budget, **settings)
+
+    def run_side(self, texts: Sequence[str], side: str, use: engine.Use, label: str, first: int = 0, **more: Any) -> int:
+        """Run the model over queries or documents, without their first `first` tokens; returns how many were cut."""
+
+        def tokenise(rows: list[int]) -> tuple[list[Any], int]:
+            records, n_cut = tokens.side_records(self.module, [texts[row] for row in rows], side)
+            return [{"input_ids": record["input_ids"][first:]} for record in records], n_cut
+
+        if side == "query" and self.depends_on_batch:
+            more["batch_size"] = 1  # a query has one vector, whatever else is asked for
+        return self.run(text_chunks(texts), tokenise, use, label, **more)
+
+    def count_cut(self, count: int, total: int | None, what: str, cut: list[int] | None = None) -> None:
+        """Log how many texts were longer than the model's window; or add the number to `cut`, for a caller who sums up."""
+        if cut is not None:
+            cut.append(count)
+        elif count:
+            length = self.module.settings.max_query_len if what == "query texts" else self.max_doc_len
+            of = f" of {total}" if total is not None else ""
+            logger.info("%d%s %s are longer than %d tokens and were cut", count, of, what, length)
+
+
+class Encoder(Scorer):
+    """A bi-encoder: one vector for each text."""
+
+    def encode_queries(self, texts: Sequence[str], *, cut: list[int] | None = None, label: str = "encode queries") -> Floats:
+        """Vectors float32 (N, H) of queries. Texts beyond the model's window are cut, and counted (see `count_cut`)."""
+        return self._encode(texts, "query", cut, label)
+
+    def encode_docs(self, texts: Sequence[str], *, cut: list[int] | None = None, label: str = "encode documents") -> Floats:
+        """Vectors float32 (N, H) of documents. Texts beyond the model's window are cut, and counted (see `count_cut`)."""
+        return self._encode(texts, "doc", cut, label)
+
+    def _encode(self, texts: Sequence[str], kind: str, cut: list[int] | None, label: str) -> Floats:
+        distinct, places = unique(texts)
+        vectors = np.zeros((len(distinct), self.width), dtype=np.float32)
+
+        def use(rows: list[int], output: torch.Tensor, _: torch.Tensor) -> None:
+            vectors[rows] = output.numpy()
+
+        n_cut = self.run_side(distinct, kind, use, label)
+        self.count_cut(n_cut, len(distinct), f"{kind} texts", cut)
+        return vectors[places]
+
+    def _score(self, queries: Sequence[str], docs: Sequence[str], work: Path | None) -> Floats:
+        texts, query_rows = unique(queries)
+        query_vecs = self.encode_queries(texts)
+        if self.depends_on_batch:
+            return self._score_by_query(query_vecs, query_rows, docs)
+        distinct, doc_rows = unique(docs)
+        return dot_rows(query_vecs, query_rows, self.encode_docs(distinct), doc_rows)
+
+    def _score_by_query(self, query_vecs: Floats, query_rows: Rows, docs: Sequence[str]) -> Floats:
+        """Dot products float32 (P,), documents encoded anew for each query: what one query gets depends on no other."""
+        distinct, doc_rows = unique(docs)
+        keys, places = np.unique(query_rows * len(distinct) + doc_rows, return_inverse=True)
+        query_rows, texts = keys // len(distinct), [distinct[row] for row in (keys % len(distinct)).tolist()]
+        scores = np.zeros(len(keys), dtype=np.float32)
+
+        def use(rows: list[int], output: torch.Tensor, _: torch.Tensor) -> None:
+            scores[rows] = np.einsum("ph,ph->p", query_vecs[query_rows[rows]], output.numpy())
+
+        def tokenise(rows: list[int]) -> tuple[list[Any], int]:
+            return tokens.side_records(self.module, [texts[row] for row in rows], "doc")
+
+        n_cut = self.run(_by_query(query_rows, texts), tokenise, use, "encode documents")
+        self.count_cut(n_cut, len(texts), "doc texts")
+        return scores[places]
+
+
+class PairScorer(Scorer):
+    """A cross-encoder: query and document in one sequence."""
+
+    @property
+    def max_doc_len(self) -> int:
+        """Tokens of a pair that the model reads."""
+        return int(self.module.max_len)
+
+    def _score(self, queries: Sequence[str], docs: Sequence[str], work: Path | None) -> Floats:
+        """Logits of pairs; queries are tokenised once, documents once a chunk, and joined as the tokenizer joins pairs."""
+        query_texts, query_rows = unique(queries)
+        doc_texts, doc_rows = unique(docs)
+        order = np.array(sorted(range(len(doc_texts)), key=lambda row: (-len(doc_texts[row]), row)))
+        rank = np.empty_like(order)
+        rank[order] = np.arange(len(order))
+        keys, places = np.unique(rank[doc_rows] * len(query_texts) + query_rows, return_inverse=True)  # longest docs first
+        pair_docs, pair_queries = order[keys // len(query_texts)], keys % len(query_texts)
+        if self.depends_on_batch:
+            chunks = _by_query(pair_queries, [doc_texts[row] for row in pair_docs.tolist()])
+        else:
+            ends = np.append(np.flatnonzero(np.diff(pair_docs)) + 1, len(keys))  # a document's pairs come into one chunk
+            cuts = np.unique(ends[np.searchsorted(ends, np.arange(engine.CHUNK, len(keys), engine.CHUNK))])
+            chunks = [some.tolist() for some in np.split(np.arange(len(keys)), cuts) if len(some)]
+        tokenizer, max_len = self.module.tokenizer, self.max_doc_len
+        frame, query_ids = tokens.pair_frame(tokenizer), tokens.plain_ids(tokenizer, query_texts, max_len)
+        scores = np.zeros(len(keys), dtype=np.float32)
+
+        def use(rows: list[int], output: torch.Tensor, _: torch.Tensor) -> None:
+            scores[rows] = output.numpy()
+
+        def tokenise(rows: list[int]) -> tuple[list[Any], int]:
+            some, inverse = np.unique(pair_docs[rows], return_inverse=True)
+            doc_ids = tokens.plain_ids(tokenizer, [doc_texts[row] for row in some.tolist()], max_len)
+            pairs = [(query_ids[q], doc_ids[d]) for q, d in zip(pair_queries[rows].tolist(), inverse.tolist(), strict=True)]
+            return tokens.join_pairs(frame, pairs, max_len)
+
+        todo, finished = chunks, None
+        if work is not None and len(chunks) > 1:
+            todo, finished = _resumed(work / _digest(query_texts, doc_texts, keys), chunks, scores)
+        cut = self.run(todo, tokenise, use, "score pairs", finished=finished) if todo else 0
+        self.count_cut(cut, sum(map(len, todo)), "pairs")
+        return scores[places]
+
+
+class TokenScorer(Scorer):
+    """ColBERT, PreTTR or TK: documents have a representation of their own, which an index can store."""
+
+    def encode_queries(self, texts: Sequence[str], *, cut: list[int] | None = None) -> list[torch.Tensor]:
+        """Representations float32 (T, H) of queries, without padding."""
+        return self._encode(texts, "query", cut, "encode queries")
+
+    def encode_docs(
+        self, texts: Sequence[str], *, cut: list[int] | None = None, label: str = "encode documents"
+    ) -> list[torch.Tensor]:
+        """Representations float32 (D, H) of documents, without padding.
+
+        These are token vectors, or the states at a PreTTR's join layer, whose documents drop their own [CLS].
+        """
+        return self._encode(texts, "doc", cut, label)
+
+    def _encode(self, texts: Sequence[str], kind: str, cut: list[int] | None, label: str) -> list[torch.Tensor]:
+        distinct, places = unique(texts)
+        found: dict[int, torch.Tensor] = {}
+
+        def use(rows: list[int], output: torch.Tensor, mask: torch.Tensor) -> None:
+            for row, vectors, length in zip(rows, output, mask.sum(dim=1).tolist(), strict=True):
+                found[row] = vectors[:length].clone()
+
+        extra = {} if self.architecture == "colbert" else {"kind": kind}
+        first = int(self.architecture == "prettr" and kind == "doc")
+        n_cut = self.run_side(distinct, kind, use, label, first, **extra)
+        self.count_cut(n_cut, len(distinct), f"{kind} texts", cut)
+        return [found[place] for place in places.tolist()]
+
+    def _score(self, queries: Sequence[str], docs: Sequence[str], work: Path | None) -> Floats:
+        (texts, query_rows), (distinct, doc_rows) = unique(queries), unique(docs)
+        return self.score_represented(
+            texts, query_rows, doc_rows, lambda rows: self.encode_docs([distinct[row] for row in rows])
+        )
+
+    def score_represented(self, queries: Sequence[str], query_rows: Rows, doc_rows: Rows, represented: Represented) -> Floats:
+        """Raw scores float32 (P,) of pairs (row of `queries`, row of a document) from representations of the documents.
+
+        Each query runs once. `represented` is asked once for each document, in the order in which queries need them, so that
+        LATE_BYTES hold the documents of some queries at a time.
+        """
+        query_states = self.encode_queries(queries)
+        scores = np.zeros(len(query_rows), dtype=np.float32)
+        by_query = np.argsort(query_rows, kind="stable")
+        order = list(dict.fromkeys(doc_rows[by_query].tolist()))
+        limit = max(1, LATE_BYTES // (4 * self.max_doc_len * self.width))
+        part = np.empty(int(doc_rows.max(initial=0)) + 1, dtype=np.int64)
+        part[order] = np.arange(len(order)) // limit
+        by_part = by_query[np.argsort(part[doc_rows[by_query]], kind="stable")]
+        counts = np.bincount(part[doc_rows], minlength=-(-len(order) // limit))
+        joined = self.architecture == "prettr"
+        budget = engine.GPU_BATCH_TOKENS if self.device.type == "cuda" else engine.BATCH_TOKENS
+        bar = tqdm(total=len(scores), desc="score pairs", unit=" pairs", disable=None)
+        with engine.running(self.module, self.precision), bar:
+            for number, pairs in enumerate(np.split(by_part, np.cumsum(counts)[:-1])):
+                held = order[number * limit : (number + 1) * limit]
+                docs = dict(zip(held, represented(held), strict=True))
+                ends = np.flatnonzero(np.diff(query_rows[pairs])) + 1
+                for group in [pairs] if joined else np.split(pairs, ends):  # late interaction: one query at a time
+                    ids = [(int(query_rows[pair]), int(doc_rows[pair])) for pair in group]
+                    lengths = [len(query_states[q]) + len(docs[d]) for q, d in ids]
+                    for rows in engine.batches(lengths, self.batch_size, budget if joined else LATE_TOKENS):
+                        some = [query_states[ids[row][0]] for row in (rows if joined else rows[:1])]
+                        found = self._late([docs[ids[row][1]] for row in rows], some, joined)
+                        scores[group[rows]] = found.float().cpu().numpy()
+                bar.update(len(pairs))
+        return scores
+
+    def _late(self, docs: list[torch.Tensor], queries: list[torch.Tensor], joined: bool) -> torch.Tensor:
+        """Scores (N,) of documents: each with its own query (`joined`), or all with the one query."""
+        import torch
+
+        states, query = _padded(docs, self.device), _padded(queries, self.device)
+        if joined:
+            scores: torch.Tensor = self.module.upper(*query, *states)
+            return scores
+        with torch.autocast(self.device.type, enabled=False):  # sums around 100 need all of float32
+            late: torch.Tensor = self.module.late_scores(*query, *states)
+            return late[0]
+
+
+def _padded(states: list[torch.Tensor], device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
+    """States (T, H) of texts as (N, T, H), zeros where there is none, and their mask (N, T)."""
+    import torch
+
+    lengths = torch.tensor([len(vectors) for vectors in states])
+    mask = (torch.arange(int(lengths.max()))[None] < lengths[:, None]).long()
+    return torch.nn.utils.rnn.pad_sequence(states, batch_first=True).to(device), mask.to(device)
+
+
+def _by_query(query_rows: Rows, docs: Sequence[str]) -> list[list[int]]:
+    """Rows of pairs, those of a query together, longest documents first: an order that no other query changes."""
+    order = np.array(sorted(range(len(docs)), key=lambda row: (query_rows[row], -len(docs[row]), docs[row])))
+    return [some.tolist() for some in np.split(order, np.flatnonzero(np.diff(query_rows[order])) + 1)]
+
+
+def _digest(queries: Sequence[str], docs: Sequence[str], keys: Rows) -> str:
+    """What tells one set of pairs from another."""
+    digest = hashlib.sha256(json.dumps([len(queries), len(docs), engine.CHUNK]).encode())
+    for text in (*queries, *docs):
+        digest.update(len(text).to_bytes(8, "little") + text.encode())
+    digest.update(keys.tobytes())
+    return digest.hexdigest()
+
+
+def _resumed(folder: Path, chunks: list[list[int]], scores: Floats) -> tuple[list[list[int]], Callable[[int], None]]:
+    """Fill in the scores of the chunks that a job has finished; gives the other chunks, and what keeps one of those."""
+    job = Job(folder, {"pairs": folder.name})
+    job.begin()
+    known = job.parts()
+    for number in known:
+        scores[chunks[number]] = np.load(job.path(number, "npy"))
+    if known:
+        logger.info("going on: %d of %d pairs were scored before", sum(len(chunks[n]) for n in known), len(scores))
+    missing = sorted(set(range(len(chunks))) - set(known))
+
+    def finished(place: int) -> None:
+        keep(job.path(missing[place], "npy"), scores[chunks[missing[place]]])
+        job.finish(missing[place])
+
+    return [chunks[number] for number in missing], finished
+
+
+KINDS: dict[str, type[Scorer]] = {
+    "bert_dot": Encoder, "cross_encoder": PairScorer, "colbert": TokenScorer, "prettr": TokenScorer, "tk": TokenScorer
+}  # fmt: skip
+
+
+def ranker(module: Any, folder: Path | None = None, *, precision: str = "auto", batch_size: int | None = None) -> Scorer:
+    """The ranker around a model of ours, of whatever architecture."""
+    return KINDS[module.architecture](module, folder, precision=precision, batch_size=batch_size)
+
+
+def load(
+    name: str,
+    *,
+    device: str = "cpu",
+    precision: str = "auto",
+    backend: str = "auto",
+    batch_size: int | None = None,
+    **overrides: Any,
+) -> Scorer:
+    """Load a checkpoint, ready to run on a device, by torch or by ONNX Runtime (where asked for, or where int8 is chosen).
+
+    Args:
+        name: a name, folder or hub id.
+        device: cpu, cuda or cuda:N.
+        precision: auto, fp32, bf16, fp16 (GPU) or int8; see `hardware.choose_precision`.
+        backend: auto, torch or onnx.
+        batch_size: texts or pairs in a batch; None: by token budget.
+        overrides: as for `loading.load`: `architecture`, and fields of the checkpoint's settings.
+
+    Raises:
+        InputError: the checkpoint cannot be had, or not run so.
+    """
+    from pyserini_kd.models import onnx_runtime
+
+    if backend not in hardware.BACKENDS:
+        raise InputError(f"must be one of {', '.join(hardware.BACKENDS)}, not {backend!r}", "backend")
+    device = hardware.check_device(hardware.own_device(device))
+    folder = checkpoint_names.resolve(name)
+    architecture = overrides.get("architecture") or checkpoint_settings.architecture_of(folder)
+    can_onnx = backend != "torch" and architecture in checkpoint_settings.ONNX_ARCHITECTURES
+    chosen = hardware.choose_precision(precision, device, folder if can_onnx else None)
+    by_onnx = backend == "onnx" or chosen == "int8"
+    if by_onnx and (backend == "torch" or device != "cpu" or precision in ("bf16", "fp16")):
+        raise InputError("ONNX Runtime is for fp32 and int8 on a CPU, int8 only for it: backend, precision and device clash")
+    if by_onnx:
+        chosen = "fp32" if chosen == "bf16" else chosen
+        onnx_runtime.check_cpu(folder, hardware.cpu_flags())
+    module = loading.load(name, onnx=chosen if by_onnx else None, lean=True, **overrides).to(device)
+    why = ", chosen for this processor" if precision == "auto" else ""
+    logger.info("%s runs in %s by %s on %s%s", Path(name).name, chosen, "ONNX Runtime" if by_onnx else "torch", device, why)
+    return ranker(module, folder, precision=chosen, batch_size=batch_size)
+
+
+def load_encoder(name: str, **settings: Any) -> Encoder:
+    """A bi-encoder (see `load`); InputError for a checkpoint of another architecture."""
+    saved = checkpoint_settings.architecture_of(checkpoint_names.resolve(name))
+    if saved != "bert_dot":
+        raise InputError(f"{name} is a {saved}; a dense index needs a bert_dot checkpoint")
+    loaded = load(name, **settings)
+    assert isinstance(loaded, Encoder)
+    return loaded
+
+
+class QueryEncoder:
+    """A query encoder that Pyserini's FaissSearcher accepts. It is faster than Pyserini's: it encodes queries in batches.
+
+    >>> encoder = QueryEncoder("minilm")
+    >>> encoder.encode("sort an array").shape
+    (384,)
+    """
+
+    def __init__(
+        self, checkpoint: str, *, device: str = "cpu", precision: str = "auto", backend: str = "auto", **overrides: Any
+    ) -> None:
+        """Load a checkpoint by name, folder or hub id; `overrides` replace fields of its settings."""
+        self.encoder = load_encoder(checkpoint, device=device, precision=precision, backend=backend, **overrides)
+
+    def encode(self, query: str, **_: Any) -> Floats:
+        """Vector float32 (H,) of one query."""
+        return self.encode_batch([query])[0]
+
+    def encode_batch(self, queries: Sequence[str], **_: Any) -> Floats:
+        """Vectors float32 (Q, H)."""
+        return self.encoder.encode_queries(list(queries))
