@@ -147,6 +147,7 @@ def start(folder, deadly=0, shard=(0, 1)):
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 
+@pytest.mark.slow
 def test_killed_at_every_stage_and_started_again(tmp_path):
     (tmp_path / "model").mkdir()
     (tmp_path / "model" / "model.safetensors").write_bytes(b"any")
@@ -175,6 +176,7 @@ class Sized(torch.nn.Module):
     architecture, width, settings = "colbert", 16, ColBertSettings()
 
 
+@pytest.mark.slow
 def test_memory_does_not_grow_with_the_collection(saved, tmp_path, monkeypatch):
     rng = np.random.default_rng(0)
     monkeypatch.setattr(engine, "arithmetic", lambda *_: {"precision": "fp32"})
