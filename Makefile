@@ -1,22 +1,29 @@
-# make demo   from nothing to a table of measures on the embedded default
-# make test   the whole suite
-# make lint   ruff and mypy
-# make bench  a table of this package's speed beside its peers', side by side (docs/benchmarks.md); DATA=folder of the collections
-# Each sets up .venv first where that is missing; each can be run again and reuses what is there.
+# make demo       from nothing to a table of measures on the embedded default
+# make test       unit and integration tests: a few minutes
+# make test-all   every test, also the slow ones: crashes, browser, several processes, memory
+# make lint       ruff check, ruff format --check, mypy
+# make bench      a table of this package's speed beside its peers', side by side (docs/benchmarks.md); DATA=folder of the collections
+# Each sets up .venv first if it is missing. Each can be run again and reuses what is there.
 
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 BIN := .venv/bin
+# one thread per worker: the models of the tests are tiny, and threads of several workers would wait for each other
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n logical --maxprocesses 4 --dist loadfile
 
-.PHONY: demo test lint bench clean
+.PHONY: demo test test-all lint bench clean
 
 demo: .venv/.installed
 	$(BIN)/python -m pyserini_kd.demo
 
 test: .venv/.installed
-	$(BIN)/python -m pytest -n logical --maxprocesses 4 --dist loadfile
+	$(PYTEST) -m 'not slow'
+
+test-all: .venv/.installed
+	$(PYTEST)
 
 lint: .venv/.installed
 	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
 bench: .venv/.installed-bench
@@ -26,7 +33,7 @@ bench: .venv/.installed-bench
 	$(BIN)/pip install --disable-pip-version-check -c constraints.txt -e '.[bench,onnx]'
 	touch $@
 
-# torch first: alone, pip takes the CPU build where one is on offer, and what follows is satisfied with it
+# torch comes first and alone: pip then takes the CPU build if there is one, and the next command accepts it
 .venv/.installed: setup.cfg constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed: make PYTHON=/path/to/python3.11")'
 	$(PYTHON) -m venv .venv

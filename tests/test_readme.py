@@ -49,7 +49,7 @@ def test_python_examples_import_what_exists():
 
 
 def test_the_tables_of_distillation_are_those_of_what_was_measured():
-    script = [sys.executable, str(ROOT / "docs" / "distillation_table.py")]
+    script = [sys.executable, str(ROOT / "experiments" / "distillation_table.py")]
     tables = subprocess.run(script, stdout=subprocess.PIPE, text=True, check=True).stdout.strip().split("\n\n")
     page = (ROOT / "docs" / "distillation.md").read_text(encoding="utf-8")
     assert len(tables) == 4 and all(f"\n{table}\n" in page for table in tables)

@@ -123,6 +123,7 @@ def test_in_batch_negatives_join_margin_mse(data, scores, tiny_dot):
     assert total == pytest.approx(module.terms["margin_mse"][0] + 0.5 * expected, rel=1e-4)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("where", [(1, 3), (2, 1)], ids=lambda where: f"stage{where[0]}-step{where[1]}")
 def test_a_recipe_of_two_stages_resumes_where_it_was_killed(
     tmp_path, data, tiny_cross, teacher, whole_tinybert, monkeypatch, where

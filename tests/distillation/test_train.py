@@ -832,6 +832,7 @@ def test_texts_of_an_interrupted_run_on_pydocs_go_when_the_packages_change(
     assert made == ["old", "new"]
 
 
+@pytest.mark.slow
 def test_named_topics_and_judgements_have_a_checksum_of_what_they_are(monkeypatch):
     found = {name: training_data.digest(name, "pydocs:test") for name in ("topics", "dev_topics", "qrels", "dev_qrels")}
     assert all(record["name"] == "pydocs:test" and len(record["sha256"]) == 64 for record in found.values())

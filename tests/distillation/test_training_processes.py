@@ -18,6 +18,7 @@ from pyserini_kd.distillation.config import TrainConfig
 from pyserini_kd.distillation.triples import Scores
 from pyserini_kd.models import checkpoint_names, loading
 
+pytestmark = pytest.mark.slow
 FRESH = multiprocessing.get_context("forkserver")  # fresh processes that share one import of torch and transformers
 
 FRESH.set_forkserver_preload(

@@ -221,6 +221,7 @@ def peak(tmp_path, count, n_docs):
     return most
 
 
+@pytest.mark.slow
 def test_memory_grows_by_numbers_not_by_texts(tmp_path, monkeypatch):
     monkeypatch.setattr(triples, "BLOCK", 1 << 10)
     peak(tmp_path, 5_000, 5_000)  # what is imported and remembered once
@@ -240,6 +241,7 @@ def score_peak(count):
     return most
 
 
+@pytest.mark.slow
 def test_memory_of_scores_is_some_numbers_a_pair(monkeypatch):
     monkeypatch.setattr(text_store, "BLOCK", 1 << 8)
     monkeypatch.setattr(triples, "BLOCK", 1 << 8)

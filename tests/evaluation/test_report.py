@@ -8,6 +8,7 @@ import json
 import re
 import shutil
 import subprocess
+import tempfile
 
 import pytest
 from conftest import as_ranker
@@ -388,10 +389,12 @@ def browse(tmp_path):
             "--headless",
             "--no-sandbox",
             "--disable-gpu",
+            "--disable-background-networking",
+            "--no-first-run",
             "--window-size=1280,900",
             *["--virtual-time-budget=20000"] * wait,
         ]
-        words += [f"--user-data-dir={tmp_path / 'profile'}", "--dump-dom", f"{page.as_uri()}#{fragment}"]
+        words += [f"--user-data-dir={tempfile.mkdtemp(dir=tmp_path)}", "--dump-dom", f"{page.as_uri()}#{fragment}"]
         done = subprocess.run([CHROMIUM, *words], capture_output=True, text=True, timeout=120, check=True)
         dom = re.sub(r"<script.*?</script>", "", done.stdout, flags=re.S)
         assert 'id="wait"' not in dom, "the page did not draw itself"
@@ -411,6 +414,7 @@ def sides(dom):
     return [[(d, html.unescape(re.sub("<[^>]*>", "|", body))) for d, body in half] for half in found]
 
 
+@pytest.mark.slow
 def test_sorting(full_page, browse):
     down = browse(full_page, "sort=0")  # RR: strong 5/6, weak 1/2, slow 4/9
     assert order(down) == [1, 0, 2] and 'aria-sort="descending"><button id="sort0"' in down
@@ -423,6 +427,7 @@ def test_sorting(full_page, browse):
     assert order(browse(full_page, "sort=-1&dir=up")) == [2, 1, 0]  # names
 
 
+@pytest.mark.slow
 def test_sorting_by_clicks(full_page, browse):
     # each click waits for what the one before it changed
     clicks = """let left = {}; const go = () => left-- > 0 && document.getElementById('sort0').click();
@@ -433,6 +438,7 @@ def test_sorting_by_clicks(full_page, browse):
     assert order(browse(full_page, script=clicks.format(3))) == [0, 1, 2]
 
 
+@pytest.mark.slow
 def test_drill_down(full_page, browse):
     left, right = sides(browse(full_page, "q=0&a=0&b=1"))
     assert [d for d, _ in left] == ["b", "a", "c"] and [d for d, _ in right] == ["a", "b"]
@@ -445,6 +451,7 @@ def test_drill_down(full_page, browse):
     assert "This run has no documents for the query." in browse(full_page, "q=2&a=0")
 
 
+@pytest.mark.slow
 def test_a_bar_leads_to_its_rankings(full_page, browse):
     script = """setTimeout(() => { const s = document.getElementById('slider'); s.value = 2; s.dispatchEvent(new Event('input')); }, 10);
     setTimeout(() => { document.title = document.getElementById('bar').textContent; document.querySelector('#bar button').click(); }, 100);"""
@@ -453,6 +460,7 @@ def test_a_bar_leads_to_its_rankings(full_page, browse):
     assert [[d for d, _ in half] for half in sides(dom)] == [["b"], ["c"]]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("script", ["", "0"])
 def test_foreign_text_is_harmless(script, full_page, browse):
     dom = browse(full_page, "q=1&a=2&b=1", script=script)  # "0": without the content security policy
@@ -460,12 +468,14 @@ def test_foreign_text_is_harmless(script, full_page, browse):
     assert html.escape(" ".join(EVIL.split()), quote=False) in re.sub("</?mark>", "", dom)
 
 
+@pytest.mark.slow
 def test_no_other_script_runs(full_page, browse, tmp_path):
     page = tmp_path / "more.html"
     page.write_text(full_page.read_text().replace("</body>", "<script>document.title = 'owned'</script></body>"))
     assert "<title>Runs compared</title>" in browse(page)
 
 
+@pytest.mark.slow
 def test_what_is_not_there_is_said(made, browse):
     dom = browse(made(runs=["weak"]), "q=99&a=-5&sort=x&m=7&%zz")
     for text in ("Name a run with --baseline", "No run has a record", "Give --training", "Only ids are known"):
@@ -473,6 +483,7 @@ def test_what_is_not_there_is_said(made, browse):
     assert order(dom) == [0]
 
 
+@pytest.mark.slow
 def test_twenty_systems_open_in_two_seconds(big_page, browse):
     dom = browse(big_page, script="document.title = performance.now()", wait=False)  # a clock that runs in earnest
     assert float(re.search(r"<title>([\d.]+)", dom)[1]) < 2000

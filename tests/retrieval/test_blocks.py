@@ -89,6 +89,7 @@ def one_thread():
     faiss.omp_set_num_threads(1)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["Flat", "SQ8", "IVF8,Flat", "HNSW8"])
 def test_killed_at_any_moment_and_started_again(tmp_path, kind, one_thread):
     assert build(docs(), tmp_path / "whole", kind) == N
@@ -329,6 +330,7 @@ def test_torchrun_tells_each_process_its_shard(monkeypatch):
         index._shard(None, None, True)
 
 
+@pytest.mark.slow
 def test_torchrun_writes_the_index_of_one_process(tmp_path, files, tiny_dot):
     words = [
         "-m",

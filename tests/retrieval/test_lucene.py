@@ -380,6 +380,7 @@ except KeyboardInterrupt:
 """
 
 
+@pytest.mark.slow
 def test_ctrl_c_leaves_nothing(tmp_path):
     """Java would end the process on the spot, without our clearing up."""
     process = subprocess.Popen(

@@ -68,6 +68,7 @@ def test_the_lists_are_those_of_faiss_but_for_rounding(sample, kind):
     assert (found[0] == found[1]).mean() > 0.98
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["OPQ4,IVF8,PQ4x4", "IVF8_HNSW4,SQ8", "OPQ4,PQ4x4"])
 @pytest.mark.parametrize("lost", [0, 1, 3, 9, 50, 51, 59])
 def test_cut_short_after_any_round(tmp_path, monkeypatch, sample, kind, lost):

@@ -189,6 +189,7 @@ def test_nothing_is_left_after_ctrl_c_or_a_full_disk(invoke, dense, tmp_path, mo
     assert set(tmp_path.iterdir()) == before
 
 
+@pytest.mark.slow
 def test_the_embedded_default_needs_no_arguments_once_it_is_there(tmp_path, tiny_dot, monkeypatch):
     """`python -m pyserini_kd.search --encoder student` over a small stand-in for what the demo prepares."""
     from pyserini_kd.data import docstrings

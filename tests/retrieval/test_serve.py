@@ -322,6 +322,7 @@ def test_who_does_not_read_his_answer_is_cut_off(dense_index, tiny_dot, monkeypa
         assert got > 8 << 20
 
 
+@pytest.mark.slow
 def test_a_crowd_larger_than_the_service_may_hold_harms_nobody(dense_index, tiny_dot):
     command = "import resource, runpy, sys; resource.setrlimit(resource.RLIMIT_NOFILE, (300, 300)); "
     command += "sys.argv[1:1] = ['serve']; runpy.run_module('pyserini_kd', run_name='__main__')"
@@ -378,6 +379,7 @@ def test_many_clients_get_equal_answers(port, queries):
         assert all(pool.map(client, range(8)))
 
 
+@pytest.mark.slow
 def test_the_command_serves_on_loopback_until_ctrl_c(dense_index, tiny_dot):
     words = [sys.executable, "-m", "pyserini_kd.serve", "--index", dense_index, "--encoder", tiny_dot, "--port", 0]
     with subprocess.Popen(

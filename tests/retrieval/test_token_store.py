@@ -164,6 +164,7 @@ def start(folder, deadly=0, shard=(0, 1)):
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 
+@pytest.mark.slow
 def test_killed_at_every_stage_and_started_again(tmp_path):
     (tmp_path / "model").mkdir()
     (tmp_path / "model" / "model.safetensors").write_bytes(b"any")
@@ -196,6 +197,7 @@ class Sized(torch.nn.Module):
         self.place = torch.nn.Parameter(torch.empty(0))
 
 
+@pytest.mark.slow
 def test_memory_does_not_grow_with_the_collection(saved, tmp_path, monkeypatch):
     rng = np.random.default_rng(0)
     states = lambda texts: [torch.from_numpy(rng.standard_normal((9, 16)).astype(np.float32)) for _ in texts]  # noqa: E731

@@ -1,8 +1,8 @@
-"""The distillation experiments: `python docs/distillation.py DATA WORK [--seeds 1,2,3] [--speed]`.
+"""The distillation experiments: `python experiments/distillation.py DATA WORK [--seeds 1,2,3] [--speed]`.
 
-DATA holds the folders `squad`, `msmarco-dl19` and `beir/scifact`, WORK takes what is made. What each system reaches on each
-topic is kept in docs/distillation/, a file a seed; `python docs/distillation_table.py` prints the tables from there. What is
-there already is not made again, so the script can be stopped at any moment and goes on when it is started again.
+DATA holds the folders `squad`, `msmarco-dl19` and `beir/scifact`. WORK takes what is made. The folder distillation/ beside this
+script keeps what each system reaches on each topic, one file per seed; `python experiments/distillation_table.py` prints the
+tables from there. The script does not make again what is there already: stop it at any moment, start it again, and it goes on.
 """
 
 import argparse

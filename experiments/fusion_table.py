@@ -1,4 +1,4 @@
-"""The fusion table of docs/evaluation.md: `python docs/fusion_table.py FOLDER`.
+"""The fusion table of docs/evaluation.md: `python experiments/fusion_table.py FOLDER`.
 
 FOLDER holds qrels.dl19.txt and runs/NAME.dl19.trec of the five published runs.
 """

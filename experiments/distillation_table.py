@@ -1,4 +1,4 @@
-"""The tables of docs/distillation.md: `python docs/distillation_table.py`, from what docs/distillation.py has measured.
+"""The tables of docs/distillation.md, from what distillation.py measured: `python experiments/distillation_table.py`.
 
 The first compares each system with the undistilled student (`ranknet`) of its shape, the second the pairs of systems that
 the papers make claims about: means over seeds, and paired t-tests over topics, on the seeds that both have.
