@@ -1,4 +1,4 @@
-"""Run: the one ranking type. Canonical order, TREC and MS MARCO formats, to and from trectools.
+"""Run: the one ranking type, in canonical order, read from and written to TREC and MS MARCO files.
 
 Only this module orders documents: score descending, ties by document id descending (trec_eval's order), scores compared
 as float32 (as trec_eval does).
@@ -10,7 +10,7 @@ import logging
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import chain
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -18,9 +18,6 @@ import numpy.typing as npt
 from pyserini_kd.data.run_files import NotPlain, read_batches, read_slowly, read_topics_of, stretches, write_run
 from pyserini_kd.storage.errors import InputError
 from pyserini_kd.storage.files import require_file
-
-if TYPE_CHECKING:
-    import trectools
 
 logger = logging.getLogger(__name__)
 
@@ -139,46 +136,6 @@ class Run(Mapping[str, Hits]):
         Comments (ir_metadata) are written at the top, each behind `# `; trec_eval does not know such lines.
         """
         write_run(path, self.tag, self.items(), output_format=output_format, overwrite=overwrite, comments=comments)
-
-    # --------------------------------------------------------------------------------------------- trectools
-
-    def to_trectools(self, *, distinct_scores: bool = False) -> trectools.TrecRun:
-        """The run as a trectools TrecRun whose frame is in canonical order, all ids strings.
-
-        trectools orders ties in several ways of its own; `distinct_scores=True` replaces the scores by strictly decreasing
-        whole numbers, so that every one of its functions sees our order.
-        """
-        import pandas as pd
-        import trectools
-
-        lengths = [len(hits.doc_ids) for hits in self._hits.values()]
-        ranks = np.concatenate([np.arange(1, n + 1) for n in lengths]) if lengths else np.empty(0, int)
-        scores = np.concatenate([h.scores for h in self._hits.values()]) if lengths else np.empty(0)
-        frame = pd.DataFrame(
-            {
-                "query": np.repeat(np.array(list(self._hits), dtype=object), lengths),
-                "q0": "Q0",
-                "docid": np.array([d for hits in self._hits.values() for d in hits.doc_ids], dtype=object),
-                "rank": ranks,
-                "score": (self.depth + 1.0 - ranks) if distinct_scores else scores.astype(np.float64),
-                "system": self.tag,
-            }
-        )
-        run = trectools.TrecRun()
-        run.load_run_from_dataframe(frame)
-        return run
-
-    @classmethod
-    def from_trectools(cls, run: trectools.TrecRun, tag: str) -> Run:
-        """A Run from a trectools TrecRun (its rank column is ignored)."""
-        frame = run.run_data
-        return cls.from_hits(
-            tag,
-            (
-                (str(query_id), [str(d) for d in group["docid"]], group["score"].to_numpy())
-                for query_id, group in frame.groupby("query", sort=False)
-            ),
-        )
 
 
 def default_tag(encoder: str) -> str:

@@ -10,18 +10,13 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
 
+from pyserini_kd.data import trectools_adapter
 from pyserini_kd.data.runs import Run
 from pyserini_kd.data.types import Qrels
 from pyserini_kd.evaluation import significance
 from pyserini_kd.evaluation.measures import Measure, by_kernels
 from pyserini_kd.storage.errors import InputError
-
-if TYPE_CHECKING:
-    import pandas as pd
-    import trectools
-
 
 logger = logging.getLogger(__name__)
 
@@ -31,8 +26,6 @@ PerQuery = dict[str, float]
 ENGINES = ("auto", "trectools", "fast")
 TRECTOOLS_ROWS = 200_000
 """Rows up to which `auto` asks trectools: five measures then take it 1.2 seconds, and our own kernels 0.02."""
-TRECTOOLS_MEASURES = ("nDCG", "RR", "AP", "P", "R", "RBP")
-"""What trectools computes rightly. Its Rprec and bpref are wrong, and it has no Judged and no Success."""
 TOLERANCE = 1e-6
 """How far a value may be from pytrec_eval's."""
 
@@ -92,58 +85,15 @@ def _ids(mapping: Mapping[str, object]) -> str:
 
 
 def _by_trectools(run: Run, qrels: Qrels, measures: Mapping[str, Measure]) -> dict[str, PerQuery]:
-    """Ask trectools only what it computes rightly: ties broken for it, relevance levels cut for it, gaps filled.
-
-    The rest comes from our own kernels.
-    """
-    import trectools
-
-    trec_run = run.to_trectools(distinct_scores=True)
-    trec_qrels: dict[int | None, trectools.TrecQrel] = {}
-    results = by_kernels(run, qrels, {n: measure for n, measure in measures.items() if measure.name not in TRECTOOLS_MEASURES})
+    """What trectools computes correctly; the rest comes from our own kernels."""
+    ours = {name: measure for name, measure in measures.items() if measure.name not in trectools_adapter.MEASURES}
+    results = by_kernels(run, qrels, ours)
+    evaluator = trectools_adapter.Evaluator(run, qrels)
     for name, measure in measures.items():
-        if measure.name not in TRECTOOLS_MEASURES:
-            continue
-        level = None if measure.name == "nDCG" else measure.rel
-        if level not in trec_qrels:
-            trec_qrels[level] = _trec_qrel(qrels, level)
-        found: dict[str, float] = {}
-        if run.n_hits and len(trec_qrels[level].qrels_data):  # trectools fails on empty frames
-            evaluator = trectools.TrecEval(trec_run, trec_qrels[level])
-            depth = measure.cutoff or max(run.depth, *map(len, qrels.values()))  # the whole run, the whole ideal
-            found = _trectools_measure(evaluator, measure, depth).iloc[:, 0].fillna(0.0).to_dict()
-        results[name] = {query_id: float(found.get(query_id, 0.0)) for query_id in qrels}
+        if name not in ours:
+            level = None if measure.name == "nDCG" else measure.rel
+            results[name] = evaluator.measure(measure.name, measure.cutoff, level, measure.p)
     return {name: results[name] for name in measures}
-
-
-def _trectools_measure(evaluator: trectools.TrecEval, measure: Measure, depth: int) -> pd.DataFrame:
-    if measure.name == "RBP":
-        return evaluator.get_rbp(p=measure.p, depth=depth, per_query=True, average_ties=False)[0]
-    functions = {
-        "nDCG": evaluator.get_ndcg,
-        "RR": evaluator.get_reciprocal_rank,
-        "AP": evaluator.get_map,
-        "P": evaluator.get_precision,
-        "R": evaluator.get_recall,
-    }
-    return functions[measure.name](depth=depth, per_query=True)
-
-
-def _trec_qrel(qrels: Qrels, level: int | None) -> trectools.TrecQrel:
-    """The relevant judgements as trectools wants them; with a level, relevance is 1 from there on."""
-    import pandas as pd
-    import trectools
-
-    rows = [
-        (query_id, "0", doc_id, rel if level is None else 1)
-        for query_id, docs in qrels.items()
-        for doc_id, rel in docs.items()
-        if rel >= (level or 1)
-    ]
-    trec_qrel = trectools.TrecQrel()
-    frame = pd.DataFrame(rows, columns=["query", "q0", "docid", "rel"])
-    trec_qrel.qrels_data = frame.astype({"query": str, "q0": str, "docid": str, "rel": int})
-    return trec_qrel
 
 
 _TREC_EVAL = {
