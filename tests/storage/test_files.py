@@ -18,6 +18,7 @@ import pytest
 from pyserini_kd.storage import environment, files, locks
 from pyserini_kd.storage.errors import InputError
 from pyserini_kd.storage.files import atomic_file, atomic_folder, refuse_existing
+from pyserini_kd.storage.manifest import Manifest
 from pyserini_kd.storage.records import read_json, record_path, refuse_existing_run, stamp, write_json
 
 INTERRUPTIONS = [RuntimeError("bug"), KeyboardInterrupt(), OSError(errno.ENOSPC, "No space left on device")]
@@ -455,3 +456,27 @@ def test_a_stamp_changes_with_names_sizes_and_times(tmp_path):
     os.utime(path, ns=(1, 1))
     assert stamp([path]) != before
     assert stamp([]) != before
+
+
+def test_a_manifest_is_read_as_it_was_written(tmp_path):
+    encoder = {"name": "student", "sha256": "ab", "pooling": "cls", "max_len": 3}
+    Manifest(folder=tmp_path, kind="dense", segment=None, encoder=encoder, n_docs=2, width=4).write()
+    entries = {"kind": "dense", "encoder": encoder, "segment": None, "n_docs": 2, "width": 4}
+    assert read_json(tmp_path / "manifest.json", "manifest") == entries
+    read = Manifest.read(tmp_path)
+    assert (read.kind, read.segment, read.n_docs, read.collection, read.made_by) == ("dense", None, 2, None, encoder)
+    assert read.says({"n_docs": 2, "encoder": encoder | {"name": "other"}}) and not read.says({"n_docs": 3})
+    assert Manifest.find(tmp_path / "none") is None
+    write_json(tmp_path / "manifest.json", {"encoder": "student"})
+    with pytest.raises(InputError, match=r"manifest.json: `encoder` must be a record, not 'student'"):
+        Manifest.find(tmp_path)
+
+
+def test_a_manifest_refuses_another_encoder(tmp_path):
+    encoder = {"name": "student", "sha256": "ab", "pooling": "cls"}
+    made = Manifest(folder=tmp_path, encoder=encoder)
+    made.refuse_other(encoder | {"name": "moved"}, ("sha256", "pooling"))
+    with pytest.raises(InputError, match="encoder does not match index .*: pooling is mean, the index was made with cls"):
+        made.refuse_other(encoder | {"pooling": "mean"}, ("sha256", "pooling"))
+    made.refuse_other(encoder | {"pooling": "mean"}, ("sha256",))
+    Manifest(folder=tmp_path, encoder={"name": "elsewhere"}).refuse_other(encoder, ("sha256",))
