@@ -7,10 +7,8 @@ from pathlib import Path
 import click
 
 from pyserini_kd.cli import command
-from pyserini_kd.data.collection_files import write_collection
 from pyserini_kd.data.docstrings import SPLITS, docs, qrels, topics
-from pyserini_kd.data.qrels_files import write_qrels
-from pyserini_kd.data.topic_files import write_topics
+from pyserini_kd.data.formats import write_collection, write_qrels, write_topics
 from pyserini_kd.storage.files import refuse_existing
 
 

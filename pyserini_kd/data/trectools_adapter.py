@@ -103,7 +103,7 @@ class Evaluator:
         return {query_id: float(found.get(query_id, 0.0)) for query_id in self._qrels}
 
     def _evaluator(self, level: int | None) -> trectools.TrecEval | None:
-        """trectools with the judgements at or above a level; None where there are none, or the run has no hits."""
+        """Trectools with the judgements at or above a level; None where there are none, or the run has no hits."""
         import pandas as pd
         import trectools
 
