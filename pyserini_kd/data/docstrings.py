@@ -73,14 +73,10 @@ def _find_entries() -> tuple[Entry, ...]:
     for package in PACKAGES:
         for entry in _package_entries(package):
             found.setdefault(entry.name, entry)
-    bodies: set[str] = set()
-    kept = []
+    first: dict[str, Entry] = {}
     for name in sorted(found):
-        entry = found[name]
-        if entry.body not in bodies:
-            bodies.add(entry.body)
-            kept.append(entry)
-    return tuple(kept)
+        first.setdefault(found[name].body, found[name])
+    return tuple(first.values())
 
 
 def docs() -> Iterator[Doc]:
