@@ -99,9 +99,11 @@ class DocIds(Sequence[str]):
         """The first row of an id, -1 for an unknown id."""
         hashes, rows = self._by_hash
         key = hash(doc_id)
-        for place in range(int(hashes.searchsorted(key)), int(hashes.searchsorted(key, "right"))):
+        place = int(hashes.searchsorted(key))
+        while place < len(hashes) and hashes[place] == key:
             if self[row := int(rows[place])] == doc_id:
                 return row
+            place += 1
         return -1
 
     def __contains__(self, doc_id: object) -> bool:

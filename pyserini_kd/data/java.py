@@ -58,7 +58,9 @@ def _java_version(java_home: Path) -> int | None:
     found = re.search(r'JAVA_VERSION="(?:1\.)?(\d+)', _release(java_home))
     if not found:
         try:
-            output = subprocess.run([java_home / "bin" / "java", "-version"], capture_output=True, text=True, check=False).stderr
+            output = subprocess.run(
+                [java_home / "bin" / "java", "-version"], capture_output=True, text=True, check=False
+            ).stderr
         except OSError:
             return None
         found = re.search(r'version "(?:1\.)?(\d+)', output)

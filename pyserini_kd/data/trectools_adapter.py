@@ -18,7 +18,14 @@ if TYPE_CHECKING:
 
 MAX_DEPTH = 1000
 """The RRF of trectools reads this many documents of each ranking and silently drops the rest."""
-MEASURES = ("nDCG", "RR", "AP", "P", "R", "RBP")
+MEASURES = {
+    "nDCG": "get_ndcg",
+    "RR": "get_reciprocal_rank",
+    "AP": "get_map",
+    "P": "get_precision",
+    "R": "get_recall",
+    "RBP": "get_rbp",
+}
 """What trectools computes correctly. Its Rprec and bpref are wrong, and it has no Judged and no Success."""
 
 
@@ -88,17 +95,11 @@ class Evaluator:
         if evaluator is None:
             return dict.fromkeys(self._qrels, 0.0)
         depth = depth or self._whole
+        function = getattr(evaluator, MEASURES[name])
         if name == "RBP":
-            frame = evaluator.get_rbp(p=p, depth=depth, per_query=True, average_ties=False)[0]
+            frame, _ = function(p=p, depth=depth, per_query=True, average_ties=False)
         else:
-            functions = {
-                "nDCG": evaluator.get_ndcg,
-                "RR": evaluator.get_reciprocal_rank,
-                "AP": evaluator.get_map,
-                "P": evaluator.get_precision,
-                "R": evaluator.get_recall,
-            }
-            frame = functions[name](depth=depth, per_query=True)
+            frame = function(depth=depth, per_query=True)
         found = frame.iloc[:, 0].fillna(0.0).to_dict()
         return {query_id: float(found.get(query_id, 0.0)) for query_id in self._qrels}
 
