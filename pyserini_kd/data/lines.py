@@ -23,11 +23,11 @@ HALF_PAIR = re.compile(r"\\u[dD][89a-fA-F]")
 
 
 def numbered_lines(path: Path, what: str, blank: bool = False) -> Iterator[tuple[str, str]]:
-    """(`file:line`, text) of every line; blank lines only if asked for. A line ends at LF alone: texts may hold CR or U+2028."""
+    """(`file:line`, text) of every line; blank lines only if asked for. Only LF ends a line: texts may hold U+2028."""
     require_file(path, what)
     where = f"{path}:1"
     try:
-        with io.BufferedReader(gzip.open(path)) if path.suffix == ".gz" else open(path, "rb") as lines:  # type: ignore[type-var]
+        with io.BufferedReader(gzip.open(path)) if path.suffix == ".gz" else open(path, "rb") as lines:
             for number, raw in enumerate(lines, start=1):
                 where = f"{path}:{number}"
                 line = raw.decode().rstrip("\r\n")

@@ -104,8 +104,8 @@ def stored_parts(doc_id: str, known: Container[str]) -> list[str]:
 def aggregate(run: Run, how: str = "maxp", k: int | None = None) -> Run:
     """A run of passages as a run of (at most k) documents.
 
-    A document gets the best score of its passages in the run (`maxp`), the score of the earliest (`firstp`), or the sum (`sump`)
-    or mean (`avgp`) of their scores.
+    Of its passages in the run a document gets the best score (`maxp`), the score of the earliest (`firstp`), or the sum
+    (`sump`) or mean (`avgp`) of all scores.
     """
     if how not in AGGREGATES:
         raise InputError(f"passages come back as documents by one of {', '.join(AGGREGATES)}, not {how!r}")

@@ -222,7 +222,7 @@ class RunStream:
 
 
 def open_run(path: str | Path) -> Run | RunStream:
-    """A run file to be read topic by topic. It is read at once if it is unusual, or the lines of a topic do not stand together."""
+    """A run file to be read topic by topic. It is read at once if it is unusual, or the lines of a topic are scattered."""
     path = require_file(path, "run file")
     lengths: dict[str, int] = {}
     last = None

@@ -63,7 +63,7 @@ class Settings(BaseModel):
         return name in self.model_fields_set
 
     def only(self, names: str, allowed: object, why: str) -> None:
-        """InputError for the first of these fields (`a b c`) that was given although it has no effect; `why` says when it has."""
+        """InputError for the first of these fields (`a b c`) that was given without effect; `why` says when they have one."""
         if not allowed:
             for name in names.split():
                 if self.given(name):
