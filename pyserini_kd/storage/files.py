@@ -44,29 +44,28 @@ def refuse_existing(path: Path, overwrite: bool, *, folder: bool = False) -> Non
 
     Without `overwrite` nothing may be replaced; with it, files and our own folders. Commands ask before they start to work.
     """
-    filled = path.is_dir() and _holds_something(path)
-    if folder and (not path.name or os.path.ismount(path)):
-        raise InputError(f"{path} is no folder of its own that could be replaced by the result; name one inside it")
-    if path.exists() and not path.is_file() and not path.is_dir():
-        raise InputError(f"{path} is a pipe or a device; results are written to files and folders")
-    if path.is_dir() and not folder:
-        raise InputError(f"{path} is a folder; the name of a file was expected")
-    if path.is_file() and folder and overwrite:
-        raise InputError(f"{path} is a file; a folder was to be written there")
-    if filled and overwrite and not any((path / name).exists() for name in OURS):
-        raise InputError(f"{path} is neither an index nor a checkpoint; --overwrite does not replace such a folder")
-    if not overwrite and (filled or path.is_file()):
-        raise InputError(f"{path} exists; give --overwrite to replace it, or another name")
-    if path.is_dir() and path.is_symlink() and not overwrite:
-        raise InputError(f"{path} is a link to an empty folder; name that folder itself")
-    for link in (*([path] if folder else []), *path.absolute().parents):
-        if link.is_symlink() and not link.exists():
-            raise InputError(f"{path} cannot be written: {link} is a link to nothing")
-    above = next(parent for parent in path.absolute().parents if parent.exists())
-    if not above.is_dir():
-        raise InputError(f"{path} cannot be written: {above} is a file")
-    if not os.access(above, os.W_OK | os.X_OK):
-        raise InputError(f"{path} cannot be written: no permission to write in {above}")
+    filled, ours = path.is_dir() and _holds_something(path), any((path / name).exists() for name in OURS)
+    no_own = folder and (not path.name or os.path.ismount(path))
+    special = path.exists() and not path.is_file() and not path.is_dir()
+    parents = path.absolute().parents
+    named = (*([path] if folder else []), *parents)
+    broken = next((link for link in named if link.is_symlink() and not link.exists()), None)
+    above = next(parent for parent in parents if parent.exists())
+    rules = [
+        (no_own, "is no folder of its own that could be replaced by the result; name one inside it"),
+        (special, "is a pipe or a device; results are written to files and folders"),
+        (path.is_dir() and not folder, "is a folder; the name of a file was expected"),
+        (path.is_file() and folder and overwrite, "is a file; a folder was to be written there"),
+        (filled and overwrite and not ours, "is neither an index nor a checkpoint; --overwrite does not replace such a folder"),
+        (not overwrite and (filled or path.is_file()), "exists; give --overwrite to replace it, or another name"),
+        (path.is_dir() and path.is_symlink() and not overwrite, "is a link to an empty folder; name that folder itself"),
+        (broken, f"cannot be written: {broken} is a link to nothing"),
+        (not above.is_dir(), f"cannot be written: {above} is a file"),
+        (not os.access(above, os.W_OK | os.X_OK), f"cannot be written: no permission to write in {above}"),
+    ]
+    for refused, why in rules:
+        if refused:
+            raise InputError(f"{path} {why}")
 
 
 def _holds_something(folder: Path) -> bool:
