@@ -85,7 +85,7 @@ def split_id(passage_id: str) -> tuple[str, int]:
     """
     doc_id, _, number = passage_id.rpartition("#")
     if not doc_id or not number.isdecimal():
-        raise InputError(f"{passage_id!r} is no passage: its id must end in #n")
+        raise InputError(f"{passage_id!r} is not the id of a passage: it must end in #n")
     return doc_id, int(number)
 
 
@@ -108,7 +108,7 @@ def aggregate(run: Run, how: str = "maxp", k: int | None = None) -> Run:
     (`sump`) or mean (`avgp`) of all scores.
     """
     if how not in AGGREGATES:
-        raise InputError(f"passages come back as documents by one of {', '.join(AGGREGATES)}, not {how!r}")
+        raise InputError(f"passages are merged by one of {', '.join(AGGREGATES)}, not {how!r}")
     documents: dict[str, dict[str, float]] = {}
     for query_id, hits in run.items():
         found: dict[str, list[tuple[int, float]]] = {}

@@ -90,7 +90,7 @@ def _ir_records(spec: str, what: str) -> Iterator[Any]:
         try:
             yield from getattr(dataset, f"{what}_iter")()
         except Exception as error:
-            raise InputError(f"{spec} could not be had: {error}") from error
+            raise InputError(f"{spec} could not be read: {error}") from error
 
     return read()
 

@@ -78,9 +78,9 @@ class Evaluator:
     def __init__(self, run: Run, qrels: Qrels) -> None:
         self._run, self._qrels = to_trectools(run, distinct_scores=True), qrels
         self._whole = max(run.depth, *map(len, qrels.values()))  # the depth of the run and of the ideal ranking
-        self._evaluators: dict[int | None, trectools.TrecEval | None] = {}
+        self._at_level: dict[int | None, trectools.TrecQrel] = {}
 
-    def measure(self, name: str, depth: int | None, level: int | None, p: float = 0.8) -> dict[str, float]:
+    def measure(self, name: str, depth: int | None, level: int | None, p: float) -> dict[str, float]:
         """query_id -> value of one of MEASURES, 0 where trectools gives none.
 
         Args:
@@ -89,35 +89,31 @@ class Evaluator:
             level: documents judged so or higher are relevant, with gain 1. None keeps the grades as gains, for nDCG.
             p: persistence, for RBP.
         """
-        if level not in self._evaluators:
-            self._evaluators[level] = self._evaluator(level)
-        evaluator = self._evaluators[level]
-        if evaluator is None:
-            return dict.fromkeys(self._qrels, 0.0)
-        depth = depth or self._whole
-        function = getattr(evaluator, MEASURES[name])
-        if name == "RBP":
-            frame, _ = function(p=p, depth=depth, per_query=True, average_ties=False)
-        else:
-            frame = function(depth=depth, per_query=True)
-        found = frame.iloc[:, 0].fillna(0.0).to_dict()
-        return {query_id: float(found.get(query_id, 0.0)) for query_id in self._qrels}
-
-    def _evaluator(self, level: int | None) -> trectools.TrecEval | None:
-        """Trectools with the judgements at or above a level; None where there are none, or the run has no hits."""
-        import pandas as pd
         import trectools
 
-        rows = [
-            (query_id, "0", doc_id, grade if level is None else 1)
-            for query_id, judged in self._qrels.items()
-            for doc_id, grade in judged.items()
-            if grade >= (level or 1)
-        ]
-        if not rows or not len(self._run.run_data):
-            return None
-        trec_qrels = trectools.TrecQrel()
-        trec_qrels.qrels_data = pd.DataFrame(rows, columns=["query", "q0", "docid", "rel"]).astype(
-            {"query": str, "q0": str, "docid": str, "rel": int}
-        )
-        return trectools.TrecEval(self._run, trec_qrels)
+        if level not in self._at_level:
+            self._at_level[level] = _trec_qrels(self._qrels, level)
+        found: dict[str, float] = {}
+        if len(self._run.run_data) and len(self._at_level[level].qrels_data):
+            function = getattr(trectools.TrecEval(self._run, self._at_level[level]), MEASURES[name])
+            extra = {"p": p, "average_ties": False} if name == "RBP" else {}
+            values = function(depth=depth or self._whole, per_query=True, **extra)
+            found = (values[0] if name == "RBP" else values).iloc[:, 0].fillna(0.0).to_dict()
+        return {query_id: float(found.get(query_id, 0.0)) for query_id in self._qrels}
+
+
+def _trec_qrels(qrels: Qrels, level: int | None) -> trectools.TrecQrel:
+    """The relevant judgements. With a level, relevance is 1 from there on."""
+    import pandas as pd
+    import trectools
+
+    rows = [
+        (query_id, "0", doc_id, grade if level is None else 1)
+        for query_id, judged in qrels.items()
+        for doc_id, grade in judged.items()
+        if grade >= (level or 1)
+    ]
+    trec_qrels = trectools.TrecQrel()
+    frame = pd.DataFrame(rows, columns=["query", "q0", "docid", "rel"])
+    trec_qrels.qrels_data = frame.astype({"query": str, "q0": str, "docid": str, "rel": int})
+    return trec_qrels

@@ -45,21 +45,21 @@ def refuse_existing(path: Path, overwrite: bool, *, folder: bool = False) -> Non
     Without `overwrite` nothing may be replaced; with it, files and our own folders. Commands ask before they start to work.
     """
     filled, ours = path.is_dir() and _holds_something(path), any((path / name).exists() for name in OURS)
-    no_own = folder and (not path.name or os.path.ismount(path))
+    fixed = folder and (not path.name or os.path.ismount(path))
     special = path.exists() and not path.is_file() and not path.is_dir()
     parents = path.absolute().parents
     named = (*([path] if folder else []), *parents)
     broken = next((link for link in named if link.is_symlink() and not link.exists()), None)
     above = next(parent for parent in parents if parent.exists())
     rules = [
-        (no_own, "is no folder of its own that could be replaced by the result; name one inside it"),
+        (fixed, "cannot be replaced by the result; name a folder inside it"),
         (special, "is a pipe or a device; results are written to files and folders"),
         (path.is_dir() and not folder, "is a folder; the name of a file was expected"),
-        (path.is_file() and folder and overwrite, "is a file; a folder was to be written there"),
+        (path.is_file() and folder and overwrite, "is a file, but the result is a folder"),
         (filled and overwrite and not ours, "is neither an index nor a checkpoint; --overwrite does not replace such a folder"),
         (not overwrite and (filled or path.is_file()), "exists; give --overwrite to replace it, or another name"),
         (path.is_dir() and path.is_symlink() and not overwrite, "is a link to an empty folder; name that folder itself"),
-        (broken, f"cannot be written: {broken} is a link to nothing"),
+        (broken, f"cannot be written: {broken} is a broken link"),
         (not above.is_dir(), f"cannot be written: {above} is a file"),
         (not os.access(above, os.W_OK | os.X_OK), f"cannot be written: no permission to write in {above}"),
     ]
@@ -158,7 +158,7 @@ def _remove_unlocked(left: Path) -> None:
 def replace_folder(new: Path, path: Path) -> None:
     """Give the finished folder `new` its final name, then remove what lay there. After a kill `put_back` repairs the rest."""
     if path.exists() and not path.is_dir():
-        raise InputError(f"{path} is a file; a folder was to be written there")
+        raise InputError(f"{path} is a file, but the result is a folder")
     sync(new)  # what it was made from may be removed next
     with locked(path.parent):
         _put_back(path)

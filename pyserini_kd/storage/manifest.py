@@ -49,8 +49,9 @@ class Manifest(BaseModel):
         try:
             return cls(**{**read_json(path, "manifest"), "folder": path.parent})
         except ValidationError as error:
-            name, found = error.errors()[0]["loc"][0], error.errors()[0]["input"]
-            raise InputError(f"{path}: `{name}` must be {'a record' if name == 'encoder' else 'text'}, not {found!r}") from None
+            name, found = str(error.errors()[0]["loc"][0]), error.errors()[0]["input"]
+            wanted = {"encoder": "a record", "n_docs": "a number"}.get(name, "text")
+            raise InputError(f"{path}: `{name}` must be {wanted}, not {found!r}") from None
 
     @classmethod
     def find(cls, folder: str | Path) -> Self | None:

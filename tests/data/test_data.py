@@ -437,5 +437,5 @@ def test_ir_datasets_faults(monkeypatch):
     monkeypatch.setattr(ir_datasets, "load", lambda _: Broken())
     with pytest.raises(InputError, match="ir_datasets:x has no qrels"):
         sources.qrels("ir_datasets:x")
-    with pytest.raises(InputError, match="ir_datasets:x could not be had: download failed"):
+    with pytest.raises(InputError, match="ir_datasets:x could not be read: download failed"):
         list(sources.collection("ir_datasets:x"))

@@ -221,11 +221,11 @@ def test_folders_that_cannot_be_replaced_are_refused(tmp_path, monkeypatch):
     with pytest.raises(InputError, match="is a link to an empty folder; name that folder itself"):
         refuse_existing(tmp_path / "link", False, folder=True)
     monkeypatch.chdir(tmp_path / "empty")
-    with pytest.raises(InputError, match="is no folder of its own"):
+    with pytest.raises(InputError, match="cannot be replaced by the result"):
         refuse_existing(Path("."), False, folder=True)
     monkeypatch.setattr("os.path.ismount", lambda path: True)
     with pytest.raises(
-        InputError, match="empty is no folder of its own that could be replaced by the result; name one inside it"
+        InputError, match="empty cannot be replaced by the result; name a folder inside it"
     ):
         refuse_existing(tmp_path / "empty", False, folder=True)
     refuse_existing(tmp_path / "file", False)
@@ -374,7 +374,7 @@ def test_many_that_remove_their_lock_never_hold_it_together(tmp_path):
 def test_a_link_to_nothing_on_the_way_is_said(tmp_path):
     (tmp_path / "models").symlink_to(tmp_path / "unmounted")
     for path, folder in (("models/a/b.txt", False), ("models/x", True), ("models", True)):
-        with pytest.raises(InputError, match="models is a link to nothing"):
+        with pytest.raises(InputError, match="models is a broken link"):
             refuse_existing(tmp_path / path, False, folder=folder)
     with pytest.raises(OSError), locks.locked(tmp_path / "models" / "a" / "lock"):  # and is waited for by nobody
         pass
