@@ -57,7 +57,7 @@ def _java_version(java_home: Path) -> int | None:
     """The major version that the `release` file or `java -version` says; None where there is no Java."""
     found = re.search(r'JAVA_VERSION="(?:1\.)?(\d+)', _release(java_home))
     if not found:
-        command = [java_home / "bin" / "java", "-version"]
+        command = [str(java_home / "bin" / "java"), "-version"]
         try:
             output = subprocess.run(command, capture_output=True, text=True, check=False).stderr
         except OSError:

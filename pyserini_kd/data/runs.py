@@ -20,7 +20,7 @@ from pyserini_kd.storage.arrays import Floats
 from pyserini_kd.storage.errors import InputError
 from pyserini_kd.storage.files import require_file
 
-Scores = Floats
+Scores = Floats  # of one ranking
 AnyScores = Sequence[float] | npt.NDArray[np.float32] | npt.NDArray[np.float64]
 
 
@@ -95,7 +95,7 @@ class Run(Mapping[str, Hits]):
     def without_query_docs(self, delimiter: str | None = None) -> Run:
         """Drop the document whose id is the query's (Pyserini's --remove-query; BEIR's ArguAna and Quora need it).
 
-        With a delimiter also its passages: what stands before the first of them in their ids is the document's.
+        With a delimiter also its passages, whose ids begin with the query's id and the delimiter.
         """
         kept: dict[str, Hits] = {}
         for query_id, hits in self._hits.items():
