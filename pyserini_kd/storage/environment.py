@@ -12,9 +12,18 @@ import shlex
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
+from typing import TypedDict
 
 PACKAGES = ("pyserini-kd", "pyserini", "faiss-cpu", "torch", "transformers", "trectools", "numpy")
+Hardware = dict[str, str | int | float | None]
+
+
+class Environment(TypedDict, total=False):
+    """What a record says of where its result was made; `commit` is there for a checkout."""
+
+    versions: dict[str, str]
+    commit: str
+    hardware: Hardware
 
 
 def sha256(*paths: str | Path) -> str:
@@ -27,7 +36,7 @@ def sha256(*paths: str | Path) -> str:
     return digest.hexdigest()
 
 
-def environment() -> dict[str, Any]:
+def environment() -> Environment:
     """Versions, commit (of a checkout) and hardware for a record beside a result."""
     versions = {"python": platform.python_version()}
     for name in PACKAGES:
@@ -49,12 +58,12 @@ def _commit() -> str | None:
     return None
 
 
-def _hardware() -> dict[str, str | int | float | None]:
+def _hardware() -> Hardware:
     cpu = platform.processor()
     with contextlib.suppress(OSError, StopIteration):  # Linux
         lines = Path("/proc/cpuinfo").read_text().splitlines()
         cpu = next(line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
-    hardware: dict[str, str | int | float | None] = {"machine": platform.machine(), "cpu": cpu, "cpus": os.cpu_count()}
+    hardware: Hardware = {"machine": platform.machine(), "cpu": cpu, "cpus": os.cpu_count()}
     with contextlib.suppress(ValueError, OSError):
         hardware["memory_gib"] = round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30, 1)
     torch = sys.modules.get("torch")
