@@ -74,12 +74,12 @@ class Manifest(BaseModel):
     def refuse_other(self, encoder: Mapping[str, object], names: Iterable[str]) -> None:
         """InputError at the first of these entries (`sha256`, `pooling`, ...) in which an encoder is not the one of the index.
 
-        Nothing is refused where it is not known which weights made the index.
+        Entries that the manifest does not have are not compared, and none if the weights that made the index are unknown.
         """
-        for name in names if self.made_by else ():
-            mine, theirs = str(encoder.get(name))[:12], str(self.made_by.get(name))[:12]
-            if comparable(encoder.get(name)) != self.made_by.get(name):
+        made_by, mine = self.made_by, comparable(dict(encoder))
+        for name in names:
+            if name in made_by and made_by[name] != mine.get(name):
                 raise InputError(
-                    f"encoder does not match index {self.folder}: {name} is {mine}, "
-                    f"the index was made with {theirs} ({self.made_by.get('name')})"
+                    f"encoder does not match index {self.folder}: {name} is {str(mine.get(name))[:12]}, "
+                    f"the index was made with {str(made_by[name])[:12]} ({made_by.get('name')})"
                 )

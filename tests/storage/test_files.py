@@ -479,4 +479,5 @@ def test_a_manifest_refuses_another_encoder(tmp_path):
     with pytest.raises(InputError, match="encoder does not match index .*: pooling is mean, the index was made with cls"):
         made.refuse_other(encoder | {"pooling": "mean"}, ("sha256", "pooling"))
     made.refuse_other(encoder | {"pooling": "mean"}, ("sha256",))
+    made.refuse_other(encoder | {"prefix": "query: "}, ("sha256", "prefix"))  # of an older index, which does not say
     Manifest(folder=tmp_path, encoder={"name": "elsewhere"}).refuse_other(encoder, ("sha256",))
