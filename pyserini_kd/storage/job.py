@@ -11,6 +11,7 @@ import logging
 import shutil
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 from pyserini_kd.storage.errors import InputError
 from pyserini_kd.storage.files import atomic_file
@@ -26,7 +27,7 @@ LOCK = "lock"
 class Job:
     """Work in numbered parts in `folder`; `begin` comes first. Files of a part have its number and an ending of their own."""
 
-    def __init__(self, folder: Path, made_from: Mapping[str, object]) -> None:
+    def __init__(self, folder: Path, made_from: Mapping[str, Any]) -> None:
         self.folder, self.made_from = folder, comparable(dict(made_from))
 
     def begin(self, *, overwrite: bool = False) -> int:
@@ -85,7 +86,7 @@ class Job:
 
 
 @contextlib.contextmanager
-def open_job(folder: Path, made_from: Mapping[str, object], who: str, *, overwrite: bool = False) -> Iterator[Job]:
+def open_job(folder: Path, made_from: Mapping[str, Any], who: str, *, overwrite: bool = False) -> Iterator[Job]:
     """A job that no other process works on meanwhile.
 
     Raises:
