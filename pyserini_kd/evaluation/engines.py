@@ -17,7 +17,6 @@ from pyserini_kd.evaluation import significance
 from pyserini_kd.evaluation.measures import Measure, by_kernels
 from pyserini_kd.storage.errors import InputError
 
-
 PerQuery = dict[str, float]
 """query_id -> value, for every judged query."""
 
