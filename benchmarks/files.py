@@ -13,7 +13,7 @@ import numpy as np
 
 from benchmarks.measure import Bench, Row, interleaved, read_bandwidth
 from pyserini_kd.__main__ import COMMANDS
-from pyserini_kd.data import qrels_files
+from pyserini_kd.data import formats
 from pyserini_kd.data.runs import Run
 from pyserini_kd.data.types import Qrels
 from pyserini_kd.evaluation import engines
@@ -45,7 +45,7 @@ def made_qrels(bench: Bench, run: Run) -> tuple[Qrels, Path]:
         q: {hits.doc_ids[int(rng.integers(len(hits.doc_ids)))] if rng.random() < 0.9 else "none": 1} for q, hits in run.items()
     }
     path = bench.work / f"qrels.{len(qrels)}.txt"
-    qrels_files.write_qrels(qrels, path, overwrite=True)
+    formats.write_qrels(qrels, path, overwrite=True)
     return qrels, path
 
 

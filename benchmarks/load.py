@@ -25,7 +25,7 @@ import numpy as np
 import psutil
 
 from benchmarks.measure import Bench, Row, score_tolerance
-from pyserini_kd.data import docstrings, topic_files
+from pyserini_kd.data import docstrings, formats
 from pyserini_kd.data.runs import Run
 from pyserini_kd.models.rankers import load_encoder
 from pyserini_kd.retrieval import build
@@ -132,7 +132,7 @@ def under_load(words: Sequence[str], topics: Path, work: Path, seconds: float, c
     run = work / "load.txt"
     search = [sys.executable, "-m", "pyserini_kd", "search", *words, "--topics", str(topics), "--hits", str(2 * HITS)]
     subprocess.run([*search, "--output", str(run), "--overwrite"], check=True, stdout=subprocess.DEVNULL)
-    texts = {query.query_id: query.text for query in topic_files.read_topics(topics)}
+    texts = {query.query_id: query.text for query in formats.read_topics(topics)}
     with serving(words) as (port, process):
         some = Clients(port, Run.read(run), texts)
         some.run(clients, max(2.0, seconds / 10), rude=True)  # warm: what is allocated once
@@ -191,7 +191,7 @@ def served(bench: Bench) -> list[Row]:
     """The service over 2,000 of the embedded documents with MiniLM, asked by 8 clients for a minute."""
     seconds, topics = bench.some(60, 3), bench.work / "pydocs.tsv"
     folder = pydocs_index(bench)
-    topic_files.write_topics(docstrings.topics("test")[: bench.some(500, 20)], topics, overwrite=True)
+    formats.write_topics(docstrings.topics("test")[: bench.some(500, 20)], topics, overwrite=True)
     words = ["--index", str(folder), "--encoder", "minilm"]
     found = under_load(words, topics, bench.work, seconds)
     good = not found["errors"] and found["growth"] < GROWTH

@@ -17,7 +17,7 @@ import numpy as np
 from benchmarks import peers
 from benchmarks.measure import Bench, Row, against_machine, interleaved, possible, score_tolerance
 from pyserini_kd import search
-from pyserini_kd.data import collection_files, docstrings, qrels_files, sources, topic_files
+from pyserini_kd.data import docstrings, formats, sources
 from pyserini_kd.data.runs import Run
 from pyserini_kd.models import checkpoint_names, hardware, loading, rankers, saving
 from pyserini_kd.models.rankers import load_encoder
@@ -97,8 +97,8 @@ def searched(bench: Bench) -> list[Row]:
     """1,000 SQuAD test questions over the 30,005 passages of msmarco-dl19, start-up included and excluded."""
     assert bench.data is not None
     folder, topics = dense_index(bench), bench.work / f"squad.{bench.some(1000, 20)}.tsv"
-    queries = topic_files.read_topics(bench.data / "squad" / "queries.test.tsv")[: bench.some(1000, 20)]
-    topic_files.write_topics(queries, topics, overwrite=True)
+    queries = formats.read_topics(bench.data / "squad" / "queries.test.tsv")[: bench.some(1000, 20)]
+    formats.write_topics(queries, topics, overwrite=True)
     checkpoint = checkpoint_names.resolve("minilm")
     ours, theirs = bench.work / "ours.txt", bench.work / "pyserini.txt"
     command = [sys.executable, "-m", "pyserini_kd.search", "--index", folder, "--encoder", "minilm", "--topics", topics]
@@ -244,12 +244,10 @@ def dl19_pairs(bench: Bench) -> list[tuple[str, str, str, str]]:
     """(query id, document id, query, document) of the top 100 of the DL19 bm25 run."""
     assert bench.data is not None
     folder = bench.data / "msmarco-dl19"
-    texts = {query.query_id: query.text for query in topic_files.read_topics(folder / "queries.dl19.tsv")}
+    texts = {query.query_id: query.text for query in formats.read_topics(folder / "queries.dl19.tsv")}
     run = Run.read(folder / "runs" / "bm25.dl19.trec").top(100)
     wanted = {doc_id for hits in run.values() for doc_id in hits.doc_ids}
-    docs = {
-        doc.doc_id: doc.contents for doc in collection_files.read_collection(folder / "collection.tsv") if doc.doc_id in wanted
-    }
+    docs = {doc.doc_id: doc.contents for doc in formats.read_collection(folder / "collection.tsv") if doc.doc_id in wanted}
     return [(q, d, texts[q], docs[d]) for q, hits in run.items() for d in hits.doc_ids]
 
 
@@ -373,7 +371,7 @@ def int8(bench: Bench) -> list[Row]:
         texts = [doc for part in parts for doc in dict.fromkeys(doc for *_, doc in part)]  # queries aside, which are short
         lengths = [min(len(ids), plain.settings.max_doc_len) for ids in plain.tokenizer(texts)["input_ids"]]
         machine = against_machine(plain.encoder.config, lengths, sum(timed.seconds["int8"]), "int8")
-    qrels = qrels_files.read_qrels(bench.data / "msmarco-dl19" / "qrels.dl19.txt")
+    qrels = formats.read_qrels(bench.data / "msmarco-dl19" / "qrels.dl19.txt")
     ndcg = {}
     for precision, found in timed.results.items():
         scores: dict[str, dict[str, float]] = {}

@@ -25,7 +25,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pyserini_kd.data import collection_files, qrels_files, topic_files
+from pyserini_kd.data import formats
 from pyserini_kd.data.runs import Run
 from pyserini_kd.evaluation.engines import evaluate
 from pyserini_kd.evaluation.tables import markdown
@@ -178,27 +178,25 @@ class Work:
         """The first `count` topics of a split in a stable pseudo-random order."""
         path = self.root / f"topics.{split}.{count}.tsv"
         if not path.exists():
-            queries = topic_files.read_topics(self.squad / f"queries.{split}.tsv")
+            queries = formats.read_topics(self.squad / f"queries.{split}.tsv")
             queries = sorted(queries, key=lambda query: zlib.crc32(query.query_id.encode()))[:count]
-            topic_files.write_topics(queries, path)
+            formats.write_topics(queries, path)
         return path
 
     def judged_scifact(self) -> Path:
         """SciFact's test topics."""
         path = self.root / "topics.scifact.tsv"
         if not path.exists():
-            judged = qrels_files.read_qrels(self.scifact / "qrels" / "test.tsv")
-            queries = topic_files.read_topics(self.scifact / "queries.jsonl")
-            topic_files.write_topics([query for query in queries if query.query_id in judged], path)
+            judged = formats.read_qrels(self.scifact / "qrels" / "test.tsv")
+            queries = formats.read_topics(self.scifact / "queries.jsonl")
+            formats.write_topics([query for query in queries if query.query_id in judged], path)
         return path
 
     def plain_text(self) -> Path:
         """Some documents, in a stable pseudo-random order, to distil a language model on."""
         path = self.root / f"docs.{self.settings.lm_docs}.jsonl"
         if not path.exists():
-            docs = sorted(
-                collection_files.read_collection(self.squad / "docs.jsonl"), key=lambda doc: zlib.crc32(doc.doc_id.encode())
-            )
+            docs = sorted(formats.read_collection(self.squad / "docs.jsonl"), key=lambda doc: zlib.crc32(doc.doc_id.encode()))
             lines = [json.dumps({"id": doc.doc_id, "contents": doc.contents}) + "\n" for doc in docs[: self.settings.lm_docs]]
             path.write_text("".join(lines), encoding="utf-8")
         return path
@@ -282,8 +280,8 @@ class Work:
 
     def evaluated(self, run: Run, names: tuple[str, ...]) -> dict[str, dict[str, float]]:
         """What a run of SQuAD's test topics reaches."""
-        asked = {query.query_id for query in topic_files.read_topics(self.test)}
-        every = qrels_files.read_qrels(self.squad / "qrels.test.txt")
+        asked = {query.query_id for query in formats.read_topics(self.test)}
+        every = formats.read_qrels(self.squad / "qrels.test.txt")
         return evaluate(run, {query_id: judged for query_id, judged in every.items() if query_id in asked}, names)
 
     def reranking(self, inside: Run, scifact: Run, dl19: Run) -> dict[str, dict[str, float]]:
@@ -291,7 +289,7 @@ class Work:
         measures = self.evaluated(inside, ("RR@10", "nDCG@10"))
         outside = {SCIFACT: (scifact, self.scifact / "qrels" / "test.tsv"), DL19: (dl19, self.dl19 / "qrels.dl19.txt")}
         for name, (run, qrels) in outside.items():
-            measures[name] = evaluate(run, qrels_files.read_qrels(qrels), ("nDCG@10",))["nDCG@10"]
+            measures[name] = evaluate(run, formats.read_qrels(qrels), ("nDCG@10",))["nDCG@10"]
         measures["score"] = {query_id: float(hits.scores.mean()) for query_id, hits in inside.items()}
         measures["squared score"] = {query_id: float(np.square(hits.scores).mean()) for query_id, hits in inside.items()}
         return measures
@@ -374,8 +372,8 @@ def costs(work: Work, seed: int) -> str:
     """The table of sizes and speeds, of checkpoints and of RANDOM shapes: 128 of DL19's BM25 pairs, median of three rounds."""
     from pyserini_kd.retrieval import token_index
 
-    docs = {doc.doc_id: doc for doc in collection_files.read_collection(work.dl19 / "collection.tsv")}
-    topics = {query.query_id: query.text for query in topic_files.read_topics(work.dl19 / "queries.dl19.tsv")}
+    docs = {doc.doc_id: doc for doc in formats.read_collection(work.dl19 / "collection.tsv")}
+    topics = {query.query_id: query.text for query in formats.read_topics(work.dl19 / "queries.dl19.tsv")}
     hits = Run.read(work.dl19 / "runs" / "bm25.dl19.trec").top(16)
     pairs = [(topics[query_id], doc_id) for query_id in list(hits)[:8] for doc_id in hits[query_id].doc_ids]
     queries, doc_ids = map(list, zip(*pairs, strict=True))

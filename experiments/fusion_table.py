@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from pyserini_kd.data import qrels_files
+from pyserini_kd.data import formats
 from pyserini_kd.data.runs import Run
 from pyserini_kd.evaluation import significance, tuning
 from pyserini_kd.evaluation.engines import evaluate, mean
@@ -24,7 +24,7 @@ TUNED = ("wsum", "minmax, tuned")
 
 
 def main(folder: Path) -> None:
-    qrels = qrels_files.read_qrels(folder / "qrels.dl19.txt")
+    qrels = formats.read_qrels(folder / "qrels.dl19.txt")
     runs = {short: Run.read(folder / "runs" / f"{name}.dl19.trec") for name, short in NAMES.items()}
 
     def ndcg(run: Run) -> dict[str, float]:

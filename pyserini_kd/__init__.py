@@ -15,6 +15,7 @@ _NAMES = {
     "DenseIndex": "retrieval.dense_index",
     "Doc": "data.types",
     "InputError": "storage.errors",
+    "Qrels": "data.types",
     "Query": "data.types",
     "QueryEncoder": "models",
     "Run": "data.runs",

@@ -3,36 +3,32 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Annotated
 
 import click
 
 from pyserini_kd.cli import command
-from pyserini_kd.data.collection_files import write_collection
-from pyserini_kd.data.docstrings import SPLITS, docs, qrels, topics
-from pyserini_kd.data.qrels_files import write_qrels
-from pyserini_kd.data.topic_files import write_topics
-from pyserini_kd.storage.files import refuse_existing
+from pyserini_kd.data.docstrings import write_files
+from pyserini_kd.storage.settings import Overwrite, Settings, option
+
+
+class PydocsSettings(Settings):
+    """Where the embedded collection goes."""
+
+    output: Annotated[Path, option("--output", help="Folder to write to.")]
+    overwrite: Overwrite = False
 
 
 @command(
     name="pydocs",
     example="pyserini-kd pydocs --output pydocs/",
     epilog="Writes docs.jsonl (Pyserini JSONL), topics.SPLIT.tsv and qrels.SPLIT.txt for train, dev and test.",
+    settings=PydocsSettings,
 )
-@click.option("--output", required=True, type=click.Path(path_type=Path), help="Folder to write to.")
-@click.option("--overwrite", is_flag=True, help="Replace files that exist.")
-def main(output: Path, overwrite: bool) -> None:
+def main(settings: PydocsSettings) -> None:
     """Write the embedded collection out: documents, topics and qrels."""
-    targets = [output / "docs.jsonl"]
-    targets += [output / name for split in SPLITS for name in (f"topics.{split}.tsv", f"qrels.{split}.txt")]
-    for target in targets:
-        refuse_existing(target, overwrite)
-    count = write_collection(docs(), output / "docs.jsonl", overwrite=overwrite)
-    click.echo(f"{output / 'docs.jsonl'}: {count} documents")
-    for split in SPLITS:
-        write_topics(topics(split), output / f"topics.{split}.tsv", overwrite=overwrite)
-        write_qrels(qrels(split), output / f"qrels.{split}.txt", overwrite=overwrite)
-        click.echo(f"{output / f'topics.{split}.tsv'}: {len(topics(split))} topics")
+    for path, written in write_files(settings.output, overwrite=settings.overwrite):
+        click.echo(f"{path}: {written}")
 
 
 if __name__ == "__main__":

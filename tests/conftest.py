@@ -186,11 +186,11 @@ def bm25_index(tmp_path_factory, corpus) -> Path:
 @pytest.fixture
 def files(tmp_path, corpus, queries, qrels) -> dict[str, str]:
     """The corpus, topics and qrels as files."""
-    from pyserini_kd.data import collection_files, qrels_files, topic_files
+    from pyserini_kd.data import formats
 
-    collection_files.write_collection(corpus, tmp_path / "docs.jsonl")
-    topic_files.write_topics(queries, tmp_path / "topics.tsv")
-    qrels_files.write_qrels(qrels, tmp_path / "qrels.txt")
+    formats.write_collection(corpus, tmp_path / "docs.jsonl")
+    formats.write_topics(queries, tmp_path / "topics.tsv")
+    formats.write_qrels(qrels, tmp_path / "qrels.txt")
     return {name: str(tmp_path / f) for name, f in {"docs": "docs.jsonl", "topics": "topics.tsv", "qrels": "qrels.txt"}.items()}
 
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from conftest import as_ranker
 
-from pyserini_kd.data import java, qrels_files, topic_files
+from pyserini_kd.data import formats, java
 from pyserini_kd.data.runs import Run
 from pyserini_kd.models import QueryEncoder
 from pyserini_kd.models.rankers import load_encoder
@@ -78,7 +78,7 @@ def test_we_open_an_index_that_pyserini_encoded(tmp_path, corpus, queries, tiny_
         "encoder", "--encoder", tiny_dot, "--encoder-class", "auto", "--fields", "text", "--pooling", "mean",
         "--dimension", "32", "--device", "cpu", "--batch-size", "1", "--max-length", "24",
     )  # fmt: skip
-    topic_files.write_topics(queries, tmp_path / "topics.tsv")
+    formats.write_topics(queries, tmp_path / "topics.tsv")
     opened = DenseIndex.load(tmp_path / "faiss")
     assert opened.manifest is None
     run = dense_search.dense(opened, as_ranker(load_encoder(str(tiny_dot)), precision="fp32"), queries, hits=10)
@@ -90,7 +90,7 @@ def test_we_open_an_index_that_pyserini_encoded(tmp_path, corpus, queries, tiny_
 
 
 def test_bm25_is_pyserini_s(tmp_path, bm25_index, queries):
-    topic_files.write_topics(queries, tmp_path / "topics.tsv")
+    formats.write_topics(queries, tmp_path / "topics.tsv")
     pyserini("pyserini.search.lucene", "--index", bm25_index, "--topics", tmp_path / "topics.tsv", "--output", tmp_path / "run.txt",
              "--bm25", "--hits", "10")  # fmt: skip
     same(bm25_search.search(str(bm25_index), queries, hits=10), Run.read(tmp_path / "run.txt"))
@@ -103,7 +103,7 @@ def test_our_runs_go_through_pyserini_fusion_and_trec_eval(tmp_path, ours, bm25_
     sparse = bm25_search.search(str(bm25_index), queries, hits=10)
     ours.write(tmp_path / "a.txt")
     sparse.write(tmp_path / "b.txt")
-    qrels_files.write_qrels(qrels, tmp_path / "qrels.txt")
+    formats.write_qrels(qrels, tmp_path / "qrels.txt")
     pyserini("pyserini.fusion", "--runs", tmp_path / "a.txt", tmp_path / "b.txt", "--output", tmp_path / "f.txt",
              "--method", "interpolation", "--alpha", "0.3")  # fmt: skip
     same(fusion.interpolation(ours, sparse, alpha=0.3), Run.read(tmp_path / "f.txt"))

@@ -1,1 +1,19 @@
 """Typed topics, documents, judgements and runs, from any source."""
+
+from pyserini_kd.data.formats import read_collection, read_qrels, read_topics, write_collection, write_qrels, write_topics
+from pyserini_kd.data.runs import Hits, Run
+from pyserini_kd.data.types import Doc, Qrels, Query
+
+__all__ = [
+    "Doc",
+    "Hits",
+    "Qrels",
+    "Query",
+    "Run",
+    "read_collection",
+    "read_qrels",
+    "read_topics",
+    "write_collection",
+    "write_qrels",
+    "write_topics",
+]

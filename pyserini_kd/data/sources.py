@@ -1,15 +1,18 @@
-"""From a name to data: where a collection, topics or qrels are named, a path, `ir_datasets:<id>` and `pydocs` all work.
+"""From a name to data. A collection, topics or qrels are named by a path, `ir_datasets:<id>` or `pydocs`.
 
-Topics may also be named as Pyserini names its own sets (`dl19-passage`); such a set is looked up once, through Java, and
-kept as TSV under `PYSERINI_KD_HOME/indexes/topics/`.
+Topics may also have the name of a Pyserini topic set (`dl19-passage`). It is looked up once, through Java, and kept as TSV
+under `PYSERINI_KD_HOME/indexes/topics/`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
-from pyserini_kd.data import collection_files, docstrings, ids, ir_dataset, passages, qrels_files, topic_files
+from pyserini_kd.data import docstrings, formats, passages
+from pyserini_kd.data.ids import unique_docs
+from pyserini_kd.data.lines import one_line, unique_queries
 from pyserini_kd.data.types import Doc, Qrels, Query
 from pyserini_kd.storage import records
 from pyserini_kd.storage.errors import InputError
@@ -26,41 +29,15 @@ def collection(spec: str, segment: str | None = None) -> Iterator[Doc]:
         if spec == "pydocs":
             return docstrings.docs()
         if spec.startswith(IR_DATASETS):
-            docs: Iterator[Doc] = ir_dataset.read_ir_dataset(spec.removeprefix(IR_DATASETS), "docs")
-            return docs
-        return collection_files.read_collection(spec)
+            return map(_ir_doc, _ir_records(spec, "docs"))
+        return formats.read_collection(spec)
 
     def places(doc_id: str) -> Iterator[str]:
-        named = ((f"{spec}, document {number}", doc) for number, doc in enumerate(read(), start=1))
-        return (
-            where for where, doc in (named if is_named(spec) else collection_files.located_docs(spec)) if doc.doc_id == doc_id
-        )
+        numbered = ((f"{spec}, document {number}", doc) for number, doc in enumerate(read(), start=1))
+        return (where for where, doc in (numbered if is_named(spec) else formats.located_docs(spec)) if doc.doc_id == doc_id)
 
-    found = ids.unique_docs(read(), places)
+    found = unique_docs(read(), places)
     return passages.segment(found, segment) if segment else found
-
-
-def is_named(spec: str) -> bool:
-    """Whether data are asked for by a name of their own, whatever files there are."""
-    return is_pydocs(spec) or spec.startswith(IR_DATASETS)
-
-
-def is_pydocs(spec: str) -> bool:
-    """Whether `pydocs` is meant, or one of its splits, and not a file whose name begins so."""
-    return spec.split(":")[0] == "pydocs"
-
-
-def files(spec: str) -> list[Path]:
-    """The files of a collection; none where it is named, or not there."""
-    return collection_files.collection_files(spec) if spec and not is_named(spec) and Path(spec).exists() else []
-
-
-def stamp(spec: str) -> str:
-    """What tells whether a collection has changed: names, sizes, times of its files, versions for `pydocs`; else nothing."""
-    if is_pydocs(spec):
-        return docstrings.stamp()
-    found = files(spec)
-    return records.stamp(found) if found else ""
 
 
 def topics(spec: str) -> list[Query]:
@@ -68,19 +45,18 @@ def topics(spec: str) -> list[Query]:
     if is_pydocs(spec):
         return docstrings.topics(_split(spec))
     if spec.startswith(IR_DATASETS):
-        queries: list[Query] = ir_dataset.read_ir_dataset(spec.removeprefix(IR_DATASETS), "queries")
-        return queries
-    if Path(spec).exists():
-        return topic_files.read_topics(spec)
+        queries = (Query(query.query_id, one_line(query.default_text())) for query in _ir_records(spec, "queries"))
+        return unique_queries(((spec, query) for query in queries), spec)
     kept = home() / "indexes" / "topics" / f"{spec}.tsv"
-    if kept.exists():
-        return topic_files.read_topics(kept)
+    for path in (Path(spec), kept):
+        if path.exists():
+            return formats.read_topics(path)
     if "/" not in spec and not spec.endswith(FILE_ENDINGS):
         from pyserini_kd.data import topic_sets
 
         found = topic_sets.read_topic_set(spec)
         if found is not None:
-            topic_files.write_topics(found, kept, overwrite=True)
+            formats.write_topics(found, kept, overwrite=True)
             return found
     raise InputError(
         f"topics not found: {spec} is neither a file, `ir_datasets:<id>`, `pydocs:SPLIT` nor a topic set of Pyserini"
@@ -91,10 +67,64 @@ def qrels(spec: str) -> Qrels:
     """Qrels: a file, `ir_datasets:<id>`, or `pydocs:SPLIT` (`pydocs` alone is its test split)."""
     if is_pydocs(spec):
         return docstrings.qrels(_split(spec))
-    if spec.startswith(IR_DATASETS):
-        found: Qrels = ir_dataset.read_ir_dataset(spec.removeprefix(IR_DATASETS), "qrels")
-        return found
-    return qrels_files.read_qrels(spec)
+    if not spec.startswith(IR_DATASETS):
+        return formats.read_qrels(spec)
+    found: Qrels = {}
+    for qrel in _ir_records(spec, "qrels"):
+        found.setdefault(qrel.query_id, {})[qrel.doc_id] = qrel.relevance
+    return found
+
+
+def _ir_records(spec: str, what: str) -> Iterator[Any]:
+    """The `docs`, `queries` or `qrels` of an ir_datasets id. It downloads on first use, and may raise any exception."""
+    import ir_datasets
+
+    dataset_id = spec.removeprefix(IR_DATASETS)
+    try:
+        dataset = ir_datasets.load(dataset_id)
+    except KeyError:
+        raise InputError(f"ir_datasets has no dataset {dataset_id!r}; `ir_datasets list` shows what exists") from None
+    if not getattr(dataset, f"has_{what}")():
+        raise InputError(f"{spec} has no {what}")
+
+    def read() -> Iterator[Any]:
+        try:
+            yield from getattr(dataset, f"{what}_iter")()
+        except Exception as error:
+            raise InputError(f"{spec} could not be read: {error}") from error
+
+    return read()
+
+
+def _ir_doc(doc: Any) -> Doc:
+    title = one_line(getattr(doc, "title", "") or "")
+    for name in ("text", "abstract", "body"):
+        if hasattr(doc, name):
+            return Doc(doc.doc_id, title, (getattr(doc, name) or "").strip())
+    return Doc(doc.doc_id, "", doc.default_text().strip())
+
+
+def is_named(spec: str) -> bool:
+    """Whether data are asked for by a name of their own, not by a path."""
+    return is_pydocs(spec) or spec.startswith(IR_DATASETS)
+
+
+def is_pydocs(spec: str) -> bool:
+    """Whether `pydocs` or one of its splits is meant, and not a file whose name begins so."""
+    return spec.split(":")[0] == "pydocs"
+
+
+def files(spec: str) -> list[Path]:
+    """The files of a collection; none if it is named, or not there."""
+    return formats.collection_files(spec) if spec and not is_named(spec) and Path(spec).exists() else []
+
+
+def stamp(spec: str) -> str:
+    """Changes when a collection changes: made of names, sizes and times of its files, or versions for `pydocs`; else ""."""
+    if is_pydocs(spec):
+        return docstrings.stamp()
+    found = files(spec)
+    return records.stamp(found) if found else ""
 
 
 def short_name(spec: str) -> str:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from pyserini_kd.data.ids import unique_queries
 from pyserini_kd.data.java import java_message, start_jvm
+from pyserini_kd.data.lines import one_line, unique_queries
 from pyserini_kd.data.types import Query
 from pyserini_kd.storage.errors import InputError
 
@@ -18,13 +18,13 @@ def read_topic_set(name: str) -> list[Query] | None:
     try:
         topics = _base.JTopicReader.getTopicsWithStringIds(_base.topics_mapping[name])  # keeps 007 a string
     except Exception as error:
-        raise InputError(f"topic set {name} could not be had: {java_message(error)}") from error
+        raise InputError(f"topic set {name} could not be read: {java_message(error)}") from error
     queries = []
     for query_id in topics.keySet().toArray():
         text = topics.get(query_id).get("title")
         if text is None:
-            raise InputError(f"topic set {name} holds no plain text (vectors or pictures?)")
-        queries.append(Query(str(query_id), " ".join(text.split())))
+            raise InputError(f"topic set {name} holds no plain text, but perhaps vectors or pictures")
+        queries.append(Query(str(query_id), one_line(text)))
     return unique_queries(((name, query) for query in sorted(queries, key=_id_order)), name)
 
 

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from pyserini_kd.data.collection_files import split_contents
+from pyserini_kd.data.formats import split_contents
 from pyserini_kd.data.java import java_message, start_jvm
 from pyserini_kd.data.runs import Run, Scores
 from pyserini_kd.data.types import Doc, Query

@@ -16,6 +16,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from pyserini_kd.data import trectools_adapter
 from pyserini_kd.data.runs import Hits, Run, RunStream, ordered
 from pyserini_kd.retrieval.fusion_methods import (
     METHODS,
@@ -50,8 +51,6 @@ class Way(NamedTuple):
 
 TAG = "pyserini_kd.fusion"
 ENGINES = ("auto", "trectools", "fast")
-TRECTOOLS_DEPTH = 1000
-"""trectools' RRF reads this many documents of each ranking and silently drops the rest."""
 TRECTOOLS_WORK = 20_000_000
 """Topics times rows of all runs up to which `auto` asks trectools (1 to 2 seconds): it scans all rows for each topic."""
 
@@ -253,7 +252,7 @@ NO_HITS = Hits([], np.empty(0, dtype=np.float32))
 def choose_engine(runs: Sequence[Run | RunStream], depth: int | None) -> str:
     """What `auto` means for these runs: trectools where it is quick and reads all of them, otherwise our own sum."""
     small = len(queries_of(runs)) * sum(run.n_hits for run in runs) <= TRECTOOLS_WORK
-    return "trectools" if small and _read_depth(runs, depth) <= TRECTOOLS_DEPTH else "fast"
+    return "trectools" if small and _read_depth(runs, depth) <= trectools_adapter.MAX_DEPTH else "fast"
 
 
 def _read_depth(runs: Sequence[Run | RunStream], depth: int | None) -> int:
@@ -263,18 +262,11 @@ def _read_depth(runs: Sequence[Run | RunStream], depth: int | None) -> int:
 
 def _rrf_by_trectools(runs: Sequence[Run], rrf_k: int, depth: int | None, k: int | None, tag: str) -> Run:
     """Ask trectools for the scores of all documents; order and cut are ours."""
-    import trectools.fusion
-
-    if _read_depth(runs, depth) > TRECTOOLS_DEPTH:
+    if _read_depth(runs, depth) > trectools_adapter.MAX_DEPTH:
         raise InputError(
-            f"trectools fuses at most {TRECTOOLS_DEPTH} hits a query, but a run has {_read_depth(runs, depth)}; "
-            f"give a depth of at most {TRECTOOLS_DEPTH}, or another engine"
+            f"trectools fuses at most {trectools_adapter.MAX_DEPTH} hits a query, but a run has {_read_depth(runs, depth)}; "
+            f"give a depth of at most {trectools_adapter.MAX_DEPTH}, or another engine"
         )
-    found = Run(tag, {})
-    if any(run.n_hits for run in runs):  # trectools fails on runs without hits
-        inputs = [(run if depth is None else run.top(depth)).to_trectools(distinct_scores=True) for run in runs]
-        everything = sum(run.depth for run in runs)
-        fused = trectools.fusion.reciprocal_rank_fusion(inputs, k=rrf_k, max_docs=everything)
-        found = Run.from_trectools(fused, tag)
+    found = trectools_adapter.reciprocal_rank_fusion(runs, rrf_k, depth)
     merged = Run(tag, {query_id: found.get(query_id, NO_HITS) for query_id in queries_of(runs)})
     return merged if k is None else merged.top(k)

@@ -75,7 +75,7 @@ class Blocks:
     def run(self, docs: Iterable[Any], size: int, make: Callable[[int, list[Any]], None], shard: Shard = (0, 1)) -> None:
         """Make every block that is not done and that no other process has in hand; then wait for those that one has.
 
-        Of `shard` = (I, N), only blocks I, I + N, I + 2N ... are ours. Memory holds the present block and those in others' hands.
+        Of `shard` = (I, N), only blocks I, I + N, I + 2N ... are ours. Memory holds one block and those in others' hands.
         """
         stream = iter(docs)
         waiting: dict[int, list[Any]] = {}

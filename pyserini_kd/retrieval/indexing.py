@@ -136,7 +136,7 @@ def index(settings: IndexSettings) -> int | None:
     if settings.shard[1] == 1:
         refuse_existing(settings.index, settings.overwrite, folder=True)
     own: dict[str, Any] = {"overwrite": settings.overwrite}
-    model = {"device": settings.device, "precision": settings.precision, "backend": settings.backend}
+    model: dict[str, Any] = {"device": settings.device, "precision": settings.precision, "backend": settings.backend}
     model |= {"pooling": settings.pooling, "l2_norm": settings.l2_norm, "doc_prefix": settings.doc_prefix}
     loaded: dict[str, Any] = {"batch_size": settings.batch_size, "max_doc_len": settings.max_length, **model}
     if settings.vectors:

@@ -1,4 +1,4 @@
-"""Columns of numbers that may lie in files, so that memory holds only what is worked on."""
+"""Arrays of numbers. They may lie in files, so that memory holds only the rows in work."""
 
 from __future__ import annotations
 
@@ -16,42 +16,43 @@ from pyserini_kd.storage.files import atomic_file
 Floats = npt.NDArray[np.float32]
 Rows = npt.NDArray[np.int64]
 Hashes = npt.NDArray[np.uint64]
+AnyArray = npt.NDArray[Any]
 
-SPAN = 1 << 16  # rows worked on at a time
+SPAN = 1 << 16  # rows in work at a time
 
 
-def save(out: IO[bytes], array: npt.NDArray[Any]) -> None:
-    """`np.save` that fails where the disk is full: NumPy's own writes past Python and overlooks that the end was lost."""
+def save(out: IO[bytes], array: AnyArray) -> None:
+    """`np.save` that fails when the disk is full: NumPy's own does not notice that the end is lost."""
     array = np.ascontiguousarray(array)
     np.lib.format.write_array_header_1_0(out, np.lib.format.header_data_from_array_1_0(array))
     out.write(array.data)
 
 
-def keep(path: Path, array: npt.NDArray[Any]) -> None:
-    """An array in a file of its own, which is there whole or not at all."""
+def keep(path: Path, array: AnyArray) -> None:
+    """Write an array to a file, atomically."""
     with atomic_file(path, binary=True) as out:
         save(out, array)
 
 
-def column(folder: Path | None, count: int, dtype: npt.DTypeLike) -> npt.NDArray[Any]:
-    """Room for `count` numbers, 0 at first: in memory, or in a nameless file of a folder, whose memory can be `let_go` of."""
+def column(folder: Path | None, count: int, dtype: npt.DTypeLike) -> AnyArray:
+    """`count` zeros: in memory, or in a nameless file of a folder; then `let_go` frees their memory."""
     if folder is None or not count:
         return np.zeros(count, dtype)
     folder.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryFile(dir=folder) as file:
-        for some in spans(count):  # on a full disk an error here, a crash when memory is written to
+        for some in spans(count):  # a full disk is an error here; later, a write to memory would crash
             file.write(bytes((some.stop - some.start) * np.dtype(dtype).itemsize))
         file.flush()
         return np.memmap(file, dtype, "r+", shape=(count,))
 
 
-def let_go(*columns: npt.NDArray[Any]) -> None:
-    """Give the memory of columns that lie in files back; what was written to them stays."""
+def let_go(*columns: AnyArray) -> None:
+    """Free the memory of columns that lie in files. What was written to them stays."""
     for values in columns:
         if isinstance(values.base, mmap.mmap):
             values.base.madvise(mmap.MADV_DONTNEED)
 
 
 def spans(count: int) -> Iterator[slice]:
-    """`count` rows, some at a time."""
+    """The slices that together cover `count` rows."""
     return (slice(start, min(start + SPAN, count)) for start in range(0, count, SPAN))

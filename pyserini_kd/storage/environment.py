@@ -1,4 +1,4 @@
-"""What a record says about where a result was made: versions, commit, hardware, energy, checksums."""
+"""Where a result was made, for its record: versions, commit, hardware, energy, checksums."""
 
 from __future__ import annotations
 
@@ -12,7 +12,18 @@ import shlex
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
+from typing import TypedDict
+
+PACKAGES = ("pyserini-kd", "pyserini", "faiss-cpu", "torch", "transformers", "trectools", "numpy")
+Hardware = dict[str, str | int | float | None]
+
+
+class Environment(TypedDict, total=False):
+    """What a record says of where its result was made; `commit` is there for a checkout."""
+
+    versions: dict[str, str]
+    commit: str
+    hardware: Hardware
 
 
 def sha256(*paths: str | Path) -> str:
@@ -25,11 +36,10 @@ def sha256(*paths: str | Path) -> str:
     return digest.hexdigest()
 
 
-def environment() -> dict[str, Any]:
+def environment() -> Environment:
     """Versions, commit (of a checkout) and hardware for a record beside a result."""
-    names = ["pyserini-kd", "pyserini", "faiss-cpu", "torch", "transformers", "trectools", "numpy"]
     versions = {"python": platform.python_version()}
-    for name in names:
+    for name in PACKAGES:
         with contextlib.suppress(importlib.metadata.PackageNotFoundError):
             versions[name] = importlib.metadata.version(name)
     commit = _commit()
@@ -38,7 +48,7 @@ def environment() -> dict[str, Any]:
 
 @functools.cache
 def _commit() -> str | None:
-    """The commit that this package is a checkout of, with `-dirty` where files differ from it; None for an installed one."""
+    """The commit of this checkout, with `-dirty` if files differ from it; None for an installed package."""
     checkout = Path(__file__).parents[2]
     if not (checkout / ".git").exists():
         return None
@@ -48,14 +58,12 @@ def _commit() -> str | None:
     return None
 
 
-def _hardware() -> dict[str, Any]:
+def _hardware() -> Hardware:
     cpu = platform.processor()
-    with contextlib.suppress(OSError):  # Linux
-        for line in Path("/proc/cpuinfo").read_text().splitlines():
-            if line.startswith("model name"):
-                cpu = line.partition(":")[2].strip()
-                break
-    hardware: dict[str, Any] = {"machine": platform.machine(), "cpu": cpu, "cpus": os.cpu_count()}
+    with contextlib.suppress(OSError, StopIteration):  # Linux
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        cpu = next(line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    hardware: Hardware = {"machine": platform.machine(), "cpu": cpu, "cpus": os.cpu_count()}
     with contextlib.suppress(ValueError, OSError):
         hardware["memory_gib"] = round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30, 1)
     torch = sys.modules.get("torch")
@@ -64,7 +72,7 @@ def _hardware() -> dict[str, Any]:
     return hardware
 
 
-RAPL = Path("/sys/class/powercap")  # Linux's counters of processor packages, in microjoules; mostly readable by root only
+RAPL = Path("/sys/class/powercap")  # Linux's energy counters of processor packages, in microjoules; often only root reads them
 
 
 def _counters() -> dict[Path, int]:
@@ -75,24 +83,25 @@ def _counters() -> dict[Path, int]:
     return counters
 
 
-_AT_START = _counters()
+_AT_START = _counters()  # read at import: `energy` counts from the start of the process
 
 
 def energy() -> float | None:
-    """Joules that the processor packages took since this process began, everything else on them included; None if unknown."""
+    """Joules that the processor packages used since this process started, for all processes together; None if unknown."""
     total = 0
     for zone, now in _counters().items():
         if zone in _AT_START:
             spent = now - _AT_START[zone]
-            total += spent if spent >= 0 else spent + int((zone / "max_energy_range_uj").read_text())  # began again at 0
+            total += spent if spent >= 0 else spent + int((zone / "max_energy_range_uj").read_text())  # the counter wrapped
     return round(total / 1e6, 1) if total else None
 
 
 def command_line() -> str:
     """The command as the user typed it, for records."""
-    name = Path(sys.argv[0]).name
+    program = Path(sys.argv[0])
+    name = program.name
     if name == "__main__.py":
         name = "python -m pyserini_kd"
-    elif name.endswith(".py") and Path(sys.argv[0]).parent.name == "pyserini_kd":
-        name = f"python -m pyserini_kd.{name[:-3]}"
+    elif program.suffix == ".py" and program.parent.name == "pyserini_kd":
+        name = f"python -m pyserini_kd.{program.stem}"
     return f"{name} {shlex.join(sys.argv[1:])}".strip()

@@ -1,4 +1,4 @@
-"""Write whole files and folders: a temporary sibling first, the final name only when it is complete."""
+"""Write whole files and folders: into a temporary sibling first, which gets the final name only when it is complete."""
 
 from __future__ import annotations
 
@@ -8,14 +8,17 @@ import gzip
 import io
 import os
 import re
+import secrets
 import shutil
-import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Any
 
 from pyserini_kd.storage.errors import InputError
 from pyserini_kd.storage.locks import flock, is_at, locked
+
+OURS = ("manifest.json", "pyserini_kd.json", "config.json", "docid")
+"""A folder that holds one of these is an index or a checkpoint. Only such folders may be replaced."""
 
 
 def home() -> Path:
@@ -28,63 +31,59 @@ def require_file(path: str | Path, what: str) -> Path:
     path = Path(path)
     if not path.exists():
         raise InputError(f"{what} not found: {path}")
-    if path.is_dir():
-        raise InputError(f"{what} must be a file, but {path} is a folder")
     if not path.is_file():
-        raise InputError(f"{what} must be a file, but {path} is a pipe or a device; files are read more than once")
+        found = "a folder" if path.is_dir() else "a pipe or a device; files are read more than once"
+        raise InputError(f"{what} must be a file, but {path} is {found}")
     if path.stat().st_size == 0:
         raise InputError(f"{what} is empty: {path}")
     return path
 
 
-OURS = ("manifest.json", "pyserini_kd.json", "config.json", "docid")  # what a folder that we may replace holds
-
-
 def refuse_existing(path: Path, overwrite: bool, *, folder: bool = False) -> None:
-    """InputError if something lies under `path` that may not be replaced, or no file (or `folder`) can be written there.
+    """InputError if `path` holds something that may not be replaced, or if no file (or `folder`) can be written there.
 
-    Without `overwrite` nothing may be replaced; with it, files and folders of ours. Commands ask before they begin to work.
+    Without `overwrite` nothing may be replaced; with it, files and our own folders. Commands ask before they start to work.
     """
-    if folder and not path.name or folder and os.path.ismount(path):
-        raise InputError(f"{path} is no folder of its own that could be replaced by the result; name one inside it")
-    if path.exists() and not path.is_file() and not path.is_dir():
-        raise InputError(f"{path} is a pipe or a device; results are written to files and folders")
-    if path.is_dir() and not folder:
-        raise InputError(f"{path} is a folder; the name of a file was expected")
-    if path.is_file() and folder and overwrite:
-        raise InputError(f"{path} is a file; a folder was to be written there")
-    if overwrite and path.is_dir() and _holds_something(path) and not any((path / name).exists() for name in OURS):
-        raise InputError(f"{path} is neither an index nor a checkpoint; --overwrite does not replace such a folder")
-    if not overwrite and path.exists() and not (path.is_dir() and not _holds_something(path)):
-        raise InputError(f"{path} exists; give --overwrite to replace it, or another name")
-    if folder and path.is_dir() and path.is_symlink() and not overwrite:
-        raise InputError(f"{path} is a link to an empty folder; name that folder itself")
-    for link in (*([path] if folder else []), *path.absolute().parents):
-        if link.is_symlink() and not link.exists():
-            raise InputError(f"{path} cannot be written: {link} is a link to nothing")
-    above = next(parent for parent in path.absolute().parents if parent.exists())
-    if not above.is_dir():
-        raise InputError(f"{path} cannot be written: {above} is a file")
-    if not os.access(above, os.W_OK | os.X_OK):
-        raise InputError(f"{path} cannot be written: no permission to write in {above}")
+    filled, ours = path.is_dir() and _holds_something(path), any((path / name).exists() for name in OURS)
+    fixed = folder and (not path.name or os.path.ismount(path))
+    special = path.exists() and not path.is_file() and not path.is_dir()
+    parents = path.absolute().parents
+    named = (*([path] if folder else []), *parents)
+    broken = next((link for link in named if link.is_symlink() and not link.exists()), None)
+    above = next(parent for parent in parents if parent.exists())
+    rules = [
+        (fixed, "cannot be replaced by the result; name a folder inside it"),
+        (special, "is a pipe or a device; results are written to files and folders"),
+        (path.is_dir() and not folder, "is a folder; the name of a file was expected"),
+        (path.is_file() and folder and overwrite, "is a file, but the result is a folder"),
+        (filled and overwrite and not ours, "is neither an index nor a checkpoint; --overwrite does not replace such a folder"),
+        (not overwrite and (filled or path.is_file()), "exists; give --overwrite to replace it, or another name"),
+        (path.is_dir() and path.is_symlink() and not overwrite, "is a link to an empty folder; name that folder itself"),
+        (broken, f"cannot be written: {broken} is a broken link"),
+        (not above.is_dir(), f"cannot be written: {above} is a file"),
+        (not os.access(above, os.W_OK | os.X_OK), f"cannot be written: no permission to write in {above}"),
+    ]
+    for refused, why in rules:
+        if refused:
+            raise InputError(f"{path} {why}")
 
 
 def _holds_something(folder: Path) -> bool:
-    with contextlib.suppress(FileNotFoundError):  # another command is just replacing it
+    with contextlib.suppress(FileNotFoundError):  # another command replaces it at this moment
         return any(folder.iterdir())
     return False
 
 
 @contextlib.contextmanager
 def atomic_file(path: str | Path, *, overwrite: bool = True, binary: bool = False) -> Iterator[IO[Any]]:
-    """Open a temporary sibling for writing; it takes the final name only when the block ends without an error.
+    """Open a temporary sibling for writing. It gets the final name only if the block ends without an error.
 
-    Text whose name ends in `.gz` is compressed, the same text to the same bytes.
+    Text is compressed if the name ends in `.gz`; the same text gives the same bytes.
     """
     path = Path(path)
     refuse_existing(path, overwrite)
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = _sibling(path, tempfile.mkstemp)
+    handle, partial = _sibling(path)
     try:
         with os.fdopen(handle, "wb") as out:
             if binary:
@@ -97,11 +96,10 @@ def atomic_file(path: str | Path, *, overwrite: bool = True, binary: bool = Fals
                     text.detach()
             out.flush()
             os.fsync(out.fileno())
-            os.chmod(name, 0o666 & ~_umask())
             refuse_existing(path, overwrite)  # another command may have written there meanwhile
-            os.replace(name, path)
+            os.replace(partial, path)
     except BaseException as error:
-        Path(name).unlink(missing_ok=True)
+        partial.unlink(missing_ok=True)
         if isinstance(error, OSError) and error.filename is None:  # a full disk does not say which file
             error.filename = str(path)
         raise
@@ -109,16 +107,14 @@ def atomic_file(path: str | Path, *, overwrite: bool = True, binary: bool = Fals
 
 @contextlib.contextmanager
 def atomic_folder(path: str | Path, *, overwrite: bool = False) -> Iterator[Path]:
-    """Give a temporary sibling folder; it takes the final name only when the block ends without an error."""
+    """Give a temporary sibling folder. It gets the final name only if the block ends without an error."""
     path = Path(path)
     put_back(path)
     refuse_existing(path, overwrite, folder=True)
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = _sibling(path, _mkdtemp)
-    partial = Path(name)
+    handle, partial = _sibling(path, folder=True)
     try:
         yield partial
-        os.chmod(partial, 0o777 & ~_umask())
         refuse_existing(path, overwrite, folder=True)  # another command may have written there meanwhile
         replace_folder(partial, path)
     except BaseException:
@@ -128,30 +124,26 @@ def atomic_folder(path: str | Path, *, overwrite: bool = False) -> Iterator[Path
         os.close(handle)
 
 
-def _sibling(path: Path, make: Callable[..., tuple[int, str]]) -> tuple[int, str]:
-    """(open handle, name) of a new file or folder beside a path, locked; those that killed commands have left there go."""
-    prefix, suffix = f".{path.name}.", ".partial"
+def _sibling(path: Path, folder: bool = False) -> tuple[int, Path]:
+    """(open handle, path) of a new, locked file or folder beside a path. Those that killed commands have left are removed."""
     for name in os.listdir(path.parent):
-        if re.fullmatch(rf"{re.escape(prefix)}\w{{8}}{re.escape(suffix)}", name):
+        if re.fullmatch(rf"\.{re.escape(path.name)}\.\w{{8}}\.partial", name):
             _remove_unlocked(path.parent / name)
     while True:
-        handle, made = make(dir=path.parent, prefix=prefix, suffix=suffix)
-        with contextlib.suppress(BlockingIOError):  # another command holds it: it took it for one of those
-            flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            if is_at(handle, Path(made)):
-                return handle, made
-        os.close(handle)
-
-
-def _mkdtemp(**where: Any) -> tuple[int, str]:
-    while True:
-        name = tempfile.mkdtemp(**where)
-        with contextlib.suppress(FileNotFoundError):  # as above
-            return os.open(name, os.O_RDONLY), name
+        made = path.with_name(f".{path.name}.{secrets.token_hex(4)}.partial")
+        if folder:
+            made.mkdir()
+        with contextlib.suppress(FileNotFoundError):  # another command has taken it for one of those
+            handle = os.open(made, os.O_RDONLY if folder else os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o666)
+            with contextlib.suppress(BlockingIOError):  # or does so now
+                flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                if is_at(handle, made):
+                    return handle, made
+            os.close(handle)
 
 
 def _remove_unlocked(left: Path) -> None:
-    with contextlib.suppress(OSError):  # its writer still holds it; another removes it
+    with contextlib.suppress(OSError):  # its writer still holds it, or another command removes it
         handle = os.open(left, os.O_RDONLY)
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -164,9 +156,9 @@ def _remove_unlocked(left: Path) -> None:
 
 
 def replace_folder(new: Path, path: Path) -> None:
-    """Give the finished folder `new` its final name; what lay there before goes only after that. `put_back` mends a kill."""
+    """Give the finished folder `new` its final name, then remove what lay there. After a kill `put_back` repairs the rest."""
     if path.exists() and not path.is_dir():
-        raise InputError(f"{path} is a file; a folder was to be written there")
+        raise InputError(f"{path} is a file, but the result is a folder")
     sync(new)  # what it was made from may be removed next
     with locked(path.parent):
         _put_back(path)
@@ -179,7 +171,7 @@ def replace_folder(new: Path, path: Path) -> None:
 
 
 def sync(folder: Path) -> None:
-    """See to it that what was written in a folder outlives a loss of power."""
+    """Force the files of a folder to the disk, so that they survive a loss of power."""
     for written in folder.rglob("*"):
         if written.is_file():
             with open(written, "rb") as handle:
@@ -187,7 +179,7 @@ def sync(folder: Path) -> None:
 
 
 def put_back(path: Path) -> None:
-    """What a killed `replace_folder` moved away gets its name again where nothing took its place; else it goes."""
+    """Repair a killed `replace_folder`: what it moved away gets its name back if nothing took its place; else it is removed."""
     if os.path.lexists(_old(path)):
         with locked(path.parent):
             _put_back(path)
@@ -207,9 +199,3 @@ def _put_back(path: Path) -> None:
 
 def _old(path: Path) -> Path:
     return path.with_name(f".{path.name}.old")
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask

@@ -1,8 +1,9 @@
-"""Locks on files and folders, so that two commands do not write the same thing."""
+"""Locks on files and folders: two commands never write the same thing at the same time."""
 
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import os
 import shutil
@@ -14,28 +15,31 @@ from pyserini_kd.storage.errors import InputError
 
 @contextlib.contextmanager
 def locked(path: Path, *, wait: bool = True) -> Iterator[None]:
-    """One process after the other holds a lock: a folder that is there, else a file of that name. Its holder may remove it.
+    """Hold the lock of a folder, or of a file that is made where there is no folder. The holder may remove what it locks.
 
-    The lock of a folder holds on one machine, that of a file also where a network shares it; where there are no locks, all
-    processes go on at once.
+    The lock of a folder holds on one machine. The lock of a file also holds on a network file system. A file system without
+    locks lets all processes in.
 
     Raises:
-        BlockingIOError: another process holds it, and `wait` is False.
+        BlockingIOError: another process holds the lock, and `wait` is False.
     """
-    how = fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB
-    while not is_at(handle := _lock(path, how), path):  # he who held it has removed it
-        os.close(handle)
-    try:
-        yield
-    finally:
-        os.close(handle)
+    while True:
+        handle = _open(path)
+        try:
+            flock(handle, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if is_at(handle, path):  # otherwise the last holder has removed it
+                yield
+                return
+        finally:
+            os.close(handle)
 
 
 @contextlib.contextmanager
 def alone(work: Path, who: str) -> Iterator[None]:
-    """InputError where another process (`who` it is) works in a folder of unfinished work; else this one does.
+    """Be the only process in a folder of unfinished work. The folder is removed at the end, unless something is left in it.
 
-    The folder goes when the block ends, unless something is left in it.
+    Raises:
+        InputError: another process (`who` says which command) works there.
     """
     with contextlib.ExitStack() as stack:
         try:
@@ -50,52 +54,37 @@ def alone(work: Path, who: str) -> Iterator[None]:
 
 
 def clear(work: Path, names: str = "") -> None:
-    """Remove some of the folders that we made under `work`, and `work` itself where nothing is left; nothing foreign."""
+    """Remove the folders under `work` that match a pattern, and then `work` itself if it is empty."""
     for folder in work.glob(names) if names else ():
         shutil.rmtree(folder, ignore_errors=True)
-    with contextlib.suppress(OSError):  # not there, or holds something
+    with contextlib.suppress(OSError):  # not there, or not empty
         work.rmdir()
 
 
-def _lock(path: Path, how: int) -> int:
-    handle = _open(path)
-    try:
-        flock(handle, how)
-    except BlockingIOError:
-        os.close(handle)
-        raise
-    return handle
-
-
 def flock(handle: int, how: int) -> None:
-    """Lock an open file; a file system without locks is passed over."""
+    """Lock an open file. A file system without locks is no error."""
     try:
         fcntl.flock(handle, how)
     except BlockingIOError:
         raise
-    except OSError:  # a file system without locks
+    except OSError:
         pass
 
 
 def _open(path: Path) -> int:
-    for turn in range(1000):  # what its last holder removes meanwhile is made anew
-        try:
+    for _ in range(1000):  # the last holder may remove the file, or its folder, at any moment
+        with contextlib.suppress(FileNotFoundError):
             if path.is_dir():
                 return os.open(path, os.O_RDONLY)
-            try:
+            with contextlib.suppress(FileExistsError):
                 path.parent.mkdir(parents=True)
-            except FileExistsError:
-                if path.parent.is_symlink() and not path.parent.exists():  # which points to nothing
-                    raise
             return os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
-        except FileNotFoundError:
-            if turn == 999:  # not removed: where nothing can be made
-                raise
-    raise AssertionError
+    path.parent.mkdir(parents=True)  # the error says why nothing can be made here
+    raise FileNotFoundError(errno.ENOENT, "cannot be made", str(path))
 
 
 def is_at(handle: int, path: Path) -> bool:
-    """Whether an open file is still the one of that name."""
+    """Whether an open file still has this name."""
     with contextlib.suppress(FileNotFoundError):
         return os.path.samestat(os.fstat(handle), os.stat(path))
     return False

@@ -13,9 +13,15 @@ from pyserini_kd.storage.environment import command_line, energy, environment, s
 from pyserini_kd.storage.errors import InputError
 from pyserini_kd.storage.files import atomic_file, refuse_existing, require_file
 
+Record = dict[str, Any]
+"""A JSON object."""
+
+HUGE = 1 << 33
+"""Bytes of a file from which no checksum is taken: MS MARCO's 3 GB of passages are less, and take a few seconds."""
+
 
 def comparable(record: Any) -> Any:
-    """A record as a file gives it back, without what checkpoints are called: equal where the same weights did the same.
+    """A record as its file gives it back, without names of checkpoints: equal where the same weights did the same.
 
     >>> comparable({"encoder": {"name": "a", "sizes": (1, 2)}})
     {'encoder': {'sizes': [1, 2]}}
@@ -23,7 +29,7 @@ def comparable(record: Any) -> Any:
     return json.loads(json.dumps(record), object_pairs_hook=lambda pairs: {k: v for k, v in pairs if k != "name"})
 
 
-def difference(wanted: Mapping[str, Any], found: Mapping[str, Any]) -> str:
+def difference(wanted: Mapping[str, object], found: Mapping[str, object]) -> str:
     """The first setting that is not the same, in words."""
     for name, mine in wanted.items():
         theirs = found.get(name)
@@ -35,26 +41,40 @@ def difference(wanted: Mapping[str, Any], found: Mapping[str, Any]) -> str:
 
 
 def stamp(files: Iterable[Path]) -> str:
-    """What tells whether files have changed: a digest of their names, sizes and times, not of their contents."""
+    """A digest of the names, sizes and times of files, not of their contents: it tells whether they have changed."""
     found = [(str(file), file.stat().st_size, file.stat().st_mtime_ns) for file in files]
     return hashlib.sha256(json.dumps(found).encode()).hexdigest()
 
 
-def write_json(path: str | Path, record: dict[str, Any]) -> None:
-    """Write a record atomically, keys in the given order, one line per entry; bytes that are no text are escaped."""
+def write_json(path: str | Path, record: Mapping[str, object]) -> None:
+    """Write a record atomically, keys in the given order, one line per entry. Bytes that are no text are escaped."""
     with atomic_file(path, binary=True) as out:
         out.write(f"{json.dumps(record, indent=2, ensure_ascii=False)}\n".encode(errors="backslashreplace"))
 
 
+def read_json(path: str | Path, what: str) -> Record:
+    """Read a JSON object; InputError names the file and line where it is not one."""
+    path = require_file(path, what)
+    try:
+        record = json.loads(path.read_text(encoding="utf-8"))
+    except json.JSONDecodeError as error:
+        raise InputError(f"{path}:{error.lineno}: not valid JSON ({error.msg})") from error
+    except UnicodeDecodeError as error:
+        raise InputError(f"{path}: not valid JSON (no UTF-8 text)") from error
+    if not isinstance(record, dict):
+        raise InputError(f"{path}:1: expected a JSON object, found {type(record).__name__}")
+    return record
+
+
 def record_path(output: Path) -> Path:
-    """Where the record of an output lies: `run.json` of `run.txt`, `t.csv.json` of a table, else `NAME.record.json`."""
+    """The path of an output's record: `run.json` for `run.txt`, `t.csv.json` for a table, else `NAME.record.json`."""
     if output.suffix == ".txt":
         return output.with_suffix(".json")
     return output.with_name(f"{output.name}{'' if output.suffix in ('.csv', '.parquet') else '.record'}.json")
 
 
 def refuse_existing_run(output: Path, overwrite: bool) -> None:
-    """InputError if a run, or the record beside it, would be replaced without leave."""
+    """InputError if a run or its record exists and may not be replaced."""
     refuse_existing(output, overwrite)
     refuse_existing(record_path(output), overwrite)
 
@@ -67,33 +87,17 @@ def write_record(output: Path, **fields: Any) -> None:
     """
     values = fields.get("config", {}).values()
     named = [word for value in values for word in (value if isinstance(value, list | tuple) else [value])]
-    paths = {word: _digestible(word) for word in (str(output), *map(str, named))}
-    sizes = {path: os.path.getsize(path) for path in paths.values() if path}
-    checksums = {
-        word: sha256(path) if sizes[path] < HUGE else f"not taken: {sizes[path]} bytes" for word, path in paths.items() if path
-    }
+    checksums = {word: _checksum(path) for word in (str(output), *map(str, named)) if (path := _digestible(word))}
     record = {"command": command_line(), **fields, "sha256": checksums, **environment()}
     write_json(record_path(output), record | ({"energy_joules": joules} if (joules := energy()) else {}))
 
 
-HUGE = 1 << 33  # bytes; MS MARCO's 3 GB of passages are less, and take a few seconds
-
-
 def _digestible(word: str) -> str | None:
-    """The file whose checksum stands for a path, if it is one."""
+    """The file whose checksum stands for a path; None if there is none."""
     path = os.path.join(word, "manifest.json") if os.path.isdir(word) else word
     return path if os.path.isfile(path) else None
 
 
-def read_json(path: str | Path, what: str) -> dict[str, Any]:
-    """Read a JSON object; InputError names the file and line where it is not one."""
-    path = require_file(path, what)
-    try:
-        record = json.loads(path.read_text(encoding="utf-8"))
-    except json.JSONDecodeError as error:
-        raise InputError(f"{path}:{error.lineno}: not valid JSON ({error.msg})") from error
-    except UnicodeDecodeError as error:
-        raise InputError(f"{path}: not valid JSON (no UTF-8 text)") from error
-    if not isinstance(record, dict):
-        raise InputError(f"{path}:1: expected a JSON object, found {type(record).__name__}")
-    return record
+def _checksum(path: str) -> str:
+    size = os.path.getsize(path)
+    return sha256(path) if size < HUGE else f"not taken: {size} bytes"

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-from pyserini_kd.data import collection_files, ir_dataset, lines, qrels_files, topic_files
+from pyserini_kd.data import formats, lines, sources
 from pyserini_kd.data import ids as ids_
 from pyserini_kd.data.ids import id_hash, unique_docs
 from pyserini_kd.data.types import Doc, Query
@@ -51,7 +51,7 @@ def test_pyserini_jsonl(save):
             {"id": "6", "contents": "before\u2028after"},  # U+2028 ends no line
         ),
     )
-    assert list(collection_files.read_collection(path)) == [
+    assert list(formats.read_collection(path)) == [
         Doc("007", "Title here", "Text, line 1.\nLine 2."),
         Doc("NA", "", "no title"),
         Doc("3", "T", "a\nb"),
@@ -65,7 +65,7 @@ def test_beir_folder_reads_the_corpus_alone(save, tmp_path):
     path = save("corpus.jsonl", json_lines({"_id": "1", "title": "T", "text": " x "}, {"_id": "2", "title": None, "text": "y"}))
     (tmp_path / "queries.jsonl").write_text(json_lines({"_id": "q", "text": "not a document"}))
     (tmp_path / "more.jsonl").write_text(json_lines({"_id": "m", "text": "nor this"}))
-    assert list(collection_files.read_collection(path.parent)) == [Doc("1", "T", "x"), Doc("2", "", "y")]
+    assert list(formats.read_collection(path.parent)) == [Doc("1", "T", "x"), Doc("2", "", "y")]
 
 
 def test_folder_of_files_in_order_of_name(save, tmp_path):
@@ -76,7 +76,7 @@ def test_folder_of_files_in_order_of_name(save, tmp_path):
     (tmp_path / "queries.dev.tsv").write_text("q\tno document\n")
     (tmp_path / "qrels.tsv").write_text("q\tno document\n")
     (tmp_path / ".hidden.jsonl").write_text("{}\n")
-    assert [doc.doc_id for doc in collection_files.read_collection(tmp_path)] == ["a", "b", "c"]
+    assert [doc.doc_id for doc in formats.read_collection(tmp_path)] == ["a", "b", "c"]
 
 
 def test_links_to_folders_are_followed_each_folder_once(save, tmp_path):
@@ -84,7 +84,7 @@ def test_links_to_folders_are_followed_each_folder_once(save, tmp_path):
     save("elsewhere/b.jsonl", json_lines({"id": "b", "contents": "b"}))
     (tmp_path / "c" / "part").symlink_to(tmp_path / "elsewhere")
     (tmp_path / "c" / "round").symlink_to(tmp_path / "c")
-    assert [doc.doc_id for doc in collection_files.read_collection(tmp_path / "c")] == ["a", "b"]
+    assert [doc.doc_id for doc in formats.read_collection(tmp_path / "c")] == ["a", "b"]
 
 
 @pytest.mark.parametrize("mark", ["docid", "segments_1"])
@@ -93,17 +93,15 @@ def test_our_indexes_in_a_collection_hold_no_documents(tmp_path, mark):
     (tmp_path / "index").mkdir()
     (tmp_path / "index" / "manifest.json").write_text("{}")
     (tmp_path / "index" / mark).touch()
-    assert [doc.doc_id for doc in collection_files.read_collection(tmp_path)] == ["a"]
+    assert [doc.doc_id for doc in formats.read_collection(tmp_path)] == ["a"]
 
 
 def test_ms_marco_tsv_with_two_and_four_columns(save):
-    assert list(collection_files.read_collection(save("c.tsv", "0\tfirst passage\n1\ta lone \r return\n"))) == [
+    assert list(formats.read_collection(save("c.tsv", "0\tfirst passage\n1\ta lone \r return\n"))) == [
         Doc("0", "", "first passage"),
         Doc("1", "", "a lone \r return"),
     ]
-    assert list(
-        collection_files.read_collection(save("docs.tsv", "D1\thttp://x\tThe title\tThe body\nD2\thttp://y\t\t\n"))
-    ) == [
+    assert list(formats.read_collection(save("docs.tsv", "D1\thttp://x\tThe title\tThe body\nD2\thttp://y\t\t\n"))) == [
         Doc("D1", "The title", "The body"),
         Doc("D2", "", ""),
     ]
@@ -111,14 +109,14 @@ def test_ms_marco_tsv_with_two_and_four_columns(save):
 
 def test_windows_files(save):
     """A byte order mark and CRLF are no text; blank lines are no records."""
-    assert list(collection_files.read_collection(save("d.tsv", b"\xef\xbb\xbf1\tone\r\n\r\n2\ttwo\r\n"))) == [
+    assert list(formats.read_collection(save("d.tsv", b"\xef\xbb\xbf1\tone\r\n\r\n2\ttwo\r\n"))) == [
         Doc("1", "", "one"),
         Doc("2", "", "two"),
     ]
     path = save("d.jsonl", b'\xef\xbb\xbf{"id": "1", "contents": "one"}\r\n')
-    assert list(collection_files.read_collection(path)) == [Doc("1", "", "one")]
-    assert topic_files.read_topics(save("t.tsv", b"\xef\xbb\xbf1\tone\r\n")) == [Query("1", "one")]
-    assert qrels_files.read_qrels(save("q.txt", b"\xef\xbb\xbf1 0 d 1\r\n")) == {"1": {"d": 1}}
+    assert list(formats.read_collection(path)) == [Doc("1", "", "one")]
+    assert formats.read_topics(save("t.tsv", b"\xef\xbb\xbf1\tone\r\n")) == [Query("1", "one")]
+    assert formats.read_qrels(save("q.txt", b"\xef\xbb\xbf1 0 d 1\r\n")) == {"1": {"d": 1}}
 
 
 @pytest.mark.parametrize(
@@ -152,35 +150,33 @@ def test_windows_files(save):
 def test_malformed_collections(save, name, content, message):
     path = save(name, content)
     with pytest.raises(InputError, match=message) as error:
-        list(collection_files.read_collection(path))
+        list(formats.read_collection(path))
     assert str(path) in str(error.value)
 
 
 def test_whole_surrogate_pairs_are_characters(save):
-    assert list(collection_files.read_collection(save("d.jsonl", '{"id": "1", "contents": "\\ud83d\\ude00"}\n'))) == [
-        Doc("1", "", "😀")
-    ]
+    assert list(formats.read_collection(save("d.jsonl", '{"id": "1", "contents": "\\ud83d\\ude00"}\n'))) == [Doc("1", "", "😀")]
 
 
 def test_missing_empty_and_truncated_collections(tmp_path):
     with pytest.raises(InputError, match="collection not found"):
-        list(collection_files.read_collection(tmp_path / "none"))
+        list(formats.read_collection(tmp_path / "none"))
     with pytest.raises(InputError, match=r"holds no \.jsonl"):
-        list(collection_files.read_collection(tmp_path))
+        list(formats.read_collection(tmp_path))
     whole = gzip.compress(b"1\ta\n" * 1000)
     for content in (whole[: len(whole) // 2], b"no gzip at all", whole[:20] + b"\0\0\0" + whole[23:]):
         (tmp_path / "d.tsv.gz").write_bytes(content)
         with pytest.raises(InputError, match=r"d\.tsv\.gz: not a complete gzip file"):
-            list(collection_files.read_collection(tmp_path / "d.tsv.gz"))
+            list(formats.read_collection(tmp_path / "d.tsv.gz"))
     (tmp_path / "d.tsv.gz").write_bytes(b"")
     with pytest.raises(InputError, match="is empty"):
-        list(collection_files.read_collection(tmp_path / "d.tsv.gz"))
+        list(formats.read_collection(tmp_path / "d.tsv.gz"))
 
 
 def test_collections_are_streamed(tmp_path):
     """The first documents come before a bad line further on is read."""
     (tmp_path / "d.tsv").write_text("1\ta\n2\tb\nbad\n")
-    docs = collection_files.read_collection(tmp_path / "d.tsv")
+    docs = formats.read_collection(tmp_path / "d.tsv")
     assert [next(docs).doc_id, next(docs).doc_id] == ["1", "2"]
 
 
@@ -201,31 +197,31 @@ once = {"max_examples": 60, "deadline": None, "suppress_health_check": [HealthCh
     st.lists(st.builds(Doc, ids, texts.map(lambda t: " ".join(t.split())), texts.map(str.strip)), unique_by=lambda d: d.doc_id)
 )
 def test_collection_round_trip(tmp_path, docs):
-    assert collection_files.write_collection(docs, tmp_path / "d.jsonl", overwrite=True) == len(docs)
+    assert formats.write_collection(docs, tmp_path / "d.jsonl", overwrite=True) == len(docs)
     if docs:
-        assert list(collection_files.read_collection(tmp_path / "d.jsonl")) == docs
+        assert list(formats.read_collection(tmp_path / "d.jsonl")) == docs
 
 
 @settings(**once)
 @given(st.lists(st.builds(Query, ids, texts.map(lambda t: " ".join(t.split()))), min_size=1, unique_by=lambda q: q.query_id))
 def test_topics_round_trip(tmp_path, queries):
     first = queries[0].query_id
-    if not first.startswith(("{", "<")) and first.lower() not in lines._ID_COLUMNS:  # these begin other formats, and headers
-        topic_files.write_topics(queries, tmp_path / "t.tsv", overwrite=True)
-        assert topic_files.read_topics(tmp_path / "t.tsv") == queries
+    if not first.startswith(("{", "<")) and first.lower() not in lines.ID_COLUMNS:  # these begin other formats, and headers
+        formats.write_topics(queries, tmp_path / "t.tsv", overwrite=True)
+        assert formats.read_topics(tmp_path / "t.tsv") == queries
 
 
 @settings(**once)
 @example({"query-id": {"score": 0, "corpus-id": 1}})  # as BEIR's header begins
 @given(st.dictionaries(ids, st.dictionaries(ids, st.integers(-2, 3), min_size=1), min_size=1))
 def test_qrels_round_trip(tmp_path, qrels):
-    qrels_files.write_qrels(qrels, tmp_path / "q.txt", overwrite=True)
-    assert qrels_files.read_qrels(tmp_path / "q.txt") == qrels
+    formats.write_qrels(qrels, tmp_path / "q.txt", overwrite=True)
+    assert formats.read_qrels(tmp_path / "q.txt") == qrels
 
 
 def test_writers_refuse_to_overwrite(tmp_path):
     (tmp_path / "f").write_text("old")
-    for write, what in ((collection_files.write_collection, []), (topic_files.write_topics, []), (qrels_files.write_qrels, {})):
+    for write, what in ((formats.write_collection, []), (formats.write_topics, []), (formats.write_qrels, {})):
         with pytest.raises(InputError, match="give --overwrite"):
             write(what, tmp_path / "f")
     assert (tmp_path / "f").read_text() == "old"
@@ -278,17 +274,17 @@ def test_id_hash_is_stable():
 
 def test_tsv_topics(save):
     path = save("t.tsv", "007\tfirst query\nNA\t  two  blanks \n3\t\n")
-    assert topic_files.read_topics(path) == [Query("007", "first query"), Query("NA", "two blanks"), Query("3", "")]
+    assert formats.read_topics(path) == [Query("007", "first query"), Query("NA", "two blanks"), Query("3", "")]
 
 
 def test_a_header_is_one_only_in_the_first_line(save):
     path = save("t.tsv", "pid\tcontroller\nid\ttext\n")
-    assert topic_files.read_topics(path) == [Query("pid", "controller"), Query("id", "text")]
+    assert formats.read_topics(path) == [Query("pid", "controller"), Query("id", "text")]
 
 
 def test_json_topics(save):
     path = save("t.jsonl", json_lines({"_id": "007", "text": "a\nb"}, {"qid": "NA", "title": "c"}, {"id": 3, "query": "d"}))
-    assert topic_files.read_topics(path) == [Query("007", "a b"), Query("NA", "c"), Query("3", "d")]
+    assert formats.read_topics(path) == [Query("007", "a b"), Query("NA", "c"), Query("3", "d")]
 
 
 TREC = """
@@ -315,19 +311,19 @@ Identify positive accomplishments.
 @pytest.mark.parametrize("newline", ["\n", "\r\n"], ids=["unix", "windows"])
 def test_trec_topics(save, newline):
     path = save("topics.trec", TREC.replace("\n", newline).encode())
-    assert topic_files.read_topics(path) == [
+    assert formats.read_topics(path) == [
         Query("303", "Hubble Telescope Achievements & costs, a < b"),
         Query("007", "closed tags"),
         Query("NA", "without an end tag"),
     ]
     path = save("t.trec", "<top><num> 1 <title> C++ <vector> resize <desc> no </top>")
-    assert topic_files.read_topics(path) == [Query("1", "C++ <vector> resize")]
+    assert formats.read_topics(path) == [Query("1", "C++ <vector> resize")]
 
 
 def test_cacm_topics(save, shared_data):
     path = save("t.txt", "<DOC>\n<DOCNO> 1 </DOCNO>\n\n What about 1 < 2,\nand &lt;x&gt;?\n\n</DOC>\n")
-    assert topic_files.read_topics(path) == [Query("1", "What about 1 < 2, and <x>?")]
-    topics = topic_files.read_topics(shared_data / "cacm" / "topics.cacm.txt")
+    assert formats.read_topics(path) == [Query("1", "What about 1 < 2, and <x>?")]
+    topics = formats.read_topics(shared_data / "cacm" / "topics.cacm.txt")
     assert len(topics) == 64 and [q.query_id for q in topics] == [str(n) for n in range(1, 65)]
     assert topics[1].text == "I am interested in articles written either by Prieve or Udo Pooch Prieve, B. Pooch, U."
 
@@ -349,7 +345,7 @@ def test_cacm_topics(save, shared_data):
 def test_malformed_topics(tmp_path, content, message):
     (tmp_path / "topics").write_text(content)
     with pytest.raises(InputError, match=message):
-        topic_files.read_topics(tmp_path / "topics")
+        formats.read_topics(tmp_path / "topics")
 
 
 # --------------------------------------------------------------------------------------------------------- qrels
@@ -357,13 +353,13 @@ def test_malformed_topics(tmp_path, content, message):
 
 def test_trec_qrels(save):
     path = save("q.txt", "007 0 NA 2\n007\t0\tb\t0\nq2 Q0 a -1\n\n007 0 NA 2\n")
-    assert qrels_files.read_qrels(path) == {"007": {"NA": 2, "b": 0}, "q2": {"a": -1}}
+    assert formats.read_qrels(path) == {"007": {"NA": 2, "b": 0}, "q2": {"a": -1}}
 
 
 def test_beir_qrels(save, shared_data):
     path = save("test.tsv", "query-id\tcorpus-id\tscore\n1\t007\t1\n")
-    assert qrels_files.read_qrels(path) == {"1": {"007": 1}}
-    qrels = qrels_files.read_qrels(shared_data / "beir" / "scifact" / "qrels" / "test.tsv")
+    assert formats.read_qrels(path) == {"1": {"007": 1}}
+    qrels = formats.read_qrels(shared_data / "beir" / "scifact" / "qrels" / "test.tsv")
     assert len(qrels) == 300 and sum(map(len, qrels.values())) == 339 and qrels["1"] == {"31715818": 1}
 
 
@@ -381,17 +377,17 @@ def test_beir_qrels(save, shared_data):
 def test_malformed_qrels(tmp_path, content, message):
     (tmp_path / "q").write_text(content)
     with pytest.raises(InputError, match=message):
-        qrels_files.read_qrels(tmp_path / "q")
+        formats.read_qrels(tmp_path / "q")
 
 
 # --------------------------------------------------------------------------------------------------- ir_datasets
 
 CRANFIELD = """
 import json, sys
-from pyserini_kd.data.ir_dataset import read_ir_dataset
-docs = list(read_ir_dataset("cranfield", "docs"))
-queries = read_ir_dataset("cranfield", "queries")
-qrels = read_ir_dataset("cranfield", "qrels")
+from pyserini_kd.data import sources
+docs = list(sources.collection("ir_datasets:cranfield"))
+queries = sources.topics("ir_datasets:cranfield")
+qrels = sources.qrels("ir_datasets:cranfield")
 rows = [(q, d, g) for q, judged in qrels.items() for d, g in judged.items()]
 pick = lambda records: [len(records), records[0], records[9], records[-1]]
 json.dump([pick(docs), pick(queries), pick(rows)], sys.stdout)
@@ -425,7 +421,7 @@ def test_ir_datasets_faults(monkeypatch):
     import ir_datasets
 
     with pytest.raises(InputError, match="ir_datasets has no dataset 'nope'"):
-        ir_dataset.read_ir_dataset("nope", "docs")
+        sources.collection("ir_datasets:nope")
 
     class Broken:
         def has_docs(self):
@@ -440,6 +436,6 @@ def test_ir_datasets_faults(monkeypatch):
 
     monkeypatch.setattr(ir_datasets, "load", lambda _: Broken())
     with pytest.raises(InputError, match="ir_datasets:x has no qrels"):
-        ir_dataset.read_ir_dataset("x", "qrels")
-    with pytest.raises(InputError, match="ir_datasets:x could not be had: download failed"):
-        list(ir_dataset.read_ir_dataset("x", "docs"))
+        sources.qrels("ir_datasets:x")
+    with pytest.raises(InputError, match="ir_datasets:x could not be read: download failed"):
+        list(sources.collection("ir_datasets:x"))

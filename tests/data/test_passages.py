@@ -82,7 +82,7 @@ def test_max_passage_splits_as_pyserini_does():
 
 
 def test_what_is_no_passage_is_refused():
-    with pytest.raises(InputError, match="'plain' is no passage"):
+    with pytest.raises(InputError, match="'plain' is not the id of a passage"):
         passages.aggregate(Run.from_scores("t", {"q": {"plain": 1.0}}))
     with pytest.raises(InputError, match="one of maxp, firstp, sump, avgp, not 'best'"):
         passages.aggregate(RUN, "best")

@@ -6,7 +6,7 @@ import sys
 import pytest
 
 from pyserini_kd import pydocs
-from pyserini_kd.data import collection_files, docstrings
+from pyserini_kd.data import docstrings, formats
 from pyserini_kd.storage.errors import InputError
 
 SOURCE = '''
@@ -133,9 +133,7 @@ def test_command_writes_what_the_readers_read(fake_package, tmp_path, invoke):
     done = invoke(pydocs.main, "--output", tmp_path / "out")
     assert done.exit_code == 0, done.output
     assert "docs.jsonl: 6 documents" in done.output
-    assert list(collection_files.read_collection(tmp_path / "out")) == list(
-        docstrings.docs()
-    )  # the folder's topics are no documents
+    assert list(formats.read_collection(tmp_path / "out")) == list(docstrings.docs())  # the folder's topics are no documents
     for split, topics in splits.items():
         written = (tmp_path / "out" / f"topics.{split}.tsv").read_text()
         assert written == "".join(f"{query.query_id}\t{query.text}\n" for query in topics)

@@ -143,7 +143,7 @@ def test_command(tmp_path, invoke, files, bm25_index):
 
 
 def test_without_judgements_the_first_hit_stands_in_for_the_positive(tmp_path, invoke, files, bm25_index, caplog):
-    from pyserini_kd.data.topic_files import read_topics
+    from pyserini_kd.data.formats import read_topics
     from pyserini_kd.retrieval import bm25_search
 
     base = ["--collection", files["docs"], "--topics", files["topics"], "--output", tmp_path / "c.jsonl", "--negatives", 3]

@@ -12,7 +12,7 @@ from conftest import cross, save_cross, score, stages_of
 
 from pyserini_kd import teach, train
 from pyserini_kd.data import docstrings
-from pyserini_kd.data.collection_files import write_collection
+from pyserini_kd.data.formats import write_collection
 from pyserini_kd.distillation import batches, objective, processes, recipes, score_store, training, training_data
 from pyserini_kd.distillation import trainer as trainer_
 from pyserini_kd.distillation.candidates import Group, write_candidates

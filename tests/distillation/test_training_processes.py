@@ -11,8 +11,7 @@ import pytest
 import torch
 from conftest import cross, stages_of
 
-from pyserini_kd.data.collection_files import read_collection
-from pyserini_kd.data.topic_files import read_topics
+from pyserini_kd.data.formats import read_collection, read_topics
 from pyserini_kd.distillation import candidates, objective, text_store, training
 from pyserini_kd.distillation.config import TrainConfig
 from pyserini_kd.distillation.triples import Scores

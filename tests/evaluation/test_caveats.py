@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from pyserini_kd.data import docstrings, topic_files
+from pyserini_kd.data import docstrings, formats
 from pyserini_kd.data.runs import Run
 from pyserini_kd.data.types import Query
 from pyserini_kd.evaluation import caveats
@@ -147,8 +147,8 @@ def here(tmp_path, monkeypatch):
     """A student trained on train.tsv, and two runs by it: of the training topics, and of others with the same ids."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("PYSERINI_KD_HOME", raising=False)
-    topic_files.write_topics([Query("1", "what cats eat"), Query("2", "what dogs eat")], tmp_path / "train.tsv")
-    topic_files.write_topics(
+    formats.write_topics([Query("1", "what cats eat"), Query("2", "what dogs eat")], tmp_path / "train.tsv")
+    formats.write_topics(
         [Query("1", "where cats sleep"), Query("2", "what dogs eat"), Query("3", "hens")], tmp_path / "test.tsv"
     )
     trained("student", "train.tsv")

@@ -12,7 +12,7 @@ import pytrec_eval
 from click.testing import CliRunner
 from scipy import stats
 
-from pyserini_kd.data import qrels_files
+from pyserini_kd.data import formats
 from pyserini_kd.data.runs import Run
 from pyserini_kd.evaluate import main
 from pyserini_kd.evaluation.engines import by_pytrec_eval, compare, disagreement, evaluate, mean
@@ -368,7 +368,7 @@ def test_a_disagreement_names_the_worst_case():
 )
 def test_published_runs_of_dl19(shared_data, name, ndcg, engine):
     folder = shared_data / "msmarco-dl19"
-    qrels = qrels_files.read_qrels(folder / "qrels.dl19.txt")
+    qrels = formats.read_qrels(folder / "qrels.dl19.txt")
     run = Run.read(folder / "runs" / f"{name}.dl19.trec")
     found = evaluate(run, qrels, ["nDCG@10", "AP(rel=2)"], engine)
     assert round(mean(found["nDCG@10"]), 4) == ndcg
@@ -381,7 +381,7 @@ def test_published_runs_of_dl19(shared_data, name, ndcg, engine):
 @pytest.fixture
 def files(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    qrels_files.write_qrels({"q1": {"b": 1}, "q2": {"a": 1}}, "qrels.txt")
+    formats.write_qrels({"q1": {"b": 1}, "q2": {"a": 1}}, "qrels.txt")
     Run.from_scores("one", {"q1": {"a": 2.0, "b": 1.0}}).write("one.txt")
     Run.from_scores("two", {"q1": {"b": 2.0, "a": 1.0}, "q2": {"b": 2.0, "a": 1.0}}).write("two.txt")
     return tmp_path

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from pyserini_kd import fuse
 from pyserini_kd.data.runs import Run, RunStream, open_run
+from pyserini_kd.data.trectools_adapter import from_trectools, to_trectools
 from pyserini_kd.fuse import main
 from pyserini_kd.retrieval import fusion, fusion_methods
 from pyserini_kd.retrieval.fusion import average, interpolation, normalize, rrf
@@ -405,16 +406,16 @@ def test_equals_trectools(method):
     import trectools.fusion
 
     runs = overlapping(2)
-    theirs = trectools.fusion.combos([run.to_trectools() for run in runs], strategy=method)
-    same(fusion.combine(runs, f"comb{method}"), Run.from_trectools(theirs, "t"))
+    theirs = trectools.fusion.combos([to_trectools(run) for run in runs], strategy=method)
+    same(fusion.combine(runs, f"comb{method}"), from_trectools(theirs, "t"))
 
 
 def test_equals_trectools_rbp():
     import trectools.fusion
 
     runs = overlapping(4)
-    theirs = trectools.fusion.rank_biased_precision_fusion([run.to_trectools() for run in runs], p=0.7)
-    same(fusion.combine(runs, "rbp", rbp_p=0.7), Run.from_trectools(theirs, "t"))
+    theirs = trectools.fusion.rank_biased_precision_fusion([to_trectools(run) for run in runs], p=0.7)
+    same(fusion.combine(runs, "rbp", rbp_p=0.7), from_trectools(theirs, "t"))
 
 
 RANX = [(name, name, None, None) for name in ("rrf", "isr", "wsum")] + [

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 import pytrec_eval
 
-from pyserini_kd.data import collection_files, qrels_files, topic_files, topic_sets
+from pyserini_kd.data import formats, topic_sets
 from pyserini_kd.data.java import _java_version, find_java, start_jvm
 from pyserini_kd.data.types import Doc, Query
 from pyserini_kd.retrieval import bm25_build, bm25_search
@@ -43,7 +43,7 @@ def odd_index(tmp_path_factory):
 @pytest.fixture(scope="module")
 def scifact(tmp_path_factory, shared_data):
     folder = tmp_path_factory.mktemp("lucene") / "scifact"
-    assert bm25_build.build_index(collection_files.read_collection(shared_data / "beir" / "scifact"), folder, threads=2) == 5183
+    assert bm25_build.build_index(formats.read_collection(shared_data / "beir" / "scifact"), folder, threads=2) == 5183
     return str(folder)
 
 
@@ -77,8 +77,8 @@ def pyserini_hits(index, text, k, rm3=False):
 
 
 def test_scifact_bm25_is_the_published_one(scifact, shared_data):
-    topics = topic_files.read_topics(shared_data / "beir" / "scifact" / "queries.jsonl")
-    qrels = qrels_files.read_qrels(shared_data / "beir" / "scifact" / "qrels" / "test.tsv")
+    topics = formats.read_topics(shared_data / "beir" / "scifact" / "queries.jsonl")
+    qrels = formats.read_qrels(shared_data / "beir" / "scifact" / "qrels" / "test.tsv")
     topics = [query for query in topics if query.query_id in qrels]
     run = bm25_search.search(scifact, topics, threads=2)
     assert round(mean(run, qrels, "ndcg_cut.10"), 4) == 0.6789
@@ -94,8 +94,8 @@ def test_documents_come_back_as_they_were_indexed(tmp_path):
 
 def test_cacm_through_anserinis_html_reader(cacm_folder, shared_data, tmp_path):
     assert bm25_build.build_index_with_reader(cacm_folder, "HtmlCollection", tmp_path / "index", threads=2) == 3204
-    topics = topic_files.read_topics(shared_data / "cacm" / "topics.cacm.txt")
-    qrels = qrels_files.read_qrels(shared_data / "cacm" / "qrels.cacm.txt")
+    topics = formats.read_topics(shared_data / "cacm" / "topics.cacm.txt")
+    qrels = formats.read_qrels(shared_data / "cacm" / "qrels.cacm.txt")
     run = bm25_search.search(str(tmp_path / "index"), topics, k1=0.9, b=0.4)
     assert len(qrels) == 52 and len(run) == 64
     assert round(mean(run, qrels, "map"), 4) == 0.3123
@@ -111,7 +111,7 @@ def test_cacm_topics_are_anserinis(shared_data):
     path = shared_data / "cacm" / "topics.cacm.txt"
     read = autoclass("io.anserini.search.topicreader.TopicReader").getTopicsWithStringIdsFromFileWithTopicReaderClass
     theirs = read("io.anserini.search.topicreader.CacmTopicReader", str(path))
-    ours = topic_files.read_topics(path)
+    ours = formats.read_topics(path)
     assert theirs.size() == len(ours) == 64
     assert [query.text for query in ours] == [" ".join(theirs.get(q.query_id).get("title").split()) for q in ours]
 
@@ -122,7 +122,7 @@ def test_cacm_topics_are_anserinis(shared_data):
 @pytest.mark.parametrize("rm3", [False, True], ids=["bm25", "rm3"])
 def test_same_hits_as_pyserini(scifact, shared_data, rm3):
     """Ids, order and float32 scores, ties parted as Anserini parts them."""
-    topics = topic_files.read_topics(shared_data / "beir" / "scifact" / "queries.jsonl")[:12]
+    topics = formats.read_topics(shared_data / "beir" / "scifact" / "queries.jsonl")[:12]
     run = bm25_search.search(scifact, topics, hits=300, rm3=rm3, threads=2)
     for query in topics:
         doc_ids, scores = pyserini_hits(scifact, query.text, 300, rm3)
@@ -194,7 +194,7 @@ def test_ties_are_parted_as_by_the_slow_loop(top, seed):
 
 
 def test_blank_queries_threads_and_order(scifact, shared_data):
-    topics = topic_files.read_topics(shared_data / "beir" / "scifact" / "queries.jsonl")[:9]
+    topics = formats.read_topics(shared_data / "beir" / "scifact" / "queries.jsonl")[:9]
     topics.insert(4, Query("blank", " \t"))
     one, three = (bm25_search.search(scifact, topics, hits=20, threads=n) for n in (1, 3))
     assert list(one) == list(three) == [query.query_id for query in topics]

@@ -139,10 +139,10 @@ def by_command(tmp_path_factory, corpus, tiny_dot):
     """The corpus as `index --lucene-flat` writes it."""
     from click.testing import CliRunner
 
-    from pyserini_kd.data import collection_files
+    from pyserini_kd.data import formats
 
     folder = tmp_path_factory.mktemp("lucene")
-    collection_files.write_collection(corpus, folder / "docs.jsonl")
+    formats.write_collection(corpus, folder / "docs.jsonl")
     words = [
         "--collection",
         folder / "docs.jsonl",

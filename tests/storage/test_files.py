@@ -18,6 +18,7 @@ import pytest
 from pyserini_kd.storage import environment, files, locks
 from pyserini_kd.storage.errors import InputError
 from pyserini_kd.storage.files import atomic_file, atomic_folder, refuse_existing
+from pyserini_kd.storage.manifest import Manifest
 from pyserini_kd.storage.records import read_json, record_path, refuse_existing_run, stamp, write_json
 
 INTERRUPTIONS = [RuntimeError("bug"), KeyboardInterrupt(), OSError(errno.ENOSPC, "No space left on device")]
@@ -220,12 +221,10 @@ def test_folders_that_cannot_be_replaced_are_refused(tmp_path, monkeypatch):
     with pytest.raises(InputError, match="is a link to an empty folder; name that folder itself"):
         refuse_existing(tmp_path / "link", False, folder=True)
     monkeypatch.chdir(tmp_path / "empty")
-    with pytest.raises(InputError, match="is no folder of its own"):
+    with pytest.raises(InputError, match="cannot be replaced by the result"):
         refuse_existing(Path("."), False, folder=True)
     monkeypatch.setattr("os.path.ismount", lambda path: True)
-    with pytest.raises(
-        InputError, match="empty is no folder of its own that could be replaced by the result; name one inside it"
-    ):
+    with pytest.raises(InputError, match="empty cannot be replaced by the result; name a folder inside it"):
         refuse_existing(tmp_path / "empty", False, folder=True)
     refuse_existing(tmp_path / "file", False)
 
@@ -373,7 +372,7 @@ def test_many_that_remove_their_lock_never_hold_it_together(tmp_path):
 def test_a_link_to_nothing_on_the_way_is_said(tmp_path):
     (tmp_path / "models").symlink_to(tmp_path / "unmounted")
     for path, folder in (("models/a/b.txt", False), ("models/x", True), ("models", True)):
-        with pytest.raises(InputError, match="models is a link to nothing"):
+        with pytest.raises(InputError, match="models is a broken link"):
             refuse_existing(tmp_path / path, False, folder=folder)
     with pytest.raises(OSError), locks.locked(tmp_path / "models" / "a" / "lock"):  # and is waited for by nobody
         pass
@@ -455,3 +454,28 @@ def test_a_stamp_changes_with_names_sizes_and_times(tmp_path):
     os.utime(path, ns=(1, 1))
     assert stamp([path]) != before
     assert stamp([]) != before
+
+
+def test_a_manifest_is_read_as_it_was_written(tmp_path):
+    encoder = {"name": "student", "sha256": "ab", "pooling": "cls", "max_len": 3}
+    Manifest(folder=tmp_path, kind="dense", segment=None, encoder=encoder, n_docs=2, width=4).write()
+    entries = {"kind": "dense", "encoder": encoder, "segment": None, "n_docs": 2, "width": 4}
+    assert read_json(tmp_path / "manifest.json", "manifest") == entries
+    read = Manifest.read(tmp_path)
+    assert (read.kind, read.segment, read.n_docs, read.collection, read.made_by) == ("dense", None, 2, None, encoder)
+    assert read.says({"n_docs": 2, "encoder": encoder | {"name": "other"}}) and not read.says({"n_docs": 3})
+    assert Manifest.find(tmp_path / "none") is None
+    write_json(tmp_path / "manifest.json", {"encoder": "student"})
+    with pytest.raises(InputError, match=r"manifest.json: `encoder` must be a record, not 'student'"):
+        Manifest.find(tmp_path)
+
+
+def test_a_manifest_refuses_another_encoder(tmp_path):
+    encoder = {"name": "student", "sha256": "ab", "pooling": "cls"}
+    made = Manifest(folder=tmp_path, encoder=encoder)
+    made.refuse_other(encoder | {"name": "moved"}, ("sha256", "pooling"))
+    with pytest.raises(InputError, match="encoder does not match index .*: pooling is mean, the index was made with cls"):
+        made.refuse_other(encoder | {"pooling": "mean"}, ("sha256", "pooling"))
+    made.refuse_other(encoder | {"pooling": "mean"}, ("sha256",))
+    made.refuse_other(encoder | {"prefix": "query: "}, ("sha256", "prefix"))  # of an older index, which does not say
+    Manifest(folder=tmp_path, encoder={"name": "elsewhere"}).refuse_other(encoder, ("sha256",))
