@@ -1,13 +1,12 @@
-"""Measures of Runs against Qrels, and whether two runs differ by more than chance.
+"""Measure Runs against Qrels, and compare two runs.
 
-All numbers are trec_eval's, averaged as its `-c` does: every judged query counts, one that the run lacks counts 0, and
-queries that nobody judged are ignored. nDCG uses linear gain; negative relevance is none. trectools computes them;
-where a run is too large for it, our own kernels do, with equal numbers.
+All values are those of trec_eval, averaged as `trec_eval -c` does: all judged queries count, a query that the run lacks
+counts 0, and queries without judgements are ignored. nDCG uses linear gain. Negative relevance counts as 0. trectools
+computes small runs, our own kernels large ones. Both give equal numbers.
 """
 
 from __future__ import annotations
 
-import logging
 import math
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
@@ -22,19 +21,16 @@ if TYPE_CHECKING:
     import pandas as pd
     import trectools
 
-
-logger = logging.getLogger(__name__)
-
 PerQuery = dict[str, float]
 """query_id -> value, for every judged query."""
 
 ENGINES = ("auto", "trectools", "fast")
 TRECTOOLS_ROWS = 200_000
-"""Rows up to which `auto` asks trectools: five measures then take it 1.2 seconds, and our own kernels 0.02."""
+"""`auto` asks trectools up to this many rows. It then takes 1.2 seconds for five measures, our own kernels 0.02."""
 TRECTOOLS_MEASURES = ("nDCG", "RR", "AP", "P", "R", "RBP")
 """What trectools computes rightly. Its Rprec and bpref are wrong, and it has no Judged and no Success."""
 TOLERANCE = 1e-6
-"""How far a value may be from pytrec_eval's."""
+"""Largest difference to pytrec_eval that counts as equal."""
 
 
 def evaluate(run: Run, qrels: Qrels, measures: Sequence[str], engine: str = "auto") -> dict[str, PerQuery]:
@@ -60,7 +56,7 @@ def evaluate(run: Run, qrels: Qrels, measures: Sequence[str], engine: str = "aut
 
 
 def choose_engine(run: Run) -> str:
-    """What `auto` means for this run: trectools, or our own kernels where that would take long."""
+    """The engine that `auto` means for this run: trectools for small runs, else our own kernels."""
     return "trectools" if run.n_hits <= TRECTOOLS_ROWS else "fast"
 
 
@@ -74,9 +70,9 @@ def mean(per_query: PerQuery) -> float:
 
 
 def compare(per_query: PerQuery, baseline: PerQuery) -> tuple[float, float]:
-    """Mean difference to the baseline and the p-value of a two-sided paired t-test over all judged queries.
+    """Mean difference to the baseline, and the p-value of a two-sided paired t-test over all judged queries.
 
-    For more (other tests, corrections, effect sizes, intervals) see `significance.compare`.
+    `significance.compare` offers other tests, corrections, effect sizes and intervals.
 
     >>> difference, p_value = compare({"q1": 0.5, "q2": 0.75, "q3": 1.0}, {"q1": 0.5, "q2": 0.5, "q3": 0.5})
     >>> round(difference, 4), round(p_value, 4)
@@ -150,11 +146,11 @@ _TREC_EVAL = {
     "nDCG": ("ndcg", "ndcg_cut"), "RR": ("recip_rank", None), "AP": ("map", "map_cut"), "P": (None, "P"), "R": (None, "recall"),
     "Rprec": ("Rprec", None), "Bpref": ("bpref", None), "Success": (None, "success"),
 }  # fmt: skip
-"""trec_eval's names, without and with a cut-off. Its recip_rank takes none: the run is cut instead."""
+"""trec_eval's names without and with a cut-off. Its recip_rank takes no cut-off, so the run is cut."""
 
 
 def by_pytrec_eval(run: Run, qrels: Qrels, measures: Sequence[str]) -> dict[str, PerQuery]:
-    """The same as `evaluate`, by pytrec_eval; without the measures that it does not know (RBP, Judged)."""
+    """The values of `evaluate`, computed by pytrec_eval, without the measures that it does not know (RBP, Judged)."""
     import pytrec_eval
 
     groups: dict[tuple[int, int | None], dict[str, str]] = {}
@@ -177,7 +173,7 @@ def by_pytrec_eval(run: Run, qrels: Qrels, measures: Sequence[str]) -> dict[str,
 
 
 def disagreement(ours: Mapping[str, PerQuery], theirs: Mapping[str, PerQuery]) -> str | None:
-    """Where two engines differ by more than 1e-6: one line with the worst case, or None."""
+    """One line about the values that differ by more than 1e-6, with the worst case; None if there are none."""
     worst = [
         (abs(values[query_id] - value), measure, query_id)
         for measure, values in theirs.items()
