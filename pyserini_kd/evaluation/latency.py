@@ -43,7 +43,7 @@ def _gather(path: Path, spent: dict[Path, float], above: Set[Path]) -> str | Non
         is_there = record_path(path).exists() and record_path(path) != path
         return f"{name} is not the record of a run" if is_there else f"no record {name}"
     if record.get("resumed"):
-        return f"its reranking was resumed, and {name} has only the seconds after that"
+        return f"{name} has only the seconds since its reranking was resumed"
     own = _answering(record)
     if own is None:
         return f"{name} has no seconds"
