@@ -30,9 +30,9 @@ class Settings(RunFiles):
     engine: Annotated[
         Literal["auto", "trectools", "fast"], option("--engine", help="auto is trectools where the run is small.")
     ] = "auto"
-    cross_check: Annotated[bool, option("--cross-check", help="Fail where a value is further than 1e-6 from pytrec_eval's.")] = (
-        False
-    )
+    cross_check: Annotated[
+        bool, option("--cross-check", help="Fail where a value is further than 1e-6 from pytrec_eval's.")
+    ] = False
     output_format: Annotated[
         Literal["table", "markdown", "latex", "csv", "json"], option("--format", help="What to print.")
     ] = "table"

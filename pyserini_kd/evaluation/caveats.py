@@ -41,7 +41,9 @@ def of_run(run: Run, qrels: Qrels) -> list[str]:
     if any(grade <= 0 for docs in qrels.values() for grade in docs.values()):
         hits = [doc_id in qrels[query_id] for query_id in judged for doc_id in run[query_id].doc_ids[:TOP]]
         if sum(hits) < JUDGED_SHARE * len(hits):
-            found.append(f"only {sum(hits)} of {len(hits)} documents in the top {TOP} are judged; the others count as irrelevant")
+            found.append(
+                f"only {sum(hits)} of {len(hits)} documents in the top {TOP} are judged; the others count as irrelevant"
+            )
     if all(qrels[query_id].keys().isdisjoint(run[query_id].doc_ids) for query_id in judged):
         doc_id = next(iter(qrels[judged[0]]), "") if judged else ""
         found.append(f"holds no judged document at all, e.g. not {doc_id}: are the judgements of another collection?")

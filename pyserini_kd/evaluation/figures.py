@@ -1,17 +1,84 @@
-"""Figures for papers, from what `report.collect` gives: PDF, SVG or PNG, the same bytes for the same data.
+"""Figures for papers, from the data of the report page: PDF, SVG or PNG, the same bytes for the same data.
 
-Colours are those of Okabe and Ito (2008) without their yellow, which is too pale on paper; markers and line styles differ
-too, so that everything can be read in black and white. `report.html` uses the same order of colours, markers and styles.
+Colours are those of Okabe and Ito (2008), without yellow, which is too pale on paper. Markers and line styles differ too, so
+that figures can be read in black and white. `report.html` uses the same order of colours, markers and styles.
 """
 
 from __future__ import annotations
 
 import io
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypedDict
 
 from pyserini_kd.storage.files import atomic_file, refuse_existing
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+Curves = dict[str, list[list[float]]]
+"""Loss term or dev measure -> [step, value] pairs."""
+
+
+class Stage(TypedDict):
+    """The curves of one training stage."""
+
+    name: str
+    losses: Curves
+    dev: Curves
+
+
+class SystemRow(TypedDict):
+    """A run in the table of the page. `means` and `compared` have an entry per measure, `recall` one per depth."""
+
+    name: str
+    about: str
+    path: str
+    sha256: str
+    command: str
+    commit: str
+    ms: float | None
+    time: str
+    means: list[float]
+    compared: list[dict[str, float | None]] | None
+    recall: list[float | None]
+    notes: list[str]
+
+
+class Ranking(TypedDict):
+    """The rankings of one query: rows of `docs` by system; the grades of judged rows; the number of relevant documents."""
+
+    query: int
+    hits: list[list[int]]
+    judged: dict[int, int]
+    relevant: int
+
+
+class PageData(TypedDict):
+    """All that the page shows. Systems, measures and queries are named by their place in their list."""
+
+    names: dict[str, str]
+    command: str
+    count: int
+    baseline: int | None
+    tests: int
+    test: str
+    correction: str
+    measures: list[str]
+    systems: list[SystemRow]
+    fronts: list[list[int]]
+    level: int
+    depths: Sequence[int]
+    queries: list[list[str]]
+    values: list[list[list[int]]]
+    """system -> measure -> query -> value, in units of 1/10,000 to save bytes"""
+    rankings: list[Ranking]
+    docs: list[list[str]]
+    """[doc_id, title, text], or [doc_id] if the text is not known"""
+    training: list[Stage]
+    notes: list[str]
+
 
 FORMATS = ("pdf", "svg", "png")
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
@@ -38,17 +105,17 @@ STYLE: dict[str, Any] = {
     "text.parse_math": False,  # a name is a name, with its dollar signs
 }
 ABOUT = {"pdf": "Subject", "svg": "Description", "png": "Description"}
-"""Where a format has room for the command that made the figure."""
+"""Metadata field for the command that made the figure."""
 NO_DATE: dict[str, dict[str, None]] = {"pdf": {"CreationDate": None}, "svg": {"Date": None}, "png": {}}
 
 
-def draw(data: Mapping[str, Any], folder: Path, figure_format: str, *, overwrite: bool = False) -> list[Path]:
-    """Draw pareto, recall, wins (one a system), loss (one a stage), where there is data for them, by the first measure."""
+def draw(data: PageData, folder: Path, figure_format: str, *, overwrite: bool = False) -> list[Path]:
+    """Draw pareto, recall, wins (one per system) and loss (one per stage), if there are data for them, by the first measure."""
     import matplotlib
     from matplotlib.backends.backend_agg import FigureCanvasAgg
 
     pictures: list[tuple[Path, bytes]] = []
-    settings: Any = {**matplotlib.rcParamsDefault, **STYLE}  # not the user's own, so that all get the same bytes
+    settings: Any = {**matplotlib.rcParamsDefault, **STYLE}  # the user's own settings would change the bytes
     with matplotlib.rc_context(settings):
         for name, figure in _figures(data):
             path = folder / f"{name}.{figure_format}"
@@ -64,7 +131,7 @@ def draw(data: Mapping[str, Any], folder: Path, figure_format: str, *, overwrite
     return [path for path, _ in pictures]
 
 
-def _figures(data: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
+def _figures(data: PageData) -> Iterator[tuple[str, Figure]]:
     if any(system["ms"] is not None for system in data["systems"]):
         yield "pareto", _pareto(data)
     yield "recall", _recall(data)
@@ -81,8 +148,8 @@ def _safe(name: str) -> str:
     return "".join(c if c.isascii() and c.isalnum() or c in "-_.+" else "-" for c in name)[:80]
 
 
-def _axes(width: float = 3.4, height: float = 2.4) -> tuple[Any, Any]:
-    """A figure of one column of a two-column paper."""
+def _axes(width: float = 3.4, height: float = 2.4) -> tuple[Figure, Axes]:
+    """A figure as wide as a column of a two-column paper."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(width, height), layout="constrained")
@@ -95,26 +162,25 @@ def _look(number: int) -> dict[str, Any]:
     return look | {"markeredgecolor": "black"}  # markers that overlap stay apart
 
 
-def _pareto(data: Mapping[str, Any]) -> Any:
-    """Effectiveness against latency, log axis; a line through the systems that no other beats (filled markers).
+def _pareto(data: PageData) -> Figure:
+    """Effectiveness against latency, log axis, with a line through the systems that no other dominates (filled markers).
 
-    Names stand beside the points; where one finds no room, there is a legend instead.
+    Names stand beside the points, or in a legend if there is no room for one of them.
     """
     figure, axes = _axes()
     front = data["fronts"][0]
-    known = [(n, system) for n, system in enumerate(data["systems"]) if system["ms"] is not None]
-    ends = [data["systems"][n] for n in front]
-    axes.plot([system["ms"] for system in ends], [system["means"][0] for system in ends], "-", color="#777777", linewidth=1)
-    for n, system in known:
+    points = {n: (s["ms"], s["means"][0], s["name"]) for n, s in enumerate(data["systems"]) if s["ms"] is not None}
+    along = [points[n][:2] for n in front]
+    axes.plot([ms for ms, _ in along], [value for _, value in along], "-", color="#777777", linewidth=1)
+    for n, (ms, value, name) in points.items():
         look = _look(n) | {"linestyle": "none", "markersize": 6}
         if n not in front:
             look |= {"markerfacecolor": "white", "markeredgecolor": look["color"], "markeredgewidth": 1.2}
-        axes.plot([system["ms"]], [system["means"][0]], label=system["name"], **look)
+        axes.plot([ms], [value], label=name, **look)
     axes.margins(0.12)
     _log_axis(axes, "ms per query")
     axes.set_ylabel(data["measures"][0])
-    points = [(system["ms"], system["means"][0], system["name"]) for _, system in known]
-    if not _labelled(figure, axes, points, [(system["ms"], system["means"][0]) for system in ends]):
+    if not _labelled(figure, axes, list(points.values()), along):
         _legend(figure)
     return figure
 
@@ -123,11 +189,13 @@ SIDES = (
     ("left", "center", 6, 0), ("right", "center", -6, 0), ("center", "bottom", 0, 5), ("center", "top", 0, -5),
     ("left", "bottom", 4, 3), ("left", "top", 4, -3), ("right", "bottom", -4, 3), ("right", "top", -4, -3),
 )  # fmt: skip
-"""Where a name may stand: how it is aligned, and how many points from its marker."""
+"""Places of a name: alignment, and distance from its marker in points."""
 
 
-def _labelled(figure: Any, axes: Any, points: Sequence[tuple[float, float, str]], along: Sequence[tuple[float, float]]) -> bool:
-    """Write each name beside its point, where it hides no point, no name, no piece of the line; all or none."""
+def _labelled(
+    figure: Figure, axes: Axes, points: Sequence[tuple[float, float, str]], along: Sequence[tuple[float, float]]
+) -> bool:
+    """Write each name beside its point, where it hides no point, name or line. If one finds no place, none is written."""
     import numpy as np
     from matplotlib.transforms import Bbox
 
@@ -156,10 +224,10 @@ def _labelled(figure: Any, axes: Any, points: Sequence[tuple[float, float, str]]
     return True
 
 
-def _recall(data: Mapping[str, Any]) -> Any:
+def _recall(data: PageData) -> Figure:
     figure, axes = _axes()
     for n, system in enumerate(data["systems"]):
-        values = [value for value in system["recall"] if value is not None]  # up to the depth of the run
+        values = [value for value in system["recall"] if value is not None]
         axes.plot(data["depths"][: len(values)], values, label=system["name"], **_look(n))
     _log_axis(axes, "depth")
     level = data["level"]
@@ -169,9 +237,10 @@ def _recall(data: Mapping[str, Any]) -> Any:
     return figure
 
 
-def _wins(data: Mapping[str, Any], number: int) -> Any:
-    """Difference to the baseline query by query, largest first: wins above the line, losses below."""
-    ours, theirs = data["values"][number][0], data["values"][data["baseline"]][0]
+def _wins(data: PageData, number: int) -> Figure:
+    """Differences to the baseline by query, largest first: wins above the line, losses below."""
+    reference = data["baseline"] or 0
+    ours, theirs = data["values"][number][0], data["values"][reference][0]
     differences = sorted(((one - other) / 1e4 for one, other in zip(ours, theirs, strict=True)), reverse=True)
     figure, axes = _axes(height=1.8)
     for sign, colour in ((1, COLOURS[0]), (-1, COLOURS[1])):
@@ -182,13 +251,12 @@ def _wins(data: Mapping[str, Any], number: int) -> Any:
     axes.set_xlabel("queries")
     axes.set_ylabel(f"Δ {data['measures'][0]}")
     wins, losses = sum(value > 0 for value in differences), sum(value < 0 for value in differences)
-    baseline = data["systems"][data["baseline"]]["name"]
-    title = f"{data['systems'][number]['name']} − {baseline}: {wins} wins, {losses} losses"
-    axes.set_title(title, fontsize=8, loc="left")
+    names = " − ".join(data["systems"][n]["name"] for n in (number, reference))
+    axes.set_title(f"{names}: {wins} wins, {losses} losses", fontsize=8, loc="left")
     return figure
 
 
-def _loss(stage: Mapping[str, Any]) -> Any:
+def _loss(stage: Stage) -> Figure:
     figure, axes = _axes()
     for n, (term, curve) in enumerate(stage["losses"].items()):
         axes.plot([step for step, _ in curve], [value for _, value in curve], label=f"{stage['name']}: {term}", **_look(n))
@@ -198,8 +266,8 @@ def _loss(stage: Mapping[str, Any]) -> Any:
     return figure
 
 
-def _log_axis(axes: Any, label: str) -> None:
-    """Ticks as plain numbers."""
+def _log_axis(axes: Axes, label: str) -> None:
+    """A log axis with plain numbers."""
     from matplotlib.ticker import LogLocator, NullLocator
 
     axes.set_xscale("log")
@@ -210,6 +278,6 @@ def _log_axis(axes: Any, label: str) -> None:
     axes.set_xlabel(label)
 
 
-def _legend(figure: Any) -> None:
-    """Below the plot, where it hides nothing."""
+def _legend(figure: Figure) -> None:
+    """A legend below the plot, where it hides nothing."""
     figure.legend(loc="outside lower center", ncols=3, fontsize=7)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import re
 import time
-from collections.abc import Iterable, Mapping, Sequence, Set
+from collections.abc import Mapping, Sequence, Set
 from itertools import combinations
 from pathlib import Path
 from typing import Annotated, Literal, NamedTuple, Self
@@ -138,7 +138,12 @@ def evaluate_files(
     found = _measure_files(paths, chosen.qrels, qrels, names, engine, cross_check)
     results = {path: one.results for path, one in found.items()}
     measured = time.monotonic()
-    tests: significance.CompareSettings = {"test": chosen.test, "correction": chosen.correction, "samples": samples, "seed": seed}
+    tests: significance.CompareSettings = {
+        "test": chosen.test,
+        "correction": chosen.correction,
+        "samples": samples,
+        "seed": seed,
+    }
     comparisons = {} if chosen.baseline is None else significance.compare(results, chosen.baseline, **tests)
     compared = time.monotonic()
     ms = {path: _latency(path, one.n_queries) for path, one in found.items()} if with_latency else {}
