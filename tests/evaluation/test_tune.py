@@ -124,11 +124,11 @@ def test_command(files, invoke):
         (["--runs", "a.txt"], "two or more different runs"),
         (["--runs", "a.txt", "a.txt"], "two or more different runs"),
         (["--runs", "a.txt", "b.txt", "--grid", "2"], "must be between 0 and 1"),
-        (["--runs", "a.txt", "b.txt", "--grid", "x"], "--grid must be numbers"),
+        (["--runs", "a.txt", "b.txt", "--grid", "x"], "'x' is not a valid float"),
         (["--runs", "a.txt", "b.txt", "--folds", "99"], "folds must lie between 2 and the number of topics (40)"),
         (["--runs", "a.txt", "b.txt", "--measure", "nDGC@10"], "did you mean"),
         (["--runs", "a.txt", "other.txt"], "no topic in common"),
-        (["--runs", "a.txt", "b.txt", "--norm", "zscore"], "--norm is for --method wsum, not for interpolation"),
+        (["--runs", "a.txt", "b.txt", "--norm", "zscore"], "--norm: is for the method wsum, not for interpolation"),
     ],
 )
 def test_bad_input(files, invoke, monkeypatch, words, message):
