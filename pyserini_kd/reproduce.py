@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Literal, Self
 
@@ -9,7 +10,8 @@ import click
 from pydantic import model_validator
 
 from pyserini_kd.cli import command
-from pyserini_kd.evaluation import experiments
+from pyserini_kd.evaluation import experiments, tables
+from pyserini_kd.evaluation.experiments import Condition, Outcome
 from pyserini_kd.storage import settings as shared
 from pyserini_kd.storage.errors import InputError
 from pyserini_kd.storage.settings import option
@@ -53,13 +55,45 @@ def main(settings: Settings) -> None:
         conditions = experiments.choose(conditions, settings.names)
     places = experiments.places_of(settings.data, settings.directory)
     if settings.list_them:
-        click.echo(experiments.listing(conditions, settings.style))
+        click.echo(_listing(conditions, settings.style))
     elif settings.dry_run:
         click.echo("\n".join(experiments.script(conditions, places)))
     else:
         outcomes = experiments.reproduce(conditions, places)
-        click.echo(experiments.results(conditions, outcomes, settings.style))
+        click.echo(_results(conditions, outcomes, settings.style))
         click.get_current_context().exit(any(outcome.verdict == "FAIL" for outcome in outcomes))
+
+
+def _listing(conditions: Sequence[Condition], style: str) -> str:
+    """The conditions with the expected measures."""
+    if style == "markdown":
+        header = ["condition", "what", "measure", "expected", "tolerance", "source"]
+        rows = [(c, measure, value) for c in conditions for measure, value in c.expected.items()]
+        return tables.markdown(header, [[c.name, c.about, m, value, f"{c.tolerance:g}", c.source] for c, m, value in rows])
+    lines = []
+    for row in conditions:
+        values = ", ".join(f"{measure} {tables.number(value)}" for measure, value in row.expected.items())
+        lines += [f"{row.name:26}{row.about}", f"{'':26}{values} (+-{row.tolerance:g}; {row.source})"]
+    return "\n".join(lines)
+
+
+def _results(conditions: Sequence[Condition], outcomes: Sequence[Outcome], style: str) -> str:
+    """The outcomes, and the number of each verdict."""
+    if style == "markdown":
+        rows = {row.name: row for row in conditions}
+        header = ["condition", "what", "measure", "expected", "source", "got", "verdict"]
+        cells = [(rows[o.condition], o) for o in outcomes]
+        found = [[c.name, c.about, o.measure, o.expected, c.source, o.got, o.verdict] for c, o in cells]
+        text = tables.markdown(header, found)
+    else:
+        text = tables.table(["condition", "measure", "expected", "got", "verdict"], [o[:5] for o in outcomes])
+        reasons: dict[str, dict[str, None]] = {}
+        for o in outcomes:
+            if o.why:
+                reasons.setdefault(f"{o.verdict}, {o.why}", {})[o.condition] = None
+        text += "".join(f"\n\n{why}:\n  {', '.join(names)}" for why, names in reasons.items())
+    counts = {word: sum(o.verdict == word for o in outcomes) for word in ("OK", "off", "FAIL", "new", "skipped")}
+    return f"{text}\n\n" + ", ".join(f"{count} {word}" for word, count in counts.items() if count)
 
 
 if __name__ == "__main__":

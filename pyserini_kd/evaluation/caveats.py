@@ -23,10 +23,8 @@ from pyserini_kd.storage.files import home
 from pyserini_kd.storage.records import read_json
 
 TOP = 10
-TIED_SHARE = 0.1
-"""Ties are mentioned if more than this share of the queries has a tie among the top documents."""
-JUDGED_SHARE = 0.8
-"""Pooled judgements should cover this share of the top documents."""
+TIED_SHARE = 0.1  # ties are mentioned if more queries have one among the top documents
+JUDGED_SHARE = 0.8  # of the top documents that pooled judgements should cover
 
 
 def of_run(run: Run, qrels: Qrels) -> list[str]:

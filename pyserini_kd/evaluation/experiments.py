@@ -32,11 +32,8 @@ from pyserini_kd.storage.records import write_json
 logger = logging.getLogger(__name__)
 
 MATRIX = Path(__file__).with_name("reproduce.yaml")
-OFF = 5
-"""A value within this many tolerances is off, but no failure: other versions and processors can cause it."""
-PLACES = {"directory": "DIRECTORY", "data": "DATA", "home": "HOME"}
-"""Places in the texts of a row, and how they are shown if they are not known."""
-VERDICTS = ("OK", "off", "FAIL", "new", "skipped")
+OFF = 5  # a value within so many tolerances is off, but no failure: other versions and processors can cause it
+PLACES = {"directory": "DIRECTORY", "data": "DATA", "home": "HOME"}  # as shown if a place is not known
 
 
 def fill(text: str, places: Mapping[str, str] = PLACES) -> str:
@@ -257,35 +254,3 @@ def script(conditions: Iterable[Condition], places: Mapping[str, str]) -> Iterat
         yield from (shlex.join(words(text, places)) for text in condition.commands)
         run, qrels = fill(condition.run, places), fill(condition.qrels, places)
         yield shlex.join(["pyserini-kd", "evaluate", run, "--qrels", qrels, "--measures", *condition.expected]) + "\n"
-
-
-def listing(conditions: Iterable[Condition], style: str) -> str:
-    """The conditions and what they expect, as text or as a `markdown` table."""
-    if style == "markdown":
-        header = ["condition", "what", "measure", "expected", "tolerance", "source"]
-        rows = [(c, measure, value) for c in conditions for measure, value in c.expected.items()]
-        return tables.markdown(header, [[c.name, c.about, m, value, f"{c.tolerance:g}", c.source] for c, m, value in rows])
-    lines = []
-    for row in conditions:
-        values = ", ".join(f"{measure} {tables.number(value)}" for measure, value in row.expected.items())
-        lines += [f"{row.name:26}{row.about}", f"{'':26}{values} (+-{row.tolerance:g}; {row.source})"]
-    return "\n".join(lines)
-
-
-def results(conditions: Iterable[Condition], outcomes: Sequence[Outcome], style: str) -> str:
-    """The outcomes as text or as a `markdown` table, and the number of each verdict."""
-    if style == "markdown":
-        rows = {row.name: row for row in conditions}
-        header = ["condition", "what", "measure", "expected", "source", "got", "verdict"]
-        cells = [(rows[o.condition], o) for o in outcomes]
-        found = [[c.name, c.about, o.measure, o.expected, c.source, o.got, o.verdict] for c, o in cells]
-        text = tables.markdown(header, found)
-    else:
-        text = tables.table(["condition", "measure", "expected", "got", "verdict"], [o[:5] for o in outcomes])
-        reasons: dict[str, dict[str, None]] = {}
-        for o in outcomes:
-            if o.why:
-                reasons.setdefault(f"{o.verdict}, {o.why}", {})[o.condition] = None
-        text += "".join(f"\n\n{why}:\n  {', '.join(names)}" for why, names in reasons.items())
-    counts = {word: sum(o.verdict == word for o in outcomes) for word in VERDICTS}
-    return f"{text}\n\n" + ", ".join(f"{count} {word}" for word, count in counts.items() if count)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import io
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypedDict
+from typing import TYPE_CHECKING, Any
 
 from pyserini_kd.storage.files import atomic_file, refuse_existing
 
@@ -17,74 +17,14 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-Curves = dict[str, list[list[float]]]
-"""Loss term or dev measure -> [step, value] pairs."""
-
-
-class Stage(TypedDict):
-    """The curves of one training stage."""
-
-    name: str
-    losses: Curves
-    dev: Curves
-
-
-class SystemRow(TypedDict):
-    """A run in the table of the page. `means` and `compared` have an entry per measure, `recall` one per depth."""
-
-    name: str
-    about: str
-    path: str
-    sha256: str
-    command: str
-    commit: str
-    ms: float | None
-    time: str
-    means: list[float]
-    compared: list[dict[str, float | None]] | None
-    recall: list[float | None]
-    notes: list[str]
-
-
-class Ranking(TypedDict):
-    """The rankings of one query: rows of `docs` by system; the grades of judged rows; the number of relevant documents."""
-
-    query: int
-    hits: list[list[int]]
-    judged: dict[int, int]
-    relevant: int
-
-
-class PageData(TypedDict):
-    """All that the page shows. Systems, measures and queries are named by their place in their list."""
-
-    names: dict[str, str]
-    command: str
-    count: int
-    baseline: int | None
-    tests: int
-    test: str
-    correction: str
-    measures: list[str]
-    systems: list[SystemRow]
-    fronts: list[list[int]]
-    level: int
-    depths: Sequence[int]
-    queries: list[list[str]]
-    values: list[list[list[int]]]
-    """system -> measure -> query -> value, in units of 1/10,000 to save bytes"""
-    rankings: list[Ranking]
-    docs: list[list[str]]
-    """[doc_id, title, text], or [doc_id] if the text is not known"""
-    training: list[Stage]
-    notes: list[str]
-
+Json = dict[str, Any]
+"""Data of the report page, or a part of them, as `page.collect` makes them and the script in `report.html` reads them."""
 
 FORMATS = ("pdf", "svg", "png")
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 MARKERS = "os^Dv*PX"
 LINES = ("-", "--", ":", "-.")
-STYLE: dict[str, Any] = {
+STYLE: Json = {
     "font.size": 8,
     "axes.spines.top": False,
     "axes.spines.right": False,
@@ -109,13 +49,13 @@ ABOUT = {"pdf": "Subject", "svg": "Description", "png": "Description"}
 NO_DATE: dict[str, dict[str, None]] = {"pdf": {"CreationDate": None}, "svg": {"Date": None}, "png": {}}
 
 
-def draw(data: PageData, folder: Path, figure_format: str, *, overwrite: bool = False) -> list[Path]:
+def draw(data: Json, folder: Path, figure_format: str, *, overwrite: bool = False) -> list[Path]:
     """Draw pareto, recall, wins (one per system) and loss (one per stage), if there are data for them, by the first measure."""
     import matplotlib
     from matplotlib.backends.backend_agg import FigureCanvasAgg
 
     pictures: list[tuple[Path, bytes]] = []
-    settings: Any = {**matplotlib.rcParamsDefault, **STYLE}  # the user's own settings would change the bytes
+    settings: Json = {**matplotlib.rcParamsDefault, **STYLE}  # the user's own settings would change the bytes
     with matplotlib.rc_context(settings):
         for name, figure in _figures(data):
             path = folder / f"{name}.{figure_format}"
@@ -131,7 +71,7 @@ def draw(data: PageData, folder: Path, figure_format: str, *, overwrite: bool = 
     return [path for path, _ in pictures]
 
 
-def _figures(data: PageData) -> Iterator[tuple[str, Figure]]:
+def _figures(data: Json) -> Iterator[tuple[str, Figure]]:
     if any(system["ms"] is not None for system in data["systems"]):
         yield "pareto", _pareto(data)
     yield "recall", _recall(data)
@@ -156,13 +96,13 @@ def _axes(width: float = 3.4, height: float = 2.4) -> tuple[Figure, Axes]:
     return figure, figure.subplots()
 
 
-def _look(number: int) -> dict[str, Any]:
+def _look(number: int) -> Json:
     colour = COLOURS[number % len(COLOURS)]
     look = {"color": colour, "marker": MARKERS[number % len(MARKERS)], "linestyle": LINES[number % len(LINES)]}
     return look | {"markeredgecolor": "black"}  # markers that overlap stay apart
 
 
-def _pareto(data: PageData) -> Figure:
+def _pareto(data: Json) -> Figure:
     """Effectiveness against latency, log axis, with a line through the systems that no other dominates (filled markers).
 
     Names stand beside the points, or in a legend if there is no room for one of them.
@@ -208,8 +148,8 @@ def _labelled(
     room, written = axes.get_window_extent(), []
     for x, y, name in points:
         for across, up, right, above in SIDES:
-            look = {"ha": across, "va": up, "xytext": (right, above), "textcoords": "offset points"}
-            note = axes.annotate(name, (x, y), fontsize=7, **look)
+            offset = {"xytext": (right, above), "textcoords": "offset points"}
+            note = axes.annotate(name, (x, y), fontsize=7, ha=across, va=up, **offset)
             box = note.get_window_extent()
             inside = room.x0 <= box.x0 and box.x1 <= room.x1 and room.y0 <= box.y0 and box.y1 <= room.y1
             if inside and not box.count_overlaps(taken):
@@ -224,7 +164,7 @@ def _labelled(
     return True
 
 
-def _recall(data: PageData) -> Figure:
+def _recall(data: Json) -> Figure:
     figure, axes = _axes()
     for n, system in enumerate(data["systems"]):
         values = [value for value in system["recall"] if value is not None]
@@ -237,10 +177,9 @@ def _recall(data: PageData) -> Figure:
     return figure
 
 
-def _wins(data: PageData, number: int) -> Figure:
+def _wins(data: Json, number: int) -> Figure:
     """Differences to the baseline by query, largest first: wins above the line, losses below."""
-    reference = data["baseline"] or 0
-    ours, theirs = data["values"][number][0], data["values"][reference][0]
+    ours, theirs = data["values"][number][0], data["values"][data["baseline"]][0]
     differences = sorted(((one - other) / 1e4 for one, other in zip(ours, theirs, strict=True)), reverse=True)
     figure, axes = _axes(height=1.8)
     for sign, colour in ((1, COLOURS[0]), (-1, COLOURS[1])):
@@ -251,12 +190,12 @@ def _wins(data: PageData, number: int) -> Figure:
     axes.set_xlabel("queries")
     axes.set_ylabel(f"Δ {data['measures'][0]}")
     wins, losses = sum(value > 0 for value in differences), sum(value < 0 for value in differences)
-    names = " − ".join(data["systems"][n]["name"] for n in (number, reference))
+    names = " − ".join(data["systems"][n]["name"] for n in (number, data["baseline"]))
     axes.set_title(f"{names}: {wins} wins, {losses} losses", fontsize=8, loc="left")
     return figure
 
 
-def _loss(stage: Stage) -> Figure:
+def _loss(stage: Json) -> Figure:
     figure, axes = _axes()
     for n, (term, curve) in enumerate(stage["losses"].items()):
         axes.plot([step for step, _ in curve], [value for _, value in curve], label=f"{stage['name']}: {term}", **_look(n))

@@ -9,8 +9,7 @@ from pyserini_kd.evaluation.run_records import Record, made_from, record_of
 from pyserini_kd.storage.records import record_path
 
 YEAR = 365 * 86_400.0  # seconds
-ONCE = ("open_seconds", "read_seconds", "check_seconds", "write_seconds")
-"""Stages that do not answer queries: loading models and indexes, reading, checking and writing runs."""
+ONCE = ("open_seconds", "read_seconds", "check_seconds", "write_seconds")  # stages that do not answer queries
 
 
 def ms_per_query(path: str | Path, n_queries: int) -> tuple[float | None, str]:

@@ -1,6 +1,6 @@
 """One HTML page about runs: table, latency, wins and losses, rankings side by side, recall by depth, training.
 
-All that the page shows is one dictionary (`figures.PageData`). `report.html` beside this file holds the script that draws
+All that the page shows is one dictionary (`collect`). `report.html` beside this file holds the script that draws
 it. The page needs no network and shows foreign text as text, never as markup.
 """
 
@@ -20,7 +20,7 @@ from pyserini_kd.data import sources
 from pyserini_kd.data.runs import Run
 from pyserini_kd.data.types import Doc, Qrels, Query
 from pyserini_kd.evaluation import caveats, engines, figures, latency, significance
-from pyserini_kd.evaluation.figures import Curves, PageData, Ranking, Stage, SystemRow
+from pyserini_kd.evaluation.figures import Json
 from pyserini_kd.evaluation.measures import Measure
 from pyserini_kd.evaluation.run_files import RunFiles, check_common_topics
 from pyserini_kd.evaluation.run_records import record_of
@@ -31,23 +31,15 @@ from pyserini_kd.storage.files import atomic_file
 from pyserini_kd.storage.records import read_json
 
 TEMPLATE = Path(__file__).with_name("report.html")
-DEPTHS = (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000)
-"""Depths at which recall is shown."""
-TOP = 10
-"""Documents of each ranking that can be read in the page."""
+DEPTHS = (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000)  # of recall
+TOP = 10  # documents of each ranking that can be read in the page
 # Limits that keep the page below 10 MB
-MAX_QUERIES = 200
-"""Queries whose rankings can be read: those on which the runs differ most by the first measure."""
-MAX_DOCS = 4_000
-"""Documents in the page; each is there once."""
-MAX_TEXT, MAX_BYTES = 400, 600
-"""Characters, and bytes in the page, of a document's text."""
-MAX_QUERY_TEXT, MAX_QUERY_TEXTS = 300, 600_000
-"""Characters of a query, and of all queries together."""
-MAX_VALUES = 900_000
-"""Queries x runs x measures. Above it, evenly spaced queries are shown."""
-NOT_LOSSES = {"step", "lr", "grad_norm", "score_std"}
-"""Other entries of a training log."""
+MAX_QUERIES = 200  # queries whose rankings can be read: those on which the runs differ most by the first measure
+MAX_DOCS = 4_000  # documents in the page; each is there once
+MAX_TEXT, MAX_BYTES = 400, 600  # characters, and bytes in the page, of a document's text
+MAX_QUERY_TEXT, MAX_QUERY_TEXTS = 300, 600_000  # characters of a query, and of all queries together
+MAX_VALUES = 900_000  # queries x runs x measures; above it, evenly spaced queries are shown
+NOT_LOSSES = {"step", "lr", "grad_norm", "score_std"}  # other entries of a training log
 
 Fetch = Callable[[Sequence[str]], Mapping[str, Doc]]
 """Document ids -> the documents among them that exist."""
@@ -178,12 +170,12 @@ def pareto_front(points: Mapping[int, tuple[float, float]]) -> list[int]:
     return front
 
 
-def loss_curves(path: str | Path) -> list[Stage]:
+def loss_curves(path: str | Path) -> list[Json]:
     """The curves of a `training.json`, one entry per stage."""
     record = read_json(path, "training record")
     name = Path(path).parent.name if Path(path).name == "training.json" else Path(path).stem
     stages = record.get("stages", [record])
-    found: list[Stage] = []
+    found: list[Json] = []
     for stage in stages if isinstance(stages, list) else [stages]:
         known = isinstance(stage, dict) and isinstance(stage.get("log"), list) and isinstance(stage.get("dev") or [], list)
         if not known or (len(stages) > 1 and "name" not in stage):
@@ -193,8 +185,8 @@ def loss_curves(path: str | Path) -> list[Stage]:
     return found
 
 
-def _curves(log: Sequence[object], path: str | Path) -> Curves:
-    curves: Curves = {}
+def _curves(log: Sequence[object], path: str | Path) -> dict[str, list[list[float]]]:
+    curves: dict[str, list[list[float]]] = {}
     for entry in log:
         if not isinstance(entry, dict) or type(entry.get("step")) is not int:
             raise InputError(f"{path}: each entry of a log needs a step, a whole number; found {json.dumps(entry)[:60]}")
@@ -211,11 +203,11 @@ def collect(
     fetch: Fetch | None = None,
     *,
     baseline: str | None = None,
-    training: Sequence[Stage] = (),
+    training: Sequence[Json] = (),
     names: Mapping[str, str | None] | None = None,
     test: str = "t",
     correction: str = "holm",
-) -> PageData:
+) -> Json:
     """All that the page and the figures show.
 
     Args:
@@ -259,6 +251,7 @@ def collect(
         "level": _level(measures),
         "depths": DEPTHS,
         "queries": [[query_id, _cut(texts.get(query_id, ""), width)] for query_id in kept],
+        # in units of 1/10,000, to save bytes
         "values": [[[round(1e4 * s.results[m][q]) for q in kept] for m in measures] for s in systems],
         "rankings": rankings,
         "docs": docs,
@@ -267,7 +260,7 @@ def collect(
     }
 
 
-def _row(system: System, label: str, compared: Mapping[str, significance.Comparison]) -> SystemRow:
+def _row(system: System, label: str, compared: Mapping[str, significance.Comparison]) -> Json:
     ms, what = latency.ms_per_query(system.path, len(system.top))
     record = record_of(system.path) or {}
     return {
@@ -292,7 +285,7 @@ def _numbers(found: significance.Comparison) -> dict[str, float | None]:
 
 def _rankings(
     systems: Sequence[System], qrels: Qrels, kept: Sequence[str], fetch: Fetch | None, notes: list[str]
-) -> tuple[list[Ranking], list[list[str]]]:
+) -> tuple[list[Json], list[list[str]]]:
     """Rankings of the queries on which the runs differ most; the documents are rows of the second list."""
     measures = list(systems[0].results)
 
@@ -314,7 +307,7 @@ def _rankings(
     missing = [doc_id for doc_id in rows if doc_id not in found]
     if fetch is not None and missing:
         notes.append(f"{len(missing)} of {len(rows)} documents are not in the collection, e.g. {missing[0]}")
-    level, rankings = _level(measures), list[Ranking]()
+    level, rankings = _level(measures), list[Json]()
     for number, query_id in enumerate(kept):
         if query_id in chosen:
             hits = [[rows[d] for d in s.top[query_id].doc_ids] if query_id in s.top else [] for s in systems]
@@ -334,7 +327,7 @@ def _cut(text: str, characters: int) -> str:
     return short if short == text else short.rstrip() + "…"
 
 
-def page(data: PageData) -> str:
+def page(data: Json) -> str:
     """The HTML page. It names its script by checksum, so that a browser runs no script that came with the data."""
     template = TEMPLATE.read_text(encoding="utf-8")
     script = template.partition("<script>")[2].partition("</script>")[0]

@@ -104,9 +104,19 @@ def compare(
     for column, (run, measure) in enumerate(pairs):
         values = differences[:, column]
         wins, losses = int((values > 0).sum()), int((values < 0).sum())
-        numbers = (float(array[column]) for array in (low, high, p_values, corrected))
-        counts = (wins, len(values) - wins - losses, losses, zeros(results[run][measure]), zeros(results[baseline][measure]))
-        found.setdefault(run, {})[measure] = Comparison(math.fsum(values) / len(values), *numbers, effect_size(values), *counts)
+        found.setdefault(run, {})[measure] = Comparison(
+            difference=math.fsum(values) / len(values),
+            low=float(low[column]),
+            high=float(high[column]),
+            p_value=float(p_values[column]),
+            corrected=float(corrected[column]),
+            effect_size=effect_size(values),
+            wins=wins,
+            ties=len(values) - wins - losses,
+            losses=losses,
+            zeros=zeros(results[run][measure]),
+            baseline_zeros=zeros(results[baseline][measure]),
+        )
     return found
 
 

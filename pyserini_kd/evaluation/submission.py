@@ -22,8 +22,7 @@ from pyserini_kd.data.types import Qrels
 from pyserini_kd.storage.files import require_file
 from pyserini_kd.storage.records import refuse_existing_run, write_record
 
-LISTED = 5
-"""Faults of each kind that are shown, unless more are asked for."""
+LISTED = 5  # faults of each kind that are shown, unless more are asked for
 TAG = re.compile(r"[A-Za-z0-9._-]{1,20}")
 NUMBER = re.compile(r"[-+]?(\d+\.?\d*|\.\d+)([eE][-+]?\d+)?", re.ASCII)
 Format = Literal["trec", "msmarco"]

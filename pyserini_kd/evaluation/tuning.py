@@ -21,7 +21,7 @@ from pyserini_kd.storage.errors import InputError
 from pyserini_kd.storage.records import write_json
 
 RESAMPLES = 1000
-Values = npt.NDArray[np.float64]
+Values = significance.Array
 Setting = tuple[float, ...]
 """The tuned values: (alpha,), (rrf_k,), or one weight per run."""
 
@@ -34,8 +34,7 @@ GRIDS: dict[str, tuple[float, ...]] = {
     "rrf": (1, 2, 5, 10, 20, 40, 60, 80, 100, 200),
     "wsum": (0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1),
 }
-ROUNDS = 3
-"""Rounds of the coordinate search at most."""
+ROUNDS = 3  # of the coordinate search, at most
 
 
 class Tuned(NamedTuple):
@@ -182,12 +181,21 @@ def tune_files(
     means = {name: float(values.mean()) for name, values in rows.items()}
     gains = {name: _gain(found.unseen, rows[name], seed) for name in (best, "fused, default")}
     if output:
-        tuned = {"method": method, TUNED[method]: list(found.setting), "per_fold": found.per_fold, "measure": measure}
-        tuned |= {"norm": norm} if method == "wsum" else {}
-        made = {"means": means, "runs": list(paths), "qrels": qrels}
-        made |= {"gains_on_unseen_folds": {other: gain._asdict() for other, gain in gains.items()}}
-        made |= {"sha256": {path: sha256(path) for path in (*paths, qrels) if Path(path).is_file()}, "seed": seed}
-        write_json(output, tuned | made | {"command": command_line(), **environment()})
+        record = {
+            "method": method,
+            TUNED[method]: list(found.setting),
+            "per_fold": found.per_fold,
+            "measure": measure,
+            **({"norm": norm} if method == "wsum" else {}),
+            "means": means,
+            "runs": list(paths),
+            "qrels": qrels,
+            "gains_on_unseen_folds": {other: gain._asdict() for other, gain in gains.items()},
+            "sha256": {path: sha256(path) for path in (*paths, qrels) if Path(path).is_file()},
+            "seed": seed,
+            "command": command_line(),
+        }
+        write_json(output, record | environment())
     under = f", with --norm {norm}" if method == "wsum" else ""
     chosen, *per_fold = (" ".join(f"{value:g}" for value in setting) for setting in (found.setting, *found.per_fold))
     lines = [table(["system", measure], means.items()), ""]
