@@ -23,8 +23,7 @@ class Preset(NamedTuple):
     """The measures that papers report for a collection, and the relevance grades of its judgements."""
 
     measures: tuple[str, ...]
-    grades: range | None = None
-    """None: a family of collections with different grades."""
+    grades: range | None = None  # None: a family of collections with different grades
 
 
 _DEEP_LEARNING = Preset(("nDCG@10", "RR(rel=2)@10", "AP(rel=2)", "R(rel=2)@100", "R(rel=2)@1000"), range(4))
@@ -42,10 +41,8 @@ class Measure(NamedTuple):
 
     name: str
     cutoff: int | None
-    rel: int
-    """The lowest grade that counts as relevant. nDCG and Judged do not use it."""
-    p: float = 0.8
-    """Persistence; only RBP uses it."""
+    rel: int  # the lowest grade that counts as relevant; nDCG and Judged do not use it
+    p: float = 0.8  # persistence; only RBP uses it
 
     @property
     def k(self) -> float:
@@ -117,12 +114,9 @@ def _suggest(text: str) -> str:
 class Topic(NamedTuple):
     """What a measure needs to know of one topic."""
 
-    found: list[tuple[int, int]]
-    """(rank, grade) of each judged document in the run, best rank first."""
-    grades: list[int]
-    """Grade of every judged document, highest first."""
-    n_hits: int
-    """Retrieved documents, judged or not."""
+    found: list[tuple[int, int]]  # (rank, grade) of each judged document in the run, best rank first
+    grades: list[int]  # of every judged document, highest first
+    n_hits: int  # retrieved documents, judged or not
 
     def n_relevant(self, rel: int) -> int:
         """The number of relevant documents, retrieved or not."""
@@ -195,8 +189,7 @@ class Kind(NamedTuple):
 
     kernel: Callable[[Topic, Measure], float]
     example: str
-    cutoff: str = "optional"
-    """needed, optional or none"""
+    cutoff: str = "optional"  # or needed, or none
     takes: tuple[str, ...] = ("rel",)
 
 

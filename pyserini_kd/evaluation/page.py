@@ -59,16 +59,7 @@ def build(
 ) -> list[str]:
     """Measure runs and write the page about them, and figures; returns a line about each file written.
 
-    Args:
-        chosen: the runs, the judgements, the measures, the baseline.
-        output: the page to write.
-        topics: name of the topics, for the texts of queries.
-        collection: name of the collection, for the texts of documents.
-        index: an index that holds the texts of documents, instead of the collection.
-        training: `training.json` files of checkpoints, for loss curves.
-        figures_folder: where figures for papers are written, if anywhere.
-        figure_format: one of `figures.FORMATS`.
-        overwrite: replace files that exist.
+    Texts come from `topics`, and from `collection` or `index`; loss curves from `training.json` files of checkpoints.
     """
     from tqdm import tqdm
 
@@ -208,18 +199,18 @@ def collect(
     test: str = "t",
     correction: str = "holm",
 ) -> Json:
-    """All that the page and the figures show.
+    """All that the page and the figures show of systems (`read_system`) and training stages (`loss_curves`).
 
     Args:
-        systems: results of `read_system`.
+        systems: the runs.
         qrels: judgements; the page has the queries in their order.
         queries: texts of the queries, if known.
-        fetch: gives the texts of documents; None if they are not known.
+        fetch: gives the texts of documents, if known.
         baseline: path of the run that the others are compared to.
-        training: results of `loss_curves`.
+        training: curves of training.
         names: names of the qrels, topics and collection, shown at the top.
-        test: one of `significance.TESTS`.
-        correction: one of `significance.CORRECTIONS`, over all runs and measures.
+        test: as in `significance.compare`.
+        correction: as in `significance.compare`.
     """
     measures = list(systems[0].results)
     paths = [system.path for system in systems]

@@ -94,12 +94,11 @@ class RunFiles(Settings):
 
 
 class Measured(NamedTuple):
-    """What is kept of a run."""
+    """What is kept of a run: its results, and the number of its queries, judged or not."""
 
     results: dict[str, PerQuery]
     engine: str
     n_queries: int
-    """queries of the run, judged or not"""
 
 
 def evaluate_files(
@@ -115,19 +114,12 @@ def evaluate_files(
 ) -> Report:
     """Measure run files and compare them to a baseline; log the caveats.
 
-    Args:
-        chosen: the runs, the judgements, the measures, the baseline.
-        samples: number of resamples of the bootstrap and of the randomisation test.
-        seed: seed of the resampling.
-        engine: one of `engines.ENGINES`.
-        cross_check: also compute the values by pytrec_eval.
-        with_latency: add the time per query, by the records beside the runs.
-        per_query: a file for the values of each query, .csv or .parquet; its record is written beside it.
-        overwrite: replace `per_query`.
+    `samples` and `seed` are those of `significance.compare`, `engine` that of `evaluate`. `with_latency` adds the time per
+    query. `per_query` is a .csv or .parquet file for the values of each query; a record is written beside it.
 
     Raises:
         InputError: a run is malformed, or shares no judged query with the qrels or another run.
-        DisagreementError: `cross_check` found different values.
+        DisagreementError: `cross_check` found values that differ from pytrec_eval's.
     """
     from pyserini_kd.data import sources
 

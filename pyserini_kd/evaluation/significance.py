@@ -29,24 +29,17 @@ _CHUNK = 256  # resamples held in memory at once
 class Comparison(NamedTuple):
     """One run against the baseline by one measure."""
 
-    difference: float
-    """mean of the run minus mean of the baseline"""
-    low: float
+    difference: float  # mean of the run minus mean of the baseline
+    low: float  # 95% bootstrap interval of the difference
     high: float
-    """95% bootstrap interval of the difference"""
-    p_value: float
-    """two-sided; 1 if the two are equal on every query, NaN if there is only one query"""
-    corrected: float
-    """the p-value after the correction for all comparisons"""
-    effect_size: float
-    """Cohen's d of the paired differences: mean / standard deviation"""
+    p_value: float  # two-sided; 1 if the two are equal on every query, NaN if there is only one query
+    corrected: float  # the p-value after the correction for all comparisons
+    effect_size: float  # Cohen's d of the paired differences
     wins: int
     ties: int
     losses: int
-    zeros: int
-    """queries on which the run gets 0"""
+    zeros: int  # queries on which the run gets 0
     baseline_zeros: int
-    """queries on which the baseline gets 0"""
 
 
 class CompareSettings(TypedDict, total=False):
@@ -78,8 +71,8 @@ def compare(
     Args:
         results: run -> measure -> query_id -> value, with the same measures and queries for all runs.
         baseline: the run that the others are compared to.
-        test: `t` (paired t-test), `wilcoxon` (signed ranks, ties dropped) or `randomisation` (random signs of the differences).
-        correction: `holm`, `bonferroni` or `none`.
+        test: one of `TESTS`.
+        correction: one of `CORRECTIONS`.
         samples: number of resamples of the bootstrap and of the randomisation test.
         seed: seed of the resampling.
 
@@ -93,7 +86,13 @@ def compare(
     pairs = [(run, measure) for run, measures in results.items() if run != baseline for measure in measures]
     if not pairs:
         return {}
-    differences = np.column_stack([_differences(results[run][m], results[baseline][m], run, m) for run, m in pairs])
+    columns = []
+    for run, measure in pairs:
+        ours, theirs = results[run][measure], results[baseline][measure]
+        if ours.keys() != theirs.keys():
+            raise ValueError(f"compare: {run} and the baseline must hold {measure} of the same queries, those of one qrels")
+        columns.append([value - theirs[query_id] for query_id, value in ours.items()])
+    differences: Array = np.round(np.column_stack(columns), 12) + 0.0  # no minus zero
     p_values = TESTS[test](differences, samples, seed)
     p_values[(differences == 0).all(axis=0)] = 1.0
     if len(differences) == 1:
@@ -127,14 +126,6 @@ def zeros(per_query: Mapping[str, float]) -> int:
     2
     """
     return sum(value == 0 for value in per_query.values())
-
-
-def _differences(ours: Mapping[str, float], theirs: Mapping[str, float], run: str, measure: str) -> Array:
-    if ours.keys() != theirs.keys():
-        raise ValueError(f"compare: {run} and the baseline must hold {measure} of the same queries, those of one qrels")
-    values = np.fromiter(ours.values(), float) - np.fromiter((theirs[query_id] for query_id in ours), float)
-    rounded: Array = np.round(values, 12) + 0.0  # + 0.0: no minus zero
-    return rounded
 
 
 def effect_size(differences: Array) -> float:

@@ -7,6 +7,7 @@ ignored, ties are ordered by document id, descending.
 from __future__ import annotations
 
 import collections
+import itertools
 import re
 import time
 from collections.abc import Iterable, Iterator
@@ -74,26 +75,15 @@ class Block(NamedTuple):
 
 
 class Report:
-    """What a run holds, and what is wrong with it.
-
-    Attributes:
-        path: the run.
-        topics: ids of the topics to answer.
-        faults: kind -> number of faults.
-        shown: kind -> the first few faults, each with its line.
-        tag: the tag of the first line.
-        n_lines: number of hits.
-        tops: topic -> its first ten documents.
-        doc_ids: all documents, if asked for.
-    """
+    """What a run holds, and what is wrong with it."""
 
     def __init__(self, path: Path, topics: set[str], max_hits: int, output_format: Format, listed: int) -> None:
         self.path, self.topics, self.max_hits, self.output_format, self.listed = path, topics, max_hits, output_format, listed
-        self.faults: collections.Counter[str] = collections.Counter()
-        self.shown: dict[str, list[str]] = {}
+        self.faults: collections.Counter[str] = collections.Counter()  # kind -> number
+        self.shown: dict[str, list[str]] = {}  # kind -> the first few, each with its line
         self.tag, self.n_lines = "", 0
-        self.tops: dict[str, list[str]] = {}
-        self.doc_ids: set[str] = set()
+        self.tops: dict[str, list[str]] = {}  # topic -> its first ten documents
+        self.doc_ids: set[str] = set()  # all documents, if asked for
 
     def add(self, kind: str, where: str, message: str) -> None:
         """Count a fault; `where` is file:line."""
@@ -111,28 +101,25 @@ class Report:
                     yield f"  and {self.faults[kind] - self.listed} more"
 
     def blocks(self) -> Iterator[Block]:
-        """A block for each stretch of lines of one topic. Lines that are no hits are faults and left out."""
-        width = WIDTH[self.output_format]
-        block, top = Block("", [], []), True
+        """A block for each stretch of lines of one topic."""
+        for query_id, hits in itertools.groupby(self._hits(), key=lambda hit: hit[1][0]):
+            where, rows = zip(*hits, strict=True)
+            yield Block(query_id, list(where), list(rows))
+
+    def _hits(self) -> Iterator[tuple[str, list[str]]]:
+        """(file:line, columns) of each hit. Lines that are no hits are faults and left out."""
+        width, top = WIDTH[self.output_format], True
         for where, line in numbered_lines(self.path, "run", blank=True):
             row = line.split()
-            if top and row[:1] == ["#"]:
+            top = top and row[:1] == ["#"]
+            if top:
                 self.add("comment", where, line)
-                continue
-            top = False
-            if len(row) != width:
+            elif len(row) != width:
                 self.add("columns", where, f"expected {width} columns, found {len(row)}")
-                continue
-            if width == 3 and line.count("\t") != 2:
-                self.add("blanks", where, "expected `qid<TAB>docid<TAB>rank`")
-            if row[0] != block.query_id:
-                if block.rows:
-                    yield block
-                block = Block(row[0], [], [])
-            block.where.append(where)
-            block.rows.append(row)
-        if block.rows:
-            yield block
+            else:
+                if width == 3 and line.count("\t") != 2:
+                    self.add("blanks", where, "expected `qid<TAB>docid<TAB>rank`")
+                yield where, row
 
     def read(self, blocks: Iterable[Block], keep_ids: bool) -> None:
         """Look for all faults of these blocks."""
@@ -146,9 +133,10 @@ class Report:
             self.tops.setdefault(query_id, doc_ids[:10])
             if keep_ids:
                 self.doc_ids.update(doc_ids)
-            if len(doc_ids) > self.max_hits:
-                message = f"topic {query_id} has {len(doc_ids)} hits, at most {self.max_hits} may be"
-                self.add("hits", block.where[self.max_hits], message)
+            if (count := len(doc_ids)) > self.max_hits:
+                self.add(
+                    "hits", block.where[self.max_hits], f"topic {query_id} has {count} hits, at most {self.max_hits} may be"
+                )
             self._check_duplicates(block, self._check_trec(block) if self.output_format == "trec" else self._check_ranks(block))
         for query_id in sorted(self.topics - self.tops.keys()):
             self.add("missing", query_id, "no hit for this topic")
@@ -177,8 +165,7 @@ class Report:
                 self.add("tie", block.where[row], f"{scored}, which puts {doc_ids[row]} before {doc_ids[row - 1]}")
         wrong = next((row for row, rank in enumerate(ranks) if rank != str(row + 1)), None)
         if wrong is not None:
-            message = f"topic {block.query_id}: expected rank {wrong + 1}, found {ranks[wrong]}"
-            self.add("rank", block.where[wrong], message)
+            self.add("rank", block.where[wrong], f"topic {block.query_id}: expected rank {wrong + 1}, found {ranks[wrong]}")
         return scores
 
     def _check_ranks(self, block: Block) -> Scores:
@@ -203,9 +190,8 @@ class Report:
             before = first.setdefault(doc_id, row)
             if before != row:
                 kind = "repeat" if scores[row] == scores[before] else "duplicate"
-                line = block.where[before].rpartition(":")[2]
-                message = f"document {doc_id} stands in line {line} already (topic {block.query_id})"
-                self.add(kind, block.where[row], message)
+                place = f"line {block.where[before].rpartition(':')[2]} already (topic {block.query_id})"
+                self.add(kind, block.where[row], f"document {doc_id} stands in {place}")
 
 
 def check(

@@ -41,14 +41,10 @@ class Tuned(NamedTuple):
     """The setting chosen on all topics, and values of the measure by topic (topics,)."""
 
     setting: Setting
-    per_fold: list[Setting]
-    """the settings chosen without each fold"""
-    seen: Values
-    """by the chosen setting, on the topics on which it was chosen"""
-    unseen: Values
-    """each topic by the setting chosen without its fold"""
-    default: Values
-    """by the default of the method"""
+    per_fold: list[Setting]  # chosen without each fold
+    seen: Values  # by the chosen setting
+    unseen: Values  # each topic by the setting chosen without its fold
+    default: Values  # by the default of the method
 
 
 def best_alpha(a: Run, b: Run, qrels: Qrels, alphas: Sequence[float], measure: str = "RR@10", seed: int = 42) -> float:
@@ -56,13 +52,7 @@ def best_alpha(a: Run, b: Run, qrels: Qrels, alphas: Sequence[float], measure: s
 
     The best single value is a matter of luck, because many alphas are nearly equally good. The median is more robust.
 
-    Args:
-        a: weighted by alpha.
-        b: weighted by 1 - alpha.
-        qrels: judgements of dev topics.
-        alphas: values to try. Of equally good ones the smallest counts.
-        measure: the measure to maximise.
-        seed: seed of the resampling.
+    `alphas` are the values to try; of equally good ones the smallest counts.
     """
     grid = sorted(set(alphas))
     runs = (fusion.interpolation(a, b, alpha=alpha) for alpha in grid)
@@ -96,10 +86,10 @@ def tune(
     """Choose alpha (`interpolation`), the constant (`rrf`) or weights (`wsum`, one coordinate at a time) for a fusion.
 
     Args:
-        runs: two or more (two for interpolation), of the topics of `qrels`.
+        runs: two or more, of the topics of `qrels`; two for interpolation.
         qrels: judgements of dev topics.
         method: one of METHODS.
-        measure: the measure to maximise.
+        measure: what to maximise.
         grid: values to try; None: GRIDS. alpha and the constant are chosen by the median over resamples, as in `best_alpha`.
         norm: normalisation of the scores, for wsum.
         folds: number of parts of the topics for cross-validation; they are drawn at random.
@@ -181,21 +171,12 @@ def tune_files(
     means = {name: float(values.mean()) for name, values in rows.items()}
     gains = {name: _gain(found.unseen, rows[name], seed) for name in (best, "fused, default")}
     if output:
-        record = {
-            "method": method,
-            TUNED[method]: list(found.setting),
-            "per_fold": found.per_fold,
-            "measure": measure,
-            **({"norm": norm} if method == "wsum" else {}),
-            "means": means,
-            "runs": list(paths),
-            "qrels": qrels,
-            "gains_on_unseen_folds": {other: gain._asdict() for other, gain in gains.items()},
-            "sha256": {path: sha256(path) for path in (*paths, qrels) if Path(path).is_file()},
-            "seed": seed,
-            "command": command_line(),
-        }
-        write_json(output, record | environment())
+        tuned = {"method": method, TUNED[method]: list(found.setting), "per_fold": found.per_fold, "measure": measure}
+        tuned |= {"norm": norm} if method == "wsum" else {}
+        made = {"means": means, "runs": list(paths), "qrels": qrels}
+        asked = {"gains_on_unseen_folds": {other: gain._asdict() for other, gain in gains.items()}}
+        sums = {"sha256": {path: sha256(path) for path in (*paths, qrels) if Path(path).is_file()}, "seed": seed}
+        write_json(output, {**tuned, **made, **asked, **sums, "command": command_line(), **environment()})
     under = f", with --norm {norm}" if method == "wsum" else ""
     chosen, *per_fold = (" ".join(f"{value:g}" for value in setting) for setting in (found.setting, *found.per_fold))
     lines = [table(["system", measure], means.items()), ""]
