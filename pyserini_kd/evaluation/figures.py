@@ -55,7 +55,7 @@ def draw(data: Json, folder: Path, figure_format: str, *, overwrite: bool = Fals
     from matplotlib.backends.backend_agg import FigureCanvasAgg
 
     pictures: list[tuple[Path, bytes]] = []
-    settings: Json = {**matplotlib.rcParamsDefault, **STYLE}  # the user's own settings would change the bytes
+    settings: Any = {**matplotlib.rcParamsDefault, **STYLE}  # the user's own settings would change the bytes
     with matplotlib.rc_context(settings):
         for name, figure in _figures(data):
             path = folder / f"{name}.{figure_format}"
@@ -148,8 +148,8 @@ def _labelled(
     room, written = axes.get_window_extent(), []
     for x, y, name in points:
         for across, up, right, above in SIDES:
-            offset = {"xytext": (right, above), "textcoords": "offset points"}
-            note = axes.annotate(name, (x, y), fontsize=7, ha=across, va=up, **offset)
+            place = (right, above)
+            note = axes.annotate(name, (x, y), place, textcoords="offset points", fontsize=7, ha=across, va=up)
             box = note.get_window_extent()
             inside = room.x0 <= box.x0 and box.x1 <= room.x1 and room.y0 <= box.y0 and box.y1 <= room.y1
             if inside and not box.count_overlaps(taken):
