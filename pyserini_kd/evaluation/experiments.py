@@ -149,7 +149,8 @@ def choose(conditions: Sequence[Condition], names: Iterable[str]) -> list[Condit
     for name in names:
         if name not in known:
             near = difflib.get_close_matches(name, known, n=1)
-            raise InputError(f"unknown condition {name!r}; " + (f"did you mean {near[0]}?" if near else "--list shows them"))
+            hint = f"did you mean {near[0]}?" if near else f"known: {', '.join(known)}"
+            raise InputError(f"unknown condition {name!r}; {hint}", "names")
     return [known[name] for name in dict.fromkeys(names)]
 
 
@@ -169,7 +170,7 @@ def _lack(need: str, places: Mapping[str, str]) -> str | None:
             found = "none"
         return None if found == version else f"{need}, found {found}"
     if "{data}" in need and places["data"] == PLACES["data"]:
-        return f"--data DIR with {need.removeprefix('{data}/')}"
+        return f"a folder of data with {need.removeprefix('{data}/')}"
     path = fill(need, places)
     return None if Path(path).exists() else path
 

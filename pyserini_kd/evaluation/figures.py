@@ -44,9 +44,8 @@ STYLE: Json = {
     "svg.hashsalt": "pyserini_kd",
     "text.parse_math": False,  # a name is a name, with its dollar signs
 }
-ABOUT = {"pdf": "Subject", "svg": "Description", "png": "Description"}
-"""Metadata field for the command that made the figure."""
-NO_DATE: dict[str, dict[str, None]] = {"pdf": {"CreationDate": None}, "svg": {"Date": None}, "png": {}}
+METADATA = {"pdf": ("Subject", "CreationDate"), "svg": ("Description", "Date"), "png": ("Description", "Date")}
+"""The fields for the command that made a figure, and for the date, which is left out."""
 
 
 def draw(data: Json, folder: Path, figure_format: str, *, overwrite: bool = False) -> list[Path]:
@@ -62,7 +61,8 @@ def draw(data: Json, folder: Path, figure_format: str, *, overwrite: bool = Fals
             refuse_existing(path, overwrite)
             FigureCanvasAgg(figure)
             out = io.BytesIO()
-            metadata = NO_DATE[figure_format] | {ABOUT[figure_format]: data["command"]}
+            about, date = METADATA[figure_format]
+            metadata = {about: data["command"], date: None}
             figure.savefig(out, format=figure_format, dpi=300, bbox_inches="tight", metadata=metadata)
             pictures.append((path, out.getvalue()))
     for path, content in pictures:

@@ -44,7 +44,7 @@ KINDS = {
     "columns": Kind("lines that are no hits", None),
     "blanks": Kind("columns not separated by tabs", "tabs"),
     "missing": Kind("topics without a hit", None),
-    "unknown": Kind("topics that are not among --topics", "dropped"),
+    "unknown": Kind("topics that were not asked for", "dropped"),
     "apart": Kind("topics whose lines do not stand together", "brought together"),
     "Q0": Kind("second column is not Q0", "Q0"),
     "score": Kind("scores that are no finite float32 number", None),
@@ -54,9 +54,9 @@ KINDS = {
     "no rank": Kind("ranks that are no whole number from 1 on, or come twice", None),
     "repeat": Kind("a document comes twice with the same score", "the second dropped"),
     "duplicate": Kind("a document comes twice with different scores or ranks", None),
-    "hits": Kind("topics with more hits than --max-hits", "cut"),
+    "hits": Kind("topics with too many hits", "cut"),
     "tag": Kind("tag must be 1-20 of A-Z a-z 0-9 . _ - and the same on every line", "the first line's, mended"),
-    "document": Kind("documents that are not in --collection", None),
+    "document": Kind("documents that are not in the collection", None),
 }  # fmt: skip
 
 

@@ -177,7 +177,7 @@ def tune_files(
         asked = {"gains_on_unseen_folds": {other: gain._asdict() for other, gain in gains.items()}}
         sums = {"sha256": {path: sha256(path) for path in (*paths, qrels) if Path(path).is_file()}, "seed": seed}
         write_json(output, {**tuned, **made, **asked, **sums, "command": command_line(), **environment()})
-    under = f", with --norm {norm}" if method == "wsum" else ""
+    under = f", with norm {norm}" if method == "wsum" else ""
     chosen, *per_fold = (" ".join(f"{value:g}" for value in setting) for setting in (found.setting, *found.per_fold))
     lines = [table(["system", measure], means.items()), ""]
     lines.append(f"{TUNED[method]}: {chosen}{under} (without each fold: {', '.join(per_fold)})")

@@ -114,7 +114,7 @@ def test_a_command_that_fails_fails_its_row_alone(run_matrix, made, capfd):
 
 def test_what_is_not_there_is_skipped_and_said(run_matrix, made, place, tmp_path):
     needs = {"hub": "network: HF_HUB_OFFLINE is set", "{home}/models/student": f"{place}/models/student", "numpy==0.1": "numpy==0.1, found",
-             "nobody==1": "nobody==1, found none", "{data}/cacm": "--data DIR with cacm"}  # fmt: skip
+             "nobody==1": "nobody==1, found none", "{data}/cacm": "a folder of data with cacm"}  # fmt: skip
     rows = [made | {"name": f"row{n}", "needs": [need]} for n, need in enumerate(needs)]
     result = run_matrix(rows, "--all")
     assert result.exit_code == 0 and result.output.endswith("\n10 skipped\n")
@@ -179,7 +179,7 @@ def test_other_bad_input(run_matrix, row, place, invoke):
     refused("give one of --list, --condition NAME and --all")
     refused("give one of", "--list", "--all")
     refused("unknown condition 'bm25-scifat'; did you mean bm25-scifact?", "--condition", "bm25-scifat")
-    refused("--list shows them", "--condition", "zzz")
+    refused("known: bm25-cacm, bm25-scifact, ", "--condition", "zzz")
     refused("matrix not found", "--matrix", place / "none.yaml", "--list")
     refused("does not exist", "--data", place / "none", "--all")
     for text, message in (

@@ -114,7 +114,7 @@ def test_command(files, invoke):
     assert len(record["per_fold"]) == 5 and 0.02 <= record["alpha"][0] <= 0.2
     assert record["means"]["fused, tuned (unseen folds)"] <= record["means"]["fused, tuned (seen)"] and "norm" not in record
     result = invoke(main, *words, "--method", "wsum", "--norm", "zscore", "--output", files / "weights.json")
-    assert ", with --norm zscore" in result.output  # of which `fuse` has to know
+    assert ", with norm zscore" in result.output  # of which `fuse` has to know
     assert json.loads((files / "weights.json").read_text())["norm"] == "zscore"
 
 
