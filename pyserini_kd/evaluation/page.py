@@ -14,7 +14,9 @@ import math
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Annotated, Literal, NamedTuple, Self
+
+from pydantic import model_validator
 
 from pyserini_kd.data import sources
 from pyserini_kd.data.runs import Run
@@ -22,13 +24,14 @@ from pyserini_kd.data.types import Doc, Qrels, Query
 from pyserini_kd.evaluation import caveats, engines, figures, latency, significance
 from pyserini_kd.evaluation.figures import Json
 from pyserini_kd.evaluation.measures import Measure
-from pyserini_kd.evaluation.run_files import RunFiles, check_common_topics
+from pyserini_kd.evaluation.run_files import Measured, RunFiles, measure_files
 from pyserini_kd.evaluation.run_records import record_of
 from pyserini_kd.retrieval import text_sources
 from pyserini_kd.storage.environment import command_line, sha256
 from pyserini_kd.storage.errors import InputError
-from pyserini_kd.storage.files import atomic_file
+from pyserini_kd.storage.files import atomic_file, refuse_existing
 from pyserini_kd.storage.records import read_json
+from pyserini_kd.storage.settings import option
 
 TEMPLATE = Path(__file__).with_name("report.html")
 DEPTHS = (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000)  # of recall
@@ -45,43 +48,53 @@ Fetch = Callable[[Sequence[str]], Mapping[str, Doc]]
 """Document ids -> the documents among them that exist."""
 
 
-def build(
-    chosen: RunFiles,
-    output: Path,
-    *,
-    topics: str | None = None,
-    collection: str | None = None,
-    index: str | None = None,
-    training: Sequence[str] = (),
-    figures_folder: Path | None = None,
-    figure_format: str = "pdf",
-    overwrite: bool = False,
-) -> list[str]:
-    """Measure runs and write the page about them, and figures; returns a line about each file written.
+class ReportConfig(RunFiles):
+    """A report page about run files."""
 
-    Texts come from `topics`, and from `collection` or `index`; loss curves from `training.json` files of checkpoints.
-    """
-    from tqdm import tqdm
+    topics: Annotated[
+        str | None, option("--topics", help="Query texts: a file, ir_datasets:<id>, pydocs:test, or a Pyserini set.")
+    ] = None
+    collection: Annotated[str | None, option("--collection", help="Document texts: a path, ir_datasets:<id> or pydocs.")] = None
+    index: Annotated[
+        str | None,
+        option("--index", help="Document texts from an index instead (Lucene, prebuilt name, or a dense index of ours)."),
+    ] = None
+    training: Annotated[
+        tuple[str, ...], option("--training", metavar="FILE", help="A training.json, for its loss curves; may be repeated.")
+    ] = ()
+    output: Annotated[Path, option("--output", help="Page to write.")] = Path("report.html")
+    figures_folder: Annotated[Path | None, option("--figures", help="Also write figures for a paper here.")] = None
+    figure_format: Annotated[Literal["pdf", "svg", "png"], option("--figure-format", help="Format of the figures.")] = "pdf"
+    overwrite: Annotated[bool, option("--overwrite", help="Replace the page and the figures if they exist.")] = False
 
-    stages = [stage for path in training for stage in loss_curves(path)]
-    qrels, names = sources.qrels(chosen.qrels), chosen.names()
-    queries = sources.topics(topics) if topics else []
-    paths = tqdm(chosen.paths(), unit="run", disable=None, leave=False)
-    systems = [read_system(path, chosen.qrels, qrels, names) for path in paths]
-    check_common_topics({system.path: system.top.keys() & qrels.keys() for system in systems})
-    fetch = functools.partial(fetch_texts, collection=collection, index=index) if collection or index else None
-    data = collect(
-        systems, qrels, queries, fetch, baseline=chosen.baseline, training=stages,
-        names={"qrels": chosen.qrels, "topics": topics, "collection": collection or index},
-        test=chosen.test, correction=chosen.correction,
-    )  # fmt: skip
-    data["notes"] += [f"{chosen.qrels}: {line}" for line in caveats.of_levels(qrels, names, chosen.preset)]
-    text = page(data)
-    drawn = figures.draw(data, figures_folder, figure_format, overwrite=overwrite) if figures_folder is not None else []
-    with atomic_file(output, overwrite=overwrite) as out:
+    @model_validator(mode="after")
+    def outputs_are_free(self) -> Self:
+        """The page can be written; texts have one source."""
+        refuse_existing(self.output, self.overwrite)
+        if self.collection and self.index:
+            raise InputError("texts come from a collection or from an index, not from both", "index")
+        return self
+
+
+def build(config: ReportConfig) -> list[str]:
+    """Measure runs and write the page about them, and figures; returns a line about each file written."""
+    stages = [stage for path in config.training for stage in loss_curves(path)]
+    qrels, names = sources.qrels(config.qrels), config.names()
+    queries = sources.topics(config.topics) if config.topics else []
+    systems = [read_system(one, qrels) for one in measure_files(config, qrels)]
+    fetch = None
+    if config.collection or config.index:
+        fetch = functools.partial(fetch_texts, collection=config.collection, index=config.index)
+    said = {"qrels": config.qrels, "topics": config.topics, "collection": config.collection or config.index}
+    tests: significance.CompareSettings = {"test": config.test, "correction": config.correction}
+    data = collect(systems, qrels, queries, fetch, baseline=config.baseline, training=stages, names=said, tests=tests)
+    data["notes"] += [f"{config.qrels}: {line}" for line in caveats.of_levels(qrels, names, config.preset)]
+    text, folder, overwrite = page(data), config.figures_folder, config.overwrite
+    drawn = figures.draw(data, folder, config.figure_format, overwrite=overwrite) if folder is not None else []
+    with atomic_file(config.output, overwrite=overwrite) as out:
         out.write(text)
     size = len(text.encode()) / 1e6
-    return [f"{output}: {len(systems)} runs, {len(qrels)} queries, {size:.2f} MB", *map(str, drawn)]
+    return [f"{config.output}: {len(systems)} runs, {len(qrels)} queries, {size:.2f} MB", *map(str, drawn)]
 
 
 def fetch_texts(doc_ids: Sequence[str], collection: str | None, index: str | None) -> dict[str, Doc]:
@@ -112,16 +125,11 @@ class System(NamedTuple):
     notes: list[str]
 
 
-def read_system(path: str, qrels_name: str, qrels: Qrels, measures: Sequence[str], engine: str = "auto") -> System:
-    """Read and measure a run; keeps only the top of its rankings."""
-    run = Run.read(path)
-    recall = {f"R(rel={_level(measures)})@{depth}": depth for depth in DEPTHS}
-    try:
-        results = engines.evaluate(run, qrels, measures, engine)
-        by_depth = engines.evaluate(run, qrels, list(recall), "fast")
-    except InputError as error:
-        raise InputError(f"{path}: {error}") from error
-    notes = [*caveats.of_run(run, qrels), *caveats.of_training(path, run, qrels_name)]
+def read_system(measured: Measured, qrels: Qrels) -> System:
+    """What the page shows of a run; keeps only the top of its rankings."""
+    path, run, results, _, notes = measured
+    recall = {f"R(rel={_level(results)})@{depth}": depth for depth in DEPTHS}
+    by_depth = engines.evaluate(run, qrels, list(recall), "fast")
     values = [engines.mean(by_depth[name]) if depth <= run.depth else None for name, depth in recall.items()]
     return System(path, results, values, run.top(TOP), run.depth, notes)
 
@@ -196,8 +204,7 @@ def collect(
     baseline: str | None = None,
     training: Sequence[Json] = (),
     names: Mapping[str, str | None] | None = None,
-    test: str = "t",
-    correction: str = "holm",
+    tests: significance.CompareSettings | None = None,
 ) -> Json:
     """All that the page and the figures show of systems (`read_system`) and training stages (`loss_curves`).
 
@@ -209,13 +216,13 @@ def collect(
         baseline: path of the run that the others are compared to.
         training: curves of training.
         names: names of the qrels, topics and collection, shown at the top.
-        test: as in `significance.compare`.
-        correction: as in `significance.compare`.
+        tests: how runs are compared to the baseline.
     """
     measures = list(systems[0].results)
     paths = [system.path for system in systems]
     results = {system.path: system.results for system in systems}
-    compared = significance.compare(results, baseline, test, correction) if baseline is not None else {}
+    tests = {"test": "t", "correction": "holm"} | (tests or {})
+    compared = significance.compare(results, baseline, **tests) if baseline is not None else {}
     count = sum(map(len, compared.values()))
     notes = caveats.of_depths({system.path: system.depth for system in systems}, measures)
     rows = [_row(s, label, compared.get(s.path, {})) for s, label in zip(systems, short_labels(paths), strict=True)]
@@ -234,8 +241,8 @@ def collect(
         "count": len(qrels),
         "baseline": None if baseline is None else paths.index(baseline),
         "tests": count,
-        "test": significance.TEST_NAMES[test],
-        "correction": significance.correction_words(correction, count),
+        "test": significance.TEST_NAMES[tests["test"]],
+        "correction": significance.correction_words(tests["correction"], count),
         "measures": measures,
         "systems": rows,
         "fronts": [pareto_front({n: (ms[n], rows[n]["means"][m]) for n in ms}) for m in range(len(measures))],

@@ -5,22 +5,22 @@ from __future__ import annotations
 import logging
 import re
 import time
-from collections.abc import Mapping, Sequence, Set
+from collections.abc import Iterator, Mapping, Set
 from itertools import combinations
 from pathlib import Path
 from typing import Annotated, Literal, NamedTuple, Self
 
-from pydantic import model_validator
+from pydantic import Field, model_validator
 
 from pyserini_kd.data.runs import Run
 from pyserini_kd.data.types import Qrels
 from pyserini_kd.evaluation import caveats, latency, significance
 from pyserini_kd.evaluation.engines import PerQuery, by_pytrec_eval, choose_engine, disagreement, evaluate
 from pyserini_kd.evaluation.measures import DEFAULT_MEASURES, PRESETS, Measure
-from pyserini_kd.evaluation.summary import Report, write_per_query
+from pyserini_kd.evaluation.summary import Report, check_per_query, write_per_query
 from pyserini_kd.storage.errors import InputError
 from pyserini_kd.storage.files import require_file
-from pyserini_kd.storage.records import write_record
+from pyserini_kd.storage.records import refuse_existing_run, write_record
 from pyserini_kd.storage.settings import Settings, option
 
 logger = logging.getLogger(__name__)
@@ -93,99 +93,109 @@ class RunFiles(Settings):
         return measures, paths
 
 
-class Measured(NamedTuple):
-    """What is kept of a run: its results, and the number of its queries, judged or not."""
+class EvaluateConfig(RunFiles):
+    """An evaluation of run files."""
 
+    samples: Annotated[int, Field(ge=1), option("--samples", help="Of the bootstrap and randomisation.")] = significance.SAMPLES
+    seed: Annotated[int, Field(ge=0), option("--seed", help="Of the bootstrap and randomisation.")] = significance.SEED
+    per_query: Annotated[
+        Path | None, option("--per-query", metavar="FILE", help="Write each query's values: .csv, .parquet.")
+    ] = None
+    overwrite: Annotated[bool, option("--overwrite", help="Replace the --per-query file if it exists.")] = False
+    latency: Annotated[bool, option("--latency", help="Add ms/query, from the records (.json) beside the runs.")] = False
+    engine: Annotated[
+        Literal["auto", "trectools", "fast"], option("--engine", help="auto is trectools where the run is small.")
+    ] = "auto"
+    cross_check: Annotated[
+        bool, option("--cross-check", help="Fail where a value is further than 1e-6 from pytrec_eval's.")
+    ] = False
+    output_format: Annotated[
+        Literal["table", "markdown", "latex", "csv", "json"], option("--format", help="What to print.")
+    ] = "table"
+
+    @model_validator(mode="after")
+    def output_is_free(self) -> Self:
+        """The file for the values of each query can be written."""
+        if self.per_query is not None:
+            check_per_query(self.per_query)
+            refuse_existing_run(self.per_query, self.overwrite)
+        return self
+
+
+class Measured(NamedTuple):
+    """A run file and its measures."""
+
+    path: str
+    run: Run
     results: dict[str, PerQuery]
     engine: str
-    n_queries: int
+    notes: list[str]
 
 
-def evaluate_files(
-    chosen: RunFiles,
-    *,
-    samples: int = significance.SAMPLES,
-    seed: int = significance.SEED,
-    engine: str = "auto",
-    cross_check: bool = False,
-    with_latency: bool = False,
-    per_query: Path | None = None,
-    overwrite: bool = False,
-) -> Report:
-    """Measure run files and compare them to a baseline; log the caveats.
-
-    `samples` and `seed` are those of `significance.compare`, `engine` that of `evaluate`. `with_latency` adds the time per
-    query. `per_query` is a .csv or .parquet file for the values of each query; a record is written beside it.
+def measure_files(chosen: RunFiles, qrels: Qrels, engine: str = "auto") -> Iterator[Measured]:
+    """Read and measure one run after the other; `notes` are its caveats.
 
     Raises:
         InputError: a run is malformed, or shares no judged query with the qrels or another run.
-        DisagreementError: `cross_check` found values that differ from pytrec_eval's.
     """
-    from pyserini_kd.data import sources
-
-    qrels, names, paths = sources.qrels(chosen.qrels), chosen.names(), chosen.paths()
-    for line in caveats.of_levels(qrels, names, chosen.preset):
-        logger.warning("%s: %s", chosen.qrels, line)
-    started = time.monotonic()
-    found = _measure_files(paths, chosen.qrels, qrels, names, engine, cross_check)
-    results = {path: one.results for path, one in found.items()}
-    measured = time.monotonic()
-    tests: significance.CompareSettings = {
-        "test": chosen.test,
-        "correction": chosen.correction,
-        "samples": samples,
-        "seed": seed,
-    }
-    comparisons = {} if chosen.baseline is None else significance.compare(results, chosen.baseline, **tests)
-    compared = time.monotonic()
-    ms = {path: _latency(path, one.n_queries) for path, one in found.items()} if with_latency else {}
-    report = Report(results, chosen.baseline, comparisons, tests, ms)
-    if per_query is not None:
-        write_per_query(per_query, results, overwrite=overwrite)
-        write_record(
-            per_query,
-            config={"runs": paths, "qrels": chosen.qrels, "measures": list(names), "preset": chosen.preset}
-            | {"baseline": chosen.baseline, **(tests if chosen.baseline is not None else {})},
-            engines={path: one.engine for path, one in found.items()},
-            results=report.records(),
-            measure_seconds=round(measured - started, 3),
-            compare_seconds=round(compared - measured, 3),
-        )
-    return report
-
-
-def _measure_files(
-    paths: Sequence[str], qrels_name: str, qrels: Qrels, measures: Sequence[str], engine: str, cross_check: bool
-) -> dict[str, Measured]:
-    """Read and measure one run after the other."""
     from tqdm import tqdm
 
-    found: dict[str, Measured] = {}
+    names = chosen.names()
     covered: dict[str, Set[str]] = {}
-    depths: dict[str, int] = {}
-    for path in tqdm(paths, unit="run", disable=None, leave=False):
+    for path in tqdm(chosen.paths(), unit="run", disable=None, leave=False):
         run = Run.read(path)
-        chosen = choose_engine(run) if engine == "auto" else engine
+        used = choose_engine(run) if engine == "auto" else engine
         try:
-            found[path] = Measured(evaluate(run, qrels, measures, chosen), chosen, len(run))
+            results = evaluate(run, qrels, names, used)
         except InputError as error:
             raise InputError(f"{path}: {error}") from error
-        if cross_check:
-            _cross_check(path, run, qrels, found[path].results)
-        for line in (*caveats.of_run(run, qrels), *caveats.of_ranks(path), *caveats.of_training(path, run, qrels_name)):
-            logger.warning("%s: %s", path, line)
-        covered[path], depths[path] = run.keys() & qrels.keys(), run.depth
-    check_common_topics(covered)
-    for line in caveats.of_depths(depths, measures):
-        logger.warning("%s", line)
-    return found
-
-
-def check_common_topics(covered: Mapping[str, Set[str]]) -> None:
-    """InputError if two runs (path -> its judged queries) have no query in common."""
+        notes = [*caveats.of_run(run, qrels), *caveats.of_ranks(path), *caveats.of_training(path, run, chosen.qrels)]
+        yield Measured(path, run, results, used, notes)
+        covered[path] = run.keys() & qrels.keys()
     for one, other in combinations(covered, 2):
         if not covered[one] & covered[other]:
             raise InputError(f"runs {one} and {other} share no judged query, so their means cannot be compared")
+
+
+def evaluate_files(config: EvaluateConfig) -> Report:
+    """Measure run files and compare them to a baseline; log the caveats; write the values of each query if asked for.
+
+    Raises:
+        InputError: as `measure_files`.
+        DisagreementError: a cross-check found values that differ from pytrec_eval's.
+    """
+    from pyserini_kd.data import sources
+
+    qrels, names = sources.qrels(config.qrels), config.names()
+    for line in caveats.of_levels(qrels, names, config.preset):
+        logger.warning("%s: %s", config.qrels, line)
+    started = time.monotonic()
+    results: dict[str, dict[str, PerQuery]] = {}
+    engines: dict[str, str] = {}
+    depths: dict[str, int] = {}
+    ms: dict[str, float | None] = {}
+    for path, run, values, engine, lines in measure_files(config, qrels, config.engine):
+        results[path], engines[path], depths[path] = values, engine, run.depth
+        if config.cross_check:
+            _cross_check(path, run, qrels, values)
+        for line in lines:
+            logger.warning("%s: %s", path, line)
+        if config.latency:
+            ms[path] = _latency(path, len(run))
+    for line in caveats.of_depths(depths, names):
+        logger.warning("%s", line)
+    measured = time.monotonic()
+    tests: significance.CompareSettings = {"test": config.test, "correction": config.correction}
+    tests |= {"samples": config.samples, "seed": config.seed}
+    comparisons = {} if config.baseline is None else significance.compare(results, config.baseline, **tests)
+    seconds = {"measure_seconds": round(measured - started, 3), "compare_seconds": round(time.monotonic() - measured, 3)}
+    report = Report(results, config.baseline, comparisons, tests, ms)
+    if config.per_query is not None:
+        write_per_query(config.per_query, results, overwrite=config.overwrite)
+        made = {"runs": list(results), "qrels": config.qrels, "measures": list(names), "preset": config.preset}
+        made |= {"baseline": config.baseline, **(tests if config.baseline is not None else {})}
+        write_record(config.per_query, config=made, engines=engines, results=report.records(), **seconds)
+    return report
 
 
 def _cross_check(path: str, run: Run, qrels: Qrels, ours: Mapping[str, PerQuery]) -> None:

@@ -154,7 +154,10 @@ def test_msmarco_lines_may_stand_in_any_order(run_check, tmp_path):
 def test_documents_that_do_not_exist(run_check, tmp_path):
     (tmp_path / "docs.tsv").write_text("d1\tone\nd2\ttwo\n")
     code, output = run_check(FIT, "--collection", tmp_path / "docs.tsv")
-    assert code == 1 and output.splitlines()[:-1] == ["documents that are not in the collection (1):", "  run.txt:2: document d3"]
+    assert code == 1 and output.splitlines()[:-1] == [
+        "documents that are not in the collection (1):",
+        "  run.txt:2: document d3",
+    ]
     (tmp_path / "docs.tsv").write_text("d1\tone\nd2\ttwo\nd3\tthree\n")
     assert run_check(FIT, "--collection", tmp_path / "docs.tsv")[0] == 0
 
