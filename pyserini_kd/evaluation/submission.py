@@ -12,9 +12,10 @@ import re
 import time
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Annotated, Literal, NamedTuple
 
 import numpy as np
+from pydantic import Field
 
 from pyserini_kd.data import sources
 from pyserini_kd.data.lines import numbered_lines
@@ -22,6 +23,7 @@ from pyserini_kd.data.runs import Run, Scores
 from pyserini_kd.data.types import Qrels
 from pyserini_kd.storage.files import require_file
 from pyserini_kd.storage.records import refuse_existing_run, write_record
+from pyserini_kd.storage.settings import Settings, option
 
 LISTED = 5  # faults of each kind that are shown, unless more are asked for
 TAG = re.compile(r"[A-Za-z0-9._-]{1,20}")
@@ -197,7 +199,6 @@ class Report:
 def check(
     path: Path,
     topics: set[str],
-    *,
     max_hits: int = 1000,
     output_format: Format = "trec",
     collection: str | None = None,
@@ -261,35 +262,42 @@ def fix(report: Report) -> Run:
     return Run.from_hits(tag, hits()).top(report.max_hits)
 
 
+class CheckConfig(Settings):
+    """A check of a run file."""
+
+    run: Annotated[Path, option("RUN")]
+    topics: Annotated[str, option("--topics", help="Those to answer: a file, ir_datasets:<id>, pydocs:SPLIT, a Pyserini set.")]
+    max_hits: Annotated[int, Field(ge=1), option("--max-hits", help="Hits a topic may have.")] = 1000
+    qrels: Annotated[
+        str | None, option("--qrels", help="Also say how much of the run is judged: a file, ir_datasets:<id> or pydocs:SPLIT.")
+    ] = None
+    collection: Annotated[
+        str | None, option("--collection", help="Also check that its documents exist: a path, ir_datasets:<id> or pydocs.")
+    ] = None
+    output_format: Annotated[Format, option("--format", help="Where it is to go.")] = "trec"
+    listed: Annotated[int, Field(ge=1), option("--show", help="Faults of a kind to list; the rest is counted.")] = LISTED
+    fixed: Annotated[Path | None, option("--fix", metavar="OUT", help="Write a mended copy.")] = None
+    overwrite: Annotated[bool, option("--overwrite", help="Replace OUT if it exists.")] = False
+
+
 class Verdict(NamedTuple):
-    """The result of checking a run file: lines to print, whether the run (or its mended copy) is fit, and what went wrong."""
+    """Lines to print, whether the run (or its mended copy) is fit, and why no mended copy was written."""
 
     lines: list[str]
     fit: bool
     refused: str = ""
-    """why no mended copy was written"""
 
 
-def check_file(
-    path: Path,
-    topics: str,
-    *,
-    max_hits: int = 1000,
-    qrels: str | None = None,
-    collection: str | None = None,
-    output_format: Format = "trec",
-    listed: int = LISTED,
-    fixed: Path | None = None,
-    overwrite: bool = False,
-) -> Verdict:
-    """Check a run file against topics, judgements and a collection by name, and write a mended copy to `fixed`."""
+def check_file(config: CheckConfig) -> Verdict:
+    """Check a run file against topics, judgements and a collection, and write a mended copy if asked for."""
+    path, fixed, output_format = config.run, config.fixed, config.output_format
     require_file(path, "run")
     if fixed:
-        refuse_existing_run(fixed, overwrite)
+        refuse_existing_run(fixed, config.overwrite)
     started = time.monotonic()
-    wanted = {query.query_id for query in sources.topics(topics)}
-    judged = sources.qrels(qrels) if qrels else None
-    report = check(path, wanted, max_hits=max_hits, output_format=output_format, collection=collection, listed=listed)
+    wanted = {query.query_id for query in sources.topics(config.topics)}
+    judged = sources.qrels(config.qrels) if config.qrels else None
+    report = check(path, wanted, config.max_hits, output_format, config.collection, config.listed)
     faults = report.faults
     lines = [*report.lines(), *(notes(report.tops, judged) if judged is not None else ())]
     held = f"{len(report.tops)} topics, {report.n_lines} lines" + (f", tag {report.tag}" if report.tag else "")
@@ -299,9 +307,9 @@ def check_file(
     if stuck := [kind.what for name, kind in KINDS.items() if faults[name] and kind.mended is None]:
         return Verdict(lines, False, f"{fixed} was not written; it would take guessing to mend: {'; '.join(stuck)}")
     checked = time.monotonic()
-    fix(report).write(fixed, output_format=output_format, overwrite=overwrite)
+    fix(report).write(fixed, output_format=output_format, overwrite=config.overwrite)
     seconds = {"check_seconds": round(checked - started, 3), "write_seconds": round(time.monotonic() - checked, 3)}
-    config = {"run": str(path), "topics": topics, "max_hits": max_hits}
-    write_record(fixed, config=config, mended=dict(faults), **seconds)
+    made = {"run": str(path), "topics": config.topics, "max_hits": config.max_hits}
+    write_record(fixed, config=made, mended=dict(faults), **seconds)
     how = ", ".join(f"{name} ({KINDS[name].mended})" for name in KINDS if faults[name])
     return Verdict([*lines, f"{fixed}: mended copy: {how or 'nothing was to mend'}"], True)

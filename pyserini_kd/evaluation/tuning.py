@@ -2,23 +2,28 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Literal, NamedTuple, get_args
+from typing import Annotated, Literal, NamedTuple, Self, get_args
 
 import numpy as np
 import numpy.typing as npt
+from pydantic import Field, model_validator
 
 from pyserini_kd.data import sources
 from pyserini_kd.data.runs import Run
 from pyserini_kd.data.types import Qrels
 from pyserini_kd.evaluation import significance
 from pyserini_kd.evaluation.engines import evaluate
+from pyserini_kd.evaluation.measures import Measure
 from pyserini_kd.evaluation.tables import table
 from pyserini_kd.retrieval import fusion
 from pyserini_kd.storage.environment import command_line, environment, sha256
 from pyserini_kd.storage.errors import InputError
+from pyserini_kd.storage.files import refuse_existing
 from pyserini_kd.storage.records import write_json
+from pyserini_kd.storage.settings import Settings, option
 
 RESAMPLES = 1000
 Values = significance.Array
@@ -147,36 +152,60 @@ def _coordinate_search(n_runs: int, grid: Sequence[float], worth: Callable[[Sett
     return setting
 
 
-def tune_files(
-    paths: Sequence[str],
-    qrels: str,
-    method: Method = "interpolation",
-    *,
-    measure: str = "nDCG@10",
-    grid: Sequence[float] | None = None,
-    norm: str = "minmax",
-    folds: int = 5,
-    seed: int = 42,
-    output: Path | None = None,
-) -> str:
-    """Tune a fusion of run files as `tune` does; returns tables and gains for readers, and writes them to `output` (JSON)."""
-    judged = sources.qrels(qrels)
+class TuneConfig(Settings):
+    """The tuning of a fusion of run files."""
+
+    runs: Annotated[tuple[str, ...], option("--runs", words=True, metavar="RUN...", help="Two or more runs of dev topics.")]
+    qrels: Annotated[str, option("--qrels", help="Their judgements: a file, ir_datasets:<id>, or pydocs:dev.")]
+    method: Annotated[Method, option("--method", help="What is tuned: alpha, rrf.k, or weights.")] = "interpolation"
+    measure: Annotated[str, option("--measure", help="What to maximise.")] = "nDCG@10"
+    grid: Annotated[
+        tuple[float, ...], option("--grid", words=True, metavar="X...", help="Values tried [default: a grid for each method].")
+    ] = ()
+    norm: Annotated[Literal["none", "minmax", "sum", "zscore", "rank"], option("--norm", help="Of the scores, for wsum.")] = (
+        "minmax"
+    )
+    folds: Annotated[int, Field(ge=2), option("--folds", help="Parts of the topics for cross-validation.")] = 5
+    seed: Annotated[int, Field(ge=0), option("--seed", help="Of folds and resampling.")] = 42
+    output: Annotated[Path | None, option("--output", help="Write the result as JSON.")] = None
+    overwrite: Annotated[bool, option("--overwrite", help="Replace --output if it exists.")] = False
+
+    @model_validator(mode="after")
+    def rules(self) -> Self:
+        """The output can be written; runs, measure and grid fit the method."""
+        if self.output:
+            refuse_existing(self.output, self.overwrite)
+        if len(self.runs) < 2 or len({Path(path).resolve() for path in self.runs}) != len(self.runs):
+            raise InputError(f"takes two or more different runs, found {' '.join(self.runs)}", "runs")
+        self.only("norm", self.method == "wsum", f"is for the method wsum, not for {self.method}")
+        Measure.parse(self.measure)
+        what = {"interpolation": "between 0 and 1", "rrf": "whole numbers from 0", "wsum": "0 or more"}[self.method]
+        top = 1 if self.method == "interpolation" else sys.float_info.max
+        if not all(0 <= value <= top and (self.method != "rrf" or value.is_integer()) for value in self.grid):
+            raise InputError(f"values for {self.method} must be {what}, found {' '.join(map(str, self.grid))}", "grid")
+        return self
+
+
+def tune_files(config: TuneConfig) -> str:
+    """Tune a fusion of run files as `tune` does; returns tables and gains for readers, and writes `config.output` (JSON)."""
+    paths, method, measure, norm, seed = config.runs, config.method, config.measure, config.norm, config.seed
+    judged = sources.qrels(config.qrels)
     runs = [Run.read(path) for path in paths]
     if not any(query_id in judged for query_id in set.intersection(*(set(run) for run in runs))):
         raise InputError("the runs and the qrels have no topic in common")
-    found = tune(runs, judged, method, measure=measure, grid=grid, norm=norm, folds=folds, seed=seed)
+    found = tune(runs, judged, method, measure=measure, grid=config.grid or None, norm=norm, folds=config.folds, seed=seed)
     rows: dict[str, Values] = {path: values_of(run, judged, measure) for path, run in zip(paths, runs, strict=True)}
     best = max(rows, key=lambda path: float(rows[path].mean()))
     rows |= {"fused, default": found.default, "fused, tuned (seen)": found.seen, "fused, tuned (unseen folds)": found.unseen}
     means = {name: float(values.mean()) for name, values in rows.items()}
     gains = {name: _gain(found.unseen, rows[name], seed) for name in (best, "fused, default")}
-    if output:
+    if config.output:
         tuned = {"method": method, TUNED[method]: list(found.setting), "per_fold": found.per_fold, "measure": measure}
         tuned |= {"norm": norm} if method == "wsum" else {}
-        made = {"means": means, "runs": list(paths), "qrels": qrels}
+        made = {"means": means, "runs": list(paths), "qrels": config.qrels}
         asked = {"gains_on_unseen_folds": {other: gain._asdict() for other, gain in gains.items()}}
-        sums = {"sha256": {path: sha256(path) for path in (*paths, qrels) if Path(path).is_file()}, "seed": seed}
-        write_json(output, {**tuned, **made, **asked, **sums, "command": command_line(), **environment()})
+        sums = {"sha256": {path: sha256(path) for path in (*paths, config.qrels) if Path(path).is_file()}, "seed": seed}
+        write_json(config.output, {**tuned, **made, **asked, **sums, "command": command_line(), **environment()})
     under = f", with norm {norm}" if method == "wsum" else ""
     chosen, *per_fold = (" ".join(f"{value:g}" for value in setting) for setting in (found.setting, *found.per_fold))
     lines = [table(["system", measure], means.items()), ""]
