@@ -2,75 +2,43 @@
 
 from __future__ import annotations
 
-import difflib
-import logging
-import shlex
-import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Annotated, Literal, Self
 
 import click
+from pydantic import model_validator
 
 from pyserini_kd.cli import command
-from pyserini_kd.evaluation import tables
-from pyserini_kd.evaluation.experiments import (
-    MATRIX,
-    PLACES,
-    Condition,
-    Outcome,
-    commands,
-    fill,
-    missing,
-    read_matrix,
-    reproduce,
-)
-from pyserini_kd.storage.environment import command_line, environment
+from pyserini_kd.evaluation import experiments, tables
+from pyserini_kd.evaluation.experiments import Condition, Outcome
+from pyserini_kd.storage import settings as shared
 from pyserini_kd.storage.errors import InputError
-from pyserini_kd.storage.files import home
-from pyserini_kd.storage.records import write_json
-
-logger = logging.getLogger(__name__)
+from pyserini_kd.storage.settings import option
 
 
-def _number(value: float | None) -> str:
-    return "-" if value is None else f"{value:.4f}"
+class Settings(shared.Settings):
+    """The options of `reproduce`."""
 
+    list_them: Annotated[bool, option("--list", help="Print the conditions and stop.")] = False
+    names: Annotated[
+        tuple[str, ...], option("--condition", metavar="NAME", help="Run this one; may be given several times.")
+    ] = ()
+    run_all: Annotated[bool, option("--all", help="Run all whose needs are met.")] = False
+    dry_run: Annotated[bool, option("--dry-run", help="Print the commands, run nothing.")] = False
+    data: Annotated[Path | None, option("--data", metavar="DIRECTORY", help="Folder of real collections.")] = None
+    directory: Annotated[Path | None, option("--directory", help="Where indexes and runs go [default: runs/reproduce].")] = None
+    matrix: Annotated[Path | None, option("--matrix", help="Another matrix than the package's.")] = None
+    style: Annotated[Literal["table", "markdown"], option("--format", help="What to print.")] = "table"
 
-def _list(conditions: Iterable[Condition], style: str) -> str:
-    if style == "markdown":
-        header = ["condition", "what", "measure", "expected", "tolerance", "source"]
-        return tables.markdown(
-            header,
-            [
-                [row.name, row.about, measure, _number(value), f"{row.tolerance:g}", row.source]
-                for row in conditions
-                for measure, value in row.expected.items()
-            ],
-        )
-    lines = []
-    for row in conditions:
-        lines.append(f"{row.name:26}{row.about}")
-        values = ", ".join(f"{measure} {_number(value)}" for measure, value in row.expected.items())
-        lines.append(f"{'':26}{values} (+-{row.tolerance:g}; {row.source})")
-    return "\n".join(lines)
-
-
-def _results(conditions: Iterable[Condition], outcomes: Sequence[Outcome], style: str) -> str:
-    if style == "markdown":
-        rows = {row.name: row for row in conditions}
-        header = ["condition", "what", "measure", "expected", "source", "got", "verdict"]
-        cells = []
-        for o in outcomes:
-            row = rows[o.condition]
-            cells.append([row.name, row.about, o.measure, _number(o.expected), row.source, _number(o.got), o.verdict])
-        return tables.markdown(header, cells)
-    header = ["condition", "measure", "expected", "got", "verdict"]
-    text = tables.table(header, [[o.condition, o.measure, _number(o.expected), _number(o.got), o.verdict] for o in outcomes])
-    reasons: dict[str, dict[str, None]] = {}
-    for o in outcomes:
-        if o.why:
-            reasons.setdefault(f"{o.verdict}, {o.why}", {})[o.condition] = None
-    return "\n".join([text, *(f"\n{why}:\n  {', '.join(names)}" for why, names in reasons.items())])
+    @model_validator(mode="after")
+    def rules(self) -> Self:
+        """One thing is asked for; the data are there."""
+        if self.list_them + bool(self.names) + self.run_all != 1:
+            raise InputError("give one of --list, --condition NAME and --all")
+        if self.data and not self.data.is_dir():
+            raise InputError(f"folder {self.data} does not exist", "data")
+        return self
 
 
 @command(
@@ -78,76 +46,54 @@ def _results(conditions: Iterable[Condition], outcomes: Sequence[Outcome], style
     "pyserini-kd reproduce --condition bm25-scifact --data ~/collections",
     "Under --data are expected: cacm/, beir/scifact/, msmarco-dl19/, msmarco-passage/ (the matrix, reproduce.yaml in the "
     "package, says which files). Exit code 1 if anything failed; what is off or skipped is no failure.",
+    settings=Settings,
 )
-@click.option("--list", "list_them", is_flag=True, help="Print the conditions and stop.")
-@click.option("--condition", "names", multiple=True, metavar="NAME", help="Run this one; may be given several times.")
-@click.option("--all", "run_all", is_flag=True, help="Run all whose needs are met.")
-@click.option("--dry-run", is_flag=True, help="Print the commands, run nothing.")
-@click.option("--data", type=click.Path(path_type=Path, file_okay=False, exists=True), help="Folder of real collections.")
-@click.option("--directory", type=click.Path(path_type=Path), help="Where indexes and runs go [default: runs/reproduce].")
-@click.option("--matrix", type=click.Path(path_type=Path), help="Another matrix than the package's.")
-@click.option("--format", "style", default="table", type=click.Choice(["table", "markdown"]), help="What to print.")
-@click.pass_context
-def main(
-    context: click.Context,
-    list_them: bool,
-    names: tuple[str, ...],
-    run_all: bool,
-    dry_run: bool,
-    data: Path | None,
-    directory: Path | None,
-    matrix: Path | None,
-    style: str,
-) -> None:
+def main(settings: Settings) -> None:
     """Run known experiments again and compare the measures with what is expected."""
-    conditions = read_matrix(matrix or MATRIX)
-    if list_them + bool(names) + run_all != 1:
-        raise InputError("give one of --list, --condition NAME and --all")
-    if names:
-        conditions = [_named(name, conditions) for name in dict.fromkeys(names)]
-    if list_them:
-        click.echo(_list(conditions, style))
-        return
-    directory = directory or home() / "runs" / "reproduce"
-    places = {"directory": str(directory), "data": str(data or PLACES["data"]), "home": str(home())}
-    if dry_run:
-        for condition in conditions:
-            _dry_run(condition, places)
-        return
-    directory.mkdir(parents=True, exist_ok=True)
-    outcomes: list[Outcome] = []
-    seconds: dict[str, float] = {}
-    for condition in conditions:
-        started = time.monotonic()
-        found = list(reproduce(condition, places))
-        said = (f"{o.verdict}, {o.why}" if o.why else f"{o.measure} {_number(o.got)} {o.verdict}" for o in found)
-        logger.info("%s: %s", condition.name, "; ".join(dict.fromkeys(said)))
-        outcomes += found
-        seconds[condition.name] = round(time.monotonic() - started, 2)
-    click.echo(_results(conditions, outcomes, style))
+    conditions = experiments.read_matrix(settings.matrix or experiments.MATRIX)
+    if settings.names:
+        conditions = experiments.choose(conditions, settings.names)
+    places = experiments.places_of(settings.data, settings.directory)
+    if settings.list_them:
+        click.echo(_listing(conditions, settings.style))
+    elif settings.dry_run:
+        click.echo("\n".join(experiments.script(conditions, places)))
+    else:
+        outcomes = experiments.reproduce(conditions, places)
+        click.echo(_results(conditions, outcomes, settings.style))
+        click.get_current_context().exit(any(outcome.verdict == "FAIL" for outcome in outcomes))
+
+
+def _listing(conditions: Sequence[Condition], style: str) -> str:
+    """The conditions with the expected measures."""
+    if style == "markdown":
+        header = ["condition", "what", "measure", "expected", "tolerance", "source"]
+        rows = [(c, measure, value) for c in conditions for measure, value in c.expected.items()]
+        return tables.markdown(header, [[c.name, c.about, m, value, f"{c.tolerance:g}", c.source] for c, m, value in rows])
+    lines = []
+    for row in conditions:
+        values = ", ".join(f"{measure} {tables.number(value)}" for measure, value in row.expected.items())
+        lines += [f"{row.name:26}{row.about}", f"{'':26}{values} (+-{row.tolerance:g}; {row.source})"]
+    return "\n".join(lines)
+
+
+def _results(conditions: Sequence[Condition], outcomes: Sequence[Outcome], style: str) -> str:
+    """The outcomes, and the number of each verdict."""
+    if style == "markdown":
+        rows = {row.name: row for row in conditions}
+        header = ["condition", "what", "measure", "expected", "source", "got", "verdict"]
+        cells = [(rows[o.condition], o) for o in outcomes]
+        found = [[c.name, c.about, o.measure, o.expected, c.source, o.got, o.verdict] for c, o in cells]
+        text = tables.markdown(header, found)
+    else:
+        text = tables.table(["condition", "measure", "expected", "got", "verdict"], [o[:5] for o in outcomes])
+        reasons: dict[str, dict[str, None]] = {}
+        for o in outcomes:
+            if o.why:
+                reasons.setdefault(f"{o.verdict}, {o.why}", {})[o.condition] = None
+        text += "".join(f"\n\n{why}:\n  {', '.join(names)}" for why, names in reasons.items())
     counts = {word: sum(o.verdict == word for o in outcomes) for word in ("OK", "off", "FAIL", "new", "skipped")}
-    click.echo("\n" + ", ".join(f"{count} {word}" for word, count in counts.items() if count))
-    record = {"command": command_line(), "outcomes": [o._asdict() for o in outcomes], "seconds": seconds}
-    write_json(directory / "reproduce.json", record | environment())
-    context.exit(1 if counts["FAIL"] else 0)
-
-
-def _named(name: str, conditions: list[Condition]) -> Condition:
-    names = {condition.name: condition for condition in conditions}
-    if name not in names:
-        near = difflib.get_close_matches(name, names, n=1)
-        raise InputError(f"unknown condition {name!r}; " + (f"did you mean {near[0]}?" if near else "--list shows them"))
-    return names[name]
-
-
-def _dry_run(condition: Condition, places: Mapping[str, str]) -> None:
-    click.echo(f"# {condition.name}: {condition.about}")
-    if lacks := missing(condition, places):
-        click.echo(f"# would be skipped: needs {'; '.join(lacks)}")
-    for words in commands(condition, places):
-        click.echo(shlex.join(words))
-    run, qrels = (fill(text, places, condition.name) for text in (condition.run, condition.qrels))
-    click.echo(shlex.join(["pyserini-kd", "evaluate", run, "--qrels", qrels, "--measures", *condition.expected]) + "\n")
+    return f"{text}\n\n" + ", ".join(f"{count} {word}" for word, count in counts.items() if count)
 
 
 if __name__ == "__main__":

@@ -1,47 +1,47 @@
-"""Where numbers mislead: what to know of a run, or of the judgements, before its measures are believed.
+"""Caveats: why the measures of a run may mislead.
 
-Each caveat is one line with counts. None is an error: the numbers are right, but may not mean what they seem to.
+A caveat is one line with counts. It is not an error: the numbers are right, but may not mean what they seem to mean.
 """
 
 from __future__ import annotations
 
 import math
 import os
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import pairwise, takewhile
 from pathlib import Path
-from typing import Any
 
 from pyserini_kd.data import sources
 from pyserini_kd.data.lines import numbered_lines
 from pyserini_kd.data.runs import Run
 from pyserini_kd.data.types import Qrels
 from pyserini_kd.evaluation.measures import PRESETS, Measure
+from pyserini_kd.evaluation.run_records import Record, config_of, made_from, record_of
 from pyserini_kd.storage.errors import InputError
 from pyserini_kd.storage.files import home
-from pyserini_kd.storage.records import read_json, record_path
+from pyserini_kd.storage.records import read_json
 
 TOP = 10
-TIED_SHARE = 0.1
-"""Share of queries with a tie among the top documents from which ties are worth a word."""
-JUDGED_SHARE = 0.8
-"""Share of the top documents that pooled judgements should cover."""
+TIED_SHARE = 0.1  # ties are mentioned if more queries have one among the top documents
+JUDGED_SHARE = 0.8  # of the top documents that pooled judgements should cover
 
 
 def of_run(run: Run, qrels: Qrels) -> list[str]:
-    """Ties at the top, holes in the judgements at the top, judgements of other documents, judged queries that the run lacks."""
+    """Ties and unjudged documents at the top, judgements of other documents, judged queries that the run lacks."""
     judged = [query_id for query_id in qrels if query_id in run]
     missing = [query_id for query_id in qrels if query_id not in run]
     found = []
-    tied = sum(_is_tied(run[query_id].scores[: TOP + 1].tolist()) for query_id in judged)
+    tied = sum(any(a == b for a, b in pairwise(run[query_id].scores[: TOP + 1].tolist())) for query_id in judged)
     if tied > TIED_SHARE * len(judged):
         found.append(f"{tied} of {len(judged)} queries have tied scores in the top {TOP}; document ids decide their order")
-    if _are_pooled(qrels):
-        tops = [(qrels[query_id], run[query_id].doc_ids[:TOP]) for query_id in judged]
-        n_judged = sum(doc_id in docs for docs, doc_ids in tops for doc_id in doc_ids)
-        n_hits = sum(len(doc_ids) for _, doc_ids in tops)
-        if n_judged < JUDGED_SHARE * n_hits:
-            found.append(f"only {n_judged} of {n_hits} documents in the top {TOP} are judged; the others count as irrelevant")
+    # judgements of relevant documents alone, as those of MS MARCO, leave most documents unjudged
+    if any(grade <= 0 for docs in qrels.values() for grade in docs.values()):
+        hits = [doc_id in qrels[query_id] for query_id in judged for doc_id in run[query_id].doc_ids[:TOP]]
+        if sum(hits) < JUDGED_SHARE * len(hits):
+            found.append(
+                f"only {sum(hits)} of {len(hits)} documents in the top {TOP} are judged; the others count as irrelevant"
+            )
     if all(qrels[query_id].keys().isdisjoint(run[query_id].doc_ids) for query_id in judged):
         doc_id = next(iter(qrels[judged[0]]), "") if judged else ""
         found.append(f"holds no judged document at all, e.g. not {doc_id}: are the judgements of another collection?")
@@ -51,7 +51,7 @@ def of_run(run: Run, qrels: Qrels) -> list[str]:
 
 
 def of_ranks(path: str | Path) -> list[str]:
-    """Ranks that run against the scores, as of a file with distances; the first query's lines tell."""
+    """Ranks that contradict the scores, as in a file with distances. Only the first query is looked at."""
     lines = (line.split() for _, line in numbered_lines(Path(path), "run file") if not line.startswith("#"))
     first = next((words for words in lines if len(words) == 6), None)
     if first is None:
@@ -66,19 +66,9 @@ def of_ranks(path: str | Path) -> list[str]:
     return []
 
 
-def _is_tied(scores: Sequence[float]) -> bool:
-    return any(one == other for one, other in pairwise(scores))
-
-
-def _are_pooled(qrels: Qrels) -> bool:
-    """Were irrelevant documents judged too? Where only answers are listed (MS MARCO), most documents are never judged."""
-    return any(grade <= 0 for docs in qrels.values() for grade in docs.values())
-
-
 def of_depths(depths: Mapping[str, int], measures: Sequence[str]) -> list[str]:
-    """Measures that look deeper than the runs go (run -> longest ranking): than some of them, or than all."""
-    cuts = {name: measure.k for name, measure in zip(measures, map(Measure.parse, measures), strict=True)}
-    cuts = {name: k for name, k in cuts.items() if not name.startswith("Judged")}
+    """Measures with a cut-off deeper than some of the runs, or than all (`depths`: run -> longest ranking)."""
+    cuts = {name: Measure.parse(name).k for name in measures if not name.startswith("Judged")}
     least, most = min(depths.values()), max(depths.values())
     found = []
     unequal = [name for name, k in cuts.items() if k > least]
@@ -93,11 +83,8 @@ def of_depths(depths: Mapping[str, int], measures: Sequence[str]) -> list[str]:
 
 
 def of_levels(qrels: Qrels, measures: Sequence[str], preset: str | None = None) -> list[str]:
-    """Relevance grades that the preset does not expect, or levels of measures that no judgement reaches."""
-    counts: dict[int, int] = {}
-    for docs in qrels.values():
-        for grade in docs.values():
-            counts[grade] = counts.get(grade, 0) + 1
+    """Grades that the preset does not expect, and relevance levels of measures that no judgement reaches."""
+    counts = Counter(grade for docs in qrels.values() for grade in docs.values())
     highest = max(counts)
     found = []
     expected = PRESETS[preset].grades if preset else None
@@ -114,14 +101,14 @@ def of_levels(qrels: Qrels, measures: Sequence[str], preset: str | None = None) 
 
 
 def of_training(path: str | Path, run: Run, qrels_name: str) -> list[str]:
-    """Was a model that made this run trained on its topics? Known where records lie beside the run and the checkpoint.
+    """Models behind this run that were trained on its topics, by the records beside the run and in the checkpoints.
 
-    Topics that cost no network are compared one by one; others by name alone.
+    Topics in files, and embedded ones, are compared one by one; others by name.
     """
     found = []
-    records = list(_records(Path(path), set()))
-    topics_name = next((str(record["topics"]) for record in records if record.get("topics")), None)
-    models = {str(record[key]) for record in records for key in ("encoder", "rerank") if record.get(key)}
+    configs = [config_of(record) for record in _records(Path(path), set())]
+    topics_name = next((str(config["topics"]) for config in configs if config.get("topics")), None)
+    models = {str(config[key]) for config in configs for key in ("encoder", "rerank") if config.get(key)}
     for model in sorted(models):
         trained_on = _trained_on(model)
         if trained_on is None:
@@ -134,22 +121,14 @@ def of_training(path: str | Path, run: Run, qrels_name: str) -> list[str]:
     return found
 
 
-def _records(path: Path, seen: set[Path]) -> Iterator[dict[str, Any]]:
-    """The settings in the record beside a run, then those beside the runs that it was made from."""
-    record = record_path(path)
-    if path in seen or not record.is_file():
-        return
-    seen.add(path)
-    try:
-        config = read_json(record, "record").get("config")
-    except InputError:  # somebody else's file of that name
-        return
-    if isinstance(config, dict):
-        yield config
-        runs = config.get("runs")
-        for made_from in [config.get("run"), *(runs if isinstance(runs, list) else [])]:
-            if isinstance(made_from, str):
-                yield from _records(Path(made_from), seen)
+def _records(path: Path, seen: set[Path]) -> Iterator[Record]:
+    """The record of a run, then those of the runs that it was made from."""
+    record = None if path in seen else record_of(path)
+    if record is not None:
+        seen.add(path)
+        yield record
+        for run in made_from(record):
+            yield from _records(Path(run), seen)
 
 
 def _trained_on(model: str) -> str | None:
@@ -162,7 +141,7 @@ def _trained_on(model: str) -> str | None:
 
 
 def _n_shared(run: Run, trained_on: str, topics_name: str | None) -> int | None:
-    """How many topics of the run are training topics; by id and text where the run's texts are known. None: unknown."""
+    """How many topics of the run are training topics, by id, and by text if the run's texts are known; None: unknown."""
     training = _texts(trained_on)
     if training is None:
         return None
@@ -172,7 +151,7 @@ def _n_shared(run: Run, trained_on: str, topics_name: str | None) -> int | None:
 
 
 def _texts(name: str | None) -> dict[str, str] | None:
-    """query_id -> text of topics that are a file or embedded here; None for others, and where they cannot be read."""
+    """query_id -> text of topics in a file or embedded here; None for others, and for topics that cannot be read."""
     if name is None or not (os.path.isfile(name) or name.partition(":")[0] == "pydocs"):
         return None
     try:

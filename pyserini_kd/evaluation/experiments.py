@@ -1,11 +1,10 @@
-"""Known experiments run again: the commands, the measures to expect, and what came out, in the manner of Pyserini's 2CR.
+"""Known experiments run again: their commands, the expected measures, and the results, in the manner of Pyserini's 2CR.
 
-The experiments stand in `reproduce.yaml` beside this file (`--matrix` takes another), which says what a row holds.
+The experiments are in `reproduce.yaml` beside this file, which also explains the fields of a row.
 """
 
 from __future__ import annotations
 
-import dataclasses
 import difflib
 import functools
 import importlib.metadata
@@ -13,41 +12,84 @@ import logging
 import shlex
 import subprocess
 import sys
-from collections.abc import Iterator, Mapping
+import time
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Annotated, NamedTuple
+
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
 from pyserini_kd.data import sources
 from pyserini_kd.data.runs import Run
-from pyserini_kd.evaluation import engines
+from pyserini_kd.evaluation import engines, tables
 from pyserini_kd.evaluation.measures import Measure
 from pyserini_kd.retrieval import diagnosis
+from pyserini_kd.storage.environment import command_line, environment
 from pyserini_kd.storage.errors import InputError
-from pyserini_kd.storage.files import require_file
+from pyserini_kd.storage.files import home, require_file
+from pyserini_kd.storage.records import write_json
 
 logger = logging.getLogger(__name__)
 
 MATRIX = Path(__file__).with_name("reproduce.yaml")
-OFF = 5  # times the tolerance, up to which a value is off but no failure: other versions and processors can do that
+OFF = 5  # a value within so many tolerances is off, but no failure: other versions and processors can cause it
+PLACES = {"directory": "DIRECTORY", "data": "DATA", "home": "HOME"}  # as shown if a place is not known
 
 
-@dataclasses.dataclass(frozen=True)
-class Condition:
-    """A row of the matrix; its fields are explained there."""
+def fill(text: str, places: Mapping[str, str] = PLACES) -> str:
+    """The text with its places filled in; InputError for an unknown place."""
+    try:
+        return text.format_map(places)
+    except (KeyError, ValueError, IndexError, AttributeError, TypeError):
+        known = ", ".join(f"{{{name}}}" for name in PLACES)
+        raise InputError(f"{text!r} names a place that is unknown; known: {known}") from None
 
-    name: str
-    about: str
-    run: str
-    qrels: str
-    expected: dict[str, float | None]
-    source: str
-    commands: tuple[str, ...] = ()
-    needs: tuple[str, ...] = ()
-    tolerance: float = 0.0001
+
+def words(text: str, places: Mapping[str, str] = PLACES) -> list[str]:
+    """The words of a command. Places are filled in after the command is split, so that a path may hold blanks."""
+    try:
+        found = shlex.split(text)
+    except ValueError as error:
+        raise InputError(f"{text!r} is no command ({error})") from error
+    if found[:1] != ["pyserini-kd"] and found[:2] != ["python", "-m"]:
+        raise InputError(f"a command must begin with `pyserini-kd` or `python -m`, found {text!r}")
+    return [fill(word, places) for word in found]
+
+
+def _flat(value: object) -> tuple[object, ...]:
+    """The items of a list that may hold lists, as YAML's aliases make them."""
+    if not isinstance(value, list):
+        raise ValueError("must be a list of texts")
+    try:
+        return tuple(item for one in value for item in (_flat(one) if isinstance(one, list) else [one]))
+    except RecursionError:
+        raise ValueError("must be a list of texts, found one that holds itself") from None
+
+
+Text = Annotated[str, Field(min_length=1)]
+Place = Annotated[Text, AfterValidator(lambda text: fill(text) and text)]
+Command = Annotated[str, AfterValidator(lambda text: words(text) and text)]
+MeasureName = Annotated[str, AfterValidator(lambda name: Measure.parse(name) and name)]
+
+
+class Condition(BaseModel):
+    """A row of the matrix."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+
+    name: Text
+    about: Text
+    run: Place
+    qrels: Place
+    expected: dict[MeasureName, float | None] = Field(min_length=1)
+    source: Text
+    commands: Annotated[tuple[Command, ...], BeforeValidator(_flat)] = ()
+    needs: Annotated[tuple[Place, ...], BeforeValidator(_flat)] = ()
+    tolerance: float = Field(0.0001, ge=0)
 
 
 class Outcome(NamedTuple):
-    """What became of one measure of a condition: OK, off, FAIL, skipped, or new (nothing was expected)."""
+    """The result of one measure of a condition: OK, off, FAIL, skipped, or new (no value was expected)."""
 
     condition: str
     measure: str
@@ -61,7 +103,7 @@ def read_matrix(path: Path) -> list[Condition]:
     """The conditions of a matrix file.
 
     Raises:
-        InputError: no YAML, or a row that lacks something, holds something unknown, or repeats a name.
+        InputError: the file is no YAML, or a row is wrong, or repeats a name.
     """
     import yaml
 
@@ -75,110 +117,51 @@ def read_matrix(path: Path) -> list[Condition]:
     rows = matrix.get("conditions") if isinstance(matrix, dict) else None
     if not isinstance(rows, list) or not rows:
         raise InputError(f"{path}: expected `conditions:`, a list of rows")
-    conditions = [_condition(row, f"{path}: row {number}") for number, row in enumerate(rows, start=1)]
-    names = [condition.name for condition in conditions]
-    for name in names:
-        if names.count(name) > 1:
-            raise InputError(f"{path}: two rows are named {name}")
-    return conditions
-
-
-def _condition(row: Any, where: str) -> Condition:
-    if not isinstance(row, dict):
-        raise InputError(f"{where}: expected `name: ...` and so on, found {type(row).__name__}")
-    if isinstance(row.get("name"), str):
-        where += f" ({row['name']})"
-    _check_keys(row, where)
-    row = row | {key: tuple(_texts(row.get(key) or [], f"{where}: `{key}`")) for key in ("commands", "needs")}
-    condition = Condition(**row)
-    _check_measures(condition, where)
-    for text in (condition.run, condition.qrels, *condition.needs):
-        fill(text, PLACES, where)
-    for text in condition.commands:
-        _words(text, PLACES, where)
-    return condition
-
-
-def _check_keys(row: dict[str, Any], where: str) -> None:
-    fields = {field.name: field.default is dataclasses.MISSING for field in dataclasses.fields(Condition)}
-    for key in row:
-        if key not in fields:
-            near = difflib.get_close_matches(str(key), fields, n=1)
-            hint = f"did you mean `{near[0]}`?" if near else f"known: {', '.join(fields)}"
-            raise InputError(f"{where}: unknown key `{key}`; {hint}")
-    for key, needed in fields.items():
-        if needed and not row.get(key):
-            raise InputError(f"{where}: `{key}` is missing")
-        if key in ("name", "about", "run", "qrels", "source") and not isinstance(row[key], str):
-            raise InputError(f"{where}: `{key}` must be text, found {row[key]!r}")
-
-
-def _check_measures(condition: Condition, where: str) -> None:
-    tolerance, expected = condition.tolerance, condition.expected
-    if not _is_number(tolerance) or tolerance < 0:
-        raise InputError(f"{where}: `tolerance` must be a number of 0 or more, found {tolerance!r}")
-    if not isinstance(expected, dict):
-        raise InputError(f"{where}: `expected` must be `measure: value`, found {expected!r}")
-    for measure, value in expected.items():
-        if value is not None and not _is_number(value):
-            raise InputError(f"{where}: `expected` {measure} must be a number or null, found {value!r}")
+    found: dict[str, Condition] = {}
+    for number, row in enumerate(rows, start=1):
         try:
-            Measure.parse(str(measure))
-        except InputError as error:
-            raise InputError(f"{where}: {error}") from error
+            condition = Condition.model_validate(row)
+        except ValidationError as error:
+            name = f" ({row['name']})" if isinstance(row, dict) and isinstance(row.get("name"), str) else ""
+            raise InputError(f"{path}: row {number}{name}: {_fault(error)}") from None
+        if condition.name in found:
+            raise InputError(f"{path}: two rows are named {condition.name}")
+        found[condition.name] = condition
+    return list(found.values())
 
 
-DEEP = 20  # lists in lists
+def _fault(error: ValidationError) -> str:
+    """The first fault of a row, in one line."""
+    first = error.errors()[0]
+    key = ".".join(str(part) for part in first["loc"] if part != "[key]")
+    if first["type"] == "extra_forbidden":
+        near = difflib.get_close_matches(key, Condition.model_fields, n=1)
+        hint = f"did you mean `{near[0]}`?" if near else f"known: {', '.join(Condition.model_fields)}"
+        return f"unknown key `{key}`; {hint}"
+    cause = first.get("ctx", {}).get("error")
+    message = str(cause) if cause else f"{first['msg'][0].lower()}{first['msg'][1:]}, found {first['input']!r:.60}"
+    return f"`{key}`: {message}" if key else message
 
 
-def _texts(value: Any, where: str, depth: int = 0) -> Iterator[str]:
-    """The texts of a list, which may hold lists of texts (YAML's aliases)."""
-    if not isinstance(value, list) or depth > DEEP:
-        raise InputError(f"{where} must be a list of texts, found {'one in itself' if depth > DEEP else repr(value)}")
-    for item in value:
-        if isinstance(item, list):
-            yield from _texts(item, where, depth + 1)
-        elif isinstance(item, str):
-            yield item
-        else:
-            raise InputError(f"{where} must be a list of texts, found {item!r} in it")
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool)
-
-
-PLACES = {"directory": "DIRECTORY", "data": "DATA", "home": "HOME"}  # as shown where a place is not known
-
-
-def fill(text: str, places: Mapping[str, str], where: str) -> str:
-    """The text with its places filled in; InputError for an unknown place."""
-    try:
-        return text.format_map(places)
-    except (KeyError, ValueError, IndexError, AttributeError, TypeError):
-        known = ", ".join(f"{{{name}}}" for name in PLACES)
-        raise InputError(f"{where}: {text!r} names a place that is unknown; known: {known}") from None
-
-
-def _words(text: str, places: Mapping[str, str], where: str) -> list[str]:
-    """The words of a command, places filled in after it was cut, so that a path may hold blanks."""
-    try:
-        words = [fill(word, places, where) for word in shlex.split(text)]
-    except ValueError as error:
-        raise InputError(f"{where}: {text!r} is no command ({error})") from error
-    if words[:1] != ["pyserini-kd"] and words[:2] != ["python", "-m"]:
-        raise InputError(f"{where}: a command must begin with `pyserini-kd` or `python -m`, found {text!r}")
-    return words
+def choose(conditions: Sequence[Condition], names: Iterable[str]) -> list[Condition]:
+    """The conditions of these names; InputError for an unknown one."""
+    known = {condition.name: condition for condition in conditions}
+    for name in names:
+        if name not in known:
+            near = difflib.get_close_matches(name, known, n=1)
+            hint = f"did you mean {near[0]}?" if near else f"known: {', '.join(known)}"
+            raise InputError(f"unknown condition {name!r}; {hint}", "names")
+    return [known[name] for name in dict.fromkeys(names)]
 
 
 def missing(condition: Condition, places: Mapping[str, str]) -> list[str]:
-    """What a condition needs and this machine lacks."""
+    """The needs of a condition that this machine does not meet."""
     return [lack for need in condition.needs if (lack := _lack(need, places))]
 
 
 def _lack(need: str, places: Mapping[str, str]) -> str | None:
     if need == "hub":
-        return _hub()
+        return _no_hub()
     if "==" in need:
         name, _, version = need.partition("==")
         try:
@@ -187,49 +170,44 @@ def _lack(need: str, places: Mapping[str, str]) -> str | None:
             found = "none"
         return None if found == version else f"{need}, found {found}"
     if "{data}" in need and places["data"] == PLACES["data"]:
-        return f"--data DIR with {need.removeprefix('{data}/')}"
-    path = fill(need, places, "needs")
+        return f"a folder of data with {need.removeprefix('{data}/')}"
+    path = fill(need, places)
     return None if Path(path).exists() else path
 
 
 @functools.cache
-def _hub() -> str | None:
+def _no_hub() -> str | None:
     """Why there is no network, if there is none."""
     finding = next(diagnosis.hub())
     return None if finding.mark == "OK" else f"network: {finding.found}"
 
 
-def reproduce(condition: Condition, places: Mapping[str, str]) -> Iterator[Outcome]:
-    """Run a condition's commands and judge its measures."""
-    name = condition.name
+def run_condition(condition: Condition, places: Mapping[str, str]) -> list[Outcome]:
+    """Run the commands of a condition and judge its measures."""
 
-    def all_measures(verdict: str, why: str) -> Iterator[Outcome]:
-        return (Outcome(name, measure, value, None, verdict, why) for measure, value in condition.expected.items())
+    def all_measures(verdict: str, why: str) -> list[Outcome]:
+        return [Outcome(condition.name, measure, value, None, verdict, why) for measure, value in condition.expected.items()]
 
     if lacks := missing(condition, places):
-        yield from all_measures("skipped", f"needs {'; '.join(lacks)}")
-        return
-    for words in commands(condition, places):
-        logger.info("$ %s", shlex.join(words))
-        begin = [sys.executable, "-m", "pyserini_kd"] if words[0] == "pyserini-kd" else [sys.executable]
-        code = subprocess.run([*begin, *words[1:]], stdout=2, check=False).returncode  # stdout is for our results
+        return all_measures("skipped", f"needs {'; '.join(lacks)}")
+    for command in condition.commands:
+        first, *others = words(command, places)
+        shown = shlex.join([first, *others])
+        logger.info("$ %s", shown)
+        begin = [sys.executable, *(["-m", "pyserini_kd"] if first == "pyserini-kd" else [])]
+        code = subprocess.run([*begin, *others], stdout=2, check=False).returncode  # stdout is for our results
         if code:
-            yield from all_measures("FAIL", f"exit code {code} of: {shlex.join(words)}")
-            return
+            return all_measures("FAIL", f"exit code {code} of: {shown}")
     try:
-        run = Run.read(fill(condition.run, places, name))
-        values = engines.evaluate(run, sources.qrels(fill(condition.qrels, places, name)), list(condition.expected))
+        run, qrels = Run.read(fill(condition.run, places)), sources.qrels(fill(condition.qrels, places))
+        values = engines.evaluate(run, qrels, list(condition.expected))
     except InputError as error:
-        yield from all_measures("FAIL", str(error))
-        return
+        return all_measures("FAIL", str(error))
+    outcomes = []
     for measure, expected in condition.expected.items():
         got = engines.mean(values[measure])
-        yield Outcome(name, measure, expected, got, verdict(got, expected, condition.tolerance))
-
-
-def commands(condition: Condition, places: Mapping[str, str]) -> list[list[str]]:
-    """The commands of a condition, in words."""
-    return [_words(text, places, condition.name) for text in condition.commands]
+        outcomes.append(Outcome(condition.name, measure, expected, got, verdict(got, expected, condition.tolerance)))
+    return outcomes
 
 
 def verdict(got: float, expected: float | None, tolerance: float) -> str:
@@ -242,3 +220,38 @@ def verdict(got: float, expected: float | None, tolerance: float) -> str:
         return "new"
     distance = abs(got - expected) - 1e-9  # 0.51 - 0.50 is a little more than 0.01
     return "OK" if distance <= tolerance else "off" if distance <= OFF * tolerance else "FAIL"
+
+
+def places_of(data: Path | None, directory: Path | None) -> dict[str, str]:
+    """The places of this machine; indexes and runs go to `directory` (default: runs/reproduce)."""
+    folder = directory or home() / "runs" / "reproduce"
+    return {"directory": str(folder), "data": str(data or PLACES["data"]), "home": str(home())}
+
+
+def reproduce(conditions: Sequence[Condition], places: Mapping[str, str]) -> list[Outcome]:
+    """Run conditions, log the result of each, and write a record of all."""
+    directory = Path(places["directory"])
+    directory.mkdir(parents=True, exist_ok=True)
+    outcomes: list[Outcome] = []
+    seconds: dict[str, float] = {}
+    for condition in conditions:
+        started = time.monotonic()
+        found = run_condition(condition, places)
+        said = (f"{o.verdict}, {o.why}" if o.why else f"{o.measure} {tables.number(o.got)} {o.verdict}" for o in found)
+        logger.info("%s: %s", condition.name, "; ".join(dict.fromkeys(said)))
+        outcomes += found
+        seconds[condition.name] = round(time.monotonic() - started, 2)
+    record = {"command": command_line(), "outcomes": [o._asdict() for o in outcomes], "seconds": seconds}
+    write_json(directory / "reproduce.json", record | environment())
+    return outcomes
+
+
+def script(conditions: Iterable[Condition], places: Mapping[str, str]) -> Iterator[str]:
+    """The commands of conditions, for a shell."""
+    for condition in conditions:
+        yield f"# {condition.name}: {condition.about}"
+        if lacks := missing(condition, places):
+            yield f"# would be skipped: needs {'; '.join(lacks)}"
+        yield from (shlex.join(words(text, places)) for text in condition.commands)
+        run, qrels = fill(condition.run, places), fill(condition.qrels, places)
+        yield shlex.join(["pyserini-kd", "evaluate", run, "--qrels", qrels, "--measures", *condition.expected]) + "\n"

@@ -1,23 +1,30 @@
-"""Figures for papers, from what `report.collect` gives: PDF, SVG or PNG, the same bytes for the same data.
+"""Figures for papers, from the data of the report page: PDF, SVG or PNG, the same bytes for the same data.
 
-Colours are those of Okabe and Ito (2008) without their yellow, which is too pale on paper; markers and line styles differ
-too, so that everything can be read in black and white. `report.html` uses the same order of colours, markers and styles.
+Colours are those of Okabe and Ito (2008), without yellow, which is too pale on paper. Markers and line styles differ too, so
+that figures can be read in black and white. `report.html` uses the same order of colours, markers and styles.
 """
 
 from __future__ import annotations
 
 import io
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pyserini_kd.storage.files import atomic_file, refuse_existing
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+Json = dict[str, Any]
+"""Data of the report page, or a part of them, as `page.collect` makes them and the script in `report.html` reads them."""
 
 FORMATS = ("pdf", "svg", "png")
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 MARKERS = "os^Dv*PX"
 LINES = ("-", "--", ":", "-.")
-STYLE: dict[str, Any] = {
+STYLE: Json = {
     "font.size": 8,
     "axes.spines.top": False,
     "axes.spines.right": False,
@@ -37,25 +44,25 @@ STYLE: dict[str, Any] = {
     "svg.hashsalt": "pyserini_kd",
     "text.parse_math": False,  # a name is a name, with its dollar signs
 }
-ABOUT = {"pdf": "Subject", "svg": "Description", "png": "Description"}
-"""Where a format has room for the command that made the figure."""
-NO_DATE: dict[str, dict[str, None]] = {"pdf": {"CreationDate": None}, "svg": {"Date": None}, "png": {}}
+METADATA = {"pdf": ("Subject", "CreationDate"), "svg": ("Description", "Date"), "png": ("Description", "Date")}
+"""The fields for the command that made a figure, and for the date, which is left out."""
 
 
-def draw(data: Mapping[str, Any], folder: Path, figure_format: str, *, overwrite: bool = False) -> list[Path]:
-    """Draw pareto, recall, wins (one a system), loss (one a stage), where there is data for them, by the first measure."""
+def draw(data: Json, folder: Path, figure_format: str, *, overwrite: bool = False) -> list[Path]:
+    """Draw pareto, recall, wins (one per system) and loss (one per stage), if there are data for them, by the first measure."""
     import matplotlib
     from matplotlib.backends.backend_agg import FigureCanvasAgg
 
     pictures: list[tuple[Path, bytes]] = []
-    settings: Any = {**matplotlib.rcParamsDefault, **STYLE}  # not the user's own, so that all get the same bytes
+    settings: Any = {**matplotlib.rcParamsDefault, **STYLE}  # the user's own settings would change the bytes
     with matplotlib.rc_context(settings):
         for name, figure in _figures(data):
             path = folder / f"{name}.{figure_format}"
             refuse_existing(path, overwrite)
             FigureCanvasAgg(figure)
             out = io.BytesIO()
-            metadata = NO_DATE[figure_format] | {ABOUT[figure_format]: data["command"]}
+            about, date = METADATA[figure_format]
+            metadata = {about: data["command"], date: None}
             figure.savefig(out, format=figure_format, dpi=300, bbox_inches="tight", metadata=metadata)
             pictures.append((path, out.getvalue()))
     for path, content in pictures:
@@ -64,7 +71,7 @@ def draw(data: Mapping[str, Any], folder: Path, figure_format: str, *, overwrite
     return [path for path, _ in pictures]
 
 
-def _figures(data: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
+def _figures(data: Json) -> Iterator[tuple[str, Figure]]:
     if any(system["ms"] is not None for system in data["systems"]):
         yield "pareto", _pareto(data)
     yield "recall", _recall(data)
@@ -81,40 +88,39 @@ def _safe(name: str) -> str:
     return "".join(c if c.isascii() and c.isalnum() or c in "-_.+" else "-" for c in name)[:80]
 
 
-def _axes(width: float = 3.4, height: float = 2.4) -> tuple[Any, Any]:
-    """A figure of one column of a two-column paper."""
+def _axes(width: float = 3.4, height: float = 2.4) -> tuple[Figure, Axes]:
+    """A figure as wide as a column of a two-column paper."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(width, height), layout="constrained")
     return figure, figure.subplots()
 
 
-def _look(number: int) -> dict[str, Any]:
+def _look(number: int) -> Json:
     colour = COLOURS[number % len(COLOURS)]
     look = {"color": colour, "marker": MARKERS[number % len(MARKERS)], "linestyle": LINES[number % len(LINES)]}
     return look | {"markeredgecolor": "black"}  # markers that overlap stay apart
 
 
-def _pareto(data: Mapping[str, Any]) -> Any:
-    """Effectiveness against latency, log axis; a line through the systems that no other beats (filled markers).
+def _pareto(data: Json) -> Figure:
+    """Effectiveness against latency, log axis, with a line through the systems that no other dominates (filled markers).
 
-    Names stand beside the points; where one finds no room, there is a legend instead.
+    Names stand beside the points, or in a legend if there is no room for one of them.
     """
     figure, axes = _axes()
     front = data["fronts"][0]
-    known = [(n, system) for n, system in enumerate(data["systems"]) if system["ms"] is not None]
-    ends = [data["systems"][n] for n in front]
-    axes.plot([system["ms"] for system in ends], [system["means"][0] for system in ends], "-", color="#777777", linewidth=1)
-    for n, system in known:
+    points = {n: (s["ms"], s["means"][0], s["name"]) for n, s in enumerate(data["systems"]) if s["ms"] is not None}
+    along = [points[n][:2] for n in front]
+    axes.plot([ms for ms, _ in along], [value for _, value in along], "-", color="#777777", linewidth=1)
+    for n, (ms, value, name) in points.items():
         look = _look(n) | {"linestyle": "none", "markersize": 6}
         if n not in front:
             look |= {"markerfacecolor": "white", "markeredgecolor": look["color"], "markeredgewidth": 1.2}
-        axes.plot([system["ms"]], [system["means"][0]], label=system["name"], **look)
+        axes.plot([ms], [value], label=name, **look)
     axes.margins(0.12)
     _log_axis(axes, "ms per query")
     axes.set_ylabel(data["measures"][0])
-    points = [(system["ms"], system["means"][0], system["name"]) for _, system in known]
-    if not _labelled(figure, axes, points, [(system["ms"], system["means"][0]) for system in ends]):
+    if not _labelled(figure, axes, list(points.values()), along):
         _legend(figure)
     return figure
 
@@ -123,11 +129,13 @@ SIDES = (
     ("left", "center", 6, 0), ("right", "center", -6, 0), ("center", "bottom", 0, 5), ("center", "top", 0, -5),
     ("left", "bottom", 4, 3), ("left", "top", 4, -3), ("right", "bottom", -4, 3), ("right", "top", -4, -3),
 )  # fmt: skip
-"""Where a name may stand: how it is aligned, and how many points from its marker."""
+"""Places of a name: alignment, and distance from its marker in points."""
 
 
-def _labelled(figure: Any, axes: Any, points: Sequence[tuple[float, float, str]], along: Sequence[tuple[float, float]]) -> bool:
-    """Write each name beside its point, where it hides no point, no name, no piece of the line; all or none."""
+def _labelled(
+    figure: Figure, axes: Axes, points: Sequence[tuple[float, float, str]], along: Sequence[tuple[float, float]]
+) -> bool:
+    """Write each name beside its point, where it hides no point, name or line. If one finds no place, none is written."""
     import numpy as np
     from matplotlib.transforms import Bbox
 
@@ -140,8 +148,8 @@ def _labelled(figure: Any, axes: Any, points: Sequence[tuple[float, float, str]]
     room, written = axes.get_window_extent(), []
     for x, y, name in points:
         for across, up, right, above in SIDES:
-            look = {"ha": across, "va": up, "xytext": (right, above), "textcoords": "offset points"}
-            note = axes.annotate(name, (x, y), fontsize=7, **look)
+            place = (right, above)
+            note = axes.annotate(name, (x, y), place, textcoords="offset points", fontsize=7, ha=across, va=up)
             box = note.get_window_extent()
             inside = room.x0 <= box.x0 and box.x1 <= room.x1 and room.y0 <= box.y0 and box.y1 <= room.y1
             if inside and not box.count_overlaps(taken):
@@ -156,10 +164,10 @@ def _labelled(figure: Any, axes: Any, points: Sequence[tuple[float, float, str]]
     return True
 
 
-def _recall(data: Mapping[str, Any]) -> Any:
+def _recall(data: Json) -> Figure:
     figure, axes = _axes()
     for n, system in enumerate(data["systems"]):
-        values = [value for value in system["recall"] if value is not None]  # up to the depth of the run
+        values = [value for value in system["recall"] if value is not None]
         axes.plot(data["depths"][: len(values)], values, label=system["name"], **_look(n))
     _log_axis(axes, "depth")
     level = data["level"]
@@ -169,8 +177,8 @@ def _recall(data: Mapping[str, Any]) -> Any:
     return figure
 
 
-def _wins(data: Mapping[str, Any], number: int) -> Any:
-    """Difference to the baseline query by query, largest first: wins above the line, losses below."""
+def _wins(data: Json, number: int) -> Figure:
+    """Differences to the baseline by query, largest first: wins above the line, losses below."""
     ours, theirs = data["values"][number][0], data["values"][data["baseline"]][0]
     differences = sorted(((one - other) / 1e4 for one, other in zip(ours, theirs, strict=True)), reverse=True)
     figure, axes = _axes(height=1.8)
@@ -182,13 +190,12 @@ def _wins(data: Mapping[str, Any], number: int) -> Any:
     axes.set_xlabel("queries")
     axes.set_ylabel(f"Δ {data['measures'][0]}")
     wins, losses = sum(value > 0 for value in differences), sum(value < 0 for value in differences)
-    baseline = data["systems"][data["baseline"]]["name"]
-    title = f"{data['systems'][number]['name']} − {baseline}: {wins} wins, {losses} losses"
-    axes.set_title(title, fontsize=8, loc="left")
+    names = " − ".join(data["systems"][n]["name"] for n in (number, data["baseline"]))
+    axes.set_title(f"{names}: {wins} wins, {losses} losses", fontsize=8, loc="left")
     return figure
 
 
-def _loss(stage: Mapping[str, Any]) -> Any:
+def _loss(stage: Json) -> Figure:
     figure, axes = _axes()
     for n, (term, curve) in enumerate(stage["losses"].items()):
         axes.plot([step for step, _ in curve], [value for _, value in curve], label=f"{stage['name']}: {term}", **_look(n))
@@ -198,8 +205,8 @@ def _loss(stage: Mapping[str, Any]) -> Any:
     return figure
 
 
-def _log_axis(axes: Any, label: str) -> None:
-    """Ticks as plain numbers."""
+def _log_axis(axes: Axes, label: str) -> None:
+    """A log axis with plain numbers."""
     from matplotlib.ticker import LogLocator, NullLocator
 
     axes.set_xscale("log")
@@ -210,6 +217,6 @@ def _log_axis(axes: Any, label: str) -> None:
     axes.set_xlabel(label)
 
 
-def _legend(figure: Any) -> None:
-    """Below the plot, where it hides nothing."""
+def _legend(figure: Figure) -> None:
+    """A legend below the plot, where it hides nothing."""
     figure.legend(loc="outside lower center", ncols=3, fontsize=7)

@@ -1,4 +1,4 @@
-"""What int8 costs: scores and nDCG@10 of the same documents in fp32 and in int8."""
+"""The loss by int8: scores and nDCG@10 of the same documents in fp32 and in int8."""
 
 from __future__ import annotations
 
@@ -7,9 +7,8 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
-import numpy.typing as npt
 
-from pyserini_kd.data.runs import Run
+from pyserini_kd.data.runs import Run, Scores
 from pyserini_kd.data.types import Doc, Qrels, Query
 from pyserini_kd.evaluation import engines
 from pyserini_kd.models import rankers
@@ -18,9 +17,7 @@ from pyserini_kd.retrieval import reranking, text_sources
 logger = logging.getLogger(__name__)
 
 MEASURE = "nDCG@10"
-WORST_CORRELATION, WORST_CHANGE = 0.99, 0.005  # of int8 scores with fp32's; of nDCG@10: beyond them a report is a warning
-
-Floats = npt.NDArray[np.float32]
+WORST_CORRELATION, WORST_CHANGE = 0.99, 0.005  # of int8 scores with fp32 scores, and of nDCG@10, before a warning
 
 
 def compare(before: Run, after: Run, qrels: Qrels) -> dict[str, float]:
@@ -30,7 +27,7 @@ def compare(before: Run, after: Run, qrels: Qrels) -> dict[str, float]:
     """
     from scipy.stats import kendalltau
 
-    columns: list[tuple[Floats, Floats]] = []
+    columns: list[tuple[Scores, Scores]] = []
     for query_id, hits in before.items():
         other = dict(zip(after[query_id].doc_ids, after[query_id].scores.tolist(), strict=True))
         columns.append((hits.scores, np.array([other[doc_id] for doc_id in hits.doc_ids], np.float32)))

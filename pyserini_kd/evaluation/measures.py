@@ -1,7 +1,7 @@
-"""What is measured: the grammar of measures, the collections' presets, and our own kernel for each measure.
+"""The names of measures, the presets of collections, and our own kernel for each measure.
 
-Names and values are those of ir_measures; the kernels equal trec_eval wherever it has the measure. Negative relevance is
-none; a judgement below the level counts as judged, not relevant.
+Names and values are those of ir_measures. The kernels give trec_eval's values where trec_eval has the measure. Negative
+relevance counts as 0. A document with a grade below the level is judged, but not relevant.
 """
 
 from __future__ import annotations
@@ -20,11 +20,10 @@ DEFAULT_MEASURES = ("nDCG@10", "RR@10", "AP", "R@100", "R@1000")
 
 
 class Preset(NamedTuple):
-    """What a collection's papers report, and the relevance grades that its judgements hold."""
+    """The measures that papers report for a collection, and the relevance grades of its judgements."""
 
     measures: tuple[str, ...]
-    grades: range | None = None
-    """None: the collection is a family whose grades differ."""
+    grades: range | None = None  # None: a family of collections with different grades
 
 
 _DEEP_LEARNING = Preset(("nDCG@10", "RR(rel=2)@10", "AP(rel=2)", "R(rel=2)@100", "R(rel=2)@1000"), range(4))
@@ -38,23 +37,21 @@ PRESETS = {
 
 
 class Measure(NamedTuple):
-    """What to compute: `nDCG@10`, `RR`, `AP(rel=2)`, `P@10`, `RBP(p=0.5,rel=2)@20` (the names of ir_measures)."""
+    """A measure with its parameters: `nDCG@10`, `RR`, `AP(rel=2)`, `P@10`, `RBP(p=0.5,rel=2)@20`."""
 
     name: str
     cutoff: int | None
-    rel: int
-    """The least relevance that counts as relevant; nDCG uses the grades and Judged any judgement, neither has such a level."""
-    p: float = 0.8
-    """Persistence, for RBP alone."""
+    rel: int  # the lowest grade that counts as relevant; nDCG and Judged do not use it
+    p: float = 0.8  # persistence; only RBP uses it
 
     @property
     def k(self) -> float:
-        """The cut-off, infinity where there is none."""
+        """The cut-off, or infinity."""
         return self.cutoff or math.inf
 
     @property
     def has_level(self) -> bool:
-        """Is there a relevance level at all?"""
+        """Whether the measure uses a relevance level."""
         return "rel" in KINDS[self.name].takes
 
     @classmethod
@@ -65,7 +62,7 @@ class Measure(NamedTuple):
         Measure(name='RR', cutoff=10, rel=2, p=0.8)
 
         Raises:
-            InputError: no such measure (the message names the nearest one), or not with these parameters.
+            InputError: the measure does not exist (the message names the nearest one), or does not take these parameters.
         """
         match = re.fullmatch(r"([A-Za-z]+)(?:\(([^()]*)\))?(?:@([1-9]\d*))?", text)
         if match is None or match[1] not in KINDS:
@@ -76,35 +73,22 @@ class Measure(NamedTuple):
             raise InputError(f"measure {text} needs a cut-off, for example {text}@{kind.example.partition('@')[2]}")
         if kind.cutoff == "none" and cutoff is not None:
             raise InputError(f"measure {text}: {name} takes no cut-off")
-        level, p = 1, 0.8
+        values = {"rel": "1", "p": "0.8"}
         for parameter in [] if given is None else given.split(","):
             key, _, value = parameter.strip().partition("=")
             if key not in kind.takes:
                 takes = " and ".join(f"({known}=...)" for known in kind.takes) or "no parameter"
                 raise InputError(f"measure {text}: {name} takes {takes}, not {parameter.strip()!r}")
-            if key == "rel":
-                level = _level(value, text)
-            else:
-                p = _persistence(value, text)
-        return cls(name, _bounded(cutoff, text) if cutoff else None, level, p)
-
-
-def _level(value: str, text: str) -> int:
-    if not re.fullmatch(r"[1-9]\d*", value):
-        raise InputError(f"measure {text}: rel must be a whole number from 1, not {value!r}")
-    return _bounded(value, text)
-
-
-def _bounded(value: str, text: str) -> int:
-    if len(value) > 9:  # trec_eval counts in 32 bits
-        raise InputError(f"measure {text}: {value} is more than 999999999")
-    return int(value)
-
-
-def _persistence(value: str, text: str) -> float:
-    if not re.fullmatch(r"0?\.\d*[1-9]\d*", value) or not 0 < float(value) < 1:  # as float64, too
-        raise InputError(f"measure {text}: p must lie between 0 and 1, such as 0.8, not {value!r}")
-    return float(value)
+            values[key] = value
+        rel, p = values["rel"], values["p"]
+        if not re.fullmatch(r"[1-9]\d*", rel):
+            raise InputError(f"measure {text}: rel must be a whole number from 1, not {rel!r}")
+        if not re.fullmatch(r"0?\.\d*[1-9]\d*", p) or not 0 < float(p) < 1:  # 0.999... with many digits is 1 as float64
+            raise InputError(f"measure {text}: p must lie between 0 and 1, such as 0.8, not {p!r}")
+        for number in (cutoff or "", rel):
+            if len(number) > 9:  # trec_eval counts in 32 bits
+                raise InputError(f"measure {text}: {number} is more than 999999999")
+        return cls(name, int(cutoff) if cutoff else None, int(rel), float(p))
 
 
 _OTHER_NAMES = {"ndcg_cut": "nDCG", "recip_rank": "RR", "mrr": "RR", "map": "AP", "map_cut": "AP", "precision": "P"} | {
@@ -113,7 +97,7 @@ _OTHER_NAMES = {"ndcg_cut": "nDCG", "recip_rank": "RR", "mrr": "RR", "map": "AP"
 
 
 def _suggest(text: str) -> str:
-    """The measure that was probably meant by a name such as `ndcg_cut.10`, `MRR@10` or `nDGC@10`."""
+    """A hint at the right name for a name such as `ndcg_cut.10`, `MRR@10` or `nDGC@10`."""
     word, _, rest = text.partition("(") if "(" in text else re.split(r"([.@]|(?<=\D)(?=\d))", text + ".", maxsplit=1)
     names = {name.lower(): name for name in KINDS} | _OTHER_NAMES
     near = difflib.get_close_matches(word.lower().rstrip("._"), names, n=1, cutoff=0.5)
@@ -128,26 +112,23 @@ def _suggest(text: str) -> str:
 
 
 class Topic(NamedTuple):
-    """All that a measure needs of one topic: what is judged, and where the run put it."""
+    """What a measure needs to know of one topic."""
 
-    found: list[tuple[int, int]]
-    """(rank, relevance) of each judged document found, best rank first."""
-    grades: list[int]
-    """Relevance of every judged document, highest first."""
-    n_hits: int
-    """Documents retrieved, judged or not."""
+    found: list[tuple[int, int]]  # (rank, grade) of each judged document in the run, best rank first
+    grades: list[int]  # of every judged document, highest first
+    n_hits: int  # retrieved documents, judged or not
 
     def n_relevant(self, rel: int) -> int:
-        """Documents known to be relevant, found or not."""
+        """The number of relevant documents, retrieved or not."""
         return sum(grade >= rel for grade in self.grades)
 
     def ranks(self, rel: int, k: float) -> list[int]:
-        """Ranks up to k of the relevant documents."""
+        """Ranks of the relevant documents, up to k."""
         return [rank for rank, grade in self.found if grade >= rel and rank <= k]
 
 
 def by_kernels(run: Run, qrels: Qrels, measures: Mapping[str, Measure]) -> dict[str, dict[str, float]]:
-    """Our own engine: measure -> query_id -> value, for every query of the qrels."""
+    """Compute measures by our own kernels: measure -> query_id -> value, for every query of the qrels."""
     kernels = [(KINDS[measure.name].kernel, measure) for measure in measures.values()]
     columns: list[list[float]] = [[] for _ in kernels]
     for query_id, docs in qrels.items():
@@ -169,31 +150,19 @@ def _ndcg(topic: Topic, measure: Measure) -> float:
     return sum(max(gain, 0) / math.log2(rank + 1) for rank, gain in topic.found if rank <= k) / ideal if ideal else 0.0
 
 
-def _reciprocal_rank(topic: Topic, measure: Measure) -> float:
-    return next((1 / rank for rank, grade in topic.found if grade >= measure.rel and rank <= measure.k), 0.0)
-
-
 def _average_precision(topic: Topic, measure: Measure) -> float:
     ranks = topic.ranks(measure.rel, measure.k)
     return sum(n / rank for n, rank in enumerate(ranks, start=1)) / max(topic.n_relevant(measure.rel), 1)
 
 
-def _precision(topic: Topic, measure: Measure) -> float:
-    return len(topic.ranks(measure.rel, measure.k)) / measure.k
-
-
 def _recall(topic: Topic, measure: Measure) -> float:
-    return len(topic.ranks(measure.rel, measure.k)) / max(topic.n_relevant(measure.rel), 1)
-
-
-def _r_precision(topic: Topic, measure: Measure) -> float:
-    """Precision at R, the number of relevant documents."""
+    """Recall at k; without a cut-off, precision at R, the number of relevant documents (Rprec)."""
     n_relevant = topic.n_relevant(measure.rel)
-    return len(topic.ranks(measure.rel, n_relevant)) / max(n_relevant, 1)
+    return len(topic.ranks(measure.rel, measure.cutoff or n_relevant)) / max(n_relevant, 1)
 
 
 def _bpref(topic: Topic, measure: Measure) -> float:
-    """How seldom judged irrelevant documents stand above relevant ones (Buckley and Voorhees 2004, as trec_eval has it)."""
+    """Binary preference (Buckley and Voorhees 2004), as in trec_eval."""
     n_relevant = topic.n_relevant(measure.rel)
     most = min(n_relevant, sum(0 <= grade < measure.rel for grade in topic.grades))
     total, above = 0.0, 0
@@ -206,17 +175,13 @@ def _bpref(topic: Topic, measure: Measure) -> float:
 
 
 def _rbp(topic: Topic, measure: Measure) -> float:
-    """(1 - p) x the sum of p^(rank - 1) over relevant documents (Moffat and Zobel 2008); binary, as trectools' default."""
+    """(1 - p) x the sum of p^(rank - 1) over relevant documents (Moffat and Zobel 2008). Binary, the default of trectools."""
     return (1 - measure.p) * math.fsum(measure.p ** (rank - 1) for rank in topic.ranks(measure.rel, measure.k))
 
 
 def _judged(topic: Topic, measure: Measure) -> float:
-    """The share of the first k documents that anybody judged; of fewer, where the run holds fewer."""
+    """The share of the first k documents that are judged. Where the run holds fewer than k, of these."""
     return sum(rank <= measure.k for rank, _ in topic.found) / max(min(measure.k, topic.n_hits), 1)
-
-
-def _success(topic: Topic, measure: Measure) -> float:
-    return 1.0 if topic.ranks(measure.rel, measure.k) else 0.0
 
 
 class Kind(NamedTuple):
@@ -224,20 +189,19 @@ class Kind(NamedTuple):
 
     kernel: Callable[[Topic, Measure], float]
     example: str
-    cutoff: str = "optional"
-    """needed, optional or none"""
+    cutoff: str = "optional"  # or needed, or none
     takes: tuple[str, ...] = ("rel",)
 
 
 KINDS = {
     "nDCG": Kind(_ndcg, "nDCG@10", takes=()),
-    "RR": Kind(_reciprocal_rank, "RR@10"),
+    "RR": Kind(lambda topic, m: next((1 / rank for rank in topic.ranks(m.rel, m.k)), 0.0), "RR@10"),
     "AP": Kind(_average_precision, "AP"),
-    "P": Kind(_precision, "P@10", "needed"),
+    "P": Kind(lambda topic, m: len(topic.ranks(m.rel, m.k)) / m.k, "P@10", "needed"),
     "R": Kind(_recall, "R@1000", "needed"),
-    "Rprec": Kind(_r_precision, "Rprec", "none"),
+    "Rprec": Kind(_recall, "Rprec", "none"),
     "Bpref": Kind(_bpref, "Bpref", "none"),
     "RBP": Kind(_rbp, "RBP(p=0.8)", takes=("p", "rel")),
     "Judged": Kind(_judged, "Judged@10", "needed", takes=()),
-    "Success": Kind(_success, "Success@5", "needed"),
+    "Success": Kind(lambda topic, m: float(bool(topic.ranks(m.rel, m.k))), "Success@5", "needed"),
 }

@@ -1,89 +1,146 @@
-"""One HTML page to look at runs: table, latency, wins and losses, rankings side by side, recall by depth, training.
+"""One HTML page about runs: table, latency, wins and losses, rankings side by side, recall by depth, training.
 
-All that the page shows is one dictionary, `data`; `report.html` beside this file holds the script that draws it, and
-`figures` draws the same for papers. The page asks no network and shows foreign text as text, never as markup.
+All that the page shows is one dictionary (`collect`). `report.html` beside this file holds the script that draws
+it. The page needs no network and shows foreign text as text, never as markup.
 """
 
 from __future__ import annotations
 
 import base64
-import contextlib
+import functools
 import hashlib
 import json
-import logging
 import math
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Annotated, Literal, NamedTuple, Self
 
+from pydantic import model_validator
+
+from pyserini_kd.data import sources
 from pyserini_kd.data.runs import Run
 from pyserini_kd.data.types import Doc, Qrels, Query
-from pyserini_kd.evaluation import caveats, engines, latency, significance
+from pyserini_kd.evaluation import caveats, engines, figures, latency, significance
+from pyserini_kd.evaluation.figures import Json
 from pyserini_kd.evaluation.measures import Measure
+from pyserini_kd.evaluation.run_files import Measured, RunFiles, measure_files
+from pyserini_kd.evaluation.run_records import record_of
+from pyserini_kd.retrieval import text_sources
 from pyserini_kd.storage.environment import command_line, sha256
 from pyserini_kd.storage.errors import InputError
-from pyserini_kd.storage.records import read_json, record_path
-
-logger = logging.getLogger(__name__)
+from pyserini_kd.storage.files import atomic_file, refuse_existing
+from pyserini_kd.storage.records import read_json
+from pyserini_kd.storage.settings import option
 
 TEMPLATE = Path(__file__).with_name("report.html")
-DEPTHS = (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000)
-"""Of recall."""
-TOP = 10
-"""Documents of each ranking that can be read in the page."""
-# What keeps the page below 10 MB, whatever goes in
-MAX_QUERIES = 200
-"""Queries whose rankings can be read: those whose first measure differs most between the runs."""
-MAX_DOCS = 4_000
-"""Documents in the page; each is there once."""
-MAX_TEXT, MAX_BYTES = 400, 600
-"""Characters, and bytes in the page, of a document's text."""
-MAX_QUERY_TEXT, MAX_QUERY_TEXTS = 300, 600_000
-"""Characters of a query, and of all together."""
-MAX_VALUES = 900_000
-"""Queries x runs x measures; above it, evenly spaced queries."""
-NOT_LOSSES = {"step", "lr", "grad_norm", "score_std"}
-"""What else a training log holds."""
-
+DEPTHS = (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000)  # of recall
+TOP = 10  # documents of each ranking that can be read in the page
+# Limits that keep the page below 10 MB
+MAX_QUERIES = 200  # queries whose rankings can be read: those on which the runs differ most by the first measure
+MAX_DOCS = 4_000  # documents in the page; each is there once
+MAX_TEXT, MAX_BYTES = 400, 600  # characters, and bytes in the page, of a document's text
+MAX_QUERY_TEXT, MAX_QUERY_TEXTS = 300, 600_000  # characters of a query, and of all queries together
+MAX_VALUES = 900_000  # queries x runs x measures; above it, evenly spaced queries are shown
+NOT_LOSSES = {"step", "lr", "grad_norm", "score_std"}  # other entries of a training log
 
 Fetch = Callable[[Sequence[str]], Mapping[str, Doc]]
-"""From ids to the documents that there are."""
+"""Document ids -> the documents among them that exist."""
+
+
+class ReportConfig(RunFiles):
+    """A report page about run files."""
+
+    topics: Annotated[
+        str | None, option("--topics", help="Query texts: a file, ir_datasets:<id>, pydocs:test, or a Pyserini set.")
+    ] = None
+    collection: Annotated[str | None, option("--collection", help="Document texts: a path, ir_datasets:<id> or pydocs.")] = None
+    index: Annotated[
+        str | None,
+        option("--index", help="Document texts from an index instead (Lucene, prebuilt name, or a dense index of ours)."),
+    ] = None
+    training: Annotated[
+        tuple[str, ...], option("--training", metavar="FILE", help="A training.json, for its loss curves; may be repeated.")
+    ] = ()
+    output: Annotated[Path, option("--output", help="Page to write.")] = Path("report.html")
+    figures_folder: Annotated[Path | None, option("--figures", help="Also write figures for a paper here.")] = None
+    figure_format: Annotated[Literal["pdf", "svg", "png"], option("--figure-format", help="Format of the figures.")] = "pdf"
+    overwrite: Annotated[bool, option("--overwrite", help="Replace the page and the figures if they exist.")] = False
+
+    @model_validator(mode="after")
+    def outputs_are_free(self) -> Self:
+        """The page can be written; texts have one source."""
+        refuse_existing(self.output, self.overwrite)
+        if self.collection and self.index:
+            raise InputError("texts come from a collection or from an index, not from both", "index")
+        return self
+
+
+def build(config: ReportConfig) -> list[str]:
+    """Measure runs and write the page about them, and figures; returns a line about each file written."""
+    stages = [stage for path in config.training for stage in loss_curves(path)]
+    qrels, names = sources.qrels(config.qrels), config.names()
+    queries = sources.topics(config.topics) if config.topics else []
+    systems = [read_system(one, qrels) for one in measure_files(config, qrels)]
+    fetch = None
+    if config.collection or config.index:
+        fetch = functools.partial(fetch_texts, collection=config.collection, index=config.index)
+    said = {"qrels": config.qrels, "topics": config.topics, "collection": config.collection or config.index}
+    tests: significance.CompareSettings = {"test": config.test, "correction": config.correction}
+    data = collect(systems, qrels, queries, fetch, baseline=config.baseline, training=stages, names=said, tests=tests)
+    data["notes"] += [f"{config.qrels}: {line}" for line in caveats.of_levels(qrels, names, config.preset)]
+    text, folder, overwrite = page(data), config.figures_folder, config.overwrite
+    drawn = figures.draw(data, folder, config.figure_format, overwrite=overwrite) if folder is not None else []
+    with atomic_file(config.output, overwrite=overwrite) as out:
+        out.write(text)
+    size = len(text.encode()) / 1e6
+    return [f"{config.output}: {len(systems)} runs, {len(qrels)} queries, {size:.2f} MB", *map(str, drawn)]
+
+
+def fetch_texts(doc_ids: Sequence[str], collection: str | None, index: str | None) -> dict[str, Doc]:
+    """The documents of these ids that exist, from an index or a collection; InputError if an index has none of them."""
+    if not index:
+        wanted = set(doc_ids)
+        return {doc.doc_id: doc for doc in sources.collection(str(collection)) if doc.doc_id in wanted}
+    fetch, found, missing = text_sources.fetch_from(index), {}, None
+    for doc_id in doc_ids:
+        try:
+            found[doc_id] = next(iter(fetch([doc_id])))
+        except InputError as error:
+            missing = error
+    if missing and not found:
+        raise missing
+    return found
 
 
 class System(NamedTuple):
-    """A run and all that is known of it."""
+    """A run and its measures."""
 
     path: str
     results: dict[str, engines.PerQuery]
     recall: list[float | None]
-    """At DEPTHS; None where the run is not that deep."""
+    """At DEPTHS; None if the run is not that deep."""
     top: Run
     depth: int
     notes: list[str]
 
 
-def read_system(path: str, qrels_name: str, qrels: Qrels, measures: Sequence[str], engine: str = "auto") -> System:
-    """Read and measure a run; only the top of its rankings is kept."""
-    run = Run.read(path)
-    recall = {f"R(rel={_level(measures)})@{depth}": depth for depth in DEPTHS}
-    try:
-        results = engines.evaluate(run, qrels, measures, engine)
-        by_depth = engines.evaluate(run, qrels, list(recall), "fast")
-    except InputError as error:
-        raise InputError(f"{path}: {error}") from error
-    notes = [*caveats.of_run(run, qrels), *caveats.of_training(path, run, qrels_name)]
+def read_system(measured: Measured, qrels: Qrels) -> System:
+    """What the page shows of a run; keeps only the top of its rankings."""
+    path, run, results, _, notes = measured
+    recall = {f"R(rel={_level(results)})@{depth}": depth for depth in DEPTHS}
+    by_depth = engines.evaluate(run, qrels, list(recall), "fast")
     values = [engines.mean(by_depth[name]) if depth <= run.depth else None for name, depth in recall.items()]
     return System(path, results, values, run.top(TOP), run.depth, notes)
 
 
 def _level(measures: Iterable[str]) -> int:
-    """Relevance that counts as relevant: the highest that a measure asks for."""
+    """The lowest grade that counts as relevant: the highest level of all measures."""
     return max(Measure.parse(name).rel for name in measures)
 
 
 def short_labels(paths: Sequence[str]) -> list[str]:
-    """File names without folder and ending, and without the words that all share; whole paths where that is not unique.
+    """File names without folder, ending, and the words that all share; whole paths if these are not unique.
 
     >>> short_labels(["runs/run.docs.bm25.test.txt", "runs/run.docs.student.v2.test.txt"])
     ['bm25', 'student.v2']
@@ -100,7 +157,7 @@ def short_labels(paths: Sequence[str]) -> list[str]:
 
 
 def pareto_front(points: Mapping[int, tuple[float, float]]) -> list[int]:
-    """Keys of the (cost, value) points, cheapest first, for which no other is better at no higher cost, or equal at a lower.
+    """Keys of the (cost, value) points that no other point dominates, cheapest first.
 
     >>> pareto_front({0: (1.0, 0.3), 1: (2.0, 0.5), 2: (3.0, 0.4), 3: (2.0, 0.4), 4: (9.0, 0.5)})
     [0, 1]
@@ -112,12 +169,12 @@ def pareto_front(points: Mapping[int, tuple[float, float]]) -> list[int]:
     return front
 
 
-def loss_curves(path: str | Path) -> list[dict[str, Any]]:
-    """The curves in a `training.json`, one dictionary a stage: each loss term and dev measure as [step, value] pairs."""
+def loss_curves(path: str | Path) -> list[Json]:
+    """The curves of a `training.json`, one entry per stage."""
     record = read_json(path, "training record")
     name = Path(path).parent.name if Path(path).name == "training.json" else Path(path).stem
     stages = record.get("stages", [record])
-    found = []
+    found: list[Json] = []
     for stage in stages if isinstance(stages, list) else [stages]:
         known = isinstance(stage, dict) and isinstance(stage.get("log"), list) and isinstance(stage.get("dev") or [], list)
         if not known or (len(stages) > 1 and "name" not in stage):
@@ -127,7 +184,7 @@ def loss_curves(path: str | Path) -> list[dict[str, Any]]:
     return found
 
 
-def _curves(log: Sequence[Any], path: str | Path) -> dict[str, list[list[float]]]:
+def _curves(log: Sequence[object], path: str | Path) -> dict[str, list[list[float]]]:
     curves: dict[str, list[list[float]]] = {}
     for entry in log:
         if not isinstance(entry, dict) or type(entry.get("step")) is not int:
@@ -145,32 +202,31 @@ def collect(
     fetch: Fetch | None = None,
     *,
     baseline: str | None = None,
-    training: Sequence[str] = (),
+    training: Sequence[Json] = (),
     names: Mapping[str, str | None] | None = None,
-    test: str = "t",
-    correction: str = "holm",
-) -> dict[str, Any]:
-    """All that the page and the figures show, as JSON can hold it.
+    tests: significance.CompareSettings | None = None,
+) -> Json:
+    """All that the page and the figures show of systems (`read_system`) and training stages (`loss_curves`).
 
     Args:
-        systems: what `read_system` gave.
-        qrels: judgements; their order of queries is the page's.
-        queries: texts, where known.
-        fetch: gives texts; None where nobody knows the texts.
+        systems: the runs.
+        qrels: judgements; the page has the queries in their order.
+        queries: texts of the queries, if known.
+        fetch: gives the texts of documents, if known.
         baseline: path of the run that the others are compared to.
-        training: paths of `training.json` files.
-        names: what to say at the top: qrels, topics, collection.
-        test: one of `significance.TESTS`.
-        correction: one of `significance.CORRECTIONS`, over all runs and measures.
+        training: curves of training.
+        names: names of the qrels, topics and collection, shown at the top.
+        tests: how runs are compared to the baseline.
     """
     measures = list(systems[0].results)
+    paths = [system.path for system in systems]
     results = {system.path: system.results for system in systems}
-    compared = significance.compare(results, baseline, test=test, correction=correction) if baseline is not None else {}
+    tests = {"test": "t", "correction": "holm"} | (tests or {})
+    compared = significance.compare(results, baseline, **tests) if baseline is not None else {}
+    count = sum(map(len, compared.values()))
     notes = caveats.of_depths({system.path: system.depth for system in systems}, measures)
-    labels = short_labels([system.path for system in systems])
-    rows = [_row(system, label, compared.get(system.path, {})) for system, label in zip(systems, labels, strict=True)]
-    points = {n: float(row["ms"]) for n, row in enumerate(rows) if row["ms"] is not None}
-    fronts = [pareto_front({n: (ms, rows[n]["means"][m]) for n, ms in points.items()}) for m in range(len(measures))]
+    rows = [_row(s, label, compared.get(s.path, {})) for s, label in zip(systems, short_labels(paths), strict=True)]
+    ms = {n: row["ms"] for n, row in enumerate(rows) if row["ms"] is not None}
     kept = list(qrels)
     room = max(1, MAX_VALUES // (len(systems) * len(measures)))
     if len(kept) > room:
@@ -178,36 +234,33 @@ def collect(
         notes.append(f"single queries are shown for {room} of {len(qrels)} queries, evenly spaced; all means are over all")
     texts = {query.query_id: query.text for query in queries}
     width = min(MAX_QUERY_TEXT, max(20, MAX_QUERY_TEXTS // len(kept)))
-    drill, docs = _rankings(systems, qrels, kept, fetch, notes)
+    rankings, docs = _rankings(systems, qrels, kept, fetch, notes)
     return {
         "names": {what: name for what, name in (names or {}).items() if name},
         "command": command_line(),
         "count": len(qrels),
-        "baseline": None if baseline is None else [system.path for system in systems].index(baseline),
-        "tests": sum(map(len, compared.values())),
-        "test": significance.TEST_NAMES[test],
-        "correction": significance.correction_words(correction, sum(map(len, compared.values()))),
+        "baseline": None if baseline is None else paths.index(baseline),
+        "tests": count,
+        "test": significance.TEST_NAMES[tests["test"]],
+        "correction": significance.correction_words(tests["correction"], count),
         "measures": measures,
         "systems": rows,
-        "fronts": fronts,
+        "fronts": [pareto_front({n: (ms[n], rows[n]["means"][m]) for n in ms}) for m in range(len(measures))],
         "level": _level(measures),
         "depths": DEPTHS,
         "queries": [[query_id, _cut(texts.get(query_id, ""), width)] for query_id in kept],
-        # in units of 1/10,000: half the bytes
+        # in units of 1/10,000, to save bytes
         "values": [[[round(1e4 * s.results[m][q]) for q in kept] for m in measures] for s in systems],
-        "rankings": drill,
+        "rankings": rankings,
         "docs": docs,
-        "training": [stage for path in training for stage in loss_curves(path)],
+        "training": list(training),
         "notes": notes,
     }
 
 
-def _row(system: System, label: str, compared: Mapping[str, significance.Comparison]) -> dict[str, Any]:
+def _row(system: System, label: str, compared: Mapping[str, significance.Comparison]) -> Json:
     ms, what = latency.ms_per_query(system.path, len(system.top))
-    record_file, record = record_path(Path(system.path)), {}
-    if record_file.exists() and record_file != Path(system.path):
-        with contextlib.suppress(InputError):  # somebody else's file of that name
-            record = read_json(record_file, "record")
+    record = record_of(system.path) or {}
     return {
         "name": label,
         "about": str(record.get("system", "")),
@@ -230,8 +283,8 @@ def _numbers(found: significance.Comparison) -> dict[str, float | None]:
 
 def _rankings(
     systems: Sequence[System], qrels: Qrels, kept: Sequence[str], fetch: Fetch | None, notes: list[str]
-) -> tuple[list[dict[str, Any]], list[list[str]]]:
-    """Rankings of the queries that differ most, documents as rows of the second list: [doc_id, title, text]."""
+) -> tuple[list[Json], list[list[str]]]:
+    """Rankings of the queries on which the runs differ most; the documents are rows of the second list."""
     measures = list(systems[0].results)
 
     def spread(query_id: str) -> float:
@@ -249,22 +302,22 @@ def _rankings(
     if len(chosen) < len(kept):
         notes.append(f"rankings can be read for the {len(chosen)} queries (of {len(qrels)}) that differ most in {measures[0]}")
     found = fetch(list(rows)) if fetch is not None else {}
-    if fetch is not None and len(found) < len(rows):
-        missing = [doc_id for doc_id in rows if doc_id not in found]
+    missing = [doc_id for doc_id in rows if doc_id not in found]
+    if fetch is not None and missing:
         notes.append(f"{len(missing)} of {len(rows)} documents are not in the collection, e.g. {missing[0]}")
-    place = {query_id: n for n, query_id in enumerate(kept)}
-    drill, level = [], _level(measures)
-    for query_id in sorted(chosen, key=place.__getitem__):
-        hits = [[rows[d] for d in system.top[query_id].doc_ids] if query_id in system.top else [] for system in systems]
-        judged = {row: qrels[query_id][d] for d, row in rows.items() if d in qrels[query_id]}
-        relevant = sum(grade >= level for grade in qrels[query_id].values())
-        drill.append({"query": place[query_id], "hits": hits, "judged": judged, "relevant": relevant})
+    level, rankings = _level(measures), list[Json]()
+    for number, query_id in enumerate(kept):
+        if query_id in chosen:
+            hits = [[rows[d] for d in s.top[query_id].doc_ids] if query_id in s.top else [] for s in systems]
+            judged = {row: qrels[query_id][d] for d, row in rows.items() if d in qrels[query_id]}
+            relevant = sum(grade >= level for grade in qrels[query_id].values())
+            rankings.append({"query": number, "hits": hits, "judged": judged, "relevant": relevant})
     docs = [[d, *((_cut(found[d].title, 160), _cut(found[d].text, MAX_TEXT)) if d in found else ())] for d in rows]
-    return drill, docs
+    return rankings, docs
 
 
 def _cut(text: str, characters: int) -> str:
-    """The head of a text, on one line, in few characters and few bytes of the page."""
+    """The head of a text on one line, with few characters and few bytes in the page."""
     text = " ".join(text.split())
     short = text[:characters]
     while len(_embedded(short).encode()) > MAX_BYTES:
@@ -272,22 +325,22 @@ def _cut(text: str, characters: int) -> str:
     return short if short == text else short.rstrip() + "…"
 
 
-def page(data: Mapping[str, Any]) -> str:
-    """The HTML page. Its only script is named by its checksum, so that a browser runs nothing that came with the data."""
+def page(data: Json) -> str:
+    """The HTML page. It names its script by checksum, so that a browser runs no script that came with the data."""
     template = TEMPLATE.read_text(encoding="utf-8")
     script = template.partition("<script>")[2].partition("</script>")[0]
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     return template.replace("@SCRIPT_SHA256@", digest).replace("@DATA@", _embedded(data))
 
 
-def _embedded(data: Any) -> str:
-    r"""JSON that can stand inside a script element: no `</script>` or `<!--` can come up in it.
+def _embedded(data: object) -> str:
+    r"""JSON that can stand inside a script element: it contains no `</script>` or `<!--`.
 
     >>> _embedded("</script><b>&")
     '"\\u003c/script\\u003e\\u003cb\\u003e\\u0026"'
     """
     text = json.dumps(data, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
-    text = text.encode("utf-8", "backslashreplace").decode()  # half a surrogate pair becomes JSON's escape for it
+    text = text.encode("utf-8", "backslashreplace").decode()  # escapes half a surrogate pair
     for character in "<>&\u2028\u2029":
         text = text.replace(character, f"\\u{ord(character):04x}")
     return text

@@ -8,7 +8,7 @@ import json
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from pyserini_kd.evaluation import significance
 from pyserini_kd.evaluation.engines import PerQuery, mean
@@ -22,26 +22,28 @@ Results = Mapping[str, Mapping[str, PerQuery]]
 Comparisons = Mapping[str, Mapping[str, significance.Comparison]]
 """run -> measure -> how it compares to the baseline."""
 ALPHA = 0.05
-"""p-values below it are marked."""
+"""Smaller p-values are marked."""
 MS = "ms/query"
 
 
 class Report(NamedTuple):
-    """All that is shown of one evaluation."""
+    """The results of one evaluation."""
 
     results: Results
     baseline: str | None
     comparisons: Comparisons
-    settings: Mapping[str, Any]
-    """test, correction, samples and seed of the comparisons"""
+    settings: significance.CompareSettings
+    """of the comparisons"""
     ms: Mapping[str, float | None] = {}
-    """run -> milliseconds a query, None where not known; empty where nobody asked"""
+    """run -> milliseconds per query, None if not known; empty if nobody asked"""
+
+    def shown(self, output_format: str) -> str:
+        """The report as `table`, `markdown`, `latex`, `csv` or `json`."""
+        machine = {"csv": self.as_csv, "json": self.as_json}
+        return machine[output_format]() if output_format in machine else self.readable(output_format)
 
     def readable(self, output_format: str) -> str:
-        """Means, then, with a baseline, how each run differs from it: as plain text, Markdown or LaTeX.
-
-        A table that is pasted elsewhere takes along the command that made it, in a comment.
-        """
+        """Means and the comparisons to the baseline as plain text, Markdown or LaTeX; the last two with the command."""
         style = STYLES[output_format]
         names = {path: style.escape(name) for path, name in _short_names(list(self.results)).items()}
         measures = list(next(iter(self.results.values())))
@@ -72,10 +74,8 @@ class Report(NamedTuple):
             if self.comparisons:
                 cell += style.mark if found is not None and found.corrected < ALPHA else style.no_mark
             cells.append(cell)
-        if self.ms:
-            ms = self.ms[path]
-            cells.append("-" if ms is None else f"{ms:.1f}")
-        return cells
+        ms = self.ms.get(path)
+        return [*cells, *(["-" if ms is None else f"{ms:.1f}"] if self.ms else [])]
 
     def _title(self) -> str:
         per_query = next(iter(next(iter(self.results.values())).values()))
@@ -89,7 +89,7 @@ class Report(NamedTuple):
         )
 
     def records(self) -> dict[str, dict[str, dict[str, float | None]]]:
-        """Run -> measure -> mean, zeros and, with a baseline, its Comparison; None where there is no number."""
+        """Run -> measure -> mean, zeros and, with a baseline, the Comparison. None stands for NaN and infinity."""
         found: dict[str, dict[str, dict[str, float | None]]] = {}
         for path, by_measure in self.results.items():
             found[path] = {m: {"mean": mean(values), "zeros": significance.zeros(values)} for m, values in by_measure.items()}
@@ -101,7 +101,7 @@ class Report(NamedTuple):
         return found
 
     def as_csv(self) -> str:
-        """A line per run and measure, all digits."""
+        """A line per run and measure, with all digits."""
         fields = dict.fromkeys(["mean", "zeros", *(significance.Comparison._fields if self.comparisons else [])])
         out = io.StringIO()
         writer = csv.writer(out, lineterminator="\n")
@@ -112,16 +112,16 @@ class Report(NamedTuple):
         return out.getvalue().rstrip("\n")
 
     def as_json(self) -> str:
-        """The same as nested objects, with the command and what was compared how."""
+        """The records with the command and the settings of the comparison."""
         compared = {"baseline": self.baseline, **self.settings} if self.comparisons else {}
         queries = len(next(iter(next(iter(self.results.values())).values())))
         return json.dumps({"command": command_line(), "queries": queries, **compared, "runs": self.records()}, indent=2)
 
 
 def _short_names(paths: Sequence[str]) -> dict[str, str]:
-    """File names without their folders, where that leaves them distinct."""
+    """File names without their folders, if they are distinct."""
     short = {path: Path(path).name for path in paths}
-    return short if len(set(short.values())) == len(short) else {path: path for path in paths}
+    return short if len(set(short.values())) == len(short) else dict(zip(paths, paths, strict=True))
 
 
 def _comparison_cells(found: significance.Comparison, corrected: bool) -> list[str]:
@@ -134,31 +134,30 @@ def _comparison_cells(found: significance.Comparison, corrected: bool) -> list[s
 
 
 def write_per_query(path: str | Path, results: Results, *, overwrite: bool = False) -> None:
-    """Write a line per run and query, a column per measure, as CSV or parquet by the file's ending."""
+    """Write a line per run and query, a column per measure: CSV or parquet, by the ending of the file's name."""
     path = Path(path)
     check_per_query(path)
     measures = list(next(iter(results.values())))
-    columns: dict[str, list[Any]] = {name: [] for name in ("run", "query_id", *measures)}
-    for name, by_measure in results.items():
-        query_ids = list(by_measure[measures[0]])
-        columns["run"] += [name] * len(query_ids)
-        columns["query_id"] += query_ids
-        for measure in measures:
-            columns[measure] += [by_measure[measure][query_id] for query_id in query_ids]
+    rows = [
+        (run, query_id, *(by_measure[measure][query_id] for measure in measures))
+        for run, by_measure in results.items()
+        for query_id in by_measure[measures[0]]
+    ]
+    header = ("run", "query_id", *measures)
     if path.suffix == ".parquet":
         import pyarrow as pa
         import pyarrow.parquet
 
         with atomic_file(path, overwrite=overwrite, binary=True) as out:
-            pyarrow.parquet.write_table(pa.table(columns), out)
+            pyarrow.parquet.write_table(pa.table(dict(zip(header, zip(*rows, strict=True), strict=True))), out)
         return
     with atomic_file(path, overwrite=overwrite) as out:
         writer = csv.writer(out, lineterminator="\n")
-        writer.writerow(columns)
-        writer.writerows(zip(*columns.values(), strict=True))
+        writer.writerow(header)
+        writer.writerows(rows)
 
 
 def check_per_query(path: Path) -> None:
-    """InputError unless the file's ending is .csv or .parquet."""
+    """InputError unless the file's name ends in .csv or .parquet."""
     if path.suffix not in (".csv", ".parquet"):
-        raise InputError(f"--per-query writes .csv or .parquet, not {path.name!r}")
+        raise InputError(f"writes .csv or .parquet, not {path.name!r}", "per_query")

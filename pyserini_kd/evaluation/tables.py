@@ -1,4 +1,4 @@
-"""Tables for readers: plain text, Markdown and LaTeX. Numbers have four digits."""
+"""Tables for readers: plain text, Markdown and LaTeX. Numbers have four digits; `-` stands for a number that is not known."""
 
 from __future__ import annotations
 
@@ -6,8 +6,10 @@ import re
 from collections.abc import Callable, Iterable, Sequence
 from typing import NamedTuple
 
+Rows = Iterable[Sequence[str | float | None]]
 
-def table(header: Sequence[str], rows: Iterable[Sequence[str | float]]) -> str:
+
+def table(header: Sequence[str], rows: Rows) -> str:
     """Plain aligned text: words to the left, numbers to the right with four digits.
 
     >>> print(table(["run", "RR@10", "AP"], [["bm25", 0.5, 0.25], ["student", 0.625, 1.0]]))
@@ -20,7 +22,7 @@ def table(header: Sequence[str], rows: Iterable[Sequence[str | float]]) -> str:
     return "\n".join("  ".join([row[0].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:])]).rstrip() for row in cells)
 
 
-def markdown(header: Sequence[str], rows: Iterable[Sequence[str | float]]) -> str:
+def markdown(header: Sequence[str], rows: Rows) -> str:
     """A table in GitHub's Markdown.
 
     >>> print(markdown(["run", "AP"], [["bm25", 0.25]]))
@@ -32,15 +34,20 @@ def markdown(header: Sequence[str], rows: Iterable[Sequence[str | float]]) -> st
     return "\n".join([text[0], "|:--" + "|--:" * (len(header) - 1) + "|", *text[1:]])
 
 
-def latex(header: Sequence[str], rows: Iterable[Sequence[str | float]]) -> str:
+def latex(header: Sequence[str], rows: Rows) -> str:
     """A tabular environment with booktabs' rules; words must be escaped already."""
     text = ["  " + " & ".join(line) + r" \\" for line in _cells(header, rows)]
     body = [r"  \toprule", text[0], r"  \midrule", *text[1:], r"  \bottomrule"]
     return "\n".join([rf"\begin{{tabular}}{{l{'r' * (len(header) - 1)}}}", *body, r"\end{tabular}"])
 
 
-def _cells(header: Sequence[str], rows: Iterable[Sequence[str | float]]) -> list[list[str]]:
-    return [list(header), *([f"{x:.4f}" if isinstance(x, float) else x for x in row] for row in rows)]
+def _cells(header: Sequence[str], rows: Rows) -> list[list[str]]:
+    return [list(header), *([cell if isinstance(cell, str) else number(cell) for cell in row] for row in rows)]
+
+
+def number(value: float | None) -> str:
+    """A number with four digits, `-` for None."""
+    return "-" if value is None else f"{value:.4f}"
 
 
 def _escape_latex(text: str) -> str:
@@ -49,16 +56,16 @@ def _escape_latex(text: str) -> str:
 
 
 class Style(NamedTuple):
-    """How a format for readers shows a table, a word, a title, the best value of a column, a significant one, a remark."""
+    """How a format shows a table, a word, a title, the best value of a column, a significant value, a remark."""
 
-    table: Callable[[Sequence[str], Iterable[Sequence[str | float]]], str]
+    table: Callable[[Sequence[str], Rows], str]
     escape: Callable[[str], str] = str
     title: str = "{}"
     best: str = "{}"
     mark: str = "*"
     no_mark: str = ""
     remark: str = ""
-    """which the reader of the finished page does not see; empty where there is no such thing"""
+    """A comment that the reader of the finished page does not see. Empty: the format has none."""
 
 
 STYLES = {

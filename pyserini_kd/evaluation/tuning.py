@@ -1,25 +1,38 @@
-"""Weights of a fusion, chosen on dev topics, and what the choice is worth on topics it has not seen."""
+"""Weights of a fusion, chosen on dev topics, and their worth on topics that were not used to choose them."""
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from pathlib import Path
+from typing import Annotated, Literal, NamedTuple, Self, get_args
 
 import numpy as np
 import numpy.typing as npt
+from pydantic import Field, model_validator
 
+from pyserini_kd.data import sources
 from pyserini_kd.data.runs import Run
 from pyserini_kd.data.types import Qrels
+from pyserini_kd.evaluation import significance
 from pyserini_kd.evaluation.engines import evaluate
+from pyserini_kd.evaluation.measures import Measure
+from pyserini_kd.evaluation.tables import table
 from pyserini_kd.retrieval import fusion
+from pyserini_kd.storage.environment import command_line, environment, sha256
 from pyserini_kd.storage.errors import InputError
+from pyserini_kd.storage.files import refuse_existing
+from pyserini_kd.storage.records import write_json
+from pyserini_kd.storage.settings import Settings, option
 
 RESAMPLES = 1000
-Values = npt.NDArray[np.float64]
+Values = significance.Array
 Setting = tuple[float, ...]
-"""What is tuned: (alpha,), (rrf_k,), or one weight a run."""
+"""The tuned values: (alpha,), (rrf_k,), or one weight per run."""
 
-METHODS = ("interpolation", "rrf", "wsum")
+Method = Literal["interpolation", "rrf", "wsum"]
+METHODS: tuple[Method, ...] = get_args(Method)
+TUNED = {"interpolation": "alpha", "rrf": "rrf.k", "wsum": "weights"}
 GRIDS: dict[str, tuple[float, ...]] = {
     "interpolation": (0, 0.001, 0.002, 0.005, 0.01, 0.02, 0.03, 0.04, 0.05, 0.07, 0.1, 0.15, 0.2)
     + (0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1),
@@ -30,31 +43,21 @@ ROUNDS = 3  # of the coordinate search, at most
 
 
 class Tuned(NamedTuple):
-    """A setting chosen on all topics, and the measure of settings chosen without the topics they are measured on."""
+    """The setting chosen on all topics, and values of the measure by topic (topics,)."""
 
     setting: Setting
-    per_fold: list[Setting]
-    seen: Values
-    """(topics,): the chosen setting, on the topics it was chosen on"""
-    unseen: Values
-    """(topics,): each topic under the setting chosen on the other folds"""
-    default: Values
-    """(topics,): the method's default"""
+    per_fold: list[Setting]  # chosen without each fold
+    seen: Values  # by the chosen setting
+    unseen: Values  # each topic by the setting chosen without its fold
+    default: Values  # by the default of the method
 
 
 def best_alpha(a: Run, b: Run, qrels: Qrels, alphas: Sequence[float], measure: str = "RR@10", seed: int = 42) -> float:
     """The alpha for `interpolation(a, b)`: the median of the best alphas over bootstrap resamples of the topics.
 
-    A measure's curve over alpha is flat at its top, and which single grid point is the best is a matter of luck; the median
-    over resamples lies in the middle of those that could have been.
+    The best single value is a matter of luck, because many alphas are nearly equally good. The median is more robust.
 
-    Args:
-        a: weighted by alpha.
-        b: weighted by 1 - alpha.
-        qrels: judgements of dev topics.
-        alphas: the grid; the result is one of its values, of equally good ones the smallest.
-        measure: what to maximise.
-        seed: of the resampling.
+    `alphas` are the values to try; of equally good ones the smallest counts.
     """
     grid = sorted(set(alphas))
     runs = (fusion.interpolation(a, b, alpha=alpha) for alpha in grid)
@@ -62,7 +65,7 @@ def best_alpha(a: Run, b: Run, qrels: Qrels, alphas: Sequence[float], measure: s
 
 
 def _median_best(values: Values, seed: int) -> int:
-    """Median, over resamples of the topics, of the best row of values (settings, topics)."""
+    """The median, over resamples of the topics, of the best row of values (settings, topics)."""
     n_topics = values.shape[1]
     counts = np.random.default_rng(seed).multinomial(n_topics, np.full(n_topics, 1 / n_topics), RESAMPLES)
     best = np.sort((values @ counts.T).argmax(axis=0))
@@ -70,7 +73,7 @@ def _median_best(values: Values, seed: int) -> int:
 
 
 def values_of(run: Run, qrels: Qrels, measure: str) -> Values:
-    """(topics,); by our own kernels, which give what trectools does: many settings are tried."""
+    """The measure by topic (topics,), by our own kernels: they are fast enough to try many settings."""
     return np.fromiter(evaluate(run, qrels, [measure], "fast")[measure].values(), float)
 
 
@@ -88,17 +91,20 @@ def tune(
     """Choose alpha (`interpolation`), the constant (`rrf`) or weights (`wsum`, one coordinate at a time) for a fusion.
 
     Args:
-        runs: two or more (two for interpolation), of the topics of `qrels`.
+        runs: two or more, of the topics of `qrels`; two for interpolation.
         qrels: judgements of dev topics.
         method: one of METHODS.
         measure: what to maximise.
-        grid: values tried; None: GRIDS. For alpha and the constant the median over resamples decides, as in `best_alpha`.
-        norm: of the scores, for wsum.
-        folds: parts of the topics for cross-validation; a seeded shuffle decides which topic is where.
-        seed: of the folds and the resampling.
+        grid: values to try; None: GRIDS. alpha and the constant are chosen by the median over resamples, as in `best_alpha`.
+        norm: normalisation of the scores, for wsum.
+        folds: number of parts of the topics for cross-validation; they are drawn at random.
+        seed: seed of the folds and of the resampling.
+
+    Raises:
+        InputError: the method, the number of runs or the number of folds is wrong.
     """
     if method not in METHODS:
-        raise InputError(f"only {', '.join(METHODS)} have something to tune, not {method!r}")
+        raise InputError(f"must be one of {', '.join(METHODS)}, not {method!r}", "method")
     if method == "interpolation" and len(runs) != 2:
         raise InputError(f"interpolation takes exactly two runs, found {len(runs)}")
     if not 2 <= folds <= len(qrels):
@@ -134,7 +140,7 @@ def _fused(runs: Sequence[Run], method: str, setting: Setting, norm: str) -> Run
 
 
 def _coordinate_search(n_runs: int, grid: Sequence[float], worth: Callable[[Setting], float]) -> Setting:
-    """Weights from all ones, the best value of one at a time until none changes; of equal ones the one that stood."""
+    """Start with weights of 1 and choose the best value of one weight at a time, until none changes."""
     setting: Setting = (1.0,) * n_runs
     for _ in range(ROUNDS):
         before = setting
@@ -144,3 +150,73 @@ def _coordinate_search(n_runs: int, grid: Sequence[float], worth: Callable[[Sett
         if setting == before:
             break
     return setting
+
+
+class TuneConfig(Settings):
+    """The tuning of a fusion of run files."""
+
+    runs: Annotated[tuple[str, ...], option("--runs", words=True, metavar="RUN...", help="Two or more runs of dev topics.")]
+    qrels: Annotated[str, option("--qrels", help="Their judgements: a file, ir_datasets:<id>, or pydocs:dev.")]
+    method: Annotated[Method, option("--method", help="What is tuned: alpha, rrf.k, or weights.")] = "interpolation"
+    measure: Annotated[str, option("--measure", help="What to maximise.")] = "nDCG@10"
+    grid: Annotated[
+        tuple[float, ...], option("--grid", words=True, metavar="X...", help="Values tried [default: a grid for each method].")
+    ] = ()
+    norm: Annotated[Literal["none", "minmax", "sum", "zscore", "rank"], option("--norm", help="Of the scores, for wsum.")] = (
+        "minmax"
+    )
+    folds: Annotated[int, Field(ge=2), option("--folds", help="Parts of the topics for cross-validation.")] = 5
+    seed: Annotated[int, Field(ge=0), option("--seed", help="Of folds and resampling.")] = 42
+    output: Annotated[Path | None, option("--output", help="Write the result as JSON.")] = None
+    overwrite: Annotated[bool, option("--overwrite", help="Replace --output if it exists.")] = False
+
+    @model_validator(mode="after")
+    def rules(self) -> Self:
+        """The output can be written; runs, measure and grid fit the method."""
+        if self.output:
+            refuse_existing(self.output, self.overwrite)
+        if len(self.runs) < 2 or len({Path(path).resolve() for path in self.runs}) != len(self.runs):
+            raise InputError(f"takes two or more different runs, found {' '.join(self.runs)}", "runs")
+        self.only("norm", self.method == "wsum", f"is for the method wsum, not for {self.method}")
+        Measure.parse(self.measure)
+        what = {"interpolation": "between 0 and 1", "rrf": "whole numbers from 0", "wsum": "0 or more"}[self.method]
+        top = 1 if self.method == "interpolation" else sys.float_info.max
+        if not all(0 <= value <= top and (self.method != "rrf" or value.is_integer()) for value in self.grid):
+            raise InputError(f"values for {self.method} must be {what}, found {' '.join(map(str, self.grid))}", "grid")
+        return self
+
+
+def tune_files(config: TuneConfig) -> str:
+    """Tune a fusion of run files as `tune` does; returns tables and gains for readers, and writes `config.output` (JSON)."""
+    paths, method, measure, norm, seed = config.runs, config.method, config.measure, config.norm, config.seed
+    judged = sources.qrels(config.qrels)
+    runs = [Run.read(path) for path in paths]
+    if not any(query_id in judged for query_id in set.intersection(*(set(run) for run in runs))):
+        raise InputError("the runs and the qrels have no topic in common")
+    found = tune(runs, judged, method, measure=measure, grid=config.grid or None, norm=norm, folds=config.folds, seed=seed)
+    rows: dict[str, Values] = {path: values_of(run, judged, measure) for path, run in zip(paths, runs, strict=True)}
+    best = max(rows, key=lambda path: float(rows[path].mean()))
+    rows |= {"fused, default": found.default, "fused, tuned (seen)": found.seen, "fused, tuned (unseen folds)": found.unseen}
+    means = {name: float(values.mean()) for name, values in rows.items()}
+    gains = {name: _gain(found.unseen, rows[name], seed) for name in (best, "fused, default")}
+    if config.output:
+        tuned = {"method": method, TUNED[method]: list(found.setting), "per_fold": found.per_fold, "measure": measure}
+        tuned |= {"norm": norm} if method == "wsum" else {}
+        made = {"means": means, "runs": list(paths), "qrels": config.qrels}
+        asked = {"gains_on_unseen_folds": {other: gain._asdict() for other, gain in gains.items()}}
+        sums = {"sha256": {path: sha256(path) for path in (*paths, config.qrels) if Path(path).is_file()}, "seed": seed}
+        write_json(config.output, {**tuned, **made, **asked, **sums, "command": command_line(), **environment()})
+    under = f", with norm {norm}" if method == "wsum" else ""
+    chosen, *per_fold = (" ".join(f"{value:g}" for value in setting) for setting in (found.setting, *found.per_fold))
+    lines = [table(["system", measure], means.items()), ""]
+    lines.append(f"{TUNED[method]}: {chosen}{under} (without each fold: {', '.join(per_fold)})")
+    for other, gain in gains.items():
+        interval = f"95% interval [{gain.low:+.4f}, {gain.high:+.4f}], p = {gain.p_value:.2g}"
+        lines.append(f"gain on unseen folds over {other}: {gain.difference:+.4f}, {interval}")
+    return "\n".join(lines)
+
+
+def _gain(ours: Values, theirs: Values, seed: int) -> significance.Comparison:
+    """Paired comparison of two systems by their values per topic."""
+    named = {name: {"": {str(i): v for i, v in enumerate(values.tolist())}} for name, values in (("a", ours), ("b", theirs))}
+    return significance.compare(named, "b", seed=seed)["a"][""]

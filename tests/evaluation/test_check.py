@@ -154,7 +154,10 @@ def test_msmarco_lines_may_stand_in_any_order(run_check, tmp_path):
 def test_documents_that_do_not_exist(run_check, tmp_path):
     (tmp_path / "docs.tsv").write_text("d1\tone\nd2\ttwo\n")
     code, output = run_check(FIT, "--collection", tmp_path / "docs.tsv")
-    assert code == 1 and output.splitlines()[:-1] == ["documents that are not in --collection (1):", "  run.txt:2: document d3"]
+    assert code == 1 and output.splitlines()[:-1] == [
+        "documents that are not in the collection (1):",
+        "  run.txt:2: document d3",
+    ]
     (tmp_path / "docs.tsv").write_text("d1\tone\nd2\ttwo\nd3\tthree\n")
     assert run_check(FIT, "--collection", tmp_path / "docs.tsv")[0] == 0
 
@@ -214,7 +217,7 @@ def test_a_mended_copy_is_fit_and_the_same_to_trec_eval(lines, tmp_path_factory)
     (folder / "run.txt").write_text("".join(f"{q} Q0 {d} {rank} {score!r} x\n" for q, d, rank, score in lines))
     topics = {q for q, *_ in lines}
     report = submission.check(folder / "run.txt", topics)
-    submission.fix(folder / "run.txt", report, topics, 1000, "trec").write(folder / "out.txt")
+    submission.fix(report).write(folder / "out.txt")
     assert not submission.check(folder / "out.txt", topics).faults.total()
     qrels = {q: {f"d{n}": n % 3 for n in range(30)} for q in "12"}
     values = []

@@ -566,7 +566,7 @@ def test_caveats_are_said(files, caplog):
         (["one.txt", "none.txt"], "run file not found: none.txt"),
         (["one.txt", "--baseline", "none.txt"], "run file not found: none.txt"),
         (["-m", "AP", "none.txt"], "nor is there a run file of that name"),
-        ([], "Missing argument"),
+        ([], "name at least one run file"),
         (["one.txt", "two.txt", "one.txt"], "run one.txt is named twice\n"),
         (["one.txt", "two.txt", "./one.txt"], "run ./one.txt is named twice (also as one.txt)"),
         (["-m", "AP", "one.txt", "--measures", "RR", "one.txt"], "run one.txt is named twice"),
@@ -576,9 +576,9 @@ def test_caveats_are_said(files, caplog):
         (["faulty.txt"], "faulty.txt:1: expected"),
         (["empty.txt"], "run file is empty: empty.txt"),
         (["blank.txt"], "run file is empty: blank.txt"),
-        (["one.txt", "--test", "t"], "--test and --correction compare runs to a --baseline; name one"),
-        (["one.txt", "--correction", "holm"], "--test and --correction compare runs to a --baseline; name one"),
-        (["one.txt", "--per-query", "values.txt"], "--per-query writes .csv or .parquet, not 'values.txt'"),
+        (["one.txt", "--test", "t"], "--test: compares runs to a baseline; name one"),
+        (["one.txt", "--correction", "holm"], "--correction: compares runs to a baseline; name one"),
+        (["one.txt", "--per-query", "values.txt"], "--per-query: writes .csv or .parquet, not 'values.txt'"),
     ],
 )
 def test_bad_input_is_one_line_and_exit_code_2(files, args, message):

@@ -55,7 +55,7 @@ def test_what_is_not_known_is_said(tmp_path, record):
         "it was made from loop.txt: it was made from loop.txt: it is made from itself",
     )
     (tmp_path / "bad.json").write_text("{\n,")
-    assert seconds_of(tmp_path / "bad.txt") == (None, "bad.json is no record of a run")  # but somebody else's file
+    assert seconds_of(tmp_path / "bad.txt") == (None, "bad.json is not the record of a run")  # but somebody else's file
     for foreign in ('{"config": {"run": 1, "runs": 7}, "seconds": 3}', '{"seconds": 3, "big": 1e999}'):
         (tmp_path / "bad.json").write_text(foreign)
         assert seconds_of(tmp_path / "bad.txt") == (3.0, "bad.txt")

@@ -101,9 +101,9 @@ FULL = (
 def test_documents_that_an_index_lacks_are_left_out(given_files, tiny_dot):
     docs = [Doc("a", "Cats", "The cat eats fish"), Doc("z", "", "other")]
     build.build(docs, as_ranker(load_encoder(str(tiny_dot)), tiny_dot), given_files / "index")
-    assert report._texts(["a", "b"], None, str(given_files / "index")) == {"a": docs[0]}
+    assert page_.fetch_texts(["a", "b"], None, str(given_files / "index")) == {"a": docs[0]}
     with pytest.raises(InputError, match="'b' is not in the index"):
-        report._texts(["b"], None, str(given_files / "index"))
+        page_.fetch_texts(["b"], None, str(given_files / "index"))
 
 
 @pytest.fixture
@@ -320,7 +320,7 @@ def test_a_file_of_somebody_else_s_is_no_record(text, given_files, invoke, monke
     [
         (("--measures", "nDGC@10"), "unknown measure 'nDGC@10'; did you mean nDCG@10?"),
         (("--baseline", "gone.txt"), "run file not found: gone.txt"),
-        (("--index", "x", "--collection", "y"), "texts come from --collection or from --index, not from both"),
+        (("--index", "x", "--collection", "y"), "--index: texts come from a collection or from an index, not from both"),
         (("--training", "qrels.json"), "training record not found: qrels.json"),
         (("--training", "run.x.strong.json"), "not a record of training"),
         (("--output", "old.html"), "old.html exists; give --overwrite"),

@@ -12,7 +12,7 @@ import yaml
 
 from pyserini_kd import fuse, reproduce
 from pyserini_kd.data.runs import Run
-from pyserini_kd.evaluation import experiments
+from pyserini_kd.evaluation import experiments, tables
 from pyserini_kd.storage import environment, records
 from pyserini_kd.storage.errors import InputError
 
@@ -114,7 +114,7 @@ def test_a_command_that_fails_fails_its_row_alone(run_matrix, made, capfd):
 
 def test_what_is_not_there_is_skipped_and_said(run_matrix, made, place, tmp_path):
     needs = {"hub": "network: HF_HUB_OFFLINE is set", "{home}/models/student": f"{place}/models/student", "numpy==0.1": "numpy==0.1, found",
-             "nobody==1": "nobody==1, found none", "{data}/cacm": "--data DIR with cacm"}  # fmt: skip
+             "nobody==1": "nobody==1, found none", "{data}/cacm": "a folder of data with cacm"}  # fmt: skip
     rows = [made | {"name": f"row{n}", "needs": [need]} for n, need in enumerate(needs)]
     result = run_matrix(rows, "--all")
     assert result.exit_code == 0 and result.output.endswith("\n10 skipped\n")
@@ -147,15 +147,15 @@ def test_one_condition_and_markdown(run_matrix, made):
 BAD_ROWS = {
     "unknown key": ({"expect": {}}, "row 1 (fused): unknown key `expect`; did you mean `expected`?"),
     "far key": ({"zzz": 1}, "unknown key `zzz`; known: name,"),
-    "no source": ({"source": None}, "`source` is missing"),
-    "nothing expected": ({"expected": {}}, "`expected` is missing"),
-    "number for text": ({"run": 7}, "`run` must be text, found 7"),
-    "text for list": ({"commands": FUSED}, "`commands` must be a list of texts"),
-    "number in list": ({"needs": [1]}, "`needs` must be a list of texts, found 1 in it"),
-    "word for value": ({"expected": {"AP": "high"}}, "`expected` AP must be a number or null, found 'high'"),
-    "list for values": ({"expected": [1]}, "`expected` must be `measure: value`"),
+    "no source": ({"source": None}, "`source`: input should be a valid string, found None"),
+    "nothing expected": ({"expected": {}}, "`expected`: dictionary should have at least 1 item"),
+    "number for text": ({"run": 7}, "`run`: input should be a valid string, found 7"),
+    "text for list": ({"commands": FUSED}, "`commands`: must be a list of texts"),
+    "number in list": ({"needs": [1]}, "`needs.0`: input should be a valid string, found 1"),
+    "word for value": ({"expected": {"AP": "high"}}, "`expected.AP`: input should be a valid number, found 'high'"),
+    "list for values": ({"expected": [1]}, "`expected`: input should be a valid dictionary, found [1]"),
     "unknown measure": ({"expected": {"nDGC@10": 0.1}}, "did you mean nDCG@10?"),
-    "tolerance": ({"tolerance": -1}, "`tolerance` must be a number of 0 or more, found -1"),
+    "tolerance": ({"tolerance": -1}, "`tolerance`: input should be greater than or equal to 0, found -1"),
     "unknown place": ({"run": "{nowhere}/run.txt"}, "'{nowhere}/run.txt' names a place that is unknown; known: {directory}"),
     "attribute of a place": ({"run": "{home.x}/r"}, "names a place that is unknown"),
     "open brace": ({"qrels": "{home/q"}, "names a place that is unknown"),
@@ -179,13 +179,13 @@ def test_other_bad_input(run_matrix, row, place, invoke):
     refused("give one of --list, --condition NAME and --all")
     refused("give one of", "--list", "--all")
     refused("unknown condition 'bm25-scifat'; did you mean bm25-scifact?", "--condition", "bm25-scifat")
-    refused("--list shows them", "--condition", "zzz")
+    refused("known: bm25-cacm, bm25-scifact, ", "--condition", "zzz")
     refused("matrix not found", "--matrix", place / "none.yaml", "--list")
     refused("does not exist", "--data", place / "none", "--all")
     for text, message in (
         ("a: [1\nb: 2", "bad.yaml:2: not valid YAML"),
         ("- 1", "expected `conditions:`"),
-        ("conditions: [x]", "row 1: expected `name: ...`"),
+        ("conditions: [x]", "row 1: input should be a valid dictionary"),
     ):
         (place / "bad.yaml").write_text(text)
         refused(message, "--matrix", place / "bad.yaml", "--list")
@@ -213,12 +213,12 @@ def test_the_docs_table_is_of_this_matrix():
     lines = [[cell.strip() for cell in line.strip("|").split("|")] for line in doc.splitlines() if line.startswith("| ")]
     shown = [line[:5] for line in lines if len(line) == 7 and line[0] != "condition"]
     rows = experiments.read_matrix(experiments.MATRIX)
-    assert shown == [[r.name, r.about, m, reproduce._number(v), r.source] for r in rows for m, v in r.expected.items()]
+    assert shown == [[r.name, r.about, m, tables.number(v), r.source] for r in rows for m, v in r.expected.items()]
 
 
 def test_our_commands_have_the_flags_that_they_use():
     for row in experiments.read_matrix(experiments.MATRIX):
-        for words in experiments.commands(row, experiments.PLACES):
+        for words in map(experiments.words, row.commands):
             if words[0] == "pyserini-kd":
                 command = importlib.import_module(f"pyserini_kd.{words[1]}").main
                 known = {flag for parameter in command.params for flag in parameter.opts}

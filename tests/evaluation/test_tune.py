@@ -114,7 +114,7 @@ def test_command(files, invoke):
     assert len(record["per_fold"]) == 5 and 0.02 <= record["alpha"][0] <= 0.2
     assert record["means"]["fused, tuned (unseen folds)"] <= record["means"]["fused, tuned (seen)"] and "norm" not in record
     result = invoke(main, *words, "--method", "wsum", "--norm", "zscore", "--output", files / "weights.json")
-    assert ", with --norm zscore" in result.output  # of which `fuse` has to know
+    assert ", with norm zscore" in result.output  # of which `fuse` has to know
     assert json.loads((files / "weights.json").read_text())["norm"] == "zscore"
 
 
@@ -124,11 +124,11 @@ def test_command(files, invoke):
         (["--runs", "a.txt"], "two or more different runs"),
         (["--runs", "a.txt", "a.txt"], "two or more different runs"),
         (["--runs", "a.txt", "b.txt", "--grid", "2"], "must be between 0 and 1"),
-        (["--runs", "a.txt", "b.txt", "--grid", "x"], "--grid must be numbers"),
+        (["--runs", "a.txt", "b.txt", "--grid", "x"], "'x' is not a valid float"),
         (["--runs", "a.txt", "b.txt", "--folds", "99"], "folds must lie between 2 and the number of topics (40)"),
         (["--runs", "a.txt", "b.txt", "--measure", "nDGC@10"], "did you mean"),
         (["--runs", "a.txt", "other.txt"], "no topic in common"),
-        (["--runs", "a.txt", "b.txt", "--norm", "zscore"], "--norm is for --method wsum, not for interpolation"),
+        (["--runs", "a.txt", "b.txt", "--norm", "zscore"], "--norm: is for the method wsum, not for interpolation"),
     ],
 )
 def test_bad_input(files, invoke, monkeypatch, words, message):

@@ -1,0 +1,215 @@
+"""Measure run files: what `evaluate` and `report` share, and the whole of `evaluate`."""
+
+from __future__ import annotations
+
+import logging
+import re
+import time
+from collections.abc import Iterator, Mapping, Set
+from itertools import combinations
+from pathlib import Path
+from typing import Annotated, Literal, NamedTuple, Self
+
+from pydantic import Field, model_validator
+
+from pyserini_kd.data.runs import Run
+from pyserini_kd.data.types import Qrels
+from pyserini_kd.evaluation import caveats, latency, significance
+from pyserini_kd.evaluation.engines import PerQuery, by_pytrec_eval, choose_engine, disagreement, evaluate
+from pyserini_kd.evaluation.measures import DEFAULT_MEASURES, PRESETS, Measure
+from pyserini_kd.evaluation.summary import Report, check_per_query, write_per_query
+from pyserini_kd.storage.errors import InputError
+from pyserini_kd.storage.files import require_file
+from pyserini_kd.storage.records import Record, refuse_existing_run, write_record
+from pyserini_kd.storage.settings import Settings, option
+
+logger = logging.getLogger(__name__)
+
+
+class DisagreementError(Exception):
+    """A value is further than 1e-6 from pytrec_eval's."""
+
+
+class RunFiles(Settings):
+    """Which runs are measured, by which measures, and how they are compared."""
+
+    runs: Annotated[tuple[str, ...], option("RUN", metavar="RUN...")] = ()
+    qrels: Annotated[str, option("--qrels", metavar="QRELS", help="A file, ir_datasets:<id>, or pydocs:test.")]
+    measures: Annotated[
+        tuple[str, ...],
+        option("--measures", "-m", words=True, metavar="M...", help=f"[default: {' '.join(DEFAULT_MEASURES)}]"),
+    ] = ()
+    preset: Annotated[
+        Literal["dl19", "dl20", "msmarco", "beir"] | None,
+        option("--preset", help="The collection's measures, before those of --measures."),
+    ] = None
+    baseline: Annotated[str | None, option("--baseline", metavar="RUN", help="Also compare each run to this one.")] = None
+    test: Annotated[significance.Test, option("--test", help="Against --baseline.")] = "t"
+    correction: Annotated[significance.Correction, option("--correction", help="For all runs x measures.")] = "holm"
+
+    @model_validator(mode="after")
+    def rules(self) -> Self:
+        """Measures and runs are there, each run once."""
+        self.only("test correction", self.baseline, "compares runs to a baseline; name one")
+        for path in self.paths():
+            require_file(path, "run file")
+        return self
+
+    def names(self) -> tuple[str, ...]:
+        """The measures, each once: those of the preset, then the others; the default ones if none was named."""
+        preset = PRESETS[self.preset].measures if self.preset else ()
+        return tuple(dict.fromkeys((*preset, *self._words()[0]))) or DEFAULT_MEASURES
+
+    def paths(self) -> list[str]:
+        """The baseline, then the other runs."""
+        runs = (*self.runs, *self._words()[1])
+        if not runs:
+            raise InputError("name at least one run file", "runs")
+        named: dict[Path, str] = {}
+        for path in runs:
+            other = named.get(Path(path).resolve())
+            if other is not None:
+                raise InputError(f"run {path} is named twice" + (f" (also as {other})" if other != path else ""))
+            named[Path(path).resolve()] = path
+        if self.baseline is None:
+            return list(named.values())
+        named.pop(Path(self.baseline).resolve(), None)  # a pattern such as runs/*.txt may name it too
+        return [self.baseline, *named.values()]
+
+    def _words(self) -> tuple[list[str], list[str]]:
+        """(measures, run files) of `measures`. `--measures A B RUN` also takes the words of runs that follow it."""
+        measures: list[str] = []
+        paths: list[str] = []
+        for word in self.measures:
+            names = [re.sub(r"\s", "", name) for name in re.split(r"[,\s]+(?![^(]*\))", word) if name]
+            try:
+                measures += [name for name in names if Measure.parse(name)]
+            except InputError as error:
+                if not Path(word).is_file():
+                    raise InputError(f"{error} (nor is there a run file of that name)") from None
+                paths.append(word)
+        if self.measures and not measures:
+            raise InputError("no measure is named", "measures")
+        return measures, paths
+
+
+class EvaluateConfig(RunFiles):
+    """An evaluation of run files."""
+
+    samples: Annotated[int, Field(ge=1), option("--samples", help="Of the bootstrap and randomisation.")] = significance.SAMPLES
+    seed: Annotated[int, Field(ge=0), option("--seed", help="Of the bootstrap and randomisation.")] = significance.SEED
+    per_query: Annotated[
+        Path | None, option("--per-query", metavar="FILE", help="Write each query's values: .csv, .parquet.")
+    ] = None
+    overwrite: Annotated[bool, option("--overwrite", help="Replace the --per-query file if it exists.")] = False
+    latency: Annotated[bool, option("--latency", help="Add ms/query, from the records (.json) beside the runs.")] = False
+    engine: Annotated[
+        Literal["auto", "trectools", "fast"], option("--engine", help="auto is trectools where the run is small.")
+    ] = "auto"
+    cross_check: Annotated[
+        bool, option("--cross-check", help="Fail where a value is further than 1e-6 from pytrec_eval's.")
+    ] = False
+    output_format: Annotated[
+        Literal["table", "markdown", "latex", "csv", "json"], option("--format", help="What to print.")
+    ] = "table"
+
+    @model_validator(mode="after")
+    def output_is_free(self) -> Self:
+        """The file for the values of each query can be written."""
+        if self.per_query is not None:
+            check_per_query(self.per_query)
+            refuse_existing_run(self.per_query, self.overwrite)
+        return self
+
+
+class Measured(NamedTuple):
+    """A run file and its measures."""
+
+    path: str
+    run: Run
+    results: dict[str, PerQuery]
+    engine: str
+    notes: list[str]
+
+
+def measure_files(chosen: RunFiles, qrels: Qrels, engine: str = "auto") -> Iterator[Measured]:
+    """Read and measure one run after the other; `notes` are its caveats.
+
+    Raises:
+        InputError: a run is malformed, or shares no judged query with the qrels or another run.
+    """
+    from tqdm import tqdm
+
+    names = chosen.names()
+    covered: dict[str, Set[str]] = {}
+    for path in tqdm(chosen.paths(), unit="run", disable=None, leave=False):
+        run = Run.read(path)
+        used = choose_engine(run) if engine == "auto" else engine
+        try:
+            results = evaluate(run, qrels, names, used)
+        except InputError as error:
+            raise InputError(f"{path}: {error}") from error
+        notes = [*caveats.of_run(run, qrels), *caveats.of_ranks(path), *caveats.of_training(path, run, chosen.qrels)]
+        yield Measured(path, run, results, used, notes)
+        covered[path] = run.keys() & qrels.keys()
+    for one, other in combinations(covered, 2):
+        if not covered[one] & covered[other]:
+            raise InputError(f"runs {one} and {other} share no judged query, so their means cannot be compared")
+
+
+def evaluate_files(config: EvaluateConfig) -> Report:
+    """Measure run files and compare them to a baseline; log the caveats; write the values of each query if asked for.
+
+    Raises:
+        InputError: as `measure_files`.
+        DisagreementError: a cross-check found values that differ from pytrec_eval's.
+    """
+    from pyserini_kd.data import sources
+
+    qrels, names = sources.qrels(config.qrels), config.names()
+    for line in caveats.of_levels(qrels, names, config.preset):
+        logger.warning("%s: %s", config.qrels, line)
+    started = time.monotonic()
+    results: dict[str, dict[str, PerQuery]] = {}
+    engines: dict[str, str] = {}
+    depths: dict[str, int] = {}
+    ms: dict[str, float | None] = {}
+    for path, run, values, engine, lines in measure_files(config, qrels, config.engine):
+        results[path], engines[path], depths[path] = values, engine, run.depth
+        if config.cross_check:
+            _cross_check(path, run, qrels, values)
+        for line in lines:
+            logger.warning("%s: %s", path, line)
+        if config.latency:
+            ms[path] = _latency(path, len(run))
+    for line in caveats.of_depths(depths, names):
+        logger.warning("%s", line)
+    measured = time.monotonic()
+    tests: significance.CompareSettings = {"test": config.test, "correction": config.correction}
+    tests |= {"samples": config.samples, "seed": config.seed}
+    comparisons = {} if config.baseline is None else significance.compare(results, config.baseline, **tests)
+    seconds = {"measure_seconds": round(measured - started, 3), "compare_seconds": round(time.monotonic() - measured, 3)}
+    report = Report(results, config.baseline, comparisons, tests, ms)
+    if config.per_query is not None:
+        write_per_query(config.per_query, results, overwrite=config.overwrite)
+        made: Record = {"runs": list(results), "qrels": config.qrels, "measures": list(names), "preset": config.preset}
+        made |= {"baseline": config.baseline, **(tests if config.baseline is not None else {})}
+        write_record(config.per_query, config=made, engines=engines, results=report.records(), **seconds)
+    return report
+
+
+def _cross_check(path: str, run: Run, qrels: Qrels, ours: Mapping[str, PerQuery]) -> None:
+    theirs = by_pytrec_eval(run, qrels, list(ours))
+    wrong = disagreement(ours, theirs)
+    if wrong is not None:
+        raise DisagreementError(f"{path}: {wrong}")
+    skipped = [name for name in ours if name not in theirs]
+    text = f"{', '.join(theirs)} equal pytrec_eval's" if theirs else "nothing to compare"
+    logger.info("%s: %s%s", path, text, f"; it does not know {', '.join(skipped)}" if skipped else "")
+
+
+def _latency(path: str, n_queries: int) -> float | None:
+    ms, why = latency.ms_per_query(path, n_queries)
+    if ms is None:
+        logger.warning("%s: its time is not known: %s", path, why)
+    return None if ms is None else round(ms, 4)
