@@ -1,17 +1,14 @@
-"""The warm search service: what `search` does, over HTTP, with everything loaded once. The API itself is in `service.py`."""
+"""The command `serve`: what `search` does, over HTTP, with everything loaded once."""
 
 from __future__ import annotations
 
-import functools
-import socket
 from typing import Any
 
 import click
 
 from pyserini_kd import search
 from pyserini_kd.cli import command
-from pyserini_kd.retrieval import search_settings, system
-from pyserini_kd.storage.errors import InputError
+from pyserini_kd.retrieval import search_settings
 
 
 @command(
@@ -32,33 +29,10 @@ def main(bm25_flag: bool, fusion: str | None, host: str, port: int, **options: A
         options["encoder"] = "bm25"
     settings = search_settings.Settings(fusion=fusion or "rrf", query="", **options)
     search_settings.refuse_contradictions(settings, fusion)
-    listener = _bind(host, port)
-    settings = search.with_defaults(settings)
     from pyserini_kd.retrieval import service
 
-    if settings.rerank and settings.depth > service.MAX_PAIRS:
-        raise InputError(f"--depth {settings.depth}: at most {service.MAX_PAIRS} documents are reranked for a request")
-    opened = system.open_all(settings, texts=True)
-    import uvicorn
-    from tqdm import tqdm
-
-    tqdm.__init__ = functools.partialmethod(tqdm.__init__, delay=3600)  # no bar a request
-    listener.listen()
-    address, port = listener.getsockname()[:2]
-    click.echo(f"http://{f'[{address}]' if ':' in address else address}:{port}/search?query=")
-    uvicorn.Server(service.config(service.app(settings, opened))).run(sockets=[listener])
-
-
-def _bind(host: str, port: int) -> socket.socket:
-    """A socket bound before anything is loaded, so that a port in use is known at once."""
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    listener = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)  # named: else asyncio leaves Nagle's delay on
-    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    try:
-        listener.bind((host, port))
-    except OSError as error:
-        raise InputError(f"--host {host} --port {port}: {error.strerror}") from error
-    return listener
+    listener = service.bind(host, port)
+    service.serve(search.with_defaults(settings), listener, ready=click.echo)
 
 
 if __name__ == "__main__":

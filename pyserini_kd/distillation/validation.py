@@ -86,12 +86,13 @@ def retrieved(model: Any, dev: Dev, precision: str = "auto") -> Run:
     from pyserini_kd.models import engine
     from pyserini_kd.retrieval.dense_index import DenseIndex
     from pyserini_kd.retrieval.dense_search import dense
+    from pyserini_kd.retrieval.vector_store import FaissStore
 
     docs = list(passages.segment(dev.docs.values(), dev.segment) if dev.segment else dev.docs.values())
     vectors = engine.encode(model, [doc.contents for doc in docs], "doc", precision=precision)
     flat = faiss.IndexFlatIP(vectors.shape[1])
     flat.add(vectors)
-    index = DenseIndex(Path(), flat, DocIds("".join(f"{doc.doc_id}\n" for doc in docs).encode()), None)
+    index = DenseIndex(Path(), FaissStore(flat), DocIds("".join(f"{doc.doc_id}\n" for doc in docs).encode()), None)
     run = dense(index, model, dev.queries, hits=HITS * PASSAGES if dev.segment else HITS, precision=precision)
     return passages.aggregate(run, k=HITS) if dev.segment else run
 

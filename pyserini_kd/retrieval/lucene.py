@@ -1,4 +1,4 @@
-"""What BM25 and vector search share of Lucene: folders, prebuilt indexes, hits as JSON."""
+"""What BM25 and vector search share of Lucene: index folders, prebuilt indexes, hits as JSON."""
 
 from __future__ import annotations
 
@@ -21,8 +21,15 @@ def is_lucene_index(path: Path) -> bool:
     return path.is_dir() and any(path.glob("segments_*"))
 
 
+def directory(folder: Path) -> Any:
+    """Lucene's object for an index folder."""
+    from jnius import autoclass
+
+    return autoclass("org.apache.lucene.store.FSDirectory").open(autoclass("java.io.File")(str(folder)).toPath())
+
+
 def prebuilt_index(name: str, kind: str = "BM25") -> Path:
-    """The folder of one of Pyserini's prebuilt indexes (`BM25` or `FAISS`), downloaded where it is missing."""
+    """The folder of one of Pyserini's prebuilt indexes (`BM25` or `FAISS`), downloaded if it is missing."""
     start_jvm()  # before Pyserini does, in its own way
     from pyserini import prebuilt_index_info
     from pyserini.util import download_prebuilt_index
@@ -36,15 +43,15 @@ def prebuilt_index(name: str, kind: str = "BM25") -> Path:
         with contextlib.redirect_stdout(sys.stderr):  # Pyserini prints
             return Path(download_prebuilt_index(name))
     except Exception as error:  # no network, wrong checksum, full disk: Pyserini has no common class for them
-        raise InputError(f"prebuilt index {name} could not be had from {known[name]['urls'][0]}: {error}") from error
+        raise InputError(f"prebuilt index {name} could not be downloaded from {known[name]['urls'][0]}: {error}") from error
 
 
 @functools.cache
 def json_mapper() -> Any:
-    """Jackson, told to write hits as bare arrays.
+    """Jackson's JSON writer, told to write hits as bare arrays.
 
-    Of a sorted search `[[[score,["id in base64",length]],...]]`, of a plain one `[[[score,document number],...]]`, of
-    Anserini's `[["id",score],...]`.
+    A sorted search gives `[[[score,["id in base64",length]],...]]`, a plain one `[[[score,document number],...]]`, Anserini's
+    own `[["id",score],...]`.
     """
     from jnius import autoclass
 

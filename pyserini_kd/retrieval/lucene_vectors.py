@@ -22,6 +22,7 @@ import numpy.typing as npt
 
 from pyserini_kd.data import java
 from pyserini_kd.retrieval import lucene
+from pyserini_kd.storage.arrays import Floats, Rows
 from pyserini_kd.storage.errors import InputError
 
 INDEXERS = {"lucene-hnsw": "IndexHnswDenseVectors", "lucene-flat": "IndexFlatDenseVectors"}  # kind -> Anserini's class
@@ -36,13 +37,11 @@ FIELD = "vector"
 
 logger = logging.getLogger(__name__)
 
-Floats = npt.NDArray[np.float32]
 
-
-def check(width: int, kind: str) -> None:
-    """InputError where Lucene takes no vectors of this width."""
+def check(width: int) -> None:
+    """InputError if Lucene takes no vectors of this width."""
     if width > MAX_WIDTH:
-        raise InputError(f"--{kind} takes vectors of at most {MAX_WIDTH} numbers, the encoder makes {width}")
+        raise InputError(f"Lucene takes vectors of at most {MAX_WIDTH} numbers, the encoder makes {width}")
 
 
 def vector_bytes(width: int, kind: str) -> int:
@@ -112,8 +111,7 @@ def _writer(kind: str, folder: Path) -> Any:
     config.setRAMBufferSizeMB(2 * BUFFER)  # never reached, but by very long ids
     config.setMergePolicy(autoclass("org.apache.lucene.index.NoMergePolicy").INSTANCE)  # not before the end
     config.setUseCompoundFile(False)
-    directory = autoclass("org.apache.lucene.store.FSDirectory").open(autoclass("java.io.File")(str(folder)).toPath())
-    return autoclass("org.apache.lucene.index.IndexWriter")(directory, config)
+    return autoclass("org.apache.lucene.index.IndexWriter")(lucene.directory(folder), config)
 
 
 def _merge_policy() -> Any:
@@ -163,77 +161,74 @@ def _add(writer: Any, blocks: Iterable[tuple[list[str], Floats]], kind: str) -> 
                 writer.commit()
 
 
-class VectorIndex:
-    """An open index, with the few names that `index` uses of FAISS's; its vectors stay on disk, mapped into memory."""
+class LuceneStore:
+    """An open index of Lucene vectors, a `VectorStore`; the vectors stay on disk, mapped into memory."""
+
+    is_exact = True
 
     def __init__(self, folder: Path) -> None:
-        """Open a folder that `write` made; InputError for other vectors, or none."""
+        """Open a folder that `write` made; InputError for another Lucene index."""
         java.start_jvm()
         from jnius import JavaException, autoclass, cast
 
         try:
-            directory = autoclass("org.apache.lucene.store.FSDirectory").open(autoclass("java.io.File")(str(folder)).toPath())
-            self._reader = autoclass("org.apache.lucene.index.DirectoryReader").open(directory)
+            reader = autoclass("org.apache.lucene.index.DirectoryReader").open(lucene.directory(folder))
         except JavaException as error:
             raise InputError(f"{folder} cannot be opened: {java.java_message(error)}") from error
-        leaves = self._reader.leaves()
+        leaves = reader.leaves()
         self._leaf: Any = leaves.get(0).reader() if leaves.size() == 1 else None
         found: Any = self._leaf.getFieldInfos().fieldInfo(FIELD) if self._leaf else None
         similarity = found.getVectorSimilarityFunction().toString() if found else "nothing"
         if similarity != "MAXIMUM_INNER_PRODUCT":
             raise InputError(f"{folder} is no Lucene index of vectors that `pyserini-kd index` wrote: it compares {similarity}")
-        self.d, self.ntotal = int(found.getVectorDimension()), int(self._reader.numDocs())
-        self.has_graph = "Hnsw" in (found.getAttribute("PerFieldKnnVectorsFormat.format") or "")
-        self.ef_search = EF_SEARCH
-        reader = cast("org.apache.lucene.index.IndexReader", self._reader)  # else jnius takes the wrong constructor
-        self._searcher = autoclass("org.apache.lucene.search.IndexSearcher")(reader)
+        self.width, self.count = int(found.getVectorDimension()), int(reader.numDocs())
+        self._folder, self._has_graph = folder, "Hnsw" in (found.getAttribute("PerFieldKnnVectorsFormat.format") or "")
+        # without the cast jnius takes the wrong constructor
+        self._searcher = autoclass("org.apache.lucene.search.IndexSearcher")(
+            cast("org.apache.lucene.index.IndexReader", reader)
+        )
 
-    def search(self, query_vecs: Floats, k: int) -> tuple[Floats, npt.NDArray[np.int64]]:
-        """Inner products float32 (Q, k) and rows int64 (Q, k), best first; row -1 where there are fewer than k.
-
-        A graph is searched with a queue of max(k, ef_search). As many threads as FAISS uses search side by side.
-        """
+    def search(
+        self, query_vecs: Floats, k: int, *, ef_search: int | None = None, nprobe: int | None = None
+    ) -> tuple[Floats, Rows]:
+        """See `VectorStore.search`; as many threads as FAISS uses search side by side."""
         import faiss
         import jnius
 
+        if nprobe is not None:
+            raise InputError(f"is for IVF indexes; {self._folder} is none", "nprobe")
+        if ef_search is not None and not self._has_graph:
+            raise InputError(f"is for HNSW indexes; {self._folder} is none", "ef_search")
+        queue = max(k, ef_search or EF_SEARCH)
         scores = np.full((len(query_vecs), k), -np.inf, dtype=np.float32)
         rows = np.full((len(query_vecs), k), -1, dtype=np.int64)
-        new_query = jnius.autoclass("org.apache.lucene.search.KnnFloatVectorQuery")
-        mapper = lucene.json_mapper()
+        new_query, mapper = jnius.autoclass("org.apache.lucene.search.KnnFloatVectorQuery"), lucene.json_mapper()
 
-        def one(place: int) -> None:
-            query = new_query(FIELD, query_vecs[place].tolist(), max(k, self.ef_search))
-            found = lucene.numbers(mapper.writeValueAsString(self._searcher.search(query, k))).reshape(-1, 2)
-            scores[place, : len(found)] = _products(found[:, 0])
-            rows[place, : len(found)] = found[:, 1]
-
-        def some(places: Iterable[int]) -> None:
+        def search_some(places: Iterable[int]) -> None:
             try:
                 for place in places:
-                    one(place)
+                    top = self._searcher.search(new_query(FIELD, query_vecs[place].tolist(), queue), k)
+                    found = lucene.numbers(mapper.writeValueAsString(top)).reshape(-1, 2)
+                    scores[place, : len(found)] = _products(found[:, 0])
+                    rows[place, : len(found)] = found[:, 1]
             finally:
                 jnius.detach()
 
-        threads, places = faiss.omp_get_max_threads(), range(len(query_vecs))
+        places = range(len(query_vecs))
+        pool = concurrent.futures.ThreadPoolExecutor(faiss.omp_get_max_threads())
         try:
-            if threads == 1 or len(places) == 1:
-                for place in places:
-                    one(place)
-            else:
-                pool = concurrent.futures.ThreadPoolExecutor(threads)
-                try:
-                    list(pool.map(some, (places[start : start + STEP] for start in places[::STEP])))
-                finally:
-                    pool.shutdown(cancel_futures=True)
+            list(pool.map(search_some, (places[start : start + STEP] for start in places[::STEP])))
         except jnius.JavaException as error:
             raise InputError(f"Lucene's search failed: {java.java_message(error)}") from error
+        finally:
+            pool.shutdown(cancel_futures=True)
         return scores, rows
 
-    def reconstruct_batch(self, rows: npt.NDArray[np.int64]) -> Floats:
-        """Stored vectors float32 (N, H) of rows."""
+    def reconstruct(self, rows: Rows) -> Floats:
+        """See `VectorStore.reconstruct`."""
         values = self._leaf.getFloatVectorValues(FIELD)  # read forwards only
         distinct, places = np.unique(rows, return_inverse=True)
-        vectors = np.empty((len(distinct), self.d), np.float32)
+        vectors = np.empty((len(distinct), self.width), np.float32)
         for place, row in enumerate(distinct.tolist()):
             values.advance(row)
             vectors[place] = values.vectorValue()

@@ -18,6 +18,7 @@ from pyserini_kd.storage.records import read_json
 
 if TYPE_CHECKING:
     from pyserini_kd.models.bert_dot import BertDot
+    from pyserini_kd.retrieval.bm25_search import BM25Index
     from pyserini_kd.retrieval.dense_index import DenseIndex
     from pyserini_kd.retrieval.query_cache import QueryCache
     from pyserini_kd.retrieval.reranking import Source
@@ -36,20 +37,22 @@ class Opened:
     source: Source | None  # where the reranker takes documents from
     fetch: Fetch | None
     cache: QueryCache | None
+    sparse: BM25Index | None
 
 
 def open_all(settings: Settings, *, texts: bool = False) -> Opened:
     """Load what the settings name: indexes, encoder, reranker; and with `texts` (or a reranker) the way to stored texts."""
-    from pyserini_kd.retrieval import bm25_search, reranking
+    from pyserini_kd.retrieval import reranking
+    from pyserini_kd.retrieval.bm25_search import BM25Index
 
     if settings.threads and (settings.encoder != "bm25" or settings.rerank):
         hardware.use_threads(settings.threads)
-    index = encoder = reranker = fetch = None
+    index = encoder = reranker = fetch = sparse = None
     source: Source | None = None
     if settings.encoder != "bm25":
         index, encoder = _open_dense(settings)
     if sparse_index := settings.index if settings.encoder == "bm25" else settings.sparse_index:
-        bm25_search.open_searcher(sparse_index)  # kept by the room itself
+        sparse = BM25Index.open(sparse_index)
         record = Path(sparse_index) / "manifest.json"
         if index is not None and record.is_file():
             passages.refuse_mixture((index.folder, index.manifest), (sparse_index, read_json(record, "manifest")))
@@ -67,7 +70,7 @@ def open_all(settings: Settings, *, texts: bool = False) -> Opened:
         from pyserini_kd.retrieval import query_cache
 
         cache = query_cache.QueryCache.of(settings.query_cache, encoder, settings.encoder, settings.precision)
-    return Opened(index, encoder, reranker, source, fetch, cache)
+    return Opened(index, encoder, reranker, source, fetch, cache, sparse)
 
 
 def search(
@@ -77,9 +80,8 @@ def search(
 
     `stages` takes their runs, `work` is the folder for a reranker's finished scores.
     """
-    from pyserini_kd.retrieval import bm25_search, dense_search, fusion, reranking
+    from pyserini_kd.retrieval import dense_search, fusion, reranking
 
-    index = settings.index or ""
     hits = settings.hits  # what comes out; the first stage goes deeper where something is fused or reranked
     deep = max(hits, FUSION_DEPTH if settings.sparse_index else 0, settings.depth if settings.rerank else 0)
     settings = dataclasses.replace(settings, hits=deep)
@@ -91,16 +93,17 @@ def search(
         if stages is not None:
             stages[stage] = result
 
-    def sparse(lucene_index: str) -> Run:
+    def sparse() -> Run:
+        assert opened.sparse is not None
         begun = time.monotonic()
         threads = settings.threads or hardware.threads()
         bm25: dict[str, Any] = {"k1": settings.k1, "b": settings.b, "rm3": settings.rm3}
-        run = bm25_search.search(lucene_index, queries, hits=settings.hits, threads=threads, tag=tag, **bm25)
+        run = opened.sparse.search(queries, hits=settings.hits, threads=threads, tag=tag, **bm25)
         timed("sparse", begun, run)
         return run
 
     if settings.encoder == "bm25":
-        run = sparse(index)
+        run = sparse()
     else:
         begun = time.monotonic()
         assert opened.index is not None and opened.encoder is not None
@@ -118,7 +121,7 @@ def search(
         )
         timed("dense", begun, run)
         if settings.sparse_index:
-            other = sparse(settings.sparse_index)
+            other = sparse()
             begun = time.monotonic()
             if settings.fusion == "rrf":
                 engine = "auto" if settings.topics else "fast"  # who waits for one query need not wait for trectools to load

@@ -206,7 +206,7 @@ def test_an_interrupted_assembly_encodes_nothing_again(tmp_path, corpus, tiny_do
     monkeypatch.setattr(lucene_vectors, "_add", add)
     monkeypatch.setattr(engine, "encode", lambda *a, **k: pytest.fail("encoded again"))
     assert build.build(corpus, encoder, tiny_dot, tmp_path / "x", **settings) == 20
-    assert DenseIndex.load(tmp_path / "x").index.ntotal == 20
+    assert DenseIndex.load(tmp_path / "x").store.count == 20
     assert not list(tmp_path.glob(".*")) and not (tmp_path / "x" / "write.lock").exists()
 
 
@@ -246,10 +246,9 @@ def test_cut_short_and_gone_on_with_to_the_same_graph(tmp_path, monkeypatch, cap
     lucene_vectors.write(blocks(), "lucene-hnsw", cut, kept)
     there = {"merging": 615, "moving": 800}[row] if isinstance(row, str) else row // 205 * 205
     assert (f"going on from an index of {there} vectors" in caplog.text) == (there > 0)
-    one, other = lucene_vectors.VectorIndex(whole), lucene_vectors.VectorIndex(cut)
-    assert other.ntotal == 800 and np.array_equal(other.reconstruct_batch(np.arange(800)), vectors)
-    one.ef_search = other.ef_search = 12
-    for mine, theirs in zip(one.search(queries, 10), other.search(queries, 10), strict=True):
+    one, other = lucene_vectors.LuceneStore(whole), lucene_vectors.LuceneStore(cut)
+    assert other.count == 800 and np.array_equal(other.reconstruct(np.arange(800)), vectors)
+    for mine, theirs in zip(one.search(queries, 10, ef_search=12), other.search(queries, 10, ef_search=12), strict=True):
         assert np.array_equal(mine, theirs)
     assert not kept.exists() and not (cut / "write.lock").exists()
 
@@ -261,7 +260,7 @@ def test_segments_half_moved_away_are_made_anew(tmp_path, lengths):
     (kept / "_0.fdm").write_text("left by a kill")
     lucene_vectors.write([(["a", "b"], lengths[0][:2])], "lucene-flat", folder, kept)
     assert (
-        lucene_vectors.VectorIndex(folder).ntotal == 2
+        lucene_vectors.LuceneStore(folder).count == 2
         and not kept.exists()
         and not (folder / "_0.fdm").read_bytes().startswith(b"left")
     )
@@ -278,11 +277,11 @@ def test_vectors_move_between_faiss_and_lucene(tmp_path, dense_index, invoke, ti
 def test_what_does_not_fit_is_refused(tmp_path, by_command, opened, bm25_index, tiny_dot, files, invoke, corpus):
     dense = ["--encoder", tiny_dot, "--topics", files["topics"], "--output", tmp_path / "no"]
     for words, message in (
-        ([*dense, "--index", by_command, "--ef-search", 5], "--ef-search is for HNSW"),
-        ([*dense, "--index", by_command, "--nprobe", 5], "--nprobe is for IVF"),
+        ([*dense, "--index", by_command, "--ef-search", 5], "--ef-search: is for HNSW"),
+        ([*dense, "--index", by_command, "--nprobe", 5], "--nprobe: is for IVF"),
         ([*dense, "--index", by_command, "--pooling", "cls"], "pooling is cls, the index was made with mean"),
         ([*dense, "--index", by_command, "--encoder", "minilm"], "does not match index"),
-        ([*dense, "--index", bm25_index], "is an index of words: search it by --encoder bm25"),
+        ([*dense, "--index", bm25_index], "is an index of words: search it with the encoder bm25"),
         ([*dense, "--index", by_command, "--encoder", "bm25"], "holds vectors, no words"),
         ([*dense, "--index", by_command, "--sparse-index", by_command], "holds vectors, no words"),
     ):
@@ -297,13 +296,13 @@ def test_what_does_not_fit_is_refused(tmp_path, by_command, opened, bm25_index, 
         assert result.exit_code == 2 and message in result.output, result.output
     with pytest.raises(InputError, match="at most 4096 numbers, the encoder makes 4097"):
         faiss_build.estimate(4097, "lucene-flat")
-    with pytest.raises(InputError, match="--nprobe is for IVF"):
+    with pytest.raises(InputError, match="nprobe: is for IVF"):
         opened["lucene-hnsw"].search(np.ones((1, 16), np.float32), 5, nprobe=3)
     encoder = load_encoder(str(tiny_dot))
     with pytest.raises(InputError, match="could not write .* term"):
         build.build([Doc("x" * 40_000, "", "the hen")], encoder, tiny_dot, tmp_path / "no", kind="lucene-flat")
     with pytest.raises(InputError, match="no Lucene index of vectors .* it compares nothing"):
-        lucene_vectors.VectorIndex(bm25_index)
+        lucene_vectors.LuceneStore(bm25_index)
     assert not (tmp_path / "no").exists()
     broken = shutil.copytree(by_command, tmp_path / "broken")
     (broken / "docid").write_text("a\n")

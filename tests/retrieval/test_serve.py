@@ -177,36 +177,6 @@ def test_other_methods_and_what_is_no_http(port):
     assert ask(port, "/health")[0] == 200
 
 
-def test_silent_connections_are_closed(monkeypatch, dense_index, tiny_dot):
-    monkeypatch.setattr(service, "PATIENCE", 0.5)
-    monkeypatch.setattr(service, "MAX_CONNECTIONS", 6)
-    chosen = settings("--index", dense_index, "--encoder", tiny_dot)
-    answer, slow = service.answer, threading.Event()
-
-    def answered(*args):
-        slow.wait(5)
-        return answer(*args)
-
-    monkeypatch.setattr(service, "answer", answered)
-    starts = [b"", b"GET /search", b'POST /search HTTP/1.1\r\nHost: x\r\nContent-Length: 99\r\n\r\n{"query": ']
-    health = b"GET /health HTTP/1.1\r\nHost: x\r\n\r\n"
-    with running(service.app(chosen, system.open_all(chosen))) as port, contextlib.ExitStack() as stack:
-        with concurrent.futures.ThreadPoolExecutor(1) as client:
-            waiting = client.submit(ask, port, "/search?query=goose")  # computed for longer than a connection may be silent
-            idle = [stack.enter_context(socket.create_connection(("127.0.0.1", port), timeout=10)) for _ in range(4)]
-            for connection, start in zip(idle, [*starts, health], strict=True):
-                connection.sendall(start)
-            assert b"200 OK" in idle[3].recv(1000)
-            idle[3].sendall(b"GET /health")  # and no more of a second request
-            for connection in idle:
-                while connection.recv(1000):
-                    pass  # until it is closed
-            assert not waiting.done()
-            slow.set()
-            assert waiting.result()[0] == 200
-        assert ask(port, "/health")[0] == 200
-
-
 def test_threads_bound_the_service_too(dense_index, tiny_dot, monkeypatch):
     import faiss
 
@@ -271,7 +241,7 @@ def test_a_full_queue_is_429_and_clients_that_leave_are_passed_over(dense_index,
 
 
 def test_many_queries_at_once_are_answered_or_told_to_come_again(port):
-    most = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+    most = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
     count = 1000 if most == resource.RLIM_INFINITY else min(1000, most // 2 - 300)  # both ends may be of this process
     if count < 100:
         pytest.skip(f"a process may open {most} files only")
@@ -294,46 +264,6 @@ def test_many_queries_at_once_are_answered_or_told_to_come_again(port):
     for connection in connections:
         connection.close()
     assert len(statuses) == count and statuses.count(200) >= 1 and ask(port, "/search?query=goose")[0] == 200
-
-
-def test_who_does_not_read_his_answer_is_cut_off(dense_index, tiny_dot, monkeypatch):
-    chosen = settings("--index", dense_index, "--encoder", tiny_dot)
-    opened = system.open_all(chosen)
-    monkeypatch.setattr(service, "answer", lambda *args: b'"' + b"x" * (8 << 20) + b'"')
-    monkeypatch.setattr(service, "PATIENCE", 0.3)
-    with running(service.app(chosen, opened)) as port:
-        lazy = socket.socket()
-        lazy.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
-        lazy.connect(("127.0.0.1", port))
-        lazy.sendall(b"GET /search?query=goose HTTP/1.1\r\nHost: x\r\n\r\n")
-        time.sleep(1.5)
-        got = 0
-        with contextlib.suppress(ConnectionResetError):
-            while some := lazy.recv(1 << 20):
-                got += len(some)
-        assert got < 8 << 20
-        slow = socket.create_connection(("127.0.0.1", port))  # reads a little now and then, and is served
-        slow.sendall(b"GET /search?query=goose HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
-        got = 0
-        while some := slow.recv(1 << 20):
-            got += len(some)
-            time.sleep(0.1)
-        assert got > 8 << 20
-
-
-def test_a_crowd_larger_than_the_service_may_hold_harms_nobody(dense_index, tiny_dot):
-    command = "import resource, runpy, sys; resource.setrlimit(resource.RLIMIT_NOFILE, (300, 300)); "
-    command += "sys.argv[1:1] = ['serve']; runpy.run_module('pyserini_kd', run_name='__main__')"
-    words = [sys.executable, "-c", command, "--index", str(dense_index), "--encoder", str(tiny_dot), "--port", "0"]
-    with subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as server:
-        port = int(re.search(r":(\d+)/search", server.stdout.readline()).group(1))
-        crowd = [socket.create_connection(("127.0.0.1", port)) for _ in range(250)]
-        time.sleep(0.5)
-        for one in crowd:
-            one.close()
-        wait_until(lambda: ask(port, "/search?query=goose")[0] == 200)
-        server.terminate()
-        assert "out of system resource" not in server.communicate(timeout=20)[1]
 
 
 def test_what_a_request_may_have_reranked_is_bounded(dense_index, tiny_dot, tiny_cross, invoke):
@@ -392,7 +322,7 @@ def test_the_command_serves_on_loopback_until_ctrl_c(dense_index, tiny_dot):
         port = re.fullmatch(r"http://127\.0\.0\.1:(\d+)/search\?query=\n", address).group(1)
         assert ask(int(port), "/search?query=goose")[0] == 200
         taken = subprocess.run([str(word) for word in [*words[:-1], port]], capture_output=True, text=True)
-        assert taken.returncode == 2 and f"--port {port}: Address already in use" in taken.stderr
+        assert taken.returncode == 2 and f"port {port}: Address already in use" in taken.stderr
         server.send_signal(signal.SIGINT)
         _, log = server.communicate(timeout=20)
         assert server.returncode == 130 and "Traceback" not in log and "goose" not in log, log
@@ -400,7 +330,7 @@ def test_the_command_serves_on_loopback_until_ctrl_c(dense_index, tiny_dot):
 
 def test_answers_do_not_wait_for_nagle():
     """asyncio turns Nagle's delay (40 ms an answer) off only where the socket says it is TCP."""
-    with serve._bind("127.0.0.1", 0) as listener:
+    with service.bind("127.0.0.1", 0) as listener:
         assert listener.proto == socket.IPPROTO_TCP
 
 
@@ -410,7 +340,7 @@ def test_wrong_options(invoke, dense_index, tiny_dot, tmp_path, monkeypatch):
         (["--index", tmp_path / "nowhere", "--encoder", tiny_dot], "index not found"),
         (["--index", dense_index, "--encoder", tiny_dot, "--fusion", "rrf"], "--sparse-index"),
         (["--port", 70000], "--port"),
-        (["--host", "192.0.2.1"], "--host 192.0.2.1 --port 0: Cannot assign requested address"),
+        (["--host", "192.0.2.1"], "address 192.0.2.1, port 0: Cannot assign requested address"),
         ([], "python -m pyserini_kd.search --encoder student"),
     ):
         result = invoke(serve.main, "--port", 0, *words)
