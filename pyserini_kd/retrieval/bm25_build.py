@@ -8,7 +8,6 @@ import logging
 from collections.abc import Iterable, Iterator
 from itertools import islice
 from pathlib import Path
-from typing import Any
 
 from tqdm import tqdm
 
@@ -105,7 +104,7 @@ def build_index_with_reader(
 
 
 @contextlib.contextmanager
-def _reader(folder: Path) -> Iterator[Any]:
+def _reader(folder: Path) -> Iterator[lucene.JavaObject]:
     from jnius import autoclass
 
     reader = autoclass("org.apache.lucene.index.DirectoryReader").open(lucene.directory(folder))

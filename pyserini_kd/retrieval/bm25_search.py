@@ -11,7 +11,6 @@ import re
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from tqdm import tqdm
@@ -20,13 +19,13 @@ from pyserini_kd.data.collection_files import split_contents
 from pyserini_kd.data.java import java_message, start_jvm
 from pyserini_kd.data.runs import Run, Scores
 from pyserini_kd.data.types import Doc, Query
-from pyserini_kd.retrieval.lucene import BRACKETS, is_lucene_index, json_mapper, prebuilt_index
+from pyserini_kd.retrieval.lucene import BRACKETS, JavaObject, is_lucene_index, json_mapper, prebuilt_index
 from pyserini_kd.storage.errors import InputError
 from pyserini_kd.storage.records import read_json
 
 Found = tuple[list[str], Scores]
 """One query's document ids and scores, best first."""
-Find = Callable[[Any, int, Iterable[Query]], dict[str, Found]]
+Find = Callable[[JavaObject, int, Iterable[Query]], dict[str, Found]]
 """(Anserini's searcher, hits, queries) -> what is found for each query id."""
 
 DEFAULT_K1, DEFAULT_B = 0.9, 0.4
@@ -54,7 +53,7 @@ RAW_TEXTS = {  # prebuilt indexes without document vectors -> the form of their 
 class BM25Index:
     """An open BM25 index: a folder, or a prebuilt index of Pyserini. A program keeps it for any number of searches."""
 
-    def __init__(self, name: str, searcher: Any) -> None:
+    def __init__(self, name: str, searcher: JavaObject) -> None:
         """Take Anserini's SimpleSearcher (Java) of the index; programs call `open`."""
         self.name = name
         self._searcher = searcher
@@ -190,7 +189,7 @@ def search(
     return BM25Index.open(index).search(queries, hits=hits, k1=k1, b=b, rm3=rm3, threads=threads, tag=tag)
 
 
-def _find(searcher: Any, hits: int, queries: Iterable[Query]) -> dict[str, Found]:
+def _find(searcher: JavaObject, hits: int, queries: Iterable[Query]) -> dict[str, Found]:
     """What LuceneSearcher finds, without its detour.
 
     LuceneSearcher reads every hit's stored text only to learn its id, which the sort by (score, id) knows already, and
@@ -210,7 +209,7 @@ def _find(searcher: Any, hits: int, queries: Iterable[Query]) -> dict[str, Found
         jnius.detach()
 
 
-def _find_with_anserini(searcher: Any, hits: int, queries: Iterable[Query]) -> dict[str, Found]:
+def _find_with_anserini(searcher: JavaObject, hits: int, queries: Iterable[Query]) -> dict[str, Found]:
     """Hits by LuceneSearcher itself: for RM3, and for indexes of Lucene 8."""
     import jnius
 
@@ -225,7 +224,7 @@ def _find_with_anserini(searcher: Any, hits: int, queries: Iterable[Query]) -> d
 
 
 @functools.cache
-def _generator() -> Any:
+def _generator() -> JavaObject:
     from jnius import autoclass
 
     return autoclass("io.anserini.search.query.BagOfWordsQueryGenerator")()

@@ -11,12 +11,13 @@ import time
 from collections.abc import Iterator, Sequence
 from itertools import islice
 from pathlib import Path
-from typing import IO, Any
+from typing import IO
 
 import numpy as np
 from tqdm import tqdm
 
 from pyserini_kd.retrieval import faiss_files, faiss_kinds, lucene_vectors
+from pyserini_kd.retrieval.faiss_kinds import FaissIndex
 from pyserini_kd.retrieval.vector_store import read_faiss
 from pyserini_kd.storage.arrays import Floats
 from pyserini_kd.storage.errors import InputError
@@ -103,7 +104,7 @@ def _loaded(blocks: Sequence[Path], first: int = 0) -> Iterator[Floats]:
     return (np.load(block) for block in bar)
 
 
-def _announce_faiss(index: Any, kind: str, blocks: Sequence[Path], folder: Path) -> None:
+def _announce_faiss(index: FaissIndex, kind: str, blocks: Sequence[Path], folder: Path) -> None:
     """Announce a FAISS index; InputError if it cannot be trained on so few vectors."""
     count = sum(_sizes(blocks))
     least, why = faiss_kinds.needed(index)
@@ -137,7 +138,7 @@ def _announce(
         logger.warning("only %.2f GB of memory are free", free_memory() / 1e9)
 
 
-def _extra_memory(index: Any, count: int) -> int:
+def _extra_memory(index: FaissIndex, count: int) -> int:
     """Bytes of memory for building an index of `count` vectors, beside the index: its sample, and 12 a vector of its lists.
 
     FAISS holds a second sample if vectors are transformed, or quantised as the difference from a list's centroid.
@@ -160,7 +161,7 @@ def free_memory() -> int:
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
-def _train(index: Any, kind: str, blocks: Sequence[Path]) -> None:
+def _train(index: FaissIndex, kind: str, blocks: Sequence[Path]) -> None:
     """Train an index on a sample of the blocks; InputError if FAISS cannot."""
     import faiss
 
@@ -188,7 +189,7 @@ def _sample(blocks: Sequence[Path], most: int) -> Floats:
     return sample
 
 
-def _fill(index: Any, blocks: Sequence[Path], kept: Path | None) -> None:
+def _fill(index: FaissIndex, blocks: Sequence[Path], kept: Path | None) -> None:
     """Add the blocks that the index does not hold yet, in memory; keep a copy on disk every few minutes, if there is room."""
     first = int(np.searchsorted(np.cumsum(_sizes(blocks)), index.ntotal, side="right"))
     if first:
@@ -207,17 +208,15 @@ def _fill(index: Any, blocks: Sequence[Path], kept: Path | None) -> None:
             spent = saved - begun
 
 
-def _restore_levels(index: Any) -> None:
+def _restore_levels(index: FaissIndex) -> None:
     """Restore the generator of levels in an HNSW graph, which FAISS does not save: draw as often as before."""
-    import faiss
-
-    inner: Any = faiss_kinds.inner_index(index)
-    if isinstance(inner, faiss.IndexHNSW):
+    inner = faiss_kinds.inner_index(index)
+    if faiss_kinds.has_graph(inner):
         for _ in range(inner.ntotal):
             inner.hnsw.random_level()
 
 
-def _keep(index: Any, path: Path) -> None:
+def _keep(index: FaissIndex, path: Path) -> None:
     """Write a copy of an unfinished index; no other process writes in its folder."""
     for stray in path.parent.glob(f".{path.name}.*"):  # left by a kill in this function
         stray.unlink()
@@ -225,7 +224,7 @@ def _keep(index: Any, path: Path) -> None:
         _write_index(index, out)
 
 
-def _write_index(index: Any, out: IO[bytes]) -> None:
+def _write_index(index: FaissIndex, out: IO[bytes]) -> None:
     """`faiss.write_index`, which fails if the disk is full: FAISS's own function overlooks that the end of a file was lost."""
     import faiss
 
@@ -238,7 +237,7 @@ def _write_index(index: Any, out: IO[bytes]) -> None:
             failed.append(error)
             raise
 
-    writer: Any = getattr(faiss, "PyCallbackIOWriter")  # noqa: B009 - its stubs do not know it
+    writer = getattr(faiss, "PyCallbackIOWriter")  # noqa: B009 - the stubs do not know it
     try:
         faiss.write_index(index, writer(write))
         out.flush()

@@ -7,17 +7,17 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
+from pyserini_kd.retrieval.faiss_kinds import FaissIndex
 from pyserini_kd.storage.arrays import Floats, let_go
 
 COUNT = 8  # byte of an index file at which its number of vectors stands, behind its kind (4 bytes) and width (4)
 NO_LISTS = 12  # bytes at the end of a file without vectors: `sprs` and the number 0
 
 
-def streams(index: Any) -> bool:
+def streams(index: FaissIndex) -> bool:
     """Whether the index can be written block by block."""
     import faiss
 
@@ -29,20 +29,20 @@ def streams(index: Any) -> bool:
     )
 
 
-def _is_plain(index: Any) -> bool:
+def _is_plain(index: FaissIndex) -> bool:
     import faiss
 
     return type(index) in (faiss.IndexFlat, faiss.IndexFlatIP, faiss.IndexScalarQuantizer)
 
 
-def _with_lists(index: Any) -> Any:
+def _with_lists(index: FaissIndex) -> FaissIndex:
     """The index behind a transform such as OPQ, or the index itself."""
     import faiss
 
     return faiss.downcast_index(index.index if isinstance(index, faiss.IndexPreTransform) else index)
 
 
-def write(index: Any, blocks: Iterable[Floats], total: int, path: Path) -> None:
+def write(index: FaissIndex, blocks: Iterable[Floats], total: int, path: Path) -> None:
     """Write an empty, trained index with the `total` vectors of the blocks.
 
     Memory holds a block, and 12 bytes a vector while inverted lists are sorted; disk holds their codes twice meanwhile.
@@ -53,7 +53,7 @@ def write(index: Any, blocks: Iterable[Floats], total: int, path: Path) -> None:
         _write_lists(index, _with_lists(index), blocks, total, path)
 
 
-def _write_codes(index: Any, blocks: Iterable[Floats], total: int, path: Path) -> None:
+def _write_codes(index: FaissIndex, blocks: Iterable[Floats], total: int, path: Path) -> None:
     """Header with the count, number of codes, codes."""
     import faiss
 
@@ -67,7 +67,7 @@ def _write_codes(index: Any, blocks: Iterable[Floats], total: int, path: Path) -
             out.write(index.sa_encode(block).tobytes())
 
 
-def _write_lists(index: Any, inner: Any, blocks: Iterable[Floats], total: int, path: Path) -> None:
+def _write_lists(index: FaissIndex, inner: FaissIndex, blocks: Iterable[Floats], total: int, path: Path) -> None:
     """Header with the count, sizes of the lists, and for each list its codes and then its rows."""
     import faiss
 

@@ -13,13 +13,16 @@ import numpy as np
 from pyserini_kd.storage.arrays import Floats
 from pyserini_kd.storage.errors import InputError
 
+FaissIndex = Any
+"""A FAISS index; the stubs of the library lack most of its attributes."""
+
 TRAIN_SAMPLE = 100_000  # vectors that a quantiser is trained on, at most; more if it has many lists
 PER_LIST = 64  # training vectors for each inverted list, or each centroid of a code
 ROTATION_CENTROIDS = 256  # FAISS finds OPQ's rotation with product quantisers of this size, whatever the index has
 LEVEL_SEED = 12345  # of the random levels in a new HNSW graph of FAISS
 
 
-def new(width: int, kind: str) -> Any:
+def new(width: int, kind: str) -> FaissIndex:
     """An empty inner-product index of a factory string; InputError if FAISS or we cannot use it for vectors of this width."""
     import faiss
 
@@ -32,19 +35,19 @@ def new(width: int, kind: str) -> Any:
     return index
 
 
-def _unfit(index: Any) -> str:
+def _unfit(index: FaissIndex) -> str:
     """Why an index that FAISS makes cannot be filled block by block, or not with our vectors; empty if it can."""
     import faiss
 
     if index.metric_type != faiss.METRIC_INNER_PRODUCT:  # as HNSW over PQ
         return "FAISS has no such index for inner products"
-    inner: Any = inner_index(index)
+    inner: FaissIndex = inner_index(index)
     if isinstance(index, faiss.IndexIDMap) or isinstance(inner, faiss.IndexIDMap):
         return "the file `docid` keeps the ids; leave IDMap out"
     if isinstance(inner, faiss.IndexNSG):
         return "FAISS fills an NSG at once or not at all; take HNSW32"
     storage = inner
-    if isinstance(inner, faiss.IndexHNSW):
+    if has_graph(inner):
         storage = faiss.downcast_index(inner.storage)
         if inner.hnsw.cum_nneighbor_per_level.size() < 3 or inner.hnsw.nb_neighbors(1) < 2:
             return "a graph needs at least 2 links a document; take HNSW32"
@@ -59,7 +62,7 @@ def _unfit(index: Any) -> str:
     return ""
 
 
-def transforms(index: Any) -> list[Any]:
+def transforms(index: FaissIndex) -> list[Any]:
     """What is applied to vectors before they enter the index, such as OPQ's rotation."""
     import faiss
 
@@ -71,7 +74,7 @@ def transforms(index: Any) -> list[Any]:
     return [faiss.downcast_VectorTransform(chain.at(number)) for number in range(chain.size())]
 
 
-def inner_index(index: Any) -> Any:
+def inner_index(index: FaissIndex) -> FaissIndex:
     """The index behind OPQ and the like, and before the refinement of `,RFlat`."""
     import faiss
 
@@ -80,20 +83,27 @@ def inner_index(index: Any) -> Any:
     return index
 
 
-def vector_bytes(index: Any) -> int:
+def has_graph(index: FaissIndex) -> bool:
+    """Whether the index is an HNSW graph."""
+    import faiss
+
+    return isinstance(index, faiss.IndexHNSW)
+
+
+def vector_bytes(index: FaissIndex) -> int:
     """Bytes for each vector, about: its code, its id in an inverted list, its links in an HNSW graph."""
     import faiss
 
     if isinstance(index, faiss.IndexRefine):
         return vector_bytes(faiss.downcast_index(index.base_index)) + 4 * index.d
-    inner: Any = inner_index(index)
-    if isinstance(inner, faiss.IndexHNSW):
-        storage: Any = faiss.downcast_index(inner.storage)
+    inner: FaissIndex = inner_index(index)
+    if has_graph(inner):
+        storage: FaissIndex = faiss.downcast_index(inner.storage)
         return int(storage.code_size + 4 * (inner.hnsw.nb_neighbors(0) + inner.hnsw.nb_neighbors(1)))
     return int(getattr(inner, "code_size", 4 * index.d) + (8 if hasattr(inner, "nlist") else 0))
 
 
-def needed(index: Any) -> tuple[int, str]:
+def needed(index: FaissIndex) -> tuple[int, str]:
     """The smallest number of vectors that the index can be trained on, and the reason."""
     import faiss
 
@@ -106,12 +116,12 @@ def needed(index: Any) -> tuple[int, str]:
     return max(parts, key=lambda part: part[0])
 
 
-def train_size(index: Any) -> int:
+def train_size(index: FaissIndex) -> int:
     """The largest number of vectors that the index is trained on."""
     return max(TRAIN_SAMPLE, PER_LIST * needed(index)[0])
 
 
-def train(index: Any, sample: Floats) -> None:
+def train(index: FaissIndex, sample: Floats) -> None:
     """Train an index on vectors float32 (N, H).
 
     FAISS's warning that the vectors are few is turned off: it would come for each part of the index in each round. The graph
@@ -122,7 +132,7 @@ def train(index: Any, sample: Floats) -> None:
     """
     import faiss
 
-    inner: Any = inner_index(index)
+    inner: FaissIndex = inner_index(index)
     parts: list[Any] = [inner, getattr(inner, "pq", None)]
     rotations = [transform for transform in transforms(index) if isinstance(transform, faiss.OPQMatrix)]
     for rotation in rotations:
@@ -136,11 +146,11 @@ def train(index: Any, sample: Floats) -> None:
     finally:
         for rotation in rotations:
             rotation.pq = None  # `parts` owns it
-    graph: Any = faiss.downcast_index(inner.quantizer) if isinstance(inner, faiss.IndexIVF) else None
-    if isinstance(graph, faiss.IndexHNSW):
+    graph: FaissIndex = faiss.downcast_index(inner.quantizer) if isinstance(inner, faiss.IndexIVF) else None
+    if has_graph(graph):
         centroids = graph.reconstruct_n(0, graph.ntotal)
         graph.reset()
-        graph.hnsw.rng = faiss.RandomGenerator(LEVEL_SEED)
+        graph.hnsw.rng = getattr(faiss, "RandomGenerator")(LEVEL_SEED)  # noqa: B009 - the stubs do not know it
         with one_thread():
             graph.add(centroids)
 
@@ -159,7 +169,7 @@ def one_thread(wanted: bool = True) -> Iterator[None]:
         faiss.omp_set_num_threads(threads)
 
 
-def forecast(index: Any, sample: Floats, count: int) -> float:
+def forecast(index: FaissIndex, sample: Floats, count: int) -> float:
     """Seconds for training the index and filling it with `count` vectors on this machine, about, from a trial with a few.
 
     A graph takes n log n. Lists and product quantisers take comparisons of vectors, or parts of vectors, with centroids: for
@@ -167,15 +177,15 @@ def forecast(index: Any, sample: Floats, count: int) -> float:
     """
     import faiss
 
-    inner: Any = inner_index(index)
+    inner: FaissIndex = inner_index(index)
     seconds, trained = 0.0, min(count, train_size(index))
     for rotation in transforms(index):
         if isinstance(rotation, faiss.OPQMatrix):
             rounds = rotation.niter_pq_0 + (rotation.niter - 1) * rotation.niter_pq
             part = sample[:, : rotation.d_out // rotation.M]
             seconds += rotation.M * _comparison(part) * ROTATION_CENTROIDS * rounds * min(trained, rotation.max_train_points)
-    if isinstance(inner, faiss.IndexHNSW):
-        trial: Any = faiss.IndexHNSWFlat(index.d, inner.hnsw.nb_neighbors(1), faiss.METRIC_INNER_PRODUCT)
+    if has_graph(inner):
+        trial: FaissIndex = faiss.IndexHNSWFlat(index.d, inner.hnsw.nb_neighbors(1), faiss.METRIC_INNER_PRODUCT)
         begun = time.perf_counter()
         with one_thread():
             trial.add(sample)

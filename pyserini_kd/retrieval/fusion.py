@@ -221,7 +221,7 @@ def _fuse(runs: Sequence[Run], way: Way, depth: int | None, k: int | None, tag: 
 def read_topics_of(
     runs: Sequence[Run | RunStream], way: Way, depth: int | None, k: int | None, seconds: dict[str, float] | None = None
 ) -> Iterator[tuple[str, Hits]]:
-    """Fuse topic by topic: the first `depth` hits of each ranking, k results. The times of the stages are added to `seconds`."""
+    """Fuse topic by topic: the first `depth` hits of each ranking, k results. The times are added to `seconds`."""
     seconds = {} if seconds is None else seconds
     for query_id in queries_of(runs):
         started = time.perf_counter()

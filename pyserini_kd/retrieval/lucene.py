@@ -15,13 +15,16 @@ import numpy.typing as npt
 from pyserini_kd.data.java import start_jvm
 from pyserini_kd.storage.errors import InputError
 
+JavaObject = Any
+"""An object of Java, which jnius does not type."""
+
 
 def is_lucene_index(path: Path) -> bool:
     """Whether a folder holds a Lucene index."""
     return path.is_dir() and any(path.glob("segments_*"))
 
 
-def directory(folder: Path) -> Any:
+def directory(folder: Path) -> JavaObject:
     """Lucene's object for an index folder."""
     from jnius import autoclass
 
@@ -47,7 +50,7 @@ def prebuilt_index(name: str, kind: str = "BM25") -> Path:
 
 
 @functools.cache
-def json_mapper() -> Any:
+def json_mapper() -> JavaObject:
     """Jackson's JSON writer, told to write hits as bare arrays.
 
     A sorted search gives `[[[score,["id in base64",length]],...]]`, a plain one `[[[score,document number],...]]`, Anserini's

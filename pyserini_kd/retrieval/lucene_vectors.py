@@ -15,13 +15,13 @@ import shutil
 import tempfile
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from pyserini_kd.data import java
 from pyserini_kd.retrieval import lucene
+from pyserini_kd.retrieval.lucene import JavaObject
 from pyserini_kd.storage.arrays import Floats, Rows
 from pyserini_kd.storage.errors import InputError
 
@@ -90,7 +90,7 @@ def write(blocks: Iterable[tuple[list[str], Floats]], kind: str, folder: Path, k
         java.quiet_java()  # Anserini sets the log level to its own taste
 
 
-def _writer(kind: str, folder: Path) -> Any:
+def _writer(kind: str, folder: Path) -> JavaObject:
     """An IndexWriter with Anserini's codecs, which take more than Lucene's 1,024 numbers, or have no graph.
 
     It goes on with what the folder holds; Anserini's own begins anew.
@@ -114,7 +114,7 @@ def _writer(kind: str, folder: Path) -> Any:
     return autoclass("org.apache.lucene.index.IndexWriter")(lucene.directory(folder), config)
 
 
-def _merge_policy() -> Any:
+def _merge_policy() -> JavaObject:
     """All segments into one, at once and in their order; Lucene's usual policy puts them in order of size."""
     from jnius import autoclass
 
@@ -124,7 +124,7 @@ def _merge_policy() -> Any:
     return policy
 
 
-def _add(writer: Any, blocks: Iterable[tuple[list[str], Floats]], kind: str) -> None:
+def _add(writer: JavaObject, blocks: Iterable[tuple[list[str], Floats]], kind: str) -> None:
     """Add all vectors that are not there, and keep what is added segment by segment.
 
     One Java document is filled again and again, as each new Java object costs microseconds.
@@ -176,8 +176,8 @@ class LuceneStore:
         except JavaException as error:
             raise InputError(f"{folder} cannot be opened: {java.java_message(error)}") from error
         leaves = reader.leaves()
-        self._leaf: Any = leaves.get(0).reader() if leaves.size() == 1 else None
-        found: Any = self._leaf.getFieldInfos().fieldInfo(FIELD) if self._leaf else None
+        self._leaf: JavaObject = leaves.get(0).reader() if leaves.size() == 1 else None
+        found: JavaObject = self._leaf.getFieldInfos().fieldInfo(FIELD) if self._leaf else None
         similarity = found.getVectorSimilarityFunction().toString() if found else "nothing"
         if similarity != "MAXIMUM_INNER_PRODUCT":
             raise InputError(f"{folder} is no Lucene index of vectors that `pyserini-kd index` wrote: it compares {similarity}")

@@ -15,7 +15,7 @@ import functools
 import json
 import socket
 from collections.abc import Callable
-from typing import Annotated, Any
+from typing import Annotated
 
 import uvicorn
 from fastapi import FastAPI, HTTPException, Query, Request, Response
@@ -73,7 +73,7 @@ def answer(settings: search_settings.Settings, opened: system.Opened, asked: Ask
     results = []
     for query in queries:
         doc_ids, scores = run[query.query_id]
-        hits: list[dict[str, Any]] = [
+        hits: list[dict[str, str | int | float]] = [
             {"rank": rank, "doc_id": doc_id, "score": score}
             for rank, (doc_id, score) in enumerate(zip(doc_ids, scores.tolist(), strict=True), start=1)
         ]
@@ -110,7 +110,7 @@ class Worker:
 
 
 class BoundedBody:
-    """ASGI middleware: 413 as soon as a body has more than MAX_BODY bytes, 429 if all bodies together have more than MAX_BODIES."""
+    """ASGI middleware: 413 once a body has more than MAX_BODY bytes, 429 once all bodies have more than MAX_BODIES."""
 
     def __init__(self, app: ASGIApp) -> None:
         self.app = app
@@ -154,7 +154,7 @@ def serve(settings: search_settings.Settings, listener: socket.socket, ready: Ca
     if settings.rerank and settings.depth > MAX_PAIRS:
         raise InputError(f"{settings.depth}: at most {MAX_PAIRS} documents are reranked for a request", "depth")
     api = app(settings, system.open_all(settings, texts=True))
-    tqdm.__init__ = functools.partialmethod(tqdm.__init__, delay=3600)  # type: ignore[assignment]  # no bar a request
+    tqdm.__init__ = functools.partialmethod(tqdm.__init__, delay=3600)  # no bar a request
     listener.listen()
     address, port = listener.getsockname()[:2]
     ready(f"http://{f'[{address}]' if ':' in address else address}:{port}/search?query=")
@@ -175,7 +175,7 @@ def app(settings: search_settings.Settings, opened: system.Opened) -> FastAPI:
     served = {name: getattr(settings, name) for name in told}
 
     @api.get("/health")
-    async def health() -> dict[str, Any]:
+    async def health() -> dict[str, object]:
         return {"status": "ok", "version": pyserini_kd.__version__, "waiting": worker.waiting} | served
 
     @api.get("/search")

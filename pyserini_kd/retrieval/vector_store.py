@@ -9,7 +9,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from pyserini_kd.retrieval import lucene
-from pyserini_kd.retrieval.faiss_kinds import inner_index
+from pyserini_kd.retrieval.faiss_kinds import FaissIndex, has_graph, inner_index
 from pyserini_kd.retrieval.lucene_vectors import LuceneStore
 from pyserini_kd.storage.arrays import Floats, Rows
 from pyserini_kd.storage.errors import InputError
@@ -44,7 +44,7 @@ class VectorStore(Protocol):
 class FaissStore:
     """Vectors in a FAISS index; `name` names it in messages."""
 
-    def __init__(self, index: Any, name: str = "this index") -> None:
+    def __init__(self, index: FaissIndex, name: str = "this index") -> None:
         import faiss
 
         self._index, self._name = index, name
@@ -63,16 +63,17 @@ class FaissStore:
         """FAISS's parameters for one search."""
         import faiss
 
-        inner: Any = inner_index(self._index)
+        library: Any = faiss  # the stubs do not know these parameters
+        inner = inner_index(self._index)
         has_lists = isinstance(inner, faiss.IndexIVF)
         graph = faiss.downcast_index(inner.quantizer) if has_lists else inner
-        if ef_search is not None and not isinstance(graph, faiss.IndexHNSW):
+        if ef_search is not None and not has_graph(graph):
             raise InputError(f"is for HNSW indexes; {self._name} is none", "ef_search")
         if nprobe is not None and not has_lists:
             raise InputError(f"is for IVF indexes; {self._name} is none", "nprobe")
-        depth: Any = faiss.SearchParametersHNSW(efSearch=ef_search) if ef_search is not None else None
+        depth = library.SearchParametersHNSW(efSearch=ef_search) if ef_search is not None else None
         if has_lists:
-            depth = faiss.SearchParametersIVF(nprobe=nprobe or inner.nprobe, quantizer_params=depth)
+            depth = library.SearchParametersIVF(nprobe=nprobe or inner.nprobe, quantizer_params=depth)
         return _wrapped(self._index, depth)
 
     def reconstruct(self, rows: Rows) -> Floats:
@@ -81,22 +82,23 @@ class FaissStore:
 
         if "FastScan" in type(inner_index(self._index)).__name__:  # FAISS would crash
             raise InputError("vectors cannot be read back from a FAISS index of the kind `fs`")
-        ivf: Any = faiss.try_extract_index_ivf(self._index)
+        ivf: FaissIndex = faiss.try_extract_index_ivf(self._index)
         if ivf is not None:
             ivf.make_direct_map()
         found: Floats = self._index.reconstruct_batch(rows)
         return found
 
 
-def _wrapped(index: Any, depth: Any) -> Any:
+def _wrapped(index: FaissIndex, depth: Any) -> Any:
     """Search parameters of the innermost index, in the parameters of the indexes around it (OPQ, refinement)."""
     import faiss
 
+    library: Any = faiss
     if isinstance(index, faiss.IndexPreTransform):
-        return faiss.SearchParametersPreTransform(index_params=_wrapped(faiss.downcast_index(index.index), depth))
+        return library.SearchParametersPreTransform(index_params=_wrapped(faiss.downcast_index(index.index), depth))
     if isinstance(index, faiss.IndexRefine):
         base = _wrapped(faiss.downcast_index(index.base_index), depth)
-        return faiss.IndexRefineSearchParameters(k_factor=index.k_factor, base_index_params=base)
+        return library.IndexRefineSearchParameters(k_factor=index.k_factor, base_index_params=base)
     return depth
 
 
@@ -157,11 +159,11 @@ def open_store(folder: Path, mmap: bool = False, foreign: bool = True) -> Vector
     return FaissStore(index, str(folder))
 
 
-def _has_own_rows(index: Any) -> bool:
+def _has_own_rows(index: FaissIndex) -> bool:
     """Whether inverted lists name a row that the index does not have."""
     import faiss
 
-    ivf: Any = faiss.try_extract_index_ivf(index)
+    ivf: FaissIndex = faiss.try_extract_index_ivf(index)
     if ivf is None:
         return False
     lists: Any = faiss.downcast_InvertedLists(ivf.invlists)
@@ -169,7 +171,7 @@ def _has_own_rows(index: Any) -> bool:
     return any(faiss.rev_swig_ptr(lists.get_ids(number), size).max() >= index.ntotal for number, size in sizes if size)
 
 
-def read_faiss(path: Path, mmap: bool = False) -> Any:
+def read_faiss(path: Path, mmap: bool = False) -> FaissIndex:
     """Read a FAISS index file; InputError if it is none."""
     import faiss
 
