@@ -11,6 +11,7 @@ import re
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from tqdm import tqdm
@@ -93,16 +94,9 @@ class BM25Index:
         threads: int = 1,
         tag: str = "bm25",
     ) -> Run:
-        """BM25 (and RM3 if wanted), as Pyserini's LuceneSearcher; blank queries get no hits.
+        """BM25 (with `rm3`, RM3) as in Pyserini's LuceneSearcher; at most `hits` documents a query, none for a blank one.
 
-        Args:
-            queries: any number.
-            hits: documents a query, at most.
-            k1: of BM25; None takes 0.9, or what Pyserini takes for this prebuilt index.
-            b: of BM25; None takes 0.4, or what Pyserini takes for this prebuilt index.
-            rm3: expand queries by RM3.
-            threads: how many search side by side.
-            tag: name of the run.
+        `k1` and `b` are by default 0.9 and 0.4, or Pyserini's values for this prebuilt index. `threads` search side by side.
 
         Raises:
             InputError: a setting is below 1, the index lacks what RM3 needs, or an id of a document is more than one word.
@@ -174,19 +168,9 @@ class BM25Index:
                 raise InputError(f"index {self.name} stores no text; name the collection instead")
 
 
-def search(
-    index: str | Path,
-    queries: Sequence[Query],
-    *,
-    hits: int = 1000,
-    k1: float | None = None,
-    b: float | None = None,
-    rm3: bool = False,
-    threads: int = 1,
-    tag: str = "bm25",
-) -> Run:
-    """Open an index and search it once: see `BM25Index.search`."""
-    return BM25Index.open(index).search(queries, hits=hits, k1=k1, b=b, rm3=rm3, threads=threads, tag=tag)
+def search(index: str | Path, queries: Sequence[Query], **settings: Any) -> Run:
+    """Open an index and search it once, with the settings of `BM25Index.search`."""
+    return BM25Index.open(index).search(queries, **settings)
 
 
 def _find(searcher: JavaObject, hits: int, queries: Iterable[Query]) -> dict[str, Found]:

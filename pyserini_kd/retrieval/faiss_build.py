@@ -34,21 +34,18 @@ def estimate(width: int, kind: str) -> str:
     Raises:
         InputError: there is no such kind for vectors of this width.
     """
-    seconds, held = 0.0, "on disk"
     if kind in lucene_vectors.INDEXERS:
         lucene_vectors.check(width)
-        size = lucene_vectors.vector_bytes(width, kind)
-        held += f"; built with {lucene_vectors.BUFFER} MiB in memory"
+        seconds, size = 0.0, lucene_vectors.vector_bytes(width, kind)
+        where = f"on disk; built with {lucene_vectors.BUFFER} MiB in memory"
     else:
         index = faiss_kinds.new(width, kind)
-        size = faiss_kinds.vector_bytes(index)
-        held = (
-            held + _in_memory(_extra_memory(index, 1_000_000)) if faiss_files.streams(index) else "in memory while it is built"
-        )
-        random_vectors = np.random.default_rng(0).standard_normal((TRIAL, width), np.float32)
-        seconds = faiss_kinds.forecast(index, random_vectors, 1_000_000)
+        seconds = faiss_kinds.forecast(index, np.random.default_rng(0).standard_normal((TRIAL, width), np.float32), 1_000_000)
+        size, where = faiss_kinds.vector_bytes(index), "in memory while it is built"
+        if faiss_files.streams(index):
+            where = f"on disk{_in_memory(_extra_memory(index, 1_000_000))}"
     spent = f"; putting it together takes about {seconds / 60:.0f} minutes, encoding aside" if seconds > 60 else ""
-    return f"an index of kind {kind} takes {size * 1e6 / 1e9:.2f} GB a million documents {held}{spent}"
+    return f"an index of kind {kind} takes {size * 1e6 / 1e9:.2f} GB a million documents {where}{spent}"
 
 
 def write(blocks: Sequence[Path], width: int, kind: str, folder: Path, kept: Path | None = None) -> None:
@@ -69,13 +66,13 @@ def write(blocks: Sequence[Path], width: int, kind: str, folder: Path, kept: Pat
     """
     if kind in lucene_vectors.INDEXERS:
         count = sum(_sizes(blocks))
-        _announce(kind, count, lucene_vectors.vector_bytes(width, kind), shutil.disk_usage(folder).free, "on disk")
+        _announce_size(kind, count, count * lucene_vectors.vector_bytes(width, kind), folder)
         with open(folder / "docid", encoding="utf-8", newline="\n") as lines:
             named = (([line[:-1] for line in islice(lines, len(block))], block) for block in _loaded(blocks))
             lucene_vectors.write(named, kind, folder, kept)
         return
     index = faiss_kinds.new(width, kind)
-    _announce_faiss(index, kind, blocks, folder)
+    _announce(index, kind, blocks, folder)
     if kept is not None and kept.exists():
         index = read_faiss(kept)
     elif not index.is_trained:
@@ -104,38 +101,30 @@ def _loaded(blocks: Sequence[Path], first: int = 0) -> Iterator[Floats]:
     return (np.load(block) for block in bar)
 
 
-def _announce_faiss(index: FaissIndex, kind: str, blocks: Sequence[Path], folder: Path) -> None:
-    """Announce a FAISS index; InputError if it cannot be trained on so few vectors."""
-    count = sum(_sizes(blocks))
-    least, why = faiss_kinds.needed(index)
+def _announce(index: FaissIndex, kind: str, blocks: Sequence[Path], folder: Path) -> None:
+    """Log what a FAISS index will take; InputError if the vectors are too few to train it."""
+    count, (least, why) = sum(_sizes(blocks)), faiss_kinds.needed(index)
     if count < least:
         raise InputError(
             f"FAISS kind {kind} needs at least {least} documents ({why}), the collection has {count}; the same command with "
             "another kind reuses the vectors encoded now"
         )
-    streams = faiss_files.streams(index)
-    free, where = (shutil.disk_usage(folder).free, "on disk") if streams else (free_memory(), "in memory")
-    seconds = faiss_kinds.forecast(index, _sample(blocks, TRIAL), count)
+    streams, seconds = faiss_files.streams(index), faiss_kinds.forecast(index, _sample(blocks, TRIAL), count)
     twice = streams and hasattr(faiss_kinds.inner_index(index), "nlist")
-    size, extra = faiss_kinds.vector_bytes(index), _extra_memory(index, count)
-    _announce(kind, count, size, free, where, seconds=seconds, twice=twice, extra=extra)
-
-
-def _announce(
-    kind: str, count: int, size: int, free: int, where: str, *, seconds: float = 0, twice: bool = False, extra: int = 0
-) -> None:
-    """Log what an index of `count` vectors of `size` bytes will take, and warn if disk or memory is too small.
-
-    `extra` are bytes of memory that the building takes beside the index; `twice` doubles the disk space meanwhile.
-    """
-    size_too = ", twice that while its lists are sorted" if twice else ""
-    spent = f" and about {seconds / 60:.0f} minutes" if seconds > 60 else ""
-    what = f"{kind} of {count} vectors takes about {count * size / 1e9:.2f} GB {where}"
-    logger.info("%s%s%s%s", what, size_too, _in_memory(extra), spent)
-    if count * size * (1 + twice) > free:
-        logger.warning("only %.2f GB are free %s", free / 1e9, where)
+    extra, size = _extra_memory(index, count), count * faiss_kinds.vector_bytes(index)
+    more = ", twice that while its lists are sorted" if twice else ""
+    more += _in_memory(extra) + (f" and about {seconds / 60:.0f} minutes" if seconds > 60 else "")
+    _announce_size(kind, count, size, folder if streams else None, more, twice=twice)
     if extra > free_memory():
         logger.warning("only %.2f GB of memory are free", free_memory() / 1e9)
+
+
+def _announce_size(kind: str, count: int, size: int, disk: Path | None, more: str = "", *, twice: bool = False) -> None:
+    """Log the bytes of an index on disk (in memory if None), warn if they are not free; `twice` that many are needed."""
+    free, where = (free_memory(), "in memory") if disk is None else (shutil.disk_usage(disk).free, "on disk")
+    logger.info("%s of %d vectors takes about %.2f GB %s%s", kind, count, size / 1e9, where, more)
+    if size * (1 + twice) > free:
+        logger.warning("only %.2f GB are free %s", free / 1e9, where)
 
 
 def _extra_memory(index: FaissIndex, count: int) -> int:
@@ -194,7 +183,9 @@ def _fill(index: FaissIndex, blocks: Sequence[Path], kept: Path | None) -> None:
     first = int(np.searchsorted(np.cumsum(_sizes(blocks)), index.ntotal, side="right"))
     if first:
         logger.info("going on from an index of %d vectors", index.ntotal)
-        _restore_levels(index)
+        inner = faiss_kinds.inner_index(index)
+        for _ in range(inner.ntotal if faiss_kinds.has_graph(inner) else 0):
+            inner.hnsw.random_level()  # restore the generator of levels, which FAISS does not save: draw as often as before
     saved, spent = time.monotonic(), 0.0
     for number, block in enumerate(_loaded(blocks, first), start=first):
         index.add(block)
@@ -206,14 +197,6 @@ def _fill(index: FaissIndex, blocks: Sequence[Path], kept: Path | None) -> None:
                 logger.warning("the index so far could not be kept, a kill would cost it: %s", error)
             saved = time.monotonic()
             spent = saved - begun
-
-
-def _restore_levels(index: FaissIndex) -> None:
-    """Restore the generator of levels in an HNSW graph, which FAISS does not save: draw as often as before."""
-    inner = faiss_kinds.inner_index(index)
-    if faiss_kinds.has_graph(inner):
-        for _ in range(inner.ntotal):
-            inner.hnsw.random_level()
 
 
 def _keep(index: FaissIndex, path: Path) -> None:

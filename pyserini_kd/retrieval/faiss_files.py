@@ -21,12 +21,8 @@ def streams(index: FaissIndex) -> bool:
     """Whether the index can be written block by block."""
     import faiss
 
-    # exact types: what is derived from them (Panorama, Dedup) is written otherwise
-    return _is_plain(index) or type(_with_lists(index)) in (
-        faiss.IndexIVFFlat,
-        faiss.IndexIVFPQ,
-        faiss.IndexIVFScalarQuantizer,
-    )
+    with_lists = (faiss.IndexIVFFlat, faiss.IndexIVFPQ, faiss.IndexIVFScalarQuantizer)
+    return _is_plain(index) or type(_behind(index)) in with_lists  # exact types: others (Panorama, Dedup) differ on disk
 
 
 def _is_plain(index: FaissIndex) -> bool:
@@ -35,7 +31,7 @@ def _is_plain(index: FaissIndex) -> bool:
     return type(index) in (faiss.IndexFlat, faiss.IndexFlatIP, faiss.IndexScalarQuantizer)
 
 
-def _with_lists(index: FaissIndex) -> FaissIndex:
+def _behind(index: FaissIndex) -> FaissIndex:
     """The index behind a transform such as OPQ, or the index itself."""
     import faiss
 
@@ -50,7 +46,7 @@ def write(index: FaissIndex, blocks: Iterable[Floats], total: int, path: Path) -
     if _is_plain(index):
         _write_codes(index, blocks, total, path)
     else:
-        _write_lists(index, _with_lists(index), blocks, total, path)
+        _write_lists(index, _behind(index), blocks, total, path)
 
 
 def _write_codes(index: FaissIndex, blocks: Iterable[Floats], total: int, path: Path) -> None:

@@ -37,15 +37,19 @@ PartsOf = Callable[[Hits], Parts]
 
 
 class Way(NamedTuple):
-    """A method with its settings."""
+    """A fusion method with its settings.
+
+    Attributes:
+        parts_of: for each run.
+        combine: from the parts of a topic to scores.
+        cut_first: whether parts depend on the first `depth` hits only; pyserini.fusion normalises by all hits, then cuts.
+        sums_raw: whether raw scores are added, so that a missing score counts as 0.
+    """
 
     parts_of: Sequence[PartsOf]
-    """One a run."""
     combine: Combine
     cut_first: bool = False
-    """Do the parts depend on the first `depth` hits alone? pyserini.fusion normalises by all hits, then cuts."""
     sums_raw: bool = False
-    """Are scores added as they are, so that what a run lacks counts 0?"""
 
 
 TAG = "pyserini_kd.fusion"
@@ -72,7 +76,7 @@ def rrf(
         depth: hits read of each ranking; None reads all.
         k: results per query; None keeps all.
         tag: name of the fused run.
-        engine: `trectools`, `fast` (ours), or `auto`: trectools where the runs are small and not too deep for it.
+        engine: `trectools`, `fast` (ours), or `auto`: trectools if the runs are small and not too deep for it.
 
     >>> a, b = Run.from_scores("a", {"q": {"x": 2.0, "y": 1.0}}), Run.from_scores("b", {"q": {"y": 9.0}})
     >>> {d: round(float(s), 5) for d, s in zip(*rrf([a, b])["q"])}
@@ -96,22 +100,19 @@ def interpolation(a: Run, b: Run, alpha: float = 0.5, depth: int | None = None, 
     >>> interpolation(a, b, alpha=0.75)["q"]
     Hits(doc_ids=['y', 'x'], scores=array([3. , 1.5], dtype=float32))
     """
-    check_inputs([a, b], depth, k)
     return _fuse([a, b], make_way("interpolation", 2, alpha=alpha), depth, k, tag)
 
 
 def average(runs: Sequence[Run], depth: int | None = None, k: int | None = 1000, tag: str = TAG) -> Run:
     """Mean of raw scores over all runs; a missing score is 0."""
-    check_inputs(runs, depth, k)
     return _fuse(runs, make_way("average", len(runs)), depth, k, tag)
 
 
 def normalize(runs: Sequence[Run], depth: int | None = None, k: int | None = 1000, tag: str = TAG) -> Run:
     """Sum of scores brought to [0, 1] per run and query by minimum and maximum; a missing score is 0.
 
-    Where all scores of a ranking are equal they become 1, as in Pyserini: to be found is more than to be missing.
+    If all scores of a ranking are equal they become 1, as in Pyserini: to be found is more than to be missing.
     """
-    check_inputs(runs, depth, k)
     return _fuse(runs, make_way("normalize", len(runs)), depth, k, tag)
 
 
@@ -142,9 +143,7 @@ def combine(
     >>> combine([a, b], "combmnz", norm="minmax")["q"]
     Hits(doc_ids=['y', 'x', 'z'], scores=array([2., 1., 0.], dtype=float32))
     """
-    check_inputs(runs, depth, k)
-    way = _combination(method, len(runs), norm, weights, rbp_p)
-    return _fuse(runs, way, depth, k, tag)
+    return _fuse(runs, _combination(method, len(runs), norm, weights, rbp_p), depth, k, tag)
 
 
 def make_way(
@@ -210,11 +209,12 @@ def check_inputs(runs: Sequence[Run | RunStream], depth: int | None, k: int | No
 
 
 def queries_of(runs: Sequence[Run | RunStream]) -> list[str]:
-    """Every query of any run, in the order in which they first come."""
+    """Every query of any run, in the order of first appearance."""
     return list(dict.fromkeys(query_id for run in runs for query_id in run))
 
 
 def _fuse(runs: Sequence[Run], way: Way, depth: int | None, k: int | None, tag: str) -> Run:
+    check_inputs(runs, depth, k)
     return Run(tag, dict(read_topics_of(runs, way, depth, k)))
 
 
@@ -230,7 +230,7 @@ def read_topics_of(
         if way.sums_raw and any((hits.scores[-1:] < 0).any() for hits in rankings):  # best first
             less = "summed scores lie below 0, less than the 0 of documents that a run lacks"
             logger.warning("query %s: %s; method wsum with norm minmax avoids this", query_id, less)
-            way = way._replace(sums_raw=False)  # said once
+            way = way._replace(sums_raw=False)  # one warning is enough
         doc_ids, scores = _fuse_topic(rankings, way, depth)
         fused = ordered(doc_ids, scores, f"query {query_id}")
         for stage, spent in (("read", read - started), ("fuse", time.perf_counter() - read)):

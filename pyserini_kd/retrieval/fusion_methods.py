@@ -99,7 +99,7 @@ def add(parts: Parts) -> Parts:
 
 def count(parts: Parts) -> Parts:
     """How many runs have each document."""
-    return (~np.isnan(parts)).sum(axis=0).astype(np.float64)
+    return np.asarray((~np.isnan(parts)).sum(axis=0), np.float64)
 
 
 def borda(parts: Parts) -> Parts:

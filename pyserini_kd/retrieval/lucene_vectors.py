@@ -1,9 +1,9 @@
 """Document vectors in Lucene: HNSW graphs and flat scans, written by Anserini's index writers, searched by inner product.
 
-Anserini's own indexer declares vectors as DOT_PRODUCT, which Lucene defines for vectors of length 1: their score is
-(1 + dot) / 2, and everything below a product of -1 is tied at 0. Vectors of a student need not have length 1, so here they are
-declared as MAXIMUM_INNER_PRODUCT, whose score gives any product back. Fields and codecs are Anserini's: Pyserini's
-`LuceneHnswDenseSearcher` and `LuceneFlatDenseSearcher` open these folders too. Row n of an index is Lucene's document n.
+Anserini's own indexer declares vectors as DOT_PRODUCT, which Lucene defines for vectors of length 1: all products below -1 get
+the score 0. Vectors of a student need not have length 1, so we declare them as MAXIMUM_INNER_PRODUCT, whose score gives any
+product back. Fields and codecs are Anserini's: Pyserini's `LuceneHnswDenseSearcher` and `LuceneFlatDenseSearcher` open these
+folders too. Row n of an index is Lucene's document n.
 """
 
 from __future__ import annotations
@@ -27,11 +27,11 @@ from pyserini_kd.storage.errors import InputError
 
 INDEXERS = {"lucene-hnsw": "IndexHnswDenseVectors", "lucene-flat": "IndexFlatDenseVectors"}  # kind -> Anserini's class
 MAX_WIDTH = 4096  # what Anserini's codecs take
-LINKS = 16  # HNSW's M: neighbours of a document on the upper floors; twice as many on the ground
+LINKS = 16  # HNSW's M: neighbours of a document on the upper levels; twice as many on the lowest
 BEAM = 100  # HNSW's efConstruction
 EF_SEARCH = 100  # Anserini's default
 BUFFER = 512  # MiB of vectors and links held while indexing; Java takes a quarter of the memory at most
-BESIDE = 400  # bytes that a document takes there, about, its vector and links aside
+BESIDE = 400  # bytes of that for each document, about, beside its vector and links
 STEP = 16  # queries that a thread takes at a time
 FIELD = "vector"
 
@@ -50,15 +50,15 @@ def vector_bytes(width: int, kind: str) -> int:
 
 
 def write(blocks: Iterable[tuple[list[str], Floats]], kind: str, folder: Path, kept: Path | None = None) -> None:
-    """Write blocks of (ids, vectors) into a folder as one Lucene segment, by one thread: the same graph every time.
+    """Write blocks of (ids, vectors (N, H)) into a folder as one Lucene segment, by one thread: the same graph every time.
 
-    Segments of a fixed number of documents, some `BUFFER` MiB each, are made one by one, and merged in the end.
+    Segments with a fixed number of documents, `BUFFER` MiB each, are made one by one and merged at the end.
 
     Args:
-        blocks: the documents, in order; numbers float32 (N, H).
-        kind: of `INDEXERS`.
+        blocks: the documents, in order.
+        kind: one of `INDEXERS`.
         folder: where the index goes.
-        kept: a folder for the segments meanwhile; a run that was killed goes on from those that lie there, to the same graph.
+        kept: a folder for the segments meanwhile; after a kill the next run goes on from them, to the same graph.
 
     Raises:
         InputError: Lucene refuses an id (longer than 32,766 bytes) or a number that is not finite; the disk is full.
@@ -81,25 +81,25 @@ def write(blocks: Iterable[tuple[list[str], Floats]], kind: str, folder: Path, k
             writer.rollback()
             raise
         if kept is not None:
-            for path in sorted(kept.iterdir(), key=lambda path: not path.name.startswith("segments_")):  # first, as said above
+            for path in sorted(kept.iterdir(), key=lambda path: not path.name.startswith("segments_")):  # segments_* first
                 os.replace(path, folder / path.name)
             kept.rmdir()
     except jnius.JavaException as error:
         raise InputError(f"Lucene could not write the vectors into {folder}: {java.java_message(error)}") from error
     finally:
-        java.quiet_java()  # Anserini sets the log level to its own taste
+        java.quiet_java()  # Anserini has changed the log level
 
 
 def _writer(kind: str, folder: Path) -> JavaObject:
     """An IndexWriter with Anserini's codecs, which take more than Lucene's 1,024 numbers, or have no graph.
 
-    It goes on with what the folder holds; Anserini's own begins anew.
+    It goes on with what the folder holds; Anserini's own writer does not.
     """
     from jnius import autoclass
 
     with tempfile.TemporaryDirectory() as elsewhere:
         args = autoclass(f"io.anserini.index.{INDEXERS[kind]}$Args")()
-        args.collectionClass, args.input = "JsonDenseVectorCollection", elsewhere  # demanded; we add ourselves
+        args.collectionClass, args.input = "JsonDenseVectorCollection", elsewhere  # required, but not used
         args.index, args.quiet = elsewhere, True
         if kind == "lucene-hnsw":
             args.M, args.efC = LINKS, BEAM
@@ -108,14 +108,14 @@ def _writer(kind: str, folder: Path) -> JavaObject:
         theirs.rollback()
     config = autoclass("org.apache.lucene.index.IndexWriterConfig")()
     config.setCodec(codec)
-    config.setRAMBufferSizeMB(2 * BUFFER)  # never reached, but by very long ids
-    config.setMergePolicy(autoclass("org.apache.lucene.index.NoMergePolicy").INSTANCE)  # not before the end
+    config.setRAMBufferSizeMB(2 * BUFFER)  # reached only with very long ids
+    config.setMergePolicy(autoclass("org.apache.lucene.index.NoMergePolicy").INSTANCE)  # merge at the end only
     config.setUseCompoundFile(False)
     return autoclass("org.apache.lucene.index.IndexWriter")(lucene.directory(folder), config)
 
 
 def _merge_policy() -> JavaObject:
-    """All segments into one, at once and in their order; Lucene's usual policy puts them in order of size."""
+    """Merge all segments at once, in their order; Lucene's default policy sorts them by size."""
     from jnius import autoclass
 
     policy = autoclass("org.apache.lucene.index.LogDocMergePolicy")()
@@ -125,9 +125,9 @@ def _merge_policy() -> JavaObject:
 
 
 def _add(writer: JavaObject, blocks: Iterable[tuple[list[str], Floats]], kind: str) -> None:
-    """Add all vectors that are not there, and keep what is added segment by segment.
+    """Add the vectors that the index does not hold yet, and commit segment by segment.
 
-    One Java document is filled again and again, as each new Java object costs microseconds.
+    One Java document is reused, because each new Java object costs microseconds.
     """
     from jnius import autoclass
 
@@ -140,7 +140,7 @@ def _add(writer: JavaObject, blocks: Iterable[tuple[list[str], Floats]], kind: s
     document = autoclass("org.apache.lucene.document.Document")()
     document.add(stored)
     document.add(sortable)
-    vector = None
+    vector: JavaObject = None
     done, row = int(writer.getDocStats().maxDoc), 0
     if done:
         logger.info("going on from an index of %d vectors", done)
@@ -236,5 +236,5 @@ class LuceneStore:
 
 
 def _products(scores: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
-    """Inner products from Lucene's scores of them, which are never negative: 1 + x for x >= 0, else 1 / (1 - x)."""
+    """Inner products x from Lucene's scores, which are never negative: 1 + x for x >= 0, else 1 / (1 - x)."""
     return np.where(scores >= 1, scores - 1, 1 - 1 / np.maximum(scores, np.finfo(np.float32).tiny))
