@@ -20,9 +20,8 @@ logger = logging.getLogger(__name__)
 )
 def main(settings: FuseSettings) -> None:
     """Fuse runs into one."""
-    fused = fuse_files(settings)
-    what = len(settings.runs), settings.method, settings.output, *fused
-    logger.info("fused %d runs by %s into %s (%d queries, %.1f s)", *what)
+    done = fuse_files(settings)
+    logger.info("fused %d runs by %s into %s (%d queries, %.1f s)", len(settings.runs), settings.method, settings.output, *done)
 
 
 if __name__ == "__main__":

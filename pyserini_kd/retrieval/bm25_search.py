@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import binascii
-import concurrent.futures
 import functools
 import html
 import json
@@ -20,7 +19,7 @@ from pyserini_kd.data.collection_files import split_contents
 from pyserini_kd.data.java import java_message, start_jvm
 from pyserini_kd.data.runs import Run, Scores
 from pyserini_kd.data.types import Doc, Query
-from pyserini_kd.retrieval.lucene import BRACKETS, JavaObject, is_lucene_index, json_mapper, prebuilt_index
+from pyserini_kd.retrieval.lucene import BRACKETS, JavaObject, in_threads, is_lucene_index, json_mapper, prebuilt_index
 from pyserini_kd.storage.errors import InputError
 from pyserini_kd.storage.records import read_json
 
@@ -129,25 +128,16 @@ class BM25Index:
 
     def _search_all(self, find: Find, queries: Sequence[Query], hits: int, threads: int) -> dict[str, Found]:
         """Search in threads, some queries at a time: the number of documents in memory is bounded."""
-        import jnius
-
         size = max(1, min(100_000 // hits, len(queries) // threads + 1))
         chunks = [queries[start : start + size] for start in range(0, len(queries), size)]
         found: dict[str, Found] = {}
         json_mapper(), _generator()  # here, not in the threads: jnius may load a class in one thread at a time
-        pool = concurrent.futures.ThreadPoolExecutor(threads)
-        try:
-            if len(chunks) > 1:  # the classes of what a search returns, too: one thread alone meets them first
-                pool.submit(find, self._searcher, 1, queries[:1]).result()
-            results = pool.map(functools.partial(find, self._searcher, hits), chunks)
-            with tqdm(total=len(queries), desc="BM25", unit=" queries", disable=None) as bar:
-                for chunk, part in zip(chunks, results, strict=True):
-                    found.update(part)
-                    bar.update(len(chunk))
-        except jnius.JavaException as error:
-            raise InputError(f"BM25 search failed: {java_message(error)}") from error
-        finally:
-            pool.shutdown(cancel_futures=True)
+        if len(chunks) > 1:  # the classes of what a search returns, too: one thread alone meets them first
+            list(in_threads(functools.partial(find, self._searcher, 1), [queries[:1]], 1))
+        with tqdm(total=len(queries), desc="BM25", unit=" queries", disable=None) as bar:
+            for part in in_threads(functools.partial(find, self._searcher, hits), chunks, threads):
+                found.update(part)
+                bar.update(len(part))
         for doc_ids, _ in found.values():
             if len(" ".join(doc_ids).split()) != len(doc_ids):  # no run could hold such ids
                 wrong = next(doc_id for doc_id in doc_ids if len(doc_id.split()) != 1)
@@ -174,37 +164,27 @@ def search(index: str | Path, queries: Sequence[Query], **settings: Any) -> Run:
 
 
 def _find(searcher: JavaObject, hits: int, queries: Iterable[Query]) -> dict[str, Found]:
-    """What LuceneSearcher finds, without its detour.
+    """What LuceneSearcher finds, faster.
 
-    LuceneSearcher reads every hit's stored text only to learn its id, which the sort by (score, id) knows already, and
-    jnius needs ten microseconds for each Java object that Python touches. So Java hands over one string a query.
+    LuceneSearcher reads the stored text of every hit to learn its id, which the sort by (score, id) knows already, and jnius
+    needs ten microseconds for each Java object that Python touches. So Java hands over one string a query.
     """
-    import jnius
-
     mapper, generator = json_mapper(), _generator()
     analyzer, lucene, order = searcher.get_analyzer(), searcher.searcher, searcher.BREAK_SCORE_TIES_BY_DOCID
-    try:
-        tops = (
-            (query.query_id, lucene.search(generator.buildQuery("contents", analyzer, query.text), hits, order, True))
-            for query in queries
-        )
-        return {query_id: _parse_hits(mapper.writeValueAsString(top)) for query_id, top in tops}
-    finally:
-        jnius.detach()
+    found = {}
+    for query in queries:
+        top = lucene.search(generator.buildQuery("contents", analyzer, query.text), hits, order, True)
+        found[query.query_id] = _parse_hits(mapper.writeValueAsString(top))
+    return found
 
 
 def _find_with_anserini(searcher: JavaObject, hits: int, queries: Iterable[Query]) -> dict[str, Found]:
     """Hits by LuceneSearcher itself: for RM3, and for indexes of Lucene 8."""
-    import jnius
-
-    mapper, found = json_mapper(), dict[str, Found]()
-    try:
-        for query in queries:
-            rows = json.loads(mapper.writeValueAsString(searcher.search(query.text, hits)))
-            found[query.query_id] = ([doc_id for doc_id, _ in rows], np.array([score for _, score in rows], np.float32))
-        return found
-    finally:
-        jnius.detach()
+    found = {}
+    for query in queries:
+        rows = json.loads(json_mapper().writeValueAsString(searcher.search(query.text, hits)))
+        found[query.query_id] = ([doc_id for doc_id, _ in rows], np.array([score for _, score in rows], np.float32))
+    return found
 
 
 @functools.cache

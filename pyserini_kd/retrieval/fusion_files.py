@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from itertools import combinations
 from pathlib import Path
-from typing import Annotated, Literal, NamedTuple, Self
+from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
@@ -66,15 +66,8 @@ class FuseSettings(Settings):
         return self
 
 
-class Fused(NamedTuple):
-    """What was fused: the number of queries, and the seconds for everything."""
-
-    queries: int
-    seconds: float
-
-
-def fuse_files(settings: FuseSettings) -> Fused:
-    """Fuse runs into a run file, with a record beside it.
+def fuse_files(settings: FuseSettings) -> tuple[int, float]:
+    """Fuse runs into a run file, with a record beside it; returns the number of queries and the seconds it took.
 
     Raises:
         InputError: the output exists, a run is wrong, two runs share no topic, or a setting does not fit the method.
@@ -82,15 +75,8 @@ def fuse_files(settings: FuseSettings) -> Fused:
     names, method, output = settings.runs, settings.method, settings.output
     refuse_existing_run(output, settings.overwrite)
     weights = list(settings.weights) or None
-    way = make_way(
-        method,
-        len(names),
-        rrf_k=settings.rrf_k,
-        alpha=settings.alpha,
-        norm=settings.norm,
-        weights=weights,
-        rbp_p=settings.rbp_p,
-    )
+    rrf_k, alpha, rbp_p, norm = settings.rrf_k, settings.alpha, settings.rbp_p, settings.norm
+    way = make_way(method, len(names), rrf_k=rrf_k, alpha=alpha, norm=norm, weights=weights, rbp_p=rbp_p)
     started = time.perf_counter()
     runs = [open_run(path) for path in names]
     check_inputs(runs, settings.depth, settings.k)
@@ -98,7 +84,7 @@ def fuse_files(settings: FuseSettings) -> Fused:
         if not a & b:
             raise InputError(f"runs {one} and {other} have no topic in common, so there is nothing to fuse")
     seconds = {"read": time.perf_counter() - started, "fuse": 0.0}
-    fusion = {"method": method, "norm": settings.norm, "weights": weights, "runs": list(names)}
+    fusion = {"method": method, "norm": norm, "weights": weights, "runs": list(names)}
     comments = ir_metadata(settings.runtag, fusion, {}) if settings.ir_metadata else []
     engine = "fast"
     if method == "rrf":
@@ -106,7 +92,7 @@ def fuse_files(settings: FuseSettings) -> Fused:
     if engine == "trectools":
         whole = [Run.read(path) for path in names]
         read = time.perf_counter()
-        fused = rrf(whole, settings.rrf_k, settings.depth, settings.k, settings.runtag, engine)
+        fused = rrf(whole, rrf_k, settings.depth, settings.k, settings.runtag, engine)
         seconds |= {"read": read - started, "fuse": time.perf_counter() - read}
         fused.write(output, overwrite=settings.overwrite, comments=comments)
     else:
@@ -114,7 +100,7 @@ def fuse_files(settings: FuseSettings) -> Fused:
         write_run(output, settings.runtag, topics, overwrite=settings.overwrite, comments=comments)
     total = time.perf_counter() - started
     seconds["write"] = total - seconds["read"] - seconds["fuse"]
-    config = fusion | {name: getattr(settings, name) for name in ("rrf_k", "alpha", "depth", "k", "rbp_p")}
+    config = fusion | {"rrf_k": rrf_k, "alpha": alpha, "rbp_p": rbp_p, "depth": settings.depth, "k": settings.k}
     stages = {f"{stage}_seconds": round(spent, 3) for stage, spent in seconds.items()}
     write_record(output, config=config, engine=engine, seconds=round(total, 2), **stages)
-    return Fused(len(queries_of(runs)), total)
+    return len(queries_of(runs)), total

@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+import concurrent.futures
 import contextlib
 import difflib
 import functools
 import sys
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 
-from pyserini_kd.data.java import start_jvm
+from pyserini_kd.data.java import java_message, start_jvm
 from pyserini_kd.storage.errors import InputError
 
+Some, Found = TypeVar("Some"), TypeVar("Found")
 JavaObject = Any
 """An object of Java, which jnius does not type."""
 
@@ -47,6 +50,29 @@ def prebuilt_index(name: str, kind: str = "BM25") -> Path:
             return Path(download_prebuilt_index(name))
     except Exception as error:  # no network, wrong checksum, full disk: Pyserini has no common class for them
         raise InputError(f"prebuilt index {name} could not be downloaded from {known[name]['urls'][0]}: {error}") from error
+
+
+def in_threads(function: Callable[[Some], Found], chunks: Iterable[Some], threads: int) -> Iterator[Found]:
+    """What a function that searches with Lucene returns for each chunk; several chunks are searched side by side.
+
+    Raises:
+        InputError: Lucene refuses a search.
+    """
+    import jnius
+
+    def detached(chunk: Some) -> Found:
+        try:
+            return function(chunk)
+        finally:
+            jnius.detach()  # else Java keeps a record of the thread
+
+    pool = concurrent.futures.ThreadPoolExecutor(threads)
+    try:
+        yield from pool.map(detached, chunks)
+    except jnius.JavaException as error:
+        raise InputError(f"Lucene's search failed: {java_message(error)}") from error
+    finally:
+        pool.shutdown(cancel_futures=True)
 
 
 @functools.cache

@@ -8,7 +8,6 @@ folders too. Row n of an index is Lucene's document n.
 
 from __future__ import annotations
 
-import concurrent.futures
 import logging
 import os
 import shutil
@@ -193,7 +192,7 @@ class LuceneStore:
     ) -> tuple[Floats, Rows]:
         """See `VectorStore.search`; as many threads as FAISS uses search side by side."""
         import faiss
-        import jnius
+        from jnius import autoclass
 
         if nprobe is not None:
             raise InputError(f"is for IVF indexes; {self._folder} is none", "nprobe")
@@ -202,26 +201,18 @@ class LuceneStore:
         queue = max(k, ef_search or EF_SEARCH)
         scores = np.full((len(query_vecs), k), -np.inf, dtype=np.float32)
         rows = np.full((len(query_vecs), k), -1, dtype=np.int64)
-        new_query, mapper = jnius.autoclass("org.apache.lucene.search.KnnFloatVectorQuery"), lucene.json_mapper()
+        new_query, mapper = autoclass("org.apache.lucene.search.KnnFloatVectorQuery"), lucene.json_mapper()
 
         def search_some(places: Iterable[int]) -> None:
-            try:
-                for place in places:
-                    top = self._searcher.search(new_query(FIELD, query_vecs[place].tolist(), queue), k)
-                    found = lucene.numbers(mapper.writeValueAsString(top)).reshape(-1, 2)
-                    scores[place, : len(found)] = _products(found[:, 0])
-                    rows[place, : len(found)] = found[:, 1]
-            finally:
-                jnius.detach()
+            for place in places:
+                top = self._searcher.search(new_query(FIELD, query_vecs[place].tolist(), queue), k)
+                found = lucene.numbers(mapper.writeValueAsString(top)).reshape(-1, 2)
+                scores[place, : len(found)] = _products(found[:, 0])
+                rows[place, : len(found)] = found[:, 1]
 
         places = range(len(query_vecs))
-        pool = concurrent.futures.ThreadPoolExecutor(faiss.omp_get_max_threads())
-        try:
-            list(pool.map(search_some, (places[start : start + STEP] for start in places[::STEP])))
-        except jnius.JavaException as error:
-            raise InputError(f"Lucene's search failed: {java.java_message(error)}") from error
-        finally:
-            pool.shutdown(cancel_futures=True)
+        chunks = (places[start : start + STEP] for start in places[::STEP])
+        list(lucene.in_threads(search_some, chunks, faiss.omp_get_max_threads()))
         return scores, rows
 
     def reconstruct(self, rows: Rows) -> Floats:

@@ -373,6 +373,31 @@ def test_each_kind_finds_what_brute_force_finds(tmp_path, kind, nprobe, recall):
     assert np.array_equal(mapped.search(queries, 10, nprobe=nprobe)[1], rows)
 
 
+@pytest.mark.parametrize(
+    ("kind", "depth"),
+    [
+        ("HNSW8", {"efSearch": 3}),
+        ("IVF16,Flat", {"nprobe": 3}),
+        ("OPQ4,IVF16,PQ4x4", {"nprobe": 3}),
+        ("IVF16_HNSW8,Flat", {"efSearch": 2, "nprobe": 4}),
+        ("RR8,HNSW8,RFlat", {"efSearch": 3}),
+        ("IVF4,PQ8x4fs", {"nprobe": 2}),
+    ],
+)
+def test_the_depth_of_a_search_is_that_of_faiss_and_does_not_stick(tmp_path, kind, depth):
+    vectors, queries = clustered(800), clustered(100, seed=1)
+    np.save(tmp_path / "0.npy", vectors)
+    faiss_build.write([tmp_path / "0.npy"], 16, kind, tmp_path)
+    store, theirs = vector_store.open_store(tmp_path), faiss.read_index(str(tmp_path / "index"))
+    before = store.search(queries, 10)[1]
+    for name, value in depth.items():
+        faiss.ParameterSpace().set_index_parameter(theirs, name, value)
+    found = store.search(queries, 10, ef_search=depth.get("efSearch"), nprobe=depth.get("nprobe"))
+    for mine, other in zip(found, theirs.search(queries, 10), strict=True):
+        assert np.array_equal(mine, other)
+    assert np.array_equal(store.search(queries, 10)[1], before) and not np.array_equal(found[1], before)
+
+
 STREAMED = ["Flat", "SQ8", "SQ4", "SQfp16", "IVF8,Flat", "IVF299,Flat", "IVF8,SQ8", "IVF4_HNSW4,Flat", "IVF8,PQ4x4",
             "OPQ4,IVF4,PQ4x4", "RR8,IVF8,Flat"]  # fmt: skip
 
