@@ -17,7 +17,8 @@ import numpy.typing as npt
 from pyserini_kd.data.java import java_message, start_jvm
 from pyserini_kd.storage.errors import InputError
 
-Some, Found = TypeVar("Some"), TypeVar("Found")
+Chunk = TypeVar("Chunk")
+Result = TypeVar("Result")
 JavaObject = Any
 """An object of Java, which jnius does not type."""
 
@@ -52,7 +53,7 @@ def prebuilt_index(name: str, kind: str = "BM25") -> Path:
         raise InputError(f"prebuilt index {name} could not be downloaded from {known[name]['urls'][0]}: {error}") from error
 
 
-def in_threads(function: Callable[[Some], Found], chunks: Iterable[Some], threads: int) -> Iterator[Found]:
+def in_threads(function: Callable[[Chunk], Result], chunks: Iterable[Chunk], threads: int) -> Iterator[Result]:
     """What a function that searches with Lucene returns for each chunk; several chunks are searched side by side.
 
     Raises:
@@ -60,7 +61,7 @@ def in_threads(function: Callable[[Some], Found], chunks: Iterable[Some], thread
     """
     import jnius
 
-    def detached(chunk: Some) -> Found:
+    def detached(chunk: Chunk) -> Result:
         try:
             return function(chunk)
         finally:
