@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -125,21 +126,23 @@ class DenseIndex:
         """
         if query_vecs.shape[1] != self.width:
             raise InputError(f"encoder and index do not match: vectors of {query_vecs.shape[1]} against {self.width}")
-        count = self.store.count
-        k = min(k, count)
-        scores, rows = self.store.search(query_vecs, min(k + 1, count), ef_search=ef_search, nprobe=nprobe)
+        find = functools.partial(self.store.search, ef_search=ef_search, nprobe=nprobe)
+        k = min(k, self.store.count)
+        scores, rows = find(query_vecs, min(k + 1, self.store.count))
         tied = (scores[:, k - 1] == scores[:, -1]) & (rows[:, -1] >= 0) & (scores.shape[1] > k)
         for query in np.flatnonzero(tied).tolist():
-            depth, found = k + 1, (scores[query], rows[query])
-            while depth < count and found[1][-1] >= 0 and found[0][-1] == found[0][k - 1]:  # more may have this score
-                depth = min(2 * depth, count)
-                one = self.store.search(query_vecs[query : query + 1], depth, ef_search=ef_search, nprobe=nprobe)
-                found = one[0][0], one[1][0]
-            scores[query, :k], rows[query, :k] = self._cut_ties(*found, k)
+            find_one = functools.partial(find, query_vecs[query : query + 1])
+            scores[query, :k], rows[query, :k] = self._cut_ties(find_one, k)
         return scores[:, :k], rows[:, :k]
 
-    def _cut_ties(self, scores: Floats, rows: Rows, k: int) -> tuple[Floats, Rows]:
-        """The k best of one query's hits; of equal scores the larger doc_ids, as in a Run."""
+    def _cut_ties(self, find: Callable[[int], tuple[Floats, Rows]], k: int) -> tuple[Floats, Rows]:
+        """The k best for one query if equal scores go on beyond k: of those the larger doc_ids, as in a Run."""
+        depth = k + 1
+        while True:
+            depth = min(2 * depth, self.store.count)
+            scores, rows = (found[0] for found in find(depth))
+            if depth == self.store.count or rows[-1] < 0 or scores[-1] < scores[k - 1]:
+                break
         real = np.flatnonzero((rows >= 0) & (scores >= scores[k - 1]))
         order = sorted(real.tolist(), key=lambda i: (scores[i], self.doc_ids[rows[i]]), reverse=True)[:k]
         return scores[order], rows[order]
