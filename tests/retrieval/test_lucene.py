@@ -212,6 +212,13 @@ def test_rm3_does_not_stick(scifact):
     assert before.doc_ids == after.doc_ids != expanded.doc_ids
 
 
+def test_settings_of_one_search_do_not_stick_to_an_open_index(odd_index):
+    opened, query = BM25Index.open(odd_index), [Query("q", "apple")]
+    before, other, after = (opened.search(query, **settings)["q"] for settings in ({}, {"k1": 2.0, "b": 1.0, "rm3": True}, {}))
+    assert before.doc_ids == after.doc_ids and before.scores.tolist() == after.scores.tolist() != other.scores.tolist()
+    assert [doc.doc_id for doc in opened.fetch_docs(["NA", "007"])] == ["NA", "007"]
+
+
 def test_a_document_may_be_the_query(odd_index):
     text = " ".join(f"w{n}" for n in range(3000)) + " apple"
     assert len(bm25_search.search(odd_index, [Query("q", text)])["q"].doc_ids) == 4
