@@ -63,8 +63,8 @@ def vector_blocks(bench: Bench, count: int) -> list[Path]:
     folder = bench.work / f"vectors.{count}"
     if not (folder / "done").exists():
         folder.mkdir(exist_ok=True)
-        real = DenseIndex.load(dense_index(bench) if bench.data else pydocs_index(bench)).index
-        base, rng = real.reconstruct_n(0, real.ntotal), np.random.default_rng(0)
+        real = DenseIndex.load(dense_index(bench) if bench.data else pydocs_index(bench)).store
+        base, rng = real.reconstruct(np.arange(real.count)), np.random.default_rng(0)
         for number, start in enumerate(range(0, count, BLOCK)):
             rows = np.arange(start, min(start + BLOCK, count)) % len(base)
             vectors = base[rows] + rng.normal(0, NOISE / math.sqrt(base.shape[1]), (len(rows), base.shape[1])).astype("f4")
@@ -92,14 +92,13 @@ def search_line(bench: Bench, count: int, kind: str, parameters: dict[str, int])
         return []  # opened by a new process, whose memory it alone is
     process = psutil.Process()
     before = process.memory_info().rss
-    opened = vector_store.read(place, mmap=False)
-    vector_store.tune(opened, place, **parameters)
-    opened.search(queries[:1], K)
+    opened = vector_store.open_store(place)
+    opened.search(queries[:1], K, **parameters)
     held = (process.memory_info().rss - before) / 2**20
     seconds, found = [], []
     for query in queries:
         begun = time.perf_counter()
-        found.append(opened.search(query[None], K)[1][0])
+        found.append(opened.search(query[None], K, **parameters)[1][0])
         seconds.append(time.perf_counter() - begun)
     if kind == "Flat":
         np.save(folder / "exact", np.array(found))

@@ -86,13 +86,14 @@ def retrieved(model: Any, dev: Dev, precision: str = "auto") -> Run:
     from pyserini_kd.models.rankers import Encoder
     from pyserini_kd.retrieval.dense_index import DenseIndex
     from pyserini_kd.retrieval.dense_search import dense
+    from pyserini_kd.retrieval.vector_store import FaissStore
 
     docs = list(passages.segment(dev.docs.values(), dev.segment) if dev.segment else dev.docs.values())
     encoder = Encoder(model, precision=precision)
     vectors = encoder.encode_docs([doc.contents for doc in docs])
     flat = faiss.IndexFlatIP(vectors.shape[1])
     flat.add(vectors)
-    index = DenseIndex(Path(), flat, DocIds("".join(f"{doc.doc_id}\n" for doc in docs).encode()), None)
+    index = DenseIndex(Path(), FaissStore(flat), DocIds("".join(f"{doc.doc_id}\n" for doc in docs).encode()), None)
     run = dense(index, encoder, dev.queries, hits=HITS * PASSAGES if dev.segment else HITS)
     return passages.aggregate(run, k=HITS) if dev.segment else run
 

@@ -6,20 +6,19 @@ import contextlib
 import json
 import logging
 from collections.abc import Iterable, Iterator
+from itertools import islice
 from pathlib import Path
-from typing import Any
 
 from tqdm import tqdm
 
 from pyserini_kd.data.java import java_message, quiet_java, start_jvm
 from pyserini_kd.data.types import Doc
-from pyserini_kd.retrieval.bm25_search import open_searcher
+from pyserini_kd.retrieval import lucene
 from pyserini_kd.storage.errors import InputError
 from pyserini_kd.storage.files import atomic_folder
 from pyserini_kd.storage.records import write_json
 
 logger = logging.getLogger(__name__)
-
 
 BATCH = 10_000
 INDEX_OPTIONS = ["-storePositions", "-storeDocvectors", "-storeRaw"]
@@ -36,38 +35,39 @@ def build_index(
 ) -> int:
     """Index a stream of documents for BM25 (positions, vectors and raw text stored); returns how many were indexed.
 
-    Lucene takes no empty documents: they are left out, and counted in a warning. The folder appears only when complete. Its
-    manifest keeps the stamp, which tells whether the collection has changed.
+    Lucene takes no empty documents: they are left out, and a warning counts them. The folder appears only when it is complete.
+    Its manifest keeps the stamp of the collection, which changes when the collection does, and how it was cut (`segment`).
     """
     start_jvm()
     from pyserini.index.lucene import LuceneIndexer
 
     count = empty = 0
-    with atomic_folder(index_dir, overwrite=overwrite) as partial:
-        indexer = LuceneIndexer(args=["-index", str(partial), *INDEX_OPTIONS, "-quiet"], threads=threads)
-        batch: list[str] = []
+
+    def records() -> Iterator[str]:
+        nonlocal count, empty
         for doc in tqdm(docs, desc="BM25 index", unit=" docs", disable=None):
             count += 1
-            if not doc.contents.strip():
+            if doc.contents.strip():
+                yield json.dumps({"id": doc.doc_id, "contents": doc.contents, "title": doc.title}, ensure_ascii=False)
+            else:
                 empty += 1
-                continue
-            batch.append(json.dumps({"id": doc.doc_id, "contents": doc.contents, "title": doc.title}, ensure_ascii=False))
-            if len(batch) == BATCH:
-                indexer.add_batch_raw(batch)
-                batch = []
-        if batch:
+
+    with atomic_folder(index_dir, overwrite=overwrite) as partial:
+        indexer = LuceneIndexer(args=["-index", str(partial), *INDEX_OPTIONS, "-quiet"], threads=threads)
+        rest = records()
+        while batch := list(islice(rest, BATCH)):
             indexer.add_batch_raw(batch)
         indexer.close()
-        quiet_java()  # Anserini sets the log level to its own taste
+        quiet_java()  # Anserini has changed the log level
         if count == 0:
             raise InputError("the collection has no documents")
         if empty:
             logger.warning("%d of %d documents are empty and were not indexed", empty, count)
-        indexed = _count(partial)
+        with _reader(partial) as reader:
+            indexed = int(reader.numDocs())
         if lost := count - empty - indexed:
             logger.warning("WARNING: Lucene refused %d documents (ids longer than 32,766 bytes, texts without a letter)", lost)
         _record(partial, indexed, collection_stamp=collection_stamp, segment=segment or "")
-    open_searcher.cache_clear()
     return indexed
 
 
@@ -76,7 +76,7 @@ def build_index_with_reader(
 ) -> int:
     """Index a folder with one of Anserini's own collection readers (`HtmlCollection`, `TrecCollection`, ...)."""
     if not collection.is_dir():
-        raise InputError(f"--collection-class {collection_class} needs a folder, but {collection} is none")
+        raise InputError(f"{collection_class} needs a folder, but {collection} is none")
     start_jvm()
     from jnius import JavaException, autoclass
 
@@ -91,7 +91,7 @@ def build_index_with_reader(
         except JavaException as error:
             raise InputError(f"{collection_class} could not index {collection}: {java_message(error)}") from error
         finally:
-            quiet_java()  # Anserini sets the log level to its own taste
+            quiet_java()  # Anserini has changed the log level
         counters = indexer.getCounters()
         count = int(counters.indexed.get())
         if counters.errors.get():
@@ -100,22 +100,14 @@ def build_index_with_reader(
             raise InputError(f"{collection_class} found no documents in {collection}")
         _check_ids(partial, count, collection_class, collection)
         _record(partial, count)
-    open_searcher.cache_clear()
     return count
 
 
-def _count(folder: Path) -> int:
-    """Documents in a Lucene index."""
-    with _reader(folder) as reader:
-        return int(reader.numDocs())
-
-
 @contextlib.contextmanager
-def _reader(folder: Path) -> Iterator[Any]:
+def _reader(folder: Path) -> Iterator[lucene.JavaObject]:
     from jnius import autoclass
 
-    directory = autoclass("org.apache.lucene.store.FSDirectory").open(autoclass("java.io.File")(str(folder)).toPath())
-    reader = autoclass("org.apache.lucene.index.DirectoryReader").open(directory)
+    reader = autoclass("org.apache.lucene.index.DirectoryReader").open(lucene.directory(folder))
     try:
         yield reader
     finally:
@@ -123,7 +115,7 @@ def _reader(folder: Path) -> Iterator[Any]:
 
 
 def _check_ids(folder: Path, count: int, collection_class: str, collection: Path) -> None:
-    """InputError where ids that one of Anserini's readers gave to `count` documents are shared, or are more than a word."""
+    """InputError if a reader of Anserini gave two of `count` documents the same id, or one an id of several words."""
     from jnius import autoclass, cast
 
     blank = autoclass("org.apache.lucene.search.RegexpQuery")(autoclass("org.apache.lucene.index.Term")("id", r".*\s.*"))
@@ -131,7 +123,7 @@ def _check_ids(folder: Path, count: int, collection_class: str, collection: Path
         if lost := count - int(reader.numDocs()):
             raise InputError(
                 f"{collection_class} gives {lost} of {count} documents of {collection} an id that another has (HtmlCollection "
-                "takes the name of a file for it, without its folder); rename them"
+                "takes the name of a file as its id, without the folder); rename them"
             )
         searcher = autoclass("org.apache.lucene.search.IndexSearcher")(cast("org.apache.lucene.index.IndexReader", reader))
         found = searcher.search(blank, 1).scoreDocs

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import binascii
-import concurrent.futures
 import functools
 import html
 import json
-import logging
 import re
-from collections.abc import Iterable, Iterator, Sequence
+import threading
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,11 +19,15 @@ from pyserini_kd.data.formats import split_contents
 from pyserini_kd.data.java import java_message, start_jvm
 from pyserini_kd.data.runs import Run, Scores
 from pyserini_kd.data.types import Doc, Query
-from pyserini_kd.retrieval.lucene import BRACKETS, is_lucene_index, json_mapper, prebuilt_index
+from pyserini_kd.retrieval.lucene import BRACKETS, JavaObject, in_threads, is_lucene_index, json_mapper, prebuilt_index
 from pyserini_kd.storage.errors import InputError
 from pyserini_kd.storage.records import read_json
 
-logger = logging.getLogger(__name__)
+Found = tuple[list[str], Scores]
+"""One query's document ids and scores, best first."""
+Find = Callable[[JavaObject, int, Iterable[Query]], dict[str, Found]]
+"""(Anserini's searcher, hits, queries) -> what is found for each query id."""
+
 DEFAULT_K1, DEFAULT_B = 0.9, 0.4
 # Pyserini tunes BM25 for some prebuilt indexes by their name; so do we.
 _TUNED = {  # (k1, b) -> names, from Pyserini's set_bm25_parameters
@@ -36,7 +39,7 @@ _TUNED = {  # (k1, b) -> names, from Pyserini's set_bm25_parameters
     (2.56, 0.59): ("msmarco-v1-doc-segmented.d2q-t5", "msmarco-v1-doc-segmented.d2q-t5-docvectors"),
 }
 TUNED_BM25 = {name: values for values, names in _TUNED.items() for name in names}
-RAW_TEXTS = {  # prebuilt indexes whose stored texts Pyserini's RM3 reads where there are no document vectors: their form
+RAW_TEXTS = {  # prebuilt indexes without document vectors -> the form of their stored texts, which RM3 reads instead
     "msmarco-v1-passage": "JsonCollection",
     "msmarco-v1-doc": "JsonCollection",
     "msmarco-v1-doc-segmented": "JsonCollection",
@@ -47,138 +50,151 @@ RAW_TEXTS = {  # prebuilt indexes whose stored texts Pyserini's RM3 reads where 
 }
 
 
-@functools.cache
-def open_searcher(index: str) -> Any:
-    """Anserini's SimpleSearcher over a folder, or over a prebuilt index of Pyserini (downloaded where it is missing).
+class BM25Index:
+    """An open BM25 index: a folder, or a prebuilt index of Pyserini. A program keeps it for any number of searches."""
 
-    It is the Java object inside Pyserini's LuceneSearcher; importing that class would take seven seconds.
-    """
-    path = Path(index)
-    if not path.exists():
-        path = prebuilt_index(index)
-    if not is_lucene_index(path):
-        raise InputError(f"{path} is not a Lucene index (no segments file); an interrupted copy, or a FAISS folder?")
-    if (path / "manifest.json").exists() and read_json(path / "manifest.json", "manifest").get("kind") == "dense":
-        raise InputError(f"{path} holds vectors, no words; search it with the --encoder that made it")
-    start_jvm()
-    from jnius import JavaException, autoclass
+    def __init__(self, name: str, searcher: JavaObject) -> None:
+        """Take Anserini's SimpleSearcher (Java) of the index; programs call `open`."""
+        self.name = name
+        self._searcher = searcher
+        self._lock = threading.Lock()  # the searcher holds the settings of the search at work
 
-    try:
-        return autoclass("io.anserini.search.SimpleSearcher")(str(path.resolve()))
-    except JavaException as error:  # written by another Lucene, or damaged
-        raise InputError(f"{path} cannot be opened: {java_message(error)}") from error
+    @classmethod
+    def open(cls, name: str | Path) -> BM25Index:
+        """Open the index of a folder, or of a prebuilt index of Pyserini by its name (downloaded if it is missing).
 
+        Raises:
+            InputError: there is no such index, it is no index of words, or Lucene cannot read it.
+        """
+        path = Path(name)
+        if not path.exists():
+            path = prebuilt_index(str(name))
+        if not is_lucene_index(path):
+            raise InputError(f"{path} is not a Lucene index (no segments file); an interrupted copy, or a FAISS folder?")
+        manifest = path / "manifest.json"
+        if manifest.exists() and read_json(manifest, "manifest").get("kind") == "dense":
+            raise InputError(f"{path} holds vectors, no words; search it with the encoder that made it")
+        start_jvm()
+        from jnius import JavaException, autoclass
 
-def search(
-    index: str,
-    queries: Sequence[Query],
-    *,
-    hits: int = 1000,
-    k1: float | None = None,
-    b: float | None = None,
-    rm3: bool = False,
-    threads: int = 1,
-    tag: str = "bm25",
-) -> Run:
-    """BM25 (with RM3 on request) over a Lucene index, as Pyserini's LuceneSearcher; blank queries get no hits."""
-    if hits < 1 or threads < 1:
-        raise InputError(f"hits and threads must be at least 1, found {hits} and {threads}")
-    searcher = open_searcher(index)
-    tuned = TUNED_BM25.get(index, (DEFAULT_K1, DEFAULT_B))
-    searcher.set_bm25(tuned[0] if k1 is None else k1, tuned[1] if b is None else b)
-    if rm3:
-        _set_rm3(searcher, index)
-    else:
-        searcher.unset_rm3()
-    asked = [query for query in queries if query.text.strip()]
-    find = _find_with_anserini if rm3 or searcher.backwardsCompatibilityLucene8 else _find
-    size = max(1, min(100_000 // hits, len(asked) // threads + 1))  # documents in memory are bounded; so are idle threads
-    chunks = [asked[start : start + size] for start in range(0, len(asked), size)]
-    found: dict[str, tuple[list[str], Scores]] = {}
-    json_mapper(), _generator()  # here, not in the threads: jnius may load a class in one thread at a time
-    pool = concurrent.futures.ThreadPoolExecutor(threads)
-    try:
-        if len(chunks) > 1:  # what a search returns is of classes too: one thread alone meets them first
-            pool.submit(find, searcher, 1, asked[:1]).result()
-        results = pool.map(functools.partial(find, searcher, hits), chunks)
-        with tqdm(total=len(asked), desc="BM25", unit=" queries", disable=None) as bar:
-            for chunk, part in zip(chunks, results, strict=True):
-                _refuse_blanks(part, index)
+        try:  # the Java object inside Pyserini's LuceneSearcher; importing that class would take seven seconds
+            return cls(str(name), autoclass("io.anserini.search.SimpleSearcher")(str(path.resolve())))
+        except JavaException as error:  # written by another Lucene, or damaged
+            raise InputError(f"{path} cannot be opened: {java_message(error)}") from error
+
+    def search(
+        self,
+        queries: Sequence[Query],
+        *,
+        hits: int = 1000,
+        k1: float | None = None,
+        b: float | None = None,
+        rm3: bool = False,
+        threads: int = 1,
+        tag: str = "bm25",
+    ) -> Run:
+        """BM25 (with `rm3`, RM3) as in Pyserini's LuceneSearcher; at most `hits` documents a query, none for a blank one.
+
+        `k1` and `b` are by default 0.9 and 0.4, or Pyserini's values for this prebuilt index. `threads` search side by side.
+
+        Raises:
+            InputError: a setting is below 1, the index lacks what RM3 needs, or an id of a document is more than one word.
+        """
+        if hits < 1 or threads < 1:
+            raise InputError(f"hits and threads must be at least 1, found {hits} and {threads}")
+        tuned = TUNED_BM25.get(self.name, (DEFAULT_K1, DEFAULT_B))
+        with self._lock:
+            self._searcher.set_bm25(tuned[0] if k1 is None else k1, tuned[1] if b is None else b)
+            if rm3:
+                self._set_rm3()
+            else:
+                self._searcher.unset_rm3()
+            find = _find_with_anserini if rm3 or self._searcher.backwardsCompatibilityLucene8 else _find
+            found = self._search_all(find, [query for query in queries if query.text.strip()], hits, threads)
+        none: Found = ([], np.empty(0, np.float32))
+        return Run.from_hits(tag, ((q.query_id, *found.get(q.query_id, none)) for q in queries))
+
+    def _set_rm3(self) -> None:
+        """Set Pyserini's RM3: terms come from document vectors, or from the texts of the known MS MARCO indexes."""
+        from jnius import autoclass
+
+        # Pyserini asks for the vectors of document 0, which has none if it has no words
+        infos = autoclass("org.apache.lucene.index.FieldInfos").getMergedFieldInfos(self._searcher.reader)
+        contents = infos.fieldInfo("contents")
+        vectors = contents is not None and contents.hasVectors()
+        if not vectors and self.name not in RAW_TEXTS:
+            raise InputError(f"RM3 needs an index with document vectors; {self.name} has none")
+        self._searcher.set_rm3(None if vectors else RAW_TEXTS[self.name], 10, 10, 0.5, False, True)
+
+    def _search_all(self, find: Find, queries: Sequence[Query], hits: int, threads: int) -> dict[str, Found]:
+        """Search in threads, some queries at a time: the number of documents in memory is bounded."""
+        size = max(1, min(100_000 // hits, len(queries) // threads + 1))
+        chunks = [queries[start : start + size] for start in range(0, len(queries), size)]
+        found: dict[str, Found] = {}
+        json_mapper(), _generator()  # here, not in the threads: jnius may load a class in one thread at a time
+        if len(chunks) > 1:  # the classes of what a search returns, too: one thread alone meets them first
+            list(in_threads(functools.partial(find, self._searcher, 1), [queries[:1]], 1))
+        with tqdm(total=len(queries), desc="BM25", unit=" queries", disable=None) as bar:
+            for part in in_threads(functools.partial(find, self._searcher, hits), chunks, threads):
                 found.update(part)
-                bar.update(len(chunk))
-    finally:
-        pool.shutdown(cancel_futures=True)
-    none: tuple[list[str], Scores] = ([], np.empty(0, np.float32))
-    return Run.from_hits(tag, ((q.query_id, *found.get(q.query_id, none)) for q in queries))
+                bar.update(len(part))
+        for doc_ids, _ in found.values():
+            if len(" ".join(doc_ids).split()) != len(doc_ids):  # no run could hold such ids
+                wrong = next(doc_id for doc_id in doc_ids if len(doc_id.split()) != 1)
+                raise InputError(f"{self.name}: an id is one word, not {wrong!r}")
+        return found
+
+    def fetch_docs(self, doc_ids: Iterable[str]) -> Iterator[Doc]:
+        """Stored documents by id, in the order asked; InputError for an id that is not there or has no stored text."""
+        for doc_id in doc_ids:
+            document = self._searcher.doc(doc_id)
+            if document is None:
+                raise InputError(f"document {doc_id!r} is not in the index {self.name}")
+            if (raw := document.get("raw")) is not None:
+                yield _stored_doc(doc_id, raw)
+            elif (contents := document.get("contents")) is not None:
+                yield Doc(doc_id, *split_contents(contents))
+            else:
+                raise InputError(f"index {self.name} stores no text; name the collection instead")
 
 
-def _refuse_blanks(found: dict[str, tuple[list[str], Scores]], index: str) -> None:
-    """InputError where documents' ids are more than a word: no run could hold them."""
-    for doc_ids, _ in found.values():
-        if len(" ".join(doc_ids).split()) != len(doc_ids):
-            wrong = next(doc_id for doc_id in doc_ids if len(doc_id.split()) != 1)
-            raise InputError(f"{index}: an id is one word, not {wrong!r}")
+def search(index: str | Path, queries: Sequence[Query], **settings: Any) -> Run:
+    """Open an index and search it once, with the settings of `BM25Index.search`."""
+    return BM25Index.open(index).search(queries, **settings)
 
 
-def _set_rm3(searcher: Any, index: str) -> None:
-    """Pyserini's RM3, with its settings; terms come from document vectors, or from the text of the known MS MARCO indexes."""
-    from jnius import autoclass
+def _find(searcher: JavaObject, hits: int, queries: Iterable[Query]) -> dict[str, Found]:
+    """What LuceneSearcher finds, faster.
 
-    # Pyserini asks for the vectors of document 0, which has none where it has no words
-    contents = autoclass("org.apache.lucene.index.FieldInfos").getMergedFieldInfos(searcher.reader).fieldInfo("contents")
-    vectors = contents is not None and contents.hasVectors()
-    if not vectors and index not in RAW_TEXTS:
-        raise InputError(f"RM3 needs an index with document vectors; {index} has none")
-    searcher.set_rm3(None if vectors else RAW_TEXTS[index], 10, 10, 0.5, False, True)
-
-
-def _find(searcher: Any, hits: int, queries: Sequence[Query]) -> dict[str, tuple[list[str], Scores]]:
-    """What LuceneSearcher finds, without its detour.
-
-    LuceneSearcher reads every hit's stored text only to learn its id, which the sort by (score, id) knows already, and
-    jnius needs ten microseconds for each Java object that Python touches. So Java hands over one string a query.
+    LuceneSearcher reads the stored text of every hit to learn its id, which the sort by (score, id) knows already, and jnius
+    needs ten microseconds for each Java object that Python touches. So Java hands over one string a query.
     """
-    import jnius
-
     mapper, generator = json_mapper(), _generator()
     analyzer, lucene, order = searcher.get_analyzer(), searcher.searcher, searcher.BREAK_SCORE_TIES_BY_DOCID
     found = {}
-    try:
-        for query in queries:
-            top = lucene.search(generator.buildQuery("contents", analyzer, query.text), hits, order, True)
-            found[query.query_id] = _parse_hits(mapper.writeValueAsString(top))
-        return found
-    except jnius.JavaException as error:
-        raise InputError(f"BM25 search failed: {java_message(error)}") from error
-    finally:
-        jnius.detach()
+    for query in queries:
+        top = lucene.search(generator.buildQuery("contents", analyzer, query.text), hits, order, True)
+        found[query.query_id] = _parse_hits(mapper.writeValueAsString(top))
+    return found
 
 
-def _find_with_anserini(searcher: Any, hits: int, queries: Sequence[Query]) -> dict[str, tuple[list[str], Scores]]:
+def _find_with_anserini(searcher: JavaObject, hits: int, queries: Iterable[Query]) -> dict[str, Found]:
     """Hits by LuceneSearcher itself: for RM3, and for indexes of Lucene 8."""
-    import jnius
-
-    mapper = json_mapper()
     found = {}
-    try:
-        for query in queries:
-            rows = json.loads(mapper.writeValueAsString(searcher.search(query.text, hits)))
-            found[query.query_id] = ([doc_id for doc_id, _ in rows], np.array([s for _, s in rows], np.float32))
-        return found
-    except jnius.JavaException as error:
-        raise InputError(f"BM25 search failed: {java_message(error)}") from error
-    finally:
-        jnius.detach()
+    for query in queries:
+        rows = json.loads(json_mapper().writeValueAsString(searcher.search(query.text, hits)))
+        found[query.query_id] = ([doc_id for doc_id, _ in rows], np.array([score for _, score in rows], np.float32))
+    return found
 
 
 @functools.cache
-def _generator() -> Any:
+def _generator() -> JavaObject:
     from jnius import autoclass
 
     return autoclass("io.anserini.search.query.BagOfWordsQueryGenerator")()
 
 
-def _parse_hits(text: str) -> tuple[list[str], Scores]:
+def _parse_hits(text: str) -> Found:
     flat = text.translate(BRACKETS).split(",")
     if flat == [""]:
         return [], np.empty(0, np.float32)
@@ -203,21 +219,6 @@ def _part_ties(scores: Scores) -> Scores:
             ties += 1
             parted[row] -= step * np.float32(ties)
     return parted
-
-
-def fetch_docs(index: str, doc_ids: Iterable[str]) -> Iterator[Doc]:
-    """Stored documents by id, in the order asked; InputError for an id that is not there or has no stored text."""
-    searcher = open_searcher(index)
-    for doc_id in doc_ids:
-        document = searcher.doc(doc_id)
-        if document is None:
-            raise InputError(f"document {doc_id!r} is not in the index {index}")
-        if (raw := document.get("raw")) is not None:
-            yield _stored_doc(doc_id, raw)
-        elif (contents := document.get("contents")) is not None:
-            yield Doc(doc_id, *split_contents(contents))
-        else:
-            raise InputError(f"index {index} stores no text; name the --collection instead")
 
 
 def _stored_doc(doc_id: str, raw: str) -> Doc:

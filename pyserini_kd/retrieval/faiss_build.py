@@ -1,4 +1,4 @@
-"""Write the vectors of a collection into an index."""
+"""Write the vectors of a collection into an index folder, as a FAISS or a Lucene index; say before what it will take."""
 
 from __future__ import annotations
 
@@ -11,64 +11,89 @@ import time
 from collections.abc import Iterator, Sequence
 from itertools import islice
 from pathlib import Path
-from typing import IO, Any
+from typing import IO
 
 import numpy as np
-import numpy.typing as npt
 from tqdm import tqdm
 
-from pyserini_kd.retrieval import faiss_files, faiss_training, lucene_vectors
-from pyserini_kd.retrieval.faiss_kinds import forecast, inner_index, needed, new, train_size, transforms, vector_bytes
+from pyserini_kd.retrieval import faiss_files, faiss_kinds, lucene_vectors
+from pyserini_kd.retrieval.faiss_kinds import FaissIndex
 from pyserini_kd.retrieval.vector_store import read_faiss
+from pyserini_kd.storage.arrays import Floats
 from pyserini_kd.storage.errors import InputError
+from pyserini_kd.storage.files import atomic_file
 
 logger = logging.getLogger(__name__)
 TRIAL = 2000  # vectors that the time is estimated with
-KEEP = 300  # seconds of filling an index in memory after which it is kept against a kill
-
-Floats = npt.NDArray[np.float32]
-Rows = npt.NDArray[np.int64]
+KEEP = 300  # seconds between two copies on disk of an index that is filled in memory
 
 
 def estimate(width: int, kind: str) -> str:
-    """What a million vectors take in an index of this kind, in words; InputError where it is none for this width.
+    """What a million vectors take in an index of this kind, in words; the time is given if it is more than a minute.
 
-    The time, said where it is more than a minute, comes from a trial with random vectors.
+    Raises:
+        InputError: there is no such kind for vectors of this width.
     """
-    seconds = 0.0
     if kind in lucene_vectors.INDEXERS:
-        lucene_vectors.check(width, kind)
-        size, held = lucene_vectors.vector_bytes(width, kind), f"on disk; built with {lucene_vectors.BUFFER} MiB in memory"
+        lucene_vectors.check(width)
+        seconds, size = 0.0, lucene_vectors.vector_bytes(width, kind)
+        where = f"on disk; built with {lucene_vectors.BUFFER} MiB in memory"
     else:
-        index = new(width, kind)
-        size = vector_bytes(index)
-        held = "in memory while it is built"
+        index = faiss_kinds.new(width, kind)
+        seconds = faiss_kinds.forecast(index, np.random.default_rng(0).standard_normal((TRIAL, width), np.float32), 1_000_000)
+        size, where = faiss_kinds.vector_bytes(index), "in memory while it is built"
         if faiss_files.streams(index):
-            held = "on disk" + _memory(_meanwhile(index, 1_000_000))
-        seconds = forecast(index, np.random.default_rng(0).standard_normal((TRIAL, width), np.float32), 1_000_000)
+            where = f"on disk{_in_memory(_extra_memory(index, 1_000_000))}"
     spent = f"; putting it together takes about {seconds / 60:.0f} minutes, encoding aside" if seconds > 60 else ""
-    return f"an index of kind {kind} takes {size * 1e6 / 1e9:.2f} GB a million documents {held}{spent}"
+    return f"an index of kind {kind} takes {size * 1e6 / 1e9:.2f} GB a million documents {where}{spent}"
 
 
 def write(blocks: Sequence[Path], width: int, kind: str, folder: Path, kept: Path | None = None) -> None:
     """Write the vectors of the blocks (`.npy`, in order) into an index folder, whose `docid` names the rows.
 
-    Memory holds a block where the kind streams, the whole index where it does not, and before that what the kind is trained
-    on. What it takes is said before. `kept` names a file for an index of these very vectors as far as it has come: trained,
-    and of what is filled in memory every few minutes the whole; beside it is what a training has learnt so far. (For Lucene it
-    is a folder.) A run that was killed goes on from there, to the same bytes; with Lucene to the same graph.
+    Memory holds one block for kinds that are streamed to disk, the whole index for others, and the sample while a kind is
+    trained. After a kill the next run goes on from `kept` and writes the same bytes (with Lucene: the same graph).
+
+    Args:
+        blocks: files of vectors float32 (N, H).
+        width: H.
+        kind: a FAISS factory string, or one of `lucene_vectors.INDEXERS`.
+        folder: where the index goes.
+        kept: a file for the trained index and, every few minutes, for an index filled in memory. For Lucene it is a folder.
 
     Raises:
         InputError: there are fewer vectors than the kind needs, Lucene refuses an id, or the disk is full.
     """
-    sizes = [len(np.load(block, mmap_mode="r")) for block in blocks]
-    if kind not in lucene_vectors.INDEXERS:
-        _write_faiss(blocks, sizes, new(width, kind), kind, folder / "index", kept)
+    if kind in lucene_vectors.INDEXERS:
+        count = sum(_sizes(blocks))
+        _announce_size(kind, count, count * lucene_vectors.vector_bytes(width, kind), folder)
+        with open(folder / "docid", encoding="utf-8", newline="\n") as lines:
+            named = (([line[:-1] for line in islice(lines, len(block))], block) for block in _loaded(blocks))
+            lucene_vectors.write(named, kind, folder, kept)
         return
-    _announce(kind, sum(sizes), lucene_vectors.vector_bytes(width, kind), shutil.disk_usage(folder).free, "on disk")
-    with open(folder / "docid", encoding="utf-8", newline="\n") as lines:
-        named = (([line[:-1] for line in islice(lines, len(block))], block) for block in _loaded(blocks))
-        lucene_vectors.write(named, kind, folder, kept)
+    index = faiss_kinds.new(width, kind)
+    _announce(index, kind, blocks, folder)
+    if kept is not None and kept.exists():
+        index = read_faiss(kept)
+    elif not index.is_trained:
+        _train(index, kind, blocks)
+        if kept is not None:
+            _keep(index, kept)
+    path = folder / "index"
+    try:
+        if faiss_files.streams(index):
+            faiss_files.write(index, _loaded(blocks), sum(_sizes(blocks)), path)
+            return
+        with faiss_kinds.one_thread("HNSW" in kind):
+            _fill(index, blocks, kept)
+        with open(path, "wb") as out:
+            _write_index(index, out)
+    except RuntimeError as error:  # FAISS's class for whatever it cannot do
+        raise InputError(f"{path} could not be written: {_last_line(error)}") from error
+
+
+def _sizes(blocks: Sequence[Path]) -> list[int]:
+    return [len(np.load(block, mmap_mode="r")) for block in blocks]
 
 
 def _loaded(blocks: Sequence[Path], first: int = 0) -> Iterator[Floats]:
@@ -76,98 +101,91 @@ def _loaded(blocks: Sequence[Path], first: int = 0) -> Iterator[Floats]:
     return (np.load(block) for block in bar)
 
 
-def _announce(
-    kind: str, count: int, size: int, free: int, where: str, *, seconds: float = 0, twice: bool = False, held: int = 0
-) -> None:
-    """Say what an index will take before it is written (`held`: bytes of memory, where it goes to disk); warn of too little."""
-    size_too = ", twice that while its lists are put in order" if twice else ""
-    spent = f" and about {seconds / 60:.0f} minutes" if seconds > 60 else ""
-    what = f"{kind} of {count} vectors takes about {count * size / 1e9:.2f} GB {where}"
-    logger.info("%s%s%s%s", what, size_too, _memory(held), spent)
-    if count * size * (1 + twice) > free:
-        logger.warning("only %.2f GB are free %s", free / 1e9, where)
-    if held > free_memory():
+def _announce(index: FaissIndex, kind: str, blocks: Sequence[Path], folder: Path) -> None:
+    """Log what a FAISS index will take; InputError if the vectors are too few to train it."""
+    count, (least, why) = sum(_sizes(blocks)), faiss_kinds.needed(index)
+    if count < least:
+        raise InputError(
+            f"FAISS kind {kind} needs at least {least} documents ({why}), the collection has {count}; the same command with "
+            "another kind reuses the vectors encoded now"
+        )
+    streams, seconds = faiss_files.streams(index), faiss_kinds.forecast(index, _sample(blocks, TRIAL), count)
+    twice = streams and hasattr(faiss_kinds.inner_index(index), "nlist")
+    extra, size = _extra_memory(index, count), count * faiss_kinds.vector_bytes(index)
+    more = ", twice that while its lists are sorted" if twice else ""
+    more += _in_memory(extra) + (f" and about {seconds / 60:.0f} minutes" if seconds > 60 else "")
+    _announce_size(kind, count, size, folder if streams else None, more, twice=twice)
+    if extra > free_memory():
         logger.warning("only %.2f GB of memory are free", free_memory() / 1e9)
 
 
-def _meanwhile(index: Any, count: int) -> int:
-    """Bytes of memory that an index of `count` vectors needs, its own aside: to be trained, or 12 a vector of its lists.
+def _announce_size(kind: str, count: int, size: int, disk: Path | None, more: str = "", *, twice: bool = False) -> None:
+    """Log the bytes of an index on disk (in memory if None), warn if they are not free; `twice` that many are needed."""
+    free, where = (free_memory(), "in memory") if disk is None else (shutil.disk_usage(disk).free, "on disk")
+    logger.info("%s of %d vectors takes about %.2f GB %s%s", kind, count, size / 1e9, where, more)
+    if size * (1 + twice) > free:
+        logger.warning("only %.2f GB are free %s", free / 1e9, where)
 
-    FAISS holds a second sample where vectors are transformed, or quantised as what is left of a list's centroid.
+
+def _extra_memory(index: FaissIndex, count: int) -> int:
+    """Bytes of memory for building an index of `count` vectors, beside the index: its sample, and 12 a vector of its lists.
+
+    FAISS holds a second sample if vectors are transformed, or quantised as the difference from a list's centroid.
     """
-    lists = 12 * count if hasattr(inner_index(index), "nlist") else 0
-    sample = 0 if index.is_trained else 4 * index.d * min(count, train_size(index))
-    return max(sample * (2 if lists or transforms(index) else 1), lists)
+    lists = 12 * count if hasattr(faiss_kinds.inner_index(index), "nlist") else 0
+    sample = 0 if index.is_trained else 4 * index.d * min(count, faiss_kinds.train_size(index))
+    return max(sample * (2 if lists or faiss_kinds.transforms(index) else 1), lists)
 
 
-def _memory(size: int) -> str:
+def _in_memory(size: int) -> str:
     return f", {size / 1e9:.2f} GB in memory while it is built" if size else ""
 
 
-def _write_faiss(blocks: Sequence[Path], sizes: Sequence[int], index: Any, kind: str, path: Path, kept: Path | None) -> None:
-    """Train the empty index where it needs that, and write it with the vectors of the blocks.
-
-    Graphs, and product quantisation without lists, are built in memory; the others go to the file block by block. Training
-    takes a uniform sample of all vectors, drawn with seed 0. HNSW is built by one thread: more build another graph each time.
-    """
-    least, why = needed(index)
-    if sum(sizes) < least:
-        raise InputError(
-            f"--faiss {kind} needs at least {least} documents ({why}), the collection has {sum(sizes)}; the same command with "
-            "another kind goes on from the vectors encoded now"
-        )
-    streams = faiss_files.streams(index)
-    free, where = (shutil.disk_usage(path.parent).free, "on disk") if streams else (free_memory(), "in memory")
-    seconds = forecast(index, _sample(blocks, sizes, TRIAL), sum(sizes))
-    has_lists = hasattr(inner_index(index), "nlist")
-    held = _meanwhile(index, sum(sizes))
-    _announce(kind, sum(sizes), vector_bytes(index), free, where, seconds=seconds, twice=streams and has_lists, held=held)
-    if kept is not None and kept.exists():
-        index = read_faiss(kept, mmap=False)
-    elif not index.is_trained:
-        learnt = kept.with_suffix(".training") if kept is not None else None
-        _train(index, kind, blocks, sizes, learnt)
-        if kept is not None and learnt is not None:
-            _keep(index, kept)
-            learnt.unlink(missing_ok=True)
-    try:
-        if streams:
-            return faiss_files.write(index, _loaded(blocks), sum(sizes), path)
-        with faiss_training.one_thread("HNSW" in kind):
-            _fill(index, blocks, sizes, kept)
-        with open(path, "wb") as out:
-            _write_index(index, out)
-    except RuntimeError as error:  # FAISS's word for what it cannot do
-        raise InputError(f"{path} could not be written: {_last_line(error)}") from error
+def free_memory() -> int:
+    """Bytes of memory that processes can still have (Linux; elsewhere the whole memory of the machine)."""
+    with contextlib.suppress(OSError):
+        for line in Path("/proc/meminfo").read_text().splitlines():
+            if line.startswith("MemAvailable"):
+                return int(line.split()[1]) * 1024
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
-def _train(index: Any, kind: str, blocks: Sequence[Path], sizes: Sequence[int], learnt: Path | None) -> None:
-    """Train the index on a sample of the blocks; `learnt` names a file for what it has learnt so far."""
+def _train(index: FaissIndex, kind: str, blocks: Sequence[Path]) -> None:
+    """Train an index on a sample of the blocks; InputError if FAISS cannot."""
     import faiss
 
-    least, why = needed(index)
-    advised, used = least * faiss.ClusteringParameters().min_points_per_centroid, min(sum(sizes), train_size(index))
-    if used < advised and least > 1:
-        logger.warning("%d documents are few to train %s on (%s): %d or more are advised", used, kind, why, advised)
-    inner: Any = inner_index(index)
-    parts: list[Any] = [inner, getattr(inner, "pq", None)]
-    for part in parts:
-        if hasattr(part, "cp"):
-            part.cp.min_points_per_centroid = 1  # else it says for each part of each round what has been said above
-    sample = _sample(blocks, sizes, train_size(index))
+    least, why = faiss_kinds.needed(index)
+    advised = least * faiss.ClusteringParameters().min_points_per_centroid
+    sample = _sample(blocks, faiss_kinds.train_size(index))
+    if len(sample) < advised and least > 1:
+        logger.warning("%d documents are few to train %s on (%s): %d or more are advised", len(sample), kind, why, advised)
     try:
-        faiss_training.train(transforms(index), inner, sample, learnt)
-        index.train(sample)
+        faiss_kinds.train(index, sample)
     except RuntimeError as error:
-        raise InputError(f"--faiss {kind} cannot be trained on {sum(sizes)} documents: {_last_line(error)}") from error
+        raise InputError(f"FAISS kind {kind} cannot be trained on {len(sample)} documents: {_last_line(error)}") from error
 
 
-def _fill(index: Any, blocks: Sequence[Path], sizes: Sequence[int], kept: Path | None) -> None:
-    """Add the blocks that the index does not hold, in memory; keep it every few minutes, where the disk has room."""
-    first = int(np.searchsorted(np.cumsum(sizes), index.ntotal, side="right"))
+def _sample(blocks: Sequence[Path], most: int) -> Floats:
+    """At most so many vectors, each with the same probability, in the order of the collection; drawn with seed 0."""
+    starts = np.cumsum([0, *_sizes(blocks)])
+    total = int(starts[-1])
+    rows = np.array(sorted(random.Random(0).sample(range(total), min(most, total))))
+    cuts = np.searchsorted(rows, starts)
+    mapped = [np.load(block, mmap_mode="r") for block in blocks]
+    sample = np.empty((len(rows), mapped[0].shape[1]), np.float32)
+    for vectors, start, a, b in zip(mapped, starts, cuts[:-1], cuts[1:], strict=False):
+        sample[a:b] = vectors[rows[a:b] - start]
+    return sample
+
+
+def _fill(index: FaissIndex, blocks: Sequence[Path], kept: Path | None) -> None:
+    """Add the blocks that the index does not hold yet, in memory; keep a copy on disk every few minutes, if there is room."""
+    first = int(np.searchsorted(np.cumsum(_sizes(blocks)), index.ntotal, side="right"))
     if first:
         logger.info("going on from an index of %d vectors", index.ntotal)
-        _wind_forward(index)
+        inner = faiss_kinds.inner_index(index)
+        for _ in range(inner.ntotal if faiss_kinds.has_graph(inner) else 0):
+            inner.hnsw.random_level()  # restore the generator of levels, which FAISS does not save: draw as often as before
     saved, spent = time.monotonic(), 0.0
     for number, block in enumerate(_loaded(blocks, first), start=first):
         index.add(block)
@@ -181,23 +199,16 @@ def _fill(index: Any, blocks: Sequence[Path], sizes: Sequence[int], kept: Path |
             spent = saved - begun
 
 
-def _wind_forward(index: Any) -> None:
-    """Let the generator that deals the floors of an HNSW graph, which no file holds, go on where it was."""
-    import faiss
-
-    inner: Any = inner_index(index)
-    if isinstance(inner, faiss.IndexHNSW):
-        graph: Any = inner.hnsw
-        for _ in range(inner.ntotal):
-            graph.random_level()
+def _keep(index: FaissIndex, path: Path) -> None:
+    """Write a copy of an unfinished index; no other process writes in its folder."""
+    for stray in path.parent.glob(f".{path.name}.*"):  # left by a kill in this function
+        stray.unlink()
+    with atomic_file(path, binary=True) as out:
+        _write_index(index, out)
 
 
-def _keep(index: Any, path: Path) -> None:
-    faiss_training.keep(path, lambda out: _write_index(index, out))
-
-
-def _write_index(index: Any, out: IO[bytes]) -> None:
-    """`faiss.write_index` that fails where the disk is full: its own overlooks that the end of a file was lost."""
+def _write_index(index: FaissIndex, out: IO[bytes]) -> None:
+    """`faiss.write_index`, which fails if the disk is full: FAISS's own function overlooks that the end of a file was lost."""
     import faiss
 
     failed: list[OSError] = []
@@ -205,11 +216,11 @@ def _write_index(index: Any, out: IO[bytes]) -> None:
     def write(some: bytes) -> None:
         try:
             out.write(some)
-        except OSError as error:  # which FAISS would turn into one of its own
+        except OSError as error:  # FAISS would replace it by an error of its own
             failed.append(error)
             raise
 
-    writer: Any = getattr(faiss, "PyCallbackIOWriter")  # noqa: B009 - its stubs do not know it
+    writer = getattr(faiss, "PyCallbackIOWriter")  # noqa: B009 - the stubs do not know it
     try:
         faiss.write_index(index, writer(write))
         out.flush()
@@ -222,28 +233,3 @@ def _write_index(index: Any, out: IO[bytes]) -> None:
 def _last_line(error: RuntimeError) -> str:
     """What FAISS says happened, without where in its code."""
     return str(error).strip().splitlines()[-1]
-
-
-def free_memory() -> int:
-    """Bytes of memory that processes can still have (Linux; elsewhere all that the machine has)."""
-    with contextlib.suppress(OSError):
-        for line in Path("/proc/meminfo").read_text().splitlines():
-            if line.startswith("MemAvailable"):
-                return int(line.split()[1]) * 1024
-    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-
-
-def _sample(blocks: Sequence[Path], sizes: Sequence[int], most: int) -> Floats:
-    """At most so many vectors, every one as likely, in the order of the collection."""
-    total = sum(sizes)
-    rows = np.array(sorted(random.Random(0).sample(range(total), min(most, total))))
-    starts = np.cumsum([0, *sizes])
-    cuts = np.searchsorted(rows, starts)
-    parts = zip(blocks, starts, cuts[:-1], cuts[1:], strict=False)
-    sample: Floats | None = None
-    for block, start, a, b in parts:
-        vectors = np.load(block, mmap_mode="r")
-        sample = np.empty((len(rows), vectors.shape[1]), np.float32) if sample is None else sample
-        sample[a:b] = vectors[rows[a:b] - start]
-    assert sample is not None
-    return sample

@@ -1,64 +1,61 @@
-"""FAISS index files written without holding the index: Flat, scalar-quantised, and those with inverted lists.
+"""Write FAISS index files without holding the index in memory: Flat, scalar-quantised, and those with inverted lists.
 
-What comes out is byte for byte what `faiss.write_index` writes of an index that was filled in memory.
+The bytes are those that `faiss.write_index` writes of an index that was filled in memory.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
-from pyserini_kd.storage.arrays import let_go
+from pyserini_kd.retrieval.faiss_kinds import FaissIndex
+from pyserini_kd.storage.arrays import Floats, let_go
 
-Floats = npt.NDArray[np.float32]
-
-COUNT = 8  # byte at which an index file tells its number of vectors: after its kind (4 bytes) and width (4)
-NO_LISTS = 12  # bytes in which an index without vectors says so: `sprs` and the number 0
+COUNT = 8  # byte of an index file at which its number of vectors stands, behind its kind (4 bytes) and width (4)
+NO_LISTS = 12  # bytes at the end of a file without vectors: `sprs` and the number 0
 
 
-def streams(index: Any) -> bool:
-    """Whether the index can be written like this."""
+def streams(index: FaissIndex) -> bool:
+    """Whether the index can be written block by block."""
     import faiss
 
-    # not what is derived from them (Panorama, Dedup), which is written otherwise
-    return _is_plain(index) or type(_lists(index)) in (faiss.IndexIVFFlat, faiss.IndexIVFPQ, faiss.IndexIVFScalarQuantizer)
+    with_lists = (faiss.IndexIVFFlat, faiss.IndexIVFPQ, faiss.IndexIVFScalarQuantizer)
+    return _is_plain(index) or type(_behind(index)) in with_lists  # exact types: others (Panorama, Dedup) differ on disk
 
 
-def _is_plain(index: Any) -> bool:
+def _is_plain(index: FaissIndex) -> bool:
     import faiss
 
     return type(index) in (faiss.IndexFlat, faiss.IndexFlatIP, faiss.IndexScalarQuantizer)
 
 
-def _lists(index: Any) -> Any:
-    """The index with inverted lists that this is, or that OPQ, PCA and the like are before; None if there is none."""
+def _behind(index: FaissIndex) -> FaissIndex:
+    """The index behind a transform such as OPQ, or the index itself."""
     import faiss
 
     return faiss.downcast_index(index.index if isinstance(index, faiss.IndexPreTransform) else index)
 
 
-def write(index: Any, blocks: Iterable[Floats], total: int, path: Path) -> None:
+def write(index: FaissIndex, blocks: Iterable[Floats], total: int, path: Path) -> None:
     """Write an empty, trained index with the `total` vectors of the blocks.
 
-    Memory holds a block, and 12 bytes a vector while inverted lists are put in order; disk holds their codes twice meanwhile.
+    Memory holds a block, and 12 bytes a vector while inverted lists are sorted; disk holds their codes twice meanwhile.
     """
     if _is_plain(index):
         _write_codes(index, blocks, total, path)
     else:
-        _write_lists(index, _lists(index), blocks, total, path)
+        _write_lists(index, _behind(index), blocks, total, path)
 
 
-def _write_codes(index: Any, blocks: Iterable[Floats], total: int, path: Path) -> None:
+def _write_codes(index: FaissIndex, blocks: Iterable[Floats], total: int, path: Path) -> None:
     """Header with the count, number of codes, codes."""
     import faiss
 
     head = bytearray(faiss.serialize_index(index).tobytes())
     unit = 4 if isinstance(index, faiss.IndexFlat) else 1  # a Flat index counts floats, the others bytes
-    head[COUNT : COUNT + 8] = int(total).to_bytes(8, "little")
+    head[COUNT : COUNT + 8] = total.to_bytes(8, "little")
     head[-8:] = int(total * index.code_size // unit).to_bytes(8, "little")
     with open(path, "wb") as out:
         out.write(head)
@@ -66,33 +63,33 @@ def _write_codes(index: Any, blocks: Iterable[Floats], total: int, path: Path) -
             out.write(index.sa_encode(block).tobytes())
 
 
-def _write_lists(index: Any, inner: Any, blocks: Iterable[Floats], total: int, path: Path) -> None:
-    """Header with the count, sizes of the lists, and for each its codes and then its rows."""
+def _write_lists(index: FaissIndex, inner: FaissIndex, blocks: Iterable[Floats], total: int, path: Path) -> None:
+    """Header with the count, sizes of the lists, and for each list its codes and then its rows."""
     import faiss
 
     unsorted = path.with_name(f"{path.name}.codes")
     number = inner.coarse_code_size()  # bytes before a code that tell its list
-    numbers = np.empty(total, np.int32)
+    lists = np.empty(total, np.int32)
     done = 0
     with open(unsorted, "wb") as out:
         for block in blocks:
             codes = index.sa_encode(block)
             wide = np.zeros((len(codes), 4), np.uint8)
             wide[:, :number] = codes[:, :number]
-            numbers[done : done + len(codes)] = wide.view("<i4")[:, 0]
+            lists[done : done + len(codes)] = wide.view("<i4")[:, 0]
             out.write(codes.tobytes())
             done += len(codes)
-    sizes = np.bincount(numbers, minlength=inner.nlist)
-    rows = np.argsort(numbers, kind="stable")
-    del numbers
+    sizes = np.bincount(lists, minlength=inner.nlist)
+    rows = np.argsort(lists, kind="stable")
+    del lists
     used = np.flatnonzero(sizes)
     few = len(used) <= inner.nlist // 2
-    said = np.stack([used, sizes[used]], axis=1).ravel() if few else sizes
+    listed = np.stack([used, sizes[used]], axis=1).ravel() if few else sizes
     head = bytearray(faiss.serialize_index(index).tobytes())
     own = len(head) - len(faiss.serialize_index(inner))  # where the index behind OPQ or the like begins
     for start in {0, own}:
-        head[start + COUNT : start + COUNT + 8] = int(total).to_bytes(8, "little")
-    head[-NO_LISTS:] = (b"sprs" if few else b"full") + len(said).to_bytes(8, "little") + said.astype("<u8").tobytes()
+        head[start + COUNT : start + COUNT + 8] = total.to_bytes(8, "little")
+    head[-NO_LISTS:] = (b"sprs" if few else b"full") + len(listed).to_bytes(8, "little") + listed.astype("<u8").tobytes()
     codes = np.memmap(unsorted, np.uint8, "r", shape=(total, number + inner.code_size))
     with open(path, "wb") as out:
         out.write(head)

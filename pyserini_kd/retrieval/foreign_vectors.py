@@ -5,14 +5,15 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
 from pyserini_kd.data.ids import unique_docs
 from pyserini_kd.data.lines import json_id, json_line, numbered_lines, one_word
-from pyserini_kd.retrieval import vector_store
+from pyserini_kd.retrieval.dense_index import DenseIndex
+from pyserini_kd.storage.arrays import Floats
 from pyserini_kd.storage.errors import InputError
 from pyserini_kd.storage.files import require_file
 
@@ -23,16 +24,17 @@ class Embedded(NamedTuple):
     """A document's id, its vector float32 (H,), and where it was read."""
 
     doc_id: str
-    vector: npt.NDArray[np.float32]
+    vector: Floats
     where: str
 
 
-def read(path: Path, ids: Path | None, load: Callable[[Path], Any]) -> Iterator[Embedded]:
+def read(path: Path, ids: Path | None, load: Callable[[Path], DenseIndex]) -> Iterator[Embedded]:
     """Stream vectors, checked: one width, no NaN or infinity, as many ids as vectors, no id twice.
 
-    `path` is an `.npy` array (N, H) with `ids`, one a line; Pyserini's `embeddings.jsonl` or a folder of such files; or a
-    folder with `index` and `docid` as Pyserini's FaissSearcher reads them, or ours of Lucene; `load` opens those
-    (`DenseIndex.load`).
+    Args:
+        path: an `.npy` array (N, H); Pyserini's `embeddings.jsonl`, or a folder of such files; or an index folder with `docid`.
+        ids: with an `.npy` array, a file with the id of each row, one a line.
+        load: opens an index folder (`DenseIndex.load`).
 
     Raises:
         InputError: naming file and line (`.npy`: the line of the id).
@@ -41,11 +43,11 @@ def read(path: Path, ids: Path | None, load: Callable[[Path], Any]) -> Iterator[
     def opened() -> Iterator[Embedded]:
         if path.suffix == ".npy":
             if ids is None:
-                raise InputError(f"--vectors {path} needs --ids: a file with the id of each row, one a line")
+                raise InputError(f"{path} needs a file with the id of each row, one a line", "ids")
             return _npy(path, ids)
         if ids is not None:
-            raise InputError(f"--ids goes with an .npy file; {path} holds its own ids")
-        return _index(path, load) if (path / "docid").is_file() else _jsonl(path)
+            raise InputError(f"goes with an .npy file; {path} holds its own ids", "ids")
+        return _index(path, load(path)) if (path / "docid").is_file() else _jsonl(path)
 
     def places(doc_id: str) -> Iterator[str]:
         return (one.where for one in opened() if one.doc_id == doc_id)
@@ -74,8 +76,7 @@ def _npy(path: Path, ids: Path) -> Iterator[Embedded]:
         raise InputError(f"{path} is not a complete .npy array of numbers: {error}") from None
     if array.ndim != 2 or array.dtype.kind != "f":
         raise InputError(f"{path}: expected an array (N, H) of floats, found shape {array.shape} of {array.dtype}")
-    lines = numbered_lines(ids, "ids")
-    for row, line in enumerate(itertools.zip_longest(range(len(array)), lines)):
+    for row, line in enumerate(itertools.zip_longest(range(len(array)), numbered_lines(ids, "ids"))):
         if None in line:
             count = sum(1 for _ in numbered_lines(ids, "ids"))
             raise InputError(f"{path} has {len(array)} vectors, but {ids} {count} ids")
@@ -84,9 +85,9 @@ def _npy(path: Path, ids: Path) -> Iterator[Embedded]:
 
 
 def _jsonl(path: Path) -> Iterator[Embedded]:
-    files = sorted(p for p in path.glob("*.json*")) if path.is_dir() else [path]
+    files = sorted(path.glob("*.json*")) if path.is_dir() else [path]
     if not files:
-        raise InputError(f"--vectors {path}: a folder without .jsonl files, and without `index` and `docid`")
+        raise InputError(f"{path}: a folder without .jsonl files, and without `index` and `docid`")
     for file in files:
         for where, line in numbered_lines(file, "vectors"):
             record = json_line(line, where)
@@ -99,15 +100,14 @@ def _jsonl(path: Path) -> Iterator[Embedded]:
             yield Embedded(json_id(record, ("id",), where), _float32(vector), where)
 
 
-def _index(folder: Path, load: Callable[[Path], Any]) -> Iterator[Embedded]:
-    opened = load(folder)
-    for start in range(0, len(opened.doc_ids), STEP):
-        some = opened.doc_ids[start : start + STEP]
-        found = vector_store.vectors_of(opened.index, np.arange(start, start + len(some)))
+def _index(folder: Path, index: DenseIndex) -> Iterator[Embedded]:
+    for start in range(0, len(index.doc_ids), STEP):
+        some: list[str] = index.doc_ids[start : start + STEP]
+        found = index.store.reconstruct(np.arange(start, start + len(some)))
         for row, (doc_id, vector) in enumerate(zip(some, found, strict=True), start=start + 1):
             yield Embedded(doc_id, vector, f"{folder / 'docid'}:{row}")
 
 
-def _float32(vector: Any) -> npt.NDArray[np.float32]:
+def _float32(vector: npt.ArrayLike) -> Floats:
     with np.errstate(over="ignore"):
         return np.asarray(vector, dtype=np.float32)

@@ -1,9 +1,9 @@
 """Fusion of Runs: by ranks, by scores, by votes.
 
-Every method gives each hit of each run a part (from its rank, or from its normalised score), and combines a document's
-parts into its score. A topic that one run lacks still appears. Parts are sorted before they are added and compared as
-float32: the order in which runs are named changes nothing, except where they are weighed differently. One topic at a time
-is in work: the command holds no more of the runs than that, where they list their topics in the same order.
+Every method gives each hit of each run a part (from its rank or its normalised score), and combines a document's parts into
+its score. A topic that one run lacks still appears. Parts are sorted before they are added, and compared as float32: the order
+of the runs changes nothing, unless they have different weights. Topics are fused one at a time: runs that are streamed from
+files, and list their topics in the same order, are never held in memory.
 """
 
 from __future__ import annotations
@@ -38,15 +38,19 @@ PartsOf = Callable[[Hits], Parts]
 
 
 class Way(NamedTuple):
-    """A method with its settings."""
+    """A fusion method with its settings.
+
+    Attributes:
+        parts_of: for each run.
+        combine: from the parts of a topic to scores.
+        cut_first: whether parts depend on the first `depth` hits only; pyserini.fusion normalises by all hits, then cuts.
+        sums_raw: whether raw scores are added, so that a missing score counts as 0.
+    """
 
     parts_of: Sequence[PartsOf]
-    """One a run."""
     combine: Combine
     cut_first: bool = False
-    """Do the parts depend on the first `depth` hits alone? pyserini.fusion normalises by all hits, then cuts."""
     sums_raw: bool = False
-    """Are scores added as they are, so that what a run lacks counts 0?"""
 
 
 TAG = "pyserini_kd.fusion"
@@ -71,7 +75,7 @@ def rrf(
         depth: hits read of each ranking; None reads all.
         k: results per query; None keeps all.
         tag: name of the fused run.
-        engine: `trectools`, `fast` (ours), or `auto`: trectools where the runs are small and not too deep for it.
+        engine: `trectools`, `fast` (ours), or `auto`: trectools if the runs are small and not too deep for it.
 
     >>> a, b = Run.from_scores("a", {"q": {"x": 2.0, "y": 1.0}}), Run.from_scores("b", {"q": {"y": 9.0}})
     >>> {d: round(float(s), 5) for d, s in zip(*rrf([a, b])["q"])}
@@ -80,19 +84,12 @@ def rrf(
     if engine not in ENGINES:
         raise InputError(f"engine must be one of {', '.join(ENGINES)}, not {engine!r}")
     check_inputs(runs, depth, k)
-    way = way_rrf(len(runs), rrf_k)
+    way = make_way("rrf", len(runs), rrf_k=rrf_k)
     if engine == "auto":
         engine = choose_engine(runs, depth)
     if engine == "trectools":
         return _rrf_by_trectools(runs, rrf_k, depth, k, tag)
     return _fuse(runs, way, depth, k, tag)
-
-
-def way_rrf(n_runs: int, rrf_k: int) -> Way:
-    """RRF for so many runs."""
-    if rrf_k < 0:
-        raise InputError(f"rrf_k must be 0 or more, not {rrf_k}")
-    return Way([lambda hits: 1 / (rrf_k + ranks_of(hits))] * n_runs, add)
 
 
 def interpolation(a: Run, b: Run, alpha: float = 0.5, depth: int | None = None, k: int | None = 1000, tag: str = TAG) -> Run:
@@ -102,35 +99,20 @@ def interpolation(a: Run, b: Run, alpha: float = 0.5, depth: int | None = None, 
     >>> interpolation(a, b, alpha=0.75)["q"]
     Hits(doc_ids=['y', 'x'], scores=array([3. , 1.5], dtype=float32))
     """
-    check_inputs([a, b], depth, k)
-    return _fuse([a, b], way_interpolation(alpha), depth, k, tag)
-
-
-def way_interpolation(alpha: float) -> Way:
-    """Interpolation of two runs."""
-    if not 0 <= alpha <= 1:
-        raise InputError(f"alpha must lie between 0 and 1, not {alpha}")
-    return Way([lambda hits: alpha * scores_of(hits), lambda hits: (1 - alpha) * scores_of(hits)], add, sums_raw=True)
+    return _fuse([a, b], make_way("interpolation", 2, alpha=alpha), depth, k, tag)
 
 
 def average(runs: Sequence[Run], depth: int | None = None, k: int | None = 1000, tag: str = TAG) -> Run:
     """Mean of raw scores over all runs; a missing score is 0."""
-    check_inputs(runs, depth, k)
-    return _fuse(runs, way_average(len(runs)), depth, k, tag)
-
-
-def way_average(n_runs: int) -> Way:
-    """The mean of so many runs."""
-    return Way([lambda hits: scores_of(hits) * (1 / n_runs)] * n_runs, add, sums_raw=True)
+    return _fuse(runs, make_way("average", len(runs)), depth, k, tag)
 
 
 def normalize(runs: Sequence[Run], depth: int | None = None, k: int | None = 1000, tag: str = TAG) -> Run:
     """Sum of scores brought to [0, 1] per run and query by minimum and maximum; a missing score is 0.
 
-    Where all scores of a ranking are equal they become 1, as in Pyserini: to be found is more than to be missing.
+    If all scores of a ranking are equal they become 1, as in Pyserini: to be found is more than to be missing.
     """
-    check_inputs(runs, depth, k)
-    return _fuse(runs, Way([pyserini_min_max] * len(runs), add), depth, k, tag)
+    return _fuse(runs, make_way("normalize", len(runs)), depth, k, tag)
 
 
 def combine(
@@ -150,7 +132,7 @@ def combine(
         runs: two or more.
         method: its name.
         norm: for methods on scores, how each ranking's scores are normalised first: one of `NORMS`; None is `none`.
-        weights: one a run, for `wsum` (all 1 where None).
+        weights: one a run, for `wsum`; None is all 1.
         rbp_p: for `rbp`, the persistence.
         depth: hits read of each ranking; None reads all. Normalisation and ranks see only these.
         k: results a query; None keeps all.
@@ -160,25 +142,50 @@ def combine(
     >>> combine([a, b], "combmnz", norm="minmax")["q"]
     Hits(doc_ids=['y', 'x', 'z'], scores=array([2., 1., 0.], dtype=float32))
     """
-    check_inputs(runs, depth, k)
-    return _fuse(runs, way_combine(len(runs), method, norm, weights, rbp_p), depth, k, tag)
+    return _fuse(runs, _combination(method, len(runs), norm, weights, rbp_p), depth, k, tag)
 
 
-def way_combine(n_runs: int, method: str, norm: str | None, weights: Sequence[float] | None, rbp_p: float) -> Way:
-    """One of METHODS for so many runs; InputError where its settings do not fit."""
+def make_way(
+    method: str,
+    n_runs: int,
+    *,
+    rrf_k: int = 60,
+    alpha: float = 0.5,
+    norm: str | None = None,
+    weights: Sequence[float] | None = None,
+    rbp_p: float = 0.8,
+) -> Way:
+    """A fusion method by name, for so many runs; InputError if its settings do not fit."""
+    if method == "rrf":
+        if rrf_k < 0:
+            raise InputError(f"must be 0 or more, not {rrf_k}", "rrf_k")
+        return Way([lambda hits: 1 / (rrf_k + ranks_of(hits))] * n_runs, add)
+    if method == "interpolation":
+        if not 0 <= alpha <= 1:
+            raise InputError(f"must lie between 0 and 1, not {alpha}", "alpha")
+        return Way([lambda hits: alpha * scores_of(hits), lambda hits: (1 - alpha) * scores_of(hits)], add, sums_raw=True)
+    if method == "average":
+        return Way([lambda hits: scores_of(hits) * (1 / n_runs)] * n_runs, add, sums_raw=True)
+    if method == "normalize":
+        return Way([pyserini_min_max] * n_runs, add)
+    return _combination(method, n_runs, norm, weights, rbp_p)
+
+
+def _combination(method: str, n_runs: int, norm: str | None, weights: Sequence[float] | None, rbp_p: float) -> Way:
+    """One of METHODS."""
     if method not in METHODS:
         raise InputError(f"fusion method must be one of {', '.join((*OWN_METHODS, *METHODS))}, not {method!r}")
     chosen = METHODS[method]
     if norm is not None and norm not in NORMS:
         raise InputError(f"norm must be one of {', '.join(NORMS)}, not {norm!r}")
     if norm is not None and chosen.by_rank is not None:
-        raise InputError(f"{method} looks at ranks alone; a norm of scores has no meaning for it")
+        raise InputError(f"{method} uses ranks only, no norm of scores")
     if weights is not None and method != "wsum":
         raise InputError(f"weights are for wsum, not {method}")
     if weights is not None and (len(weights) != n_runs or not np.isfinite(weights).all()):
         raise InputError(f"wsum needs one finite weight a run: {n_runs} runs, weights {' '.join(map(str, weights))}")
     if not 0 < rbp_p < 1:
-        raise InputError(f"rbp_p must lie between 0 and 1, not {rbp_p}")
+        raise InputError(f"must lie between 0 and 1, not {rbp_p}", "rbp_p")
     if chosen.by_rank is not None:
         by_rank = chosen.by_rank
         return Way([lambda hits: by_rank(ranks_of(hits), rbp_p)] * n_runs, chosen.combine)
@@ -201,18 +208,19 @@ def check_inputs(runs: Sequence[Run | RunStream], depth: int | None, k: int | No
 
 
 def queries_of(runs: Sequence[Run | RunStream]) -> list[str]:
-    """Every query of any run, in the order in which they first come."""
+    """Every query of any run, in the order of first appearance."""
     return list(dict.fromkeys(query_id for run in runs for query_id in run))
 
 
 def _fuse(runs: Sequence[Run], way: Way, depth: int | None, k: int | None, tag: str) -> Run:
+    check_inputs(runs, depth, k)
     return Run(tag, dict(read_topics_of(runs, way, depth, k)))
 
 
 def read_topics_of(
     runs: Sequence[Run | RunStream], way: Way, depth: int | None, k: int | None, seconds: dict[str, float] | None = None
 ) -> Iterator[tuple[str, Hits]]:
-    """Fuse topic by topic: the first `depth` hits of each ranking, k results. Adds what it takes to `seconds`."""
+    """Fuse topic by topic: the first `depth` hits of each ranking, k results. The times are added to `seconds`."""
     seconds = {} if seconds is None else seconds
     for query_id in queries_of(runs):
         started = time.perf_counter()
@@ -220,8 +228,8 @@ def read_topics_of(
         read = time.perf_counter()
         if way.sums_raw and any((hits.scores[-1:] < 0).any() for hits in rankings):  # best first
             less = "summed scores lie below 0, less than the 0 of documents that a run lacks"
-            logger.warning("query %s: %s; --method wsum --norm minmax has no such trap", query_id, less)
-            way = way._replace(sums_raw=False)  # said once
+            logger.warning("query %s: %s; method wsum with norm minmax avoids this", query_id, less)
+            way = way._replace(sums_raw=False)  # one warning is enough
         doc_ids, scores = _fuse_topic(rankings, way, depth)
         fused = ordered(doc_ids, scores, f"query {query_id}")
         for stage, spent in (("read", read - started), ("fuse", time.perf_counter() - read)):

@@ -30,7 +30,7 @@ def pyserini_min_max(hits: Hits) -> Parts:
     scores = scores_of(hits)
     if len(scores) == 0 or scores[0] == scores[-1]:  # best first
         return np.ones_like(scores)
-    return (scores - scores[-1]) / (scores[0] - scores[-1])
+    return np.asarray((scores - scores[-1]) / (scores[0] - scores[-1]))
 
 
 def min_max(scores: Parts) -> Parts:
@@ -55,16 +55,16 @@ def sum_to_one(scores: Parts) -> Parts:
 
 
 def z_score(scores: Parts) -> Parts:
-    """Minus their mean, divided by their standard deviation (of the population); all-equal scores become 0.
+    """Minus their mean, divided by their (population) standard deviation; all-equal scores become 0.
 
-    What a run lacks then counts as an average hit of it, more than its lower half.
+    A document that a run lacks then counts as an average hit of that run, more than its lower half.
 
     >>> z_score(np.array([3.0, 1.0])).tolist()
     [1.0, -1.0]
     """
-    if not np.ptp(scores):  # asked of the scores: their deviation may be rounding
+    if not np.ptp(scores):  # not the deviation: rounding may keep it from 0
         return np.zeros_like(scores)
-    return (scores - scores.mean()) / scores.std()
+    return np.asarray((scores - scores.mean()) / scores.std())
 
 
 def rank_score(scores: Parts) -> Parts:
@@ -73,7 +73,7 @@ def rank_score(scores: Parts) -> Parts:
     >>> rank_score(np.array([9.0, 8.0, 0.5, 0.1])).tolist()
     [1.0, 0.75, 0.5, 0.25]
     """
-    return 1 - np.arange(len(scores)) / len(scores)
+    return np.asarray(1 - np.arange(len(scores)) / len(scores))
 
 
 NORMS: dict[str, Callable[[Parts], Parts]] = {
@@ -99,11 +99,11 @@ def add(parts: Parts) -> Parts:
 
 def count(parts: Parts) -> Parts:
     """How many runs have each document."""
-    return (~np.isnan(parts)).sum(axis=0).astype(np.float64)
+    return np.asarray((~np.isnan(parts)).sum(axis=0), np.float64)
 
 
 def borda(parts: Parts) -> Parts:
-    """Borda count: of n documents the first gets n points, the next n - 1; those a run lacks share what it has left.
+    """Borda count: of n documents the first gets n points, the next n - 1; those that a run lacks share its other points.
 
     `parts` are 1-based ranks. Aslam and Montague 2001.
     """
@@ -116,17 +116,17 @@ def condorcet(parts: Parts) -> Parts:
     """Condorcet's pairwise majorities, counted as Copeland does: documents beaten, and half of those tied with.
 
     `parts` are 1-based ranks; a run prefers what it lists to what it lacks. Montague and Aslam 2002 sort by the majority
-    relation, which may run in circles; the count of wins agrees with it where it does not.
+    relation, which may have cycles; without cycles the count of wins gives the same order.
     """
     ranks = np.where(np.isnan(parts), np.inf, parts)
     votes = np.zeros((ranks.shape[1], ranks.shape[1]), dtype=np.int32)
     for run in ranks:
         votes += (run[:, None] < run[None, :]).astype(np.int32) - (run[:, None] > run[None, :])
-    return (votes > 0).sum(axis=1) + (votes == 0).sum(axis=1) / 2 - 0.5
+    return np.asarray((votes > 0).sum(axis=1) + (votes == 0).sum(axis=1) / 2 - 0.5)
 
 
 class Method(NamedTuple):
-    """A way to fuse: what a hit's part is, and how parts become a score."""
+    """A way to fuse: the part that a hit gets, and how parts become a score."""
 
     what: str
     combine: Combine
@@ -152,4 +152,4 @@ METHODS = {
 }
 SUMS = ("combsum", "combmnz", "wsum")
 OWN_METHODS = ("rrf", "interpolation", "average", "normalize")
-"""Those with functions of their own: as pyserini.fusion computes them."""
+"""Methods with a function of their own, computed as in pyserini.fusion."""

@@ -1,19 +1,26 @@
-"""What BM25 and vector search share of Lucene: folders, prebuilt indexes, hits as JSON."""
+"""What BM25 and vector search share of Lucene: index folders, prebuilt indexes, hits as JSON."""
 
 from __future__ import annotations
 
+import concurrent.futures
 import contextlib
 import difflib
 import functools
 import sys
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 
-from pyserini_kd.data.java import start_jvm
+from pyserini_kd.data.java import java_message, start_jvm
 from pyserini_kd.storage.errors import InputError
+
+Chunk = TypeVar("Chunk")
+Result = TypeVar("Result")
+JavaObject = Any
+"""An object of Java, which jnius does not type."""
 
 
 def is_lucene_index(path: Path) -> bool:
@@ -21,8 +28,15 @@ def is_lucene_index(path: Path) -> bool:
     return path.is_dir() and any(path.glob("segments_*"))
 
 
+def directory(folder: Path) -> JavaObject:
+    """Lucene's object for an index folder."""
+    from jnius import autoclass
+
+    return autoclass("org.apache.lucene.store.FSDirectory").open(autoclass("java.io.File")(str(folder)).toPath())
+
+
 def prebuilt_index(name: str, kind: str = "BM25") -> Path:
-    """The folder of one of Pyserini's prebuilt indexes (`BM25` or `FAISS`), downloaded where it is missing."""
+    """The folder of one of Pyserini's prebuilt indexes (`BM25` or `FAISS`), downloaded if it is missing."""
     start_jvm()  # before Pyserini does, in its own way
     from pyserini import prebuilt_index_info
     from pyserini.util import download_prebuilt_index
@@ -36,15 +50,38 @@ def prebuilt_index(name: str, kind: str = "BM25") -> Path:
         with contextlib.redirect_stdout(sys.stderr):  # Pyserini prints
             return Path(download_prebuilt_index(name))
     except Exception as error:  # no network, wrong checksum, full disk: Pyserini has no common class for them
-        raise InputError(f"prebuilt index {name} could not be had from {known[name]['urls'][0]}: {error}") from error
+        raise InputError(f"prebuilt index {name} could not be downloaded from {known[name]['urls'][0]}: {error}") from error
+
+
+def in_threads(function: Callable[[Chunk], Result], chunks: Iterable[Chunk], threads: int) -> Iterator[Result]:
+    """What a function that searches with Lucene returns for each chunk; several chunks are searched side by side.
+
+    Raises:
+        InputError: Lucene refuses a search.
+    """
+    import jnius
+
+    def detached(chunk: Chunk) -> Result:
+        try:
+            return function(chunk)
+        finally:
+            jnius.detach()  # else Java keeps a record of the thread
+
+    pool = concurrent.futures.ThreadPoolExecutor(threads)
+    try:
+        yield from pool.map(detached, chunks)
+    except jnius.JavaException as error:
+        raise InputError(f"Lucene's search failed: {java_message(error)}") from error
+    finally:
+        pool.shutdown(cancel_futures=True)
 
 
 @functools.cache
-def json_mapper() -> Any:
-    """Jackson, told to write hits as bare arrays.
+def json_mapper() -> JavaObject:
+    """Jackson's JSON writer, told to write hits as bare arrays.
 
-    Of a sorted search `[[[score,["id in base64",length]],...]]`, of a plain one `[[[score,document number],...]]`, of
-    Anserini's `[["id",score],...]`.
+    A sorted search gives `[[[score,["id in base64",length]],...]]`, a plain one `[[[score,document number],...]]`, Anserini's
+    own `[["id",score],...]`.
     """
     from jnius import autoclass
 

@@ -1,48 +1,46 @@
 """Document vectors in Lucene: HNSW graphs and flat scans, written by Anserini's index writers, searched by inner product.
 
-Anserini's own indexer declares vectors as DOT_PRODUCT, which Lucene defines for vectors of length 1: their score is
-(1 + dot) / 2, and everything below a product of -1 is tied at 0. Vectors of a student need not have length 1, so here they are
-declared as MAXIMUM_INNER_PRODUCT, whose score gives any product back. Fields and codecs are Anserini's: Pyserini's
-`LuceneHnswDenseSearcher` and `LuceneFlatDenseSearcher` open these folders too. Row n of an index is Lucene's document n.
+Anserini's own indexer declares vectors as DOT_PRODUCT, which Lucene defines for vectors of length 1: all products below -1 get
+the score 0. Vectors of a student need not have length 1, so we declare them as MAXIMUM_INNER_PRODUCT, whose score gives any
+product back. Fields and codecs are Anserini's: Pyserini's `LuceneHnswDenseSearcher` and `LuceneFlatDenseSearcher` open these
+folders too. Row n of an index is Lucene's document n.
 """
 
 from __future__ import annotations
 
-import concurrent.futures
 import logging
 import os
 import shutil
 import tempfile
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from pyserini_kd.data import java
 from pyserini_kd.retrieval import lucene
+from pyserini_kd.retrieval.lucene import JavaObject
+from pyserini_kd.storage.arrays import Floats, Rows
 from pyserini_kd.storage.errors import InputError
 
 INDEXERS = {"lucene-hnsw": "IndexHnswDenseVectors", "lucene-flat": "IndexFlatDenseVectors"}  # kind -> Anserini's class
 MAX_WIDTH = 4096  # what Anserini's codecs take
-LINKS = 16  # HNSW's M: neighbours of a document on the upper floors; twice as many on the ground
+LINKS = 16  # HNSW's M: neighbours of a document on the upper levels; twice as many on the lowest
 BEAM = 100  # HNSW's efConstruction
 EF_SEARCH = 100  # Anserini's default
 BUFFER = 512  # MiB of vectors and links held while indexing; Java takes a quarter of the memory at most
-BESIDE = 400  # bytes that a document takes there, about, its vector and links aside
+BESIDE = 400  # bytes of that for each document, about, beside its vector and links
 STEP = 16  # queries that a thread takes at a time
 FIELD = "vector"
 
 logger = logging.getLogger(__name__)
 
-Floats = npt.NDArray[np.float32]
 
-
-def check(width: int, kind: str) -> None:
-    """InputError where Lucene takes no vectors of this width."""
+def check(width: int) -> None:
+    """InputError if Lucene takes no vectors of this width."""
     if width > MAX_WIDTH:
-        raise InputError(f"--{kind} takes vectors of at most {MAX_WIDTH} numbers, the encoder makes {width}")
+        raise InputError(f"Lucene takes vectors of at most {MAX_WIDTH} numbers, the encoder makes {width}")
 
 
 def vector_bytes(width: int, kind: str) -> int:
@@ -51,15 +49,15 @@ def vector_bytes(width: int, kind: str) -> int:
 
 
 def write(blocks: Iterable[tuple[list[str], Floats]], kind: str, folder: Path, kept: Path | None = None) -> None:
-    """Write blocks of (ids, vectors) into a folder as one Lucene segment, by one thread: the same graph every time.
+    """Write blocks of (ids, vectors (N, H)) into a folder as one Lucene segment, by one thread: the same graph every time.
 
-    Segments of a fixed number of documents, some `BUFFER` MiB each, are made one by one, and merged in the end.
+    Segments with a fixed number of documents, `BUFFER` MiB each, are made one by one and merged at the end.
 
     Args:
-        blocks: the documents, in order; numbers float32 (N, H).
-        kind: of `INDEXERS`.
+        blocks: the documents, in order.
+        kind: one of `INDEXERS`.
         folder: where the index goes.
-        kept: a folder for the segments meanwhile; a run that was killed goes on from those that lie there, to the same graph.
+        kept: a folder for the segments meanwhile; after a kill the next run goes on from them, to the same graph.
 
     Raises:
         InputError: Lucene refuses an id (longer than 32,766 bytes) or a number that is not finite; the disk is full.
@@ -82,25 +80,25 @@ def write(blocks: Iterable[tuple[list[str], Floats]], kind: str, folder: Path, k
             writer.rollback()
             raise
         if kept is not None:
-            for path in sorted(kept.iterdir(), key=lambda path: not path.name.startswith("segments_")):  # first, as said above
+            for path in sorted(kept.iterdir(), key=lambda path: not path.name.startswith("segments_")):  # segments_* first
                 os.replace(path, folder / path.name)
             kept.rmdir()
     except jnius.JavaException as error:
         raise InputError(f"Lucene could not write the vectors into {folder}: {java.java_message(error)}") from error
     finally:
-        java.quiet_java()  # Anserini sets the log level to its own taste
+        java.quiet_java()  # Anserini has changed the log level
 
 
-def _writer(kind: str, folder: Path) -> Any:
+def _writer(kind: str, folder: Path) -> JavaObject:
     """An IndexWriter with Anserini's codecs, which take more than Lucene's 1,024 numbers, or have no graph.
 
-    It goes on with what the folder holds; Anserini's own begins anew.
+    It goes on with what the folder holds; Anserini's own writer does not.
     """
     from jnius import autoclass
 
     with tempfile.TemporaryDirectory() as elsewhere:
         args = autoclass(f"io.anserini.index.{INDEXERS[kind]}$Args")()
-        args.collectionClass, args.input = "JsonDenseVectorCollection", elsewhere  # demanded; we add ourselves
+        args.collectionClass, args.input = "JsonDenseVectorCollection", elsewhere  # required, but not used
         args.index, args.quiet = elsewhere, True
         if kind == "lucene-hnsw":
             args.M, args.efC = LINKS, BEAM
@@ -109,15 +107,14 @@ def _writer(kind: str, folder: Path) -> Any:
         theirs.rollback()
     config = autoclass("org.apache.lucene.index.IndexWriterConfig")()
     config.setCodec(codec)
-    config.setRAMBufferSizeMB(2 * BUFFER)  # never reached, but by very long ids
-    config.setMergePolicy(autoclass("org.apache.lucene.index.NoMergePolicy").INSTANCE)  # not before the end
+    config.setRAMBufferSizeMB(2 * BUFFER)  # reached only with very long ids
+    config.setMergePolicy(autoclass("org.apache.lucene.index.NoMergePolicy").INSTANCE)  # merge at the end only
     config.setUseCompoundFile(False)
-    directory = autoclass("org.apache.lucene.store.FSDirectory").open(autoclass("java.io.File")(str(folder)).toPath())
-    return autoclass("org.apache.lucene.index.IndexWriter")(directory, config)
+    return autoclass("org.apache.lucene.index.IndexWriter")(lucene.directory(folder), config)
 
 
-def _merge_policy() -> Any:
-    """All segments into one, at once and in their order; Lucene's usual policy puts them in order of size."""
+def _merge_policy() -> JavaObject:
+    """Merge all segments at once, in their order; Lucene's default policy sorts them by size."""
     from jnius import autoclass
 
     policy = autoclass("org.apache.lucene.index.LogDocMergePolicy")()
@@ -126,10 +123,10 @@ def _merge_policy() -> Any:
     return policy
 
 
-def _add(writer: Any, blocks: Iterable[tuple[list[str], Floats]], kind: str) -> None:
-    """Add all vectors that are not there, and keep what is added segment by segment.
+def _add(writer: JavaObject, blocks: Iterable[tuple[list[str], Floats]], kind: str) -> None:
+    """Add the vectors that the index does not hold yet, and commit segment by segment.
 
-    One Java document is filled again and again, as each new Java object costs microseconds.
+    One Java document is reused, because each new Java object costs microseconds.
     """
     from jnius import autoclass
 
@@ -142,7 +139,7 @@ def _add(writer: Any, blocks: Iterable[tuple[list[str], Floats]], kind: str) -> 
     document = autoclass("org.apache.lucene.document.Document")()
     document.add(stored)
     document.add(sortable)
-    vector = None
+    vector: JavaObject = None
     done, row = int(writer.getDocStats().maxDoc), 0
     if done:
         logger.info("going on from an index of %d vectors", done)
@@ -163,77 +160,66 @@ def _add(writer: Any, blocks: Iterable[tuple[list[str], Floats]], kind: str) -> 
                 writer.commit()
 
 
-class VectorIndex:
-    """An open index, with the few names that `index` uses of FAISS's; its vectors stay on disk, mapped into memory."""
+class LuceneStore:
+    """An open index of Lucene vectors, a `VectorStore`; the vectors stay on disk, mapped into memory."""
+
+    is_exact = True
 
     def __init__(self, folder: Path) -> None:
-        """Open a folder that `write` made; InputError for other vectors, or none."""
+        """Open a folder that `write` made; InputError for another Lucene index."""
         java.start_jvm()
         from jnius import JavaException, autoclass, cast
 
         try:
-            directory = autoclass("org.apache.lucene.store.FSDirectory").open(autoclass("java.io.File")(str(folder)).toPath())
-            self._reader = autoclass("org.apache.lucene.index.DirectoryReader").open(directory)
+            reader = autoclass("org.apache.lucene.index.DirectoryReader").open(lucene.directory(folder))
         except JavaException as error:
             raise InputError(f"{folder} cannot be opened: {java.java_message(error)}") from error
-        leaves = self._reader.leaves()
-        self._leaf: Any = leaves.get(0).reader() if leaves.size() == 1 else None
-        found: Any = self._leaf.getFieldInfos().fieldInfo(FIELD) if self._leaf else None
+        leaves = reader.leaves()
+        self._leaf: JavaObject = leaves.get(0).reader() if leaves.size() == 1 else None
+        found: JavaObject = self._leaf.getFieldInfos().fieldInfo(FIELD) if self._leaf else None
         similarity = found.getVectorSimilarityFunction().toString() if found else "nothing"
         if similarity != "MAXIMUM_INNER_PRODUCT":
             raise InputError(f"{folder} is no Lucene index of vectors that `pyserini-kd index` wrote: it compares {similarity}")
-        self.d, self.ntotal = int(found.getVectorDimension()), int(self._reader.numDocs())
-        self.has_graph = "Hnsw" in (found.getAttribute("PerFieldKnnVectorsFormat.format") or "")
-        self.ef_search = EF_SEARCH
-        reader = cast("org.apache.lucene.index.IndexReader", self._reader)  # else jnius takes the wrong constructor
-        self._searcher = autoclass("org.apache.lucene.search.IndexSearcher")(reader)
+        self.width, self.count = int(found.getVectorDimension()), int(reader.numDocs())
+        self._folder, self._has_graph = folder, "Hnsw" in (found.getAttribute("PerFieldKnnVectorsFormat.format") or "")
+        # without the cast jnius takes the wrong constructor
+        self._searcher = autoclass("org.apache.lucene.search.IndexSearcher")(
+            cast("org.apache.lucene.index.IndexReader", reader)
+        )
 
-    def search(self, query_vecs: Floats, k: int) -> tuple[Floats, npt.NDArray[np.int64]]:
-        """Inner products float32 (Q, k) and rows int64 (Q, k), best first; row -1 where there are fewer than k.
-
-        A graph is searched with a queue of max(k, ef_search). As many threads as FAISS uses search side by side.
-        """
+    def search(
+        self, query_vecs: Floats, k: int, *, ef_search: int | None = None, nprobe: int | None = None
+    ) -> tuple[Floats, Rows]:
+        """See `VectorStore.search`; as many threads as FAISS uses search side by side."""
         import faiss
-        import jnius
+        from jnius import autoclass
 
+        if nprobe is not None:
+            raise InputError(f"is for IVF indexes; {self._folder} is none", "nprobe")
+        if ef_search is not None and not self._has_graph:
+            raise InputError(f"is for HNSW indexes; {self._folder} is none", "ef_search")
+        queue = max(k, ef_search or EF_SEARCH)
         scores = np.full((len(query_vecs), k), -np.inf, dtype=np.float32)
         rows = np.full((len(query_vecs), k), -1, dtype=np.int64)
-        new_query = jnius.autoclass("org.apache.lucene.search.KnnFloatVectorQuery")
-        mapper = lucene.json_mapper()
+        new_query, mapper = autoclass("org.apache.lucene.search.KnnFloatVectorQuery"), lucene.json_mapper()
 
-        def one(place: int) -> None:
-            query = new_query(FIELD, query_vecs[place].tolist(), max(k, self.ef_search))
-            found = lucene.numbers(mapper.writeValueAsString(self._searcher.search(query, k))).reshape(-1, 2)
-            scores[place, : len(found)] = _products(found[:, 0])
-            rows[place, : len(found)] = found[:, 1]
+        def search_some(places: Iterable[int]) -> None:
+            for place in places:
+                top = self._searcher.search(new_query(FIELD, query_vecs[place].tolist(), queue), k)
+                found = lucene.numbers(mapper.writeValueAsString(top)).reshape(-1, 2)
+                scores[place, : len(found)] = _products(found[:, 0])
+                rows[place, : len(found)] = found[:, 1]
 
-        def some(places: Iterable[int]) -> None:
-            try:
-                for place in places:
-                    one(place)
-            finally:
-                jnius.detach()
-
-        threads, places = faiss.omp_get_max_threads(), range(len(query_vecs))
-        try:
-            if threads == 1 or len(places) == 1:
-                for place in places:
-                    one(place)
-            else:
-                pool = concurrent.futures.ThreadPoolExecutor(threads)
-                try:
-                    list(pool.map(some, (places[start : start + STEP] for start in places[::STEP])))
-                finally:
-                    pool.shutdown(cancel_futures=True)
-        except jnius.JavaException as error:
-            raise InputError(f"Lucene's search failed: {java.java_message(error)}") from error
+        places = range(len(query_vecs))
+        chunks = (places[start : start + STEP] for start in places[::STEP])
+        list(lucene.in_threads(search_some, chunks, faiss.omp_get_max_threads()))
         return scores, rows
 
-    def reconstruct_batch(self, rows: npt.NDArray[np.int64]) -> Floats:
-        """Stored vectors float32 (N, H) of rows."""
+    def reconstruct(self, rows: Rows) -> Floats:
+        """See `VectorStore.reconstruct`."""
         values = self._leaf.getFloatVectorValues(FIELD)  # read forwards only
         distinct, places = np.unique(rows, return_inverse=True)
-        vectors = np.empty((len(distinct), self.d), np.float32)
+        vectors = np.empty((len(distinct), self.width), np.float32)
         for place, row in enumerate(distinct.tolist()):
             values.advance(row)
             vectors[place] = values.vectorValue()
@@ -241,5 +227,5 @@ class VectorIndex:
 
 
 def _products(scores: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
-    """Inner products from Lucene's scores of them, which are never negative: 1 + x for x >= 0, else 1 / (1 - x)."""
+    """Inner products x from Lucene's scores, which are never negative: 1 + x for x >= 0, else 1 / (1 - x)."""
     return np.where(scores >= 1, scores - 1, 1 - 1 / np.maximum(scores, np.finfo(np.float32).tiny))

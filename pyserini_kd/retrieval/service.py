@@ -1,8 +1,9 @@
 """The HTTP JSON API of `serve`: bounded requests, answered one after the other by one thread that owns the models.
 
 GET and POST `/search` take the same fields (`Asked`); `/health` says what is served. A request that is wrong or too large
-gets a 4xx and one line under `detail`, one more than may wait gets 429, and who has left by the time of his turn is passed
-over. Nothing of a query is logged or kept.
+gets a 4xx and one line under `detail`. When the queue is full, requests get 429; disconnected clients are skipped. Nothing of a
+query is logged or kept. Clients that are slow or silent on purpose are not handled here: put a public service behind a reverse
+proxy.
 """
 
 from __future__ import annotations
@@ -11,37 +12,35 @@ import asyncio
 import concurrent.futures
 import functools
 import json
-import resource
-from collections.abc import Awaitable, Callable
-from typing import Annotated, Any
+import socket
+from collections.abc import Callable
+from typing import Annotated
 
+import uvicorn
 from fastapi import FastAPI, HTTPException, Query, Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StringConstraints, model_validator
-from uvicorn import Config
-from uvicorn.protocols.http.h11_impl import H11Protocol
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from tqdm import tqdm
 
 import pyserini_kd
 from pyserini_kd.data import types
 from pyserini_kd.models import hardware
-from pyserini_kd.retrieval.search_settings import QUERY_HITS
+from pyserini_kd.retrieval.search_settings import QUERY_HITS, SystemSettings
 from pyserini_kd.retrieval.system import System
 from pyserini_kd.storage.errors import InputError
 
 MAX_QUERIES = 64  # a request
 MAX_CHARS = 8192  # a query
 MAX_HITS = 1000  # a query
-MAX_ANSWERS = 10_000  # hits of all queries of a request
-MAX_DOCS = 1000  # of them, where their texts are sent too
+MAX_ANSWERS = 10_000  # hits a request, of all its queries
+MAX_DOCS = 1000  # hits a request, if their texts are sent too
 MAX_PAIRS = 10_000  # documents reranked for a request
 MAX_BODY = 1 << 20  # bytes
 LONGEST_NAME = 40  # characters of a wrong field's name that an answer repeats
 MAX_BODIES = 64 << 20  # bytes of all requests that are being received
 MAX_WAITING = 64  # requests
-MAX_CONNECTIONS = 4096
-OTHER_FILES = 200  # that the process has open: libraries, indexes
-PATIENCE = 10  # seconds that a connection may take for a request, and without reading of its answer
 
 Text = Annotated[str, StringConstraints(strip_whitespace=True, min_length=1, max_length=MAX_CHARS)]
 Texts = Annotated[list[Text], BeforeValidator(lambda value: [value] if isinstance(value, str) else value)]
@@ -73,7 +72,7 @@ def answer(system: System, asked: Asked) -> bytes:
     results = []
     for query in queries:
         doc_ids, scores = run[query.query_id]
-        hits: list[dict[str, Any]] = [
+        hits: list[dict[str, str | int | float]] = [
             {"rank": rank, "doc_id": doc_id, "score": score}
             for rank, (doc_id, score) in enumerate(zip(doc_ids, scores.tolist(), strict=True), start=1)
         ]
@@ -85,7 +84,7 @@ def answer(system: System, asked: Asked) -> bytes:
 
 
 class Worker:
-    """One thread that calls `function`, first come first served; at most MAX_WAITING requests wait for it."""
+    """One thread that calls `function`, first come first served; at most MAX_WAITING requests wait."""
 
     def __init__(self, function: Callable[[Asked], bytes], threads: int | None) -> None:
         self.function = function
@@ -95,7 +94,7 @@ class Worker:
         self.waiting = 0  # changed by the event loop's thread only
 
     async def __call__(self, request: Request, asked: Asked) -> Response:
-        """The answer to one request; 429 where too many wait."""
+        """The answer to one request; 429 if too many wait."""
         if self.waiting >= MAX_WAITING:
             raise HTTPException(429, f"{MAX_WAITING} requests are waiting; come again", headers={"Retry-After": "1"})
         self.waiting += 1
@@ -110,17 +109,17 @@ class Worker:
 
 
 class BoundedBody:
-    """ASGI middleware: 413 as soon as a body has more than MAX_BODY bytes, 429 where all bodies have more than MAX_BODIES."""
+    """ASGI middleware: 413 once a body has more than MAX_BODY bytes, 429 once all bodies have more than MAX_BODIES."""
 
-    def __init__(self, app: Any) -> None:
+    def __init__(self, app: ASGIApp) -> None:
         self.app = app
         self.held = 0  # bytes, of all requests at work
 
-    async def __call__(self, scope: Any, receive: Callable[[], Awaitable[Any]], send: Any) -> None:
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Pass the request on with a `receive` that counts."""
         size = 0
 
-        async def counted() -> Any:
+        async def counted() -> Message:
             nonlocal size
             message = await receive()
             more = len(message.get("body", b""))
@@ -137,54 +136,33 @@ class BoundedBody:
             self.held -= size
 
 
-class Impatient(H11Protocol):
-    """HTTP over a connection that is closed when a request is not whole in time: silent ones would take all the places.
-
-    One more than `most` is closed at once; uvicorn's own `limit_concurrency` would answer 503 to others meanwhile.
-    """
-
-    def __init__(self, *args: Any, most: int, **settings: Any) -> None:
-        super().__init__(*args, **settings)
-        self.most = most
-
-    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-        """Begin to look at the connection every now and then."""
-        super().connection_made(transport)
-        if len(self.connections) > self.most:
-            transport.abort()
-        self._next_look = self.loop.call_later(PATIENCE, self._look, None)
-
-    def connection_lost(self, exc: Exception | None) -> None:
-        """End that."""
-        self._next_look.cancel()
-        super().connection_lost(exc)
-
-    def _look(self, before: Any) -> None:
-        """Close the connection if it is still at the same request and has not sent all of it, or of the next one."""
-        if self.cycle is before and (before is None or before.more_body or before.response_complete):
-            self.transport.close()  # as soon as what was answered is read
-            self._next_look = self.loop.call_later(PATIENCE, self._give_up, self.transport.get_write_buffer_size())
-        else:
-            self._next_look = self.loop.call_later(PATIENCE, self._look, self.cycle)
-
-    def _give_up(self, unread: int) -> None:
-        """End a connection whose client has read nothing since: its answer would stay in memory."""
-        left = self.transport.get_write_buffer_size()
-        if left >= unread:
-            self.transport.abort()
-        else:
-            self._next_look = self.loop.call_later(PATIENCE, self._give_up, left)
+def bind(host: str, port: int) -> socket.socket:
+    """A socket bound to an address, before anything is loaded: a port in use is known at once; InputError if it is."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    listener = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)  # named: else asyncio leaves Nagle's delay on
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        listener.bind((host, port))
+    except OSError as error:
+        raise InputError(f"address {host}, port {port}: {error.strerror}") from error
+    return listener
 
 
-def config(api: FastAPI) -> Config:
-    """How uvicorn is to run the application; the process may open more files than before, for its connections."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    wanted = MAX_CONNECTIONS + OTHER_FILES
-    soft = max(soft, wanted if hard == resource.RLIM_INFINITY else min(wanted, hard))
-    resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
-    quiet: Any = {"log_config": None, "log_level": "warning", "access_log": False, "backlog": 128}
-    http: Any = functools.partial(Impatient, most=max(16, min(MAX_CONNECTIONS, soft - OTHER_FILES)))
-    return Config(api, http=http, **quiet)
+def serve(settings: SystemSettings, listener: socket.socket, ready: Callable[[str], object]) -> None:
+    """Load what the settings name and answer searches on a bound socket until Ctrl-C; `ready` is told the address to ask."""
+    if settings.rerank and settings.depth > MAX_PAIRS:
+        raise InputError(f"{settings.depth}: at most {MAX_PAIRS} documents are reranked for a request", "depth")
+    api = app(System.open(settings, texts=True))
+    tqdm.__init__ = functools.partialmethod(tqdm.__init__, delay=3600)  # no bar a request
+    listener.listen()
+    address, port = listener.getsockname()[:2]
+    ready(f"http://{f'[{address}]' if ':' in address else address}:{port}/search?query=")
+    uvicorn.Server(config(api)).run(sockets=[listener])
+
+
+def config(api: FastAPI) -> uvicorn.Config:
+    """How uvicorn runs the application: it logs no requests."""
+    return uvicorn.Config(api, log_config=None, log_level="warning", access_log=False, backlog=128, http="h11")
 
 
 def app(system: System) -> FastAPI:
@@ -197,7 +175,7 @@ def app(system: System) -> FastAPI:
     served |= {"index": settings.index[0], "more_indexes": settings.index[1:]}
 
     @api.get("/health")
-    async def health() -> dict[str, Any]:
+    async def health() -> dict[str, object]:
         return {"status": "ok", "version": pyserini_kd.__version__, "waiting": worker.waiting} | served
 
     @api.get("/search")
@@ -215,13 +193,13 @@ def app(system: System) -> FastAPI:
         return await worker(request, asked)
 
     @api.exception_handler(RequestValidationError)
-    async def invalid(_: Any, error: RequestValidationError) -> JSONResponse:
+    async def invalid(_: Request, error: RequestValidationError) -> JSONResponse:
         first = error.errors()[0]  # its `input` stays here: it may be as large as the request
         where = ".".join(str(part)[:LONGEST_NAME] for part in first["loc"][1:] if first["type"] != "json_invalid")
         return JSONResponse({"detail": f"{where}: {first['msg']}" if where else first["msg"]}, 422)
 
     @api.exception_handler(InputError)
-    async def refused(_: Any, error: InputError) -> JSONResponse:
+    async def refused(_: Request, error: InputError) -> JSONResponse:
         return JSONResponse({"detail": str(error)}, 422)
 
     return api

@@ -1,4 +1,4 @@
-"""The piece of a text that shows best why a query found it, and the query's words in it marked. For the eye only."""
+"""The piece of a text that shows best why a query found it, with the words of the query marked. For display only."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def stem(word: str) -> str:
 
 
 def stems(query: str) -> set[str]:
-    """Stems of a query's words; stop words only where it has no others.
+    """Stems of a query's words, without stop words unless it has no others.
 
     >>> sorted(stems("the merge of two sorted arrays")), stems("to be")  == {"to", "be"}
     (['arrai', 'merg', 'sort', 'two'], True)
@@ -37,7 +37,7 @@ def stems(query: str) -> set[str]:
 
 
 def plain(text: str) -> str:
-    r"""The text on one line, without what a terminal might obey.
+    r"""The text on one line, without control characters for a terminal.
 
     >>> plain("red \x1b[31malert\n  now")
     'red [31malert now'
@@ -46,7 +46,7 @@ def plain(text: str) -> str:
 
 
 def snippet(text: str, wanted: set[str], width: int = 110) -> str:
-    """At most `width` characters round the window with the most different words of the query, then the most words.
+    """At most `width` characters around the window with the most different words of the query; then the most words decide.
 
     >>> snippet("one two three four five six seven eight nine ten eleven twelve", {"seven"}, 36)
     '... five six seven eight nine ...'

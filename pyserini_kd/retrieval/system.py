@@ -13,7 +13,8 @@ from pyserini_kd.data.runs import Run, default_tag
 from pyserini_kd.data.types import Query
 from pyserini_kd.models import hardware, rankers
 from pyserini_kd.models.rankers import Encoder, Scorer
-from pyserini_kd.retrieval import bm25_search, fusion, lucene, reranking
+from pyserini_kd.retrieval import fusion, lucene, reranking
+from pyserini_kd.retrieval.bm25_search import BM25Index
 from pyserini_kd.retrieval.dense_index import DenseIndex
 from pyserini_kd.retrieval.dense_search import dense
 from pyserini_kd.retrieval.open_index import open_with_encoder
@@ -35,7 +36,7 @@ class System:
     settings: SystemSettings
     index: DenseIndex | None
     encoder: Encoder | None
-    sparse_index: str | None
+    sparse: BM25Index | None
     reranker: Scorer | None
     source: Source | None  # where the reranker takes documents from
     fetch: Fetch | None
@@ -50,13 +51,13 @@ class System:
         """
         if settings.threads and (not settings.is_sparse or settings.rerank):
             hardware.use_threads(settings.threads)
-        index = encoder = cache = None
+        index = encoder = sparse = cache = None
         if not settings.is_sparse:
             index, encoder = _open_dense(settings)
             cache = QueryCache.of(query_cache, encoder) if query_cache else None
         sparse_index = settings.index[0] if settings.is_sparse else settings.sparse_index
         if sparse_index:
-            bm25_search.open_searcher(sparse_index)
+            sparse = BM25Index.open(sparse_index)
             record = Path(sparse_index) / "manifest.json"
             if index is not None and record.is_file():
                 passages.refuse_mixture((index.folder, index.manifest), (sparse_index, read_json(record, "manifest")))
@@ -72,7 +73,7 @@ class System:
                     "needs texts: an index of ours that stores them, a `sparse_index`, or a `rerank_index`", "rerank"
                 )
             reranker, source = rankers.load(settings.rerank, **own), fetch
-        return cls(settings, index, encoder, sparse_index, reranker, source, fetch, cache)
+        return cls(settings, index, encoder, sparse, reranker, source, fetch, cache)
 
     def search(
         self,
@@ -116,11 +117,11 @@ class System:
                 hits=deep, ef_search=settings.ef_search, nprobe=settings.nprobe, cache=self.cache, tag=own_tag,
             )  # fmt: skip
             run = timed("dense", begun, found)
-        if self.sparse_index:
+        if self.sparse is not None:
             begun = time.monotonic()
             threads = settings.threads or hardware.threads()
             bm25: dict[str, Any] = {"k1": settings.k1, "b": settings.b, "rm3": settings.rm3}
-            sparse = bm25_search.search(self.sparse_index, queries, hits=deep, threads=threads, tag=own_tag, **bm25)
+            sparse = self.sparse.search(queries, hits=deep, threads=threads, tag=own_tag, **bm25)
             timed("sparse", begun, sparse)
             begun = time.monotonic()
             run = sparse if run is None else timed("fuse", begun, self._fuse(sparse, run, deep, own_tag, one_query, timing))

@@ -7,7 +7,8 @@ from pathlib import Path
 
 from pyserini_kd.data import sources
 from pyserini_kd.data.types import Doc
-from pyserini_kd.retrieval import bm25_search, lucene
+from pyserini_kd.retrieval import lucene
+from pyserini_kd.retrieval.bm25_search import BM25Index
 from pyserini_kd.retrieval.stored_docs import has_docs, stored_docs
 from pyserini_kd.storage.errors import InputError
 
@@ -30,7 +31,7 @@ def fetch_from(source: str | Iterable[Doc], *more: str) -> Fetch:
             raise InputError(f"several --index are folders that `pyserini-kd index` wrote, not {source} and {', '.join(more)}")
         path = folders[0]
         if lucene.is_lucene_index(path) or not _is_collection(source):
-            return lambda doc_ids: bm25_search.fetch_docs(source, doc_ids)
+            return BM25Index.open(source).fetch_docs
 
     def scan(doc_ids: Sequence[str]) -> Iterator[Doc]:
         wanted, docs = set(doc_ids), sources.collection(source) if isinstance(source, str) else source

@@ -1,53 +1,178 @@
-"""Open FAISS and Lucene vectors, tune the search, join several."""
+"""Stores of document vectors: in FAISS, in Lucene, or several stores joined. `open_store` opens the one of an index folder."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
-import numpy.typing as npt
 
-from pyserini_kd.retrieval import lucene, lucene_vectors
-from pyserini_kd.retrieval.faiss_kinds import inner_index
+from pyserini_kd.retrieval import lucene
+from pyserini_kd.retrieval.faiss_kinds import FaissIndex, has_graph, inner_index
+from pyserini_kd.retrieval.lucene_vectors import LuceneStore
+from pyserini_kd.storage.arrays import Floats, Rows
 from pyserini_kd.storage.errors import InputError
 
-Rows = npt.NDArray[np.int64]
-Floats = npt.NDArray[np.float32]
+
+class VectorStore(Protocol):
+    """Document vectors by row, compared by inner product.
+
+    Attributes:
+        width: H, the length of a vector.
+        count: N, the number of vectors.
+        is_exact: whether the vectors are kept as they were made, not quantised.
+    """
+
+    width: int
+    count: int
+    is_exact: bool
+
+    def search(
+        self, query_vecs: Floats, k: int, *, ef_search: int | None = None, nprobe: int | None = None
+    ) -> tuple[Floats, Rows]:
+        """The k best vectors for each query (Q, H): scores float32 (Q, k) and rows int64 (Q, k), best first.
+
+        A row is -1 where fewer than k are found. `ef_search` is the queue length of an HNSW graph, `nprobe` the number of
+        inverted lists visited; InputError if the store has no graph or no lists.
+        """
+
+    def reconstruct(self, rows: Rows) -> Floats:
+        """Stored vectors float32 (N, H) of some rows; approximate if the store is not exact."""
 
 
-def read(folder: Path, mmap: bool, *, foreign: bool = True) -> Any:
-    """Open the vectors of an index folder; InputError where there are none, or they are not compared by inner product.
+class FaissStore:
+    """Vectors in a FAISS index; `name` names it in messages."""
 
-    With `mmap` FAISS leaves them on disk, as Lucene always does. A `foreign` index may have ids of its own.
+    def __init__(self, index: FaissIndex, name: str = "this index") -> None:
+        import faiss
+
+        self._index, self._name = index, name
+        self.width, self.count = int(index.d), int(index.ntotal)
+        self.is_exact = type(index) in (faiss.IndexFlat, faiss.IndexFlatIP)
+
+    def search(
+        self, query_vecs: Floats, k: int, *, ef_search: int | None = None, nprobe: int | None = None
+    ) -> tuple[Floats, Rows]:
+        """See `VectorStore.search`."""
+        depth = None if ef_search is None and nprobe is None else self._depth(ef_search, nprobe)
+        found: tuple[Floats, Rows] = self._index.search(query_vecs, k, params=depth)
+        return found
+
+    def _depth(self, ef_search: int | None, nprobe: int | None) -> Any:
+        """FAISS's parameters for one search."""
+        import faiss
+
+        library: Any = faiss  # the stubs do not know these parameters
+        inner = inner_index(self._index)
+        has_lists = isinstance(inner, faiss.IndexIVF)
+        graph = faiss.downcast_index(inner.quantizer) if has_lists else inner
+        if ef_search is not None and not has_graph(graph):
+            raise InputError(f"is for HNSW indexes; {self._name} is none", "ef_search")
+        if nprobe is not None and not has_lists:
+            raise InputError(f"is for IVF indexes; {self._name} is none", "nprobe")
+        depth = library.SearchParametersHNSW(efSearch=ef_search) if ef_search is not None else None
+        if has_lists:
+            depth = library.SearchParametersIVF(nprobe=nprobe or inner.nprobe, quantizer_params=depth)
+        return _wrapped(self._index, depth)
+
+    def reconstruct(self, rows: Rows) -> Floats:
+        """See `VectorStore.reconstruct`; InputError for `fs` codes, which FAISS cannot read back."""
+        import faiss
+
+        if "FastScan" in type(inner_index(self._index)).__name__:  # FAISS would crash
+            raise InputError("vectors cannot be read back from a FAISS index of the kind `fs`")
+        ivf: FaissIndex = faiss.try_extract_index_ivf(self._index)
+        if ivf is not None:
+            ivf.make_direct_map()
+        found: Floats = self._index.reconstruct_batch(rows)
+        return found
+
+
+def _wrapped(index: FaissIndex, depth: Any) -> Any:
+    """Search parameters of the innermost index, in the parameters of the indexes around it (OPQ, refinement)."""
+    import faiss
+
+    library: Any = faiss
+    if isinstance(index, faiss.IndexPreTransform):
+        return library.SearchParametersPreTransform(index_params=_wrapped(faiss.downcast_index(index.index), depth))
+    if isinstance(index, faiss.IndexRefine):
+        base = _wrapped(faiss.downcast_index(index.base_index), depth)
+        return library.IndexRefineSearchParameters(k_factor=index.k_factor, base_index_params=base)
+    return depth
+
+
+class JoinedStore:
+    """Several stores as one. Rows are counted through, in the order of the stores."""
+
+    def __init__(self, parts: Sequence[VectorStore]) -> None:
+        self._parts = parts
+        self._starts = np.cumsum([0, *(part.count for part in parts)]).tolist()
+        self.width, self.count = parts[0].width, self._starts[-1]
+        self.is_exact = all(part.is_exact for part in parts)
+
+    def search(
+        self, query_vecs: Floats, k: int, *, ef_search: int | None = None, nprobe: int | None = None
+    ) -> tuple[Floats, Rows]:
+        """See `VectorStore.search`."""
+        import faiss
+
+        found = [part.search(query_vecs, k, ef_search=ef_search, nprobe=nprobe) for part in self._parts]
+        rows = [np.where(rows < 0, rows, rows + start) for (_, rows), start in zip(found, self._starts, strict=False)]
+        scores = np.stack([scores for scores, _ in found])
+        merged: tuple[Floats, Rows] = faiss.merge_knn_results(scores, np.stack(rows), keep_max=True)
+        return merged
+
+    def reconstruct(self, rows: Rows) -> Floats:
+        """See `VectorStore.reconstruct`."""
+        vectors = np.empty((len(rows), self.width), np.float32)
+        for part, start in zip(self._parts, self._starts, strict=False):
+            here = (rows >= start) & (rows < start + part.count)
+            if here.any():
+                vectors[here] = part.reconstruct(rows[here] - start)
+        return vectors
+
+
+def open_store(folder: Path, mmap: bool = False, foreign: bool = True) -> VectorStore:
+    """Open the vectors of an index folder.
+
+    Args:
+        folder: holds `index` (FAISS) or a Lucene index.
+        mmap: leave FAISS vectors on disk. Lucene always does.
+        foreign: another program may have written the folder: look for row numbers that `docid` does not name.
+
+    Raises:
+        InputError: there are no vectors, they are not compared by inner product, or they have row numbers of their own.
     """
     import faiss
 
-    if not (folder / "index").is_file():
+    path = folder / "index"
+    if not path.is_file():
         if lucene.is_lucene_index(folder):
-            return lucene_vectors.VectorIndex(folder)
+            return LuceneStore(folder)
         raise InputError(f"index folder {folder} is incomplete: no file `index` (expected `index` and `docid`)")
-    index = read_faiss(folder / "index", mmap)
+    index = read_faiss(path, mmap)
     if index.metric_type != faiss.METRIC_INNER_PRODUCT:
-        raise InputError(f"{folder / 'index'} measures L2 distance; only inner-product indexes are searched")
-    if foreign and (isinstance(index, faiss.IndexIDMap) or _numbered_otherwise(index)):
-        raise InputError(f"{folder / 'index'} has ids of its own; only rows that `docid` names in their order are searched")
-    return index
+        raise InputError(f"{path} measures L2 distance; only inner-product indexes are searched")
+    if foreign and (isinstance(index, faiss.IndexIDMap) or _has_own_rows(index)):
+        raise InputError(f"{path} has ids of its own; only rows that `docid` names in their order are searched")
+    return FaissStore(index, str(folder))
 
 
-def _numbered_otherwise(index: Any) -> bool:
-    """Whether the inverted lists of an index, if it has any, name a row that it does not have."""
+def _has_own_rows(index: FaissIndex) -> bool:
+    """Whether inverted lists name a row that the index does not have."""
     import faiss
 
-    ivf: Any = faiss.try_extract_index_ivf(index)
-    lists: Any = faiss.downcast_InvertedLists(ivf.invlists) if ivf is not None else None
-    sizes = [(number, lists.list_size(number)) for number in range(ivf.nlist)] if lists is not None else []
-    return any(faiss.rev_swig_ptr(lists.get_ids(n), size).max() >= index.ntotal for n, size in sizes if size)
+    ivf: FaissIndex = faiss.try_extract_index_ivf(index)
+    if ivf is None:
+        return False
+    lists: Any = faiss.downcast_InvertedLists(ivf.invlists)
+    sizes = [(number, lists.list_size(number)) for number in range(ivf.nlist)]
+    return any(faiss.rev_swig_ptr(lists.get_ids(number), size).max() >= index.ntotal for number, size in sizes if size)
 
 
-def read_faiss(path: Path, mmap: bool) -> Any:
-    """Read a FAISS index file; InputError where it is none."""
+def read_faiss(path: Path, mmap: bool = False) -> FaissIndex:
+    """Read a FAISS index file; InputError if it is none."""
     import faiss
 
     flags = [0]
@@ -59,69 +184,3 @@ def read_faiss(path: Path, mmap: bool) -> Any:
         except RuntimeError as caught:
             error = caught
     raise InputError(f"{path} is not a FAISS index: {str(error).splitlines()[0]}") from error
-
-
-def is_flat(index: Any) -> bool:
-    """Whether an index keeps its vectors as they are."""
-    import faiss
-
-    return type(index) in (faiss.IndexFlat, faiss.IndexFlatIP)
-
-
-def tune(index: Any, folder: Path, ef_search: int | None = None, nprobe: int | None = None) -> None:
-    """Set how thoroughly an approximate index is searched; InputError where it is not of the kind that has the setting."""
-    import faiss
-
-    if isinstance(index, Joined):
-        for part in index.parts:
-            tune(part, folder, ef_search, nprobe)
-        return
-    for option, name, value, kind in (("--ef-search", "efSearch", ef_search, "HNSW"), ("--nprobe", "nprobe", nprobe, "IVF")):
-        if value is None:
-            continue
-        if isinstance(index, lucene_vectors.VectorIndex) and kind == "HNSW" and index.has_graph:
-            index.ef_search = value
-            continue
-        try:
-            faiss.ParameterSpace().set_index_parameter(index, name, value)
-        except (RuntimeError, TypeError, AttributeError):
-            raise InputError(f"{option} is for {kind} indexes; {folder} is none") from None
-
-
-class Joined:
-    """Several indexes as one: rows are counted through."""
-
-    def __init__(self, parts: Sequence[Any]) -> None:
-        self.parts, self.d = parts, parts[0].d
-        self.starts = np.cumsum([0, *(part.ntotal for part in parts)])
-        self.ntotal = int(self.starts[-1])
-
-    def search(self, query_vecs: Floats, k: int) -> tuple[Floats, Rows]:
-        """Scores float32 (Q, k) and rows int64 (Q, k), best first; row -1 where there are fewer than k."""
-        import faiss
-
-        found = [part.search(query_vecs, k) for part in self.parts]
-        rows = [np.where(rows < 0, rows, rows + start) for (_, rows), start in zip(found, self.starts, strict=False)]
-        merged: tuple[Floats, Rows] = faiss.merge_knn_results(np.stack([s for s, _ in found]), np.stack(rows), keep_max=True)
-        return merged
-
-
-def vectors_of(index: Any, rows: Rows) -> Floats:
-    """Stored vectors float32 (N, H) of rows; approximate where the index quantises."""
-    import faiss
-
-    if isinstance(index, Joined):
-        vectors = np.empty((len(rows), index.d), np.float32)
-        for part, start in zip(index.parts, index.starts, strict=False):
-            here = (rows >= start) & (rows < start + part.ntotal)
-            if here.any():
-                vectors[here] = vectors_of(part, rows[here] - start)
-        return vectors
-    if not isinstance(index, lucene_vectors.VectorIndex):
-        if "FastScan" in type(inner_index(index)).__name__:  # FAISS crashes
-            raise InputError("vectors cannot be read back from a FAISS index of the kind `fs`")
-        ivf: Any = faiss.try_extract_index_ivf(index)
-        if ivf is not None:
-            ivf.make_direct_map()
-    found: Floats = index.reconstruct_batch(rows)
-    return found

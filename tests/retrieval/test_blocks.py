@@ -20,7 +20,7 @@ import pytest
 from pyserini_kd import index
 from pyserini_kd.data.types import Doc
 from pyserini_kd.retrieval import build as build_
-from pyserini_kd.retrieval import faiss_build, faiss_files, faiss_kinds, faiss_training, index_folder, vector_store
+from pyserini_kd.retrieval import faiss_build, faiss_files, faiss_kinds, index_folder, vector_store
 from pyserini_kd.retrieval.build import build_from
 from pyserini_kd.retrieval.dense_index import DenseIndex
 from pyserini_kd.storage import arrays, sharing
@@ -142,27 +142,6 @@ def test_cut_short_while_it_is_put_together(tmp_path, monkeypatch, kind, after, 
     assert sampled == [faiss_build.TRIAL]  # to tell the time; it is not trained again
     assert begun == sorted(begun) and all(begun[1:]) == in_memory
     assert not list(tmp_path.glob(".*"))
-
-
-def test_cut_short_while_its_lists_are_trained(tmp_path, monkeypatch, one_thread):
-    build(docs(), tmp_path / "whole", "IVF8,PQ4x4")
-    rounds, taken = faiss_training._Learnt.rounds, []
-
-    def dying(self, part, count):
-        for number in rounds(self, part, count):
-            if number == 4 and 4 not in taken:
-                taken.append(number)
-                raise SystemExit
-            taken.append(number)
-            yield number
-
-    monkeypatch.setattr(faiss_training._Learnt, "rounds", dying)
-    monkeypatch.setattr(faiss_training, "SHARE", 0)
-    with pytest.raises(SystemExit):
-        build(docs(), tmp_path / "cut", "IVF8,PQ4x4")
-    assert len(list(tmp_path.glob(".cut.partial/*.training"))) == 1
-    assert build(docs(), tmp_path / "cut", "IVF8,PQ4x4") == N and same(tmp_path / "cut", tmp_path / "whole")
-    assert taken == [0, 1, 2, 3, 4, *range(4, 10)] and not list(tmp_path.glob(".*"))
 
 
 def test_no_room_to_keep_a_graph_on_the_way(tmp_path, monkeypatch, caplog, one_thread):
@@ -395,6 +374,31 @@ def test_each_kind_finds_what_brute_force_finds(tmp_path, kind, nprobe, recall):
     assert np.array_equal(mapped.search(queries, 10, nprobe=nprobe)[1], rows)
 
 
+@pytest.mark.parametrize(
+    ("kind", "depth"),
+    [
+        ("HNSW8", {"efSearch": 3}),
+        ("IVF16,Flat", {"nprobe": 3}),
+        ("OPQ4,IVF16,PQ4x4", {"nprobe": 3}),
+        ("IVF16_HNSW8,Flat", {"efSearch": 2, "nprobe": 4}),
+        ("RR8,HNSW8,RFlat", {"efSearch": 3}),
+        ("IVF4,PQ8x4fs", {"nprobe": 2}),
+    ],
+)
+def test_the_depth_of_a_search_is_that_of_faiss_and_does_not_stick(tmp_path, kind, depth):
+    vectors, queries = clustered(800), clustered(100, seed=1)
+    np.save(tmp_path / "0.npy", vectors)
+    faiss_build.write([tmp_path / "0.npy"], 16, kind, tmp_path)
+    store, theirs = vector_store.open_store(tmp_path), faiss.read_index(str(tmp_path / "index"))
+    before = store.search(queries, 10)[1]
+    for name, value in depth.items():
+        faiss.ParameterSpace().set_index_parameter(theirs, name, value)
+    found = store.search(queries, 10, ef_search=depth.get("efSearch"), nprobe=depth.get("nprobe"))
+    for mine, other in zip(found, theirs.search(queries, 10), strict=True):
+        assert np.array_equal(mine, other)
+    assert np.array_equal(store.search(queries, 10)[1], before) and not np.array_equal(found[1], before)
+
+
 STREAMED = ["Flat", "SQ8", "SQ4", "SQfp16", "IVF8,Flat", "IVF299,Flat", "IVF8,SQ8", "IVF4_HNSW4,Flat", "IVF8,PQ4x4",
             "OPQ4,IVF4,PQ4x4", "RR8,IVF8,Flat"]  # fmt: skip
 
@@ -430,7 +434,7 @@ def test_kinds_derived_from_those_that_stream_are_written_by_faiss(tmp_path, kin
     (tmp_path / "docid").write_text("".join(f"d{n}\n" for n in range(300)))
     assert not faiss_files.streams(faiss_kinds.new(16, kind))
     faiss_build.write([tmp_path / "0.npy"], 16, kind, tmp_path)
-    assert vector_store.read(tmp_path, mmap=False).ntotal == 300
+    assert vector_store.open_store(tmp_path).count == 300
 
 
 @pytest.mark.parametrize("kind", ["PCA8,Flat", "PCAR8,Flat", "L2norm,Flat", "ITQ8,LSH", "OPQ4,L2norm,Flat", "PCA8,Flat,RFlat"])
@@ -548,8 +552,8 @@ def test_the_sample_is_of_rows_in_order_and_of_every_block(tmp_path):
     for number, block in enumerate(np.split(rows, np.cumsum(sizes)[:-1])):
         np.save(tmp_path / f"{number}.npy", block)
     paths = sorted(tmp_path.glob("*.npy"))
-    assert faiss_build._sample(paths, sizes, 200).ravel().tolist() == list(range(100))
-    some = faiss_build._sample(paths, sizes, 40).ravel().tolist()
+    assert faiss_build._sample(paths, 200).ravel().tolist() == list(range(100))
+    some = faiss_build._sample(paths, 40).ravel().tolist()
     assert some == sorted(random.Random(0).sample(range(100), 40))
 
 
@@ -601,7 +605,7 @@ def test_what_is_written_there_meanwhile_stays(tmp_path):
     assert (tmp_path / "x" / "precious").read_text() == "mine"
     (tmp_path / "x").rename(tmp_path / "y")
     build(docs(), tmp_path / "x")  # from the vectors made before
-    assert DenseIndex.load(tmp_path / "x").index.ntotal == N
+    assert DenseIndex.load(tmp_path / "x").store.count == N
 
 
 def test_a_shard_of_another_index_is_refused(tmp_path):

@@ -10,11 +10,10 @@ from click.testing import CliRunner
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pyserini_kd import fuse
 from pyserini_kd.data.runs import Run, RunStream, open_run
 from pyserini_kd.data.trectools_adapter import from_trectools, to_trectools
 from pyserini_kd.fuse import main
-from pyserini_kd.retrieval import fusion, fusion_methods
+from pyserini_kd.retrieval import fusion, fusion_files, fusion_methods
 from pyserini_kd.retrieval.fusion import average, interpolation, normalize, rrf
 from pyserini_kd.storage.errors import InputError
 
@@ -172,11 +171,11 @@ def test_runs_without_hits():
     [
         (lambda: rrf([A]), "at least two runs, not 1"),
         (lambda: average([]), "at least two runs, not 0"),
-        (lambda: rrf([A, B], rrf_k=-1), "rrf_k must be 0 or more"),
+        (lambda: rrf([A, B], rrf_k=-1), "rrf_k: must be 0 or more"),
         (lambda: rrf([A, B], depth=0), "depth must be 1 or more"),
         (lambda: normalize([A, B], k=0), "k must be 1 or more"),
-        (lambda: interpolation(A, B, alpha=1.5), "alpha must lie between 0 and 1, not 1.5"),
-        (lambda: interpolation(A, B, alpha=float("nan")), "alpha must lie between 0 and 1"),
+        (lambda: interpolation(A, B, alpha=1.5), "alpha: must lie between 0 and 1, not 1.5"),
+        (lambda: interpolation(A, B, alpha=float("nan")), "alpha: must lie between 0 and 1"),
         (lambda: rrf([A, B], engine="ranx"), "auto, trectools, fast"),
     ],
 )
@@ -231,19 +230,20 @@ def test_command_knows_every_method(files, method, value):
         (["--runs", "a.txt", "empty.txt"], "run file is empty: empty.txt"),
         (["--runs", "a.txt", "b.txt", "--method", "wsum", "--weights", "1"], "one finite weight a run: 2 runs, weights 1.0"),
         (["--runs", "a.txt", "faulty.txt"], "faulty.txt:2: score nan is not finite"),
-        (["--runs", "a.txt", "b.txt", "--method", "interpolation", "--alpha", "2"], "alpha must lie between 0 and 1"),
+        (["--runs", "a.txt", "b.txt", "--method", "interpolation", "--alpha", "2"], "--alpha: must lie between 0 and 1"),
         (["--runs", "a.txt", "b.txt", "faulty.txt", "--method", "interpolation"], "exactly two runs, found 3"),
         (["--runs", "a.txt", "b.txt", "--method", "average", "--engine", "trectools"], "for rrf only"),
         (["--runs", "a.txt", "b.txt", "--runtag", "two words"], "one word"),
-        (["--runs", "a.txt", "b.txt", "--alpha", ".5"], "--alpha is for --method interpolation, not for rrf"),
-        (["--runs", "a.txt", "b.txt", "--norm", "minmax"], "--norm is for --method combsum, combmnz"),
+        (["--runs", "a.txt", "b.txt", "--alpha", ".5"], "--alpha: is for the method interpolation, not for rrf"),
+        (["--runs", "a.txt", "b.txt", "--method", "average", "--rrf.k", "60"], "--rrf.k: is for the method rrf"),  # the default
+        (["--runs", "a.txt", "b.txt", "--norm", "minmax"], "--norm: is for the method combsum, combmnz"),
         (["--runs", "a.txt", "b.txt", "--method", "borda", "--norm", "minmax"], "not for borda"),
         (
             ["--runs", "a.txt", "b.txt", "--method", "combsum", "--weights", "1", "9"],
-            "--weights is for --method wsum, not for combsum",
+            "--weights: is for the method wsum, not for combsum",
         ),
-        (["--runs", "a.txt", "b.txt", "--method", "average", "--rrf.k", "6"], "--rrf.k is for --method rrf"),
-        (["--runs", "a.txt", "b.txt", "--method", "isr", "--rbp.p", ".5"], "--rbp.p is for --method rbp"),
+        (["--runs", "a.txt", "b.txt", "--method", "average", "--rrf.k", "6"], "--rrf.k: is for the method rrf"),
+        (["--runs", "a.txt", "b.txt", "--method", "isr", "--rbp.p", ".5"], "--rbp.p: is for the method rbp"),
         (["--runs", "a.txt", "b.txt", "--method", "vote"], "borda"),
         ([], "--runs"),
     ],
@@ -353,7 +353,7 @@ def test_whatever_is_fused_each_document_gets_a_number(runs, method, norm):
 
 def test_raw_scores_below_zero_are_warned_of(caplog):
     below = Run.from_scores("below", {"q": {"x": -1.0}, "r": {"x": -2.0}})
-    warning = "query q: summed scores lie below 0, less than the 0 of documents that a run lacks; --method wsum --norm minmax has no such trap"
+    warning = "query q: summed scores lie below 0, less than the 0 of documents that a run lacks; method wsum with norm minmax avoids this"
     for fused in (
         lambda: interpolation(below, A), lambda: average([below, A]), lambda: fusion.combine([A, below], "combsum"),
         lambda: fusion.combine([A, below], "wsum", norm="none"), lambda: fusion.combine([A, below], "combmnz"),
@@ -488,11 +488,11 @@ def test_no_method_depends_on_the_order_of_the_runs(method, seed):
     [
         ({"method": "vote"}, "fusion method must be one of rrf, interpolation"),
         ({"method": "combsum", "norm": "max"}, "norm must be one of none, minmax"),
-        ({"method": "borda", "norm": "minmax"}, "looks at ranks alone"),
+        ({"method": "borda", "norm": "minmax"}, "uses ranks only"),
         ({"method": "combsum", "weights": [1, 2]}, "weights are for wsum"),
         ({"method": "wsum", "weights": [1, 2, 3]}, "one finite weight a run: 2 runs, weights 1 2 3"),
         ({"method": "wsum", "weights": [1, float("nan")]}, "one finite weight a run"),
-        ({"method": "rbp", "rbp_p": 1.0}, "rbp_p must lie between 0 and 1"),
+        ({"method": "rbp", "rbp_p": 1.0}, "rbp_p: must lie between 0 and 1"),
     ],
 )
 def test_wrong_settings(settings, message):
@@ -505,7 +505,7 @@ def test_the_command_takes_weights(files):
     result = run_command(*words)
     assert result.exit_code == 0, result.output
     bad = run_command("--runs", "a.txt", "b.txt", "--method", "wsum", "--weights", "1", "x", "--output", "d.txt")
-    assert bad.exit_code == 2 and "--weights must be numbers" in bad.output
+    assert bad.exit_code == 2 and "'--weights': 'x' is not a valid float" in bad.output
 
 
 @pytest.mark.parametrize("method", ["rrf", "combsum"])
@@ -526,7 +526,7 @@ def test_files_fuse_topic_by_topic_as_runs_do(method, files, tmp_path, monkeypat
     paths = ["a.txt", "b.txt"]
     monkeypatch.setattr(fusion, "TRECTOOLS_WORK", 0)
     opened = []
-    monkeypatch.setattr(fuse, "open_run", lambda path: opened.append(open_run(path)) or opened[-1])
+    monkeypatch.setattr(fusion_files, "open_run", lambda path: opened.append(open_run(path)) or opened[-1])
     result = CliRunner().invoke(
         main, ["--runs", *paths, "--method", method, "--depth", "2", "--output", str(tmp_path / "o.txt")]
     )
@@ -548,7 +548,9 @@ def test_runs_in_the_same_order_are_never_held(tmp_path):
     for name, lacking in (("a", "q7"), ("b", "q30")):
         Run.from_scores(name, {q: {"x": 1.0, name: 2.0} for q in topics if q != lacking}).write(tmp_path / name)
     opened = [open_run(tmp_path / name) for name in "ab"]
-    held = [sum(len(run._passed) for run in opened) for _ in fusion.read_topics_of(opened, fusion.way_rrf(2, 60), None, None)]
+    held = [
+        sum(len(run._passed) for run in opened) for _ in fusion.read_topics_of(opened, fusion.make_way("rrf", 2), None, None)
+    ]
     assert len(held) == 50 and max(held) == 1  # q7, which the first run lacks, waits for its turn
 
 

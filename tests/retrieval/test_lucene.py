@@ -19,6 +19,7 @@ from pyserini_kd.data import formats, topic_sets
 from pyserini_kd.data.java import _java_version, find_java, start_jvm
 from pyserini_kd.data.types import Doc, Query
 from pyserini_kd.retrieval import bm25_build, bm25_search
+from pyserini_kd.retrieval.bm25_search import BM25Index
 from pyserini_kd.storage.errors import InputError
 
 ODD_DOCS = [
@@ -89,7 +90,7 @@ def test_scifact_bm25_is_the_published_one(scifact, shared_data):
 def test_documents_come_back_as_they_were_indexed(tmp_path):
     docs = [Doc("1", "", "first line\nsecond line"), Doc("2", "Title", "text\nmore"), Doc("3", "", "one line")]
     bm25_build.build_index(docs, tmp_path / "index")
-    assert list(bm25_search.fetch_docs(str(tmp_path / "index"), ["3", "2", "1"])) == docs[::-1]
+    assert list(BM25Index.open(str(tmp_path / "index")).fetch_docs(["3", "2", "1"])) == docs[::-1]
 
 
 def test_cacm_through_anserinis_html_reader(cacm_folder, shared_data, tmp_path):
@@ -100,7 +101,7 @@ def test_cacm_through_anserinis_html_reader(cacm_folder, shared_data, tmp_path):
     assert len(qrels) == 52 and len(run) == 64
     assert round(mean(run, qrels, "map"), 4) == 0.3123
     assert round(mean(run, qrels, "P.30"), 4) == 0.1942
-    (doc,) = bm25_search.fetch_docs(str(tmp_path / "index"), ["CACM-0001"])
+    (doc,) = BM25Index.open(str(tmp_path / "index")).fetch_docs(["CACM-0001"])
     assert doc.text.startswith("Preliminary Report-International Algebraic Language CACM December, 1958")
 
 
@@ -211,6 +212,13 @@ def test_rm3_does_not_stick(scifact):
     assert before.doc_ids == after.doc_ids != expanded.doc_ids
 
 
+def test_settings_of_one_search_do_not_stick_to_an_open_index(odd_index):
+    opened, query = BM25Index.open(odd_index), [Query("q", "apple")]
+    before, other, after = (opened.search(query, **settings)["q"] for settings in ({}, {"k1": 2.0, "b": 1.0, "rm3": True}, {}))
+    assert before.doc_ids == after.doc_ids and before.scores.tolist() == after.scores.tolist() != other.scores.tolist()
+    assert [doc.doc_id for doc in opened.fetch_docs(["NA", "007"])] == ["NA", "007"]
+
+
 def test_a_document_may_be_the_query(odd_index):
     text = " ".join(f"w{n}" for n in range(3000)) + " apple"
     assert len(bm25_search.search(odd_index, [Query("q", text)])["q"].doc_ids) == 4
@@ -227,9 +235,9 @@ def test_impossible_settings(odd_index, wrong):
 
 def test_stored_documents_come_back(odd_index):
     docs = list(reversed(ODD_DOCS))
-    assert list(bm25_search.fetch_docs(odd_index, [doc.doc_id for doc in docs])) == docs
+    assert list(BM25Index.open(odd_index).fetch_docs([doc.doc_id for doc in docs])) == docs
     with pytest.raises(InputError, match="document 'none' is not in the index"):
-        list(bm25_search.fetch_docs(odd_index, ["007", "none"]))
+        list(BM25Index.open(odd_index).fetch_docs(["007", "none"]))
 
 
 @pytest.mark.parametrize(
@@ -304,9 +312,9 @@ def test_failed_indexing_leaves_nothing(tmp_path, cacm_folder):
 
 def test_index_errors(tmp_path):
     with pytest.raises(InputError, match="is not a Lucene index"):
-        bm25_search.open_searcher(str(tmp_path))
+        BM25Index.open(str(tmp_path))
     with pytest.raises(InputError, match="nor a prebuilt BM25 index .* did you mean .*msmarco-v1-passage"):
-        bm25_search.open_searcher("msmarco-v1-pasage")
+        BM25Index.open("msmarco-v1-pasage")
 
 
 def test_prebuilt_index(monkeypatch, capsys, odd_index):
@@ -320,15 +328,16 @@ def test_prebuilt_index(monkeypatch, capsys, odd_index):
         return odd_index
 
     monkeypatch.setattr(pyserini.util, "download_prebuilt_index", download)
-    with pytest.raises(InputError, match="prebuilt index msmarco-v1-doc could not be had from https://.*: Unable to download"):
-        bm25_search.open_searcher("msmarco-v1-doc")
+    with pytest.raises(
+        InputError, match="prebuilt index msmarco-v1-doc could not be downloaded from https://.*: Unable to download"
+    ):
+        BM25Index.open("msmarco-v1-doc")
     tuned = bm25_search.search("msmarco-v1-passage", [Query("q", "apple")])["q"]  # BM25 as Pyserini tunes it for the name
     assert capsys.readouterr().out == ""
     as_tuned, usual = (
         bm25_search.search(odd_index, [Query("q", "apple")], k1=k1, b=b)["q"] for k1, b in ((0.82, 0.68), (0.9, 0.4))
     )
     assert tuned.scores.tolist() == as_tuned.scores.tolist() != usual.scores.tolist()
-    bm25_search.open_searcher.cache_clear()
 
 
 def test_damaged_index_and_rm3_without_vectors(odd_index, tmp_path):
@@ -336,7 +345,7 @@ def test_damaged_index_and_rm3_without_vectors(odd_index, tmp_path):
     for file in (tmp_path / "damaged").glob("_*"):
         file.write_bytes(b"")
     with pytest.raises(InputError, match="damaged cannot be opened"):
-        bm25_search.open_searcher(str(tmp_path / "damaged"))
+        BM25Index.open(str(tmp_path / "damaged"))
     start_jvm()
     from pyserini.index.lucene import LuceneIndexer
 
@@ -346,8 +355,8 @@ def test_damaged_index_and_rm3_without_vectors(odd_index, tmp_path):
     with pytest.raises(InputError, match="RM3 needs an index with document vectors"):
         bm25_search.search(str(tmp_path / "bare"), [Query("q", "apple")], rm3=True)
     assert bm25_search.search(str(tmp_path / "bare"), [Query("q", "apple")])["q"].doc_ids == ["1"]
-    with pytest.raises(InputError, match="stores no text; name the --collection"):
-        list(bm25_search.fetch_docs(str(tmp_path / "bare"), ["1"]))
+    with pytest.raises(InputError, match="stores no text; name the collection"):
+        list(BM25Index.open(str(tmp_path / "bare")).fetch_docs(["1"]))
 
 
 def test_rm3_where_the_first_document_has_no_words(tmp_path):

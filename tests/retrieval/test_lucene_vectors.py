@@ -11,9 +11,11 @@ from pyserini_kd.data.runs import Run
 from pyserini_kd.data.types import Doc, Query
 from pyserini_kd.models import engine
 from pyserini_kd.models.rankers import load_encoder
-from pyserini_kd.retrieval import build, faiss_build, lucene, lucene_vectors, search_settings, service, system, text_sources
+from pyserini_kd.retrieval import build, faiss_build, lucene, lucene_vectors, service, text_sources
 from pyserini_kd.retrieval.dense_index import DenseIndex
+from pyserini_kd.retrieval.search_settings import SystemSettings
 from pyserini_kd.retrieval.stored_docs import stored_docs
+from pyserini_kd.retrieval.system import System
 from pyserini_kd.storage.errors import InputError
 
 KINDS = tuple(lucene_vectors.INDEXERS)
@@ -182,18 +184,14 @@ def test_query_texts_manifest_and_service(by_command, tiny_dot, corpus, invoke):
     assert list(text_sources.fetch_from(str(by_command))(["eat-dog"])) == [corpus[1]]
     run = search_by_name([Query("q", "the goose"), Query("blank", " ")], str(by_command), str(tiny_dot), hits=30)
     assert len(run["q"].doc_ids) == 20 and run["blank"].doc_ids == []
-    chosen = search_settings.Settings(
-        encoder=str(tiny_dot), index=str(by_command), sparse_index=None, fusion="rrf", rrf_k=60, alpha=0.5, k1=None, b=None, rm3=False,
-        rerank=None, depth=100, batch_size=None, threads=None, device="cpu", precision="auto", max_length=None, ef_search=None,
-        pooling=None, l2_norm=None, query_prefix=None, doc_prefix=None, ignore_encoder_mismatch=False,
-    )  # fmt: skip
-    body = service.answer(chosen, system.open_all(chosen, texts=True), service.Asked(query="the goose", hits=20))
+    system = System.open(SystemSettings(encoder=str(tiny_dot), index=(str(by_command),)), texts=True)
+    body = service.answer(system, service.Asked(query="the goose", hits=20))
     assert [f'"{doc_id}"' in body.decode() for doc_id in run["q"].doc_ids] == [True] * 20
 
 
 def test_an_interrupted_assembly_encodes_nothing_again(tmp_path, corpus, tiny_dot, monkeypatch):
     encoder = load_encoder(str(tiny_dot))
-    settings = {"kind": "lucene-hnsw", "precision": "fp32", "block": 6}
+    settings = {"kind": "lucene-hnsw", "block": 6}
     add = lucene_vectors._add
 
     def dying(writer, blocks, kind):
@@ -207,7 +205,7 @@ def test_an_interrupted_assembly_encodes_nothing_again(tmp_path, corpus, tiny_do
     monkeypatch.setattr(lucene_vectors, "_add", add)
     monkeypatch.setattr(engine, "encode", lambda *a, **k: pytest.fail("encoded again"))
     assert build.build(corpus, as_ranker(encoder, tiny_dot), tmp_path / "x", **settings) == 20
-    assert DenseIndex.load(tmp_path / "x").index.ntotal == 20
+    assert DenseIndex.load(tmp_path / "x").store.count == 20
     assert not list(tmp_path.glob(".*")) and not (tmp_path / "x" / "write.lock").exists()
 
 
@@ -247,10 +245,9 @@ def test_cut_short_and_gone_on_with_to_the_same_graph(tmp_path, monkeypatch, cap
     lucene_vectors.write(blocks(), "lucene-hnsw", cut, kept)
     there = {"merging": 615, "moving": 800}[row] if isinstance(row, str) else row // 205 * 205
     assert (f"going on from an index of {there} vectors" in caplog.text) == (there > 0)
-    one, other = lucene_vectors.VectorIndex(whole), lucene_vectors.VectorIndex(cut)
-    assert other.ntotal == 800 and np.array_equal(other.reconstruct_batch(np.arange(800)), vectors)
-    one.ef_search = other.ef_search = 12
-    for mine, theirs in zip(one.search(queries, 10), other.search(queries, 10), strict=True):
+    one, other = lucene_vectors.LuceneStore(whole), lucene_vectors.LuceneStore(cut)
+    assert other.count == 800 and np.array_equal(other.reconstruct(np.arange(800)), vectors)
+    for mine, theirs in zip(one.search(queries, 10, ef_search=12), other.search(queries, 10, ef_search=12), strict=True):
         assert np.array_equal(mine, theirs)
     assert not kept.exists() and not (cut / "write.lock").exists()
 
@@ -262,7 +259,7 @@ def test_segments_half_moved_away_are_made_anew(tmp_path, lengths):
     (kept / "_0.fdm").write_text("left by a kill")
     lucene_vectors.write([(["a", "b"], lengths[0][:2])], "lucene-flat", folder, kept)
     assert (
-        lucene_vectors.VectorIndex(folder).ntotal == 2
+        lucene_vectors.LuceneStore(folder).count == 2
         and not kept.exists()
         and not (folder / "_0.fdm").read_bytes().startswith(b"left")
     )
@@ -279,11 +276,11 @@ def test_vectors_move_between_faiss_and_lucene(tmp_path, dense_index, invoke, ti
 def test_what_does_not_fit_is_refused(tmp_path, by_command, opened, bm25_index, tiny_dot, files, invoke, corpus):
     dense = ["--encoder", tiny_dot, "--topics", files["topics"], "--output", tmp_path / "no"]
     for words, message in (
-        ([*dense, "--index", by_command, "--ef-search", 5], "--ef-search is for HNSW"),
-        ([*dense, "--index", by_command, "--nprobe", 5], "--nprobe is for IVF"),
+        ([*dense, "--index", by_command, "--ef-search", 5], "--ef-search: is for HNSW"),
+        ([*dense, "--index", by_command, "--nprobe", 5], "--nprobe: is for IVF"),
         ([*dense, "--index", by_command, "--pooling", "cls"], "pooling is cls, the index was made with mean"),
         ([*dense, "--index", by_command, "--encoder", "minilm"], "does not match index"),
-        ([*dense, "--index", bm25_index], "is an index of words: search it by --encoder bm25"),
+        ([*dense, "--index", bm25_index], "is an index of words: search it with the encoder bm25"),
         ([*dense, "--index", by_command, "--encoder", "bm25"], "holds vectors, no words"),
         ([*dense, "--index", by_command, "--sparse-index", by_command], "holds vectors, no words"),
     ):
@@ -291,20 +288,20 @@ def test_what_does_not_fit_is_refused(tmp_path, by_command, opened, bm25_index, 
         assert result.exit_code == 2 and message in result.output, result.output
     good = ["--collection", files["docs"], "--encoder", tiny_dot, "--index", tmp_path / "no"]
     for words, message in (
-        ([*good, "--lucene-hnsw", "--faiss", "SQ8"], "--faiss and --lucene-hnsw do not go together"),
+        ([*good, "--lucene-hnsw", "--faiss", "SQ8"], "--lucene-hnsw: does not go with --faiss"),
         ([*good, "--lucene-hnsw", "--encoder", "bm25"], "a dense index lives"),
     ):
         result = invoke(index.main, *words)
         assert result.exit_code == 2 and message in result.output, result.output
     with pytest.raises(InputError, match="at most 4096 numbers, the encoder makes 4097"):
         faiss_build.estimate(4097, "lucene-flat")
-    with pytest.raises(InputError, match="--nprobe is for IVF"):
+    with pytest.raises(InputError, match="nprobe: is for IVF"):
         opened["lucene-hnsw"].search(np.ones((1, 16), np.float32), 5, nprobe=3)
     encoder = load_encoder(str(tiny_dot))
     with pytest.raises(InputError, match="could not write .* term"):
         build.build([Doc("x" * 40_000, "", "the hen")], as_ranker(encoder, tiny_dot), tmp_path / "no", kind="lucene-flat")
     with pytest.raises(InputError, match="no Lucene index of vectors .* it compares nothing"):
-        lucene_vectors.VectorIndex(bm25_index)
+        lucene_vectors.LuceneStore(bm25_index)
     assert not (tmp_path / "no").exists()
     broken = shutil.copytree(by_command, tmp_path / "broken")
     (broken / "docid").write_text("a\n")

@@ -85,7 +85,7 @@ def test_command(made, invoke, tiny_dot):
     opened, encoder = open_with_encoder(folder / "x", str(tiny_dot))
     assert opened.manifest["index"] == "SQ8" and opened.manifest["encoder"] == encoder.record()
     for wrong, message in (
-        (["--vectors", folder / "v.npy"], "needs --ids"),
+        (["--vectors", folder / "v.npy"], "--ids: "),
         (["--vectors", folder / "v.npy", "--collection", "pydocs"], "--vectors: goes with"),
         (["--collection", "pydocs"], "--collection and --encoder are needed"),
         (["--vectors", folder / "v.npy", "--ids", folder / "ids.txt", "--encoder", "minilm"], "makes vectors of 384"),
