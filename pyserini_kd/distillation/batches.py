@@ -14,8 +14,9 @@ import numpy as np
 import numpy.typing as npt
 
 from pyserini_kd.distillation.candidates import Group
+from pyserini_kd.distillation.teacher_scores import TeacherScores
 from pyserini_kd.distillation.text_store import PlainTexts
-from pyserini_kd.distillation.triples import Scores, Triples
+from pyserini_kd.distillation.triples import Triples
 from pyserini_kd.models.tokens import pad, tokenize
 from pyserini_kd.storage.arrays import column, let_go
 from pyserini_kd.storage.errors import InputError
@@ -150,7 +151,7 @@ class Collator:
         model: Any,
         queries: Mapping[str, str],
         docs: Mapping[str, str],
-        scores: Scores | Triples | None = None,
+        scores: TeacherScores | None = None,
         train_len: int | None = None,
         *,
         teacher: Any = None,

@@ -13,6 +13,10 @@ import numpy.typing as npt
 
 from pyserini_kd.storage.files import atomic_file
 
+Floats = npt.NDArray[np.float32]
+Rows = npt.NDArray[np.int32]
+Hashes = npt.NDArray[np.uint64]
+
 SPAN = 1 << 16  # rows worked on at a time
 
 

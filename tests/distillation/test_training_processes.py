@@ -15,7 +15,7 @@ from pyserini_kd.data.collection_files import read_collection
 from pyserini_kd.data.topic_files import read_topics
 from pyserini_kd.distillation import candidates, objective, text_store, training
 from pyserini_kd.distillation.config import TrainConfig
-from pyserini_kd.distillation.triples import Scores
+from pyserini_kd.distillation.teacher_scores import Scores
 from pyserini_kd.models import checkpoint_names, loading
 
 FRESH = multiprocessing.get_context("forkserver")  # fresh processes that share one import of torch and transformers

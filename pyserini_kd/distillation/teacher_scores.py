@@ -1,0 +1,87 @@
+"""What training asks of teacher scores, and the scores of any groups, held by pair."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterable, Iterator
+from typing import NoReturn, Protocol
+
+import numpy as np
+
+from pyserini_kd.distillation.candidates import Group
+from pyserini_kd.distillation.hashing import Table, distinct, hashes_of_pairs, look_up, pair_hashes
+from pyserini_kd.storage.arrays import Floats
+from pyserini_kd.storage.errors import InputError
+
+BLOCK = 1 << 16  # scores taken at a time
+
+
+class TeacherScores(Protocol):
+    """Teacher scores of the documents of groups. `Scores` and `triples.Triples` are such."""
+
+    def of(self, group: Group) -> list[float]:
+        """The scores of a group's documents; NaN where there is none."""
+
+    def missing(self) -> int:
+        """Number of (query, document) pairs without a score."""
+
+    def largest(self) -> float:
+        """The largest absolute score. It may stop at a score above 1."""
+
+
+class Scores:
+    """Teacher scores of the (query, document) pairs of some groups: 12 bytes a pair."""
+
+    def __init__(self, groups: Iterable[Group]) -> None:
+        """Room for the score of every pair of the groups; there is none at first."""
+        keys = distinct(pair_hashes(groups))
+        self._table = Table(keys, np.full(len(keys), np.nan, np.float32))
+
+    def fill(self, scored: Iterable[tuple[str, str, float]]) -> Scores:
+        """Take (query_id, doc_id, score) as they stream by. Other pairs are skipped; the last score of a pair counts."""
+        keys, scores = self._table
+        scored = iter(scored)
+        while some := list(itertools.islice(scored, BLOCK)):
+            found, places = look_up(keys, hashes_of_pairs((query_id, doc_id) for query_id, doc_id, _ in some))
+            scores[places[found]] = np.array([score for *_, score in some], np.float32)[found]
+        return self
+
+    def find(self, pairs: Iterable[tuple[str, str]]) -> Floats:
+        """The score of each (query_id, doc_id); NaN where there is none."""
+        return self._table.find(hashes_of_pairs(pairs))
+
+    def of(self, group: Group) -> list[float]:
+        """The scores of a group's documents; NaN where there is none."""
+        found: list[float] = self.find((group.query_id, doc_id) for doc_id in group.doc_ids).tolist()
+        return found
+
+    def each(self, groups: Iterable[Group]) -> Iterator[tuple[Group, list[float]]]:
+        """Groups with the scores of their documents."""
+        return ((group, self.of(group)) for group in groups)
+
+    def missing(self) -> int:
+        """Number of pairs without a score."""
+        return int(np.isnan(self._table.scores).sum())
+
+    def largest(self) -> float:
+        """The largest absolute score."""
+        return float(np.nanmax(np.abs(self._table.scores), initial=0.0))
+
+    def __len__(self) -> int:
+        """Number of pairs."""
+        return len(self._table.keys)
+
+
+def is_bounded(largest: float) -> bool:
+    """Whether scores of which this is the largest absolute one lie in [-1, 1], as cosines and probabilities do."""
+    return largest <= 1
+
+
+def refuse_bounded(who: str, cure: str) -> NoReturn:
+    """The InputError for scores in [-1, 1]; `who` gives them, and `cure` says what to do.
+
+    >>> refuse_bounded("teacher a gives cosines", "give it a weight")
+    Traceback (most recent call last):
+    pyserini_kd.storage.errors.InputError: teacher a gives cosines in [-1, 1]; margins that small teach little: give it a weight
+    """
+    raise InputError(f"{who} in [-1, 1]; margins that small teach little: {cure}")
