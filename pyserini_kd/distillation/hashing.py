@@ -12,7 +12,6 @@ import numpy as np
 import numpy.typing as npt
 
 from pyserini_kd.data.ids import id_hash
-from pyserini_kd.distillation.candidates import Group
 from pyserini_kd.storage.arrays import Floats, Hashes, let_go, spans
 
 
@@ -26,13 +25,8 @@ def hashes_of_pairs(pairs: Iterable[tuple[str, str]]) -> Hashes:
     return hashes_of(f"{query}\0{doc}" for query, doc in pairs)
 
 
-def pair_hashes(groups: Iterable[Group]) -> Hashes:
-    """The hash of the ids of every (query, document) pair of groups, in order."""
-    return hashes_of_pairs((group.query_id, doc_id) for group in groups for doc_id in group.doc_ids)
-
-
 def distinct(hashes: Hashes) -> Hashes:
-    """Sorted distinct hashes. They take the place of the given ones, whose memory is cut short."""
+    """Sorted distinct hashes, in the memory (or file) of the given ones."""
     hashes.sort()
     count, last = 0, None
     for some in spans(len(hashes)):
@@ -41,8 +35,8 @@ def distinct(hashes: Hashes) -> Hashes:
         last = own[-1]
         hashes[count : count + len(found)] = found
         count += len(found)
-    hashes.resize(count, refcheck=False)
-    return hashes
+        let_go(hashes)
+    return hashes[:count]
 
 
 def look_up(known: Hashes, hashes: Hashes) -> tuple[npt.NDArray[np.bool_], npt.NDArray[np.int64]]:

@@ -39,13 +39,13 @@ LOOKED = 10_000  # pairs of a store, about, whose texts are compared with the te
 
 
 class Taught(NamedTuple):
-    """Scores of (query, document) pairs: one column for each teacher, their ensemble, and a record of who gave them."""
+    """Scores of (query, document) pairs, in the order of their keys: a column for each teacher, and their ensemble."""
 
     pairs: Pairs
     texts: Hashes  # hash of the two texts that were scored
     raw: dict[str, Floats]
     score: Floats
-    record: Record
+    record: Record  # who gave them
 
     def known(self) -> list[Known]:
         """What the checkpoints among the teachers have scored."""
@@ -82,8 +82,8 @@ def write_scores(taught: Taught, path: str | Path, *, overwrite: bool = False) -
     schema = pa.schema(fields, {"pyserini_kd": json.dumps(taught.record)})
     numbers: list[npt.NDArray[Any]] = [taught.texts, taught.score, *taught.raw.values()]
     with atomic_file(path, overwrite=overwrite, binary=True) as out, pq.ParquetWriter(out, schema) as writer:
-        for rows, *both in taught.pairs.blocks(WRITTEN):
-            columns = [pa.array(ids).dictionary_encode() for ids in both] + [pa.array(values[rows]) for values in numbers]
+        for places, *both in taught.pairs.blocks(WRITTEN):
+            columns = [pa.array(ids).dictionary_encode() for ids in both] + [pa.array(values[places]) for values in numbers]
             writer.write_table(pa.table(columns, schema=schema))
             let_go(*numbers)
 
@@ -157,7 +157,7 @@ class ScoreStore:
         return [Known(unweighted(who), table) for who, table in zip(scored.values(), tables, strict=True)]
 
 
-def read_scores(path: str | Path, groups: Sequence[Group]) -> Scores:
+def read_scores(path: str | Path, groups: Sequence[Group] | Pairs) -> Scores:
     """The groups' scores in a score store (.parquet) or a published 5-column file (anything else), as it streams by."""
     if Path(path).suffix == ".parquet":
         return Scores(groups).fill(ScoreStore(path).pairs())

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import NoReturn, Protocol
 
 import numpy as np
 
 from pyserini_kd.distillation.candidates import Group
-from pyserini_kd.distillation.hashing import Table, distinct, hashes_of_pairs, look_up, pair_hashes
-from pyserini_kd.storage.arrays import Floats
+from pyserini_kd.distillation.hashing import Table, hashes_of_pairs, look_up
+from pyserini_kd.distillation.pairs import Pairs, pair_ids
+from pyserini_kd.storage.arrays import Floats, Hashes, chunks
 from pyserini_kd.storage.errors import InputError
 
 BLOCK = 1 << 16  # scores taken at a time
+AT_ONCE = 1 << 12  # groups whose scores are read together
 
 
 class TeacherScores(Protocol):
@@ -32,32 +34,33 @@ class TeacherScores(Protocol):
 class Scores:
     """Teacher scores of the (query, document) pairs of some groups: 12 bytes a pair."""
 
-    def __init__(self, groups: Iterable[Group]) -> None:
-        """Room for the score of every pair of the groups; there is none at first."""
-        keys = distinct(pair_hashes(groups))
-        self._table = Table(keys, np.full(len(keys), np.nan, np.float32))
+    def __init__(self, groups: Sequence[Group] | Pairs, scores: Floats | None = None) -> None:
+        """The scores of all pairs, in the order of their keys; without them there is none at first."""
+        keys = (groups if isinstance(groups, Pairs) else Pairs(groups)).keys
+        self._table = Table(keys, np.full(len(keys), np.nan, np.float32) if scores is None else scores)
 
     def fill(self, scored: Iterable[tuple[str, str, float]]) -> Scores:
         """Take (query_id, doc_id, score) as they stream by. Other pairs are skipped; the last score of a pair counts."""
         keys, scores = self._table
-        scored = iter(scored)
-        while some := list(itertools.islice(scored, BLOCK)):
+        for some in chunks(scored, BLOCK):
             found, places = look_up(keys, hashes_of_pairs((query_id, doc_id) for query_id, doc_id, _ in some))
             scores[places[found]] = np.array([score for *_, score in some], np.float32)[found]
         return self
 
-    def find(self, pairs: Iterable[tuple[str, str]]) -> Floats:
-        """The score of each (query_id, doc_id); NaN where there is none."""
-        return self._table.find(hashes_of_pairs(pairs))
+    def find(self, hashes: Hashes) -> Floats:
+        """The score of each pair, of whose ids this is the hash; NaN where there is none."""
+        return self._table.find(hashes)
+
+    def each(self, groups: Iterable[Group]) -> Iterator[tuple[Group, list[float]]]:
+        """Groups with the scores of their documents; NaN where there is none."""
+        for some in chunks(groups, AT_ONCE):
+            scores = iter(self.find(hashes_of_pairs(pair_ids(some))).tolist())
+            yield from ((group, list(itertools.islice(scores, len(group.doc_ids)))) for group in some)
 
     def of(self, group: Group) -> list[float]:
         """The scores of a group's documents; NaN where there is none."""
-        found: list[float] = self.find((group.query_id, doc_id) for doc_id in group.doc_ids).tolist()
-        return found
-
-    def each(self, groups: Iterable[Group]) -> Iterator[tuple[Group, list[float]]]:
-        """Groups with the scores of their documents."""
-        return ((group, self.of(group)) for group in groups)
+        ((_, scores),) = self.each([group])
+        return scores
 
     def missing(self) -> int:
         """Number of pairs without a score."""

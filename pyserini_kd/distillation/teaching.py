@@ -13,7 +13,7 @@ import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Literal, NamedTuple, Self
+from typing import TYPE_CHECKING, Literal, NamedTuple, Self, cast
 
 import numpy as np
 
@@ -31,6 +31,9 @@ from pyserini_kd.storage.environment import command_line, environment, sha256
 from pyserini_kd.storage.errors import InputError
 from pyserini_kd.storage.job import Job, open_job
 from pyserini_kd.storage.records import comparable
+
+if TYPE_CHECKING:
+    from pyserini_kd.models.bert_dot import BertDot
 
 logger = logging.getLogger(__name__)
 
@@ -142,13 +145,13 @@ class _Asked:
     def __init__(
         self, groups: Sequence[Group], queries: Mapping[str, str], docs: Mapping[str, str], scratch: Path | None
     ) -> None:
-        self.groups, self.pairs, self.scratch = groups, Pairs(groups, scratch), scratch
+        self.pairs = Pairs(groups, scratch)
         self._queries, self._docs = queries, docs
         self.texts: Hashes = column(scratch, len(self.pairs), np.uint64)
         digest = hashlib.sha256()
         for block in self.pairs.blocks(BLOCK):
-            self.texts[block.rows] = hashes_of_pairs(zip(*self.texts_of(block), strict=True))
-            digest.update(self.texts[block.rows].data)
+            self.texts[block.places] = hashes_of_pairs(zip(*self.texts_of(block), strict=True))
+            digest.update(self.texts[block.places].data)
             let_go(self.texts)
         self.digest = digest.hexdigest()
 
@@ -166,7 +169,7 @@ def _score_by_file(teacher: Teacher, asked: _Asked, scores: Floats) -> Record:
         own = find(block)
         missing += int(np.isnan(own).sum())
         largest = max(largest, float(np.nanmax(np.abs(own), initial=0.0)))
-        scores[block.rows] = np.nan_to_num(own)
+        scores[block.places] = np.nan_to_num(own)
         let_go(scores)
     record: Record = {"name": teacher.name, "sha256": sha256(teacher.name)}
     count = len(scores)
@@ -199,10 +202,10 @@ def _in_run(teacher: Teacher) -> Callable[[Block], Floats]:
 def _in_scores(name: str, asked: _Asked) -> Callable[[Block], Floats]:
     """A store knows the texts that it scored; its ids may mean other texts here. A published file knows ids alone."""
     if name.endswith(".parquet"):
-        table = ScoreStore(name).ensemble(asked.scratch)
-        return lambda block: table.find(asked.texts[block.rows])
-    known = read_scores(name, asked.groups)
-    return lambda block: known.find(zip(block.query_ids, block.doc_ids, strict=True))
+        table = ScoreStore(name).ensemble(asked.pairs.folder)
+        return lambda block: table.find(asked.texts[block.places])
+    scores = read_scores(name, asked.pairs)
+    return lambda block: scores.find(block.hashes())
 
 
 class _Scorer(NamedTuple):
@@ -224,14 +227,14 @@ def _scorer(name: str, index: DenseIndex | None, device: str, precision: str, ba
     if index is not None:
         if model.architecture != "bert_dot":
             raise InputError(f"it holds vectors of a bert_dot; teacher {name} is a {model.architecture}", "index")
-        check_encoder(index, model, folder)
+        check_encoder(index, cast("BertDot", model), folder)
         if not index.is_exact:
             raise InputError(f"{index.folder} does not hold exact vectors; a teacher needs a Flat one", "index")
         record["index"] = (index.manifest or {}).get("encoder")  # the lengths and precision its vectors were made with
 
     def score(queries: list[str], doc_ids: list[str], docs: list[str]) -> Floats:
         if index is not None:
-            return index.score(model, queries, doc_ids, precision=precision)  # type: ignore[arg-type]
+            return index.score(cast("BertDot", model), queries, doc_ids, precision=precision)
         return scoring.score(model, queries, docs, precision=precision, batch_size=batch_size)
 
     return _Scorer(name, record, {"batch_size": batch_size, "device": device}, score)
@@ -251,7 +254,7 @@ def _score_by_checkpoint(scorer: _Scorer, asked: _Asked, scores: Floats, reuse: 
                 if job is not None:
                     keep(job.path(number, "npy"), found)
                     job.finish(number)
-            scores[block.rows] = found
+            scores[block.places] = found
             let_go(scores, asked.texts)
     if same:
         logger.info("%s: %d of %d pairs were scored before", scorer.name, before, len(scores))
@@ -273,11 +276,11 @@ def _scores_of(scorer: _Scorer, asked: _Asked, block: Block, same: Sequence[Know
     """The scores of a block, and how many of them were not known before; InputError if one is not finite."""
     found = np.full(len(block.doc_ids), np.nan, np.float32)
     for known in same:
-        earlier = known.scores.find(asked.texts[block.rows])
+        earlier = known.scores.find(asked.texts[block.places])
         found = np.where(np.isnan(earlier), found, earlier)
     fresh = np.flatnonzero(np.isnan(found)).tolist()
     if fresh:
-        some = Block(block.rows, [block.query_ids[row] for row in fresh], [block.doc_ids[row] for row in fresh])
+        some = Block(block.places, [block.query_ids[row] for row in fresh], [block.doc_ids[row] for row in fresh])
         queries, docs = asked.texts_of(some)
         scores = scorer.score(queries, some.doc_ids, docs)
         if len(wrong := np.flatnonzero(~np.isfinite(scores))):

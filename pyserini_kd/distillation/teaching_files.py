@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import contextlib
-import functools
 import logging
 import shutil
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, NamedTuple, Self
 
@@ -16,7 +15,8 @@ from pyserini_kd.data import passages, sources
 from pyserini_kd.data.runs import Run
 from pyserini_kd.data.types import Doc, Qrels, Query
 from pyserini_kd.distillation.candidates import Group, pairs, read_candidates
-from pyserini_kd.distillation.score_store import ScoreStore, Taught, write_scores
+from pyserini_kd.distillation.score_store import Known, ScoreStore, Taught, write_scores
+from pyserini_kd.distillation.teacher_scores import Scores
 from pyserini_kd.distillation.teaching import Teacher, teach
 from pyserini_kd.distillation.text_store import load_texts
 from pyserini_kd.distillation.triples import write_triples
@@ -30,6 +30,9 @@ from pyserini_kd.storage.locks import alone, clear
 from pyserini_kd.storage.settings import Backend, Collection, Device, Precision, Segment, Settings, option
 
 logger = logging.getLogger(__name__)
+
+Sides = tuple[Mapping[str, str], Mapping[str, str]]
+"""Texts of queries and of documents."""
 
 CHECK_DEPTH = 20  # documents of each check query that the ensemble reranks
 CHECK_MEASURES = ("RR@10", "nDCG@10")
@@ -121,10 +124,13 @@ def teach_files(config: TeachConfig, say: Callable[[str], None] = logger.info) -
     check = _Check.read(config)
     work = output.with_name(f"{output.name}.partial")
     index = DenseIndex.load(config.index) if config.index else None
-    score = functools.partial(
-        teach, teachers=teachers, index=index, work=work,
-        device=config.device, precision=config.precision, backend=config.backend, batch_size=config.batch_size,
-    )  # fmt: skip
+
+    def score(groups: Sequence[Group], texts: Sides, known: list[Known], scratch: Path | None = None) -> Taught:
+        return teach(
+            groups, *texts, teachers, index=index, reuse=known, work=work, scratch=scratch,
+            device=config.device, precision=config.precision, backend=config.backend, batch_size=config.batch_size,
+        )  # fmt: skip
+
     with alone(work, "teach"):
         with _folder(work / "scratch") as scratch:
             known = [found for store in config.reuse for found in ScoreStore(store).known(scratch / "known")]
@@ -132,18 +138,19 @@ def teach_files(config: TeachConfig, say: Callable[[str], None] = logger.info) -
             figures = None
             if check:
                 asked = check.groups()
-                first = score(asked, *load_texts(asked, check.topics, config.documents(), scratch / "check"), reuse=known)
+                first = score(asked, load_texts(asked, check.topics, config.documents(), scratch / "check"), known)
                 figures = check.compare(first, say)
                 known += first.known()
-            taught = score(groups, *texts, reuse=known, scratch=scratch / "columns")
+            taught = score(groups, texts, known, scratch / "columns")
             taught.record["candidates_sha256"] = sha256(config.candidates)
             if figures:
                 taught.record["check"] = figures
             write_scores(taught, output, overwrite=config.overwrite)
-            agreed = agreement(taught.pairs.each(taught.score))
+            scores = Scores(taught.pairs, taught.score)
+            agreed = agreement(scores.each(groups))
             say(f"{output}: {len(taught.pairs)} pairs, {agreed:.1%} of positives above their negatives")
             if config.triples:
-                count = write_triples(taught.pairs.each(taught.score), config.triples, overwrite=config.overwrite)
+                count = write_triples(scores.each(groups), config.triples, overwrite=config.overwrite)
                 say(f"{config.triples}: {count} triples")
         clear(work, "[0-9a-f]" * 64)
 
@@ -204,8 +211,8 @@ class _Check(NamedTuple):
         Returns measure -> first_stage, teachers, p.
         """
         scores: dict[str, dict[str, float]] = {query_id: {} for query_id in self.run}
-        for (query_id, doc_id), score in zip(taught.pairs, taught.score.tolist(), strict=True):
-            scores[query_id][doc_id] = score
+        for place, query_id, doc_id in taught.pairs:
+            scores[query_id][doc_id] = float(taught.score[place])
         after = engines.evaluate(Run.from_scores("teachers", scores), self.qrels, CHECK_MEASURES)
         figures = {}
         for measure in CHECK_MEASURES:

@@ -21,7 +21,7 @@ from pyserini_kd.data.ids import id_hash, merge_into
 from pyserini_kd.data.types import Doc, Query
 from pyserini_kd.distillation.candidates import Group
 from pyserini_kd.distillation.hashing import distinct, hashes_of, look_up
-from pyserini_kd.storage.arrays import Hashes, Rows, save
+from pyserini_kd.storage.arrays import Hashes, Rows, chunks, save
 from pyserini_kd.storage.errors import InputError
 
 BLOCK = 1 << 16  # groups whose ids are hashed at a time
@@ -123,8 +123,7 @@ def wanted(groups: Iterable[Group]) -> tuple[Hashes, Hashes]:
     """Sorted hashes of the distinct queries and of the distinct documents of groups."""
     queries: list[Hashes] = [np.empty(0, np.uint64)]
     docs: list[Hashes] = [np.empty(0, np.uint64)]
-    groups = iter(groups)
-    while some := list(itertools.islice(groups, BLOCK)):
+    for some in chunks(groups, BLOCK):
         merge_into(queries, distinct(hashes_of(group.query_id for group in some)))
         merge_into(docs, distinct(hashes_of(doc_id for group in some for doc_id in group.doc_ids)))
     return distinct(np.concatenate(queries)), distinct(np.concatenate(docs))
@@ -132,8 +131,7 @@ def wanted(groups: Iterable[Group]) -> tuple[Hashes, Hashes]:
 
 def chosen(texts: Iterable[tuple[str, str]], hashes: Hashes) -> Iterator[tuple[str, str]]:
     """Of (id, text) pairs that stream by those whose id's hash is among the sorted ones."""
-    texts = iter(texts)
-    while some := list(itertools.islice(texts, DOCS)):
+    for some in chunks(texts, DOCS):
         found, _ = look_up(hashes, hashes_of(text_id for text_id, _ in some))
         yield from itertools.compress(some, found.tolist())
 

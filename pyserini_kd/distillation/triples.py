@@ -6,11 +6,11 @@ once into an array in a file; afterwards a triple is 24 bytes read from there.
 
 from __future__ import annotations
 
-import itertools
 import json
 import logging
 import os
 import shutil
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -22,7 +22,7 @@ from tqdm import tqdm
 from pyserini_kd.data.lines import numbered_lines
 from pyserini_kd.distillation.candidates import Group, Groups, pairs
 from pyserini_kd.distillation.text_store import Texts
-from pyserini_kd.storage.arrays import Rows
+from pyserini_kd.storage.arrays import Rows, chunks
 from pyserini_kd.storage.errors import InputError
 from pyserini_kd.storage.files import atomic_file, require_file
 from pyserini_kd.storage.records import read_json, write_json
@@ -33,6 +33,8 @@ BLOCK = 1 << 16  # triples converted, or read, at a time
 RECORD = np.dtype("<i4, <i4, <i4, <f4, <f4, <i4")
 RECORD.names = ("query", "pos", "neg", "pos_score", "neg_score", "length")
 """A triple: rows of its texts, its teacher scores, and the bytes of its longer document."""
+
+NO_QUERY, NO_DOC = "query that is not among the topics", "document that is not in the collection"
 
 
 def five_columns(path: Path) -> Iterator[tuple[float, float, str, str, str]]:
@@ -81,18 +83,30 @@ class Triples(Groups):
             InputError: the file is malformed, or no triple has all its texts.
         """
         rows = five_columns(require_file(scores, "score file"))
-        left_out = _LeftOut()
+        total, kept, absent, examples = 0, 0, Counter[str](), dict[str, str]()
         with open(path, "wb") as out, tqdm(desc=f"read {scores.name}", unit=" triples", disable=None) as bar:
-            while some := list(itertools.islice(rows, BLOCK)):
+            for some in chunks(rows, BLOCK):
                 block = np.zeros(len(some), RECORD)
                 block["pos_score"], block["neg_score"], query_ids, pos_ids, neg_ids = zip(*some, strict=True)
                 block["query"] = queries.rows(query_ids)
                 block["pos"], block["neg"] = docs.rows(pos_ids), docs.rows(neg_ids)
-                block = left_out.without(block, query_ids, pos_ids, neg_ids)
+                no_query = block["query"] < 0
+                no_doc = ~no_query & ((block["pos"] < 0) | (block["neg"] < 0))
+                doc_ids = np.where(block["pos"] < 0, pos_ids, neg_ids)
+                for what, wrong, ids in ((NO_QUERY, no_query, query_ids), (NO_DOC, no_doc, doc_ids)):
+                    if wrong.any():
+                        absent[what] += int(wrong.sum())
+                        examples.setdefault(what, ids[wrong.argmax()])
+                block = block[~(no_query | no_doc)]
                 block["length"] = np.maximum(docs.lengths(block["pos"]), docs.lengths(block["neg"]))
                 out.write(block.tobytes())
+                total, kept = total + len(some), kept + len(block)
                 bar.update(len(some))
-        left_out.report(scores)
+        words = "; ".join(f"{count} with a {what}, e.g. {examples[what]}" for what, count in absent.items())
+        if not kept:
+            raise InputError(f"{scores}: none of its {total} triples has all its texts: {words}")
+        if kept < total:
+            logger.warning("%s: %d of %d triples are left out: %s", scores, total - kept, total, words)
         return cls(path, queries, docs)
 
     def _read(self, row: int, count: int) -> npt.NDArray[np.void]:
@@ -145,37 +159,6 @@ class Triples(Groups):
             if most > 1:
                 break
         return most
-
-
-class _LeftOut:
-    """The triples with an id that has no text: how many, and the first example."""
-
-    def __init__(self) -> None:
-        self.total, self.kept = 0, 0
-        self.absent = {"query that is not among the topics": 0, "document that is not in the collection": 0}
-        self.examples: dict[str, str] = {}
-
-    def without(self, block: npt.NDArray[np.void], *ids: tuple[str, ...]) -> npt.NDArray[np.void]:
-        """The triples that have all their texts; counts the others."""
-        for_query, for_doc = self.absent
-        for name, own in zip(("query", "pos", "neg"), ids, strict=True):
-            if (rows := np.flatnonzero(block[name] < 0)).size:
-                self.examples.setdefault(for_query if name == "query" else for_doc, own[rows[0]])
-        no_query, no_doc = block["query"] < 0, (block["pos"] < 0) | (block["neg"] < 0)
-        self.absent[for_query] += int(no_query.sum())
-        self.absent[for_doc] += int((no_doc & ~no_query).sum())
-        found = block[~(no_query | no_doc)]
-        self.total, self.kept = self.total + len(block), self.kept + len(found)
-        return found
-
-    def report(self, path: Path) -> None:
-        """Log what was left out; InputError if nothing is left."""
-        words = "; ".join(f"{self.absent[what]} with a {what}, e.g. {example}"
-                          for what, example in self.examples.items() if self.absent[what])  # fmt: skip
-        if not self.kept:
-            raise InputError(f"{path}: none of its {self.total} triples has all its texts: {words}")
-        if self.kept < self.total:
-            logger.warning("%s: %d of %d triples are left out: %s", path, self.total - self.kept, self.total, words)
 
 
 def build(folder: Path, scores: Path, queries: Iterable[tuple[str, str]], docs: Iterable[tuple[str, str]]) -> Triples:

@@ -17,6 +17,7 @@ from pyserini_kd.data.types import Doc
 from pyserini_kd.distillation import mining, score_store, teaching, teaching_files, text_store, triples
 from pyserini_kd.distillation.candidates import Group, read_candidates, write_candidates
 from pyserini_kd.distillation.pairs import Pairs
+from pyserini_kd.distillation.teacher_scores import Scores
 from pyserini_kd.distillation.teaching import Teacher
 from pyserini_kd.models import checkpoint_names, loading, scoring
 from pyserini_kd.retrieval import build
@@ -43,6 +44,15 @@ def run_file(tmp_path):
     return f"{tmp_path / 'run.txt'}"
 
 
+def listed(pairs):
+    """The places of pairs, and the pairs."""
+    return [place for place, *_ in pairs], [(query_id, doc_id) for _, query_id, doc_id in pairs]
+
+
+def by_pair(taught):
+    return {(query_id, doc_id): taught.score[place] for place, query_id, doc_id in taught.pairs}
+
+
 def checkpoints(*names):
     return [Teacher.parse("checkpoint", str(name)) for name in names]
 
@@ -51,12 +61,12 @@ def test_ensemble_is_the_mean_of_weighted_raw_scores(groups, texts, tiny_dot, ti
     teachers = [f"{tiny_dot}@2", tiny_cross]
     taught = teaching.teach(groups, *texts, [Teacher("run", run_file, 0.5), *checkpoints(*teachers)], precision="fp32")
     queries, docs = texts
-    pairs = list(taught.pairs)
+    places, pairs = listed(taught.pairs)
     asked = [queries[q] for q, _ in pairs], [docs[d] for _, d in pairs]
     dot, cross = (scoring.score(loading.load(str(t)), *asked, precision="fp32") for t in (tiny_dot, tiny_cross))
     known = {("q0", "eat-cat"): 7.5, ("q0", "eat-dog"): 2.5}
     run = np.array([known.get(pair, 0.0) for pair in pairs])
-    assert np.allclose(taught.score, (2 * dot + cross + 0.5 * run) / 3, rtol=1e-5, atol=1e-5)
+    assert np.allclose(taught.score[places], (2 * dot + cross + 0.5 * run) / 3, rtol=1e-5, atol=1e-5)
     assert pairs == list(dict.fromkeys((g.query_id, d) for g in groups for d in g.doc_ids)) and len(taught.score) == 50
     assert taught.record["teachers"][0]["absent"] >= 48
     assert taught.record["teachers"][1]["sha256"] == checkpoint_names.fingerprint(tiny_dot)
@@ -92,7 +102,7 @@ def test_store_and_published_file(tmp_path, groups, texts, tiny_dot):
     taught = teaching.teach(groups, *texts, checkpoints(tiny_dot))
     score_store.write_scores(taught, tmp_path / "s.parquet")
     scores = score_store.read_scores(tmp_path / "s.parquet", groups)
-    assert scored(scores, groups) == dict(zip(taught.pairs, taught.score.tolist(), strict=True))
+    assert scored(scores, groups) == by_pair(taught)
     count = triples.write_triples(scores.each(groups), tmp_path / "s.tsv")
     lines = (tmp_path / "s.tsv").read_text().splitlines()
     assert count == len(lines) == 40
@@ -114,13 +124,16 @@ def test_pairs_are_those_of_groups_each_once_in_order(groups, monkeypatch):
     again = [*groups, groups[0]._replace(doc_ids=[groups[0].doc_ids[2], "new", groups[0].doc_ids[0]])]
     expected = list(dict.fromkeys((g.query_id, d) for g in again for d in g.doc_ids))
     pairs = Pairs(again)
-    assert list(pairs) == expected and len(pairs) == len(expected) == 51
+    places, found = listed(pairs)
+    assert found == expected and len(pairs) == len(expected) == 51 and sorted(places) == list(range(51))
     blocks = list(pairs.blocks(20))
-    assert [(block.rows.start, block.rows.stop) for block in blocks] == [(0, 20), (20, 40), (40, 51)]
+    assert [len(block.places) for block in blocks] == [20, 20, 11]
+    assert [place for block in blocks for place in block.places] == places
     assert [pair for block in blocks for pair in zip(block.query_ids, block.doc_ids, strict=True)] == expected
     assert list(Pairs([])) == [] and not list(Pairs([]).blocks(5))
-    numbers = [value for _, own in pairs.each(np.arange(51, dtype=np.float32)) for value in own]
-    assert [expected[int(number)] for number in numbers] == [(g.query_id, d) for g in again for d in g.doc_ids]
+    scores = Scores(pairs, np.arange(51, dtype=np.float32)).each(again)
+    numbers = [expected[places.index(int(number))] for _, own in scores for number in own]
+    assert numbers == [(g.query_id, d) for g in again for d in g.doc_ids]
 
 
 @given(st.lists(st.lists(st.integers(0, 12), min_size=1, max_size=5, unique=True), max_size=30))
@@ -132,10 +145,11 @@ def test_pairs_in_files_are_those_in_memory(tmp_path_factory, drawn):
         patch.setattr(arrays, "SPAN", 7)
         patch.setattr("pyserini_kd.distillation.pairs.BLOCK", 3)
         pairs = Pairs(groups, tmp_path_factory.mktemp("columns"))
-        assert list(pairs) == expected and len(pairs) == len(expected)
-        values = np.arange(len(pairs), dtype=np.float32)
+        places, found = listed(pairs)
+        assert found == expected and len(pairs) == len(expected)
+        scores = Scores(pairs, np.arange(len(pairs), dtype=np.float32))
         assert [(g, [(g.query_id, d) for d in g.doc_ids]) for g in groups] == [
-            (group, [expected[int(n)] for n in own]) for group, own in pairs.each(values)
+            (group, [expected[places.index(int(n))] for n in own]) for group, own in scores.each(groups)
         ]
 
 
@@ -172,7 +186,7 @@ def test_blocks_change_nothing(tmp_path, groups, queries, corpus, tiny_dot, dens
         assert cut.texts.tolist() == one.texts.tolist() and np.allclose(cut.score, one.score, atol=1e-4)
         score_store.write_scores(cut, tmp_path / "s.parquet", overwrite=True)
         known = scored(score_store.read_scores(tmp_path / "s.parquet", groups), groups)
-        assert known == dict(zip(cut.pairs, cut.score.tolist(), strict=True))
+        assert known == by_pair(cut)
 
 
 def test_negative_margins_are_kept_and_the_last_score_of_a_pair_counts(tmp_path):

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from pyserini_kd import train
 from pyserini_kd.data import sources
-from pyserini_kd.distillation import batches, hashing, teacher_scores, text_store, triples
+from pyserini_kd.distillation import batches, hashing, pairs, teacher_scores, text_store, triples
 from pyserini_kd.distillation.candidates import Group
 from pyserini_kd.models import checkpoint_names
 from pyserini_kd.storage import arrays
@@ -242,6 +242,7 @@ def score_peak(count):
 
 def test_memory_of_scores_is_some_numbers_a_pair(monkeypatch):
     monkeypatch.setattr(teacher_scores, "BLOCK", 1 << 8)
+    monkeypatch.setattr(pairs, "BLOCK", 1 << 8)
     small, large = score_peak(1_000), score_peak(16_000)
     assert large - small < 30_000 * 18  # of a dictionary of dictionaries a pair took 200
 
