@@ -15,9 +15,9 @@ import numpy.typing as npt
 
 from pyserini_kd.distillation.candidates import Group, n_docs
 from pyserini_kd.distillation.hashing import distinct, hashes_of_pairs, look_up
-from pyserini_kd.storage.arrays import Hashes, chunks, column, let_go
+from pyserini_kd.storage.arrays import Hashes, chunks, column, let_go, spans
 
-BLOCK = 1 << 14  # groups hashed at a time
+BLOCK = 1 << 12  # groups hashed at a time
 
 
 class Block(NamedTuple):
@@ -43,11 +43,14 @@ class Pairs:
     def __init__(self, groups: Sequence[Group], folder: Path | None = None) -> None:
         """Hash the pairs of groups."""
         self._groups, self.folder = groups, folder
-        keys, end = column(folder, n_docs(groups), np.uint64), 0
+        self._hashes, end = column(folder, n_docs(groups), np.uint64), 0  # of every document of every group
         for some in chunks(groups, BLOCK):
             own = hashes_of_pairs(pair_ids(some))
-            keys[end : end + len(own)] = own
+            self._hashes[end : end + len(own)] = own
             end += len(own)
+            let_go(self._hashes)
+        keys = column(folder, end, np.uint64)
+        keys[:] = self._hashes
         self.keys: Hashes = distinct(keys)
 
     def __len__(self) -> int:
@@ -56,15 +59,18 @@ class Pairs:
 
     def __iter__(self) -> Iterator[tuple[int, str, str]]:
         """(place, query_id, doc_id) of every pair, in the order of their first place in the groups."""
+        every = pair_ids(self._groups)
         seen = column(self.folder, len(self), np.bool_)
-        for some in chunks(self._groups, BLOCK):
-            ids = list(pair_ids(some))
-            _, places = look_up(self.keys, hashes_of_pairs(ids))
-            _, rows = np.unique(places, return_index=True)
-            rows = np.sort(rows[~seen[places[rows]]])
+        for some in spans(len(self._hashes)):
+            _, places = look_up(self.keys, self._hashes[some])
+            is_new = np.zeros(len(places), bool)
+            is_new[np.unique(places, return_index=True)[1]] = True
+            is_new &= ~seen[places]
             seen[places] = True
-            let_go(self.keys, seen)
-            yield from ((place, *ids[row]) for place, row in zip(places[rows].tolist(), rows.tolist(), strict=True))
+            let_go(self.keys, self._hashes, seen)
+            for new, place, (query_id, doc_id) in zip(is_new.tolist(), places.tolist(), every, strict=False):
+                if new:
+                    yield place, query_id, doc_id
 
     def blocks(self, size: int) -> Iterator[Block]:
         """The pairs in the same order, `size` at a time."""
