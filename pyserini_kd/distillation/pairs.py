@@ -43,13 +43,8 @@ class Pairs:
     def __init__(self, groups: Sequence[Group], folder: Path | None = None) -> None:
         """Hash the pairs of groups."""
         self._groups, self.folder = groups, folder
-        self._hashes, end = column(folder, n_docs(groups), np.uint64), 0  # of every document of every group
-        for some in chunks(groups, BLOCK):
-            own = hashes_of_pairs(pair_ids(some))
-            self._hashes[end : end + len(own)] = own
-            end += len(own)
-            let_go(self._hashes)
-        keys = column(folder, end, np.uint64)
+        self._hashes = group_hashes(groups, folder)
+        keys = column(folder, len(self._hashes), np.uint64)
         keys[:] = self._hashes
         self.keys: Hashes = distinct(keys)
 
@@ -82,3 +77,14 @@ class Pairs:
 def pair_ids(groups: Iterable[Group]) -> Iterator[tuple[str, str]]:
     """(query_id, doc_id) of every document of groups."""
     return ((group.query_id, doc_id) for group in groups for doc_id in group.doc_ids)
+
+
+def group_hashes(groups: Sequence[Group], folder: Path | None = None) -> Hashes:
+    """The hash of the ids of every document of every group, in memory or in a file of a folder."""
+    hashes, end = column(folder, n_docs(groups), np.uint64), 0
+    for some in chunks(groups, BLOCK):
+        own = hashes_of_pairs(pair_ids(some))
+        hashes[end : end + len(own)] = own
+        end += len(own)
+        let_go(hashes)
+    return hashes

@@ -9,8 +9,8 @@ from typing import NoReturn, Protocol
 import numpy as np
 
 from pyserini_kd.distillation.candidates import Group
-from pyserini_kd.distillation.hashing import Table, hashes_of_pairs, look_up
-from pyserini_kd.distillation.pairs import Pairs, pair_ids
+from pyserini_kd.distillation.hashing import Table, distinct, hashes_of_pairs, look_up
+from pyserini_kd.distillation.pairs import Pairs, group_hashes, pair_ids
 from pyserini_kd.storage.arrays import Floats, Hashes, chunks
 from pyserini_kd.storage.errors import InputError
 
@@ -28,7 +28,7 @@ class TeacherScores(Protocol):
         """Number of (query, document) pairs without a score."""
 
     def largest(self) -> float:
-        """The largest absolute score. It may stop at a score above 1."""
+        """The largest absolute score."""
 
 
 class Scores:
@@ -36,7 +36,7 @@ class Scores:
 
     def __init__(self, groups: Sequence[Group] | Pairs, scores: Floats | None = None) -> None:
         """The scores of all pairs, in the order of their keys; without them there is none at first."""
-        keys = (groups if isinstance(groups, Pairs) else Pairs(groups)).keys
+        keys = groups.keys if isinstance(groups, Pairs) else distinct(group_hashes(groups))
         self._table = Table(keys, np.full(len(keys), np.nan, np.float32) if scores is None else scores)
 
     def fill(self, scored: Iterable[tuple[str, str, float]]) -> Scores:

@@ -11,7 +11,7 @@ import json
 import logging
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, NamedTuple, Self, cast
 
@@ -40,6 +40,9 @@ logger = logging.getLogger(__name__)
 BLOCK = 1 << 14  # pairs scored, and kept against a kill, at a time; their texts are in memory
 
 
+Kind = Literal["run", "scores", "checkpoint"]
+
+
 class Teacher(NamedTuple):
     """One teacher of an ensemble.
 
@@ -49,12 +52,12 @@ class Teacher(NamedTuple):
         weight: what its raw scores are multiplied by. None is 1, and refuses a teacher whose scores lie in [-1, 1].
     """
 
-    kind: Literal["run", "scores", "checkpoint"]
+    kind: Kind
     name: str
     weight: float | None = None
 
     @classmethod
-    def parse(cls, kind: Literal["run", "scores", "checkpoint"], text: str) -> Self:
+    def parse(cls, kind: Kind, text: str) -> Self:
         """Read `NAME` or `NAME@WEIGHT`."""
         name, at, weight = text.rpartition("@")
         if not at:
@@ -103,8 +106,7 @@ def teach(
     """
     started = time.monotonic()
     asked = _Asked(groups, queries, docs, scratch)
-    raw: dict[str, Floats] = {}
-    records = []
+    raw, weights, records = dict[str, Floats](), dict[str, float](), list[Record]()
     for teacher in teachers:
         scores = raw[teacher.name] = column(scratch, len(asked.pairs), np.float32)
         if teacher.kind == "checkpoint":
@@ -113,9 +115,9 @@ def teach(
             record = scorer.record
         else:
             record = _score_by_file(teacher, asked, scores)
-        records.append({**record, "weight": _factor(teacher)})
+        weights[teacher.name] = 1.0 if teacher.weight is None else teacher.weight
+        records.append({**record, "weight": weights[teacher.name]})
     score = column(scratch, len(asked.pairs), np.float32)
-    weights = {teacher.name: _factor(teacher) for teacher in teachers}
     for some in spans(len(score)):
         score[some] = ensemble({name: scores[some] for name, scores in raw.items()}, weights)
         let_go(score, *raw.values())
@@ -133,10 +135,6 @@ def ensemble(raw: Mapping[str, Floats], weights: Mapping[str, float]) -> Floats:
     for name, scores in raw.items():
         total += weights[name] * scores.astype(np.float64)
     return (total / len(raw)).astype(np.float32)
-
-
-def _factor(teacher: Teacher) -> float:
-    return 1.0 if teacher.weight is None else teacher.weight
 
 
 class _Asked:
@@ -244,7 +242,8 @@ def _score_by_checkpoint(scorer: _Scorer, asked: _Asked, scores: Floats, reuse: 
     """Write the raw scores of a checkpoint, a block at a time; blocks that lie finished in a folder under `work` are read."""
     same = [known for known in reuse if known.teacher == unweighted(scorer.record)]
     before = 0
-    with _job(scorer, asked, work) as job:
+    with contextlib.ExitStack() as stack:
+        job = stack.enter_context(_job(scorer, asked, work)) if work else None
         for number, block in enumerate(asked.pairs.blocks(BLOCK)):
             if job is not None and job.is_done(number):
                 found = np.load(job.path(number, "npy"))
@@ -260,16 +259,10 @@ def _score_by_checkpoint(scorer: _Scorer, asked: _Asked, scores: Floats, reuse: 
         logger.info("%s: %d of %d pairs were scored before", scorer.name, before, len(scores))
 
 
-@contextlib.contextmanager
-def _job(scorer: _Scorer, asked: _Asked, work: Path | None) -> Iterator[Job | None]:
+def _job(scorer: _Scorer, asked: _Asked, work: Path) -> contextlib.AbstractContextManager[Job]:
     """The resumable work of a checkpoint on some texts, in a folder of its own under `work`."""
-    if work is None:
-        yield None
-        return
     made_from = comparable({"teacher": scorer.record, **scorer.settings, "block": BLOCK, "texts": asked.digest})
-    folder = work / hashlib.sha256(json.dumps(made_from).encode()).hexdigest()
-    with open_job(folder, made_from, "teach") as job:
-        yield job
+    return open_job(work / hashlib.sha256(json.dumps(made_from).encode()).hexdigest(), made_from, "teach")
 
 
 def _scores_of(scorer: _Scorer, asked: _Asked, block: Block, same: Sequence[Known]) -> tuple[Floats, int]:

@@ -31,6 +31,7 @@ from pyserini_kd.storage.settings import Backend, Collection, Device, Precision,
 
 logger = logging.getLogger(__name__)
 
+Words = tuple[str, ...]
 Sides = tuple[Mapping[str, str], Mapping[str, str]]
 """Texts of queries and of documents."""
 
@@ -44,20 +45,18 @@ class TeachConfig(Settings):
     candidates: Annotated[Path, option("--candidates", help="Groups or triples, from mine.")]
     collection: Collection
     topics: Annotated[str, option("--topics", help="Topics of the candidates.")]
-    teachers: Annotated[
-        tuple[str, ...], option("--teacher", words=True, help="Checkpoint, or CHECKPOINT@WEIGHT; any number.")
-    ] = ()
+    teachers: Annotated[Words, option("--teacher", words=True, help="Checkpoint, or CHECKPOINT@WEIGHT; any number.")] = ()
     teacher_runs: Annotated[
-        tuple[str, ...], option("--teacher-run", words=True, help="Run, or RUN@WEIGHT, as a teacher; absent = 0.")
+        Words, option("--teacher-run", words=True, help="Run, or RUN@WEIGHT, as a teacher; absent = 0.")
     ] = ()
     teacher_scores: Annotated[
-        tuple[str, ...],
+        Words,
         option("--teacher-scores", words=True, help="Score store or 5-column file, or FILE@WEIGHT, as a teacher."),
     ] = ()
     segment: Segment = None
     index: Annotated[Path | None, option("--index", help="Dense index of the (one, bert_dot) teacher: vectors reused.")] = None
     reuse: Annotated[
-        tuple[str, ...],
+        Words,
         option("--reuse", words=True, help="Score stores whose pairs the same teacher does not score again."),
     ] = ()
     output: Annotated[Path, option("--output", help="Score store to write (.parquet).")]
@@ -116,7 +115,11 @@ def teach_files(config: TeachConfig, say: Callable[[str], None] = logger.info) -
         say: hears what was found and written, line by line.
     """
     output, teachers = config.output, config.ensemble()
-    _refuse_outputs(config)
+    if output.is_file() and not config.overwrite:
+        cure = "set overwrite to replace it (and reuse it, to keep its scores), or give another name"
+        raise InputError(f"{output} exists; {cure}", "output")
+    for path in (output, config.triples or output):
+        refuse_existing(path, config.overwrite)
     for teacher in teachers:
         if teacher.kind == "checkpoint" and checkpoint_settings.is_bounded(teacher.name):
             teacher.refuse_bounded("cosines")
@@ -163,16 +166,6 @@ def agreement(scored: Iterable[tuple[Group, list[float]]]) -> float:
         margins = [found[pos] - found[neg] for pos, neg in pairs(group)]
         right, total = right + sum(margin > 0 for margin in margins), total + len(margins)
     return right / total
-
-
-def _refuse_outputs(config: TeachConfig) -> None:
-    """InputError if an output exists and may not be replaced."""
-    output = config.output
-    if output.is_file() and not config.overwrite:
-        raise InputError(f"{output} exists; set overwrite to replace it (reuse it too, to keep its scores), or rename it")
-    for path in (output, config.triples):
-        if path is not None:
-            refuse_existing(path, config.overwrite)
 
 
 @contextlib.contextmanager

@@ -152,13 +152,9 @@ class Triples(Groups):
         return 0
 
     def largest(self) -> float:
-        """The largest absolute score of the first block that has one above 1, or of all."""
-        most = 0.0
-        for block in self._every():
-            most = max(most, float(np.abs(block["pos_score"]).max()), float(np.abs(block["neg_score"]).max()))
-            if most > 1:
-                break
-        return most
+        """The largest absolute score."""
+        scores = (block[name] for block in self._every() for name in ("pos_score", "neg_score"))
+        return max((float(np.abs(own).max()) for own in scores), default=0.0)
 
 
 def build(folder: Path, scores: Path, queries: Iterable[tuple[str, str]], docs: Iterable[tuple[str, str]]) -> Triples:
