@@ -11,7 +11,7 @@ import json
 import logging
 import math
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, NamedTuple, Self, cast
 
@@ -259,10 +259,16 @@ def _score_by_checkpoint(scorer: _Scorer, asked: _Asked, scores: Floats, reuse: 
         logger.info("%s: %d of %d pairs were scored before", scorer.name, before, len(scores))
 
 
-def _job(scorer: _Scorer, asked: _Asked, work: Path) -> contextlib.AbstractContextManager[Job]:
+@contextlib.contextmanager
+def _job(scorer: _Scorer, asked: _Asked, work: Path) -> Iterator[Job]:
     """The resumable work of a checkpoint on some texts, in a folder of its own under `work`."""
     made_from = comparable({"teacher": scorer.record, **scorer.settings, "block": BLOCK, "texts": asked.digest})
-    return open_job(work / hashlib.sha256(json.dumps(made_from).encode()).hexdigest(), made_from, "teach")
+    with open_job(work / hashlib.sha256(json.dumps(made_from).encode()).hexdigest(), made_from, "teach") as job:
+        try:
+            yield job
+        finally:
+            if not job.parts():  # nothing to go on from
+                job.remove()
 
 
 def _scores_of(scorer: _Scorer, asked: _Asked, block: Block, same: Sequence[Known]) -> tuple[Floats, int]:

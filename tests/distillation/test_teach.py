@@ -72,13 +72,22 @@ def test_ensemble_is_the_mean_of_weighted_raw_scores(groups, texts, tiny_dot, ti
     assert taught.record["teachers"][1]["sha256"] == checkpoint_names.fingerprint(tiny_dot)
 
 
+def test_a_weight_follows_the_last_at():
+    assert Teacher.parse("run", "a@b@2.5") == Teacher("run", "a@b", 2.5)
+    assert Teacher.parse("checkpoint", "models/a") == Teacher("checkpoint", "models/a", None)
+    for wrong in ("a@", "a@b", "a@nan"):
+        with pytest.raises(InputError, match=f"teacher {wrong}: the weight after @ must be a number"):
+            Teacher.parse("run", wrong)
+
+
 @pytest.mark.parametrize("wrong", [np.inf, np.nan])
-def test_scores_that_are_not_finite_are_not_kept(groups, texts, tiny_dot, monkeypatch, wrong):
+def test_scores_that_are_not_finite_are_not_kept(tmp_path, groups, texts, tiny_dot, monkeypatch, wrong):
     score = scoring.score
     monkeypatch.setattr(scoring, "score", lambda *given, **more: np.append(score(*given, **more)[:-1], np.float32(wrong)))
     last = groups[-1].query_id
     with pytest.raises(InputError, match=f"1 scores are not finite, e.g. query {last}, document .*; precision fp32 may help"):
-        teaching.teach(groups, *texts, checkpoints(tiny_dot), precision="fp32")
+        teaching.teach(groups, *texts, checkpoints(tiny_dot), precision="fp32", work=tmp_path / "work")
+    assert not any((tmp_path / "work").iterdir())
 
 
 def test_vectors_of_an_index_give_the_same_scores(groups, texts, tiny_dot, dense_index):

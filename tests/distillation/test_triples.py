@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from pyserini_kd import train
 from pyserini_kd.data import sources
 from pyserini_kd.distillation import batches, hashing, pairs, teacher_scores, text_store, triples
-from pyserini_kd.distillation.candidates import Group
+from pyserini_kd.distillation.candidates import Group, as_groups
 from pyserini_kd.models import checkpoint_names
 from pyserini_kd.storage import arrays
 from pyserini_kd.storage.errors import InputError
@@ -47,6 +47,16 @@ def test_rows_keep_ids_negative_margins_and_their_own_scores(tmp_path):
     again = triples.load(tmp_path / "data")
     assert list(again) == list(found)
     assert found.lengths().tolist() == [17, 17, 17]  # id, newline, text
+
+
+def test_groups_in_files_and_in_memory_answer_the_same_questions(tmp_path):
+    found = built(tmp_path, [(-1.5, 2.25, "007", "NA", "0010"), (3, 1e-3, "8", "0011", "NA")])
+    held = as_groups(list(found))
+    assert as_groups(held) is held and as_groups(found) is found
+    assert (found.unit, held.unit) == ("triples", "queries") and found.n_docs == held.n_docs == 4
+    assert found.blocks() is None and held.blocks().tolist() == [0, 1]  # every triple is a block of its own
+    assert held.lengths(found.docs).tolist() == [12, 12] and found.lengths(found.docs).tolist() == [17, 17]
+    assert found.missing() == 0 and found.largest() == 3.0
 
 
 def test_missing_ids_are_counted_and_left_out(tmp_path, caplog, monkeypatch):
