@@ -406,8 +406,8 @@ def trained(bench: Bench) -> list[Row]:
 
     from pyserini_kd.distillation.candidates import Group
     from pyserini_kd.distillation.config import TrainConfig
+    from pyserini_kd.distillation.teacher_scores import Scores
     from pyserini_kd.distillation.training import train
-    from pyserini_kd.distillation.triples import Scores
 
     few, many = bench.some(2, 1), bench.some(12, 2)
     docs = list(docstrings.docs())

@@ -246,7 +246,7 @@ def liked(data):
 @pytest.fixture(scope="session")
 def scores(data, liked):
     """The same as what `train` takes."""
-    from pyserini_kd.distillation.triples import Scores
+    from pyserini_kd.distillation.teacher_scores import Scores
 
     return Scores(data[0]).fill(liked)
 

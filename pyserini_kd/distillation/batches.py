@@ -14,15 +14,15 @@ import numpy as np
 import numpy.typing as npt
 
 from pyserini_kd.distillation.candidates import Group
+from pyserini_kd.distillation.teacher_scores import TeacherScores
 from pyserini_kd.distillation.text_store import PlainTexts
-from pyserini_kd.distillation.triples import Scores, Triples
+from pyserini_kd.distillation.triples import Triples
 from pyserini_kd.models.tokens import pad, tokenize
-from pyserini_kd.storage.arrays import column, let_go
+from pyserini_kd.storage.arrays import Ints, column, let_go
 from pyserini_kd.storage.errors import InputError
 
 logger = logging.getLogger(__name__)
 
-Rows = npt.NDArray[np.int32]
 
 WINDOW = 64  # batches that are sorted by length together
 
@@ -65,7 +65,7 @@ class Batches(Sequence[list[Any]]):
         return len(self.ends)
 
 
-def cut_batches(groups: Sequence[Group], batch_size: int, seed: int, lengths: Sequence[int] | Rows | None = None) -> Batches:
+def cut_batches(groups: Sequence[Group], batch_size: int, seed: int, lengths: Sequence[int] | Ints | None = None) -> Batches:
     """Cut groups into batches, in which blocks, whose queries share documents, stay whole unless they are larger.
 
     Groups without a block (triples) are shuffled; with `lengths`, those of like length come into one batch. So are blocks of
@@ -120,11 +120,11 @@ def cut_texts(texts: Sequence[str], batch_size: int, seed: int) -> Batches:
     return _cut(texts, _shuffled(len(texts), batch_size, seed, lengths), batch_size)
 
 
-def _cut(items: Sequence[Any], rows: Rows, batch_size: int) -> Batches:
+def _cut(items: Sequence[Any], rows: Ints, batch_size: int) -> Batches:
     return Batches(items, rows, np.minimum(np.arange(batch_size, len(rows) + batch_size, batch_size), len(rows)))
 
 
-def _shuffled(count: int, batch_size: int, seed: int, lengths: Sequence[int] | Rows | None) -> Rows:
+def _shuffled(count: int, batch_size: int, seed: int, lengths: Sequence[int] | Ints | None) -> Ints:
     """Rows in a random order; with lengths, sorted by them within windows of some batches."""
     order = np.arange(count, dtype=np.int32)
     np.random.default_rng(seed).shuffle(order)
@@ -150,7 +150,7 @@ class Collator:
         model: Any,
         queries: Mapping[str, str],
         docs: Mapping[str, str],
-        scores: Scores | Triples | None = None,
+        scores: TeacherScores | None = None,
         train_len: int | None = None,
         *,
         teacher: Any = None,

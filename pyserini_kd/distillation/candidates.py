@@ -9,16 +9,20 @@ import os
 import shutil
 import tempfile
 from array import array
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import IO, Any, NamedTuple
+from typing import IO, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
 
 from pyserini_kd.data.lines import numbered_lines
+from pyserini_kd.storage.arrays import Ints
 from pyserini_kd.storage.errors import InputError
 from pyserini_kd.storage.files import atomic_file, require_file
 
-AT_ONCE = 4096  # groups, a multiple of STRIDE
-STRIDE = 16  # groups whose lines are read to get at one of them
+AT_ONCE = 4096  # groups read together; a multiple of STRIDE
+STRIDE = 16  # to read one group, so many lines are read
 
 
 class Group(NamedTuple):
@@ -28,6 +32,59 @@ class Group(NamedTuple):
     doc_ids: list[str]
     labels: list[int]
     block: int
+
+
+class Groups(Sequence[Group]):
+    """Groups to train on. These are in memory; subclasses read theirs from a file.
+
+    Attributes:
+        unit: what one group is called in messages and records.
+        folder: a folder for columns of numbers about the groups; None for memory.
+    """
+
+    unit = "queries"
+    folder: Path | None = None
+
+    def __init__(self, groups: Sequence[Group]) -> None:
+        self._groups = groups
+
+    def __getitem__(self, row: int) -> Group:  # type: ignore[override]
+        """The group of a row."""
+        return self._groups[row]
+
+    def __len__(self) -> int:
+        """Number of groups."""
+        return len(self._groups)
+
+    @property
+    def n_docs(self) -> int:
+        """Documents of all groups. A document counts once for each group."""
+        return sum(len(group.doc_ids) for group in self)
+
+    def blocks(self) -> npt.NDArray[np.int64] | None:
+        """The block of each group, -1 for none; None if no two groups share a block."""
+        return np.fromiter((group.block for group in self), np.int64, len(self))
+
+    def lengths(self, docs: Mapping[str, str]) -> Ints:
+        """Length of the longest document of each group, in characters."""
+        return np.fromiter((max(len(docs[doc_id]) for doc_id in group.doc_ids) for group in self), np.int32, len(self))
+
+
+def as_groups(groups: Sequence[Group]) -> Groups:
+    """The same groups with the methods of `Groups`."""
+    return groups if isinstance(groups, Groups) else Groups(groups)
+
+
+def n_docs(groups: Sequence[Group]) -> int:
+    """Documents of all groups. A document counts once for each group."""
+    return as_groups(groups).n_docs
+
+
+def pairs(group: Group) -> Iterator[tuple[str, str]]:
+    """All (positive, negative) pairs of a group."""
+    positives = [d for d, label in zip(group.doc_ids, group.labels, strict=True) if label > 0]
+    negatives = [d for d, label in zip(group.doc_ids, group.labels, strict=True) if label <= 0]
+    return itertools.product(positives, negatives)
 
 
 def write_candidates(groups: Iterable[Group], path: str | Path, *, overwrite: bool = False) -> None:
@@ -41,15 +98,8 @@ def write_candidates(groups: Iterable[Group], path: str | Path, *, overwrite: bo
                 out.write(json.dumps(group._asdict()) + "\n")
 
 
-def pairs(group: Group) -> Iterator[tuple[str, str]]:
-    """All (positive, negative) pairs of a group."""
-    positives = [d for d, label in zip(group.doc_ids, group.labels, strict=True) if label > 0]
-    negatives = [d for d, label in zip(group.doc_ids, group.labels, strict=True) if label <= 0]
-    return ((pos, neg) for pos in positives for neg in negatives)
-
-
-class Candidates(Sequence[Group]):
-    """The groups of a candidates file, checked when it is opened and read again when they are asked for.
+class Candidates(Groups):
+    """The groups of a candidates file: checked when it is opened, read again when they are asked for.
 
     Memory holds half a byte a group: where every STRIDEth line starts.
     """
@@ -62,29 +112,33 @@ class Candidates(Sequence[Group]):
         """
         self.path = require_file(path, "candidates file")
         self._file = _unpacked(self.path)
-        starts, end, self._count, self.n_docs = array("q"), 0, 0, 0
+        self._starts, end, self._count, self._n_docs = array("q"), 0, 0, 0
         with open(self._file.fileno(), "rb", closefd=False) as raw:
             for (where, line), data in zip(numbered_lines(self.path, "candidates file", blank=True), raw, strict=True):
                 if line.strip():
                     group = _group(line, where)
                     _check_group(group, where)
                     if self._count % STRIDE == 0:
-                        starts.append(end)
+                        self._starts.append(end)
                     self._count += 1
-                    self.n_docs += len(group.doc_ids)
+                    self._n_docs += len(group.doc_ids)
                 end += len(data)
         if not self._count:
             raise InputError(f"candidates file is empty: {path}")
-        starts.append(end)
-        self._starts = starts
+        self._starts.append(end)
+
+    @property
+    def n_docs(self) -> int:
+        """Documents of all groups. A document counts once for each group."""
+        return self._n_docs
 
     def _lines(self, first: int, last: int) -> Iterator[str]:
-        """The lines of a range of groups that begins at a multiple of STRIDE, and some more."""
+        """The lines of the groups from `first` (a multiple of STRIDE) to `last`, and perhaps some more."""
         start, end = self._starts[first // STRIDE], self._starts[-(-last // STRIDE)]
         text = os.pread(self._file.fileno(), end - start, start).decode("utf-8" if start else "utf-8-sig")
         return (line.rstrip("\r") for line in text.split("\n") if line.strip())
 
-    def __getitem__(self, row: Any) -> Any:
+    def __getitem__(self, row: int) -> Group:  # type: ignore[override]
         """The group of a row."""
         if not 0 <= row < len(self):
             raise IndexError(row)
@@ -92,7 +146,7 @@ class Candidates(Sequence[Group]):
         return _group(next(itertools.islice(self._lines(row - offset, row + 1), offset, None)), str(self.path))
 
     def __iter__(self) -> Iterator[Group]:
-        """The groups, some thousand read at a time."""
+        """The groups, in the order of the file."""
         for first in range(0, len(self), AT_ONCE):
             yield from (_group(line, str(self.path)) for line in self._lines(first, min(first + AT_ONCE, len(self))))
 
@@ -101,22 +155,16 @@ class Candidates(Sequence[Group]):
         return self._count
 
 
-def n_docs(groups: Sequence[Group]) -> int:
-    """Documents of all groups, each as often as it comes."""
-    known: int | None = getattr(groups, "n_docs", None)  # of those that lie in a file
-    return sum(len(group.doc_ids) for group in groups) if known is None else known
-
-
 def read_candidates(path: str | Path) -> Candidates:
     """Open groups (JSON lines) or triples (TSV)."""
     return Candidates(path)
 
 
 def _unpacked(path: Path) -> IO[bytes]:
-    """The file, open for reading; what a .gz file holds in a temporary one that is gone when it is closed."""
+    """The file, open for reading. A .gz file is unpacked into a temporary file that is deleted when it is closed."""
     if path.suffix != ".gz":
         return open(path, "rb", buffering=0)
-    for _ in numbered_lines(path, "candidates file"):  # says what is wrong with it
+    for _ in numbered_lines(path, "candidates file"):  # names what is wrong with the file
         pass
     unpacked = tempfile.TemporaryFile(buffering=0)  # noqa: SIM115 - open as long as its owner lives
     with gzip.open(path) as packed:
@@ -135,7 +183,13 @@ def _check_group(group: Group, where: str) -> None:
 
 
 def _group(line: str, where: str) -> Group:
-    return _json_group(line, where) if line.lstrip().startswith("{") else _triple(line, where)
+    """The group of a line: a JSON object or a triple."""
+    if line.lstrip().startswith("{"):
+        return _json_group(line, where)
+    fields = line.split("\t")
+    if len(fields) != 3:
+        raise InputError(f"{where}: expected `query_id<TAB>pos_id<TAB>neg_id`, found {len(fields)} columns")
+    return Group(fields[0], fields[1:], [1, 0], -1)
 
 
 def _json_group(line: str, where: str) -> Group:
@@ -144,18 +198,10 @@ def _json_group(line: str, where: str) -> Group:
         listed, labels, block = record["doc_ids"], record["labels"], record.get("block", -1)
         if not (isinstance(listed, list) and isinstance(labels, list) and all(type(n) is int for n in [*labels, block])):
             raise TypeError
-        if max(map(abs, [*labels, block])) >= 1 << 63:
-            raise OverflowError
+        np.array([*labels, block], np.int64)  # OverflowError where a number has more than 64 bits
         group = Group(str(record["query_id"]), [str(d) for d in listed], labels, block)
     except (KeyError, TypeError, ValueError, OverflowError, RecursionError):
         raise InputError(f"{where}: expected an object with query_id, doc_ids, labels and block") from None
     if len(group.doc_ids) != len(group.labels):
         raise InputError(f"{where}: {len(group.doc_ids)} doc_ids but {len(group.labels)} labels")
     return group
-
-
-def _triple(line: str, where: str) -> Group:
-    fields = line.split("\t")
-    if len(fields) != 3:
-        raise InputError(f"{where}: expected `query_id<TAB>pos_id<TAB>neg_id`, found {len(fields)} columns")
-    return Group(fields[0], fields[1:], [1, 0], -1)

@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 from pyserini_kd.distillation.candidates import Group
 from pyserini_kd.distillation.recipes import Recipe, Stage
-from pyserini_kd.distillation.triples import Scores, Triples
+from pyserini_kd.distillation.teacher_scores import TeacherScores
 from pyserini_kd.distillation.validation import Dev
 from pyserini_kd.storage.errors import InputError
 
@@ -76,6 +76,6 @@ class Material(NamedTuple):
     groups: Sequence[Group]
     queries: Mapping[str, str]
     docs: Mapping[str, str]
-    scores: Scores | Triples | None
+    scores: TeacherScores | None
     texts: Sequence[str]
     dev: Dev | None

@@ -17,10 +17,11 @@ from typing import Any
 from pyserini_kd.data import docstrings
 from pyserini_kd.data.runs import Run
 from pyserini_kd.data.types import Query
-from pyserini_kd.distillation import mining, teaching
+from pyserini_kd.distillation import mining
 from pyserini_kd.distillation.candidates import read_candidates, write_candidates
 from pyserini_kd.distillation.config import TrainConfig
 from pyserini_kd.distillation.score_store import read_scores, write_scores
+from pyserini_kd.distillation.teaching import Teacher, teach
 from pyserini_kd.distillation.text_store import load_texts
 from pyserini_kd.distillation.training import train
 from pyserini_kd.evaluation import engines, tuning
@@ -164,10 +165,10 @@ def _make_scores(at: Paths) -> None:
     )
     groups = read_candidates(at.training / "candidates.jsonl")
     queries, docs = load_texts(groups, docstrings.topics("train"), docstrings.docs())
-    teachers, runs = [f"{at.teacher}@{TEACHER_WEIGHT}"], [f"{bm25}@{BM25_WEIGHT}"]
-    taught, record = teaching.teach(groups, queries, docs, teachers, runs, index=DenseIndex.load(at.teacher_index))
+    teachers = [Teacher("run", str(bm25), BM25_WEIGHT), Teacher("checkpoint", str(at.teacher), TEACHER_WEIGHT)]
+    taught = teach(groups, queries, docs, teachers, index=DenseIndex.load(at.teacher_index))
     _stamp(at.training / "scores.parquet")
-    write_scores(taught, at.training / "scores.parquet", record)
+    write_scores(taught, at.training / "scores.parquet")
 
 
 def _check_teacher(at: Paths) -> None:

@@ -1,23 +1,29 @@
 """Mine candidates for training.
 
 A group is its query's positives followed by negatives: hard ones, sampled from runs, and those of its block. Queries come
-in blocks that share their documents: with `--shared 32`, every query of a block has the positives of the 31 others among
-its negatives. A training batch is then one block, and each document is encoded once for all of its queries.
+in blocks that share their documents: with blocks of 32, every query has the positives of the 31 others among its negatives.
+A training batch is then one block, and each document is encoded once for all of its queries.
 """
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Iterable, Sequence
-from typing import NamedTuple
+from pathlib import Path
+from typing import Annotated, NamedTuple, Self
 
 import numpy as np
+from pydantic import Field, model_validator
 from tqdm import tqdm
 
+from pyserini_kd.data import passages, sources
 from pyserini_kd.data.ids import id_hash
 from pyserini_kd.data.runs import Run
 from pyserini_kd.data.types import Doc, Qrels, Query
 from pyserini_kd.distillation.candidates import Group
+from pyserini_kd.models import hardware
+from pyserini_kd.storage.errors import InputError
+from pyserini_kd.storage.settings import Collection, Overwrite, Seed, Segment, Settings, option
 
 logger = logging.getLogger(__name__)
 
@@ -97,11 +103,6 @@ def mine(
     return Mined(groups, len(queries) - len(usable), without_negative, equal)
 
 
-def first_hits(runs: Sequence[Run]) -> Qrels:
-    """What stands in for judgements where there are none: the first hit of each query, in the first run that has one."""
-    return {query_id: {hits.doc_ids[0]: 1} for run in reversed(runs) for query_id, hits in run.items() if hits.doc_ids}
-
-
 def _text_hashes(docs: Iterable[Doc], wanted: set[str]) -> dict[str, int]:
     """doc_id -> hash of its text, for the wanted documents of a collection."""
     found = {}
@@ -109,3 +110,84 @@ def _text_hashes(docs: Iterable[Doc], wanted: set[str]) -> dict[str, int]:
         if doc.doc_id in wanted:
             found[doc.doc_id] = id_hash(" ".join(doc.contents.split()))
     return found
+
+
+def first_hits(runs: Sequence[Run]) -> Qrels:
+    """Where there are no judgements: the first hit of each query, in the first run that has one, as its positive."""
+    return {query_id: {hits.doc_ids[0]: 1} for run in reversed(runs) for query_id, hits in run.items() if hits.doc_ids}
+
+
+class MineConfig(Settings):
+    """Where queries, judgements and negatives come from, and how many are sampled."""
+
+    collection: Collection
+    topics: Annotated[str, option("--topics", help="Training topics: a file, ir_datasets:<id> or pydocs:train.")]
+    qrels: Annotated[str | None, option("--qrels", help="Their judgements: a file, ir_datasets:<id> or pydocs:train.")] = None
+    index: Annotated[
+        str | None, option("--index", help="BM25 index to take hard negatives from (a folder or a prebuilt name).")
+    ] = None
+    runs: Annotated[
+        tuple[str, ...], option("--runs", "--run", words=True, help="Runs to take hard negatives from instead.")
+    ] = ()
+    depth: Annotated[int, Field(ge=1), option("--depth", help="How deep negatives may lie.")] = 100
+    negatives: Annotated[int, Field(ge=0), option("--negatives", help="Hard negatives a query.")] = 1
+    shared: Annotated[int, Field(ge=0), option("--shared", help="Queries a block that share their documents.")] = 0
+    segment: Segment = None
+    seed: Seed = 42
+    output: Annotated[Path, option("--output", help="Groups (.jsonl) or triples (.tsv).")]
+    overwrite: Overwrite = False
+
+    @model_validator(mode="after")
+    def rules(self) -> Self:
+        """Refuse contradictions, before any data are read."""
+        has_runs = bool(self.index or self.runs)
+        if self.index and self.runs:
+            raise InputError("negatives come from an index or from runs, not both", "index")
+        if self.negatives and not has_runs:
+            raise InputError("hard negatives need an index or runs (or none of them, with shared documents)", "negatives")
+        if self.qrels is None and not has_runs:
+            raise InputError("without judgements, an index or runs must say which documents to compare", "qrels")
+        return self
+
+
+def mine_files(config: MineConfig) -> Mined:
+    """Mine candidates from files; without judgements, the first hit of each query is its positive.
+
+    Raises:
+        InputError: no query has both a positive and a negative, or negatives are documents where candidates are passages.
+    """
+    queries = sources.topics(config.topics)
+    judged = sources.qrels(config.qrels) if config.qrels else None
+    docs = sources.collection(config.collection)
+    if config.segment:
+        judged = passages.segment_qrels(judged, passages.segment(docs, config.segment)) if judged else None
+        docs = passages.segment(sources.collection(config.collection), config.segment)
+    runs = _runs(config, [q for q in queries if judged is None or q.query_id in judged])
+    if judged is None:
+        judged = first_hits(runs)
+        logger.warning("no judgements: labels are the first stage's; train with a loss on teacher scores, not on labels")
+    mined = mine(
+        queries, judged, runs, docs,
+        depth=config.depth, negatives=config.negatives, shared=config.shared, seed=config.seed,
+    )  # fmt: skip
+    if not mined.groups:
+        if not any(query.query_id in judged for query in queries):
+            raise InputError(f"qrels {config.qrels} and topics {config.topics} share no query")
+        more = "; without hard negatives, queries must share documents" if not (config.negatives or config.shared) else ""
+        raise InputError(f"no query has both a positive in the collection and a negative{more}")
+    return mined
+
+
+def _runs(config: MineConfig, queries: Sequence[Query]) -> list[Run]:
+    """The runs that give hard negatives; InputError where they are not cut into passages as the candidates are."""
+    if config.index:
+        from pyserini_kd.retrieval import bm25_search
+
+        runs = [bm25_search.search(config.index, queries, hits=config.depth, threads=hardware.threads())]
+    else:
+        runs = [Run.read(run) for run in config.runs]
+    hits = [doc_id for run in runs for hits in run.values() for doc_id in hits.doc_ids] if config.segment else []
+    if runs and config.segment and not any("#" in doc_id for doc_id in hits):
+        raise InputError(f"{config.segment}: negatives come from whole documents, not from passages `docid#n`; take them from "
+                         f"an index or runs with the same segments", "segment")  # fmt: skip
+    return runs

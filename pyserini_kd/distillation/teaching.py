@@ -1,179 +1,125 @@
-"""Teacher scores: score candidates once, keep the raw scores and who gave them; the published 5-column file.
+"""Teacher scores: each teacher scores the candidates once; the ensemble's score is the mean of their weighted raw scores.
 
-A teacher is a checkpoint, a run (BM25's, for one) or a file of scores; an ensemble's score is the mean of its teachers'
-weighted raw scores.
+A teacher is a checkpoint, a run (BM25's, for one) or a file of scores.
 """
 
 from __future__ import annotations
 
-import functools
+import contextlib
 import hashlib
 import json
 import logging
+import math
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, NamedTuple, Self
 
 import numpy as np
 
 from pyserini_kd.data.runs import Run
-from pyserini_kd.distillation.candidates import Group, pairs
-from pyserini_kd.distillation.pairs import BLOCK, Pairs
-from pyserini_kd.distillation.score_store import (
-    Known,
-    Taught,
-    fill_from_store,
-    fill_from_triples,
-    unweighted,
-)
-from pyserini_kd.distillation.text_store import Floats, Hashes, look_up, text_hash
+from pyserini_kd.distillation.candidates import Group
+from pyserini_kd.distillation.hashing import hashes_of_pairs
+from pyserini_kd.distillation.pairs import Block, Pairs
+from pyserini_kd.distillation.score_store import Known, Record, ScoreStore, Taught, read_scores, unweighted
+from pyserini_kd.distillation.teacher_scores import is_bounded, refuse_bounded
 from pyserini_kd.models import rankers
 from pyserini_kd.retrieval.dense_index import DenseIndex
 from pyserini_kd.retrieval.open_index import check_encoder
-from pyserini_kd.storage.arrays import column, keep, let_go, spans
+from pyserini_kd.storage.arrays import Floats, Hashes, column, keep, let_go, spans
 from pyserini_kd.storage.environment import command_line, environment, sha256
 from pyserini_kd.storage.errors import InputError
+from pyserini_kd.storage.job import Job, open_job
 from pyserini_kd.storage.records import comparable
 
 logger = logging.getLogger(__name__)
 
-CHECK_DEPTH = 20  # documents of each check query that the ensemble reranks
-CHECK_MEASURES = ("RR@10", "nDCG@10")
+BLOCK = 1 << 14  # pairs scored, and kept against a kill, at a time; their texts are in memory
 
 
-def weighted(name: str) -> tuple[str, float | None]:
-    """Split `NAME@WEIGHT`; no weight is None."""
-    name, at, weight = name.rpartition("@") if "@" in name else (name, "", "")
-    if not at:
-        return name, None
-    try:
-        value = float(weight)
-    except ValueError:
-        value = float("nan")
-    if not np.isfinite(value):
-        raise InputError(f"teacher {name}@{weight}: the weight after @ must be a number")
-    return name, value
+Kind = Literal["run", "scores", "checkpoint"]
 
 
-def score_run(run: Run, pairs: Pairs, scores: Floats) -> int:
-    """A run as a teacher: write its scores, 0 for documents it did not return; returns how many those are."""
-    absent = 0
-    for some, (query_ids, doc_ids) in pairs.blocks(BLOCK):
-        asked = [query_id for query_id in dict.fromkeys(query_ids) if query_id in run]
-        found = {q: dict(zip(run[q].doc_ids, run[q].scores.tolist(), strict=True)) for q in asked}
-        own = [found.get(q, {}).get(d) for q, d in zip(query_ids, doc_ids, strict=True)]
-        scores[some] = [0.0 if score is None else score for score in own]
-        absent += sum(score is None for score in own)
-        let_go(scores)
-    return absent
+class Teacher(NamedTuple):
+    """One teacher of an ensemble.
+
+    Attributes:
+        kind: a checkpoint, a run, or a file of scores (score store or published 5-column file).
+        name: the checkpoint, or the path of the file.
+        weight: what its raw scores are multiplied by. None is 1, and refuses a teacher whose scores lie in [-1, 1].
+    """
+
+    kind: Kind
+    name: str
+    weight: float | None = None
+
+    @classmethod
+    def parse(cls, kind: Kind, text: str) -> Self:
+        """Read `NAME` or `NAME@WEIGHT`."""
+        name, at, weight = text.rpartition("@")
+        if not at:
+            return cls(kind, text)
+        with contextlib.suppress(ValueError):
+            if math.isfinite(value := float(weight)):
+                return cls(kind, name, value)
+        raise InputError(f"teacher {text}: the weight after @ must be a number")
+
+    def refuse_bounded(self, what: str) -> None:
+        """InputError if scores in [-1, 1] (`what` they are) have no weight."""
+        if self.weight is None:
+            refuse_bounded(f"teacher {self.name} gives {what}", f"give it a weight, e.g. {self.name}@20")
 
 
-def score_checkpoint(
-    name: str,
-    pairs: Pairs,
-    texts: Hashes,
+def teach(
+    groups: Sequence[Group],
     queries: Mapping[str, str],
     docs: Mapping[str, str],
-    scores: Floats,
+    teachers: Sequence[Teacher],
     *,
     index: DenseIndex | None = None,
+    reuse: Sequence[Known] = (),
+    work: Path | None = None,
+    scratch: Path | None = None,
+    device: str = "cpu",
     precision: str = "auto",
     backend: str = "auto",
     batch_size: int | None = None,
-    device: str = "cpu",
-    work: Path | None = None,
-    reuse: Sequence[Known] = (),
-) -> dict[str, Any]:
-    """A checkpoint as a teacher: write its raw scores of pairs; returns a record of who gave them.
-
-    Pairs of texts that the same teacher, so set, scored before (`reuse`) are not scored again. Scores are written under `work`
-    a block of pairs at a time; a later call for the same texts and settings goes on there.
+) -> Taught:
+    """Score every distinct (query, document) pair of the groups once with each teacher.
 
     Args:
-        name: the checkpoint.
-        pairs: what is to be scored.
-        texts: hash of the texts of each pair.
+        groups: their pairs are scored.
         queries: query_id -> text.
         docs: doc_id -> text.
-        scores: (number of pairs,), takes the scores.
-        index: holds the document vectors of this very checkpoint (BERT_DOT only), so that documents are not encoded again.
-        precision: arithmetic.
+        teachers: one, or an ensemble.
+        index: holds the document vectors of the checkpoint (one, a BERT_DOT), which need not be encoded again.
+        reuse: what checkpoints have scored before. The same checkpoint, so set, does not score the same texts again.
+        work: folder for finished blocks of scores; a later call with the same texts and settings goes on from them.
+        scratch: folder for large columns, which are in memory otherwise; what is returned needs it.
+        device: cpu, cuda or cuda:N.
+        precision: arithmetic of the checkpoints.
         backend: what computes.
         batch_size: None: by token budget.
-        device: cpu, cuda or cuda:N.
-        work: folder of finished blocks.
-        reuse: what checkpoints have scored before.
     """
-    model = rankers.load(name, device=device, precision=precision, backend=backend, batch_size=batch_size)
-    record = model.record()
-    record |= {"dtype": "float32", "architecture": model.architecture, "precision": model.precision, "backend": model.backend}
-    if index is not None:
-        _check_index(index, name, model)
-        record["index"] = (index.manifest or {}).get("encoder")  # the lengths and precision its vectors were made with
-    same = [known for known in reuse if known.teacher == unweighted(record) and len(known.texts)]
-
-    def score(query_ids: Sequence[str], doc_ids: Sequence[str]) -> Floats:
-        asked = [queries[query_id] for query_id in query_ids]
-        if index is not None and isinstance(model, rankers.Encoder):
-            return index.score(model, asked, doc_ids)
-        return model.score(asked, [docs[doc_id] for doc_id in doc_ids])
-
-    key = hashlib.sha256(json.dumps([comparable(record), batch_size, device, BLOCK]).encode())
-    for some in spans(len(texts)):
-        key.update(texts[some].data)
-        let_go(texts)
-    blocks = work / key.hexdigest() if work else None
-    before = 0
-    for number, (some, (query_ids, doc_ids)) in enumerate(pairs.blocks(BLOCK)):
-        path = blocks / f"{number:06d}.npy" if blocks else None
-        if path is not None and path.exists():
-            scores[some] = np.load(path)
-            continue
-        scores[some] = np.nan
-        for known in same:
-            is_known, places = look_up(known.texts, texts[some])
-            scores[some] = np.where(is_known, known.scores[places], scores[some])
-            let_go(known.texts, known.scores)
-        fresh = np.flatnonzero(np.isnan(scores[some]))
-        before += len(query_ids) - len(fresh)
-        if len(fresh):
-            found = score([query_ids[row] for row in fresh], [doc_ids[row] for row in fresh])
-            if len(wrong := fresh[~np.isfinite(found)]):
-                pair = f"query {query_ids[wrong[0]]}, document {doc_ids[wrong[0]]}"
-                raise InputError(f"{name}: {len(wrong)} scores are not finite, e.g. {pair}; --precision fp32 may help")
-            scores[some][fresh] = found
-        if path is not None:
-            keep(path, scores[some])
-        let_go(scores, texts)
-    if same:
-        logger.info("%s: %d of %d pairs were scored before", name, before, len(pairs))
-    return record
-
-
-def _check_index(index: DenseIndex, name: str, model: rankers.Scorer) -> None:
-    """InputError unless an index holds the very vectors that the teacher would make."""
-    if not isinstance(model, rankers.Encoder):
-        raise InputError(f"--index holds vectors of a bert_dot; teacher {name} is a {model.architecture}")
-    check_encoder(index, model)
-    if not index.is_exact:
-        raise InputError(f"--index {index.folder} does not hold exact vectors; a teacher needs a Flat one")
-
-
-def hash_texts(pairs: Pairs, queries: Mapping[str, str], docs: Mapping[str, str], texts: Hashes) -> None:
-    """Write the hash of the texts of each pair."""
-    query_of = functools.lru_cache(maxsize=1)(queries.__getitem__)  # its pairs follow each other
-    for some, both in pairs.blocks(BLOCK):
-        keys = (text_hash(query_of(query_id), docs[doc_id]) for query_id, doc_id in zip(*both, strict=True))
-        texts[some] = np.fromiter(keys, np.uint64)
-        let_go(texts)
-
-
-def refuse_bounded(name: str, what: str) -> None:
-    """The InputError for a teacher whose scores lie in [-1, 1] and that has no weight."""
-    raise InputError(
-        f"teacher {name} gives {what} in [-1, 1]; margins that small teach little: give it a weight, e.g. {name}@20"
-    )
+    started = time.monotonic()
+    asked = _Asked(groups, queries, docs, scratch)
+    raw, weights, records = dict[str, Floats](), dict[str, float](), list[Record]()
+    for teacher in teachers:
+        scores = raw[teacher.name] = column(scratch, len(asked.pairs), np.float32)
+        if teacher.kind == "checkpoint":
+            scorer = _scorer(teacher.name, index, device=device, precision=precision, backend=backend, batch_size=batch_size)
+            _score_by_checkpoint(scorer, asked, scores, reuse, work)
+            record = scorer.record
+        else:
+            record = _score_by_file(teacher, asked, scores)
+        weights[teacher.name] = 1.0 if teacher.weight is None else teacher.weight
+        records.append({**record, "weight": weights[teacher.name]})
+    score = column(scratch, len(asked.pairs), np.float32)
+    for some in spans(len(score)):
+        score[some] = ensemble({name: scores[some] for name, scores in raw.items()}, weights)
+        let_go(score, *raw.values())
+    about = {"teachers": records, "n_pairs": len(asked.pairs), "seconds": round(time.monotonic() - started, 1)}
+    return Taught(asked.pairs, asked.texts, raw, score, {**about, "command": command_line(), **environment()})
 
 
 def ensemble(raw: Mapping[str, Floats], weights: Mapping[str, float]) -> Floats:
@@ -188,98 +134,151 @@ def ensemble(raw: Mapping[str, Floats], weights: Mapping[str, float]) -> Floats:
     return (total / len(raw)).astype(np.float32)
 
 
-def teach(
-    groups: Sequence[Group],
-    queries: Mapping[str, str],
-    docs: Mapping[str, str],
-    teachers: Sequence[str],
-    teacher_runs: Sequence[str] = (),
-    teacher_scores: Sequence[str] = (),
-    *,
-    scratch: Path | None = None,
-    **settings: Any,
-) -> tuple[Taught, dict[str, Any]]:
-    """Score every (query, document) pair of the groups once with each teacher.
+class _Asked:
+    """The pairs that are scored, with their texts and the hashes of these."""
 
-    Args:
-        groups: whose pairs are scored.
-        queries: query_id -> text.
-        docs: doc_id -> text.
-        teachers: checkpoints, each with `@WEIGHT` or without.
-        teacher_runs: runs, likewise.
-        teacher_scores: score stores or 5-column files, likewise.
-        scratch: folder for what would else be in memory; what is returned needs it.
-        settings: of `score_checkpoint`.
-    """
-    started = time.monotonic()
-    pairs = Pairs(groups, scratch)
-    texts = column(scratch, len(pairs), np.uint64)
-    hash_texts(pairs, queries, docs, texts)
-    raw: dict[str, Floats] = {}
-    weights: dict[str, float] = {}
-    who = []
-    every = (("run", teacher_runs), ("scores", teacher_scores), ("checkpoint", teachers))
-    for kind, teacher in ((kind, teacher) for kind, some in every for teacher in some):
-        name, weight = weighted(teacher)
-        raw[name] = column(scratch, len(pairs), np.float32)
-        weights[name] = 1.0 if weight is None else weight
-        if kind == "run":
-            record = _teach_run(name, weight, pairs, raw[name])
-        elif kind == "scores":
-            record = _teach_scores(name, weight, groups, pairs, texts, raw[name], scratch)
-        else:
-            record = score_checkpoint(name, pairs, texts, queries, docs, raw[name], **settings)
-        who.append({**record, "weight": weights[name]})
-    score = column(scratch, len(pairs), np.float32)
-    for some in spans(len(pairs)):
-        score[some] = ensemble({name: scores[some] for name, scores in raw.items()}, weights)
-        let_go(score, *raw.values())
-    seconds = round(time.monotonic() - started, 1)
-    record = {"teachers": who, "n_pairs": len(pairs), "seconds": seconds, "command": command_line(), **environment()}
-    return Taught(pairs, texts, raw, score), record
+    def __init__(
+        self, groups: Sequence[Group], queries: Mapping[str, str], docs: Mapping[str, str], scratch: Path | None
+    ) -> None:
+        self.pairs = Pairs(groups, scratch)
+        self._queries, self._docs = queries, docs
+        self.texts: Hashes = column(scratch, len(self.pairs), np.uint64)
+        digest = hashlib.sha256()
+        for block in self.pairs.blocks(BLOCK):
+            self.texts[block.places] = hashes_of_pairs(zip(*self.texts_of(block), strict=True))
+            digest.update(self.texts[block.places].data)
+            let_go(self.texts)
+        self.digest = digest.hexdigest()
+
+    def texts_of(self, block: Block) -> tuple[list[str], list[str]]:
+        """Query and document texts of some pairs."""
+        queries = {query_id: self._queries[query_id] for query_id in dict.fromkeys(block.query_ids)}
+        return [queries[query_id] for query_id in block.query_ids], [self._docs[doc_id] for doc_id in block.doc_ids]
 
 
-def _teach_run(name: str, weight: float | None, pairs: Pairs, scores: Floats) -> dict[str, Any]:
-    run = Run.read(name)
-    if weight is None and all(np.abs(hits.scores).max(initial=0.0) <= 1 for hits in run.values()):
-        refuse_bounded(name, "scores")
-    absent = score_run(run, pairs, scores)
-    if absent == len(pairs):
-        raise InputError(f"--teacher-run {name} has none of the candidates' {absent} pairs; a run of other topics?")
-    logger.info("%s: %d of %d pairs are not in the run and score 0", name, absent, len(pairs))
-    return {"name": name, "sha256": sha256(name), "absent": absent}
-
-
-def _teach_scores(
-    name: str,
-    weight: float | None,
-    groups: Sequence[Group],
-    pairs: Pairs,
-    texts: Hashes,
-    scores: Floats,
-    scratch: Path | None,
-) -> dict[str, Any]:
-    if name.endswith(".parquet"):
-        fill_from_store(Path(name), texts, scores, scratch)
-    else:
-        fill_from_triples(name, groups, pairs, scores)
-    missing, bounded = 0, True
-    for some in spans(len(scores)):
-        missing += int(np.isnan(scores[some]).sum())
-        bounded = bounded and bool(np.nanmax(np.abs(scores[some]), initial=0.0) <= 1)
+def _score_by_file(teacher: Teacher, asked: _Asked, scores: Floats) -> Record:
+    """Write the scores of a run (0 for documents that it did not return) or of a file, which must have them all."""
+    find = _in_run(teacher) if teacher.kind == "run" else _in_scores(teacher.name, asked)
+    missing, largest = 0, 0.0
+    for block in asked.pairs.blocks(BLOCK):
+        own = find(block)
+        missing += int(np.isnan(own).sum())
+        largest = max(largest, float(np.nanmax(np.abs(own), initial=0.0)))
+        scores[block.places] = np.nan_to_num(own)
         let_go(scores)
-    if missing:
-        raise InputError(f"--teacher-scores {name} lacks {missing} of the candidates' {len(pairs)} pairs, or knows other texts")
-    if weight is None and bounded:
-        refuse_bounded(name, "scores")
-    return {"name": name, "sha256": sha256(name)}
+    record: Record = {"name": teacher.name, "sha256": sha256(teacher.name)}
+    count = len(scores)
+    if teacher.kind == "run":
+        if missing == count:
+            raise InputError(f"run {teacher.name} has none of the candidates' {count} pairs; a run of other topics?")
+        logger.info("%s: %d of %d pairs are not in the run and score 0", teacher.name, missing, count)
+        record["absent"] = missing
+    elif missing:
+        raise InputError(f"score file {teacher.name} lacks {missing} of the candidates' {count} pairs, or knows other texts")
+    elif is_bounded(largest):
+        teacher.refuse_bounded("scores")
+    return record
 
 
-def agreement(scored: Iterable[tuple[Group, list[float]]]) -> float:
-    """Share of (positive, negative) pairs of groups that their scores order as the labels do."""
-    right = total = 0
-    for group, own in scored:
-        found = dict(zip(group.doc_ids, own, strict=True))
-        margins = [found[pos] - found[neg] for pos, neg in pairs(group)]
-        right, total = right + sum(margin > 0 for margin in margins), total + len(margins)
-    return right / total
+def _in_run(teacher: Teacher) -> Callable[[Block], Floats]:
+    run = Run.read(teacher.name)
+    if all(is_bounded(np.abs(hits.scores).max(initial=0.0)) for hits in run.values()):
+        teacher.refuse_bounded("scores")
+
+    def find(block: Block) -> Floats:
+        queries = [query_id for query_id in dict.fromkeys(block.query_ids) if query_id in run]
+        known = {q: dict(zip(run[q].doc_ids, run[q].scores.tolist(), strict=True)) for q in queries}
+        pairs = zip(block.query_ids, block.doc_ids, strict=True)
+        return np.array([known.get(q, {}).get(d, np.nan) for q, d in pairs], np.float32)
+
+    return find
+
+
+def _in_scores(name: str, asked: _Asked) -> Callable[[Block], Floats]:
+    """A store knows the texts that it scored; its ids may mean other texts here. A published file knows ids alone."""
+    if name.endswith(".parquet"):
+        table = ScoreStore(name).ensemble(asked.pairs.folder)
+        return lambda block: table.find(asked.texts[block.places])
+    scores = read_scores(name, asked.pairs)
+    return lambda block: scores.find(block.hashes())
+
+
+class _Scorer(NamedTuple):
+    """A loaded checkpoint."""
+
+    name: str
+    record: Record  # who scores, and how
+    settings: Record  # what else decides the last bits of a score
+    score: Callable[[list[str], list[str], list[str]], Floats]  # of query texts, doc_ids, document texts
+
+
+def _scorer(name: str, index: DenseIndex | None, **settings: Any) -> _Scorer:
+    """Load a checkpoint. It takes document vectors from the index if there is one, which must be its own."""
+    model = rankers.load(name, **settings)
+    record = model.record() | {"dtype": "float32", "architecture": model.architecture}
+    record |= {"precision": model.precision, "backend": model.backend}
+    if index is not None:
+        if not isinstance(model, rankers.Encoder):
+            raise InputError(f"it holds vectors of a bert_dot; teacher {name} is a {model.architecture}", "index")
+        check_encoder(index, model)
+        if not index.is_exact:
+            raise InputError(f"{index.folder} does not hold exact vectors; a teacher needs a Flat one", "index")
+        record["index"] = (index.manifest or {}).get("encoder")  # the lengths and precision its vectors were made with
+
+    def score(queries: list[str], doc_ids: list[str], docs: list[str]) -> Floats:
+        if index is not None and isinstance(model, rankers.Encoder):
+            return index.score(model, queries, doc_ids)
+        return model.score(queries, docs)
+
+    return _Scorer(name, record, {name: settings[name] for name in ("batch_size", "device")}, score)
+
+
+def _score_by_checkpoint(scorer: _Scorer, asked: _Asked, scores: Floats, reuse: Sequence[Known], work: Path | None) -> None:
+    """Write the raw scores of a checkpoint, a block at a time; blocks that lie finished in a folder under `work` are read."""
+    same = [known for known in reuse if known.teacher == unweighted(scorer.record)]
+    before = 0
+    with contextlib.ExitStack() as stack:
+        job = stack.enter_context(_job(scorer, asked, work)) if work else None
+        for number, block in enumerate(asked.pairs.blocks(BLOCK)):
+            if job is not None and job.is_done(number):
+                found = np.load(job.path(number, "npy"))
+            else:
+                found, fresh = _scores_of(scorer, asked, block, same)
+                before += len(found) - fresh
+                if job is not None:
+                    keep(job.path(number, "npy"), found)
+                    job.finish(number)
+            scores[block.places] = found
+            let_go(scores, asked.texts)
+    if same:
+        logger.info("%s: %d of %d pairs were scored before", scorer.name, before, len(scores))
+
+
+@contextlib.contextmanager
+def _job(scorer: _Scorer, asked: _Asked, work: Path) -> Iterator[Job]:
+    """The resumable work of a checkpoint on some texts, in a folder of its own under `work`."""
+    made_from = comparable({"teacher": scorer.record, **scorer.settings, "block": BLOCK, "texts": asked.digest})
+    with open_job(work / hashlib.sha256(json.dumps(made_from).encode()).hexdigest(), made_from, "teach") as job:
+        try:
+            yield job
+        finally:
+            if not job.parts():  # nothing to go on from
+                job.remove()
+
+
+def _scores_of(scorer: _Scorer, asked: _Asked, block: Block, same: Sequence[Known]) -> tuple[Floats, int]:
+    """The scores of a block, and how many of them were not known before; InputError if one is not finite."""
+    found = np.full(len(block.doc_ids), np.nan, np.float32)
+    for known in same:
+        earlier = known.scores.find(asked.texts[block.places])
+        found = np.where(np.isnan(earlier), found, earlier)
+    fresh = np.flatnonzero(np.isnan(found)).tolist()
+    if fresh:
+        some = Block(block.places, [block.query_ids[row] for row in fresh], [block.doc_ids[row] for row in fresh])
+        queries, docs = asked.texts_of(some)
+        scores = scorer.score(queries, some.doc_ids, docs)
+        if len(wrong := np.flatnonzero(~np.isfinite(scores))):
+            pair = f"query {some.query_ids[wrong[0]]}, document {some.doc_ids[wrong[0]]}"
+            raise InputError(f"{scorer.name}: {len(wrong)} scores are not finite, e.g. {pair}; precision fp32 may help")
+        found[fresh] = scores
+    return found, len(fresh)

@@ -33,9 +33,10 @@ from pyserini_kd.distillation.student import (
     load_teachers,
     refuse_ignored,
 )
+from pyserini_kd.distillation.teacher_scores import TeacherScores
 from pyserini_kd.distillation.trainer import clock, quiet, run_stage, states_of
 from pyserini_kd.distillation.training_data import state_folder
-from pyserini_kd.distillation.triples import Scores, Triples
+from pyserini_kd.distillation.triples import Triples
 from pyserini_kd.distillation.validation import Dev
 from pyserini_kd.models import checkpoint_names, saving
 from pyserini_kd.storage.environment import command_line, environment
@@ -73,7 +74,7 @@ def train(
     docs: Mapping[str, str],
     output: str | Path,
     *,
-    scores: Scores | Triples | None = None,
+    scores: TeacherScores | None = None,
     texts: Sequence[str] = (),
     dev: Dev | None = None,
     data: Mapping[str, Any] | None = None,
@@ -211,7 +212,7 @@ def _refuse_without_teacher(config: TrainConfig, stages: Sequence[Stage], scored
             raise InputError(f"recipe {name} needs --scores (from teach, or a published 5-column file) or a live --teacher")
 
 
-def _checked_scores(begun: _Begun, material: Material) -> Scores | Triples | None:
+def _checked_scores(begun: _Begun, material: Material) -> TeacherScores | None:
     """The scores, if the stages need them; InputError for what is missing of the material."""
     groups, scores, stages = material.groups, material.scores, [stage for _, stage in begun.stages]
     for stage in stages:
@@ -221,8 +222,8 @@ def _checked_scores(begun: _Begun, material: Material) -> Scores | Triples | Non
             raise InputError("no query has both a positive in the collection and a negative")
     if scores is None or not any(stage.needs_scores for stage in stages):
         return None
-    if isinstance(scores, Scores) and (missing := scores.missing()):  # triples bring their own
-        every = ((g.query_id, d, score) for g, own in scores.each(groups) for d, score in zip(g.doc_ids, own, strict=True))
+    if missing := scores.missing():
+        every = ((g.query_id, d, score) for g in groups for d, score in zip(g.doc_ids, scores.of(g), strict=True))
         query_id, doc_id = next((query_id, doc_id) for query_id, doc_id, score in every if math.isnan(score))
         raise InputError(f"{missing} candidate pairs have no teacher score, e.g. query {query_id}, {doc_id}")
     if not begun.scaled and scores.largest() <= 1:  # as cosines and probabilities, and no logits, are

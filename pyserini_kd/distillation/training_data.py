@@ -21,9 +21,9 @@ from pyserini_kd.distillation.config import Material, TrainConfig
 from pyserini_kd.distillation.mining import left_out, mine
 from pyserini_kd.distillation.processes import one_after_another, processes
 from pyserini_kd.distillation.recipes import Stage
-from pyserini_kd.distillation.score_store import check_texts, read_scores
+from pyserini_kd.distillation.score_store import ScoreStore, read_scores
+from pyserini_kd.distillation.teacher_scores import TeacherScores
 from pyserini_kd.distillation.text_store import PlainTexts, Texts, load_texts
-from pyserini_kd.distillation.triples import Scores, Triples
 from pyserini_kd.storage.environment import sha256
 from pyserini_kd.storage.errors import InputError
 
@@ -78,7 +78,7 @@ def gather(given: Given, stages: Sequence[Stage], config: TrainConfig, output: P
         with one_after_another(share):
             if share.rank == 0:
                 triples.build_once(folder, made_from, lambda: _convert(folder, given, groups, plain=plain, ranked=ranked))
-        scores: Scores | Triples | None = None
+        scores: TeacherScores | None = None
         queries: Mapping[str, str] = {}
         docs: Mapping[str, str] = {}
         if ranked and published:
@@ -88,7 +88,7 @@ def gather(given: Given, stages: Sequence[Stage], config: TrainConfig, output: P
             queries, docs = Texts(folder / "queries"), Texts(folder / "docs")
             scores = read_scores(given.scores, groups) if given.scores and scored else None
             if given.scores and scored and given.scores.suffix == ".parquet":
-                check_texts(given.scores, queries, docs)
+                ScoreStore(given.scores).check_texts(queries, docs)
         texts = _sample(Texts(folder / "texts"), config) if plain else []
         yield Material(groups, queries, docs, scores if scored else None, texts, None)
     except Exception:  # not Ctrl-C

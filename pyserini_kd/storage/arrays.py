@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import itertools
 import mmap
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -15,8 +16,11 @@ from pyserini_kd.storage.files import atomic_file
 
 Floats = npt.NDArray[np.float32]
 Rows = npt.NDArray[np.int64]
+Ints = npt.NDArray[np.int32]
 Hashes = npt.NDArray[np.uint64]
 AnyArray = npt.NDArray[Any]
+
+T = TypeVar("T")
 
 SPAN = 1 << 16  # rows in work at a time
 
@@ -49,10 +53,23 @@ def column(folder: Path | None, count: int, dtype: npt.DTypeLike) -> AnyArray:
 def let_go(*columns: AnyArray) -> None:
     """Free the memory of columns that lie in files. What was written to them stays."""
     for values in columns:
-        if isinstance(values.base, mmap.mmap):
-            values.base.madvise(mmap.MADV_DONTNEED)
+        owner: object = values
+        while isinstance(owner, np.ndarray):
+            owner = owner.base
+        if isinstance(owner, mmap.mmap):
+            owner.madvise(mmap.MADV_DONTNEED)
 
 
 def spans(count: int) -> Iterator[slice]:
     """The slices that together cover `count` rows."""
     return (slice(start, min(start + SPAN, count)) for start in range(0, count, SPAN))
+
+
+def chunks(items: Iterable[T], size: int) -> Iterator[list[T]]:
+    """The items of a stream, `size` at a time.
+
+    >>> list(chunks("abc", 2))
+    [['a', 'b'], ['c']]
+    """
+    rest = iter(items)
+    return iter(lambda: list(itertools.islice(rest, size)), [])

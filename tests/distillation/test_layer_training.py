@@ -10,10 +10,10 @@ import torch
 from conftest import cross, save_cross, score, stages_of
 
 from pyserini_kd import train
-from pyserini_kd.distillation import batches, candidates, layer_losses, objective, recipes, score_store, trainer, training
+from pyserini_kd.distillation import batches, candidates, layer_losses, objective, recipes, trainer, training, triples
 from pyserini_kd.distillation.config import TrainConfig
 from pyserini_kd.distillation.student import load_teachers
-from pyserini_kd.distillation.triples import Scores
+from pyserini_kd.distillation.teacher_scores import Scores
 from pyserini_kd.models import checkpoint_names, fast_bert, loading, saving
 from pyserini_kd.storage.errors import InputError
 
@@ -248,7 +248,7 @@ def test_bad_input_is_one_line_and_exit_code_2(
     from pyserini_kd.distillation import losses
 
     candidates.write_candidates(data[0], tmp_path / "c.jsonl")
-    score_store.write_triples(scores.each(data[0]), tmp_path / "s.tsv")
+    triples.write_triples(scores.each(data[0]), tmp_path / "s.tsv")
     three = save_cross(tokenizer, tmp_path / "three", layers=3)
     heads = save_cross(tokenizer, tmp_path / "heads", layers=2, heads=8)
     base = [

@@ -133,10 +133,10 @@ def test_command(tmp_path, invoke, files, bm25_index):
     assert invoke(mine.main, *base, "--index", bm25_index).exit_code == 2
     (tmp_path / "other.qrels").write_text("elsewhere 0 eat-cat 1\n")
     for wrong, word in (
-        (["--negatives", 1], "--index or --runs"),
+        (["--negatives", 1], "an index or runs"),
         (["--index", "x", "--run", "y"], "not both"),
         (["--qrels", tmp_path / "other.qrels", "--index", bm25_index], "share no query"),
-        (["--negatives", 0], "--negatives 0 wants --shared"),
+        (["--negatives", 0], "without hard negatives, queries must share documents"),
     ):
         result = invoke(mine.main, *base, "--overwrite", *wrong)
         assert result.exit_code == 2 and word in result.output
@@ -155,7 +155,7 @@ def test_without_judgements_the_first_hit_stands_in_for_the_positive(tmp_path, i
         hits = run[group.query_id].doc_ids
         assert group.doc_ids[0] == hits[0] and group.labels == [1, 0, 0, 0] and set(group.doc_ids[1:]) <= set(hits[1:])
     result = invoke(mine.main, *base, "--overwrite", "--shared", 4, "--negatives", 0)
-    assert result.exit_code == 2 and "without --qrels, --index or --runs must say" in result.output, result.output
+    assert result.exit_code == 2 and "without judgements, an index or runs must say" in result.output, result.output
     first = Run.from_scores("first", {"a": {"x": 2.0, "y": 1.0}})
     second = Run.from_scores("second", {"a": {"y": 2.0}, "b": {"z": 1.0}})
     assert mining.first_hits([first, second]) == {"a": {"x": 1}, "b": {"z": 1}}

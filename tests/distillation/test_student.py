@@ -13,8 +13,8 @@ from pyserini_kd import train as command
 from pyserini_kd.distillation import batches, candidates, objective
 from pyserini_kd.distillation.config import TrainConfig
 from pyserini_kd.distillation.student import load_student, refuse_ignored
+from pyserini_kd.distillation.teacher_scores import Scores
 from pyserini_kd.distillation.training import train
-from pyserini_kd.distillation.triples import Scores
 from pyserini_kd.models import checkpoint_names, layers, loading, saving
 from pyserini_kd.storage.errors import InputError
 

@@ -15,10 +15,11 @@ from hypothesis import strategies as st
 from pyserini_kd import mine, teach
 from pyserini_kd.data.runs import Run
 from pyserini_kd.data.types import Doc
-from pyserini_kd.distillation import candidates as candidates_
-from pyserini_kd.distillation import mining, score_store, teaching, text_store
+from pyserini_kd.distillation import mining, score_store, teaching, teaching_files, text_store, triples
 from pyserini_kd.distillation.candidates import Group, read_candidates, write_candidates
 from pyserini_kd.distillation.pairs import Pairs
+from pyserini_kd.distillation.teacher_scores import Scores
+from pyserini_kd.distillation.teaching import Teacher
 from pyserini_kd.models import checkpoint_names, loading, rankers
 from pyserini_kd.models.rankers import load_encoder
 from pyserini_kd.retrieval import build
@@ -44,55 +45,77 @@ def run_file(tmp_path):
     return f"{tmp_path / 'run.txt'}"
 
 
+def listed(pairs):
+    """The places of pairs, and the pairs."""
+    return [place for place, *_ in pairs], [(query_id, doc_id) for _, query_id, doc_id in pairs]
+
+
+def by_pair(taught):
+    return {(query_id, doc_id): taught.score[place] for place, query_id, doc_id in taught.pairs}
+
+
+def checkpoints(*names):
+    return [Teacher.parse("checkpoint", str(name)) for name in names]
+
+
 def test_ensemble_is_the_mean_of_weighted_raw_scores(groups, texts, tiny_dot, tiny_cross, run_file):
-    teachers = [f"{tiny_dot}@2", str(tiny_cross)]
-    taught, record = teaching.teach(groups, *texts, teachers, [f"{run_file}@0.5"], precision="fp32")
+    teachers = [f"{tiny_dot}@2", tiny_cross]
+    taught = teaching.teach(groups, *texts, [Teacher("run", run_file, 0.5), *checkpoints(*teachers)], precision="fp32")
     queries, docs = texts
-    pairs = list(taught.pairs)
+    places, pairs = listed(taught.pairs)
     asked = [queries[q] for q, _ in pairs], [docs[d] for _, d in pairs]
     dot, cross = (score(loading.load(str(t)), *asked, precision="fp32") for t in (tiny_dot, tiny_cross))
     known = {("q0", "eat-cat"): 7.5, ("q0", "eat-dog"): 2.5}
     run = np.array([known.get(pair, 0.0) for pair in pairs])
-    assert np.allclose(taught.score, (2 * dot + cross + 0.5 * run) / 3, rtol=1e-5, atol=1e-5)
+    assert np.allclose(taught.score[places], (2 * dot + cross + 0.5 * run) / 3, rtol=1e-5, atol=1e-5)
     assert pairs == list(dict.fromkeys((g.query_id, d) for g in groups for d in g.doc_ids)) and len(taught.score) == 50
-    assert record["teachers"][0]["absent"] >= 48
-    assert record["teachers"][1]["sha256"] == checkpoint_names.fingerprint(tiny_dot)
+    assert taught.record["teachers"][0]["absent"] >= 48
+    assert taught.record["teachers"][1]["sha256"] == checkpoint_names.fingerprint(tiny_dot)
+
+
+def test_a_weight_follows_the_last_at():
+    assert Teacher.parse("run", "a@b@2.5") == Teacher("run", "a@b", 2.5)
+    assert Teacher.parse("checkpoint", "models/a") == Teacher("checkpoint", "models/a", None)
+    for wrong in ("a@", "a@b", "a@nan"):
+        with pytest.raises(InputError, match=f"teacher {wrong}: the weight after @ must be a number"):
+            Teacher.parse("run", wrong)
 
 
 @pytest.mark.parametrize("wrong", [np.inf, np.nan])
-def test_scores_that_are_not_finite_are_not_kept(groups, texts, tiny_dot, monkeypatch, wrong):
+def test_scores_that_are_not_finite_are_not_kept(tmp_path, groups, texts, tiny_dot, monkeypatch, wrong):
     score = rankers.Scorer.score
     monkeypatch.setattr(
         rankers.Scorer, "score", lambda *given, **more: np.append(score(*given, **more)[:-1], np.float32(wrong))
     )
     last = groups[-1].query_id
-    with pytest.raises(InputError, match=f"1 scores are not finite, e.g. query {last}, document .*--precision fp32 may help"):
-        teaching.teach(groups, *texts, [str(tiny_dot)], precision="fp32")
+    with pytest.raises(InputError, match=f"1 scores are not finite, e.g. query {last}, document .*; precision fp32 may help"):
+        teaching.teach(groups, *texts, checkpoints(tiny_dot), precision="fp32", work=tmp_path / "work")
+    assert not any((tmp_path / "work").iterdir())
 
 
 def test_vectors_of_an_index_give_the_same_scores(groups, texts, tiny_dot, dense_index):
-    fresh, _ = teaching.teach(groups, *texts, [str(tiny_dot)], precision="fp32")
-    stored, _ = teaching.teach(groups, *texts, [str(tiny_dot)], precision="fp32", index=DenseIndex.load(dense_index))
+    fresh = teaching.teach(groups, *texts, checkpoints(tiny_dot), precision="fp32")
+    stored = teaching.teach(groups, *texts, checkpoints(tiny_dot), precision="fp32", index=DenseIndex.load(dense_index))
     assert np.allclose(fresh.score, stored.score, atol=1e-4)
 
 
 def test_vectors_that_are_not_exact_are_no_teacher_s(tmp_path, groups, texts, tiny_dot, corpus):
     build.build(corpus, as_ranker(load_encoder(str(tiny_dot)), tiny_dot), tmp_path / "x", kind="SQ8")
     with pytest.raises(InputError, match="does not hold exact vectors; a teacher needs a Flat one"):
-        teaching.teach(groups, *texts, [str(tiny_dot)], index=DenseIndex.load(tmp_path / "x"))
+        teaching.teach(groups, *texts, checkpoints(tiny_dot), index=DenseIndex.load(tmp_path / "x"))
     build.build([Doc("more", "", "the hen")], as_ranker(load_encoder(str(tiny_dot)), tiny_dot), tmp_path / "y")
     (tmp_path / "x" / "manifest.json").unlink()  # nobody says what it is
     for folders in ((tmp_path / "x",), (tmp_path / "y", tmp_path / "x")):
         with pytest.raises(InputError, match="does not hold exact vectors"):
-            teaching.teach(groups, *texts, [str(tiny_dot)], index=DenseIndex.load(*folders))
+            teaching.teach(groups, *texts, checkpoints(tiny_dot), index=DenseIndex.load(*folders))
 
 
 def test_store_and_published_file(tmp_path, groups, texts, tiny_dot):
-    taught, record = teaching.teach(groups, *texts, [str(tiny_dot)])
-    score_store.write_scores(taught, tmp_path / "s.parquet", record)
+    taught = teaching.teach(groups, *texts, checkpoints(tiny_dot))
+    score_store.write_scores(taught, tmp_path / "s.parquet")
     scores = score_store.read_scores(tmp_path / "s.parquet", groups)
-    assert scored(scores, groups) == dict(zip(taught.pairs, taught.score.tolist(), strict=True))
-    count = score_store.write_triples(scores.each(groups), tmp_path / "s.tsv")
+    assert scored(scores, groups) == by_pair(taught)
+    count = triples.write_triples(scores.each(groups), tmp_path / "s.tsv")
     lines = (tmp_path / "s.tsv").read_text().splitlines()
     assert count == len(lines) == 40
     pos_score, neg_score, query_id, pos, neg = lines[0].split("\t")
@@ -113,13 +136,16 @@ def test_pairs_are_those_of_groups_each_once_in_order(groups, monkeypatch):
     again = [*groups, groups[0]._replace(doc_ids=[groups[0].doc_ids[2], "new", groups[0].doc_ids[0]])]
     expected = list(dict.fromkeys((g.query_id, d) for g in again for d in g.doc_ids))
     pairs = Pairs(again)
-    assert list(pairs) == expected and len(pairs) == len(expected) == 51
+    places, found = listed(pairs)
+    assert found == expected and len(pairs) == len(expected) == 51 and sorted(places) == list(range(51))
     blocks = list(pairs.blocks(20))
-    assert [(some.start, some.stop) for some, _ in blocks] == [(0, 20), (20, 40), (40, 51)]
-    assert [pair for _, ids in blocks for pair in zip(*ids, strict=True)] == expected
+    assert [len(block.places) for block in blocks] == [20, 20, 11]
+    assert [place for block in blocks for place in block.places] == places
+    assert [pair for block in blocks for pair in zip(block.query_ids, block.doc_ids, strict=True)] == expected
     assert list(Pairs([])) == [] and not list(Pairs([]).blocks(5))
-    numbers = [value for _, own in pairs.each(np.arange(51, dtype=np.float32)) for value in own]
-    assert [expected[int(number)] for number in numbers] == [(g.query_id, d) for g in again for d in g.doc_ids]
+    scores = Scores(pairs, np.arange(51, dtype=np.float32)).each(again)
+    numbers = [expected[places.index(int(number))] for _, own in scores for number in own]
+    assert numbers == [(g.query_id, d) for g in again for d in g.doc_ids]
 
 
 @given(st.lists(st.lists(st.integers(0, 12), min_size=1, max_size=5, unique=True), max_size=30))
@@ -131,10 +157,11 @@ def test_pairs_in_files_are_those_in_memory(tmp_path_factory, drawn):
         patch.setattr(arrays, "SPAN", 7)
         patch.setattr("pyserini_kd.distillation.pairs.BLOCK", 3)
         pairs = Pairs(groups, tmp_path_factory.mktemp("columns"))
-        assert list(pairs) == expected and len(pairs) == len(expected)
-        values = np.arange(len(pairs), dtype=np.float32)
+        places, found = listed(pairs)
+        assert found == expected and len(pairs) == len(expected)
+        scores = Scores(pairs, np.arange(len(pairs), dtype=np.float32))
         assert [(g, [(g.query_id, d) for d in g.doc_ids]) for g in groups] == [
-            (group, [expected[int(n)] for n in own]) for group, own in pairs.each(values)
+            (group, [expected[places.index(int(n))] for n in own]) for group, own in scores.each(groups)
         ]
 
 
@@ -162,15 +189,16 @@ def test_blocks_change_nothing(tmp_path, groups, queries, corpus, tiny_dot, dens
     on_disk = text_store.load_texts(groups, queries, corpus, tmp_path / "texts")
     assert [dict(some) for some in on_disk] == [{q: texts[0][q] for q in on_disk[0]}, texts[1]]
     stored = {"index": DenseIndex.load(dense_index)}
-    whole = [teaching.teach(groups, *texts, [str(tiny_dot)], [run_file], precision="fp32", **more)[0] for more in ({}, stored)]
+    teachers = [Teacher("run", run_file), *checkpoints(tiny_dot)]
+    whole = [teaching.teach(groups, *texts, teachers, precision="fp32", **more) for more in ({}, stored)]
     monkeypatch.setattr(teaching, "BLOCK", 7)
     monkeypatch.setattr(score_store, "WRITTEN", 11)
     for one, more in zip(whole, ({}, stored), strict=True):
-        cut, record = teaching.teach(groups, *on_disk, [str(tiny_dot)], [run_file], precision="fp32", **more)
+        cut = teaching.teach(groups, *on_disk, teachers, precision="fp32", **more)
         assert cut.texts.tolist() == one.texts.tolist() and np.allclose(cut.score, one.score, atol=1e-4)
-        score_store.write_scores(cut, tmp_path / "s.parquet", record, overwrite=True)
+        score_store.write_scores(cut, tmp_path / "s.parquet", overwrite=True)
         known = scored(score_store.read_scores(tmp_path / "s.parquet", groups), groups)
-        assert known == dict(zip(cut.pairs, cut.score.tolist(), strict=True))
+        assert known == by_pair(cut)
 
 
 def test_negative_margins_are_kept_and_the_last_score_of_a_pair_counts(tmp_path):
@@ -238,17 +266,17 @@ def test_a_killed_teach_goes_on_and_gives_the_same_bytes(tmp_path, monkeypatch, 
         sizes.append(len(queries))
         return score(model, queries, docs, **settings)
 
-    unbroken, _ = teaching.teach(groups, *texts, [str(tiny_cross)], precision="fp32")
+    unbroken = teaching.teach(groups, *texts, checkpoints(tiny_cross), precision="fp32")
     monkeypatch.setattr(rankers.Scorer, "score", counted)
     settings = {"precision": "fp32", "work": tmp_path / "work"}
     with pytest.raises(KeyboardInterrupt):
-        teaching.teach(groups, *texts, [str(tiny_cross)], **settings)
+        teaching.teach(groups, *texts, checkpoints(tiny_cross), **settings)
     sizes[:] = [0] * 5  # no more kills
-    resumed, _ = teaching.teach(groups, *texts, [str(tiny_cross)], **settings)
+    resumed = teaching.teach(groups, *texts, checkpoints(tiny_cross), **settings)
     assert sizes[5:] == [12, 12, 2]  # 50 pairs, of which two blocks of 12 were kept
     assert resumed.score.tobytes() == unbroken.score.tobytes()
     sizes[:] = [0] * 5
-    teaching.teach(groups, *texts, [str(tiny_cross)], **{**settings, "precision": "auto", "batch_size": 3})
+    teaching.teach(groups, *texts, checkpoints(tiny_cross), **{**settings, "precision": "auto", "batch_size": 3})
     assert sum(sizes[5:]) == 50  # other settings, other scores
 
 
@@ -314,7 +342,9 @@ def test_kept_blocks_go_only_when_the_store_is_there_and_nothing_foreign_goes(
     words += ["--teacher", tiny_cross, "--output", tmp_path / "s.parquet"]
     work = tmp_path / "s.parquet.partial"
     with monkeypatch.context() as patch:
-        patch.setattr(teach, "write_scores", lambda *a, **k: (_ for _ in ()).throw(OSError(28, "No space left on device")))
+        patch.setattr(
+            teaching_files, "write_scores", lambda *a, **k: (_ for _ in ()).throw(OSError(28, "No space left on device"))
+        )
         assert invoke(teach.main, *words).exit_code == 2
     assert len(list(work.glob("*/000000.npy"))) == 1
     (work / "mine.txt").write_text("not ours")
@@ -340,11 +370,8 @@ def test_an_interrupted_teach_leaves_nothing_half_written(tmp_path, invoke, monk
     before = {path.name for path in tmp_path.iterdir()}
     with monkeypatch.context() as patch:
         if where == "write_triples":  # after its first lines
-            patch.setattr(candidates_, "pairs", lambda group, real=candidates_.pairs: (_ for _ in ()).throw(KeyboardInterrupt)
-                          if group == groups[3] and (tmp_path / "s.parquet").exists() and armed else real(group))  # fmt: skip
-            armed = []
-            real_write = score_store.write_triples
-            patch.setattr(teach, "write_triples", lambda *a, **k: armed.append(1) or real_write(*a, **k))
+            patch.setattr(triples, "pairs", lambda group, real=triples.pairs: (_ for _ in ()).throw(KeyboardInterrupt)
+                          if group == groups[3] else real(group))  # fmt: skip
         elif where == "write_scores":
             patch.setattr(score_store, "WRITTEN", 7)
             import pyarrow.parquet as pq
@@ -427,7 +454,7 @@ def test_scores_of_other_texts_and_damaged_stores_are_no_teachers(tmp_path, invo
             score_store.read_scores(tmp_path / f"{name}.parquet", groups)
     for name in ("text", "no"):
         with pytest.raises(InputError, match="not a score store"):
-            score_store.read_known(tmp_path / f"{name}.parquet")
+            score_store.ScoreStore(tmp_path / f"{name}.parquet").known()
 
 
 def test_what_is_known_lies_in_files_where_there_is_a_folder(tmp_path, monkeypatch):
@@ -441,11 +468,12 @@ def test_what_is_known_lies_in_files_where_there_is_a_folder(tmp_path, monkeypat
     monkeypatch.setattr(arrays, "SPAN", 70)
     order = np.argsort(texts)
     for scratch in (None, tmp_path / "scratch"):
-        (known,) = score_store.read_known(tmp_path / "s.parquet", scratch)  # what a run gave is not kept
-        assert known.teacher == {"architecture": "bert_dot"} and isinstance(known.texts, np.memmap) == bool(scratch)
-        assert np.array_equal(known.texts, texts[order]) and np.array_equal(known.scores, 2 * score[order])
-        asked, found = np.append(texts[:500], np.uint64(2**63 + 1)), np.zeros(501, np.float32)
-        score_store.fill_from_store(tmp_path / "s.parquet", asked, found, scratch)
+        store = score_store.ScoreStore(tmp_path / "s.parquet")
+        (known,) = store.known(scratch)  # what a run gave is not kept
+        keys, scores = known.scores
+        assert known.teacher == {"architecture": "bert_dot"} and isinstance(keys, np.memmap) == bool(scratch)
+        assert np.array_equal(keys, texts[order]) and np.array_equal(scores, 2 * score[order])
+        found = store.ensemble(scratch).find(np.append(texts[:500], np.uint64(2**63 + 1)))
         assert np.array_equal(found[:500], score[:500]) and np.isnan(found[500])
 
 
@@ -497,8 +525,8 @@ def test_a_cross_encoder_with_a_sigmoid_in_its_config_gives_raw_logits(tmp_path,
     config = json.loads((bounded / "config.json").read_text())
     config["sentence_transformers"] = {"activation_fn": "torch.nn.modules.activation.Sigmoid"}
     (bounded / "config.json").write_text(json.dumps(config))
-    raw, _ = teaching.teach(groups, *texts, [str(tiny_cross)], precision="fp32")
-    found, _ = teaching.teach(groups, *texts, [str(bounded)], precision="fp32")
+    raw = teaching.teach(groups, *texts, checkpoints(tiny_cross), precision="fp32")
+    found = teaching.teach(groups, *texts, checkpoints(bounded), precision="fp32")
     assert found.score.tobytes() == raw.score.tobytes()
     assert (raw.score < 0).any() or (raw.score > 1).any()
 

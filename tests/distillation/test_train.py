@@ -13,12 +13,12 @@ from conftest import cross, save_cross, score, stages_of
 from pyserini_kd import teach, train
 from pyserini_kd.data import docstrings
 from pyserini_kd.data.formats import write_collection
-from pyserini_kd.distillation import batches, objective, processes, recipes, score_store, training, training_data
+from pyserini_kd.distillation import batches, objective, processes, recipes, training, training_data, triples
 from pyserini_kd.distillation import trainer as trainer_
 from pyserini_kd.distillation.candidates import Group, write_candidates
 from pyserini_kd.distillation.config import TrainConfig
+from pyserini_kd.distillation.teacher_scores import Scores
 from pyserini_kd.distillation.trainer import _last_state, _trainer, clock, states_of, time
-from pyserini_kd.distillation.triples import Scores
 from pyserini_kd.models import checkpoint_names, loading, saving
 from pyserini_kd.storage.environment import sha256
 from pyserini_kd.storage.errors import InputError
@@ -510,7 +510,7 @@ def test_refusals(tmp_path, data, liked, tiny_dot):
 def test_command(tmp_path, invoke, files, data, scores, tiny_dot):
     groups, *_ = data
     write_candidates(groups, tmp_path / "c.jsonl")
-    score_store.write_triples(scores.each(groups), tmp_path / "s.tsv")
+    triples.write_triples(scores.each(groups), tmp_path / "s.tsv")
     base = ["--collection", files["docs"], "--topics", files["topics"], "--init", tiny_dot, "--output", tmp_path / "m"]
     result = invoke(
         train.main, "--recipe", "margin-mse", *base, "--scores", tmp_path / "s.tsv", "--max-steps", 2, "--layers", "0"

@@ -14,7 +14,7 @@ from conftest import cross, stages_of
 from pyserini_kd.data.formats import read_collection, read_topics
 from pyserini_kd.distillation import candidates, objective, text_store, training
 from pyserini_kd.distillation.config import TrainConfig
-from pyserini_kd.distillation.triples import Scores
+from pyserini_kd.distillation.teacher_scores import Scores
 from pyserini_kd.models import checkpoint_names, loading
 
 pytestmark = pytest.mark.slow

@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 
 from pyserini_kd import train
 from pyserini_kd.data import sources
-from pyserini_kd.distillation import batches, text_store, triples
-from pyserini_kd.distillation.candidates import Group
+from pyserini_kd.distillation import batches, hashing, pairs, teacher_scores, text_store, triples
+from pyserini_kd.distillation.candidates import Group, as_groups
 from pyserini_kd.models import checkpoint_names
 from pyserini_kd.storage import arrays
 from pyserini_kd.storage.errors import InputError
@@ -47,6 +47,16 @@ def test_rows_keep_ids_negative_margins_and_their_own_scores(tmp_path):
     again = triples.load(tmp_path / "data")
     assert list(again) == list(found)
     assert found.lengths().tolist() == [17, 17, 17]  # id, newline, text
+
+
+def test_groups_in_files_and_in_memory_answer_the_same_questions(tmp_path):
+    found = built(tmp_path, [(-1.5, 2.25, "007", "NA", "0010"), (3, 1e-3, "8", "0011", "NA")])
+    held = as_groups(list(found))
+    assert as_groups(held) is held and as_groups(found) is found
+    assert (found.unit, held.unit) == ("triples", "queries") and found.n_docs == held.n_docs == 4
+    assert found.blocks() is None and held.blocks().tolist() == [0, 1]  # every triple is a block of its own
+    assert held.lengths(found.docs).tolist() == [12, 12] and found.lengths(found.docs).tolist() == [17, 17]
+    assert found.missing() == 0 and found.largest() == 3.0
 
 
 def test_missing_ids_are_counted_and_left_out(tmp_path, caplog, monkeypatch):
@@ -98,13 +108,13 @@ def test_training_on_a_score_file_leaves_nothing_behind_and_equals_training_on_g
 
 def test_scores_are_found_by_pair():
     groups = [Group("q", ["a", "b"], [1, 0], 0), Group("r", ["b", "c"], [1, 0], 1), Group("q", ["a", "c"], [1, 0], 2)]
-    scores = triples.Scores(groups)
+    scores = teacher_scores.Scores(groups)
     assert len(scores) == 5 and scores.missing() == 5 and scores.largest() == 0.0
     scores.fill([("q", "a", 1.5), ("qa", "", 9.0), ("r", "b", -7.25), ("r", "a", 99.0), ("q", "a", -2.5)])
     assert scores.of(groups[0])[0] == scores.of(groups[2])[0] == -2.5  # the last one
     assert scores.of(groups[1])[0] == -7.25 and np.isnan(scores.of(groups[1])[1])
     assert scores.missing() == 3 and scores.largest() == 7.25
-    assert np.isnan(triples.Scores([]).of(groups[0])).all()
+    assert np.isnan(teacher_scores.Scores([]).of(groups[0])).all()
 
 
 @given(st.lists(st.tuples(st.sampled_from("qrs"), st.sampled_from("abcd"), st.floats(-9, 9, width=32)), max_size=40))
@@ -112,7 +122,7 @@ def test_scores_are_found_by_pair():
 def test_scores_are_those_of_a_dictionary(scored):
     groups = [Group(query_id, ["a", "c"], [1, 0], 0) for query_id in "qs"]
     known = {(query_id, doc_id): score for query_id, doc_id, score in scored}
-    scores = triples.Scores(groups).fill(scored)
+    scores = teacher_scores.Scores(groups).fill(scored)
     for group in groups:
         expected = [known.get((group.query_id, doc_id), float("nan")) for doc_id in group.doc_ids]
         assert scores.of(group) == pytest.approx(expected, nan_ok=True)
@@ -123,7 +133,7 @@ def test_scores_are_those_of_a_dictionary(scored):
 def test_distinct_hashes_are_those_of_a_set(numbers):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(arrays, "SPAN", 3)
-        assert text_store.distinct(np.array(numbers, np.uint64)).tolist() == sorted(set(numbers))
+        assert hashing.distinct(np.array(numbers, np.uint64)).tolist() == sorted(set(numbers))
 
 
 def test_only_texts_that_groups_name_are_kept(tmp_path, monkeypatch):
@@ -131,7 +141,7 @@ def test_only_texts_that_groups_name_are_kept(tmp_path, monkeypatch):
     queries, docs = text_store.wanted([Group("q", ["3", "0"], [1, 0], 0), Group("r", ["3", "9"], [1, 0], 0)])
     assert len(queries) == 2 and len(docs) == 3
     assert list(text_store.chosen(((str(n), f"text {n}") for n in range(7)), docs)) == [("0", "text 0"), ("3", "text 3")]
-    assert list(text_store.chosen([("a", "b")], text_store.distinct(np.uint64([])))) == []
+    assert list(text_store.chosen([("a", "b")], hashing.distinct(np.uint64([])))) == []
 
 
 def test_plain_texts_are_some_rows_of_a_folder(tmp_path):
@@ -234,7 +244,7 @@ def score_peak(count):
     """Bytes held at most while the scores of `count` groups of two are read."""
     groups = [Group(f"query{n}", [f"positive{n}", f"negative{n}"], [1, 0], n) for n in range(count)]
     tracemalloc.start()
-    scores = triples.Scores(groups).fill((g.query_id, doc_id, 1.0) for g in groups for doc_id in g.doc_ids)
+    scores = teacher_scores.Scores(groups).fill((g.query_id, doc_id, 1.0) for g in groups for doc_id in g.doc_ids)
     assert scores.missing() == 0
     _, most = tracemalloc.get_traced_memory()
     tracemalloc.stop()
@@ -243,8 +253,8 @@ def score_peak(count):
 
 @pytest.mark.slow
 def test_memory_of_scores_is_some_numbers_a_pair(monkeypatch):
-    monkeypatch.setattr(text_store, "BLOCK", 1 << 8)
-    monkeypatch.setattr(triples, "BLOCK", 1 << 8)
+    monkeypatch.setattr(teacher_scores, "BLOCK", 1 << 8)
+    monkeypatch.setattr(pairs, "BLOCK", 1 << 8)
     small, large = score_peak(1_000), score_peak(16_000)
     assert large - small < 30_000 * 18  # of a dictionary of dictionaries a pair took 200
 

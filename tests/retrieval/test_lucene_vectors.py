@@ -9,7 +9,7 @@ from conftest import as_ranker, search_by_name
 from pyserini_kd import index, search
 from pyserini_kd.data.runs import Run
 from pyserini_kd.data.types import Doc, Query
-from pyserini_kd.models import engine
+from pyserini_kd.models import rankers
 from pyserini_kd.models.rankers import load_encoder
 from pyserini_kd.retrieval import build, faiss_build, lucene, lucene_vectors, service, text_sources
 from pyserini_kd.retrieval.dense_index import DenseIndex
@@ -203,7 +203,7 @@ def test_an_interrupted_assembly_encodes_nothing_again(tmp_path, corpus, tiny_do
         build.build(corpus, as_ranker(encoder, tiny_dot), tmp_path / "x", **settings)
     assert not (tmp_path / "x").exists()
     monkeypatch.setattr(lucene_vectors, "_add", add)
-    monkeypatch.setattr(engine, "encode", lambda *a, **k: pytest.fail("encoded again"))
+    monkeypatch.setattr(rankers.Encoder, "encode_docs", lambda *a, **k: pytest.fail("encoded again"))
     assert build.build(corpus, as_ranker(encoder, tiny_dot), tmp_path / "x", **settings) == 20
     assert DenseIndex.load(tmp_path / "x").store.count == 20
     assert not list(tmp_path.glob(".*")) and not (tmp_path / "x" / "write.lock").exists()
@@ -289,7 +289,7 @@ def test_what_does_not_fit_is_refused(tmp_path, by_command, opened, bm25_index, 
     good = ["--collection", files["docs"], "--encoder", tiny_dot, "--index", tmp_path / "no"]
     for words, message in (
         ([*good, "--lucene-hnsw", "--faiss", "SQ8"], "--lucene-hnsw: does not go with --faiss"),
-        ([*good, "--lucene-hnsw", "--encoder", "bm25"], "a dense index lives"),
+        ([*good, "--lucene-hnsw", "--encoder", "bm25"], "vectors of a dense index live"),
     ):
         result = invoke(index.main, *words)
         assert result.exit_code == 2 and message in result.output, result.output
