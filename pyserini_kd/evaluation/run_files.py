@@ -193,8 +193,8 @@ def evaluate_files(config: EvaluateConfig) -> Report:
     if config.per_query is not None:
         write_per_query(config.per_query, results, overwrite=config.overwrite)
         made = {"runs": list(results), "qrels": config.qrels, "measures": list(names), "preset": config.preset}
-        made |= {"baseline": config.baseline, **(tests if config.baseline is not None else {})}
-        write_record(config.per_query, config=made, engines=engines, results=report.records(), **seconds)
+        compared = {"baseline": config.baseline, **tests} if config.baseline is not None else {"baseline": None}
+        write_record(config.per_query, config=made | compared, engines=engines, results=report.records(), **seconds)
     return report
 
 
