@@ -57,11 +57,11 @@ def words(text: str, places: Mapping[str, str] = PLACES) -> list[str]:
 
 
 def _flat(value: object) -> tuple[object, ...]:
-    """The items of a list that may hold lists, as YAML's aliases make them."""
-    if not isinstance(value, list):
-        raise ValueError("must be a list of texts")
+    """The items of a list that may hold lists, as YAML's aliases make them; none of null."""
+    if not isinstance(value, list | None):
+        raise ValueError(f"must be a list of texts, found {value!r:.60}")
     try:
-        return tuple(item for one in value for item in (_flat(one) if isinstance(one, list) else [one]))
+        return tuple(item for one in value or () for item in (_flat(one) if isinstance(one, list) else [one]))
     except RecursionError:
         raise ValueError("must be a list of texts, found one that holds itself") from None
 

@@ -20,7 +20,7 @@ from pyserini_kd.evaluation.measures import DEFAULT_MEASURES, PRESETS, Measure
 from pyserini_kd.evaluation.summary import Report, check_per_query, write_per_query
 from pyserini_kd.storage.errors import InputError
 from pyserini_kd.storage.files import require_file
-from pyserini_kd.storage.records import Record, refuse_existing_run, write_record
+from pyserini_kd.storage.records import refuse_existing_run, write_record
 from pyserini_kd.storage.settings import Settings, option
 
 logger = logging.getLogger(__name__)
@@ -192,9 +192,9 @@ def evaluate_files(config: EvaluateConfig) -> Report:
     report = Report(results, config.baseline, comparisons, tests, ms)
     if config.per_query is not None:
         write_per_query(config.per_query, results, overwrite=config.overwrite)
-        made: Record = {"runs": list(results), "qrels": config.qrels, "measures": list(names), "preset": config.preset}
-        made |= {"baseline": config.baseline, **(tests if config.baseline is not None else {})}
-        write_record(config.per_query, config=made, engines=engines, results=report.records(), **seconds)
+        made = {"runs": list(results), "qrels": config.qrels, "measures": list(names), "preset": config.preset}
+        compared = {"baseline": config.baseline, **tests} if config.baseline is not None else {"baseline": None}
+        write_record(config.per_query, config=made | compared, engines=engines, results=report.records(), **seconds)
     return report
 
 

@@ -62,6 +62,24 @@ KINDS = {
 }  # fmt: skip
 
 
+class CheckConfig(Settings):
+    """A check of a run file."""
+
+    run: Annotated[Path, option("RUN")]
+    topics: Annotated[str, option("--topics", help="Those to answer: a file, ir_datasets:<id>, pydocs:SPLIT, a Pyserini set.")]
+    max_hits: Annotated[int, Field(ge=1), option("--max-hits", help="Hits a topic may have.")] = 1000
+    qrels: Annotated[
+        str | None, option("--qrels", help="Also say how much of the run is judged: a file, ir_datasets:<id> or pydocs:SPLIT.")
+    ] = None
+    collection: Annotated[
+        str | None, option("--collection", help="Also check that its documents exist: a path, ir_datasets:<id> or pydocs.")
+    ] = None
+    output_format: Annotated[Format, option("--format", help="Where it is to go.")] = "trec"
+    listed: Annotated[int, Field(ge=1), option("--show", help="Faults of a kind to list; the rest is counted.")] = LISTED
+    fixed: Annotated[Path | None, option("--fix", metavar="OUT", help="Write a mended copy.")] = None
+    overwrite: Annotated[bool, option("--overwrite", help="Replace OUT if it exists.")] = False
+
+
 class Block(NamedTuple):
     """The lines of one topic: the place (file:line) and the columns of each."""
 
@@ -79,18 +97,18 @@ class Block(NamedTuple):
 class Report:
     """What a run holds, and what is wrong with it."""
 
-    def __init__(self, path: Path, topics: set[str], max_hits: int, output_format: Format, listed: int) -> None:
-        self.path, self.topics, self.max_hits, self.output_format, self.listed = path, topics, max_hits, output_format, listed
+    def __init__(self, config: CheckConfig, topics: set[str]) -> None:
+        self.config, self.topics = config, topics
         self.faults: collections.Counter[str] = collections.Counter()  # kind -> number
         self.shown: dict[str, list[str]] = {}  # kind -> the first few, each with its line
         self.tag, self.n_lines = "", 0
         self.tops: dict[str, list[str]] = {}  # topic -> its first ten documents
-        self.doc_ids: set[str] = set()  # all documents, if asked for
+        self.doc_ids: set[str] = set()  # all documents, if there is a collection
 
     def add(self, kind: str, where: str, message: str) -> None:
         """Count a fault; `where` is file:line."""
         self.faults[kind] += 1
-        if self.faults[kind] <= self.listed:
+        if self.faults[kind] <= self.config.listed:
             self.shown.setdefault(kind, []).append(f"{where}: {message}")
 
     def lines(self) -> Iterator[str]:
@@ -99,8 +117,8 @@ class Report:
             if self.faults[kind]:
                 yield f"{what} ({self.faults[kind]}):"
                 yield from (f"  {line}" for line in self.shown[kind])
-                if self.faults[kind] > self.listed:
-                    yield f"  and {self.faults[kind] - self.listed} more"
+                if self.faults[kind] > self.config.listed:
+                    yield f"  and {self.faults[kind] - self.config.listed} more"
 
     def blocks(self) -> Iterator[Block]:
         """A block for each stretch of lines of one topic."""
@@ -110,8 +128,8 @@ class Report:
 
     def _hits(self) -> Iterator[tuple[str, list[str]]]:
         """(file:line, columns) of each hit. Lines that are no hits are faults and left out."""
-        width, top = WIDTH[self.output_format], True
-        for where, line in numbered_lines(self.path, "run", blank=True):
+        width, top = WIDTH[self.config.output_format], True
+        for where, line in numbered_lines(self.config.run, "run", blank=True):
             row = line.split()
             top = top and row[:1] == ["#"]
             if top:
@@ -123,8 +141,9 @@ class Report:
                     self.add("blanks", where, "expected `qid<TAB>docid<TAB>rank`")
                 yield where, row
 
-    def read(self, blocks: Iterable[Block], keep_ids: bool) -> None:
+    def read(self, blocks: Iterable[Block]) -> None:
         """Look for all faults of these blocks."""
+        max_hits, is_trec = self.config.max_hits, self.config.output_format == "trec"
         for block in blocks:
             query_id, doc_ids = block.query_id, block.doc_ids
             self.n_lines += len(doc_ids)
@@ -133,13 +152,11 @@ class Report:
             elif query_id not in self.topics:
                 self.add("unknown", block.where[0], f"topic {query_id} is not among the topics")
             self.tops.setdefault(query_id, doc_ids[:10])
-            if keep_ids:
+            if self.config.collection:
                 self.doc_ids.update(doc_ids)
-            if (count := len(doc_ids)) > self.max_hits:
-                self.add(
-                    "hits", block.where[self.max_hits], f"topic {query_id} has {count} hits, at most {self.max_hits} may be"
-                )
-            self._check_duplicates(block, self._check_trec(block) if self.output_format == "trec" else self._check_ranks(block))
+            if (count := len(doc_ids)) > max_hits:
+                self.add("hits", block.where[max_hits], f"topic {query_id} has {count} hits, at most {max_hits} may be")
+            self._check_duplicates(block, self._check_trec(block) if is_trec else self._check_ranks(block))
         for query_id in sorted(self.topics - self.tops.keys()):
             self.add("missing", query_id, "no hit for this topic")
 
@@ -196,33 +213,24 @@ class Report:
                 self.add(kind, block.where[row], f"document {doc_id} stands in {place}")
 
 
-def check(
-    path: Path,
-    topics: set[str],
-    max_hits: int = 1000,
-    output_format: Format = "trec",
-    collection: str | None = None,
-    listed: int = LISTED,
-) -> Report:
-    """Read a run and find all that is wrong with it; with a collection, also documents that it does not have."""
-    report = Report(path, topics, max_hits, output_format, listed)
-    report.read(report.blocks(), collection is not None)
+def check(config: CheckConfig, topics: set[str]) -> Report:
+    """Read a run and find all that is wrong with it; `topics` are the ids of the topics to answer."""
+    report = Report(config, topics)
+    report.read(report.blocks())
     if report.faults["apart"]:  # again, with the lines of each topic together, so that its ranks and documents can be judged
-        apart = report
-        report = Report(path, topics, max_hits, output_format, listed)
+        apart, report = report, Report(config, topics)
         report.faults["apart"], report.shown["apart"] = apart.faults["apart"], apart.shown["apart"]
-        report.read(_together(report.blocks()), collection is not None)
-    with open(path, "rb") as file:
+        report.read(_together(report.blocks()))
+    with open(config.run, "rb") as file:
         if file.read(3) == b"\xef\xbb\xbf":
-            report.add("mark", f"{path}:1", "byte order mark")
-    if collection is not None:
-        unknown = set(report.doc_ids)
-        for doc in sources.collection(collection):
-            unknown.discard(doc.doc_id)
-        for block in Report(path, topics, max_hits, output_format, 0).blocks() if unknown else ():
-            for where, doc_id in zip(block.where, block.doc_ids, strict=True):
-                if doc_id in unknown:
-                    report.add("document", where, f"document {doc_id}")
+            report.add("mark", f"{config.run}:1", "byte order mark")
+    unknown = set(report.doc_ids)
+    for doc in sources.collection(config.collection) if config.collection else ():
+        unknown.discard(doc.doc_id)
+    for block in Report(config, topics).blocks() if unknown else ():
+        for where, doc_id in zip(block.where, block.doc_ids, strict=True):
+            if doc_id in unknown:
+                report.add("document", where, f"document {doc_id}")
     return report
 
 
@@ -249,35 +257,18 @@ def notes(tops: dict[str, list[str]], qrels: Qrels) -> Iterator[str]:
 
 def fix(report: Report) -> Run:
     """The run with all faults mended, for runs whose faults can be mended without guessing."""
-    blocks: Iterable[Block] = Report(report.path, report.topics, report.max_hits, report.output_format, 0).blocks()
+    blocks: Iterable[Block] = Report(report.config, report.topics).blocks()
+    is_trec = report.config.output_format == "trec"
 
     def hits() -> Iterator[tuple[str, list[str], list[float]]]:
         for block in _together(blocks) if report.faults["apart"] else blocks:
             if block.query_id in report.topics:
-                numbers = (-int(row[2]) if report.output_format == "msmarco" else float(row[4]) for row in block.rows)
+                numbers = (float(row[4]) if is_trec else -int(row[2]) for row in block.rows)
                 scored = dict(zip(block.doc_ids, numbers, strict=True))
                 yield block.query_id, list(scored), list(scored.values())
 
     tag = re.sub(r"[^A-Za-z0-9._-]", "-", report.tag)[:20] or "run"
-    return Run.from_hits(tag, hits()).top(report.max_hits)
-
-
-class CheckConfig(Settings):
-    """A check of a run file."""
-
-    run: Annotated[Path, option("RUN")]
-    topics: Annotated[str, option("--topics", help="Those to answer: a file, ir_datasets:<id>, pydocs:SPLIT, a Pyserini set.")]
-    max_hits: Annotated[int, Field(ge=1), option("--max-hits", help="Hits a topic may have.")] = 1000
-    qrels: Annotated[
-        str | None, option("--qrels", help="Also say how much of the run is judged: a file, ir_datasets:<id> or pydocs:SPLIT.")
-    ] = None
-    collection: Annotated[
-        str | None, option("--collection", help="Also check that its documents exist: a path, ir_datasets:<id> or pydocs.")
-    ] = None
-    output_format: Annotated[Format, option("--format", help="Where it is to go.")] = "trec"
-    listed: Annotated[int, Field(ge=1), option("--show", help="Faults of a kind to list; the rest is counted.")] = LISTED
-    fixed: Annotated[Path | None, option("--fix", metavar="OUT", help="Write a mended copy.")] = None
-    overwrite: Annotated[bool, option("--overwrite", help="Replace OUT if it exists.")] = False
+    return Run.from_hits(tag, hits()).top(report.config.max_hits)
 
 
 class Verdict(NamedTuple):
@@ -297,7 +288,7 @@ def check_file(config: CheckConfig) -> Verdict:
     started = time.monotonic()
     wanted = {query.query_id for query in sources.topics(config.topics)}
     judged = sources.qrels(config.qrels) if config.qrels else None
-    report = check(path, wanted, config.max_hits, output_format, config.collection, config.listed)
+    report = check(config, wanted)
     faults = report.faults
     lines = [*report.lines(), *(notes(report.tops, judged) if judged is not None else ())]
     held = f"{len(report.tops)} topics, {report.n_lines} lines" + (f", tag {report.tag}" if report.tag else "")

@@ -21,8 +21,7 @@ Results = Mapping[str, Mapping[str, PerQuery]]
 """run -> measure -> query_id -> value."""
 Comparisons = Mapping[str, Mapping[str, significance.Comparison]]
 """run -> measure -> how it compares to the baseline."""
-ALPHA = 0.05
-"""Smaller p-values are marked."""
+ALPHA = 0.05  # smaller p-values are marked
 MS = "ms/query"
 
 
@@ -33,9 +32,7 @@ class Report(NamedTuple):
     baseline: str | None
     comparisons: Comparisons
     settings: significance.CompareSettings
-    """of the comparisons"""
-    ms: Mapping[str, float | None] = {}
-    """run -> milliseconds per query, None if not known; empty if nobody asked"""
+    ms: Mapping[str, float | None] = {}  # run -> milliseconds per query, None if not known; empty if nobody asked
 
     def shown(self, output_format: str) -> str:
         """The report as `table`, `markdown`, `latex`, `csv` or `json`."""

@@ -216,9 +216,10 @@ def test_a_mended_copy_is_fit_and_the_same_to_trec_eval(lines, tmp_path_factory)
     folder = tmp_path_factory.mktemp("run")
     (folder / "run.txt").write_text("".join(f"{q} Q0 {d} {rank} {score!r} x\n" for q, d, rank, score in lines))
     topics = {q for q, *_ in lines}
-    report = submission.check(folder / "run.txt", topics)
+    report = submission.check(submission.CheckConfig(run=folder / "run.txt", topics="1, 2"), topics)
     submission.fix(report).write(folder / "out.txt")
-    assert not submission.check(folder / "out.txt", topics).faults.total()
+    mended = submission.CheckConfig(run=folder / "out.txt", topics="1, 2")
+    assert not submission.check(mended, topics).faults.total()
     qrels = {q: {f"d{n}": n % 3 for n in range(30)} for q in "12"}
     values = []
     for name in ("run.txt", "out.txt"):

@@ -17,11 +17,9 @@ from pyserini_kd.data.runs import Run
 from pyserini_kd.evaluate import main
 from pyserini_kd.evaluation.engines import by_pytrec_eval, compare, disagreement, evaluate, mean
 from pyserini_kd.evaluation.measures import DEFAULT_MEASURES, PRESETS
+from pyserini_kd.evaluation.run_files import EvaluateConfig, evaluate_files
 from pyserini_kd.evaluation.significance import Comparison
-from pyserini_kd.evaluation.summary import (
-    Report,
-    write_per_query,  # fmt: skip
-)
+from pyserini_kd.evaluation.summary import Report, write_per_query
 from pyserini_kd.evaluation.tables import latex, markdown, table
 from pyserini_kd.storage.errors import InputError
 
@@ -407,6 +405,14 @@ EXPECTED = "run          RR     P@1\none.txt  0.2500  0.0000\ntwo.txt  0.7500  0
 def test_measures_and_runs_may_come_in_any_order(files, args):
     result = run_command(*args)
     assert (result.exit_code, sorted(result.stdout.splitlines())) == (0, sorted(EXPECTED.splitlines()))
+
+
+def test_programs_evaluate_files_too(files):
+    config = EvaluateConfig(runs=("one.txt", "two.txt"), qrels="qrels.txt", measures=("RR",), baseline="one.txt")
+    report = evaluate_files(config)
+    assert report.results["two.txt"]["RR"] == {"q1": 1.0, "q2": 0.5} and report.comparisons["two.txt"]["RR"].wins == 2
+    with pytest.raises(InputError, match="compares runs to a baseline"):
+        EvaluateConfig(runs=("one.txt",), qrels="qrels.txt", test="wilcoxon")
 
 
 def test_default_measures_and_per_query_csv(files):

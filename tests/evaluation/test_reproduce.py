@@ -144,6 +144,8 @@ def test_one_condition_and_markdown(run_matrix, made):
     assert "RR@10 0.3333, R@10 0.5000 (+-0.0001; by hand)" in run_matrix([made], "--list").output
 
 
+HOLDS_ITSELF: list = []
+HOLDS_ITSELF.append(HOLDS_ITSELF)
 BAD_ROWS = {
     "unknown key": ({"expect": {}}, "row 1 (fused): unknown key `expect`; did you mean `expected`?"),
     "far key": ({"zzz": 1}, "unknown key `zzz`; known: name,"),
@@ -151,6 +153,7 @@ BAD_ROWS = {
     "nothing expected": ({"expected": {}}, "`expected`: dictionary should have at least 1 item"),
     "number for text": ({"run": 7}, "`run`: input should be a valid string, found 7"),
     "text for list": ({"commands": FUSED}, "`commands`: must be a list of texts"),
+    "list in itself": ({"needs": HOLDS_ITSELF}, "`needs`: must be a list of texts, found one that holds itself"),
     "number in list": ({"needs": [1]}, "`needs.0`: input should be a valid string, found 1"),
     "word for value": ({"expected": {"AP": "high"}}, "`expected.AP`: input should be a valid number, found 'high'"),
     "list for values": ({"expected": [1]}, "`expected`: input should be a valid dictionary, found [1]"),
@@ -169,6 +172,13 @@ def test_a_malformed_row_is_one_line_and_exit_code_2(run_matrix, row, name):
     change, message = BAD_ROWS[name]
     result = run_matrix([row | change], "--list")
     assert result.exit_code == 2 and message in result.output and "matrix.yaml: row 1 (fused)" in result.output, result.output
+
+
+def test_lists_may_be_empty_or_hold_lists(place, row):
+    rows = [row | {"commands": None, "needs": [["numpy==1", ["{home}/a"]], "hub"]}]
+    (place / "matrix.yaml").write_text(yaml.safe_dump({"conditions": rows}))
+    (found,) = experiments.read_matrix(place / "matrix.yaml")
+    assert found.commands == () and found.needs == ("numpy==1", "{home}/a", "hub")
 
 
 def test_other_bad_input(run_matrix, row, place, invoke):
