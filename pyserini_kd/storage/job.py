@@ -25,10 +25,13 @@ LOCK = "lock"
 
 
 class Job:
-    """Work in numbered parts in `folder`; `begin` comes first. Files of a part have its number and an ending of their own."""
+    """Work in numbered parts in `folder`; `begin` comes first. Files of a part have its number and an ending of their own.
 
-    def __init__(self, folder: Path, made_from: Mapping[str, Any]) -> None:
-        self.folder, self.made_from = folder, comparable(dict(made_from))
+    `states` is the pattern of saved states inside the folder: what has been done of a part. `begin` counts them as parts.
+    """
+
+    def __init__(self, folder: Path, made_from: Mapping[str, Any], states: str = "") -> None:
+        self.folder, self.made_from, self.states = folder, comparable(dict(made_from)), states
 
     def begin(self, *, overwrite: bool = False) -> int:
         """Go on with the parts that were made from the same; returns how many are done.
@@ -39,7 +42,7 @@ class Job:
         self.folder.mkdir(parents=True, exist_ok=True)
         record = self.folder / RECORD
         known = read_json(record, "record of unfinished work") if record.exists() else {}
-        done = len(self.parts()) if known else 0
+        done = len(self.parts()) + len([*self.folder.glob(self.states)] if self.states else []) if known else 0
         if known == self.made_from:
             if done:
                 logger.info("going on from %d finished parts in %s", done, self.folder)
