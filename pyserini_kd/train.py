@@ -8,7 +8,7 @@ import click
 
 from pyserini_kd.cli import command
 from pyserini_kd.distillation import recipes
-from pyserini_kd.distillation.config import TrainSettings
+from pyserini_kd.distillation.train_settings import TrainSettings
 
 
 def _list_recipes(context: click.Context, _: click.Parameter, wanted: bool) -> None:

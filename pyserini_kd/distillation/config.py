@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BeforeValidator, Field, model_validator
+from annotated_types import Ge, Gt, Le, Lt
+from pydantic import BeforeValidator, model_validator
 
-from pyserini_kd.data import passages
 from pyserini_kd.distillation import recipes
 from pyserini_kd.distillation.recipes import Recipe, Stage
 from pyserini_kd.evaluation.measures import Measure
 from pyserini_kd.models import checkpoint_settings
 from pyserini_kd.storage.errors import InputError
-from pyserini_kd.storage.settings import Collection, Device, Overwrite, Settings, option
+from pyserini_kd.storage.settings import Device, Settings, option
 
 RANDOM = "random:"  # an init of random weights: random:LAYERS/WIDTH
 ALL_STUDENTS = ", ".join(checkpoint_settings.ARCHITECTURES)
@@ -53,9 +51,7 @@ class TrainConfig(Settings):
             words=True,
         ),
     ] = ()
-    start_stage: Annotated[
-        int, Field(ge=1), option("--start-stage", help="First stage; --init has been through those before.")
-    ] = 1
+    start_stage: Annotated[int, Ge(1), option("--start-stage", help="First stage; --init has been through those before.")] = 1
     teacher: Annotated[
         str | None, option("--teacher", help="Live ranker: for layer losses, and for soft losses where there is no --scores.")
     ] = None
@@ -65,9 +61,7 @@ class TrainConfig(Settings):
     teacher_dropout: Annotated[
         bool, option("--teacher-dropout", help="Leave the live teacher's dropout on, as TinyBERT's script does.")
     ] = False
-    temperature: Annotated[
-        float, Field(gt=0), option("--temperature", help="Of soft_ranknet, soft_ce and _kl, listwise_kl.")
-    ] = 1.0
+    temperature: Annotated[float, Gt(0), option("--temperature", help="Of soft_ranknet, soft_ce and _kl, listwise_kl.")] = 1.0
     pooling: Annotated[Literal["cls", "mean"] | None, option("--pooling", help="[default: from the checkpoint]")] = None
     l2_norm: Annotated[bool | None, option("--l2-norm/--no-l2-norm", help="[default: from the recipe]")] = None
     settings: Annotated[
@@ -82,34 +76,30 @@ class TrainConfig(Settings):
     glove: Annotated[
         str | None, option("--glove", help="GloVe text file for a tk student [default: the input embeddings of --init].")
     ] = None
-    max_query_len: Annotated[
-        int | None, Field(ge=3), option("--max-query-length", help="Tokens [default: from the checkpoint].")
-    ] = None
+    max_query_len: Annotated[int | None, Ge(3), option("--max-query-length", help="Tokens [default: from the checkpoint].")] = (
+        None
+    )
     max_doc_len: Annotated[
-        int | None, Field(ge=3), option("--max-length", help="Tokens a document or pair [default: checkpoint].")
+        int | None, Ge(3), option("--max-length", help="Tokens a document or pair [default: checkpoint].")
     ] = None
-    train_len: Annotated[
-        int | None, Field(ge=3), option("--train-length", help="Tokens in training [default: --max-length].")
-    ] = None
-    score_scale: Annotated[float | None, Field(gt=0), option("--score-scale", help="[default: from the recipe]")] = None
-    lr: Annotated[float | None, Field(gt=0), option("--lr", help="Of every stage [default: from the recipe].")] = None
+    train_len: Annotated[int | None, Ge(3), option("--train-length", help="Tokens in training [default: --max-length].")] = None
+    score_scale: Annotated[float | None, Gt(0), option("--score-scale", help="[default: from the recipe]")] = None
+    lr: Annotated[float | None, Gt(0), option("--lr", help="Of every stage [default: from the recipe].")] = None
     schedule: Annotated[
         Literal["linear", "constant", "cosine", "plateau"] | None,
         option("--schedule", help="Of the learning rate [default: the recipe's]."),
     ] = None
-    epochs: Annotated[float | None, Field(gt=0), option("--epochs", help="Of every stage [default: from the recipe].")] = None
+    epochs: Annotated[float | None, Gt(0), option("--epochs", help="Of every stage [default: from the recipe].")] = None
     max_steps: Annotated[
-        int | None, Field(ge=1), option("--max-steps", help="Optimiser steps of every stage, instead of --epochs.")
+        int | None, Ge(1), option("--max-steps", help="Optimiser steps of every stage, instead of --epochs.")
     ] = None
-    batch_size: Annotated[int, Field(ge=1), option("--batch-size", "--batch", help="Queries (groups) a batch.")] = 32
+    batch_size: Annotated[int, Ge(1), option("--batch-size", "--batch", help="Queries (groups) a batch.")] = 32
     length_buckets: Annotated[
         bool, option("--length-buckets", help="Triples of like length in a batch (quicker; another order).")
     ] = False
-    accumulate: Annotated[int, Field(ge=1), option("--accumulate", help="Batches an optimiser step.")] = 1
-    warmup: Annotated[
-        float | None, Field(ge=0, le=1), option("--warmup", help="Share of steps [default: from the recipe].")
-    ] = None
-    weight_decay: Annotated[float | None, Field(ge=0), option("--weight-decay", help="[default: from the recipe]")] = None
+    accumulate: Annotated[int, Ge(1), option("--accumulate", help="Batches an optimiser step.")] = 1
+    warmup: Annotated[float | None, Ge(0), Le(1), option("--warmup", help="Share of steps [default: from the recipe].")] = None
+    weight_decay: Annotated[float | None, Ge(0), option("--weight-decay", help="[default: from the recipe]")] = None
     match_scale: Annotated[
         bool | None,
         option(
@@ -118,18 +108,16 @@ class TrainConfig(Settings):
         ),
     ] = None
     dropout: Annotated[
-        float | None, Field(ge=0, lt=1), option("--dropout", help="0 takes 10 to 25% less time [default: as saved].")
+        float | None, Ge(0), Lt(1), option("--dropout", help="0 takes 10 to 25% less time [default: as saved].")
     ] = None
-    max_grad_norm: Annotated[float, Field(gt=0), option("--max-grad-norm", help="Gradients are clipped to it.")] = 1.0
-    save_steps: Annotated[int, Field(ge=1), option("--save-steps", help="Steps between states that a crash goes back to.")] = (
-        200
-    )
+    max_grad_norm: Annotated[float, Gt(0), option("--max-grad-norm", help="Gradients are clipped to it.")] = 1.0
+    save_steps: Annotated[int, Ge(1), option("--save-steps", help="Steps between states that a crash goes back to.")] = 200
     metric: Annotated[str, option("--metric", help="Measure on dev topics.")] = "nDCG@10"
-    eval_steps: Annotated[int, Field(ge=1), option("--eval-steps", help="Steps between measures on dev topics.")] = 100
-    patience: Annotated[
-        int | None, Field(ge=1), option("--patience", help="Stop after so many measures without a better one.")
-    ] = None
-    seed: Annotated[int, Field(ge=0), option("--seed", help="Seed of dropout and batch order.")] = 42
+    eval_steps: Annotated[int, Ge(1), option("--eval-steps", help="Steps between measures on dev topics.")] = 100
+    patience: Annotated[int | None, Ge(1), option("--patience", help="Stop after so many measures without a better one.")] = (
+        None
+    )
+    seed: Annotated[int, Ge(0), option("--seed", help="Seed of dropout and batch order.")] = 42
     precision: Annotated[Literal["auto", "fp32", "bf16"], option("--precision", help="Arithmetic.")] = "auto"
     device: Device = "cpu"
 
@@ -294,77 +282,3 @@ def shape_of(init: str) -> tuple[int, int]:
     if not (layers.isdecimal() and width.isdecimal() and int(layers) and int(width)):
         raise InputError(f"{init}: expected random:LAYERS/WIDTH, such as random:4/312", "init")
     return int(layers), int(width)
-
-
-class Given(Settings):
-    """What a training run reads: candidates with their texts and scores, and dev topics."""
-
-    collection: Collection
-    topics: Annotated[str | None, option("--topics", help="Training topics: a file, ir_datasets:<id> or pydocs:train.")] = None
-    candidates: Annotated[Path | None, option("--candidates", help="Groups or triples, from mine.")] = None
-    scores: Annotated[Path | None, option("--scores", help="Teacher scores: a store from teach, or a 5-column file.")] = None
-    qrels: Annotated[
-        str | None,
-        option("--qrels", help="Without --candidates: their positives, with the other queries of a batch as negatives."),
-    ] = None
-    segment: Annotated[
-        str | None,
-        option(
-            "--segment", metavar="WORDS:STRIDE", help="Candidates, and plain texts, are passages cut like this, as in mine."
-        ),
-    ] = None
-    dev_topics: Annotated[str | None, option("--dev-topics", help="Dev topics: the best checkpoint on them is kept.")] = None
-    dev_qrels: Annotated[str | None, option("--dev-qrels", help="Their judgements.")] = None
-    dev_run: Annotated[Path | None, option("--dev-run", help="First-stage run of them; its top is reranked.")] = None
-    dev_depth: Annotated[int, Field(ge=1), option("--dev-depth", help="Documents a dev query taken of --dev-run.")] = 20
-    dev_retrieval: Annotated[
-        bool,
-        option(
-            "--dev-retrieval",
-            help="A bert_dot searches those of all dev queries and the judged ones, instead, or without --dev-run the collection.",
-        ),
-    ] = False
-
-    @property
-    def has_dev(self) -> bool:
-        """Whether dev topics were given."""
-        return self.dev_topics is not None
-
-    def for_training(self) -> Mapping[str, Any]:
-        """What was given besides dev topics: name -> value."""
-        return {name: value for name, value in self.model_dump(include=set(Given.model_fields)).items() if "dev_" not in name}
-
-    @model_validator(mode="after")
-    def data_rules(self) -> Self:
-        """InputError for data that contradict each other."""
-        if self.candidates and self.qrels:
-            raise InputError("make candidates where none are given; these candidates have their labels", "qrels")
-        dev = (self.dev_topics, self.dev_qrels, self.dev_run or self.dev_retrieval or None)
-        if any(value is not None for value in dev) and None in dev:
-            raise InputError("goes together with dev_qrels and with dev_run (or dev_retrieval)", "dev_topics")
-        if self.segment:
-            passages.parse(self.segment)
-        return self
-
-
-class TrainSettings(TrainConfig, Given):
-    """The settings of the command `train`."""
-
-    output: Annotated[Path, option("--output", help="Checkpoint folder to write.")]
-    overwrite: Overwrite = False
-
-    @model_validator(mode="after")
-    def rules_together(self) -> Self:
-        """InputError where the recipe needs other data."""
-        stages = [stage for _, stage in self.stages()]
-        if self.candidates and self.scores and not any(stage.needs_scores for stage in stages):
-            raise InputError(f"recipe {self.recipe}, as asked for, learns nothing from a ranker", "scores")
-        if all(stage.text for stage in stages):
-            return self
-        if self.topics is None:
-            raise InputError(f"recipe {self.recipe} learns from queries: name their topics", "topics")
-        if self.segment and not self.candidates:
-            raise InputError("says how the passages of the candidates were cut; there are no candidates", "segment")
-        if not (self.candidates or self.qrels or (self.scores and self.scores.suffix != ".parquet")):
-            raise InputError("are needed (or qrels, or a 5-column score file, which has triples of its own)", "candidates")
-        return self

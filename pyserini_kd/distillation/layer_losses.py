@@ -100,8 +100,8 @@ def _unmasked(scores: Tensor) -> Tensor:
 
 def attention_scores(queries: Tensor, keys: Tensor, attention_mask: Tensor, heads: int) -> Tensor:
     """Scores before the softmax, Q K^T / sqrt(d) + mask: (P, heads, T, T) of projections (P, T, H) and a mask (P, T)."""
-    split = [x.float().unflatten(-1, (heads, -1)).transpose(1, 2) for x in (queries, keys)]
-    scores = split[0] @ split[1].transpose(-1, -2) / math.sqrt(split[0].shape[-1])
+    split = [x.float().view(*x.shape[:2], heads, -1).transpose(1, 2) for x in (queries, keys)]
+    scores: Tensor = split[0] @ split[1].transpose(-1, -2) / math.sqrt(split[0].shape[-1])
     return scores + MASKED * (1.0 - attention_mask.float())[:, None, None, :]
 
 
@@ -121,18 +121,18 @@ def recorded(encoder: Any, every: int = 1) -> Iterator[Layers]:
     masks: list[Tensor] = []
     queries: list[Tensor] = []
 
-    def start(module: nn.Module, args: Any, kwargs: dict[str, Any]) -> None:
+    def start(module: nn.Module, args: object, kwargs: dict[str, Tensor]) -> None:
         if kwargs.get("attention_mask") is None:
             raise ValueError("the encoder must be called with attention_mask=...")
         masks[:] = [kwargs["attention_mask"]]
 
-    def keep(module: nn.Module, args: Any, output: Any) -> None:
+    def keep(module: nn.Module, args: object, output: Tensor | tuple[Tensor, ...]) -> None:
         found.hidden.append(output[0] if isinstance(output, tuple) else output)
 
-    def query(module: nn.Module, args: Any, output: Tensor) -> None:
+    def query(module: nn.Module, args: object, output: Tensor) -> None:
         queries[:] = [output]
 
-    def key(module: nn.Module, args: Any, output: Tensor) -> None:
+    def key(module: nn.Module, args: object, output: Tensor) -> None:
         with torch.autocast(output.device.type, enabled=False):
             found.attention.append(attention_scores(queries[0], output, masks[0], heads))
 

@@ -58,3 +58,9 @@ class Teachers(NamedTuple):
 def window_of(model: Ranker) -> int:
     """The number of tokens of a document (a pair, for a cross-encoder) that a model can read."""
     return int(model.max_len if model.architecture == "cross_encoder" else model.settings.max_doc_len)
+
+
+def module_of(model: Ranker) -> nn.Module:
+    """The model as a torch module, which every ranker is."""
+    module: Any = model
+    return module  # type: ignore[no-any-return]

@@ -23,12 +23,14 @@ from pyserini_kd.data import sources
 from pyserini_kd.distillation import objective
 from pyserini_kd.distillation.batches import pair_length
 from pyserini_kd.distillation.candidates import Group, n_docs
-from pyserini_kd.distillation.config import TrainConfig, TrainSettings
+from pyserini_kd.distillation.config import TrainConfig
 from pyserini_kd.distillation.processes import check_precision, one_after_another, processes
 from pyserini_kd.distillation.rankers import Ranker
 from pyserini_kd.distillation.recipes import Stage
+from pyserini_kd.distillation.stages import Work, run_stage, states_of
 from pyserini_kd.distillation.student import check_start, fingerprint, load_student, load_teachers
-from pyserini_kd.distillation.trainer import Work, checkpoints, clock, quiet, run_stage, states_of
+from pyserini_kd.distillation.train_settings import TrainSettings
+from pyserini_kd.distillation.trainer import checkpoints, clock, quiet
 from pyserini_kd.distillation.training_data import Material, data_folder, digest, gather, state_folder
 from pyserini_kd.distillation.triples import Scores, Triples
 from pyserini_kd.distillation.validation import Dev, read_dev

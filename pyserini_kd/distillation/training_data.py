@@ -17,11 +17,12 @@ from pyserini_kd.data import passages, sources
 from pyserini_kd.data.types import Doc
 from pyserini_kd.distillation import triples
 from pyserini_kd.distillation.candidates import Group, read_candidates
-from pyserini_kd.distillation.config import Given, TrainConfig
+from pyserini_kd.distillation.config import TrainConfig
 from pyserini_kd.distillation.mining import left_out, mine
 from pyserini_kd.distillation.processes import one_after_another, processes
 from pyserini_kd.distillation.score_store import check_texts, read_scores
 from pyserini_kd.distillation.text_store import PlainTexts, Texts, load_texts
+from pyserini_kd.distillation.train_settings import Given
 from pyserini_kd.distillation.triples import Scores, Triples
 from pyserini_kd.distillation.validation import Dev
 from pyserini_kd.storage.environment import sha256

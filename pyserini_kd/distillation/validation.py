@@ -9,14 +9,15 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import transformers
 from safetensors.torch import load_model, save_model
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from pyserini_kd.data import passages, sources
 from pyserini_kd.data.doc_ids import DocIds
 from pyserini_kd.data.runs import Run
 from pyserini_kd.data.types import Doc, Qrels, Query
-from pyserini_kd.distillation.config import Given
+from pyserini_kd.distillation.rankers import Ranker, module_of
+from pyserini_kd.distillation.train_settings import Given
 from pyserini_kd.evaluation import engines
 from pyserini_kd.models import engine
 from pyserini_kd.retrieval import reranking
@@ -76,7 +77,7 @@ def read_dev(given: Given) -> Dev | None:
     return Dev([query for query in queries if query.query_id in first], judged, run, docs, given.segment)
 
 
-def retrieved(model: Any, dev: Dev, precision: str = "auto") -> Run:
+def retrieved(model: Ranker, dev: Dev, precision: str = "auto") -> Run:
     """The run of a bert_dot that searches all documents of some dev topics exactly."""
     import faiss
 
@@ -113,7 +114,7 @@ def in_vain(values: Sequence[float]) -> int:
     return len(values) - 1 - values.index(max(values)) if values else 0
 
 
-class Watch(transformers.TrainerCallback):
+class Watch(TrainerCallback):
     """Measures the student on dev topics, keeps the best weights, and may slow or stop training.
 
     Of several processes one (`writes`) measures and keeps files in `folder`; all get its measures, and stop together.
@@ -121,7 +122,7 @@ class Watch(transformers.TrainerCallback):
 
     def __init__(
         self,
-        model: Any,
+        model: Ranker,
         dev: Dev,
         folder: Path,
         *,
@@ -151,7 +152,7 @@ class Watch(transformers.TrainerCallback):
         logger.info("step %d: %s %.4f on dev topics%s", step, self.metric, value, " (best)" if best else "")
         if best:
             kept = self.folder / f"best-{step}.safetensors"
-            save_model(self.model, f"{kept}.partial")
+            save_model(module_of(self.model), f"{kept}.partial")
             os.replace(f"{kept}.partial", kept)
             saved = max((_step(path.parent) for path in self.folder.glob("checkpoint-*/saved-*")), default=0)
             for old in [path for path in self._kept() if _step(path) <= saved][:-1]:  # a crash goes back to the last of them
@@ -187,10 +188,10 @@ class Watch(transformers.TrainerCallback):
     def take_best(self) -> list[dict[str, float]]:
         """Put the best weights into the model; returns the measures."""
         if kept := self._kept():
-            load_model(self.model, str(kept[-1]))
+            load_model(module_of(self.model), str(kept[-1]))
         return self.measured
 
-    def on_step_end(self, args: Any, state: Any, control: Any, **others: Any) -> None:
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **others: Any) -> None:
         """Measure, after every `eval_steps` steps and after the last one."""
         if state.global_step % self.eval_steps and state.global_step != state.max_steps:
             return

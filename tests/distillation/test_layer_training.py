@@ -9,7 +9,7 @@ import torch
 from conftest import cross, save_cross, stages_of
 
 from pyserini_kd import train
-from pyserini_kd.distillation import batches, candidates, layer_losses, objective, score_store, trainer, training
+from pyserini_kd.distillation import batches, candidates, layer_losses, objective, score_store, stages, training
 from pyserini_kd.distillation.config import TrainConfig
 from pyserini_kd.distillation.student import load_teachers
 from pyserini_kd.distillation.triples import Scores
@@ -87,7 +87,7 @@ def test_a_narrower_student_follows_the_right_layers_of_twelve(tokenizer, data, 
     shape = tiny_config(tokenizer, layers=12)
     shape.num_labels = 1
     big = CrossEncoder(BertForSequenceClassification(shape).eval(), tokenizer, 48)
-    model = objective.random_student(f"{count}/24", big).eval()
+    model = objective.random_student(count, 24, big).eval()
     groups, queries, docs = data
     batch = batches.Collator(model, queries, docs, teacher=big, same_inputs=True)([groups[:2]])
     module = objective.Learner(model, {"hidden": 1.0, "attention": 1.0}, teacher=big)
@@ -324,14 +324,14 @@ def test_the_attention_loss_does_not_depend_on_what_a_batch_is_padded_to(tiny_cr
 def test_the_projection_goes_on_from_one_stage_to_the_next(tmp_path, data, teacher, monkeypatch):
     """What maps the student's states to the teacher's is learnt once, also when the run is cut between the stages."""
     taken, settings = [], {"lm_teacher": teacher, "teacher": teacher, "max_steps": 2, "lr": 1e-2, "losses": ("soft_ce=none",)}
-    take = trainer._take_projection
+    take = stages._take_projection
 
     def spy(module, job, number):
         fresh = module.projection.weight.clone()
         take(module, job, number)
         taken.append((number, fresh, module.projection.weight.clone(), module))
 
-    monkeypatch.setattr(trainer, "_take_projection", spy)
+    monkeypatch.setattr(stages, "_take_projection", spy)
     config = cross("lm+ranker-distill", "random:2/16", **settings)
     whole = training.train(config, *data, tmp_path / "whole", texts=list(data[2].values()))
     (_, fresh, begun, first), (_, other, went_on, _) = taken

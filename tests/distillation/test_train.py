@@ -12,11 +12,11 @@ from conftest import cross, save_cross, stages_of
 from pyserini_kd import teach, train
 from pyserini_kd.data import docstrings
 from pyserini_kd.data.collection_files import write_collection
-from pyserini_kd.distillation import batches, objective, processes, score_store, training, training_data
-from pyserini_kd.distillation import trainer as trainer_
+from pyserini_kd.distillation import batches, objective, processes, score_store, stages, training, training_data
 from pyserini_kd.distillation.candidates import Group, write_candidates
-from pyserini_kd.distillation.config import Given, TrainConfig
-from pyserini_kd.distillation.trainer import _trainer, checkpoints, clock, last_state, time
+from pyserini_kd.distillation.config import TrainConfig
+from pyserini_kd.distillation.train_settings import Given
+from pyserini_kd.distillation.trainer import checkpoints, clock, last_state, make_trainer, time
 from pyserini_kd.distillation.triples import Scores
 from pyserini_kd.models import checkpoint_names, loading, saving, scoring
 from pyserini_kd.storage.environment import sha256
@@ -485,13 +485,13 @@ def test_kernels_learn_at_a_rate_of_their_own(tiny_dot):
 
 
 def test_what_a_stage_and_its_settings_say_reaches_the_trainer(tmp_path, data, tiny_dot, tiny_cross, monkeypatch):
-    made, build = [], _trainer
+    made, build = [], make_trainer
 
     def kept(*args):
         made.append(build(*args))
         return made[-1]
 
-    monkeypatch.setattr(trainer_, "_trainer", kept)
+    monkeypatch.setattr(stages, "make_trainer", kept)
     settings = {"lr": 1e-4, "max_steps": 2, "batch_size": 5, "precision": "fp32", "seed": 3}
     config = TrainConfig(recipe="ranknet", init=str(tiny_dot), architecture="tk", settings=("heads=4",), max_grad_norm=7.0,
                          weight_decay=0.25, **settings)  # fmt: skip

@@ -12,7 +12,8 @@ from pyserini_kd import api, train
 from pyserini_kd.data.passages import segment as segmented
 from pyserini_kd.data.runs import Run
 from pyserini_kd.distillation import batches, candidates, processes, training, validation
-from pyserini_kd.distillation.config import Given, TrainConfig
+from pyserini_kd.distillation.config import TrainConfig
+from pyserini_kd.distillation.train_settings import Given
 from pyserini_kd.distillation.validation import FACTOR, PLATEAU, Watch, plateaus, read_dev
 from pyserini_kd.evaluation import engines
 from pyserini_kd.models import checkpoint_names, engine, loading
