@@ -19,7 +19,7 @@ ALL_STUDENTS = ", ".join(checkpoint_settings.ARCHITECTURES)
 FROM_RECIPE: Any = None  # the default of fields that are never None: `TrainConfig.defaults` fills them in
 
 
-def _layers(value: Any) -> Any:
+def _layers(value: object) -> object:
     """`0,3,5` -> (0, 3, 5)."""
     if not isinstance(value, str):
         return value
@@ -160,7 +160,7 @@ class TrainConfig(Settings):
         """The same settings with some values replaced; the rules are checked again."""
         return type(self)(**{name: getattr(self, name) for name in self.model_fields_set} | values)
 
-    def record(self) -> dict[str, Any]:
+    def record(self) -> dict[str, object]:
         """The settings as `training.json` keeps them."""
         return self.model_dump(include=set(TrainConfig.model_fields))
 

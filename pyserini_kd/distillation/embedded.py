@@ -16,7 +16,7 @@ from typing import Any
 
 from pyserini_kd.data import docstrings
 from pyserini_kd.data.runs import Run
-from pyserini_kd.data.types import Query
+from pyserini_kd.data.types import Qrels, Query
 from pyserini_kd.distillation import mining, teaching
 from pyserini_kd.distillation.candidates import read_candidates, write_candidates
 from pyserini_kd.distillation.config import TrainConfig
@@ -170,7 +170,7 @@ def _check_teacher(at: Paths) -> None:
         logger.warning("WARNING: the teacher does not beat BM25 (%.4f <= %.4f)", worth["ensemble"], worth["BM25"])
 
 
-def _rr(run: Run, qrels: Any) -> float:
+def _rr(run: Run, qrels: Qrels) -> float:
     return engines.mean(engines.evaluate(run, qrels, ["RR@10"])["RR@10"])
 
 

@@ -5,9 +5,12 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from pyserini_kd.storage.errors import InputError
+
+if TYPE_CHECKING:
+    from torch.nn import Parameter
 
 HARD_LOSSES = ("ranknet", "hinge", "bce", "listwise_ce", "listnet", "lambda", "in_batch")
 """On labels alone. `in_batch`: `listwise_ce` over all documents of the batch, for BERT_DOT."""
@@ -217,7 +220,7 @@ RECIPES = {
 }
 
 
-def quick_parameters(student: Any) -> list[Any]:
+def quick_parameters(student: Any) -> list[Parameter]:
     """The parameters of a TK that learn QUICK times as fast as the rest; other students have none."""
     return [student.mix, student.gamma, student.head.weight] if student.architecture == "tk" else []
 

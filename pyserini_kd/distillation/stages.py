@@ -10,14 +10,14 @@ import shutil
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 import transformers
 from safetensors.torch import load_file, load_model, save_file, save_model
 
 from pyserini_kd.distillation import recipes
-from pyserini_kd.distillation.batches import Batches, Collator, Share, TextCollator, cut_batches, cut_texts
+from pyserini_kd.distillation.batches import Batches, Collator, Rows, Share, TextCollator, cut_batches, cut_texts
 from pyserini_kd.distillation.candidates import Group
 from pyserini_kd.distillation.config import TrainConfig
 from pyserini_kd.distillation.objective import Learner, match_scale
@@ -33,6 +33,7 @@ from pyserini_kd.storage.job import Job
 from pyserini_kd.storage.records import read_json, write_json
 
 logger = logging.getLogger(__name__)
+T = TypeVar("T")
 
 SAMPLE = 500  # texts that are looked at to estimate how many are cut
 FEEBLE = 30.0  # warn when scores must grow more than 30-fold; those of pretrained layers, pooled well, start below 1
@@ -55,7 +56,7 @@ def states_of(job: Job, number: int) -> Path:
     return job.folder / f"stage-{number}"
 
 
-def run_stage(work: Work, number: int, stage: Stage) -> dict[str, Any]:
+def run_stage(work: Work, number: int, stage: Stage) -> dict[str, object]:
     """Train the student by one stage, or load the result of a stage that was done before a crash; returns its record."""
     job, share, student = work.job, work.share, module_of(work.model)
     weights, result = job.path(number, "safetensors"), job.path(number, "json")
@@ -170,7 +171,7 @@ def _batches(work: Work, stage: Stage, teacher: Ranker | None) -> tuple[Batches,
     return batches, collator, factor
 
 
-def _sample(items: Sequence[Any]) -> list[Any]:
+def _sample(items: Sequence[T]) -> list[T]:
     """Items at equal distances, at most SAMPLE + 1."""
     return [items[row] for row in range(0, len(items), len(items) // SAMPLE + 1)]
 
@@ -183,7 +184,7 @@ def _log_cut(model: Ranker, texts: Sequence[str], length: int, advice: str) -> N
         logger.info("%.0f%% of the texts (of a sample) are longer than %d tokens, and are cut%s", share, length, advice)
 
 
-def _lengths(groups: Sequence[Group], docs: Mapping[str, str]) -> Any:
+def _lengths(groups: Sequence[Group], docs: Mapping[str, str]) -> Rows:
     """Length of the longest document of every group."""
     if isinstance(groups, Triples):
         return groups.lengths()

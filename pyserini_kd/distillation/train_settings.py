@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any, Self
+from typing import Annotated, Self
 
 from annotated_types import Ge
 from pydantic import model_validator
@@ -48,7 +48,7 @@ class Given(Settings):
         """Whether dev topics were given."""
         return self.dev_topics is not None
 
-    def for_training(self) -> dict[str, Any]:
+    def for_training(self) -> dict[str, str | Path | None]:
         """What was given besides dev topics: name -> value."""
         return {name: value for name, value in self.model_dump(include=set(Given.model_fields)).items() if "dev_" not in name}
 

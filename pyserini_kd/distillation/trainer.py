@@ -95,7 +95,8 @@ class Progress(transformers.TrainerCallback):
         if not torch.isfinite(sums.sum()):
             raise FloatingPointError(f"step {state.global_step + 1}: a gradient is not finite")
 
-    def on_log(self, args: Any, state: Any, control: Any, logs: Mapping[str, float] | None = None, **_: Any) -> None:
+    def on_log(self, args: TrainingArguments, state: TrainerState, control: TrainerControl,
+               logs: Mapping[str, float] | None = None, **_: object) -> None:  # fmt: skip
         """Log the loss terms, and warn when scores collapse."""
         if not self.module.terms or "loss" not in (logs := logs or {}):
             return
@@ -123,9 +124,9 @@ class Progress(transformers.TrainerCallback):
 class _Trainer(transformers.Trainer):
     share: Share
 
-    def create_optimizer(self, *args: Any, **kwargs: Any) -> Optimizer:
+    def create_optimizer(self, model: torch.nn.Module | None = None) -> Optimizer:
         """AdamW, with TK's second learning rate."""
-        return quicken(super().create_optimizer(*args, **kwargs), self.model.student)
+        return quicken(super().create_optimizer(model), self.model.student)
 
     def get_train_dataloader(self) -> DataLoader[Any]:
         """Every process gets every batch: the collator takes this process's share of its pairs."""

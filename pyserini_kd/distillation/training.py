@@ -13,7 +13,6 @@ import os
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import torch
 import transformers
@@ -73,7 +72,7 @@ def train(
     scores: Scores | Triples | None = None,
     texts: Sequence[str] = (),
     dev: Dev | None = None,
-    data: Mapping[str, Any] | None = None,
+    data: Mapping[str, object] | None = None,
     overwrite: bool = False,
 ) -> Path:
     """Train a student by a recipe and write its checkpoint; returns the folder.
@@ -120,7 +119,7 @@ def train_from_files(settings: TrainSettings) -> str:
         with gather(given, settings, output) as found:
             data = given.for_training() | {"glove": settings.glove}
             data |= {name: getattr(given, name) for name in ("dev_topics", "dev_qrels", "dev_run")}
-            known: dict[str, Any] = {name: digest(name, value) for name, value in data.items() if value is not None}
+            known: dict[str, object] = {name: digest(name, value) for name, value in data.items() if value is not None}
             known |= {"dev_depth": given.dev_depth, "dev_retrieval": given.dev_retrieval} if dev else {}
             if sources.is_named(given.collection):  # whose texts another release may change
                 known["texts_sha256"] = sha256(*sorted(data_folder(output).glob("*/texts")))
@@ -173,7 +172,7 @@ class Training:
                 if not stage.text:  # before the stages that come first are trained
                     pair_length(self.model, config.train_len, teacher)
 
-    def finish(self, material: Material, data: Mapping[str, Any], started: float) -> Path:
+    def finish(self, material: Material, data: Mapping[str, object], started: float) -> Path:
         """Run the stages and write the checkpoint.
 
         Args:
@@ -221,7 +220,7 @@ class Training:
                 job.remove()
         return self.output
 
-    def _job(self, data: Mapping[str, Any]) -> Job:
+    def _job(self, data: Mapping[str, object]) -> Job:
         """The job whose parts are the stages; InputError where its folder holds something foreign."""
         folder = state_folder(self.output)
         if folder.exists() and not (folder / RECORD).exists():
@@ -269,7 +268,7 @@ class Training:
         return "there was no checkpoint yet"
 
 
-def _export(model: Ranker, last: Stage, output: Path, record: dict[str, Any], overwrite: bool) -> None:
+def _export(model: Ranker, last: Stage, output: Path, record: dict[str, object], overwrite: bool) -> None:
     """Write the checkpoint: a ranker, or the bare encoder where the last stage distilled a language model."""
     with torch.no_grad():
         model = model.cpu().eval()

@@ -9,7 +9,7 @@ import logging
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
@@ -46,7 +46,7 @@ class Material(NamedTuple):
         return "triples" if isinstance(self.groups, Triples) else "queries"
 
 
-READERS: dict[str, Callable[[str], Any]] = {"topics": sources.topics, "qrels": sources.qrels}
+READERS: dict[str, Callable[[str], object]] = {"topics": sources.topics, "qrels": sources.qrels}
 """Readers of data that may have a name; another release may change their contents."""
 
 

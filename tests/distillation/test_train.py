@@ -205,8 +205,6 @@ def test_same_seed_same_weights_and_a_cut_run_resumes_to_them(
 @pytest.mark.parametrize("patience", [None, 1])
 def test_a_kill_between_the_last_step_and_its_record_adds_no_step(tmp_path, data, scores, tiny_dot, dev, monkeypatch, patience):
     """5 steps are no whole epoch; with patience training stops when the measure, always 1, has not risen once."""
-    import safetensors.torch
-
     monkeypatch.setattr(
         "pyserini_kd.evaluation.engines.evaluate", lambda run, qrels, names: {name: {"q": 1.0} for name in names}
     )
@@ -214,17 +212,17 @@ def test_a_kill_between_the_last_step_and_its_record_adds_no_step(tmp_path, data
                          batch_size=5, save_steps=1, eval_steps=2, patience=patience, precision="fp32")  # fmt: skip
     given = {"scores": scores, "dev": dev if patience else None}
     whole = training.train(config, *data, tmp_path / "whole", **given)
-    save = safetensors.torch.save_model
+    save = stages.save_model
 
     def killed(model, path):
         if path.endswith("000001.safetensors"):
             raise KeyboardInterrupt
         save(model, path)
 
-    monkeypatch.setattr(safetensors.torch, "save_model", killed)
+    monkeypatch.setattr(stages, "save_model", killed)
     with pytest.raises(KeyboardInterrupt):
         training.train(config, *data, tmp_path / "cut", **given)
-    monkeypatch.setattr(safetensors.torch, "save_model", save)
+    monkeypatch.setattr(stages, "save_model", save)
     cut = training.train(config, *data, tmp_path / "cut", **given)
     assert checkpoint_names.fingerprint(cut) == checkpoint_names.fingerprint(whole)
     (a,), (b,) = stages_of(whole), stages_of(cut)
@@ -418,6 +416,7 @@ def test_a_mistake_about_models_is_told_before_data_are_read(
     for name in ("read_dev", "gather"):
         monkeypatch.setattr(training, name, lambda *args, **kwargs: pytest.fail("reads data"))
     words = ["--recipe", recipe, "--collection", files["docs"], "--topics", files["topics"], "--output", tmp_path / "m"]
+    words += ["--candidates", tmp_path / "c.jsonl"]
     words += [] if "--init" in more else ["--init", tiny_dot]
     result = invoke(train.main, *words, *({"CROSS": tiny_cross, "DOT": tiny_dot}.get(word, word) for word in more))
     assert result.exit_code == 2 and told in result.output and "Traceback" not in result.output, result.output
