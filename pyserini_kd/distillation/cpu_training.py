@@ -63,7 +63,7 @@ def attention(
     weights = torch.softmax(torch.baddbmm(hidden, query, key.transpose(1, 2), alpha=scaling or query.shape[-1] ** -0.5), dim=-1)
     if dropout:
         weights = weights * kept(weights.shape, dropout, weights.dtype)
-    return torch.bmm(weights, value).unflatten(0, (texts, heads)).transpose(1, 2).contiguous(), None
+    return torch.bmm(weights, value).view(texts, heads, length, -1).transpose(1, 2).contiguous(), None
 
 
 def fit(model: Any) -> None:

@@ -73,10 +73,10 @@ def prepare() -> Paths:
     if not at.student.exists():
         _step("training candidates", at.training / "candidates.jsonl", _make_candidates)
         _step("teacher: MiniLM fine-tuned as a bi-encoder", at.teacher, _make_teacher)
-        _step("teacher's index", at.teacher_index, _make_teacher_index, made_from=at.teacher)
+        _step("teacher's index", at.teacher_index, lambda at: _make_index(at.teacher, at.teacher_index), made_from=at.teacher)
         _step("teacher scores", at.training / "scores.parquet", _make_scores)
         _step("student: BERT_DOT by Margin-MSE", at.student, _make_student)
-    _step("student's index", at.index, _make_index, made_from=at.student)
+    _step("student's index", at.index, lambda at: _make_index(at.student, at.index), made_from=at.student)
     return at
 
 
@@ -139,10 +139,6 @@ def _make_teacher(at: Paths) -> None:
     _train(TrainConfig(recipe="contrastive", init="minilm", batch_size=BLOCK, **TRAINING), at, at.teacher)
 
 
-def _make_teacher_index(at: Paths) -> None:
-    build.build(docstrings.docs(), load_encoder(str(at.teacher)), at.teacher, at.teacher_index, collection="pydocs")
-
-
 def _make_scores(at: Paths) -> None:
     _check_teacher(at)
     bm25 = at.training / "run.bm25.train.txt"
@@ -191,8 +187,8 @@ def _train(config: TrainConfig, at: Paths, output: Path, scores: Path | None = N
     train(config, groups, queries, docs, output, scores=known, data=data, overwrite=True)
 
 
-def _make_index(at: Paths) -> None:
-    build.build(docstrings.docs(), load_encoder(str(at.student)), at.student, at.index, collection="pydocs")
+def _make_index(encoder: Path, index: Path) -> None:
+    build.build(docstrings.docs(), load_encoder(str(encoder)), encoder, index, collection="pydocs")
 
 
 def _make_reranker(at: Paths) -> None:

@@ -15,7 +15,7 @@ from pyserini_kd.distillation.batches import WHOLE, Batch, Collator, Share
 from pyserini_kd.distillation.candidates import Group
 from pyserini_kd.distillation.layer_losses import Layers
 from pyserini_kd.distillation.losses import loss, margins
-from pyserini_kd.distillation.rankers import Ranker
+from pyserini_kd.distillation.rankers import Ranker, module_of
 from pyserini_kd.distillation.recipes import LAYER_LOSSES
 from pyserini_kd.models import engine
 from pyserini_kd.models.cross_encoder import CrossEncoder
@@ -253,7 +253,7 @@ def match_scale(
     head (cross-encoder, PreTTR, TK) cannot rank at all yet: scaling would only increase their error.
     """
     student_margins, teacher_margins = [], []
-    with engine.running(model, "fp32") as device:
+    with engine.running(module_of(model), "fp32") as device:
         for groups in batches[:SCALE_BATCHES]:
             batch = to_device(collator([groups]), device)
             scores = group_scores(model, batch) * score_scale

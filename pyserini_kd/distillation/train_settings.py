@@ -43,11 +43,6 @@ class Given(Settings):
         ),
     ] = False
 
-    @property
-    def has_dev(self) -> bool:
-        """Whether dev topics were given."""
-        return self.dev_topics is not None
-
     def for_training(self) -> dict[str, str | Path | None]:
         """What was given besides dev topics: name -> value."""
         return {name: value for name, value in self.model_dump(include=set(Given.model_fields)).items() if "dev_" not in name}

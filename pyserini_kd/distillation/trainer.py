@@ -123,10 +123,11 @@ class Progress(transformers.TrainerCallback):
 
 class _Trainer(transformers.Trainer):
     share: Share
+    learner: Learner
 
     def create_optimizer(self, model: torch.nn.Module | None = None) -> Optimizer:
         """AdamW, with TK's second learning rate."""
-        return quicken(super().create_optimizer(model), self.model.student)
+        return quicken(super().create_optimizer(model), self.learner.student)
 
     def get_train_dataloader(self) -> DataLoader[Any]:
         """Every process gets every batch: the collator takes this process's share of its pairs."""
@@ -170,7 +171,7 @@ def make_trainer(
     if arguments.n_gpu > 1:
         arguments._n_gpu = 1  # or Trainer would split batches over all GPUs by itself; torchrun does that right
     trainer = _Trainer(model=progress.module, args=arguments, train_dataset=batches, data_collator=collator)
-    trainer.share = progress.share
+    trainer.share, trainer.learner = progress.share, progress.module
     trainer.add_callback(progress)
     trainer.remove_callback(transformers.PrinterCallback)
     return trainer
@@ -191,7 +192,7 @@ def quicken(optimizer: Optimizer, student: Ranker) -> Optimizer:
 def quiet() -> Iterator[None]:
     """Without Trainer's own messages; its progress bar stays."""
     level = transformers_logging.get_verbosity()
-    transformers_logging.set_verbosity_error()
+    transformers_logging.set_verbosity_error()  # type: ignore[no-untyped-call]
     try:
         yield
     finally:

@@ -13,6 +13,7 @@ import os
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING, cast
 
 import torch
 import transformers
@@ -42,9 +43,12 @@ from pyserini_kd.storage.job import RECORD, Job
 from pyserini_kd.storage.locks import alone
 from pyserini_kd.storage.records import write_json
 
+if TYPE_CHECKING:
+    from pyserini_kd.models.loading import Model
+
 logger = logging.getLogger(__name__)
 
-OURS = ("stage-", "0", "clock.json", ".clock.json.", f".{RECORD}.")
+OURS = ("stage-", "0000", "clock.json", ".clock.json.", f".{RECORD}.")
 """Beginnings of the names in a state folder without its record, as a kill can leave it."""
 
 
@@ -109,19 +113,18 @@ def train_from_files(settings: TrainSettings) -> str:
     Raises:
         InputError: as `train`, or the data are wrong.
     """
-    output, given = settings.output, settings
+    output, scored, has_dev = settings.output, settings.scores is not None, settings.dev_topics is not None
     with only_one(output):
         run = Training(
-            settings, output, scored=settings.scores is not None, dev=settings.dev_topics is not None,
-            retrieves=settings.dev_retrieval, overwrite=settings.overwrite,
-        )  # fmt: skip
+            settings, output, scored=scored, dev=has_dev, retrieves=settings.dev_retrieval, overwrite=settings.overwrite
+        )
         dev = read_dev(settings)
-        with gather(given, settings, output) as found:
-            data = given.for_training() | {"glove": settings.glove}
-            data |= {name: getattr(given, name) for name in ("dev_topics", "dev_qrels", "dev_run")}
+        with gather(settings, settings, output) as found:
+            data = settings.for_training() | {"glove": settings.glove}
+            data |= {name: getattr(settings, name) for name in ("dev_topics", "dev_qrels", "dev_run")}
             known: dict[str, object] = {name: digest(name, value) for name, value in data.items() if value is not None}
-            known |= {"dev_depth": given.dev_depth, "dev_retrieval": given.dev_retrieval} if dev else {}
-            if sources.is_named(given.collection):  # whose texts another release may change
+            known |= {"dev_depth": settings.dev_depth, "dev_retrieval": settings.dev_retrieval} if dev else {}
+            if sources.is_named(settings.collection):  # whose texts another release may change
                 known["texts_sha256"] = sha256(*sorted(data_folder(output).glob("*/texts")))
             run.finish(found._replace(dev=dev), known, time.monotonic())
     what = [f"{len(found.groups)} {found.unit}"] if found.groups else []
@@ -139,18 +142,9 @@ class Training:
     """A training run. It is made before data are read, which can take minutes, and checks all that needs no data."""
 
     def __init__(self, config: TrainConfig, output: Path, *, scored: bool, dev: bool, retrieves: bool, overwrite: bool) -> None:
-        """Load the student and its teachers.
+        """Load the student and its teachers; InputError where models, recipe and settings do not fit together.
 
-        Args:
-            config: the recipe and its settings.
-            output: checkpoint folder to write.
-            scored: there will be teacher scores.
-            dev: there will be dev topics.
-            retrieves: on which the student searches all documents.
-            overwrite: replace the folder if it exists.
-
-        Raises:
-            InputError: models, recipe and settings do not fit together.
+        `scored`, `dev` and `retrieves` say what data there will be, as in `TrainConfig.check_with_data`.
         """
         self.share = processes(config)
         self.precision = check_precision(config, self.share)
@@ -173,15 +167,9 @@ class Training:
                     pair_length(self.model, config.train_len, teacher)
 
     def finish(self, material: Material, data: Mapping[str, object], started: float) -> Path:
-        """Run the stages and write the checkpoint.
+        """Run the stages and write the checkpoint; InputError where data are missing or the loss is not finite.
 
-        Args:
-            material: what the stages learn from.
-            data: what is known of it, for training.json.
-            started: when the run began, by `time.monotonic()`.
-
-        Raises:
-            InputError: something is missing of the material, or the loss is not finite.
+        `data` is what is known of the data, for training.json; `started` is when the run began, by `time.monotonic()`.
         """
         config, share = self.config, self.share
         material = material._replace(scores=self._checked_scores(material))
@@ -273,7 +261,7 @@ def _export(model: Ranker, last: Stage, output: Path, record: dict[str, object],
     with torch.no_grad():
         model = model.cpu().eval()
         if not last.text:
-            saving.save(model, output, record=record, overwrite=overwrite)
+            saving.save(cast("Model", model), output, record=record, overwrite=overwrite)
             return
         with atomic_folder(output, overwrite=overwrite) as folder, quiet():
             encoder_of(model).save_pretrained(folder)

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 from safetensors.torch import load_model, save_model
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
@@ -25,6 +26,9 @@ from pyserini_kd.retrieval.dense_index import DenseIndex
 from pyserini_kd.retrieval.dense_search import dense
 from pyserini_kd.storage.errors import InputError
 from pyserini_kd.storage.records import read_json, write_json
+
+if TYPE_CHECKING:
+    from pyserini_kd.models.bert_dot import BertDot
 
 logger = logging.getLogger(__name__)
 
@@ -77,7 +81,7 @@ def read_dev(given: Given) -> Dev | None:
     return Dev([query for query in queries if query.query_id in first], judged, run, docs, given.segment)
 
 
-def retrieved(model: Ranker, dev: Dev, precision: str = "auto") -> Run:
+def retrieved(model: BertDot, dev: Dev, precision: str = "auto") -> Run:
     """The run of a bert_dot that searches all documents of some dev topics exactly."""
     import faiss
 
@@ -114,29 +118,24 @@ def in_vain(values: Sequence[float]) -> int:
     return len(values) - 1 - values.index(max(values)) if values else 0
 
 
+@dataclasses.dataclass(eq=False)
 class Watch(TrainerCallback):
     """Measures the student on dev topics, keeps the best weights, and may slow or stop training.
 
     Of several processes one (`writes`) measures and keeps files in `folder`; all get its measures, and stop together.
     """
 
-    def __init__(
-        self,
-        model: Ranker,
-        dev: Dev,
-        folder: Path,
-        *,
-        metric: str,
-        eval_steps: int,
-        patience: int | None = None,
-        plateau: bool = False,
-        precision: str = "auto",
-        writes: bool = True,
-    ) -> None:
-        self.model, self.dev, self.folder = model, dev, folder
-        self.metric, self.eval_steps, self.patience, self.plateau = metric, eval_steps, patience, plateau
-        self.precision, self.writes = precision, writes
-        self.measured: list[dict[str, float]] = []
+    model: Ranker
+    dev: Dev
+    folder: Path
+    _: dataclasses.KW_ONLY
+    metric: str
+    eval_steps: int
+    patience: int | None = None
+    plateau: bool = False
+    precision: str = "auto"
+    writes: bool = True
+    measured: list[dict[str, float]] = dataclasses.field(default_factory=list)
 
     def values(self) -> list[float]:
         """The measures so far."""
@@ -162,7 +161,7 @@ class Watch(TrainerCallback):
     def _value(self) -> float:
         texts, dev = self.dev.docs.__getitem__, self.dev
         if dev.run is None:
-            run = retrieved(self.model, dev, self.precision)
+            run = retrieved(cast("BertDot", self.model), dev, self.precision)
         else:
             run = reranking.rerank(dev.run, self.model, dev.queries, lambda ids: map(texts, ids), depth=dev.run.depth,
                                    segment=dev.segment, precision=self.precision)  # fmt: skip
