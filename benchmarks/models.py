@@ -431,7 +431,13 @@ def trained(bench: Bench) -> list[Row]:
 
     def ours(steps: int, folder: Path, dropout: float | None = None) -> None:
         config = TrainConfig(
-            "margin-mse", "minilm", max_query_len=LENGTH, max_doc_len=LENGTH, batch_size=BATCH, max_steps=steps, dropout=dropout
+            recipe="margin-mse",
+            init="minilm",
+            max_query_len=LENGTH,
+            max_doc_len=LENGTH,
+            batch_size=BATCH,
+            max_steps=steps,
+            dropout=dropout,
         )
         train(config, groups, {query.query_id: query.text for query, *_ in triples}, by_id, folder, scores=scores)
 

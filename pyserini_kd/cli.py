@@ -107,7 +107,7 @@ def _parameters(settings: type[Settings]) -> Iterator[click.Parameter]:
 
 def _parameter(name: str, field: FieldInfo, shown: Option) -> click.Parameter:
     """The click parameter of a field: its type, bounds and default are the field's."""
-    kind, optional, several = _unwrapped(field.annotation)
+    kind, optional, several = (str, True, False) if shown.plain else _unwrapped(field.annotation)
     required = field.is_required()
     if not shown.flags[0].startswith("-"):
         width = -1 if several else 1

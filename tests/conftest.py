@@ -310,7 +310,7 @@ def cross(recipe, init, **settings):
     from pyserini_kd.distillation.config import TrainConfig
 
     settings = {"max_steps": 4, "batch_size": 5, "lr": 1e-3, "precision": "fp32", **settings}
-    return TrainConfig(recipe, str(init), "cross_encoder", **settings)
+    return TrainConfig(recipe=recipe, init=str(init), architecture="cross_encoder", **settings)
 
 
 def stages_of(folder):

@@ -1,19 +1,20 @@
 """Training batches: groups or plain texts cut into batches, and batches turned into tensors.
 
-With several processes every one sees every batch and tokenises its share of the pairs, so that the number of processes
-changes nothing about what is learnt.
+Each of several processes sees every batch and tokenises its share of the pairs, so that the number of processes does not
+change what is learnt.
 """
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
 from pyserini_kd.distillation.candidates import Group
+from pyserini_kd.distillation.rankers import Ranker, window_of
 from pyserini_kd.distillation.teacher_scores import TeacherScores
 from pyserini_kd.distillation.text_store import PlainTexts
 from pyserini_kd.distillation.triples import Triples
@@ -21,20 +22,25 @@ from pyserini_kd.models.tokens import pad, tokenize
 from pyserini_kd.storage.arrays import Ints, column, let_go
 from pyserini_kd.storage.errors import InputError
 
+if TYPE_CHECKING:
+    from torch import Tensor
+
 logger = logging.getLogger(__name__)
 
+Batch = dict[str, Any]
+"""Name -> tensor, or a dictionary of tensors for each model."""
 
 WINDOW = 64  # batches that are sorted by length together
 
 
 class Share(NamedTuple):
-    """Which part of each batch a process works on: that of process `rank` of `world`."""
+    """The part of each batch that process `rank` of `world` works on."""
 
     rank: int = 0
     world: int = 1
 
     def of(self, count: int) -> tuple[int, int]:
-        """First and last + 1 of `count` rows; parts differ by one at most.
+        """First row and end of this part of `count` rows; the sizes of parts differ by one at most.
 
         >>> [Share(rank, 3).of(8) for rank in range(3)]
         [(0, 2), (2, 5), (5, 8)]
@@ -46,9 +52,9 @@ WHOLE = Share()
 
 
 class Batches(Sequence[list[Any]]):
-    """Items cut into batches: batch i holds the items of `rows[ends[i - 1]:ends[i]]`, fetched when it is asked for."""
+    """Items cut into batches: batch i holds the items of `rows[ends[i - 1]:ends[i]]`, fetched when it is used."""
 
-    def __init__(self, items: Sequence[Any], rows: npt.NDArray[np.int32], ends: npt.NDArray[np.int64]) -> None:
+    def __init__(self, items: Sequence[Any], rows: Ints, ends: npt.NDArray[np.int64]) -> None:
         self.items, self.rows, self.ends = items, rows, ends
 
     def __getitem__(self, batch: Any) -> Any:
@@ -66,10 +72,10 @@ class Batches(Sequence[list[Any]]):
 
 
 def cut_batches(groups: Sequence[Group], batch_size: int, seed: int, lengths: Sequence[int] | Ints | None = None) -> Batches:
-    """Cut groups into batches, in which blocks, whose queries share documents, stay whole unless they are larger.
+    """Cut groups into batches. Blocks, whose queries share documents, stay whole unless they are larger than a batch.
 
-    Groups without a block (triples) are shuffled; with `lengths`, those of like length come into one batch. So are blocks of
-    which several make a batch.
+    Groups without a block (triples) are shuffled; with `lengths`, groups of like length come into one batch. Small blocks
+    are shuffled too.
     """
     if isinstance(groups, Triples):
         rows = column(groups.folder, len(groups), np.int32)
@@ -84,8 +90,8 @@ def cut_batches(groups: Sequence[Group], batch_size: int, seed: int, lengths: Se
     if len(first) == len(groups):
         return _cut(groups, _shuffled(len(groups), batch_size, seed, lengths), batch_size)
     if lengths is not None:
-        logger.warning("--length-buckets does nothing here: the candidates' blocks, whose queries share documents, stay whole")
-    place = first.copy()  # blocks in the order in which they first come
+        logger.warning("groups are not sorted by length: the candidates' blocks, whose queries share documents, stay whole")
+    place = first.copy()  # blocks in the order of their first groups
     if 2 * np.median(sizes) <= batch_size:
         np.random.default_rng(seed).shuffle(place)
     rows = np.argsort(place[block], kind="stable").astype(np.int32)
@@ -97,7 +103,7 @@ def cut_batches(groups: Sequence[Group], batch_size: int, seed: int, lengths: Se
 
 
 def _packed(sizes: Sequence[int], batch_size: int) -> list[int]:
-    """Sizes of the batches that blocks of these sizes make, one after the other.
+    """Sizes of the batches that blocks of these sizes fill, one after the other.
 
     >>> _packed([2, 2, 3, 9, 1], 4)
     [4, 3, 4, 4, 1, 1]
@@ -110,7 +116,7 @@ def _packed(sizes: Sequence[int], batch_size: int) -> list[int]:
             room -= size
         else:
             made += [min(batch_size, size - done) for done in range(0, size, batch_size)]
-            room = batch_size - size  # none is left beside what had to be cut
+            room = batch_size - size  # a block that was cut leaves none
     return made
 
 
@@ -137,23 +143,18 @@ def _shuffled(count: int, batch_size: int, seed: int, lengths: Sequence[int] | I
     return order
 
 
-def window_of(model: Any) -> int:
-    """Tokens of a document (of a pair, for a cross-encoder) that a model reads at most."""
-    return int(model.max_len if model.architecture == "cross_encoder" else model.settings.max_doc_len)
-
-
 class Collator:
     """Turns a batch of groups into tensors; each distinct (query, document) pair of the batch is scored once."""
 
     def __init__(
         self,
-        model: Any,
+        model: Ranker,
         queries: Mapping[str, str],
         docs: Mapping[str, str],
         scores: TeacherScores | None = None,
         train_len: int | None = None,
         *,
-        teacher: Any = None,
+        teacher: Ranker | None = None,
         same_inputs: bool = False,
         in_batch: bool = False,
         share: Share = WHOLE,
@@ -161,24 +162,24 @@ class Collator:
         """A collator.
 
         Args:
-            model: the student; its `pair_batch` makes the tensors.
+            model: the student.
             queries: query_id -> text.
             docs: doc_id -> text.
-            scores: teacher scores from a file; the triples themselves where they brought theirs.
-            train_len: tokens a document (or pair) while training, where that is less than the student's window.
-            teacher: a live teacher, whose tensors come along.
-            same_inputs: the teacher must see the very tokens that the student sees (layer losses).
+            scores: teacher scores from a file.
+            train_len: tokens of a document (or pair) in training, if less than the student can read.
+            teacher: a live teacher, which gets tensors of its own.
+            same_inputs: the teacher must see the same tokens as the student (layer losses).
             in_batch: also pair every query with every document of the batch.
             share: the part of the pairs that this process tokenises.
 
         Raises:
-            InputError: the teacher must see the same tokens, and its window is smaller.
+            InputError: the teacher must see the same tokens and cannot read as many.
         """
         self.model, self.queries, self.docs, self.scores = model, queries, docs, scores
         self.length = pair_length(model, train_len, teacher if same_inputs else None)
         self.teacher, self.same_inputs, self.in_batch, self.share = teacher, same_inputs, in_batch, share
 
-    def __call__(self, items: Sequence[Sequence[Group]]) -> dict[str, Any]:
+    def __call__(self, items: Sequence[Sequence[Group]]) -> Batch:
         """One batch of B groups with P distinct pairs.
 
         The first `taught` pairs are those of the groups. `labels`, `rows` (places among the P scores), `mask` and, from a
@@ -199,7 +200,7 @@ class Collator:
             rows[i, :size] = torch.tensor([places.setdefault((group.query_id, d), len(places)) for d in group.doc_ids])
             if self.scores is not None:
                 teacher[i, :size] = torch.tensor(self.scores.of(group))
-        batch: dict[str, Any] = {"labels": labels, "rows": rows, "mask": mask}
+        batch: Batch = {"labels": labels, "rows": rows, "mask": mask}
         if self.scores is not None:
             batch["teacher"] = teacher
         own = len(places)
@@ -207,41 +208,42 @@ class Collator:
             batch["batch_labels"], batch["batch_rows"] = _all_pairs(groups, places)
         return batch | {"pairs": torch.tensor(len(places)), "taught": torch.tensor(own)} | self._tokens(list(places), own)
 
-    def _tokens(self, pairs: list[tuple[str, str]], taught: int) -> dict[str, Any]:
-        """The tensors of this process's part of the pairs; a live teacher scores those of the first `taught`."""
+    def _tokens(self, pairs: list[tuple[str, str]], taught: int) -> Batch:
+        """The tensors of this process's part of the pairs; a live teacher scores only the first `taught` of all pairs."""
         own = self._own(len(pairs))
         if not self.same_inputs:
-            batch = {"student": self._pair_batch(self.model, pairs[own], self.length)}
+            batch: Batch = {"student": self._pair_batch(self.model, pairs[own], self.length)}
             some = pairs[:taught][self._own(taught)]
             return batch if self.teacher is None else batch | {"live": self._pair_batch(self.teacher, some)}
+        assert self.teacher is not None
         whole = {"student": self._pair_batch(self.model, pairs, self.length)}  # padded as one process would pad them
         whole["live"] = self._pair_batch(self.teacher, pairs, self.length)
         check_same_tokens(whole["student"], whole["live"])
         return {who: {name: tensor[own] for name, tensor in tokens.items()} for who, tokens in whole.items()}
 
     def _own(self, count: int) -> slice:
-        """This process's part; one without a pair of its own takes another's, and drops its score."""
+        """This process's part. An empty part takes one pair of another process; its score is dropped."""
         start, end = self.share.of(count)
         return slice(start, max(end, start + 1))
 
-    def _pair_batch(self, model: Any, pairs: list[tuple[str, str]], max_len: int | None = None) -> dict[str, Any]:
+    def _pair_batch(self, model: Ranker, pairs: list[tuple[str, str]], max_len: int | None = None) -> dict[str, Tensor]:
         queries = {query_id: row for row, query_id in enumerate(dict.fromkeys(q for q, _ in pairs))}
         docs = {doc_id: row for row, doc_id in enumerate(dict.fromkeys(d for _, d in pairs))}
         texts = [self.queries[q] for q in queries], [self.docs[d] for d in docs]
-        batch: dict[str, Any] = model.pair_batch(*texts, [(queries[q], docs[d]) for q, d in pairs], max_doc_len=max_len)
-        return batch
+        return model.pair_batch(*texts, [(queries[q], docs[d]) for q, d in pairs], max_doc_len=max_len)
 
 
-def pair_length(model: Any, train_len: int | None, same_for: Any = None) -> int:
-    """Tokens of a document (or pair) in training; InputError where a teacher that is to read the same cannot read as many."""
+def pair_length(model: Ranker, train_len: int | None, same_for: Ranker | None = None) -> int:
+    """Tokens of a document (or pair) in training; InputError where a teacher must read the same and cannot read as many."""
     length = min(train_len or window_of(model), window_of(model))
-    if same_for is not None and window_of(same_for) < length:
-        raise InputError(f"the teacher reads {window_of(same_for)} tokens a pair, the student {length}: layer losses need the "
-                         f"same; give --train-length {window_of(same_for)}")  # fmt: skip
+    if same_for is not None and (most := window_of(same_for)) < length:
+        raise InputError(
+            f"the teacher reads {most} tokens a pair, the student {length}: layer losses need the same; set {most}", "train_len"
+        )
     return length
 
 
-def _all_pairs(groups: Sequence[Group], places: dict[tuple[str, str], int]) -> tuple[Any, Any]:
+def _all_pairs(groups: Sequence[Group], places: dict[tuple[str, str], int]) -> tuple[Tensor, Tensor]:
     """(labels, rows) (B, N) of every query with every document of the batch; new pairs join `places`."""
     import torch
 
@@ -252,7 +254,7 @@ def _all_pairs(groups: Sequence[Group], places: dict[tuple[str, str], int]) -> t
     return torch.tensor(labels), torch.tensor(rows)
 
 
-def check_same_tokens(student: Mapping[str, Any], teacher: Mapping[str, Any]) -> None:
+def check_same_tokens(student: Mapping[str, Tensor], teacher: Mapping[str, Tensor]) -> None:
     """InputError unless both models were given the same token ids."""
     import torch
 
@@ -264,12 +266,12 @@ def check_same_tokens(student: Mapping[str, Any], teacher: Mapping[str, Any]) ->
 class TextCollator:
     """Turns a batch of plain texts into tensors that student and teacher both read."""
 
-    def __init__(self, model: Any, train_len: int | None = None, *, share: Share = WHOLE) -> None:
+    def __init__(self, model: Ranker, train_len: int | None, teacher: Ranker, *, share: Share = WHOLE) -> None:
         self.model, self.share = model, share
-        self.length = min(train_len or window_of(model), window_of(model))
+        self.length = min(train_len or window_of(model), window_of(model), window_of(teacher))
 
-    def __call__(self, items: Sequence[Sequence[str]]) -> dict[str, Any]:
-        """One batch of P texts: `student` and `live` hold its tensors (the same)."""
+    def __call__(self, items: Sequence[Sequence[str]]) -> Batch:
+        """One batch of P texts: `student` and `live` hold the same tensors."""
         import torch
 
         (texts,) = items

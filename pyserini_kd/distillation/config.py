@@ -1,81 +1,284 @@
-"""Everything that decides a training run."""
+"""Settings of a training run, the options that the command makes of them, and all rules that need no model and no data."""
 
 from __future__ import annotations
 
-import dataclasses
-from collections.abc import Mapping, Sequence
-from typing import NamedTuple
+from typing import Annotated, Any, Literal, Self
 
-from pyserini_kd.distillation.candidates import Group
+from annotated_types import Ge, Gt, Le, Lt
+from pydantic import BeforeValidator, model_validator
+
+from pyserini_kd.distillation import recipes
 from pyserini_kd.distillation.recipes import Recipe, Stage
-from pyserini_kd.distillation.teacher_scores import TeacherScores
-from pyserini_kd.distillation.validation import Dev
+from pyserini_kd.evaluation.measures import Measure
+from pyserini_kd.models import checkpoint_settings
 from pyserini_kd.storage.errors import InputError
+from pyserini_kd.storage.settings import Device, Settings, option
+
+RANDOM = "random:"  # an init of random weights: random:LAYERS/WIDTH
+ALL_STUDENTS = ", ".join(checkpoint_settings.ARCHITECTURES)
+FROM_RECIPE: Any = None  # the default of fields that are never None: `TrainConfig.defaults` fills them in
 
 
-@dataclasses.dataclass(frozen=True)
-class TrainConfig:
+def _layers(value: object) -> object:
+    """`0,3,5` -> (0, 3, 5)."""
+    if not isinstance(value, str):
+        return value
+    try:
+        return tuple(int(part) for part in value.split(","))
+    except ValueError:
+        raise InputError(f"must be numbers such as 0,3,5, not {value!r}", "layers") from None
+
+
+class TrainConfig(Settings):
     """Everything that decides a training run besides its data. None: the recipe's or the checkpoint's default."""
 
-    recipe: str
-    init: str
-    architecture: str = "bert_dot"
-    layers: tuple[int, ...] | None = None
-    losses: tuple[str, ...] = ()  # NAME=WEIGHT, as `recipes.with_losses` takes them
-    start_stage: int = 1  # of the recipe; `init` has been through those before
-    teacher: str | None = None  # live ranker, for layer losses; for soft losses where there is no score file
-    lm_teacher: str | None = None  # language model, for stages on plain text
-    teacher_dropout: bool = False  # as in the published TinyBERT scripts, which never put the teacher in eval mode
-    temperature: float = 1.0
-    pooling: str | None = None
-    l2_norm: bool | None = None
-    settings: tuple[str, ...] = ()  # NAME=NUMBER, of the student's architecture: join_layer=3, masks=8, width=128
-    glove: str | None = None  # word vectors of a tk student
-    max_query_len: int | None = None
-    max_doc_len: int | None = None  # of the checkpoint
-    train_len: int | None = None  # tokens of a document (or pair) while training; None: max_doc_len
-    score_scale: float | None = None
-    lr: float | None = None
-    schedule: str | None = None
-    epochs: float | None = None
-    max_steps: int | None = None  # of each stage
-    batch_size: int = 32
-    length_buckets: bool = False  # triples of like length in a batch
-    accumulate: int = 1
-    warmup: float | None = None
-    weight_decay: float | None = None
-    match_scale: bool | None = None  # whether a bert_dot or colbert is first brought to the teacher's scale
-    dropout: float | None = None  # of every layer, attention included; 0 takes 10 to 25% less time on a CPU
-    max_grad_norm: float = 1.0
-    save_steps: int = 200
-    metric: str = "nDCG@10"  # on dev topics, where there are any
-    eval_steps: int = 100
-    patience: int | None = None  # evaluations without a better one before training stops; None: never
-    seed: int = 42
-    precision: str = "auto"
-    device: str = "cpu"
+    recipe: Annotated[str, option("--recipe", help="Training procedure; --list shows them.")]
+    init: Annotated[
+        str, option("--init", help="What the student starts from: name, folder, hub id, random:LAYERS/WIDTH [default: minilm].")
+    ] = FROM_RECIPE
+    architecture: Annotated[str, option("--student", help=f"One of {ALL_STUDENTS} [default: the recipe's].")] = FROM_RECIPE
+    layers: Annotated[
+        tuple[int, ...] | None,
+        BeforeValidator(_layers),
+        option("--layers", help="Layers kept of it, e.g. 0,3,5 [default: all].", plain=True),
+    ] = None
+    losses: Annotated[
+        tuple[str, ...],
+        option(
+            "--loss",
+            help=f"Change the recipe; NAME=none drops a loss, none drops all. Of {', '.join(recipes.LOSSES)}.",
+            metavar="NAME=WEIGHT",
+            words=True,
+        ),
+    ] = ()
+    start_stage: Annotated[int, Ge(1), option("--start-stage", help="First stage; --init has been through those before.")] = 1
+    teacher: Annotated[
+        str | None, option("--teacher", help="Live ranker: for layer losses, and for soft losses where there is no --scores.")
+    ] = None
+    lm_teacher: Annotated[
+        str | None, option("--lm-teacher", help="Language model to distil on the collection's plain text.")
+    ] = None
+    teacher_dropout: Annotated[
+        bool, option("--teacher-dropout", help="Leave the live teacher's dropout on, as TinyBERT's script does.")
+    ] = False
+    temperature: Annotated[float, Gt(0), option("--temperature", help="Of soft_ranknet, soft_ce and _kl, listwise_kl.")] = 1.0
+    pooling: Annotated[Literal["cls", "mean"] | None, option("--pooling", help="[default: from the checkpoint]")] = None
+    l2_norm: Annotated[bool | None, option("--l2-norm/--no-l2-norm", help="[default: from the recipe]")] = None
+    settings: Annotated[
+        tuple[str, ...],
+        option(
+            "--setting",
+            help="Of the student's architecture: masks=8, width=128 (colbert), join_layer=3 (prettr), layers=2 (tk).",
+            metavar="NAME=NUMBER",
+            words=True,
+        ),
+    ] = ()
+    glove: Annotated[
+        str | None, option("--glove", help="GloVe text file for a tk student [default: the input embeddings of --init].")
+    ] = None
+    max_query_len: Annotated[int | None, Ge(3), option("--max-query-length", help="Tokens [default: from the checkpoint].")] = (
+        None
+    )
+    max_doc_len: Annotated[
+        int | None, Ge(3), option("--max-length", help="Tokens a document or pair [default: checkpoint].")
+    ] = None
+    train_len: Annotated[int | None, Ge(3), option("--train-length", help="Tokens in training [default: --max-length].")] = None
+    score_scale: Annotated[float | None, Gt(0), option("--score-scale", help="[default: from the recipe]")] = None
+    lr: Annotated[float | None, Gt(0), option("--lr", help="Of every stage [default: from the recipe].")] = None
+    schedule: Annotated[
+        Literal["linear", "constant", "cosine", "plateau"] | None,
+        option("--schedule", help="Of the learning rate [default: the recipe's]."),
+    ] = None
+    epochs: Annotated[float | None, Gt(0), option("--epochs", help="Of every stage [default: from the recipe].")] = None
+    max_steps: Annotated[
+        int | None, Ge(1), option("--max-steps", help="Optimiser steps of every stage, instead of --epochs.")
+    ] = None
+    batch_size: Annotated[int, Ge(1), option("--batch-size", "--batch", help="Queries (groups) a batch.")] = 32
+    length_buckets: Annotated[
+        bool, option("--length-buckets", help="Triples of like length in a batch (quicker; another order).")
+    ] = False
+    accumulate: Annotated[int, Ge(1), option("--accumulate", help="Batches an optimiser step.")] = 1
+    warmup: Annotated[float | None, Ge(0), Le(1), option("--warmup", help="Share of steps [default: from the recipe].")] = None
+    weight_decay: Annotated[float | None, Ge(0), option("--weight-decay", help="[default: from the recipe]")] = None
+    match_scale: Annotated[
+        bool | None,
+        option(
+            "--match-scale/--no-match-scale",
+            help="Bring a bert_dot or colbert to the teacher's scale first, which no paper does [default: the recipe's].",
+        ),
+    ] = None
+    dropout: Annotated[
+        float | None, Ge(0), Lt(1), option("--dropout", help="0 takes 10 to 25% less time [default: as saved].")
+    ] = None
+    max_grad_norm: Annotated[float, Gt(0), option("--max-grad-norm", help="Gradients are clipped to it.")] = 1.0
+    save_steps: Annotated[int, Ge(1), option("--save-steps", help="Steps between states that a crash goes back to.")] = 200
+    metric: Annotated[str, option("--metric", help="Measure on dev topics.")] = "nDCG@10"
+    eval_steps: Annotated[int, Ge(1), option("--eval-steps", help="Steps between measures on dev topics.")] = 100
+    patience: Annotated[int | None, Ge(1), option("--patience", help="Stop after so many measures without a better one.")] = (
+        None
+    )
+    seed: Annotated[int, Ge(0), option("--seed", help="Seed of dropout and batch order.")] = 42
+    precision: Annotated[Literal["auto", "fp32", "bf16"], option("--precision", help="Arithmetic.")] = "auto"
+    device: Device = "cpu"
 
-    def resolved(self, recipe: Recipe) -> TrainConfig:
-        """The same with the recipe's defaults for the student filled in."""
-        filled = {name: getattr(recipe, name) for name in ("score_scale", "l2_norm") if getattr(self, name) is None}
-        return dataclasses.replace(self, **filled)
+    # ------------------------------------------------------------------------------------------------ what follows
 
-    def stages(self, recipe: Recipe) -> list[tuple[int, Stage]]:
-        """The recipe's stages from `start_stage` on, with their numbers and with this configuration's settings."""
-        if self.start_stage > len(recipe.stages):
-            raise InputError(f"--start-stage {self.start_stage}: recipe {recipe.name} has {len(recipe.stages)} stage(s)")
+    @property
+    def procedure(self) -> Recipe:
+        """The recipe with the losses of this configuration."""
+        return recipes.with_losses(recipes.get(self.recipe), self.losses)
+
+    def stages(self) -> list[tuple[int, Stage]]:
+        """The recipe's stages from `start_stage` on: their numbers, and the stages with the settings given here."""
         names = ("lr", "schedule", "epochs", "warmup", "weight_decay", "match_scale")
         given = {name: getattr(self, name) for name in names if getattr(self, name) is not None}
-        numbered = list(enumerate(recipe.stages, start=1))[self.start_stage - 1 :]
+        numbered = list(enumerate(self.procedure.stages, start=1))[self.start_stage - 1 :]
         return [(number, stage._replace(**given)) for number, stage in numbered]
 
+    @property
+    def starts_random(self) -> bool:
+        """Whether the student begins with random weights."""
+        return self.init.startswith(RANDOM)
 
-class Material(NamedTuple):
-    """What a run trains on: candidates with texts and teacher scores, plain texts, dev topics."""
+    @property
+    def own_settings(self) -> dict[str, int]:
+        """`settings` as numbers: ("join_layer=3",) -> {"join_layer": 3}."""
+        return {name: int(number) for name, _, number in (text.partition("=") for text in self.settings)}
 
-    groups: Sequence[Group]
-    queries: Mapping[str, str]
-    docs: Mapping[str, str]
-    scores: TeacherScores | None
-    texts: Sequence[str]
-    dev: Dev | None
+    @property
+    def scaled(self) -> bool:
+        """Whether the user has said how to treat small teacher scores: by a scale, or a temperature that all losses use."""
+        soft = {loss for _, stage in self.stages() for loss in stage.losses if loss in recipes.SOFT_LOSSES}
+        return self.score_scale is not None or (self.temperature != 1.0 and soft <= set(recipes.TEMPERED))
+
+    def resolved(self) -> Self:
+        """The same with the recipe's defaults for the student filled in."""
+        filled = {name: getattr(self.procedure, name) for name in ("score_scale", "l2_norm") if getattr(self, name) is None}
+        return self.model_copy(update=filled)
+
+    def but(self, **values: Any) -> Self:
+        """The same settings with some values replaced; the rules are checked again."""
+        return type(self)(**{name: getattr(self, name) for name in self.model_fields_set} | values)
+
+    def record(self) -> dict[str, object]:
+        """The settings as `training.json` keeps them."""
+        return self.model_dump(include=set(TrainConfig.model_fields))
+
+    # ---------------------------------------------------------------------------------------------------- the rules
+
+    @model_validator(mode="before")
+    @classmethod
+    def defaults(cls, values: dict[str, Any]) -> dict[str, Any]:
+        """Where the recipe decides: its student's architecture, and what that starts from."""
+        if "recipe" not in values:
+            return values
+        recipe = recipes.with_losses(recipes.get(values["recipe"]), values.get("losses", ()))
+        start = values["init"] if values.get("init") else recipe.init(values.get("start_stage", 1))
+        return {**values, "init": start, "architecture": values.get("architecture") or recipe.student}
+
+    @model_validator(mode="after")
+    def rules(self) -> Self:
+        """InputError for settings that contradict each other, and for those without effect."""
+        if self.architecture not in checkpoint_settings.ARCHITECTURES:
+            raise InputError(f"unknown student {self.architecture!r}; one of {ALL_STUDENTS}", "architecture")
+        if self.start_stage > (count := len(self.procedure.stages)):
+            raise InputError(f"recipe {self.recipe} has {count} stage(s)", "start_stage")
+        if self.device.startswith("cuda:") and self.device != "cuda:0":  # Trainer always takes the first one it sees
+            number = self.device.removeprefix("cuda:")
+            raise InputError(f"choose the GPU by CUDA_VISIBLE_DEVICES={number}, and the device cuda", "device")
+        Measure.parse(self.metric)
+        stages = [stage for _, stage in self.stages()]
+        self._student_rules()
+        self._setting_rules()
+        self._teacher_rules(stages)
+        return self
+
+    def _student_rules(self) -> None:
+        """Whether the recipe can train a student of this architecture, from this start."""
+        recipe = self.procedure
+        if recipe.l2_norm and self.architecture != "bert_dot":
+            raise InputError(
+                f"recipe {recipe.name} multiplies cosines, which only a bert_dot has, not a {self.architecture}; the recipe "
+                "ranknet with the losses none and listwise_ce=1 takes the softmax over its scores"
+            )
+        needs = {loss: "cross_encoder" for loss in recipes.LAYER_LOSSES} | {"in_batch": "bert_dot"}
+        for loss in (loss for stage in recipe.stages for loss in stage.losses):
+            if needs.get(loss, self.architecture) != self.architecture:
+                every = recipes.RECIPES.values()
+                fit = [r.name for r in every if not (r.l2_norm or any(stage.needs_layers for stage in r.stages))]
+                raise InputError(
+                    f"recipe {recipe.name} with the loss {loss} is for a {needs[loss]} student, not a {self.architecture}; "
+                    f"for every student: {', '.join(fit)}"
+                )
+        if self.starts_random and self.architecture != "cross_encoder":
+            raise InputError(f"{self.init} makes a cross_encoder, not a {self.architecture}", "init")
+        if self.starts_random:
+            shape_of(self.init)
+
+    def _setting_rules(self) -> None:
+        """Whether the student's settings are for its architecture."""
+        student, reads = self.architecture, "reads pairs, which have one maximum length and no pooling"
+        self.only("pooling max_query_len", student != "cross_encoder", f"a cross_encoder {reads}")
+        self.only("pooling", student == "bert_dot", f"is for a bert_dot; a {student} keeps its words apart")
+        if student not in ("bert_dot", "colbert") and self.l2_norm:
+            raise InputError(f"is for a bert_dot or a colbert, not for a {student}", "l2_norm")
+        if self.match_scale and (student not in recipes.SCALED or self.l2_norm):
+            raise InputError(f"is for a {' or a '.join(recipes.SCALED)} whose vectors are not normalised", "match_scale")
+        if self.layers is not None and student == "tk":
+            raise InputError("chooses layers of a checkpoint; a tk has its own (setting layers=2)", "layers")
+        if self.layers is not None and self.starts_random:
+            raise InputError(f"chooses layers of a checkpoint; {self.init} says how many there are", "layers")
+        for text in self.settings:
+            name, _, number = text.partition("=")
+            if not name.isidentifier() or not number.isdecimal():
+                raise InputError(f"must be NAME=NUMBER such as join_layer=3, not {text!r}", "settings")
+            if name not in (known := checkpoint_settings.own_settings(student)):
+                raise InputError(f"{name}: a {student} has {', '.join(known) or 'no settings of its own'}", "settings")
+
+    def _teacher_rules(self, stages: list[Stage]) -> None:
+        """Whether every stage has what it learns from, and nothing is given that no stage uses."""
+        name = self.recipe
+        for stage in stages:
+            if stage.text and not self.lm_teacher:
+                other = ", or start with stage 2 if the student has been distilled already" if len(stages) > 1 else ""
+                raise InputError(f"recipe {name} distils a language model: name one{other}", "lm_teacher")
+            if not stage.text and stage.needs_layers and not self.teacher:
+                raise InputError(f"recipe {name} distils layers: name a cross-encoder", "teacher")
+        losses = {loss for stage in stages for loss in stage.losses}
+        tempered = ", ".join(recipes.TEMPERED)
+        self.only("temperature", losses & set(recipes.TEMPERED), f"is of {tempered}; recipe {name} has none of them")
+        scores = any(stage.needs_scores for stage in stages)
+        layers = any(stage.needs_layers for stage in stages if not stage.text)
+        if self.teacher and not (scores or layers or self.starts_random):  # a random student is made like its teacher
+            raise InputError(f"recipe {name}, as asked for, learns nothing from a ranker", "teacher")
+        if self.match_scale and not scores:
+            raise InputError(f"is for losses on teacher scores; recipe {name}, as asked for, has none", "match_scale")
+
+    def check_with_data(self, *, scored: bool, dev: bool, retrieves: bool) -> None:
+        """InputError where the settings do not fit the data that will be there.
+
+        Args:
+            scored: there are teacher scores.
+            dev: there are dev topics.
+            retrieves: on which the student searches, instead of reranking a run.
+        """
+        stages, name = [stage for _, stage in self.stages()], self.recipe
+        if retrieves and self.architecture != "bert_dot":
+            raise InputError(f"is for a bert_dot student; a {self.architecture} reranks a run", "dev_retrieval")
+        if not dev and any(stage.schedule == "plateau" for stage in stages):
+            raise InputError("plateau follows measures on dev topics; there are none", "schedule")
+        self.only("patience", dev or self.patience is None, "counts measures on dev topics; there are none")
+        if dev and not any(loss not in recipes.LAYER_LOSSES for stage in stages for loss in stage.losses):
+            raise InputError(f"dev topics show what losses on scores do; recipe {name}, as asked for, has none")
+        if any(stage.needs_scores for stage in stages) and not scored and not self.teacher:
+            raise InputError(
+                f"recipe {name} needs them (from teach, or a published 5-column file), or a live teacher", "scores"
+            )
+
+
+def shape_of(init: str) -> tuple[int, int]:
+    """`random:4/312` -> (4, 312), layers and width."""
+    layers, _, width = init.removeprefix(RANDOM).partition("/")
+    if not (layers.isdecimal() and width.isdecimal() and int(layers) and int(width)):
+        raise InputError(f"{init}: expected random:LAYERS/WIDTH, such as random:4/312", "init")
+    return int(layers), int(width)

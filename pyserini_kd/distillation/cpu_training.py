@@ -1,9 +1,8 @@
-"""Training on a CPU: dropout by cheap random numbers, attention by plain products.
+"""Training on a CPU: dropout with cheap random numbers, attention as plain products.
 
-PyTorch draws dropout's masks number by number with one thread (a third of a step), takes attention with dropout its slow
-way in float32, and goes backwards through its fused attention in bf16 ten times as slowly as forwards. What is computed
-here is the same but for the random numbers; and in bf16 attention's scores and weights are rounded to it, which PyTorch's
-fused attention does to the result alone.
+On a CPU, PyTorch draws dropout masks with one thread (a third of a step), computes attention with dropout slowly in float32,
+and takes ten times as long backwards as forwards through fused attention in bf16. The code here computes the same with other
+random numbers; in bf16 it also rounds the scores and weights of attention, where PyTorch rounds only the result.
 """
 
 from __future__ import annotations
@@ -18,21 +17,21 @@ from torch import Tensor, nn
 
 from pyserini_kd.models.layers import encoder_of
 
-NAME = "pyserini_kd"  # of this attention among those of transformers
-MODEL_TYPES = ("bert", "distilbert")  # whose attention knows padding only, neither causes nor distances
-STEPS = 1 << 16  # dropout's rate is a multiple of one in so many
+NAME = "pyserini_kd"  # of this attention in transformers
+MODEL_TYPES = ("bert", "distilbert")  # their attention is masked by padding only
+STEPS = 1 << 16  # the rate of dropout is a multiple of 1 / STEPS
 
 
 class Dropout(nn.Dropout):
-    """Dropout whose mask is drawn as 16 bits a number, from a seed of torch's generator: what is resumed goes on alike."""
+    """Dropout whose mask has 16 random bits a number. torch's generator gives the seed, so a resumed run draws the same."""
 
     def forward(self, states: Tensor) -> Tensor:
-        """States of any shape, some zero and the others larger while training."""
+        """States of any shape; in training some are set to zero and the others are made larger."""
         return states * kept(states.shape, self.p, states.dtype) if self.training and self.p else states
 
 
 def kept(shape: tuple[int, ...], rate: float, dtype: torch.dtype) -> Tensor:
-    """Zeros, `rate` of them, among numbers that keep the mean at 1."""
+    """A mask: a share `rate` is 0, the rest is so large that the mean is 1."""
     threshold = min(round(rate * STEPS), STEPS - 1)
     count, seed = math.prod(shape), int(torch.randint(1 << 62, ()))
     drawn = np.random.Generator(np.random.SFC64(seed)).integers(1 << 64, size=-(-count // 4), dtype=np.uint64)
@@ -49,7 +48,7 @@ def attention(
     attention_mask: Tensor | None,
     dropout: float = 0.0,
     scaling: float | None = None,
-    **more: Any,
+    **more: object,
 ) -> tuple[Tensor, None]:
     """Attention as transformers asks for it: (P, heads, T, d) three times -> (P, T, heads, d); mask bool (P, 1, T, T)."""
     if not torch.is_grad_enabled() or (dropout == 0.0 and query.dtype is torch.float32):
@@ -58,17 +57,17 @@ def attention(
     texts, heads, length, _ = query.shape
     query, key, value = (states.flatten(0, 1) for states in (query, key, value))
     hidden = query.new_zeros(1, 1, 1)
-    if attention_mask is not None:  # the same for every token that looks, and for every head
+    if attention_mask is not None:  # the same for every query token and head
         hidden = query.new_zeros(texts, 1, length).masked_fill_(~attention_mask[:, 0, :1], torch.finfo(query.dtype).min)
         hidden = hidden.repeat_interleave(heads, dim=0)
     weights = torch.softmax(torch.baddbmm(hidden, query, key.transpose(1, 2), alpha=scaling or query.shape[-1] ** -0.5), dim=-1)
     if dropout:
         weights = weights * kept(weights.shape, dropout, weights.dtype)
-    return torch.bmm(weights, value).unflatten(0, (texts, heads)).transpose(1, 2).contiguous(), None
+    return torch.bmm(weights, value).view(texts, heads, length, -1).transpose(1, 2).contiguous(), None
 
 
 def fit(model: Any) -> None:
-    """Let a student compute so, in place; its attention only where it is known to be that of BERT."""
+    """Make a student compute so, in place; its attention only if it is that of BERT."""
     for parent in list(model.modules()):
         for name, child in list(parent.named_children()):
             if type(child) is nn.Dropout:

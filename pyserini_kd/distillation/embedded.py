@@ -1,7 +1,7 @@
 """The embedded default: collection, BM25, teacher, teacher scores, student, indexes, reranker, and the weights of a hybrid.
 
-Every step is skipped where its result is there already; a step that was cut short starts (or resumes) on its own.
-Figures behind the choices below are in docs/demo.md.
+A step whose result exists is skipped; a step that was cut short starts again (or resumes). docs/demo.md has the figures behind
+the choices below.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from typing import Any
 
 from pyserini_kd.data import docstrings
 from pyserini_kd.data.runs import Run
-from pyserini_kd.data.types import Query
+from pyserini_kd.data.types import Qrels, Query
 from pyserini_kd.distillation import mining
 from pyserini_kd.distillation.candidates import read_candidates, write_candidates
 from pyserini_kd.distillation.config import TrainConfig
@@ -56,24 +56,16 @@ class Paths:
     bm25: Path
     teacher_index: Path
     index: Path
+    training: Path
     teacher: Path
     student: Path
     reranker: Path
-    training: Path
 
 
 def paths() -> Paths:
     """The default folders, under PYSERINI_KD_HOME or the current directory."""
-    indexes, models = home() / "indexes", home() / "models"
-    return Paths(
-        bm25=indexes / "pydocs.bm25",
-        teacher_index=indexes / "pydocs.teacher",
-        index=indexes / "pydocs.student",
-        teacher=models / "teacher",
-        student=models / "student",
-        reranker=models / "reranker",
-        training=indexes / "pydocs.training",
-    )
+    indexes = (home() / "indexes" / f"pydocs.{name}" for name in ("bm25", "teacher", "student", "training"))
+    return Paths(*indexes, *(home() / "models" / name for name in ("teacher", "student", "reranker")))
 
 
 def prepare() -> Paths:
@@ -83,39 +75,35 @@ def prepare() -> Paths:
     if not at.student.exists():
         _step("training candidates", at.training / "candidates.jsonl", _make_candidates)
         _step("teacher: MiniLM fine-tuned as a bi-encoder", at.teacher, _make_teacher)
-        _step("teacher's index", at.teacher_index, _make_teacher_index, made_from=at.teacher)
+        _step("teacher's index", at.teacher_index, lambda at: _make_index(at.teacher, at.teacher_index), made_from=at.teacher)
         _step("teacher scores", at.training / "scores.parquet", _make_scores)
         _step("student: BERT_DOT by Margin-MSE", at.student, _make_student)
-    _step("student's index", at.index, _make_index, made_from=at.student)
+    _step("student's index", at.index, lambda at: _make_index(at.student, at.index), made_from=at.student)
     return at
 
 
 def prepare_reranker(at: Paths) -> tuple[float, float]:
-    """Make what is missing of the reranker, and choose (the weight of BM25 in the hybrid, that of the hybrid in the end)."""
+    """Make what is missing of the reranker, and choose the weight of BM25 in the hybrid and that of the hybrid in the end."""
     _step("reranker: the teacher's token vectors", at.reranker, _make_reranker, made_from=at.teacher)
     _step("weights of the hybrid and of the reranker, on dev topics", at.training / "weights.json", choose_weights)
     return choose_weights(at)
 
 
 def _step(what: str, result: Path, make: Callable[[Paths], object], *, made_from: Path | None = None) -> None:
-    """Make `result` where it is missing, or was made from a checkpoint or from documents that are no longer there."""
+    """Make `result` where it is missing or stale."""
     if result.exists():
-        why = _outdated(result, made_from)
-        if not why:
+        if not (why := _stale(result, made_from)):
             return
         logger.info("%s was made %s; making it again", result, why)
-        if result.is_dir():
-            shutil.rmtree(result)
-        else:
-            result.unlink()
+        shutil.rmtree(result) if result.is_dir() else result.unlink()
     started = time.monotonic()
     logger.info("[%s] ...", what)
     make(paths())
     logger.info("[%s] %.0f s", what, time.monotonic() - started)
 
 
-def _outdated(result: Path, made_from: Path | None) -> str:
-    """What a part was made from that is there no more; InputError where a checkpoint lies there that is none of ours."""
+def _stale(result: Path, made_from: Path | None) -> str:
+    """Why a part is stale, or ""; InputError where a checkpoint that is not ours lies in its place."""
     about = result / "manifest.json" if result.is_dir() else record_path(result)
     if about.exists():
         record = read_json(about, "record")
@@ -145,16 +133,12 @@ def _make_candidates(at: Paths) -> None:
 
 
 def _stamp(file: Path) -> None:
-    """Note beside a file that is about to be written from which documents it is made."""
+    """Write a record beside a file that is about to be written: the documents that it is made from."""
     write_json(record_path(file), {"collection_stamp": docstrings.stamp()})
 
 
 def _make_teacher(at: Paths) -> None:
     _train(TrainConfig(recipe="contrastive", init="minilm", batch_size=BLOCK, **TRAINING), at, at.teacher)
-
-
-def _make_teacher_index(at: Paths) -> None:
-    build.build(docstrings.docs(), load_encoder(str(at.teacher)), at.teacher_index, collection="pydocs")
 
 
 def _make_scores(at: Paths) -> None:
@@ -172,7 +156,7 @@ def _make_scores(at: Paths) -> None:
 
 
 def _check_teacher(at: Paths) -> None:
-    """Say what the teacher ensemble is worth on dev topics, loudly if that is less than BM25."""
+    """Measure the teacher ensemble on dev topics; warn if it is worse than BM25."""
     queries, qrels = docstrings.topics("dev"), docstrings.qrels("dev")
     sparse = bm25_search.search(str(at.bm25), queries, hits=200, threads=hardware.threads())
     dense = dense_search.dense(*open_with_encoder(at.teacher_index, str(at.teacher)), queries, hits=200)
@@ -184,7 +168,7 @@ def _check_teacher(at: Paths) -> None:
         logger.warning("WARNING: the teacher does not beat BM25 (%.4f <= %.4f)", worth["ensemble"], worth["BM25"])
 
 
-def _rr(run: Run, qrels: Any) -> float:
+def _rr(run: Run, qrels: Qrels) -> float:
     return engines.mean(engines.evaluate(run, qrels, ["RR@10"])["RR@10"])
 
 
@@ -201,12 +185,12 @@ def _train(config: TrainConfig, at: Paths, output: Path, scores: Path | None = N
     if scores:
         data["scores_sha256"] = sha256(scores)
     known = read_scores(scores, groups) if scores else None
-    # A state that training on other candidates has left is of no use
+    # overwrite: a state of training on other candidates is useless
     train(config, groups, queries, docs, output, scores=known, data=data, overwrite=True)
 
 
-def _make_index(at: Paths) -> None:
-    build.build(docstrings.docs(), load_encoder(str(at.student)), at.index, collection="pydocs")
+def _make_index(encoder: Path, index: Path) -> None:
+    build.build(docstrings.docs(), load_encoder(str(encoder)), index, collection="pydocs")
 
 
 def _make_reranker(at: Paths) -> None:
@@ -224,7 +208,7 @@ def late_interaction(at: Paths, run: Run, queries: list[Query]) -> Run:
 
 
 def choose_weights(at: Paths) -> tuple[float, float]:
-    """Chosen on dev topics: the weight of BM25 beside the student, and that of their hybrid beside the reranker."""
+    """The best weights on dev topics: of BM25 beside the student, and of their hybrid beside the reranker."""
     chosen = at.training / "weights.json"
     made_from = checkpoint_names.fingerprint(at.student) + checkpoint_names.fingerprint(at.reranker)
     if chosen.exists() and (record := read_json(chosen, "weights"))["made_from"] == made_from:

@@ -25,14 +25,14 @@ CUT = -100.0  # scores at or below it count as masked
 
 
 class Layers(NamedTuple):
-    """What one forward pass of an encoder with M layers left behind, for P texts of T tokens."""
+    """What one forward pass of an encoder with M layers computed, for P texts of T tokens."""
 
     hidden: list[Tensor]  # M + 1, each (P, T, H); the first is the output of the embeddings
     attention: list[Tensor]  # M, each (P, heads, T, T): scaled scores before the softmax, mask added
 
 
 def block_size(student_layers: int, teacher_layers: int) -> int:
-    """Teacher layers a student layer stands for; InputError where that is no whole number."""
+    """The number of teacher layers for each student layer; InputError if it is not a whole number."""
     if student_layers < 1 or teacher_layers % student_layers:
         raise InputError(f"a teacher of {teacher_layers} layers cannot be mapped onto a student of {student_layers}: "
                          f"the student's layers must divide the teacher's")  # fmt: skip
@@ -76,8 +76,8 @@ def hidden_loss(student: Sequence[Tensor], teacher: Sequence[Tensor], projection
 def attention_loss(student: Sequence[Tensor], teacher: Sequence[Tensor], length: int | None = None) -> Tensor:
     """Sum over the student's layers of the mean squared distance of attention scores; masked entries count 0 on both sides.
 
-    student M tensors, teacher N tensors, all (P, heads, T, T). With `length` the mean is that over as many keys: what it would
-    be, but for chance, were these texts padded to that length. So it does not depend on what else is in a batch.
+    student M tensors, teacher N tensors, all (P, heads, T, T). With `length` the mean is taken over as many keys, as if the
+    texts were padded to that length. So it does not depend on the other texts of a batch.
 
     >>> real, masked = torch.zeros(1, 1, 2, 1), torch.full((1, 1, 2, 1), -10000.0)
     >>> three, one = torch.cat([real + 3, masked], -1), torch.cat([real + 1, masked - 7], -1)
@@ -100,17 +100,17 @@ def _unmasked(scores: Tensor) -> Tensor:
 
 def attention_scores(queries: Tensor, keys: Tensor, attention_mask: Tensor, heads: int) -> Tensor:
     """Scores before the softmax, Q K^T / sqrt(d) + mask: (P, heads, T, T) of projections (P, T, H) and a mask (P, T)."""
-    split = [x.float().unflatten(-1, (heads, -1)).transpose(1, 2) for x in (queries, keys)]
-    scores = split[0] @ split[1].transpose(-1, -2) / math.sqrt(split[0].shape[-1])
+    split = [x.float().view(*x.shape[:2], heads, -1).transpose(1, 2) for x in (queries, keys)]
+    scores: Tensor = split[0] @ split[1].transpose(-1, -2) / math.sqrt(split[0].shape[-1])
     return scores + MASKED * (1.0 - attention_mask.float())[:, None, None, :]
 
 
 @contextlib.contextmanager
 def recorded(encoder: Any, every: int = 1) -> Iterator[Layers]:
-    """Collects the layers of the one forward pass inside the block, gradients kept; of each `every` layers the last only.
+    """Collect the layers of the one forward pass inside the block, with gradients; of each `every` layers only the last.
 
-    transformers gives probabilities at best, so the query and key projections are hooked and the scores computed here. With
-    `block_size` for `every`, a teacher's layers are those that a student's follow, and the losses take them as they are.
+    transformers gives only probabilities, so the query and key projections are hooked and the scores are computed here. With
+    `block_size` for `every`, the layers of a teacher are those that the student's layers follow.
 
     Raises:
         InputError: the encoder is not built like BERT or DistilBERT.
@@ -121,18 +121,18 @@ def recorded(encoder: Any, every: int = 1) -> Iterator[Layers]:
     masks: list[Tensor] = []
     queries: list[Tensor] = []
 
-    def start(module: nn.Module, args: Any, kwargs: dict[str, Any]) -> None:
+    def start(module: nn.Module, args: object, kwargs: dict[str, Tensor]) -> None:
         if kwargs.get("attention_mask") is None:
             raise ValueError("the encoder must be called with attention_mask=...")
         masks[:] = [kwargs["attention_mask"]]
 
-    def keep(module: nn.Module, args: Any, output: Any) -> None:
+    def keep(module: nn.Module, args: object, output: Tensor | tuple[Tensor, ...]) -> None:
         found.hidden.append(output[0] if isinstance(output, tuple) else output)
 
-    def query(module: nn.Module, args: Any, output: Tensor) -> None:
+    def query(module: nn.Module, args: object, output: Tensor) -> None:
         queries[:] = [output]
 
-    def key(module: nn.Module, args: Any, output: Tensor) -> None:
+    def key(module: nn.Module, args: object, output: Tensor) -> None:
         with torch.autocast(output.device.type, enabled=False):
             found.attention.append(attention_scores(queries[0], output, masks[0], heads))
 
@@ -154,7 +154,7 @@ def _projections(layer: Any) -> tuple[nn.Module, nn.Module]:
     try:
         return layer.attention.self.query, layer.attention.self.key
     except AttributeError:
-        raise InputError(f"a {type(layer).__name__} attends otherwise than BERT: its layers cannot be distilled") from None
+        raise InputError(f"the attention of a {type(layer).__name__} is not BERT's: its layers cannot be distilled") from None
 
 
 def check(student: Any, teacher: Any, attention: bool) -> None:
@@ -170,4 +170,4 @@ def check(student: Any, teacher: Any, attention: bool) -> None:
     heads = [int(encoder.config.num_attention_heads) for encoder in (student, teacher)]
     if attention and heads[0] != heads[1]:
         raise InputError(f"the student has {heads[0]} attention heads, the teacher {heads[1]}: the attention loss compares "
-                         f"head by head; leave it out with --loss attention=0")  # fmt: skip
+                         f"head by head; leave it out (attention=0)", "losses")  # fmt: skip

@@ -26,8 +26,6 @@ def margins(student: Tensor, teacher: Tensor | None, labels: Tensor, mask: Tenso
     """Margins (positive minus negative) of all pairs of each group: student (P,), teacher (P,), float32."""
     if student.shape != labels.shape or student.shape != mask.shape or student.numel() == 0:
         raise ValueError(f"scores {tuple(student.shape)}, labels {tuple(labels.shape)} and mask must be (B, G), B > 0")
-    if teacher is not None and teacher.shape != student.shape:
-        raise ValueError(f"teacher scores {tuple(teacher.shape)} must have the student's shape {tuple(student.shape)}")
     positive, negative = (labels > 0) & mask, (labels <= 0) & mask
     pair = positive[:, :, None] & negative[:, None, :]
     if not pair.any():
@@ -36,18 +34,13 @@ def margins(student: Tensor, teacher: Tensor | None, labels: Tensor, mask: Tenso
     student_margin = (student[:, :, None] - student[:, None, :])[pair]
     if teacher is None:
         return student_margin, torch.zeros_like(student_margin)
-    teacher = teacher.float()
+    teacher = _needed(teacher, student).float()
     return student_margin, (teacher[:, :, None] - teacher[:, None, :])[pair]
 
 
-def _needs_teacher(teacher: Tensor | None) -> Tensor:
+def _needed(teacher: Tensor | None, student: Tensor) -> Tensor:
     if teacher is None:
         raise ValueError("this loss needs teacher scores")
-    return teacher
-
-
-def _same_shape(student: Tensor, teacher: Tensor | None) -> Tensor:
-    teacher = _needs_teacher(teacher)
     if teacher.shape != student.shape:
         raise ValueError(f"teacher scores {tuple(teacher.shape)} must have the student's shape {tuple(student.shape)}")
     return teacher
@@ -63,7 +56,7 @@ def margin_mse(student: Tensor, teacher: Tensor | None, labels: Tensor, mask: Te
     >>> float(margin_mse(s, t, torch.tensor([[1, 0]]), torch.ones(1, 2, dtype=torch.bool)))  # (2 - 5)^2
     9.0
     """
-    student_margin, teacher_margin = margins(student, _needs_teacher(teacher), labels, mask)
+    student_margin, teacher_margin = margins(student, _needed(teacher, student), labels, mask)
     return F.mse_loss(student_margin, teacher_margin)
 
 
@@ -106,7 +99,7 @@ def weighted_ranknet(student: Tensor, teacher: Tensor | None, labels: Tensor, ma
 
     Hofstätter et al. 2020, the loss ablation.
     """
-    student_margin, teacher_margin = margins(student, _needs_teacher(teacher), labels, mask)
+    student_margin, teacher_margin = margins(student, _needed(teacher, student), labels, mask)
     return (teacher_margin * F.softplus(-student_margin)).mean()
 
 
@@ -117,13 +110,13 @@ def soft_ranknet(student: Tensor, teacher: Tensor | None, labels: Tensor, mask: 
     >>> round(float(soft_ranknet(s, t, torch.tensor([[1, 0]]), torch.ones(1, 2, dtype=torch.bool))), 4)  # log 2
     0.6931
     """
-    student_margin, teacher_margin = margins(student, _needs_teacher(teacher), labels, mask)
+    student_margin, teacher_margin = margins(student, _needed(teacher, student), labels, mask)
     return F.binary_cross_entropy_with_logits(student_margin, torch.sigmoid(teacher_margin / temperature))
 
 
 def pointwise_mse(student: Tensor, teacher: Tensor | None, labels: Tensor, mask: Tensor) -> Tensor:
     """Mean squared difference of raw scores, over all documents of all groups. Hofstätter et al. 2020, the loss ablation."""
-    teacher = _same_shape(student, teacher)
+    teacher = _needed(teacher, student)
     return F.mse_loss(student.float()[mask], teacher.float()[mask])
 
 
@@ -137,7 +130,7 @@ def soft_ce(student: Tensor, teacher: Tensor | None, labels: Tensor, mask: Tenso
     >>> round(float(soft_ce(s, t, torch.tensor([[1, 0]]), torch.ones(1, 2, dtype=torch.bool))), 4)  # log 2 / 2
     0.3466
     """
-    teacher = _same_shape(student, teacher)
+    teacher = _needed(teacher, student)
     target = torch.sigmoid(teacher.float()[mask] / temperature)
     return F.binary_cross_entropy_with_logits(student.float()[mask] / temperature, target) / 2
 
@@ -153,7 +146,7 @@ def soft_kl(student: Tensor, teacher: Tensor | None, labels: Tensor, mask: Tenso
     >>> round(float(soft_kl(s, t, torch.tensor([[1, 0]]), mask)), 4)  # (3/4 ln 3/2 + 1/4 ln 1/2 + 0) / 2
     0.0654
     """
-    teacher = _same_shape(student, teacher)
+    teacher = _needed(teacher, student)
     own, theirs = student.float()[mask] / temperature, teacher.float()[mask] / temperature
     relevant = torch.sigmoid(theirs) * (F.logsigmoid(theirs) - F.logsigmoid(own))
     return (relevant + torch.sigmoid(-theirs) * (F.logsigmoid(-theirs) - F.logsigmoid(-own))).mean()
@@ -186,7 +179,7 @@ def listnet(student: Tensor, teacher: Tensor | None, labels: Tensor, mask: Tenso
 
 def listwise_kl(student: Tensor, teacher: Tensor | None, labels: Tensor, mask: Tensor, temperature: float = 1.0) -> Tensor:
     """KL divergence of the student's softmax over a group from the teacher's, both at the temperature; mean over groups."""
-    teacher = _same_shape(student, teacher)
+    teacher = _needed(teacher, student)
     log_p = F.log_softmax((student.float() / temperature).masked_fill(~mask, -1e9), dim=1)
     log_t = F.log_softmax((teacher.float() / temperature).masked_fill(~mask, -1e9), dim=1)
     return F.kl_div(log_p, log_t, reduction="batchmean", log_target=True)

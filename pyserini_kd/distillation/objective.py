@@ -11,9 +11,11 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from pyserini_kd.distillation import layer_losses
-from pyserini_kd.distillation.batches import WHOLE, Collator, Share
+from pyserini_kd.distillation.batches import WHOLE, Batch, Collator, Share
 from pyserini_kd.distillation.candidates import Group
+from pyserini_kd.distillation.layer_losses import Layers
 from pyserini_kd.distillation.losses import loss, margins
+from pyserini_kd.distillation.rankers import Ranker, module_of
 from pyserini_kd.distillation.recipes import LAYER_LOSSES
 from pyserini_kd.models import engine
 from pyserini_kd.models.cross_encoder import CrossEncoder
@@ -23,13 +25,13 @@ from pyserini_kd.storage.errors import InputError
 SCALE_BATCHES = 4  # batches whose margins set the student's starting scale
 
 
-def check_encoder(model: Any) -> None:
-    """InputError unless the student's encoder is a stack of BERT-like layers (TK has a small one of its own)."""
+def check_encoder(model: Ranker) -> None:
+    """InputError unless the student's encoder is a stack of BERT-like layers (a TK has layers of its own)."""
     if model.architecture != "tk":
         layers_of(encoder_of(model))
 
 
-def check_layers(student: Any, teacher: Any, losses: Mapping[str, float]) -> None:
+def check_layers(student: Ranker, teacher: Ranker, losses: Mapping[str, float]) -> None:
     """InputError unless the teacher's layers can be distilled into the student."""
     for who, model in (("student", student), ("teacher", teacher)):
         if model.architecture != "cross_encoder":
@@ -39,25 +41,22 @@ def check_layers(student: Any, teacher: Any, losses: Mapping[str, float]) -> Non
     layer_losses.check(encoder_of(student), encoder_of(teacher), attention="attention" in losses)
 
 
-def random_student(shape: str, like: Any) -> Any:
-    """A cross-encoder with random weights: `LAYERS/WIDTH`, with the vocabulary, window and heads of a teacher."""
+def random_student(layers: int, width: int, like: Ranker | None) -> CrossEncoder:
+    """A cross-encoder with random weights, and with the vocabulary, window and heads of a teacher."""
     from transformers import BertConfig, BertForSequenceClassification
 
-    layers, slash, width = shape.partition("/")
-    if not (slash and layers.isdecimal() and width.isdecimal() and int(layers) and int(width)):
-        raise InputError(f"--init random:{shape}: expected random:LAYERS/WIDTH, such as random:4/312")
     if like is None or like.architecture != "cross_encoder":
-        raise InputError(f"--init random:{shape} takes vocabulary and heads from a cross-encoder teacher; there is none")
+        raise InputError("a random student takes vocabulary and heads from a cross-encoder teacher; there is none", "init")
     theirs = encoder_of(like).config
     heads = int(theirs.num_attention_heads)
-    if int(width) % heads:
-        raise InputError(f"--init random:{shape}: the width must be a multiple of the teacher's {heads} heads")
+    if width % heads:
+        raise InputError(f"random:{layers}/{width}: the width must be a multiple of the teacher's {heads} heads", "init")
     config = BertConfig(
         vocab_size=theirs.vocab_size,
-        hidden_size=int(width),
-        num_hidden_layers=int(layers),
+        hidden_size=width,
+        num_hidden_layers=layers,
         num_attention_heads=heads,
-        intermediate_size=1200 if width == "312" else 4 * int(width),  # TinyBERT's 4/312 is the exception
+        intermediate_size=1200 if width == 312 else 4 * width,  # TinyBERT's 4/312 is the exception
         max_position_embeddings=theirs.max_position_embeddings,
         pad_token_id=theirs.pad_token_id,
     )
@@ -65,7 +64,7 @@ def random_student(shape: str, like: Any) -> Any:
     return CrossEncoder(BertForSequenceClassification(config), like.tokenizer, like.max_len)
 
 
-def group_scores(model: Any, batch: Mapping[str, Any], who: str = "student") -> Tensor:
+def group_scores(model: Ranker, batch: Batch, who: str = "student") -> Tensor:
     """Scores (B, G) of a whole batch by the student (with gradients) or, with `who="live"`, by a live teacher."""
     scores: Tensor = model.pair_scores(batch[who])[batch["rows"]]
     return scores
@@ -94,11 +93,11 @@ class Learner(nn.Module):
 
     def __init__(
         self,
-        model: Any,
+        model: Ranker,
         losses: Mapping[str, float],
         score_scale: float = 1.0,
         *,
-        teacher: Any = None,
+        teacher: Ranker | None = None,
         teacher_dropout: bool = False,
         temperature: float = 1.0,
         text: bool = False,
@@ -111,22 +110,22 @@ class Learner(nn.Module):
             model: the student.
             losses: name -> weight, of `recipes.LOSSES`.
             score_scale: student scores are multiplied by this before the loss.
-            teacher: a live teacher; runs without gradients and is no part of the module, so that nothing of it is saved.
-            teacher_dropout: leave its dropout on, as the published TinyBERT scripts do by never calling eval().
+            teacher: a live teacher; runs without gradients, and is not saved with the module.
+            teacher_dropout: leave its dropout on, as the published TinyBERT scripts do, which never call eval().
             temperature: of the losses that take one.
             text: batches are plain text: only encoders run, and only layer losses make sense.
-            length: tokens that texts or pairs are cut to, by which the attention loss is averaged; None: by those of a batch.
+            length: tokens that texts or pairs are cut to; the attention loss is averaged over them. None: over a batch's.
             share: the part of each batch that this process works on.
         """
         super().__init__()
-        self.student = model
+        self.student: Any = model
         self.weights, self.score_scale, self.text, self.share = dict(losses), score_scale, text, share
         self.length = length
         self.layers = [name for name in LAYER_LOSSES if name in losses]
         self.functions = {name: loss("listwise_ce" if name == "in_batch" else name, temperature)
                           for name in losses if name not in LAYER_LOSSES}  # fmt: skip
         self.terms: dict[str, list[float]] = {}
-        self.teacher = (teacher,)  # in a tuple, or torch would take it for a part
+        self.teacher = (teacher,)  # in a tuple, which hides it from torch
         if teacher is not None:
             teacher.train(teacher_dropout).requires_grad_(False)
         if self.layers:
@@ -144,13 +143,13 @@ class Learner(nn.Module):
             self.terms.setdefault(name, []).append(float(value.detach()))
         if not torch.isfinite(total):
             raise FloatingPointError("the loss is not finite")
-        if self.share.world > 1:  # gradients are averaged over processes, each of which has a part of the sum
+        if self.share.world > 1:  # each process has a part of the sum; their gradients will be averaged
             parts = (self.weights[name] * self.share.world * own for name, (_, own) in terms.items())
             part = sum(parts, torch.zeros(()))
             total = total.detach() + part - part.detach()
         return {"loss": total}
 
-    def _terms(self, batch: Mapping[str, Any]) -> dict[str, tuple[Tensor, Tensor]]:
+    def _terms(self, batch: Batch) -> dict[str, tuple[Tensor, Tensor]]:
         """For each loss: the term over the whole batch, and what this process contributes to its gradient."""
         count = int(batch["pairs"])
         start, end = self.share.of(count)
@@ -172,7 +171,7 @@ class Learner(nn.Module):
                 terms |= self._score_terms(scores, theirs, batch)
         return terms
 
-    def _score_terms(self, scores: Tensor, theirs: Tensor | None, batch: Mapping[str, Any]) -> dict[str, tuple[Tensor, Tensor]]:
+    def _score_terms(self, scores: Tensor, theirs: Tensor | None, batch: Batch) -> dict[str, tuple[Tensor, Tensor]]:
         mask, terms = batch["mask"], {}
         grouped = scores[batch["rows"]]
         for name, function in self.functions.items():
@@ -186,23 +185,24 @@ class Learner(nn.Module):
             self.terms.setdefault(name, []).append(figure)
         return terms
 
-    def _run_both(self, batch: Mapping[str, Any]) -> tuple[Tensor, Any, Tensor | None, Any]:
+    def _run_both(self, batch: Batch) -> tuple[Tensor, Layers, Tensor | None, Layers]:
         """(student's scores, its layers, the live teacher's scores, its layers) of this process's pairs."""
         (teacher,) = self.teacher
+        none = Layers([], [])
         if teacher is None:
-            return self._run(self.student, batch["student"]), None, None, None
+            return self._run(self.student, batch["student"]), none, None, none
         if not self.layers:
             own = self._run(self.student, batch["student"])
             with torch.no_grad():
-                return own, None, self._run(teacher, batch["live"]), None
+                return own, none, self._run(teacher, batch["live"]), none
         with layer_losses.recorded(encoder_of(self.student)) as own_layers:
             own = self._run(self.student, batch["student"])
         with torch.no_grad(), layer_losses.recorded(encoder_of(teacher), self.every) as live_layers:
             live = self._run(teacher, batch["live"])
         return own, own_layers, live, live_layers
 
-    def _run(self, model: Any, tokens: Mapping[str, Tensor]) -> Tensor:
-        """Scores of pairs; for plain text the encoder's output, whose layers alone are of use."""
+    def _run(self, model: Ranker, tokens: Mapping[str, Tensor]) -> Tensor:
+        """Scores of pairs; for plain text the encoder's output, of which only the layers are used."""
         output: Tensor = encoder_of(model)(**tokens).last_hidden_state if self.text else model.pair_scores(tokens)
         return output
 
@@ -227,39 +227,40 @@ def summed(value: Tensor, share: Share) -> Tensor:
 
 
 def scale_scores(model: Any, factor: float) -> None:
-    """Multiply all scores of a bert_dot or colbert by `factor`, in place: its vectors' last layer takes the root."""
+    """Multiply all scores of a bert_dot or colbert by `factor`, in place: the last layer before its vectors takes the root."""
     inner = [part for name, part in model.encoder.named_children() if "embeddings" not in name]
     norms = [module for part in inner for module in part.modules() if isinstance(module, nn.LayerNorm)]
-    ends = [getattr(model, "head", None), *reversed(norms)]  # a head: of a ColBERT that compresses
-    last: Any = next((end for end in ends if end is not None), None)
-    if last is None:
+    head = getattr(model, "head", None)  # of a ColBERT that compresses
+    if head is None and not norms:
         raise InputError(f"a {type(model.encoder).__name__} ends in no LayerNorm, by which its scores could be scaled")
+    last = norms[-1] if head is None else head
     with torch.no_grad():
         for parameter in (last.weight, last.bias):
             parameter.mul_(math.sqrt(factor))
 
 
 def match_scale(
-    model: Any,
+    model: Ranker,
     collator: Collator,
     batches: Sequence[Sequence[Group]],
     score_scale: float = 1.0,
-    teacher: Any = None,
+    teacher: Ranker | None = None,
 ) -> float:
-    """Scale a student so that its margins' root mean square is the teacher's; returns what its scores were multiplied by.
+    """Scale a student so that its margins' root mean square is the teacher's; returns the factor of its scores.
 
-    Margin-MSE compares margins in the teacher's units; a student that starts a factor off (a ColBERT: a hundred) spends its
-    training on that. Not their means: the mean margin of a student that cannot rank yet is about 0. Students with a random
-    head (cross-encoder, PreTTR, TK) cannot rank at all yet: made larger they would only be further off.
+    Margin-MSE compares margins in the teacher's units. A student that starts a factor off (a ColBERT: a hundred) spends its
+    training on that. The mean margin is no measure: it is about 0 for a student that cannot rank yet. Students with a random
+    head (cross-encoder, PreTTR, TK) cannot rank at all yet: scaling would only increase their error.
     """
     student_margins, teacher_margins = [], []
-    with engine.running(model, "fp32") as device:
+    with engine.running(module_of(model), "fp32") as device:
         for groups in batches[:SCALE_BATCHES]:
             batch = to_device(collator([groups]), device)
             scores = group_scores(model, batch) * score_scale
-            theirs = batch["teacher"] if "teacher" in batch else group_scores(teacher.eval(), batch, "live")
-            mine, theirs = margins(scores, theirs, batch["labels"], batch["mask"])
-            student_margins.append(mine.clone())
+            live = None if teacher is None or "teacher" in batch else teacher.eval()
+            theirs = batch["teacher"] if live is None else group_scores(live, batch, "live")
+            own, theirs = margins(scores, theirs, batch["labels"], batch["mask"])
+            student_margins.append(own.clone())
             teacher_margins.append(theirs)
     factor = float(torch.cat(teacher_margins).square().mean().sqrt() / torch.cat(student_margins).square().mean().sqrt())
     if not math.isfinite(factor) or factor <= 0:
@@ -268,6 +269,6 @@ def match_scale(
     return factor
 
 
-def to_device(batch: Mapping[str, Any], device: Any) -> dict[str, Any]:
-    """The batch with every tensor, also those in folders of it, on the device."""
+def to_device(batch: Batch, device: torch.device) -> Batch:
+    """The batch with every tensor, also those in dictionaries of it, on the device."""
     return {name: to_device(value, device) if isinstance(value, dict) else value.to(device) for name, value in batch.items()}

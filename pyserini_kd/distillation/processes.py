@@ -7,7 +7,6 @@ import datetime
 import logging
 import os
 from collections.abc import Iterator
-from typing import Any
 
 from pyserini_kd.distillation.batches import Share
 from pyserini_kd.distillation.config import TrainConfig
@@ -16,27 +15,26 @@ from pyserini_kd.storage.errors import InputError
 
 
 def processes(config: TrainConfig) -> Share:
-    """This process among those that torchrun or accelerate started; they are connected here.
+    """Connect this process with the others that torchrun or accelerate started; returns its share of the work.
 
     Raises:
         InputError: the device is not there.
     """
     hardware.check_device(device_of(config))
-    world = int(os.environ.get("WORLD_SIZE", "1"))
-    if world == 1:
+    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
         return Share()
     from accelerate import PartialState
 
-    # 40 million rows take the first process more than the ten minutes that the others would wait
+    # The first process reads 40 million rows: that takes longer than the default limit of ten minutes
     state = PartialState(cpu=config.device == "cpu", timeout=datetime.timedelta(days=7))
     if state.process_index:
-        logging.getLogger("pyserini_kd").setLevel(logging.ERROR)  # the first process speaks for all
+        logging.getLogger("pyserini_kd").setLevel(logging.ERROR)  # only the first process logs
     return Share(state.process_index, state.num_processes)
 
 
 @contextlib.contextmanager
 def one_after_another(share: Share) -> Iterator[None]:
-    """The first process does the block, then the others; all go on together."""
+    """The first process does the block, then the others do it; all go on together."""
     if share.world == 1:
         yield
         return
@@ -52,25 +50,22 @@ def one_after_another(share: Share) -> Iterator[None]:
 
 def device_of(config: TrainConfig) -> str:
     """The device of this process."""
-    if config.device.startswith("cuda:") and config.device != "cuda:0":  # Trainer always takes the first one it sees
-        number = config.device.removeprefix("cuda:")
-        raise InputError(f"train --device {config.device}: choose the GPU by CUDA_VISIBLE_DEVICES={number} and --device cuda")
     return hardware.own_device("cuda" if config.device == "cuda:0" else config.device)
 
 
 def precision_of(config: TrainConfig) -> str:
-    """What training computes in: bf16 by autocast, or fp32; never fp16, which would need its losses scaled."""
+    """The precision of training: bf16 by autocast, or fp32. Never fp16, for which losses would have to be scaled."""
     return "bf16" if hardware.choose_precision(config.precision, config.device) == "bf16" else "fp32"
 
 
 def check_precision(config: TrainConfig, share: Share) -> str:
-    """The precision of this process; InputError where others, on other machines, compute in another."""
+    """The precision of this process; InputError where processes on other machines have another."""
     own = precision_of(config)
     if share.world > 1:
         import torch.distributed as dist
 
-        every: list[Any] = [None] * share.world
+        every = [own] * share.world
         dist.all_gather_object(every, own)
         if len(set(every)) > 1:
-            raise InputError("--precision auto is bf16 on some of the machines and fp32 on others; give --precision fp32")
+            raise InputError("auto is bf16 on some of the machines and fp32 on others; name fp32", "precision")
     return own

@@ -1,13 +1,16 @@
-"""The papers' training procedures as data: stages, and for each its losses with their weights, and its defaults."""
+"""The papers' training procedures as data: their stages, and the losses, weights and defaults of each stage."""
 
 from __future__ import annotations
 
 import dataclasses
 import math
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from pyserini_kd.storage.errors import InputError
+
+if TYPE_CHECKING:
+    from torch.nn import Parameter
 
 HARD_LOSSES = ("ranknet", "hinge", "bce", "listwise_ce", "listnet", "lambda", "in_batch")
 """On labels alone. `in_batch`: `listwise_ce` over all documents of the batch, for BERT_DOT."""
@@ -19,19 +22,18 @@ LAYER_LOSSES = ("hidden", "attention")
 """On the layers of a live teacher, for cross-encoders."""
 LOSSES = (*HARD_LOSSES, *SOFT_LOSSES, *LAYER_LOSSES)
 SCHEDULES = {"linear": "linear", "constant": "constant_with_warmup", "cosine": "cosine", "plateau": "constant_with_warmup"}
-"""Learning rate after the warm-up -> transformers' name of the schedule; `validation` lowers that of `plateau`."""
+"""Our name of a schedule -> transformers' name. `validation` lowers the learning rate of `plateau`."""
 QUICK = 10.0
-"""TK's kernel weights and mix learn at ten times the rate of the rest (Hofstätter et al. 2020: 1e-4 and 1e-5)."""
-
+"""TK's kernel weights and mix learn ten times as fast as the rest (Hofstätter et al. 2020: 1e-4 and 1e-5)."""
 
 SCALED = ("bert_dot", "colbert")  # architectures that can rank, on a scale of their own, before they are trained
 INIT = "minilm"
 """What a student starts from."""
-ADVICE = "take --init random:LAYERS/WIDTH or layers of the teacher, or --recipe lm+ranker-distill --start-stage 2"
+ADVICE = "start from random:LAYERS/WIDTH or layers of the teacher, or take the recipe lm+ranker-distill from stage 2 on"
 
 
 class Stage(NamedTuple):
-    """One training run of a procedure; every default can be overridden on the command line, for all stages at once."""
+    """One training run of a procedure. The configuration can replace each default, for all stages at once."""
 
     name: str
     losses: dict[str, float]
@@ -41,7 +43,7 @@ class Stage(NamedTuple):
     warmup: float = 0.1  # share of the steps
     schedule: str = "linear"  # after the warm-up, of SCHEDULES
     weight_decay: float = 0.0
-    match_scale: bool = False  # scale a bert_dot or colbert at the start so that its margins are as large as the teacher's
+    match_scale: bool = False  # at the start, scale the margins of a bert_dot or colbert to those of the teacher
 
     @property
     def needs_scores(self) -> bool:
@@ -56,7 +58,7 @@ class Stage(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Recipe:
-    """One procedure: where it comes from, what its student starts from, and its stages, one after the other."""
+    """One procedure: its source, what its student starts from, and its stages in their order."""
 
     name: str
     source: str
@@ -69,12 +71,14 @@ class Recipe:
     distilled_start: bool = True  # whether the student may start from a distilled language model
 
     def init(self, start_stage: int = 1) -> str:
-        """The checkpoint to start from where none is named; InputError where it must not be that one."""
+        """The default checkpoint to start from; InputError where the recipe has none."""
         if not self.distilled_start:
-            raise InputError(f"recipe {self.name} must not start from a distilled language model, as {INIT} is; {ADVICE}")
+            raise InputError(
+                f"recipe {self.name} must not start from a distilled language model, as {INIT} is; {ADVICE}", "init"
+            )
         if any(stage.text for stage in self.stages[start_stage - 1 : start_stage]):
-            raise InputError(f"recipe {self.name} distils a language model: say what the student starts from, --init "
-                             f"random:LAYERS/WIDTH or the --lm-teacher and some of its --layers")  # fmt: skip
+            raise InputError(f"recipe {self.name} distils a language model: say what the student starts from, "
+                             f"random:LAYERS/WIDTH or the language model and some of its layers", "init")  # fmt: skip
         return INIT
 
     def describe(self) -> str:
@@ -216,22 +220,22 @@ RECIPES = {
 }
 
 
-def quick_parameters(student: Any) -> list[Any]:
-    """The parameters of a student that learn QUICK times as fast as the rest: none but for a TK."""
+def quick_parameters(student: Any) -> list[Parameter]:
+    """The parameters of a TK that learn QUICK times as fast as the rest; other students have none."""
     return [student.mix, student.gamma, student.head.weight] if student.architecture == "tk" else []
 
 
 def get(name: str) -> Recipe:
     """The recipe of that name; InputError lists what exists."""
     if name not in RECIPES:
-        raise InputError(f"unknown recipe {name!r}; expected one of {', '.join(RECIPES)}")
+        raise InputError(f"unknown recipe {name!r}; expected one of {', '.join(RECIPES)}", "recipe")
     return RECIPES[name]
 
 
 def with_losses(recipe: Recipe, changes: Sequence[str]) -> Recipe:
-    """The recipe with `NAME=WEIGHT` changes; weight 0 or `none` drops a loss, `none` alone drops all that were there before.
+    """The recipe with `NAME=WEIGHT` changes; weight 0 or `none` drops a loss, `none` alone drops all losses before it.
 
-    A change applies to each stage that has the loss; a loss that no stage has joins the last one. A stage without losses goes.
+    A change applies to each stage that has the loss; a loss that no stage has joins the last one. Stages without losses go.
 
     >>> with_losses(get("standard-kd"), ["bce=none", "ranknet=2"]).stages[0].losses
     {'soft_ce': 0.5, 'ranknet': 2.0}
@@ -248,38 +252,22 @@ def with_losses(recipe: Recipe, changes: Sequence[str]) -> Recipe:
     kept = [{name: weight for name, weight in own.items() if weight} for own in losses]
     stages = tuple(stage._replace(losses=own) for stage, own in zip(recipe.stages, kept, strict=True) if own)
     if not stages:
-        raise InputError(f"no loss is left of recipe {recipe.name}; add one with --loss NAME=WEIGHT")
+        raise InputError(f"no loss is left of recipe {recipe.name}; add one, NAME=WEIGHT", "losses")
     for stage in stages:
         foreign = [name for name in stage.losses if stage.text and name not in LAYER_LOSSES]
         if foreign:
-            raise InputError(f"--loss {foreign[0]}: plain text can only be distilled by {' and '.join(LAYER_LOSSES)}")
+            raise InputError(f"{foreign[0]}: plain text can only be distilled by {' and '.join(LAYER_LOSSES)}", "losses")
     return dataclasses.replace(recipe, stages=stages)
 
 
 def _parse(change: str) -> tuple[str, float]:
     name, equals, text = change.partition("=")
     if name not in LOSSES:
-        raise InputError(f"--loss {change}: unknown loss {name!r}; expected one of {', '.join(LOSSES)}")
+        raise InputError(f"unknown loss {name!r}; expected one of {', '.join(LOSSES)}", "losses")
     try:
         weight = 0.0 if text == "none" else float(text)
     except ValueError:
         weight = math.nan
     if not equals or not math.isfinite(weight) or weight < 0:
-        raise InputError(f"--loss {change}: expected {name}=WEIGHT, a number from 0, or {name}=none")
+        raise InputError(f"{change}: expected {name}=WEIGHT, a number from 0, or {name}=none", "losses")
     return name, weight
-
-
-def check_student(recipe: Recipe, architecture: str) -> None:
-    """InputError where a student of this architecture cannot be trained so; says which recipes are for it."""
-    if recipe.l2_norm and architecture != "bert_dot":
-        raise InputError(f"recipe {recipe.name} multiplies cosines, which are a bert_dot's scores, not a {architecture}'s; the "
-                         "recipe ranknet with --loss none --loss listwise_ce=1 takes the softmax over its scores")  # fmt: skip
-    needs = {loss: "cross_encoder" for loss in LAYER_LOSSES} | {"in_batch": "bert_dot"}
-    for stage in recipe.stages:
-        for loss in stage.losses:
-            if needs.get(loss, architecture) != architecture:
-                fit = [r.name for r in RECIPES.values() if not (r.l2_norm or any(stage.needs_layers for stage in r.stages))]
-                raise InputError(
-                    f"recipe {recipe.name} with the loss {loss} is for a {needs[loss]} student, not a {architecture}; "
-                    f"for every student: {', '.join(fit)}"
-                )

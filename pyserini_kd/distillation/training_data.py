@@ -1,4 +1,4 @@
-"""What training trains on: candidates with their texts and teacher scores, or plain text, kept on disk while it runs."""
+"""What training learns from: candidates with texts and teacher scores, or plain text, kept on disk while it runs."""
 
 from __future__ import annotations
 
@@ -9,52 +9,55 @@ import logging
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
 from pyserini_kd.data import passages, sources
+from pyserini_kd.data.types import Doc
 from pyserini_kd.distillation import triples
-from pyserini_kd.distillation.batches import Share
 from pyserini_kd.distillation.candidates import Group, read_candidates
-from pyserini_kd.distillation.config import Material, TrainConfig
+from pyserini_kd.distillation.config import TrainConfig
 from pyserini_kd.distillation.mining import left_out, mine
 from pyserini_kd.distillation.processes import one_after_another, processes
-from pyserini_kd.distillation.recipes import Stage
 from pyserini_kd.distillation.score_store import ScoreStore, read_scores
 from pyserini_kd.distillation.teacher_scores import TeacherScores
 from pyserini_kd.distillation.text_store import PlainTexts, Texts, load_texts
+from pyserini_kd.distillation.train_settings import Given
+from pyserini_kd.distillation.triples import Triples
+from pyserini_kd.distillation.validation import Dev
 from pyserini_kd.storage.environment import sha256
-from pyserini_kd.storage.errors import InputError
 
 logger = logging.getLogger(__name__)
 
 
-class Given(NamedTuple):
-    """What the command was given to train on."""
+class Material(NamedTuple):
+    """What a run learns from: candidates with texts and teacher scores, plain texts, dev topics."""
 
-    collection: str
-    topics: str | None
-    candidates: Path | None
-    scores: Path | None
-    qrels: str | None
-    segment: str | None
+    groups: Sequence[Group]
+    queries: Mapping[str, str]
+    docs: Mapping[str, str]
+    scores: TeacherScores | None = None
+    texts: Sequence[str] = ()
+    dev: Dev | None = None
 
-
-def _files(name: str, value: str | Path | None) -> list[Path]:
-    """The files that the command was given as `name`: those of the collection, or one; none where they are named."""
-    if name == "collection":
-        return sources.files(str(value))
-    return [Path(value)] if value and not sources.is_named(str(value)) and Path(value).is_file() else []
+    @property
+    def unit(self) -> str:
+        """What a group is called: the triples of a score file are groups of their own."""
+        return "triples" if isinstance(self.groups, Triples) else "queries"
 
 
-READERS: dict[str, Callable[[str], Any]] = {"topics": sources.topics, "qrels": sources.qrels}
-"""What reads data that may be named, whose contents another release may change."""
+READERS: dict[str, Callable[[str], object]] = {"topics": sources.topics, "qrels": sources.qrels}
+"""Readers of data that may have a name; another release may change their contents."""
 
 
 def digest(name: str, value: str | Path) -> str | dict[str, str]:
-    """Files, and topics and judgements that have a name, with their checksum; anything else as it was named."""
-    files = _files(name, value)
+    """Files, and topics and judgements that have a name, with their checksum; everything else as it was given."""
+    files: list[Path] = []
+    if name == "collection":
+        files = sources.files(str(value))
+    elif value and not sources.is_named(str(value)) and Path(value).is_file():
+        files = [Path(value)]
     if not Path(value).exists() and (read := READERS.get(name.removeprefix("dev_"))):
         text = json.dumps(read(str(value)), sort_keys=True)
         return {"name": str(value), "sha256": hashlib.sha256(text.encode()).hexdigest()}
@@ -62,40 +65,43 @@ def digest(name: str, value: str | Path) -> str | dict[str, str]:
 
 
 @contextlib.contextmanager
-def gather(given: Given, stages: Sequence[Stage], config: TrainConfig, output: Path) -> Iterator[Material]:
-    """What the stages train on. Its texts, and the triples of a 5-column file, lie in `NAME.data.partial/` meanwhile.
+def gather(given: Given, config: TrainConfig, output: Path) -> Iterator[Material]:
+    """What the stages learn from. Its texts, and the triples of a 5-column file, lie in `NAME.data.partial/` meanwhile.
 
-    They stay there when training is interrupted or has a state to go on from, and serve the next run on the same data.
+    They stay there when training is interrupted, or left a state to go on from, and serve the next run on the same data.
     """
+    stages = [stage for _, stage in config.stages()]
     folder, share = data_folder(output), processes(config)
     plain, ranked = any(stage.text for stage in stages), any(not stage.text for stage in stages)
     scored = any(stage.needs_scores for stage in stages)
     published = given.scores and not given.candidates and given.scores.suffix != ".parquet"
     groups = _groups(given, config) if ranked and not published else []
-    sources_of = {name: [str(value), sources.stamp(str(value)) if value else ""] for name, value in given._asdict().items()}
+    sources_of = {
+        name: [str(value), sources.stamp(str(value)) if value else ""] for name, value in given.for_training().items()
+    }
     made_from = {**sources_of, "plain": plain, "ranked": ranked, "blocks": [config.batch_size, config.seed]}
     try:
         with one_after_another(share):
             if share.rank == 0:
                 triples.build_once(folder, made_from, lambda: _convert(folder, given, groups, plain=plain, ranked=ranked))
-        scores: TeacherScores | None = None
-        queries: Mapping[str, str] = {}
-        docs: Mapping[str, str] = {}
+        texts = _sample(Texts(folder / "texts"), config) if plain else []
         if ranked and published:
-            scores = groups = triples.load(folder)
-            queries, docs = groups.queries, groups.docs
+            rows = triples.load(folder)
+            yield Material(rows, rows.queries, rows.docs, rows if scored else None, texts)
         elif groups:
             queries, docs = Texts(folder / "queries"), Texts(folder / "docs")
             scores = read_scores(given.scores, groups) if given.scores and scored else None
             if given.scores and scored and given.scores.suffix == ".parquet":
                 ScoreStore(given.scores).check_texts(queries, docs)
-        texts = _sample(Texts(folder / "texts"), config) if plain else []
-        yield Material(groups, queries, docs, scores if scored else None, texts, None)
+            yield Material(groups, queries, docs, scores, texts)
+        else:
+            yield Material([], {}, {}, None, texts)
     except Exception:  # not Ctrl-C
-        if not state_folder(output).exists():
-            _remove(folder, share)
+        if share.rank == 0 and not state_folder(output).exists():
+            shutil.rmtree(folder, ignore_errors=True)
         raise
-    _remove(folder, share)
+    if share.rank == 0:
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def data_folder(output: Path) -> Path:
@@ -104,44 +110,36 @@ def data_folder(output: Path) -> Path:
 
 
 def state_folder(output: Path) -> Path:
-    """Where the resume state of a training run lies while it runs."""
+    """Where the state of a training run lies while it runs."""
     return output.with_name(output.name + ".partial")
-
-
-def _remove(folder: Path, share: Share) -> None:
-    if share.rank == 0:
-        shutil.rmtree(folder, ignore_errors=True)
 
 
 def _groups(given: Given, config: TrainConfig) -> Sequence[Group]:
     if given.candidates:
         return read_candidates(given.candidates)
-    if given.qrels and given.topics:
-        mined = mine(sources.topics(given.topics), sources.qrels(given.qrels), [], sources.collection(given.collection),
-                     negatives=0, shared=config.batch_size, seed=config.seed)  # fmt: skip
-        logger.info("%d queries; %s", len(mined.groups), left_out(mined))
-        return mined.groups
-    raise InputError("--candidates is needed (or --qrels, or a 5-column score file, which brings its own triples)")
+    mined = mine(sources.topics(str(given.topics)), sources.qrels(str(given.qrels)), [], sources.collection(given.collection),
+                 negatives=0, shared=config.batch_size, seed=config.seed)  # fmt: skip
+    logger.info("%d queries; %s", len(mined.groups), left_out(mined))
+    return mined.groups
+
+
+def _docs(given: Given) -> Iterator[Doc]:
+    docs = sources.collection(given.collection)
+    return iter(passages.segment(docs, given.segment) if given.segment else docs)
 
 
 def _convert(folder: Path, given: Given, groups: Sequence[Group], *, plain: bool, ranked: bool) -> None:
-    """Write the texts that training needs, and the triples of a 5-column file, as they stream by."""
-    if ranked and given.topics:
-        docs = sources.collection(given.collection)
-        docs = passages.segment(docs, given.segment) if given.segment else docs
-        queries = sources.topics(given.topics)
-        if groups:
-            load_texts(groups, queries, docs, folder)
-        elif given.scores:
-            triples.build(folder, given.scores, queries, ((doc.doc_id, doc.contents) for doc in docs))
+    """Write the texts that training needs, and the triples of a 5-column file, in one pass over them."""
+    if ranked and groups:
+        load_texts(groups, sources.topics(str(given.topics)), _docs(given), folder)
+    elif ranked and given.scores:
+        triples.build(folder, given.scores, sources.topics(str(given.topics)), ((d.doc_id, d.contents) for d in _docs(given)))
     if plain:
-        docs = sources.collection(given.collection)
-        docs = passages.segment(docs, given.segment) if given.segment else docs
-        Texts.build(folder / "texts", ((doc.doc_id, doc.contents) for doc in docs), "plain texts")
+        Texts.build(folder / "texts", ((doc.doc_id, doc.contents) for doc in _docs(given)), "plain texts")
 
 
 def _sample(texts: Texts, config: TrainConfig) -> PlainTexts:
-    """The texts; with --max-steps a random sample, as many as will be read."""
+    """The texts; with `max_steps` a random sample of as many as will be read."""
     limit = config.max_steps * config.batch_size * config.accumulate if config.max_steps else len(texts)
     rows = np.arange(len(texts), dtype=np.int32)
     if limit < len(rows):

@@ -25,10 +25,15 @@ LOCKS = ("lock", "users", "blocks")  # files that processes hold while they work
 
 
 class Job:
-    """Work in numbered parts in `folder`; `begin` comes first. Files of a part have its number and an ending of their own."""
+    """Work in numbered parts in `folder`; `begin` comes first. Files of a part have its number and an ending of their own.
 
-    def __init__(self, folder: Path, made_from: Mapping[str, Any]) -> None:
+    `states` is the pattern of saved states inside the folder: what has been done of a part. `begin` counts them as parts.
+    `leavings` are beginnings of names that a kill may leave in a folder without a record.
+    """
+
+    def __init__(self, folder: Path, made_from: Mapping[str, Any], states: str = "", leavings: tuple[str, ...] = ()) -> None:
         self.folder, self.made_from = folder, comparable(dict(made_from))
+        self.states, self.leavings = states, (*leavings, *LOCKS)
 
     def begin(self, *, overwrite: bool = False) -> int:
         """Go on with the parts that were made from the same; returns how many are done.
@@ -38,9 +43,12 @@ class Job:
                 folder holds something and is no job of ours.
         """
         self.folder.mkdir(parents=True, exist_ok=True)
-        if not (self.folder / RECORD).exists() and any(path.name not in LOCKS for path in self.folder.iterdir()):
+        if not (self.folder / RECORD).exists() and not all(
+            path.name.startswith(self.leavings) for path in self.folder.iterdir()
+        ):
             raise InputError(f"{self.folder} is in the way: unfinished work is kept in a folder of this name; move it")
-        known, done = self.known(), len(self.parts())
+        known = self.known()
+        done = len(self.parts()) + (len(list(self.folder.glob(self.states))) if self.states else 0) if known else 0
         if known == self.made_from:
             if done:
                 logger.info("going on from %d finished parts in %s", done, self.folder)

@@ -27,6 +27,7 @@ class Option:
         metavar: what stands for the value in the help.
         words: any number of values follow one flag (`--runs A B C`), as Pyserini's commands take them.
         hidden: not shown in the help.
+        plain: one word, which the model itself turns into the value.
     """
 
     flags: tuple[str, ...]
@@ -34,6 +35,7 @@ class Option:
     metavar: str | None = None
     words: bool = False
     hidden: bool = False
+    plain: bool = False
 
 
 def option(*flags: str, help: str = "", **more: Any) -> Option:  # noqa: A002 - the word of click

@@ -10,6 +10,7 @@ from torch import nn
 
 from pyserini_kd.distillation import cpu_training
 from pyserini_kd.distillation.config import TrainConfig
+from pyserini_kd.distillation.rankers import Teachers
 from pyserini_kd.distillation.student import load_student
 from pyserini_kd.distillation.training import train
 from pyserini_kd.models import loading
@@ -122,9 +123,16 @@ def test_attention_that_knows_more_than_padding_is_left_alone(tokenizer):
 def test_students_train_so_and_their_checkpoints_do_not_show_it(tmp_path, data, tiny_dot, architecture):
     own = {"settings": ("join_layer=1",)} if architecture == "prettr" else {}
     config = TrainConfig(
-        "ranknet", str(tiny_dot), architecture, max_steps=2, batch_size=5, precision="bf16", dropout=0.1, **own
+        recipe="ranknet",
+        init=str(tiny_dot),
+        architecture=architecture,
+        max_steps=2,
+        batch_size=5,
+        precision="bf16",
+        dropout=0.1,
+        **own,
     )
-    student = load_student(config, {})
+    student = load_student(config, Teachers())
     layers = [module for module in student.modules() if isinstance(module, nn.Dropout)]
     assert layers and all(type(layer) is cpu_training.Dropout and layer.p == 0.1 for layer in layers)
     out = train(config, *data, tmp_path / "out")

@@ -87,7 +87,7 @@ def test_other_versions_in_the_middle_of_the_work_make_candidates_and_scores_ane
     candidates.write_text(lines.replace("eat-cat", "gone"))  # a document of the versions before
     unfinished = at.student.with_name("student.partial")
     (unfinished / "stage-1" / "checkpoint-1").mkdir(parents=True)
-    (unfinished / "config.json").write_text('{"data": {"candidates_sha256": "another"}}')
+    (unfinished / "made_from.json").write_text('{"data": {"candidates_sha256": "another"}}')
     monkeypatch.setattr(docstrings, "stamp", lambda: "newer")
     with caplog.at_level("INFO"):
         embedded.prepare()

@@ -1,6 +1,5 @@
 """Layers, live teachers, stages: TinyBERT, its simplification, language models on plain text."""
 
-import dataclasses
 import json
 import math
 
@@ -10,7 +9,7 @@ import torch
 from conftest import cross, save_cross, score, stages_of
 
 from pyserini_kd import train
-from pyserini_kd.distillation import batches, candidates, layer_losses, objective, recipes, trainer, training, triples
+from pyserini_kd.distillation import batches, candidates, layer_losses, objective, stages, training, triples
 from pyserini_kd.distillation.config import TrainConfig
 from pyserini_kd.distillation.student import load_teachers
 from pyserini_kd.distillation.teacher_scores import Scores
@@ -42,7 +41,7 @@ def test_simplified_tinybert_learns_layers_scores_and_labels(tmp_path, data, tin
 )
 def test_a_live_teacher_is_lean_where_its_scores_alone_are_asked_for(tiny_cross, teacher, recipe, settings, lean):
     config = cross(recipe, tiny_cross, teacher=teacher, **settings)
-    loaded = load_teachers(config, [stage for _, stage in config.stages(recipes.RECIPES[recipe])])[False]
+    loaded = load_teachers(config, [stage for _, stage in config.stages()]).ranker
     assert isinstance(loaded.classifier, fast_bert.BertClassifier) is lean
 
 
@@ -52,9 +51,9 @@ def test_a_live_teacher_gives_the_scores_of_a_score_file(tmp_path, data, tiny_do
     asked = [(g.query_id, d) for g in groups for d in g.doc_ids]
     found = score(model, [queries[q] for q, _ in asked], [docs[d] for _, d in asked], precision="fp32").tolist()
     scores = Scores(groups).fill((q, d, score) for (q, d), score in zip(asked, found, strict=True))
-    config = TrainConfig("margin-mse", str(tiny_dot), lr=1e-3, max_steps=6, batch_size=5, precision="fp32")
+    config = TrainConfig(recipe="margin-mse", init=str(tiny_dot), lr=1e-3, max_steps=6, batch_size=5, precision="fp32")
     stored = training.train(config, *data, tmp_path / "stored", scores=scores)
-    live = training.train(dataclasses.replace(config, teacher=teacher), *data, tmp_path / "live")
+    live = training.train(config.but(teacher=teacher), *data, tmp_path / "live")
     a, b = (stages_of(folder)[0] for folder in (stored, live))
     assert a["start_scale"] == pytest.approx(b["start_scale"], rel=1e-4)
     assert [x["margin_mse"] for x in a["log"]] == pytest.approx([x["margin_mse"] for x in b["log"]], rel=1e-3)
@@ -88,7 +87,7 @@ def test_a_narrower_student_follows_the_right_layers_of_twelve(tokenizer, data, 
     shape = tiny_config(tokenizer, layers=12)
     shape.num_labels = 1
     big = CrossEncoder(BertForSequenceClassification(shape).eval(), tokenizer, 48)
-    model = objective.random_student(f"{count}/24", big).eval()
+    model = objective.random_student(count, 24, big).eval()
     groups, queries, docs = data
     batch = batches.Collator(model, queries, docs, teacher=big, same_inputs=True)([groups[:2]])
     module = objective.Learner(model, {"hidden": 1.0, "attention": 1.0}, teacher=big)
@@ -143,7 +142,7 @@ def test_a_recipe_of_two_stages_resumes_where_it_was_killed(
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr(transformers.Trainer, "training_step", killed)
         training.train(config, *data, tmp_path / "cut")
-    assert not (tmp_path / "cut").exists() and (tmp_path / "cut.partial" / "stage-1.json").exists() == (where[0] == 2)
+    assert not (tmp_path / "cut").exists() and (tmp_path / "cut.partial" / "000001.done").exists() == (where[0] == 2)
     begun.clear()
     with monkeypatch.context() as patch:
         patch.setattr(
@@ -184,7 +183,8 @@ def test_language_models_are_distilled_on_plain_text_alone(tmp_path, data, corpu
         train.main, "--recipe", "ranker-distill", *base, *more[:-2], "--teacher", teacher, "--output", tmp_path / "x"
     )
     assert (
-        result.exit_code == 2 and "must not start from a distilled language model, as minilm is; take --init" in result.output
+        result.exit_code == 2
+        and "must not start from a distilled language model, as minilm is; start from random" in result.output
     )
     result = invoke(train.main, "--recipe", "lm-distill", *base, "--lm-teacher", lm, "--init", "random:2/16", "--segment", "4:2",
                     "--max-steps", 90, "--output", tmp_path / "cut")  # fmt: skip
@@ -205,41 +205,45 @@ def test_lm_distill_and_fine_tuning_in_one_command_never_sees_a_ranker(tmp_path,
     assert loading.load(str(out)).architecture == "cross_encoder"
 
 
-def test_refusals_of_layer_distillation(tmp_path, data, scores, tokenizer, tiny_dot, tiny_cross, teacher, lm):
-    def refused(match, config, **more):
+def made_dot(recipe, init, **settings):
+    return TrainConfig(recipe=recipe, init=str(init), architecture="bert_dot", **settings)
+
+
+def test_refusals_of_layer_distillation(tmp_path, data, tokenizer, tiny_dot, tiny_cross, teacher, lm):
+    def refused(match, recipe, init, make=cross, **settings):
         with pytest.raises(InputError, match=match):
-            training.train(config, *data, tmp_path / "x", **more)
+            training.train(make(recipe, init, **settings), *data, tmp_path / "x")
         assert not (tmp_path / "x").exists()
 
-    refused("give --teacher", cross("tinybert", tiny_cross))
-    refused("give --lm-teacher, or --start-stage 2", cross("lm-distill+ft", tiny_cross))
-    refused("and there is none", cross("lm-distill", tiny_cross, lm_teacher=lm))
-    refused("has 2 stage", cross("tinybert", tiny_cross, teacher=teacher, start_stage=3))
-    refused("for a cross_encoder student, not a bert_dot", TrainConfig("tinybert", str(tiny_dot), teacher=teacher))
-    refused("is a bert_dot; layers are those of a cross-encoder", cross("tinybert", tiny_cross, teacher=str(tiny_dot)))
+    refused("teacher: recipe tinybert distils layers: name a cross-encoder", "tinybert", tiny_cross)
+    refused("lm_teacher: .*: name one, or start with stage 2", "lm-distill+ft", tiny_cross)
+    refused("and there is none", "lm-distill", tiny_cross, lm_teacher=lm)
+    refused("has 2 stage", "tinybert", tiny_cross, teacher=teacher, start_stage=3)
+    refused("for a cross_encoder student, not a bert_dot", "tinybert", tiny_dot, made_dot, teacher=teacher)
+    refused("is a bert_dot; layers are those of a cross-encoder", "tinybert", tiny_cross, teacher=str(tiny_dot))
     three = save_cross(tokenizer, tmp_path / "three", layers=3)
-    refused("4 layers cannot be mapped onto a student of 3", cross("tinybert", three, teacher=teacher))
+    refused("4 layers cannot be mapped onto a student of 3", "tinybert", three, teacher=teacher)
     heads = save_cross(tokenizer, tmp_path / "heads", layers=2, heads=8)
-    refused("8 attention heads, the teacher 4", cross("tinybert", heads, teacher=teacher))
+    refused("8 attention heads, the teacher 4", "tinybert", heads, teacher=teacher)
     training.train(cross("tinybert", heads, teacher=teacher, losses=("attention=0",), max_steps=1), *data, tmp_path / "fine")
     from transformers import BertTokenizer
 
     other = BertTokenizer(vocab={word: row for row, word in enumerate(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "cat"])})
-    refused("different vocabularies", cross("tinybert", tiny_cross, teacher=str(save_cross(other, tmp_path / "other"))))
+    refused("different vocabularies", "tinybert", tiny_cross, teacher=str(save_cross(other, tmp_path / "other")))
     short = loading.load(teacher)
     short.max_len = 20
     short = saving.save(short, tmp_path / "short")
-    refused("reads 20 tokens a pair, the student 48: .* --train-length 20", cross("tinybert", tiny_cross, teacher=str(short)))
+    refused("train_len: .* reads 20 tokens a pair, the student 48: .* set 20", "tinybert", tiny_cross, teacher=str(short))
     training.train(cross("tinybert", tiny_cross, teacher=str(short), train_len=20, max_steps=1), *data, tmp_path / "cut")
-    refused("random:LAYERS/WIDTH", cross("ranker-distill", "random:4", teacher=teacher))
-    refused("multiple of the teacher's 4 heads", cross("ranker-distill", "random:2/30", teacher=teacher))
-    refused("tokens at most; a longer length", cross("ranker-distill", "random:2/16", teacher=teacher, max_doc_len=1000))
-    refused("takes vocabulary and heads", cross("ranknet", "random:2/16"))
+    refused("random:LAYERS/WIDTH", "ranker-distill", "random:4", teacher=teacher)
+    refused("multiple of the teacher's 4 heads", "ranker-distill", "random:2/30", teacher=teacher)
+    refused("tokens at most; a longer length", "ranker-distill", "random:2/16", teacher=teacher, max_doc_len=1000)
+    refused("takes vocabulary and heads", "ranknet", "random:2/16")
     for number, like in enumerate(({"teacher": teacher}, {"lm_teacher": lm})):  # which teach nothing here
         training.train(cross("ranknet", "random:2/16", max_steps=1, **like), *data, made := tmp_path / f"like{number}")
         assert loading.load(str(made)).classifier.config.hidden_size == 16
-    refused("makes a cross_encoder", TrainConfig("ranknet", "random:2/16"))
-    refused("unknown loss", cross("uniform", tiny_cross, losses=("magic=1",)), scores=scores)
+    refused("makes a cross_encoder", "ranknet", "random:2/16", made_dot)
+    refused("unknown loss", "uniform", tiny_cross, losses=("magic=1",))
 
 
 def test_bad_input_is_one_line_and_exit_code_2(
@@ -321,14 +325,14 @@ def test_the_attention_loss_does_not_depend_on_what_a_batch_is_padded_to(tiny_cr
 def test_the_projection_goes_on_from_one_stage_to_the_next(tmp_path, data, teacher, monkeypatch):
     """What maps the student's states to the teacher's is learnt once, also when the run is cut between the stages."""
     taken, settings = [], {"lm_teacher": teacher, "teacher": teacher, "max_steps": 2, "lr": 1e-2, "losses": ("soft_ce=none",)}
-    take = trainer._take_projection
+    take = stages._take_projection
 
-    def spy(module, partial, number):
+    def spy(module, job, number):
         fresh = module.projection.weight.clone()
-        take(module, partial, number)
+        take(module, job, number)
         taken.append((number, fresh, module.projection.weight.clone(), module))
 
-    monkeypatch.setattr(trainer, "_take_projection", spy)
+    monkeypatch.setattr(stages, "_take_projection", spy)
     config = cross("lm+ranker-distill", "random:2/16", **settings)
     whole = training.train(config, *data, tmp_path / "whole", texts=list(data[2].values()))
     (_, fresh, begun, first), (_, other, went_on, _) = taken
@@ -336,10 +340,10 @@ def test_the_projection_goes_on_from_one_stage_to_the_next(tmp_path, data, teach
     assert torch.equal(went_on, first.projection.weight)
     run = training.run_stage
 
-    def dying(config, number, *rest):
+    def dying(work, number, stage):
         if number == 2:
             raise KeyboardInterrupt
-        return run(config, number, *rest)
+        return run(work, number, stage)
 
     monkeypatch.setattr(training, "run_stage", dying)
     with pytest.raises(KeyboardInterrupt):
@@ -354,10 +358,10 @@ def test_a_ranker_that_reads_less_is_refused_before_the_language_model_is_distil
     (short := loading.load(str(save_cross(tokenizer, tmp_path / "short", layers=2)))).max_len = 20
     saving.save(short, tmp_path / "ranker")
     config = cross("lm+ranker-distill", "random:2/16", lm_teacher=lm, teacher=str(tmp_path / "ranker"), max_steps=1)
-    with pytest.raises(InputError, match=r"the teacher reads 20 tokens a pair, the student \d+: .* give --train-length 20"):
+    with pytest.raises(InputError, match=r"the teacher reads 20 tokens a pair, the student \d+: .* set 20"):
         training.train(config, *data, tmp_path / "out", texts=list(data[2].values()))
     assert not list(tmp_path.glob("out*"))
-    training.train(dataclasses.replace(config, train_len=20), *data, tmp_path / "out", texts=list(data[2].values()))
+    training.train(config.but(train_len=20), *data, tmp_path / "out", texts=list(data[2].values()))
 
 
 def test_accumulated_batches_do_not_shorten_an_epoch(tmp_path, data, tiny_cross):
@@ -365,20 +369,18 @@ def test_accumulated_batches_do_not_shorten_an_epoch(tmp_path, data, tiny_cross)
     config = cross("ranknet", tiny_cross, batch_size=2, max_steps=None, epochs=3, lr=1e-9)
     n_batches = len(batches.cut_batches(data[0], 2, 0))
     for accumulate in (1, 2, n_batches - 1):
-        (stage,) = stages_of(
-            training.train(dataclasses.replace(config, accumulate=accumulate), *data, tmp_path / "out", overwrite=True)
-        )
+        (stage,) = stages_of(training.train(config.but(accumulate=accumulate), *data, tmp_path / "out", overwrite=True))
         assert stage["steps"] == 3 * math.ceil(n_batches / accumulate)
 
 
 def test_settings_that_would_change_nothing_are_refused(tmp_path, data, tiny_dot, tiny_cross):
     for settings, message in (
-        ({"patience": 2}, "--patience counts measures on dev topics"),
-        ({"temperature": 5.0}, "--temperature is of soft_ranknet"),
-        ({"teacher": str(tiny_cross)}, "--teacher: recipe ranknet, as asked for, learns nothing from a ranker"),
+        ({"patience": 2}, "patience: counts measures on dev topics"),
+        ({"temperature": 5.0}, "temperature: is of soft_ranknet"),
+        ({"teacher": str(tiny_cross)}, "teacher: recipe ranknet, as asked for, learns nothing from a ranker"),
     ):
         with pytest.raises(InputError, match=message):
-            training.train(dataclasses.replace(cross("ranknet", tiny_cross), **settings), *data, tmp_path / "x")
+            training.train(cross("ranknet", tiny_cross).but(**settings), *data, tmp_path / "x")
     for architecture, setting, message in (
         ("tk", "layers=0", "must be 1 at least"),
         ("tk", "heads=0", "must be 1 at least"),
@@ -388,6 +390,8 @@ def test_settings_that_would_change_nothing_are_refused(tmp_path, data, tiny_dot
     ):
         with pytest.raises(InputError, match=message):
             training.train(
-                TrainConfig("ranknet", str(tiny_dot), architecture, settings=(setting,), max_steps=1), *data, tmp_path / "x"
+                TrainConfig(recipe="ranknet", init=str(tiny_dot), architecture=architecture, settings=(setting,), max_steps=1),
+                *data,
+                tmp_path / "x",
             )
     assert not list(tmp_path.glob("x*"))

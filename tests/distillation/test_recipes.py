@@ -5,6 +5,7 @@ import re
 import pytest
 
 from pyserini_kd.distillation import losses, recipes
+from pyserini_kd.distillation.config import TrainConfig
 from pyserini_kd.storage.errors import InputError
 
 
@@ -72,7 +73,7 @@ def test_losses_are_switched_by_name():
     assert changed("lm+ranker-distill", "hidden=2")[:2] == [{"hidden": 2.0, "attention": 1.0}] * 2
     assert stages("tinybert")[1] == ({"soft_ce": 1.0}, False)  # the recipe itself is as it was
     for change in ("ranknet", "ranknet=", "ranknet=-1", "ranknet=nan", "ranknet=x", "magic=1", "=1"):
-        with pytest.raises(InputError, match="--loss"):
+        with pytest.raises(InputError, match="losses: "):
             changed("uniform", change)
     with pytest.raises(InputError, match="expected one of ranknet, hinge"):
         changed("uniform", "magic=1")
@@ -94,15 +95,15 @@ def test_where_no_start_is_named():
 
 
 def test_students_that_do_not_fit_are_refused():
-    recipes.check_student(recipes.get("tinybert"), "cross_encoder")
-    recipes.check_student(recipes.get("standard-kd"), "colbert")
+    TrainConfig(recipe="tinybert", init="x", architecture="cross_encoder", teacher="t")
+    TrainConfig(recipe="standard-kd", init="x", architecture="colbert")
     with pytest.raises(
         InputError, match="tinybert with the loss hidden is for a cross_encoder student, not a bert_dot; .*margin-mse"
     ):
-        recipes.check_student(recipes.get("tinybert"), "bert_dot")
-    both = recipes.with_losses(recipes.get("margin-mse"), ["in_batch=0.1"])
-    recipes.check_student(both, "bert_dot")
+        TrainConfig(recipe="tinybert", init="x", architecture="bert_dot", teacher="t")
+    both = {"recipe": "margin-mse", "init": "x", "losses": ("in_batch=0.1",)}
+    TrainConfig(architecture="bert_dot", **both)
     with pytest.raises(InputError, match="is for a bert_dot student, not a tk"):
-        recipes.check_student(both, "tk")
+        TrainConfig(architecture="tk", **both)
     with pytest.raises(InputError, match="unknown recipe 'magic'; expected one of margin-mse"):
         recipes.get("magic")

@@ -1,6 +1,5 @@
 """What training starts from: students and teachers, their sizes, scales and settings, what is refused of them."""
 
-import dataclasses
 import json
 import shutil
 from types import SimpleNamespace
@@ -11,8 +10,9 @@ from conftest import cross, save_cross, score, stages_of
 
 from pyserini_kd import train as command
 from pyserini_kd.distillation import batches, candidates, objective
-from pyserini_kd.distillation.config import TrainConfig
-from pyserini_kd.distillation.student import load_student, refuse_ignored
+from pyserini_kd.distillation.config import TrainConfig, shape_of
+from pyserini_kd.distillation.rankers import Teachers
+from pyserini_kd.distillation.student import load_student
 from pyserini_kd.distillation.teacher_scores import Scores
 from pyserini_kd.distillation.training import train
 from pyserini_kd.models import checkpoint_names, layers, loading, saving
@@ -44,14 +44,14 @@ def test_start_scale_meets_the_teacher_s_margin(data, scores, tiny_dot, architec
 
 def test_layers_of_a_random_start_are_refused():
     with pytest.raises(InputError, match="random:2/32 says how many there are"):
-        refuse_ignored(TrainConfig("ranker-distill", "random:2/32", "cross_encoder", layers=(0,)))
+        TrainConfig(recipe="ranker-distill", init="random:2/32", architecture="cross_encoder", layers=(0,), teacher="x")
 
 
 def test_unit_vectors_under_raw_losses_are_warned_of(tmp_path, data, tiny_dot, caplog):
     for l2_norm, scale, warned in ((True, None, True), (True, 20.0, False), (None, None, False)):
         caplog.clear()
-        config = TrainConfig("uniform", str(tiny_dot), losses=("margin_mse=none",), l2_norm=l2_norm, score_scale=scale,
-                             max_steps=1, batch_size=5, precision="fp32")  # fmt: skip
+        config = TrainConfig(recipe="uniform", init=str(tiny_dot), architecture="bert_dot", losses=("margin_mse=none",),
+                             l2_norm=l2_norm, score_scale=scale, max_steps=1, batch_size=5, precision="fp32")  # fmt: skip
         out = train(config, *data, tmp_path / "out", overwrite=(tmp_path / "out").exists())
         assert ("vectors have length 1" in caplog.text) is warned
         assert loading.load(str(out)).settings.l2_norm is bool(l2_norm)
@@ -73,26 +73,26 @@ def test_a_tk_has_the_layers_it_is_told(tmp_path, invoke, files, data, tiny_dot)
 
 def test_bounded_scores_are_refused_or_scaled(tmp_path, invoke, files, data, liked, tiny_dot):
     bounded = Scores(data[0]).fill((q, d, s / 10) for q, d, s in liked)
-    config = TrainConfig("margin-mse", str(tiny_dot), max_steps=1, batch_size=5, precision="fp32")
+    config = TrainConfig(recipe="margin-mse", init=str(tiny_dot), max_steps=1, batch_size=5, precision="fp32")
     with pytest.raises(InputError, match=r"all teacher scores lie in \[-1, 1\]"):
         train(config, *data, tmp_path / "x", scores=bounded)
-    train(dataclasses.replace(config, score_scale=0.05), *data, tmp_path / "scaled", scores=bounded)
+    train(config.but(score_scale=0.05), *data, tmp_path / "scaled", scores=bounded)
     (tmp_path / "s.tsv").write_text("0.75\t-1\tq0\teat-cat\teat-dog\n")
     words = ["--recipe", "margin-mse", "--init", tiny_dot, "--collection", files["docs"], "--topics", files["topics"]]
     result = invoke(command.main, *words, "--scores", tmp_path / "s.tsv", "--max-steps", 1, "--output", tmp_path / "y")
     assert result.exit_code == 2 and "all teacher scores lie in [-1, 1]" in result.output and not list(tmp_path.glob("y*"))
     cosine = loading.load(str(tiny_dot), l2_norm=True)
     saving.save(cosine, tmp_path / "cosine")
-    live = dataclasses.replace(config, teacher=str(tmp_path / "cosine"))
-    with pytest.raises(InputError, match=r"gives cosines in \[-1, 1\]: say with --score-scale"):
+    live = config.but(teacher=str(tmp_path / "cosine"))
+    with pytest.raises(InputError, match=r"gives cosines in \[-1, 1\]: set score_scale"):
         train(live, *data, tmp_path / "z")
-    with pytest.raises(InputError, match="--temperature is of soft_ranknet, .*; recipe margin-mse has none of them"):
-        train(dataclasses.replace(live, temperature=0.1), *data, tmp_path / "z")
-    mixed = dataclasses.replace(live, losses=("soft_ranknet=1",), temperature=0.1)  # which margin-mse takes no notice of
-    with pytest.raises(InputError, match=r"gives cosines in \[-1, 1\]: say with --score-scale"):
+    with pytest.raises(InputError, match="temperature: is of soft_ranknet, .*; recipe margin-mse has none of them"):
+        train(live.but(temperature=0.1), *data, tmp_path / "z")
+    mixed = live.but(losses=("soft_ranknet=1",), temperature=0.1)  # which margin-mse takes no notice of
+    with pytest.raises(InputError, match=r"gives cosines in \[-1, 1\]: set score_scale"):
         train(mixed, *data, tmp_path / "z")
-    train(dataclasses.replace(live, score_scale=0.05), *data, tmp_path / "z")
-    soft = dataclasses.replace(live, recipe="uniform", losses=("margin_mse=none", "soft_ranknet=1"), temperature=0.1)
+    train(live.but(score_scale=0.05), *data, tmp_path / "z")
+    soft = live.but(recipe="uniform", losses=("margin_mse=none", "soft_ranknet=1"), temperature=0.1)
     train(soft, *data, tmp_path / "soft")
 
 
@@ -103,7 +103,7 @@ def test_dropout_replaces_the_checkpoints_in_every_layer(tmp_path, data, tokeniz
 
     def scores(**settings):
         torch.manual_seed(0)
-        model = load_student(cross("ranknet", noisy, **settings), {True: None, False: None})
+        model = load_student(cross("ranknet", noisy, **settings), Teachers())
         return [model.train(training).pair_scores(batch).tolist() for training in (True, True, False)]
 
     first, second, still = scores()
@@ -145,7 +145,7 @@ def meta_student(shape):
         architecture="cross_encoder", classifier=SimpleNamespace(base_model=encoder), tokenizer=None, max_len=512
     )
     with torch.device("meta"):
-        return objective.random_student(shape, like)
+        return objective.random_student(*shape_of(f"random:{shape}"), like)
 
 
 @pytest.mark.parametrize(("shape", "millions"), [("6/768", 66.96), ("4/312", 14.35), ("3/384", 17.39), ("12/768", 109.5)])
@@ -227,27 +227,27 @@ def test_scores_are_scaled_by_the_last_norm_of_the_encoder(kind):
 
 @pytest.mark.parametrize("match_scale", [None, False])
 def test_a_student_may_keep_its_own_scale(tmp_path, data, scores, tiny_dot, match_scale):
-    config = TrainConfig("margin-mse", str(tiny_dot), max_steps=1, precision="fp32", match_scale=match_scale)
+    config = TrainConfig(recipe="margin-mse", init=str(tiny_dot), max_steps=1, precision="fp32", match_scale=match_scale)
     (stage,) = stages_of(train(config, *data, tmp_path / "out", scores=scores))
     assert (stage["match_scale"], stage["start_scale"] == 1.0) == ((True, False) if match_scale is None else (False, True))
 
 
 def test_only_a_students_scores_are_brought_to_those_of_a_teacher(tmp_path, data, tiny_dot, tiny_cross):
     with pytest.raises(
-        InputError, match="--match-scale is for losses on teacher scores; recipe ranknet"
+        InputError, match="match_scale: is for losses on teacher scores; recipe ranknet"
     ):  # nothing to be brought to
-        train(TrainConfig("ranknet", str(tiny_dot), max_steps=1, match_scale=True), *data, tmp_path / "out")
-    with pytest.raises(InputError, match="--match-scale is for a bert_dot or a colbert whose vectors"):
-        refuse_ignored(TrainConfig("margin-mse", str(tiny_cross), "cross_encoder", match_scale=True))
-    with pytest.raises(InputError, match="--match-scale is for"):
-        refuse_ignored(TrainConfig("margin-mse", str(tiny_dot), match_scale=True, l2_norm=True))
+        train(TrainConfig(recipe="ranknet", init=str(tiny_dot), max_steps=1, match_scale=True), *data, tmp_path / "out")
+    with pytest.raises(InputError, match="match_scale: is for a bert_dot or a colbert whose vectors"):
+        TrainConfig(recipe="margin-mse", init=str(tiny_cross), architecture="cross_encoder", match_scale=True)
+    with pytest.raises(InputError, match="match_scale: is for"):
+        TrainConfig(recipe="margin-mse", init=str(tiny_dot), match_scale=True, l2_norm=True)
 
 
 def test_a_new_colbert_asks_with_eight_masks_and_others_inherit_none(tmp_path, data, tiny_dot):
-    made = train(TrainConfig("ranknet", str(tiny_dot), "colbert", max_steps=1), *data, tmp_path / "c")
+    made = train(TrainConfig(recipe="ranknet", init=str(tiny_dot), architecture="colbert", max_steps=1), *data, tmp_path / "c")
     assert loading.load(str(made)).settings.masks == 8
     assert loading.load(str(made), architecture="prettr").settings.masks == 0
-    again = train(TrainConfig("ranknet", str(made), "prettr", max_steps=1), *data, tmp_path / "p")
+    again = train(TrainConfig(recipe="ranknet", init=str(made), architecture="prettr", max_steps=1), *data, tmp_path / "p")
     assert loading.load(str(again)).settings.masks == 0
 
 

@@ -1,6 +1,5 @@
 """Training: batches, scores with gradients, learning, resuming, refusals."""
 
-import dataclasses
 import json
 import os
 from types import SimpleNamespace
@@ -13,12 +12,12 @@ from conftest import cross, save_cross, score, stages_of
 from pyserini_kd import teach, train
 from pyserini_kd.data import docstrings
 from pyserini_kd.data.formats import write_collection
-from pyserini_kd.distillation import batches, objective, processes, recipes, training, training_data, triples
-from pyserini_kd.distillation import trainer as trainer_
+from pyserini_kd.distillation import batches, objective, processes, stages, training, training_data, triples
 from pyserini_kd.distillation.candidates import Group, write_candidates
 from pyserini_kd.distillation.config import TrainConfig
 from pyserini_kd.distillation.teacher_scores import Scores
-from pyserini_kd.distillation.trainer import _last_state, _trainer, clock, states_of, time
+from pyserini_kd.distillation.train_settings import Given
+from pyserini_kd.distillation.trainer import checkpoints, clock, last_state, make_trainer, time
 from pyserini_kd.models import checkpoint_names, loading, saving
 from pyserini_kd.storage.environment import sha256
 from pyserini_kd.storage.errors import InputError
@@ -152,7 +151,14 @@ def test_recipes_learn(tmp_path, data, scores, tiny_dot, tiny_cross, recipe, arc
     settings = {"prettr": ("join_layer=1",), "tk": ("heads=4",)}.get(architecture, ())
     lr = 3e-2 if architecture == "tk" else 3e-3
     config = TrainConfig(
-        recipe, str(init), architecture, lr=lr, max_steps=40, batch_size=5, precision="fp32", settings=settings
+        recipe=recipe,
+        init=str(init),
+        architecture=architecture,
+        lr=lr,
+        max_steps=40,
+        batch_size=5,
+        precision="fp32",
+        settings=settings,
     )
     out = training.train(config, *data, tmp_path / "out", scores=scores)
     record = json.loads((out / "training.json").read_text())
@@ -173,7 +179,7 @@ def test_recipes_learn(tmp_path, data, scores, tiny_dot, tiny_cross, recipe, arc
 def test_same_seed_same_weights_and_a_cut_run_resumes_to_them(
     tmp_path, data, scores, tiny_dot, monkeypatch, architecture, more
 ):
-    config = TrainConfig("margin-mse", str(tiny_dot), architecture, settings=more, lr=1e-3, max_steps=8, batch_size=5,
+    config = TrainConfig(recipe="margin-mse", init=str(tiny_dot), architecture=architecture, settings=more, lr=1e-3, max_steps=8, batch_size=5,
                          save_steps=3, precision="fp32")  # fmt: skip
     whole = checkpoint_names.fingerprint(training.train(config, *data, tmp_path / "whole", scores=scores))
     assert checkpoint_names.fingerprint(training.train(config, *data, tmp_path / "again", scores=scores)) == whole
@@ -192,33 +198,31 @@ def test_same_seed_same_weights_and_a_cut_run_resumes_to_them(
     broken.mkdir()
     (broken / "model.safetensors").write_bytes(b"half")
     (broken / "trainer_state.json").write_text('{"epoch"')
-    (tmp_path / "cut.partial" / ".config.json.abc.partial").write_text("{")
+    (tmp_path / "cut.partial" / ".made_from.json.abc.partial").write_text("{")
     assert checkpoint_names.fingerprint(training.train(config, *data, tmp_path / "cut", scores=scores)) == whole
 
 
 @pytest.mark.parametrize("patience", [None, 1])
 def test_a_kill_between_the_last_step_and_its_record_adds_no_step(tmp_path, data, scores, tiny_dot, dev, monkeypatch, patience):
     """5 steps are no whole epoch; with patience training stops when the measure, always 1, has not risen once."""
-    import safetensors.torch
-
     monkeypatch.setattr(
         "pyserini_kd.evaluation.engines.evaluate", lambda run, qrels, names: {name: {"q": 1.0} for name in names}
     )
-    config = TrainConfig("margin-mse", str(tiny_dot), lr=1e-3, schedule="constant", max_steps=5 if patience is None else 20,
+    config = TrainConfig(recipe="margin-mse", init=str(tiny_dot), lr=1e-3, schedule="constant", max_steps=5 if patience is None else 20,
                          batch_size=5, save_steps=1, eval_steps=2, patience=patience, precision="fp32")  # fmt: skip
     given = {"scores": scores, "dev": dev if patience else None}
     whole = training.train(config, *data, tmp_path / "whole", **given)
-    save = safetensors.torch.save_model
+    save = stages.save_model
 
     def killed(model, path):
-        if path.endswith("stage-1.safetensors"):
+        if path.endswith("000001.safetensors"):
             raise KeyboardInterrupt
         save(model, path)
 
-    monkeypatch.setattr(safetensors.torch, "save_model", killed)
+    monkeypatch.setattr(stages, "save_model", killed)
     with pytest.raises(KeyboardInterrupt):
         training.train(config, *data, tmp_path / "cut", **given)
-    monkeypatch.setattr(safetensors.torch, "save_model", save)
+    monkeypatch.setattr(stages, "save_model", save)
     cut = training.train(config, *data, tmp_path / "cut", **given)
     assert checkpoint_names.fingerprint(cut) == checkpoint_names.fingerprint(whole)
     (a,), (b,) = stages_of(whole), stages_of(cut)
@@ -232,16 +236,23 @@ def test_a_state_belongs_to_all_the_processes_that_saved_it(tmp_path, caplog):
         (tmp_path / f"checkpoint-{step}").mkdir()
         for seal in seals:
             (tmp_path / f"checkpoint-{step}" / seal).touch()
-    assert _last_state(tmp_path, batches.Share(0, 2)) == str(tmp_path / "checkpoint-4")
-    assert [path.name for path in states_of(tmp_path)] == ["checkpoint-2", "checkpoint-4"]  # the others were cut short
+    assert last_state(tmp_path, batches.Share(0, 2)) == str(tmp_path / "checkpoint-4")
+    assert [path.name for path in checkpoints(tmp_path)] == ["checkpoint-2", "checkpoint-4"]  # the others were cut short
     assert not caplog.records
-    assert _last_state(tmp_path, batches.Share(0, 1)) == str(tmp_path / "checkpoint-4")
+    assert last_state(tmp_path, batches.Share(0, 1)) == str(tmp_path / "checkpoint-4")
     assert "it was saved by 2 processes, here are 1" in caplog.text
 
 
 def test_runs_with_dropout_resume_to_the_same_weights(tmp_path, data, scores, tiny_dot, monkeypatch):
     config = TrainConfig(
-        "margin-mse", str(tiny_dot), lr=1e-3, max_steps=21, batch_size=5, save_steps=3, precision="fp32", dropout=0.3
+        recipe="margin-mse",
+        init=str(tiny_dot),
+        lr=1e-3,
+        max_steps=21,
+        batch_size=5,
+        save_steps=3,
+        precision="fp32",
+        dropout=0.3,
     )
     whole = training.train(config, *data, tmp_path / "whole", scores=scores)
     import transformers
@@ -254,9 +265,7 @@ def test_runs_with_dropout_resume_to_the_same_weights(tmp_path, data, scores, ti
     with pytest.raises(KeyboardInterrupt):
         training.train(config, *data, tmp_path / "cut", scores=scores)
     monkeypatch.setattr(transformers.Trainer, "training_step", step)
-    resumed = training.train(
-        dataclasses.replace(config, save_steps=4), *data, tmp_path / "cut", scores=scores
-    )  # decides nothing
+    resumed = training.train(config.but(save_steps=4), *data, tmp_path / "cut", scores=scores)  # decides nothing
     assert checkpoint_names.fingerprint(resumed) == checkpoint_names.fingerprint(whole)
     (a,), (b,) = stages_of(whole), stages_of(resumed)
     assert a["log"] == b["log"] and [entry["step"] for entry in a["log"]] == list(
@@ -290,7 +299,7 @@ def test_a_gradient_that_is_not_finite_stops_in_its_step(tmp_path, data, scores,
         return value + (0 * student.sum()).sqrt() if len(calls) == 4 else value  # the root's slope at 0 is infinite
 
     monkeypatch.setitem(losses.LOSSES, "margin_mse", steep)
-    config = TrainConfig("margin-mse", str(tiny_dot), max_steps=4, batch_size=5, save_steps=2, precision="fp32")
+    config = TrainConfig(recipe="margin-mse", init=str(tiny_dot), max_steps=4, batch_size=5, save_steps=2, precision="fp32")
     with pytest.raises(InputError, match="step 4: a gradient is not finite .*last good checkpoint is .*out.last-good"):
         training.train(config, *data, tmp_path / "out", scores=scores)
     assert not (tmp_path / "out").exists()
@@ -304,8 +313,10 @@ def test_accumulated_batches_are_averaged(tmp_path, data, scores, tiny_dot):
     same = [group._replace(block=0) for group in groups[:5]]
     twice = same + [group._replace(block=1) for group in groups[:5]]
     kwargs = {"lr": 1e-3, "max_steps": 1, "batch_size": 5, "precision": "fp32", "warmup": 0.0, "max_grad_norm": 1e-3}
-    one = training.train(TrainConfig("margin-mse", str(tiny_dot), **kwargs), same, queries, docs, tmp_path / "a", scores=scores)
-    two = training.train(TrainConfig("margin-mse", str(tiny_dot), accumulate=2, **kwargs), twice, queries, docs, tmp_path / "b",
+    one = training.train(
+        TrainConfig(recipe="margin-mse", init=str(tiny_dot), **kwargs), same, queries, docs, tmp_path / "a", scores=scores
+    )
+    two = training.train(TrainConfig(recipe="margin-mse", init=str(tiny_dot), accumulate=2, **kwargs), twice, queries, docs, tmp_path / "b",
                       scores=scores)  # fmt: skip
     a, b = (loading.load(str(folder)).state_dict() for folder in (one, two))
     assert all(torch.allclose(a[name], b[name], atol=1e-6) for name in a)
@@ -322,7 +333,7 @@ def test_scores_keep_float32_under_autocast(data, scores, tiny_dot):
 
 
 def test_precision_is_ours_whatever_accelerate_is_configured_for(tmp_path, data, scores, tiny_dot, monkeypatch):
-    config = TrainConfig("margin-mse", str(tiny_dot), lr=1e-3, max_steps=2, batch_size=5, precision="fp32")
+    config = TrainConfig(recipe="margin-mse", init=str(tiny_dot), lr=1e-3, max_steps=2, batch_size=5, precision="fp32")
     plain = training.train(config, *data, tmp_path / "plain", scores=scores)
     monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "bf16")
     assert checkpoint_names.fingerprint(
@@ -377,7 +388,7 @@ def test_a_device_that_is_not_there_is_refused_before_data_are_converted(tmp_pat
     write_candidates(data[0], tmp_path / "c.jsonl")
     words = ["--recipe", "ranknet", "--init", tiny_dot, "--candidates", tmp_path / "c.jsonl", "--collection", files["docs"]]
     words += ["--topics", files["topics"], "--output", tmp_path / "m"]
-    for device, message in (("cuda:99", "CUDA_VISIBLE_DEVICES=99"), ("gpu", "--device must be")):
+    for device, message in (("cuda:99", "--device: choose the GPU by CUDA_VISIBLE_DEVICES=99"), ("gpu", "--device must be")):
         result = invoke(train.main, *words, "--device", device)
         assert result.exit_code == 2 and message in result.output, result.output
 
@@ -391,10 +402,10 @@ def test_a_device_that_is_not_there_is_refused_before_data_are_converted(tmp_pat
         (
             "ranknet",
             ["--student", "tk", "--dev-topics", "t", "--dev-qrels", "q", "--dev-retrieval"],
-            "--dev-retrieval is for a",
+            "--dev-retrieval: is for a bert_dot",
         ),
-        ("margin-mse", [], "recipe margin-mse needs --scores"),
-        ("lm-distill", ["--init", "random:2/33"], "recipe lm-distill distils a language model: give --lm-teacher"),
+        ("margin-mse", [], "--scores: recipe margin-mse needs them"),
+        ("lm-distill", ["--init", "random:2/33"], "--lm-teacher: recipe lm-distill distils a language model: name one"),
         ("lm-distill", ["--init", "random:2/33", "--lm-teacher", "CROSS"], "a multiple of the teacher's"),
         ("tinybert", ["--init", "random:2/32", "--lm-teacher", "CROSS", "--teacher", "DOT"], "cross"),
     ],
@@ -403,8 +414,9 @@ def test_a_mistake_about_models_is_told_before_data_are_read(
     tmp_path, invoke, files, data, tiny_dot, tiny_cross, monkeypatch, recipe, more, told
 ):
     for name in ("read_dev", "gather"):
-        monkeypatch.setattr(train, name, lambda *args, **kwargs: pytest.fail("reads data"))
+        monkeypatch.setattr(training, name, lambda *args, **kwargs: pytest.fail("reads data"))
     words = ["--recipe", recipe, "--collection", files["docs"], "--topics", files["topics"], "--output", tmp_path / "m"]
+    words += ["--candidates", tmp_path / "c.jsonl"]
     words += [] if "--init" in more else ["--init", tiny_dot]
     result = invoke(train.main, *words, *({"CROSS": tiny_cross, "DOT": tiny_dot}.get(word, word) for word in more))
     assert result.exit_code == 2 and told in result.output and "Traceback" not in result.output, result.output
@@ -413,7 +425,7 @@ def test_a_mistake_about_models_is_told_before_data_are_read(
 
 def test_each_process_takes_its_own_gpu(monkeypatch):
     monkeypatch.setenv("LOCAL_RANK", "1")
-    of = {name: processes.device_of(TrainConfig("ranknet", "x", device=name)) for name in ("cpu", "cuda", "cuda:0")}
+    of = {name: processes.device_of(TrainConfig(recipe="ranknet", init="x", device=name)) for name in ("cpu", "cuda", "cuda:0")}
     assert of == {"cpu": "cpu", "cuda": "cuda:1", "cuda:0": "cuda:1"}
 
 
@@ -425,21 +437,28 @@ def test_processes_wait_for_the_first_as_long_as_it_takes(monkeypatch):
     monkeypatch.setattr(
         accelerate, "PartialState", lambda **given: told.update(given) or SimpleNamespace(process_index=0, num_processes=2)
     )
-    assert processes.processes(TrainConfig("ranknet", "x")).world == 2
+    assert processes.processes(TrainConfig(recipe="ranknet", init="x")).world == 2
     assert told["cpu"] is True and told["timeout"].days >= 1
 
 
 def test_a_loss_that_is_not_finite_stops(tmp_path, data, liked, tiny_dot):
     bad = Scores(data[0]).fill((q, d, float("inf") if d.startswith("eat-cat") else s) for q, d, s in liked)
     with pytest.raises(InputError, match="not finite"):
-        training.train(TrainConfig("margin-mse", str(tiny_dot), max_steps=3), *data, tmp_path / "x", scores=bad)
+        training.train(TrainConfig(recipe="margin-mse", init=str(tiny_dot), max_steps=3), *data, tmp_path / "x", scores=bad)
     assert not (tmp_path / "x").exists()
 
 
 def test_the_learning_rate_follows_the_schedule(tmp_path, data, tiny_dot):
     def rates(schedule):
         config = TrainConfig(
-            "ranknet", str(tiny_dot), lr=1e-3, max_steps=5, warmup=0.2, schedule=schedule, batch_size=5, precision="fp32"
+            recipe="ranknet",
+            init=str(tiny_dot),
+            lr=1e-3,
+            max_steps=5,
+            warmup=0.2,
+            schedule=schedule,
+            batch_size=5,
+            precision="fp32",
         )
         return [entry["lr"] for entry in stages_of(training.train(config, *data, tmp_path / schedule))[0]["log"]]
 
@@ -465,18 +484,18 @@ def test_kernels_learn_at_a_rate_of_their_own(tiny_dot):
 
 
 def test_what_a_stage_and_its_settings_say_reaches_the_trainer(tmp_path, data, tiny_dot, tiny_cross, monkeypatch):
-    made, build = [], _trainer
+    made, build = [], make_trainer
 
     def kept(*args):
         made.append(build(*args))
         return made[-1]
 
-    monkeypatch.setattr(trainer_, "_trainer", kept)
+    monkeypatch.setattr(stages, "make_trainer", kept)
     settings = {"lr": 1e-4, "max_steps": 2, "batch_size": 5, "precision": "fp32", "seed": 3}
-    config = TrainConfig("ranknet", str(tiny_dot), architecture="tk", settings=("heads=4",), max_grad_norm=7.0,
+    config = TrainConfig(recipe="ranknet", init=str(tiny_dot), architecture="tk", settings=("heads=4",), max_grad_norm=7.0,
                          weight_decay=0.25, **settings)  # fmt: skip
     training.train(config, *data, tmp_path / "tk")
-    ((trainer, _),) = made
+    (trainer,) = made
     args = trainer.args
     assert (args.weight_decay, args.max_grad_norm, args.seed, args.learning_rate) == (0.25, 7.0, 3, 1e-4)
     names = {id(p): name for name, p in trainer.model.student.named_parameters()}
@@ -490,21 +509,23 @@ def test_what_a_stage_and_its_settings_say_reaches_the_trainer(tmp_path, data, t
     for recipe, decay in (("standard-kd", 0.01), ("simplified-tinybert", 0.01)):
         made.clear()
         training.train(
-            TrainConfig(recipe, str(tiny_cross), "cross_encoder", teacher=str(tiny_cross), **settings), *data, tmp_path / recipe
+            TrainConfig(recipe=recipe, init=str(tiny_cross), architecture="cross_encoder", teacher=str(tiny_cross), **settings),
+            *data,
+            tmp_path / recipe,
         )
-        ((trainer, _),) = made
+        (trainer,) = made
         assert (trainer.args.weight_decay, trainer.args.max_grad_norm) == (decay, 1.0)
         assert trainer.model.length == 48  # tokens a pair, by which the attention loss is averaged
 
 
 def test_refusals(tmp_path, data, liked, tiny_dot):
-    with pytest.raises(InputError, match="needs --scores"):
-        training.train(TrainConfig("margin-mse", str(tiny_dot)), *data, tmp_path / "x")
+    with pytest.raises(InputError, match="scores: recipe margin-mse needs them"):
+        training.train(TrainConfig(recipe="margin-mse", init=str(tiny_dot)), *data, tmp_path / "x")
     few = Scores(data[0]).fill(scored for scored in liked if scored[2] < 10)
     with pytest.raises(InputError, match=f"10 candidate pairs have no teacher score, e.g. query {liked[0][0]}, {liked[0][1]}"):
-        training.train(TrainConfig("margin-mse", str(tiny_dot)), *data, tmp_path / "x", scores=few)
+        training.train(TrainConfig(recipe="margin-mse", init=str(tiny_dot)), *data, tmp_path / "x", scores=few)
     with pytest.raises(InputError, match="unknown recipe 'magic'; expected one of margin-mse"):
-        training.train(TrainConfig("magic", str(tiny_dot)), *data, tmp_path / "x")
+        training.train(TrainConfig(recipe="magic", init=str(tiny_dot)), *data, tmp_path / "x")
 
 
 def test_command(tmp_path, invoke, files, data, scores, tiny_dot):
@@ -528,12 +549,12 @@ def test_command(tmp_path, invoke, files, data, scores, tiny_dot):
         (["--recipe", "ranknet", *more, "--layers", "zero"], "--layers"),
         (["--recipe", "ranknet", *more, "--layers", "7"], "layers"),
         (["--recipe", "ranknet", "--overwrite"], "--candidates"),
-        (["--recipe", "ranknet", *more, "--qrels", files["qrels"]], "--qrels makes candidates where none are given"),
+        (["--recipe", "ranknet", *more, "--qrels", files["qrels"]], "--qrels: make candidates where none are given"),
         (
             ["--recipe", "ranknet", *more, "--scores", tmp_path / "s.tsv"],
             "--scores: recipe ranknet, as asked for, learns nothing",
         ),
-        (["--recipe", "ranknet", *more, "--dev-topics", files["topics"]], "go together"),
+        (["--recipe", "ranknet", *more, "--dev-topics", files["topics"]], "goes together"),
         (["--recipe", "ranknet", *more, "--metric", "nDGC@10"], "nDCG@10"),
         (["--recipe", "ranknet", "--candidates", tmp_path / "c.jsonl"], "exists"),
     ):
@@ -584,15 +605,15 @@ def test_data_that_does_not_fit_is_refused(tmp_path, invoke, files, data, scores
         ),
         (
             ["--recipe", "ranknet", "--candidates", tmp_path / "c.jsonl", "--setting", "magic=3"],
-            "--setting magic: a bert_dot has none of its own",
+            "--setting: magic: a bert_dot has no settings of its own",
         ),
         (
             ["--recipe", "ranknet", "--candidates", tmp_path / "c.jsonl", "--student", "tk", "--setting", "max_query_len=9"],
-            "--setting max_query_len: a tk has layers, heads, feed_forward",
+            "--setting: max_query_len: a tk has layers, heads, feed_forward",
         ),
         (
             ["--recipe", "ranknet", "--candidates", tmp_path / "c.jsonl", "--student", "tk", "--layers", "0"],
-            "a tk has its own (--setting layers=2)",
+            "a tk has its own (setting layers=2)",
         ),
         (
             ["--recipe", "ranknet", "--candidates", tmp_path / "c.jsonl", "--student", "cross_encoder", "--max-length", 9999],
@@ -605,15 +626,15 @@ def test_data_that_does_not_fit_is_refused(tmp_path, invoke, files, data, scores
         ),
         (
             ["--recipe", "ranknet", "--candidates", tmp_path / "c.jsonl", "--student", "cross_encoder", "--pooling", "mean"],
-            "are not for a cross_encoder",
+            "--pooling: a cross_encoder reads pairs",
         ),
         (
             ["--recipe", "ranknet", "--candidates", tmp_path / "c.jsonl", "--student", "colbert", "--pooling", "mean"],
-            "--pooling is for a bert_dot",
+            "--pooling: is for a bert_dot",
         ),
         (
             ["--recipe", "ranknet", "--candidates", tmp_path / "c.jsonl", "--student", "tk", "--l2-norm"],
-            "--l2-norm is for a bert_dot or a colbert",
+            "--l2-norm: is for a bert_dot or a colbert",
         ),
     ):
         result = invoke(train.main, *base, *wrong)
@@ -635,7 +656,7 @@ def test_the_last_good_checkpoint_is_kept(tmp_path, data, scores, tiny_dot, dev,
 
     monkeypatch.setitem(losses.LOSSES, "margin_mse", broken)
     saved = {"save_steps": 2} if by == "states" else {"eval_steps": 2}
-    config = TrainConfig("margin-mse", str(tiny_dot), max_steps=8, batch_size=5, precision="fp32", **saved)
+    config = TrainConfig(recipe="margin-mse", init=str(tiny_dot), max_steps=8, batch_size=5, precision="fp32", **saved)
     with pytest.raises(InputError, match="not finite .*last good checkpoint is .*out.last-good"):
         training.train(config, *data, tmp_path / "out", scores=scores, dev=None if by == "states" else dev)
     assert not (tmp_path / "out").exists()
@@ -647,14 +668,18 @@ def test_the_last_good_checkpoint_is_kept(tmp_path, data, scores, tiny_dot, dev,
 def test_bf16_trains_otherwise_than_fp32_and_nearly_the_same(tmp_path, data, scores, tiny_dot):
     logs = []
     for precision in ("fp32", "bf16"):
-        config = TrainConfig("margin-mse", str(tiny_dot), lr=1e-3, max_steps=4, batch_size=5, precision=precision, dropout=0.0)
+        config = TrainConfig(
+            recipe="margin-mse", init=str(tiny_dot), lr=1e-3, max_steps=4, batch_size=5, precision=precision, dropout=0.0
+        )
         (stage,) = stages_of(training.train(config, *data, tmp_path / precision, scores=scores))
         logs.append([entry["margin_mse"] for entry in stage["log"]])
     assert logs[0] != logs[1] and logs[0] == pytest.approx(logs[1], rel=0.1)
 
 
 def test_the_record_of_a_training_tells_what_it_was(tmp_path, data, scores, tiny_dot):
-    out = training.train(TrainConfig("margin-mse", str(tiny_dot), max_steps=1, seed=7), *data, tmp_path / "out", scores=scores)
+    out = training.train(
+        TrainConfig(recipe="margin-mse", init=str(tiny_dot), max_steps=1, seed=7), *data, tmp_path / "out", scores=scores
+    )
     record = json.loads((out / "training.json").read_text())
     assert record["recipe"]["name"] == "margin-mse" and "2010.02666" in record["recipe"]["source"]
     assert record["config"]["seed"] == 7 and record["config"]["max_grad_norm"] == 1.0
@@ -663,9 +688,9 @@ def test_the_record_of_a_training_tells_what_it_was(tmp_path, data, scores, tiny
 
 
 def test_remains_of_a_kill_are_cleared_and_foreign_folders_are_not(tmp_path, data, tiny_dot):
-    config = TrainConfig("ranknet", str(tiny_dot), max_steps=1, batch_size=5, precision="fp32")
+    config = TrainConfig(recipe="ranknet", init=str(tiny_dot), max_steps=1, batch_size=5, precision="fp32")
     (tmp_path / "a.partial" / "stage-1").mkdir(parents=True)  # killed while it was being removed
-    (tmp_path / "a.partial" / ".config.json.x1y2.partial").write_text("{")
+    (tmp_path / "a.partial" / ".made_from.json.x1y2.partial").write_text("{")
     (tmp_path / "a.partial" / "clock.json").write_text('{"seconds": 1, "began": 1}')
     training.train(config, *data, tmp_path / "a")
     assert not (tmp_path / "a.partial").exists()
@@ -677,7 +702,9 @@ def test_remains_of_a_kill_are_cleared_and_foreign_folders_are_not(tmp_path, dat
 
 
 def test_saved_states_of_other_settings_are_kept_until_the_user_says_otherwise(tmp_path, data, tiny_dot):
-    config = TrainConfig("ranknet", str(tiny_dot), max_steps=4, batch_size=5, precision="fp32", lr=1e-3, save_steps=1)
+    config = TrainConfig(
+        recipe="ranknet", init=str(tiny_dot), max_steps=4, batch_size=5, precision="fp32", lr=1e-3, save_steps=1
+    )
     whole = training.train(config, *data, tmp_path / "whole")
     import transformers
 
@@ -691,9 +718,9 @@ def test_saved_states_of_other_settings_are_kept_until_the_user_says_otherwise(t
     with pytest.MonkeyPatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr(transformers.Trainer, "training_step", killed)
         training.train(config, *data, tmp_path / "m")
-    other = dataclasses.replace(config, lr=2e-3)
+    other = config.but(lr=2e-3)
     with pytest.raises(
-        InputError, match="m.partial holds 2 saved states of a run with another lr: 0.001, here 0.002; go on with the same"
+        InputError, match="m.partial holds 2 finished parts made with another lr: 0.001, here 0.002; go on with the same"
     ):
         training.train(other, *data, tmp_path / "m")
     assert checkpoint_names.fingerprint(training.train(config, *data, tmp_path / "m")) == checkpoint_names.fingerprint(whole)
@@ -820,13 +847,13 @@ def test_texts_of_an_interrupted_run_on_pydocs_go_when_the_packages_change(
     real, made = training_data._convert, []
     monkeypatch.setattr(training_data, "_convert", lambda *given, **more: made.append(versions) or real(*given, **more))
     write_candidates(data[0], tmp_path / "c.jsonl")
-    config = TrainConfig("ranknet", str(tiny_dot))
-    given = training_data.Given("pydocs", "pydocs:train", tmp_path / "c.jsonl", None, None, None)
+    config = TrainConfig(recipe="ranknet", init=str(tiny_dot))
+    given = Given(collection="pydocs", topics="pydocs:train", candidates=tmp_path / "c.jsonl")
     for versions in ("old", "old", "new"):
         monkeypatch.setattr(docstrings, "stamp", lambda versions=versions: versions)
         with (
             pytest.raises(KeyboardInterrupt),
-            training_data.gather(given, recipes.get("ranknet").stages, config, tmp_path / "m"),
+            training_data.gather(given, config, tmp_path / "m"),
         ):
             raise KeyboardInterrupt
     assert made == ["old", "new"]
@@ -847,5 +874,7 @@ def test_tiny_numbers_are_zero_while_training_and_only_then(tmp_path, data, tiny
 
     seen, tiny = [], torch.tensor([1e-40])
     monkeypatch.setitem(losses.LOSSES, "ranknet", lambda *args: seen.append(float(tiny + 0)) or losses.ranknet(*args))
-    training.train(TrainConfig("ranknet", str(tiny_dot), max_steps=1, batch_size=5, precision="fp32"), *data, tmp_path / "out")
+    training.train(
+        TrainConfig(recipe="ranknet", init=str(tiny_dot), max_steps=1, batch_size=5, precision="fp32"), *data, tmp_path / "out"
+    )
     assert set(seen) == {0.0} and float(tiny + 0) > 0

@@ -1,6 +1,5 @@
 """Training on several processes, and processes that are killed."""
 
-import dataclasses
 import json
 import multiprocessing
 import os
@@ -93,7 +92,7 @@ def test_torchrun_with_one_process_trains_a_stage_on_layers(tmp_path, data, like
     candidates.write_candidates(data[0], tmp_path / "c.jsonl")
     (tmp_path / "scores.json").write_text(json.dumps(liked))
     config = cross("tinybert", tiny_cross, teacher=teacher, max_steps=2)
-    (tmp_path / "runs.json").write_text(json.dumps({"out": dataclasses.asdict(config)}))
+    (tmp_path / "runs.json").write_text(json.dumps({"out": config.model_dump(exclude_unset=True)}))
     environment = {
         "MASTER_ADDR": "127.0.0.1",
         "MASTER_PORT": str(free_port()),
@@ -166,7 +165,7 @@ def test_a_run_killed_with_signal_9_in_its_second_stage_resumes_to_the_same_weig
     candidates.write_candidates(data[0], tmp_path / "c.jsonl")
     (tmp_path / "scores.json").write_text(json.dumps(liked))
     config = cross("tinybert", tiny_cross, teacher=teacher, save_steps=2)
-    (tmp_path / "runs.json").write_text(json.dumps({"out": dataclasses.asdict(config)}))
+    (tmp_path / "runs.json").write_text(json.dumps({"out": config.model_dump(exclude_unset=True)}))
     process = FRESH.Process(
         target=run_in_process, args=(tmp_path, files["docs"], files["topics"], torch.get_num_threads(), {}, "stage-2")
     )

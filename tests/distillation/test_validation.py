@@ -13,6 +13,7 @@ from pyserini_kd.data.passages import segment as segmented
 from pyserini_kd.data.runs import Run
 from pyserini_kd.distillation import batches, candidates, processes, training, validation
 from pyserini_kd.distillation.config import TrainConfig
+from pyserini_kd.distillation.train_settings import Given
 from pyserini_kd.distillation.validation import FACTOR, PLATEAU, Watch, plateaus, read_dev
 from pyserini_kd.evaluation import engines
 from pyserini_kd.models import checkpoint_names, loading
@@ -20,19 +21,24 @@ from pyserini_kd.retrieval import reranking, text_sources
 from pyserini_kd.storage.errors import InputError
 
 
+def given(files, run=None, depth=5, qrels=None, **more):
+    return Given(collection=files["docs"], dev_topics=files["topics"], dev_qrels=qrels or files["qrels"], dev_run=run,
+                 dev_depth=depth, **more)  # fmt: skip
+
+
 def test_dev_data_that_does_not_belong_together_is_refused_before_training(tmp_path, files):
     (tmp_path / "run.txt").write_text("nobody Q0 eat-cat 1 1.0 t\n")
     with pytest.raises(InputError, match="1 queries of .*run.txt are not among the dev topics, e.g. nobody"):
-        read_dev(files["topics"], files["qrels"], tmp_path / "run.txt", 5, files["docs"])
+        read_dev(given(files, tmp_path / "run.txt"))
     (tmp_path / "other.qrels").write_text("nobody 0 eat-cat 1\n")
     (tmp_path / "run.txt").write_text("q0 Q0 eat-cat 1 1.0 t\n")
     with pytest.raises(InputError, match="share no"):
-        read_dev(files["topics"], str(tmp_path / "other.qrels"), tmp_path / "run.txt", 5, files["docs"])
+        read_dev(given(files, tmp_path / "run.txt", qrels=str(tmp_path / "other.qrels")))
 
 
 def test_dev_documents_are_measured_by_their_best_passage(tmp_path, files, queries, tiny_dot, dev):
     dev.run.write(tmp_path / "run.txt")
-    read = read_dev(files["topics"], files["qrels"], tmp_path / "run.txt", 5, files["docs"], "3:2")
+    read = read_dev(given(files, tmp_path / "run.txt", segment="3:2"))
     model = loading.load(str(tiny_dot))
     seen = []
     for one in (read, read._replace(segment=None)):
@@ -73,7 +79,7 @@ def test_a_bert_dot_may_be_measured_by_its_own_retrieval(tmp_path, files, corpus
         (None, corpus),
         (tmp_path / "run.txt", [*dev.run.top(2)["q0"].doc_ids, *(d for of in qrels.values() for d in of)]),
     ):
-        read = read_dev(files["topics"], files["qrels"], run, 2, files["docs"], segment, retrieval=True)
+        read = read_dev(given(files, run, 2, segment=segment, dev_retrieval=True))
         assert read.run is None and set(read.docs) == {getattr(doc, "doc_id", doc) for doc in docs}
         folder = tmp_path / str(run is None)
         folder.mkdir()
@@ -88,7 +94,7 @@ def test_a_bert_dot_may_be_measured_by_its_own_retrieval(tmp_path, files, corpus
 def test_dev_retrieval_wants_a_relevant_document(tmp_path, files):
     (tmp_path / "other.qrels").write_text("q0 0 a-dog 1\nq0 0 eat-dog 0\n")
     with pytest.raises(InputError, match="no document that .*other.qrels calls relevant to a dev topic is in the collection"):
-        read_dev(files["topics"], str(tmp_path / "other.qrels"), None, 5, files["docs"], retrieval=True)
+        read_dev(given(files, qrels=str(tmp_path / "other.qrels"), dev_retrieval=True))
 
 
 def test_dev_retrieval_from_the_command_line(tmp_path, invoke, data, files, tiny_dot):
@@ -116,12 +122,14 @@ def test_dev_retrieval_from_the_command_line(tmp_path, invoke, data, files, tiny
         2,
     ]
     words += ["--dev-retrieval", "--precision", "fp32", "--output", tmp_path / "out"]
-    dev_files = files["topics"], files["qrels"], None, 5, files["docs"]
     wrong = invoke(train.main, *words, "--student", "colbert")
-    assert wrong.exit_code == 2 and "--dev-retrieval is for a bert_dot student; a colbert reranks --dev-run" in wrong.output
-    with pytest.raises(InputError, match="--dev-retrieval is for a bert_dot student"):
+    assert wrong.exit_code == 2 and "--dev-retrieval: is for a bert_dot student; a colbert reranks a run" in wrong.output
+    with pytest.raises(InputError, match="dev_retrieval: is for a bert_dot student"):
         training.train(
-            TrainConfig("ranknet", str(tiny_dot), "tk"), *data, tmp_path / "tk", dev=read_dev(*dev_files, retrieval=True)
+            TrainConfig(recipe="ranknet", init=str(tiny_dot), architecture="tk"),
+            *data,
+            tmp_path / "tk",
+            dev=read_dev(given(files, dev_retrieval=True)),
         )
     result = invoke(train.main, *words)
     assert result.exit_code == 0, result.output
@@ -131,7 +139,7 @@ def test_dev_retrieval_from_the_command_line(tmp_path, invoke, data, files, tiny
 
 
 def test_the_best_checkpoint_on_dev_topics_is_kept(tmp_path, data, scores, tiny_dot, corpus, qrels, queries, dev):
-    config = TrainConfig("margin-mse", str(tiny_dot), lr=3e-3, max_steps=30, batch_size=5, precision="fp32",
+    config = TrainConfig(recipe="margin-mse", init=str(tiny_dot), lr=3e-3, max_steps=30, batch_size=5, precision="fp32",
                          metric="RR@10", eval_steps=5, patience=2)  # fmt: skip
     out = training.train(config, *data, tmp_path / "out", scores=scores, dev=dev)
     (record,) = json.loads((out / "training.json").read_text())["stages"]
@@ -187,7 +195,7 @@ def test_processes_that_compute_otherwise_are_refused(monkeypatch):
         every[:] = [own, "bf16"]
 
     monkeypatch.setattr(torch.distributed, "all_gather_object", gather)
-    config = TrainConfig("ranknet", "x", precision="fp32")
+    config = TrainConfig(recipe="ranknet", init="x", precision="fp32")
     with pytest.raises(InputError, match="bf16 on some of the machines and fp32 on others"):
         processes.check_precision(config, batches.Share(0, 2))
 
@@ -207,7 +215,7 @@ def test_the_learning_rate_falls_on_a_plateau_of_the_dev_measure(tmp_path, data,
     monkeypatch.setattr(validation, "PLATEAU", 1)
     monkeypatch.setattr("pyserini_kd.evaluation.engines.mean", lambda values: 0.5)  # never better than the first
     settings = {"lr": 1e-3, "max_steps": 8, "batch_size": 5, "precision": "fp32", "schedule": "plateau", "warmup": 0.0}
-    config = TrainConfig("margin-mse", str(tiny_dot), eval_steps=1, save_steps=2, **settings)
+    config = TrainConfig(recipe="margin-mse", init=str(tiny_dot), eval_steps=1, save_steps=2, **settings)
     out = training.train(config, *data, tmp_path / "out", scores=scores, dev=dev)
     rates = [entry["lr"] for entry in stages_of(out)[0]["log"]]
     assert rates == pytest.approx([1e-3 * 0.25**n for n in (0, 0, 0, 0, 1, 1, 2, 2)])  # measures 3, 5 and 7, a step later
@@ -224,13 +232,18 @@ def test_the_learning_rate_falls_on_a_plateau_of_the_dev_measure(tmp_path, data,
     resumed = training.train(config, *data, tmp_path / "cut", scores=scores, dev=dev)
     assert [entry["lr"] for entry in stages_of(resumed)[0]["log"]] == rates
     assert checkpoint_names.fingerprint(resumed) == checkpoint_names.fingerprint(out)
-    with pytest.raises(InputError, match="--schedule plateau follows measures on dev topics: give --dev-topics"):
+    with pytest.raises(InputError, match="schedule: plateau follows measures on dev topics; there are none"):
         training.train(config, *data, tmp_path / "x", scores=scores)
 
 
 def test_dev_topics_are_refused_where_no_stage_is_measured(tmp_path, data, tiny_cross, dev):
     config = TrainConfig(
-        "tinybert", str(tiny_cross), "cross_encoder", losses=("soft_ce=none",), teacher=str(tiny_cross), patience=1
+        recipe="tinybert",
+        init=str(tiny_cross),
+        architecture="cross_encoder",
+        losses=("soft_ce=none",),
+        teacher=str(tiny_cross),
+        patience=1,
     )
     with pytest.raises(InputError, match="dev topics show what losses on scores do; recipe tinybert, as asked for, has none"):
         training.train(config, *data, tmp_path / "out", dev=dev)

@@ -1,0 +1,192 @@
+"""One stage of a recipe, from its batches to its weights.
+
+Trainer's checkpoints lie in `NAME.partial/stage-N/` while the stage runs; its weights and record remain afterwards.
+"""
+
+from __future__ import annotations
+
+import logging
+import shutil
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import NamedTuple, TypeVar
+
+import numpy as np
+import transformers
+from safetensors.torch import load_file, load_model, save_file, save_model
+
+from pyserini_kd.distillation import recipes
+from pyserini_kd.distillation.batches import Batches, Collator, Share, TextCollator, cut_batches, cut_texts
+from pyserini_kd.distillation.candidates import Group
+from pyserini_kd.distillation.config import TrainConfig
+from pyserini_kd.distillation.objective import Learner, match_scale
+from pyserini_kd.distillation.processes import one_after_another, precision_of
+from pyserini_kd.distillation.rankers import Ranker, Teachers, module_of
+from pyserini_kd.distillation.recipes import Stage
+from pyserini_kd.distillation.trainer import TERMS, Progress, clock, last_state, make_trainer, quiet
+from pyserini_kd.distillation.training_data import Material
+from pyserini_kd.distillation.triples import Triples
+from pyserini_kd.distillation.validation import Watch
+from pyserini_kd.models.tokens import tokenize
+from pyserini_kd.storage.arrays import Ints
+from pyserini_kd.storage.job import Job
+from pyserini_kd.storage.records import read_json, write_json
+
+logger = logging.getLogger(__name__)
+T = TypeVar("T")
+
+SAMPLE = 500  # texts that are looked at to estimate how many are cut
+FEEBLE = 30.0  # warn when scores must grow more than 30-fold; those of pretrained layers, pooled well, start below 1
+MANY = 512  # pairs a batch; with more a cross-encoder's step is slow and takes gigabytes
+
+
+class Work(NamedTuple):
+    """What all stages of a training run share."""
+
+    config: TrainConfig
+    model: Ranker
+    teachers: Teachers
+    material: Material
+    job: Job
+    share: Share
+
+
+def states_of(job: Job, number: int) -> Path:
+    """The folder of Trainer's checkpoints of a stage."""
+    return job.folder / f"stage-{number}"
+
+
+def run_stage(work: Work, number: int, stage: Stage) -> dict[str, object]:
+    """Train the student by one stage, or load the result of a stage that was done before a crash; returns its record."""
+    job, share, student = work.job, work.share, module_of(work.model)
+    weights, result = job.path(number, "safetensors"), job.path(number, "json")
+    if job.is_done(number):
+        load_model(student, str(weights))
+        return read_json(result, "record of a stage")
+    started = time.monotonic()
+    folder = states_of(job, number)
+    folder.mkdir(exist_ok=True)
+    earlier = 0.0 if share.rank else clock(folder)
+    learnt = _learn(work, number, stage, folder)
+    with one_after_another(share):
+        measured = learnt.watch.take_best() if learnt.watch else []
+        record = {
+            **stage._asdict(),
+            "start_scale": learnt.start_scale,
+            "steps": learnt.steps,
+            "seconds": round(earlier + time.monotonic() - started, 1),
+            "log": learnt.log,
+            "dev": measured,
+        }
+        if share.rank == 0:
+            save_model(student, str(weights))
+            if hasattr(learnt.module, "projection"):
+                save_file(learnt.module.projection.state_dict(), job.path(number, "projection"))
+            write_json(result, record)
+            job.finish(number)
+            shutil.rmtree(folder)
+    return record
+
+
+class _Learnt(NamedTuple):
+    module: Learner
+    watch: Watch | None
+    start_scale: float
+    steps: int
+    log: list[dict[str, float]]
+
+
+def _learn(work: Work, number: int, stage: Stage, folder: Path) -> _Learnt:
+    """Train until the stage ends, from the last saved state on if there is one."""
+    config, material, share = work.config, work.material, work.share
+    transformers.set_seed(config.seed)
+    live = stage.needs_layers or (stage.needs_scores and material.scores is None)
+    teacher = work.teachers.for_stage(stage.text) if live else None
+    batches, collator, start_scale = _batches(work, stage, teacher)
+    module = Learner(
+        work.model, stage.losses, config.score_scale or 1.0, teacher=teacher, teacher_dropout=config.teacher_dropout,
+        temperature=config.temperature, text=stage.text, length=None if stage.text else collator.length, share=share,
+    )  # fmt: skip
+    _take_projection(module, work.job, number)
+    with one_after_another(share):
+        resume = last_state(folder, share)
+    progress = Progress(module, folder, share)
+    trainer = make_trainer(config, stage, progress, batches, collator)
+    if resume and not share.rank:
+        module.terms = read_json(Path(resume) / TERMS, "loss terms")
+    steps = int(read_json(Path(resume) / "trainer_state.json", "state of training")["global_step"]) if resume else 0
+    watch = None
+    if material.dev and any(loss not in recipes.LAYER_LOSSES for loss in stage.losses):
+        watch = Watch(work.model, material.dev, folder, metric=config.metric, eval_steps=config.eval_steps,
+                      patience=config.patience, plateau=stage.schedule == "plateau", precision=precision_of(config),
+                      writes=share.rank == 0)  # fmt: skip
+        watch.go_on(steps)
+        trainer.add_callback(watch)
+    if resume and (steps >= trainer.args.max_steps or (watch and watch.is_enough())):
+        load_model(module, str(Path(resume) / "model.safetensors"))  # Trainer would do one more step
+        progress.go_on(steps)
+    else:
+        with quiet():
+            steps = trainer.train(resume_from_checkpoint=resume).global_step
+    return _Learnt(module, watch, start_scale, steps, progress.log)
+
+
+def _take_projection(module: Learner, job: Job, number: int) -> None:
+    """Begin with the projection of the stage before, if it had one of the same shape (TinyBERT's is part of its model)."""
+    path = job.path(number - 1, "projection")
+    if hasattr(module, "projection") and path.exists():
+        found, own = load_file(path), module.projection.state_dict()
+        if all(found[name].shape == tensor.shape for name, tensor in own.items()):
+            module.projection.load_state_dict(found)
+
+
+def _batches(work: Work, stage: Stage, teacher: Ranker | None) -> tuple[Batches, Collator | TextCollator, float]:
+    """The batches of a stage, their collator, and the factor by which the student's scores were multiplied at the start."""
+    config, model, material = work.config, work.model, work.material
+    if stage.text:
+        assert teacher is not None
+        text_collator = TextCollator(model, config.train_len, teacher, share=work.share)
+        _log_cut(model, _sample(material.texts), text_collator.length, "; to have them whole, cut passages (segment)")
+        return cut_texts(material.texts, config.batch_size, config.seed), text_collator, 1.0
+    groups, docs = material.groups, material.docs
+    lengths = _lengths(groups, docs) if config.length_buckets else None
+    batches = cut_batches(groups, config.batch_size, config.seed, lengths)
+    collator = Collator(
+        model, material.queries, docs, material.scores if stage.needs_scores else None, config.train_len,
+        teacher=teacher, same_inputs=stage.needs_layers, in_batch="in_batch" in stage.losses,
+    )  # fmt: skip
+    _log_cut(model, [docs[group.doc_ids[0]] for group in _sample(groups)], collator.length, "")
+    pairs = sum(len(group.doc_ids) for group in batches[0])
+    if model.architecture == "cross_encoder" and pairs > MANY:
+        logger.warning("a batch has %d pairs, each of which a cross_encoder reads: take a smaller batch size, or candidates of "
+                       "fewer documents (3 negatives)", pairs)  # fmt: skip
+    factor = 1.0
+    if stage.match_scale and stage.needs_scores and model.architecture in recipes.SCALED and not model.settings.l2_norm:
+        factor = match_scale(model, collator, batches, config.score_scale or 1.0, teacher)
+        logger.info("to begin on the teacher's scale, the student's scores are multiplied by %.3g", factor)
+        if factor > FEEBLE:
+            logger.warning("WARNING: the student's scores are nearly constant, and scaling amplifies their noise: with mean "
+                           "pooling, another init or without match_scale it may learn more")  # fmt: skip
+    collator.share = work.share
+    return batches, collator, factor
+
+
+def _sample(items: Sequence[T]) -> list[T]:
+    """Items at equal distances, at most SAMPLE + 1."""
+    return [items[row] for row in range(0, len(items), len(items) // SAMPLE + 1)]
+
+
+def _log_cut(model: Ranker, texts: Sequence[str], length: int, advice: str) -> None:
+    """Log how many of some texts are longer than training reads."""
+    _, cut = tokenize(model.tokenizer, texts, length)
+    if cut:
+        share = 100 * cut / len(texts)
+        logger.info("%.0f%% of the texts (of a sample) are longer than %d tokens, and are cut%s", share, length, advice)
+
+
+def _lengths(groups: Sequence[Group], docs: Mapping[str, str]) -> Ints:
+    """Length of the longest document of every group."""
+    if isinstance(groups, Triples):
+        return groups.lengths()
+    return np.fromiter((max(len(docs[doc_id]) for doc_id in group.doc_ids) for group in groups), np.int32, len(groups))

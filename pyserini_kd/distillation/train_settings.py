@@ -1,0 +1,83 @@
+"""The settings of the command `train`: a training configuration, the data that it reads, and where the result goes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Self
+
+from annotated_types import Ge
+from pydantic import model_validator
+
+from pyserini_kd.data import passages
+from pyserini_kd.distillation.config import TrainConfig
+from pyserini_kd.storage.errors import InputError
+from pyserini_kd.storage.settings import Collection, Overwrite, Settings, option
+
+
+class Given(Settings):
+    """What a training run reads: candidates with their texts and scores, and dev topics."""
+
+    collection: Collection
+    topics: Annotated[str | None, option("--topics", help="Training topics: a file, ir_datasets:<id> or pydocs:train.")] = None
+    candidates: Annotated[Path | None, option("--candidates", help="Groups or triples, from mine.")] = None
+    scores: Annotated[Path | None, option("--scores", help="Teacher scores: a store from teach, or a 5-column file.")] = None
+    qrels: Annotated[
+        str | None,
+        option("--qrels", help="Without --candidates: their positives, with the other queries of a batch as negatives."),
+    ] = None
+    segment: Annotated[
+        str | None,
+        option(
+            "--segment", metavar="WORDS:STRIDE", help="Candidates, and plain texts, are passages cut like this, as in mine."
+        ),
+    ] = None
+    dev_topics: Annotated[str | None, option("--dev-topics", help="Dev topics: the best checkpoint on them is kept.")] = None
+    dev_qrels: Annotated[str | None, option("--dev-qrels", help="Their judgements.")] = None
+    dev_run: Annotated[Path | None, option("--dev-run", help="First-stage run of them; its top is reranked.")] = None
+    dev_depth: Annotated[int, Ge(1), option("--dev-depth", help="Documents a dev query taken of --dev-run.")] = 20
+    dev_retrieval: Annotated[
+        bool,
+        option(
+            "--dev-retrieval",
+            help="A bert_dot searches those of all dev queries and the judged ones, instead; without a run, the collection.",
+        ),
+    ] = False
+
+    def for_training(self) -> dict[str, str | Path | None]:
+        """What was given besides dev topics: name -> value."""
+        return {name: value for name, value in self.model_dump(include=set(Given.model_fields)).items() if "dev_" not in name}
+
+    @model_validator(mode="after")
+    def data_rules(self) -> Self:
+        """InputError for data that contradict each other."""
+        if self.candidates and self.qrels:
+            raise InputError("make candidates where none are given; these candidates have their labels", "qrels")
+        dev = (self.dev_topics, self.dev_qrels, self.dev_run or self.dev_retrieval or None)
+        if any(value is not None for value in dev) and None in dev:
+            raise InputError("goes together with dev_qrels and with dev_run (or dev_retrieval)", "dev_topics")
+        if self.segment:
+            passages.parse(self.segment)
+        return self
+
+
+class TrainSettings(TrainConfig, Given):
+    """The settings of the command `train`."""
+
+    output: Annotated[Path, option("--output", help="Checkpoint folder to write.")]
+    overwrite: Overwrite = False
+
+    @model_validator(mode="after")
+    def rules_together(self) -> Self:
+        """InputError where the recipe needs other data."""
+        stages = [stage for _, stage in self.stages()]
+        if self.candidates and self.scores and not any(stage.needs_scores for stage in stages):
+            raise InputError(f"recipe {self.recipe}, as asked for, learns nothing from a ranker", "scores")
+        if all(stage.text for stage in stages):
+            return self
+        if self.topics is None:
+            raise InputError(f"recipe {self.recipe} learns from queries: name their topics", "topics")
+        if self.segment and not self.candidates:
+            raise InputError("says how the passages of the candidates were cut; there are no candidates", "segment")
+        if not (self.candidates or self.qrels or (self.scores and self.scores.suffix != ".parquet")):
+            raise InputError("are needed (or qrels, or a 5-column score file, which has triples of its own)", "candidates")
+        return self
