@@ -1,29 +1,25 @@
 """Distilled BERT rankers for Pyserini: train them, index with them, search, rerank, fuse and evaluate, on CPUs.
 
-The names below are imported when they are first used; `import pyserini_kd` itself costs nothing. Functions for programs
-(`search`, `rerank`, `rrf`, `interpolation`, `evaluate`) are in `pyserini_kd.api`.
+The names below are imported when they are first used; `import pyserini_kd` itself costs nothing.
 """
 
-from __future__ import annotations
+from typing import TYPE_CHECKING
 
-import importlib
-from typing import Any
+from pyserini_kd.storage.exports import lazily
+
+if TYPE_CHECKING:
+    from pyserini_kd.data.runs import Run
+    from pyserini_kd.data.types import Doc, Qrels, Query
+    from pyserini_kd.storage.errors import InputError
 
 __version__ = "0.1.0"
 
-_NAMES = {
-    "DenseIndex": "retrieval.dense_index",
-    "Doc": "data.types",
-    "InputError": "storage.errors",
-    "Qrels": "data.types",
-    "Query": "data.types",
-    "QueryEncoder": "models",
-    "Run": "data.runs",
+_HOMES = {
+    "Doc": "pyserini_kd.data.types",
+    "InputError": "pyserini_kd.storage.errors",
+    "Qrels": "pyserini_kd.data.types",
+    "Query": "pyserini_kd.data.types",
+    "Run": "pyserini_kd.data.runs",
 }
-__all__ = sorted(_NAMES)
-
-
-def __getattr__(name: str) -> Any:
-    if name not in _NAMES:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(importlib.import_module(f"{__name__}.{_NAMES[name]}"), name)
+__all__ = ["Doc", "InputError", "Qrels", "Query", "Run"]
+__getattr__ = lazily(__name__, _HOMES)

@@ -82,10 +82,10 @@ def main(settings: SearchSettings) -> None:
         refuse_existing_run(output, settings.overwrite or settings.output is None)
     started = time.monotonic()
     queries, judged = _asked(settings)
-    from pyserini_kd.retrieval import dense_search, reranking, show
+    from pyserini_kd.retrieval import reranking, searching, show
     from pyserini_kd.retrieval.system import System
 
-    dense_search.warn_blank(queries)
+    searching.warn_blank(queries)
     stages: dict[str, Run] | None = {} if settings.explain else None
     begun = time.monotonic()
     system = System.open(settings, texts=settings.query is not None, query_cache=settings.query_cache)

@@ -52,13 +52,13 @@ def precision_of(model, precision="auto"):
 def search_by_name(queries, index, encoder, *, hits=1000):
     """Search an index folder by the encoder of a checkpoint, or by BM25; queries may be the name of topics."""
     from pyserini_kd.data import sources
-    from pyserini_kd.retrieval import bm25_search, dense_search
+    from pyserini_kd.retrieval import bm25_search, searching
     from pyserini_kd.retrieval.open_index import open_with_encoder
 
     queries = sources.topics(queries) if isinstance(queries, str) else queries
     if encoder == "bm25":
         return bm25_search.search(index, queries, hits=hits)
-    return dense_search.dense(*open_with_encoder(index, encoder), queries, hits=hits)
+    return searching.dense(*open_with_encoder(index, encoder), queries, hits=hits)
 
 
 def rerank_by_name(run, queries, index, encoder, *, depth):

@@ -12,7 +12,7 @@ from pyserini_kd.data import formats, java
 from pyserini_kd.data.runs import Run
 from pyserini_kd.models import QueryEncoder
 from pyserini_kd.models.rankers import load_encoder
-from pyserini_kd.retrieval import bm25_search, dense_search
+from pyserini_kd.retrieval import bm25_search, searching
 from pyserini_kd.retrieval.dense_index import DenseIndex
 
 LAUNCH = """
@@ -47,7 +47,7 @@ def same(run, other, tolerance=1e-4):
 
 @pytest.fixture(scope="module")
 def ours(dense_index, tiny_dot, queries):
-    return dense_search.dense(
+    return searching.dense(
         DenseIndex.load(dense_index), as_ranker(load_encoder(str(tiny_dot)), precision="fp32"), queries, hits=10
     )
 
@@ -81,7 +81,7 @@ def test_we_open_an_index_that_pyserini_encoded(tmp_path, corpus, queries, tiny_
     formats.write_topics(queries, tmp_path / "topics.tsv")
     opened = DenseIndex.load(tmp_path / "faiss")
     assert opened.manifest is None
-    run = dense_search.dense(opened, as_ranker(load_encoder(str(tiny_dot)), precision="fp32"), queries, hits=10)
+    run = searching.dense(opened, as_ranker(load_encoder(str(tiny_dot)), precision="fp32"), queries, hits=10)
     pyserini(
         "pyserini.search.faiss", "--index", tmp_path / "faiss", "--topics", tmp_path / "topics.tsv", "--encoder", tiny_dot,
         "--encoder-class", "auto", "--pooling", "mean", "--output", tmp_path / "run.txt", "--hits", "10", "--device", "cpu",
@@ -118,7 +118,7 @@ def test_folders_named_to_mislead_pyserini_are_fine(tmp_path, tiny_dot, dense_in
 
     folder = tmp_path / "balanced-dpr-student"
     shutil.copytree(tiny_dot, folder)
-    run = dense_search.dense(
+    run = searching.dense(
         DenseIndex.load(dense_index), as_ranker(load_encoder(str(folder)), precision="fp32"), queries, hits=10
     )
     same(ours, run)

@@ -1,1 +1,23 @@
 """Make candidates, collect teacher scores, train students."""
+
+from typing import TYPE_CHECKING
+
+from pyserini_kd.storage.exports import lazily
+
+if TYPE_CHECKING:
+    from pyserini_kd.distillation.config import TrainConfig
+    from pyserini_kd.distillation.mining import mine
+    from pyserini_kd.distillation.recipes import RECIPES
+    from pyserini_kd.distillation.teaching import Teacher, teach
+    from pyserini_kd.distillation.training import train
+
+_HOMES = {
+    "RECIPES": "pyserini_kd.distillation.recipes",
+    "Teacher": "pyserini_kd.distillation.teaching",
+    "TrainConfig": "pyserini_kd.distillation.config",
+    "mine": "pyserini_kd.distillation.mining",
+    "teach": "pyserini_kd.distillation.teaching",
+    "train": "pyserini_kd.distillation.training",
+}
+__all__ = ["RECIPES", "Teacher", "TrainConfig", "mine", "teach", "train"]
+__getattr__ = lazily(__name__, _HOMES)

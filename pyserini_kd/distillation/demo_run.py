@@ -13,7 +13,7 @@ from pyserini_kd.distillation import embedded
 from pyserini_kd.evaluation import engines, latency
 from pyserini_kd.evaluation.engines import PerQuery
 from pyserini_kd.models import hardware
-from pyserini_kd.retrieval import bm25_search, dense_search, fusion
+from pyserini_kd.retrieval import bm25_search, fusion, searching
 from pyserini_kd.retrieval.open_index import open_with_encoder
 from pyserini_kd.storage.files import home
 from pyserini_kd.storage.records import write_record
@@ -80,7 +80,7 @@ def run_all() -> Results:
     queries = systems.queries
 
     def dense() -> Run:
-        return dense_search.dense(*open_with_encoder(at.index, str(at.student)), queries, tag="student")
+        return searching.dense(*open_with_encoder(at.index, str(at.student)), queries, tag="student")
 
     bm25 = systems.measure("BM25", "bm25", lambda: bm25_search.search(str(at.bm25), queries, threads=hardware.threads()))
     student = systems.measure("student, dense", "student", dense)

@@ -27,7 +27,7 @@ from pyserini_kd.distillation.training import train
 from pyserini_kd.evaluation import engines, tuning
 from pyserini_kd.models import checkpoint_names, hardware, loading, rankers, saving
 from pyserini_kd.models.rankers import load_encoder
-from pyserini_kd.retrieval import bm25_build, bm25_search, build, dense_search, fusion, reranking
+from pyserini_kd.retrieval import bm25_build, bm25_search, build, fusion, reranking, searching
 from pyserini_kd.retrieval.dense_index import DenseIndex
 from pyserini_kd.retrieval.open_index import open_with_encoder
 from pyserini_kd.retrieval.stored_docs import stored_docs
@@ -159,7 +159,7 @@ def _check_teacher(at: Paths) -> None:
     """Measure the teacher ensemble on dev topics; warn if it is worse than BM25."""
     queries, qrels = docstrings.topics("dev"), docstrings.qrels("dev")
     sparse = bm25_search.search(str(at.bm25), queries, hits=200, threads=hardware.threads())
-    dense = dense_search.dense(*open_with_encoder(at.teacher_index, str(at.teacher)), queries, hits=200)
+    dense = searching.dense(*open_with_encoder(at.teacher_index, str(at.teacher)), queries, hits=200)
     together = fusion.interpolation(sparse, dense, alpha=BM25_WEIGHT / (BM25_WEIGHT + TEACHER_WEIGHT))
     worth = {name: _rr(run, qrels) for name, run in (("BM25", sparse), ("teacher", dense), ("ensemble", together))}
     logger.info("on dev topics, RR@10: %s", ", ".join(f"{name} {value:.4f}" for name, value in worth.items()))
@@ -215,7 +215,7 @@ def choose_weights(at: Paths) -> tuple[float, float]:
         return float(record["alpha"]), float(record["weight"])
     queries, qrels = docstrings.topics("dev"), docstrings.qrels("dev")
     sparse = bm25_search.search(str(at.bm25), queries, threads=hardware.threads())
-    dense = dense_search.dense(*open_with_encoder(at.index, str(at.student)), queries)
+    dense = searching.dense(*open_with_encoder(at.index, str(at.student)), queries)
     alpha = tuning.best_alpha(sparse, dense, qrels, ALPHAS, "RR@10")
     hybrid = fusion.interpolation(sparse, dense, alpha=alpha).top(RERANK_DEPTH)
     weight = tuning.best_alpha(hybrid, late_interaction(at, hybrid, queries), qrels, WEIGHTS, "RR@10")

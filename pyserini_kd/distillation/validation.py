@@ -23,7 +23,7 @@ from pyserini_kd.evaluation import engines
 from pyserini_kd.models.rankers import Encoder, ranker
 from pyserini_kd.retrieval import reranking
 from pyserini_kd.retrieval.dense_index import DenseIndex
-from pyserini_kd.retrieval.dense_search import dense
+from pyserini_kd.retrieval.searching import dense
 from pyserini_kd.retrieval.vector_store import FaissStore
 from pyserini_kd.storage.errors import InputError
 from pyserini_kd.storage.records import read_json, write_json

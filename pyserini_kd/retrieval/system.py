@@ -16,11 +16,11 @@ from pyserini_kd.models.rankers import Encoder, Scorer
 from pyserini_kd.retrieval import fusion, lucene, reranking
 from pyserini_kd.retrieval.bm25_search import BM25Index
 from pyserini_kd.retrieval.dense_index import DenseIndex
-from pyserini_kd.retrieval.dense_search import dense
 from pyserini_kd.retrieval.open_index import open_with_encoder
 from pyserini_kd.retrieval.query_cache import QueryCache
 from pyserini_kd.retrieval.reranking import Source
 from pyserini_kd.retrieval.search_settings import SystemSettings
+from pyserini_kd.retrieval.searching import dense
 from pyserini_kd.retrieval.stored_docs import has_docs, stored_docs
 from pyserini_kd.retrieval.text_sources import Fetch, fetch_from
 from pyserini_kd.storage.errors import InputError

@@ -14,7 +14,7 @@ from conftest import as_ranker, encode
 from pyserini_kd import index
 from pyserini_kd.data.doc_ids import DocIds
 from pyserini_kd.data.types import Doc, Query
-from pyserini_kd.retrieval import build, dense_search, index_folder
+from pyserini_kd.retrieval import build, index_folder, searching
 from pyserini_kd.retrieval.dense_index import DenseIndex
 from pyserini_kd.retrieval.open_index import check_encoder, load_encoder, open_with_encoder
 from pyserini_kd.retrieval.stored_docs import has_docs, stored_docs
@@ -31,7 +31,7 @@ def vectors(encoder, corpus):
 
 
 def test_search_is_brute_force(dense_index, encoder, corpus, queries):
-    run = dense_search.dense(DenseIndex.load(dense_index), as_ranker(encoder, precision="fp32"), queries, hits=7)
+    run = searching.dense(DenseIndex.load(dense_index), as_ranker(encoder, precision="fp32"), queries, hits=7)
     doc_vecs = vectors(encoder, corpus)
     query_vecs = encode(encoder, [q.text for q in queries], "query", precision="fp32")
     for query, scores in zip(queries, query_vecs @ doc_vecs.T, strict=True):
@@ -43,13 +43,13 @@ def test_search_is_brute_force(dense_index, encoder, corpus, queries):
 def test_more_hits_than_documents_and_blank_queries(dense_index, encoder, caplog):
     queries = [Query("full", "the cat"), Query("blank", "  ")]
     opened = DenseIndex.load(dense_index)
-    run = dense_search.dense(opened, as_ranker(encoder), queries, hits=1000)
+    run = searching.dense(opened, as_ranker(encoder), queries, hits=1000)
     assert not opened.doc_ids._strings.any()  # a service keeps none of what it has found
     assert len(run["full"].doc_ids) == 20
     assert run["blank"].doc_ids == []
     with pytest.raises(InputError, match="1 queries have an id that another has too"):
-        dense_search.dense(DenseIndex.load(dense_index), as_ranker(encoder), [*queries, queries[0]])
-    dense_search.warn_blank(queries)
+        searching.dense(DenseIndex.load(dense_index), as_ranker(encoder), [*queries, queries[0]])
+    searching.warn_blank(queries)
     assert "1 blank queries get no hits: blank" in caplog.text
 
 
@@ -221,9 +221,7 @@ def test_several_folders_search_as_one(halves, encoder, queries):
     one, joined = DenseIndex.load(whole), DenseIndex.load(*parts)
     assert list(joined.doc_ids) == [doc.doc_id for doc in many]
     for hits in (1, 3, 10, 100):
-        a, b = (
-            dense_search.dense(opened, as_ranker(encoder, precision="fp32"), queries, hits=hits) for opened in (one, joined)
-        )
+        a, b = (searching.dense(opened, as_ranker(encoder, precision="fp32"), queries, hits=hits) for opened in (one, joined))
         for query in queries:
             assert a[query.query_id].doc_ids == b[query.query_id].doc_ids
             assert np.array_equal(a[query.query_id].scores, b[query.query_id].scores)
@@ -244,11 +242,11 @@ def test_a_manifest_of_shards_is_those_folders(halves, encoder, queries, tmp_pat
     )  # beside it, or with the whole path
     (tmp_path / "as-folder").mkdir()
     (tmp_path / "as-folder" / "manifest.json").write_text(json.dumps({"shards": ["../a", "../b", "../c"]}))
-    expected = dense_search.dense(DenseIndex.load(whole), as_ranker(encoder, precision="fp32"), queries, hits=9)
+    expected = searching.dense(DenseIndex.load(whole), as_ranker(encoder, precision="fp32"), queries, hits=9)
     for name in ("shards.json", "as-folder"):
         opened = DenseIndex.load(tmp_path / name)
         assert list(opened.doc_ids) == [doc.doc_id for doc in many]
-        run = dense_search.dense(opened, as_ranker(encoder, precision="fp32"), queries, hits=9)
+        run = searching.dense(opened, as_ranker(encoder, precision="fp32"), queries, hits=9)
         assert {q: run[q].doc_ids for q in run} == {q: expected[q].doc_ids for q in expected}
         assert list(stored_docs(tmp_path / name)([many[33].doc_id])) == [many[33]] and has_docs(tmp_path / name)
         result = invoke(search.main, "--index", tmp_path / name, "--encoder", tiny_dot, "--query", "the cat eats")

@@ -1,7 +1,4 @@
-"""Dense retrieval: queries in, a Run out, through FAISS or Lucene (for sparse retrieval see `lucene`).
-
-It starts Java only for an index whose vectors lie in Lucene.
-"""
+"""Search an open index: queries in, a Run out."""
 
 from __future__ import annotations
 
@@ -12,8 +9,10 @@ import numpy as np
 
 from pyserini_kd.data.runs import Hits, Run, ordered
 from pyserini_kd.data.types import Query
-from pyserini_kd.models.rankers import Encoder
+from pyserini_kd.models.rankers import Encoder, Scorer
+from pyserini_kd.retrieval.bm25_search import BM25Index
 from pyserini_kd.retrieval.dense_index import DenseIndex
+from pyserini_kd.retrieval.open_index import check_encoder
 from pyserini_kd.retrieval.query_cache import QueryCache
 from pyserini_kd.storage.errors import InputError
 
@@ -21,6 +20,27 @@ logger = logging.getLogger(__name__)
 
 
 SEARCH_BLOCK = 1024  # queries searched at a time: bounds the (Q, K) arrays
+
+
+def search(
+    index: DenseIndex | BM25Index, queries: Sequence[Query], encoder: Scorer | None = None, *, hits: int = 1000, tag: str = ""
+) -> Run:
+    """Search an open index: a dense one with the encoder that made it, a BM25 index without one.
+
+    `DenseIndex.search` takes vectors, `BM25Index.search` takes BM25's parameters.
+
+    Raises:
+        InputError: the encoder is missing, has no use, or did not make the index; two queries have one id.
+    """
+    if isinstance(index, BM25Index):
+        if encoder is not None:
+            raise InputError("is for a dense index; BM25 needs none", "encoder")
+        return index.search(queries, hits=hits, tag=tag or "bm25")
+    if not isinstance(encoder, Encoder):
+        found = "none" if encoder is None else f"a {encoder.architecture}"
+        raise InputError(f"a dense index needs the bert_dot that made it, found {found}", "encoder")
+    check_encoder(index, encoder)
+    return dense(index, encoder, queries, hits=hits, tag=tag or "dense")
 
 
 def dense(
