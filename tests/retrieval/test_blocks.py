@@ -23,6 +23,7 @@ from pyserini_kd.retrieval import build as build_
 from pyserini_kd.retrieval import faiss_build, faiss_files, faiss_kinds, index_folder, vector_store
 from pyserini_kd.retrieval.build import build_from
 from pyserini_kd.retrieval.dense_index import DenseIndex
+from pyserini_kd.retrieval.indexing import IndexSettings
 from pyserini_kd.storage import arrays, sharing
 from pyserini_kd.storage.errors import InputError
 from pyserini_kd.storage.sharing import SharedJob, open_shared
@@ -51,7 +52,7 @@ faiss_build.KEEP = 0.05  # seconds
 docs = (Doc(f"d{n}", "", str(n)) for n in range(230))
 print("ready", flush=True)
 count = build.build_from(docs, encode, 8, folder, {"block": 10, "store_docs": True}, kind=kind, overwrite=False,
-                         shard=(shard_id, shard_num), collection="")
+                         shard=(shard_id, shard_num))
 print(count)
 """
 
@@ -67,12 +68,13 @@ def vector(n):
     return np.random.default_rng(n).standard_normal(WIDTH).astype(np.float32)
 
 
-def build(docs, folder, kind="Flat", **settings):
+def build(docs, folder, kind="Flat", *, collection="", segment=None, **settings):
     def encode(texts):
         return np.array([vector(int(text)) for text in texts])
 
-    base = {"kind": kind, "overwrite": False, "shard": (0, 1), "collection": ""}
-    return build_from(docs, encode, WIDTH, folder, {"block": 10, "store_docs": True}, **base | settings)
+    about = {"collection": collection, "segment": segment}
+    made_from = {"block": 10, "store_docs": True}
+    return build_from(docs, encode, WIDTH, folder, made_from, about=about, **{"kind": kind} | settings)
 
 
 def docs(n=N):
@@ -297,16 +299,19 @@ def test_a_collection_that_changes_meanwhile_is_noticed(tmp_path):
 
 
 def test_torchrun_tells_each_process_its_shard(monkeypatch):
-    assert index._shard(None, None, True) == (0, 1)
+    def shard(**given):
+        return IndexSettings(index="x", collection="pydocs", encoder="student", **given).shard
+
+    assert shard(overwrite=True) == (0, 1)
     monkeypatch.setenv("RANK", "2")
     monkeypatch.setenv("WORLD_SIZE", "4")
-    assert index._shard(None, None, False) == (2, 4)
-    assert index._shard(0, 3, False) == (0, 3)
-    for wrong in ((3, 3), (None, 3), (1, None)):
+    assert shard() == (2, 4)
+    assert shard(shard_id=0, shard_num=3) == (0, 3)
+    for wrong in ({"shard_id": 3, "shard_num": 3}, {"shard_num": 3}, {"shard_id": 1}):
         with pytest.raises(InputError, match="go together"):
-            index._shard(*wrong, False)
-    with pytest.raises(InputError, match="--overwrite does not go with several"):
-        index._shard(None, None, True)
+            shard(**wrong)
+    with pytest.raises(InputError, match="does not go with several"):
+        shard(overwrite=True)
 
 
 @pytest.mark.slow
@@ -568,7 +573,7 @@ def test_too_few_documents_for_a_kind(tmp_path, kind, message):
     calls = []
     build_from(
         docs(), calls.append, WIDTH, tmp_path / "x", {"block": 10, "store_docs": True},
-        kind="Flat", overwrite=False, shard=(0, 1), collection="",
+        kind="Flat", overwrite=False, shard=(0, 1),
     )  # fmt: skip
     assert calls == []  # the vectors were there
 
@@ -623,7 +628,7 @@ def test_vectors_that_are_not_finite_are_refused(tmp_path):
     with np.errstate(all="ignore"), pytest.raises(InputError, match="the vector of document 'd7' is not finite"):
         build_from(
             docs(), encode, WIDTH, tmp_path / "x", {"block": 10, "store_docs": True},
-            kind="Flat", overwrite=False, shard=(0, 1), collection="",
+            kind="Flat", overwrite=False, shard=(0, 1),
         )  # fmt: skip
     assert not (tmp_path / "x").exists()
 
@@ -639,7 +644,7 @@ def test_the_first_block_says_what_a_million_documents_take(tmp_path, caplog, mo
 
     build_from(
         (Doc(f"d{n}", "", "x" * 10_000) for n in range(250)), encode, WIDTH, tmp_path / "x", {"block": 100, "store_docs": True},
-        kind="Flat", overwrite=False, shard=(0, 1), collection="",
+        kind="Flat", overwrite=False, shard=(0, 1),
     )  # fmt: skip
     (told,) = [record.message for record in caplog.records if record.message.startswith("a million")]
     found = re.fullmatch("a million documents like the first 100 take (.*) hours here, and 10.1 GB, twice while .*", told)
