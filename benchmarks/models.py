@@ -16,12 +16,13 @@ import numpy as np
 
 from benchmarks import peers
 from benchmarks.measure import Bench, Row, against_machine, interleaved, possible, score_tolerance
-from pyserini_kd import search
 from pyserini_kd.data import docstrings, formats, sources
 from pyserini_kd.data.runs import Run
 from pyserini_kd.models import checkpoint_names, hardware, loading, rankers, saving
 from pyserini_kd.models.rankers import load_encoder
-from pyserini_kd.retrieval import build, search_settings, system
+from pyserini_kd.retrieval import build
+from pyserini_kd.retrieval.search_settings import SystemSettings
+from pyserini_kd.retrieval.system import System
 
 ROUNDS = 8
 
@@ -141,10 +142,7 @@ def _search_warm(folder: Path, queries: list[Any], checkpoint: Path) -> Row:
     from pyserini.encode import AutoQueryEncoder
     from pyserini.search.faiss import FaissSearcher
 
-    params = search.main.make_context("search", ["--index", str(folder), "--encoder", "minilm", "--query", "x"]).params
-    params = {name: value for name, value in params.items() if name not in ("bm25_flag", "fusion", "hits")}
-    settings = search_settings.Settings(**params, fusion="rrf", hits=1000)
-    opened = system.open_all(settings)
+    opened = System.open(SystemSettings(index=(str(folder),), encoder="minilm"))
     searcher = FaissSearcher(str(folder), AutoQueryEncoder(encoder_dir=str(checkpoint), pooling="mean", l2_norm=True))
 
     def helped(_: int) -> Any:
@@ -152,7 +150,7 @@ def _search_warm(folder: Path, queries: list[Any], checkpoint: Path) -> Row:
             return peers.pyserini_search(searcher, queries, 1000)
 
     jobs: dict[str, Any] = {
-        "ours": lambda _: system.search(settings, opened, queries)[0],
+        "ours": lambda _: opened.search(queries, 1000)[0],
         "Pyserini": lambda _: peers.pyserini_search(searcher, queries, 1000),
         "bf16": helped,
     }
@@ -162,8 +160,8 @@ def _search_warm(folder: Path, queries: list[Any], checkpoint: Path) -> Row:
     timed = interleaved(jobs, 3, once=helped_once())
     ratio, against_bf16 = timed.ratio("ours", "Pyserini"), timed.ratio("ours", "bf16")
     equal = same_ranking(timed.results["ours"][0], peers.run_of(timed.results["Pyserini"][0]))
-    encoder: Any = opened.encoder
-    lengths = [len(ids) for ids in encoder.tokenizer([query.text for query in queries])["input_ids"]]
+    model: Any = loading.load("minilm")
+    lengths = [len(ids) for ids in model.tokenizer([query.text for query in queries])["input_ids"]]
     return Row(
         f"search, {len(queries)} questions, everything loaded",
         f"{len(queries) / timed.median('ours'):.0f} queries/s",
@@ -173,8 +171,7 @@ def _search_warm(folder: Path, queries: list[Any], checkpoint: Path) -> Row:
         equal,
         ">= 10x",
         ratio >= 10 and equal == "equal rankings",
-        against_machine(encoder.encoder.config, lengths, timed.median("ours"), hardware.choose_precision())
-        + ", FAISS included",
+        against_machine(model.encoder.config, lengths, timed.median("ours"), hardware.choose_precision()) + ", FAISS included",
     )
 
 

@@ -390,7 +390,7 @@ def costs(work: Work, seed: int) -> str:
             token_index.build([docs[doc_id] for doc_id in dict.fromkeys(doc_ids)], models[name], folder)
         stored = f"{name}, documents stored"
         models[stored] = models[name]
-        ways[stored] = functools.partial(token_index.score, TokenIndex.load(folder), models[name], queries, doc_ids)
+        ways[stored] = functools.partial(TokenIndex.load(folder).score, models[name], queries, doc_ids)
     seconds: dict[str, list[float]] = {name: [] for name in ways}
     for _ in range(4):
         for name, way in ways.items():
@@ -400,7 +400,7 @@ def costs(work: Work, seed: int) -> str:
     pace = {name: len(pairs) / float(np.median(some[1:])) for name, some in seconds.items()}  # the first warms up
     rows = []
     for name, model in models.items():
-        size = sum(parameter.numel() for parameter in model.parameters())
+        size = sum(parameter.numel() for parameter in model.module.parameters())
         rows.append([name, f"{size / 1e6:.1f} M", f"{pace[name]:.0f}", f"{pace[name] / pace[TEACHER]:.2f}",
                      f"{pace[name] / pace[BASE]:.1f}"])  # fmt: skip
     return markdown(["student", "parameters", "pairs/s", "x teacher", "x BERT-base"], rows)
