@@ -1,6 +1,7 @@
 """The layout: packages import downwards only, `import pyserini_kd` and --help are cheap, foreign packages have one home."""
 
 import ast
+import importlib
 import subprocess
 import sys
 from pathlib import Path
@@ -69,13 +70,26 @@ def test_no_circles():
         below = {name: targets for name, targets in below.items() if name not in ground}
 
 
-def test_no_submodule_hides_an_exported_function():
-    for package in ORDER[:-1]:
-        tree = ast.parse((PACKAGE / package / "__init__.py").read_text())
-        exported = {
-            alias.asname or alias.name for node in tree.body if isinstance(node, ast.ImportFrom) for alias in node.names
-        }
-        assert not exported & {path.stem for path in (PACKAGE / package).glob("*.py")}
+@pytest.mark.parametrize("package", ["pyserini_kd", *(f"pyserini_kd.{name}" for name in ORDER[1:-1])])
+def test_what_a_package_exports(package):
+    """Every name exists, no submodule has the name of an exported function, others are no attributes."""
+    found = importlib.import_module(package)
+    modules_of = {path.stem for path in Path(found.__file__).parent.glob("*.py")}
+    for name in found.__all__:
+        assert getattr(found, name) is not None
+    assert package == "pyserini_kd" or not modules_of & set(found.__all__)
+    with pytest.raises(AttributeError):
+        _ = found.nothing
+
+
+def test_modules_and_functions_are_of_a_size_that_can_be_read():
+    for path in modules().values():
+        text = path.read_text()
+        assert len(text.splitlines()) <= 350, path
+        for node in ast.walk(ast.parse(text)):
+            if isinstance(node, ast.FunctionDef):
+                body = node.body[1:] if ast.get_docstring(node) else node.body
+                assert not body or body[-1].end_lineno - body[0].lineno < 60, (path, node.name)
 
 
 @pytest.mark.parametrize(
@@ -115,10 +129,3 @@ heavy = {{"torch", "transformers", "jnius", "trectools", "pandas", "faiss", "sci
 assert not heavy, heavy
 """
     subprocess.run([sys.executable, "-c", code], check=True)
-
-
-def test_lazy_names_resolve():
-    for name in pyserini_kd.__all__:
-        assert getattr(pyserini_kd, name) is not None
-    with pytest.raises(AttributeError):
-        _ = pyserini_kd.nothing
