@@ -5,69 +5,49 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Any, Literal, Self
 
 import click
-from pydantic import Field, model_validator
+from pydantic import model_validator
 
 from pyserini_kd.cli import command
 from pyserini_kd.data import passages, sources
 from pyserini_kd.data.run_files import check_tag, ir_metadata
 from pyserini_kd.data.runs import Run, default_tag
 from pyserini_kd.data.types import Doc
+from pyserini_kd.storage import settings as shared
 from pyserini_kd.storage.errors import InputError
 from pyserini_kd.storage.records import refuse_existing_run, write_record
-from pyserini_kd.storage.settings import (
-    Backend,
-    BatchSize,
-    Device,
-    IrMetadata,
-    OutputFormat,
-    OutputRun,
-    Overwrite,
-    Precision,
-    RunTag,
-    Segment,
-    Settings,
-    option,
-)
+from pyserini_kd.storage.settings import Settings, option
 
 
 class RerankSettings(Settings):
     """A run, the ranker that rescores it, and where the texts are."""
 
-    run: Annotated[Path, option("--run", help="First-stage run to rescore.")]
-    encoder: Annotated[str, option("--encoder", help="Checkpoint: name, folder or hub id; any architecture.")]
-    collection: Annotated[str | None, option("--collection", help="Texts: a path, ir_datasets:<id> or pydocs.")] = None
-    index: Annotated[
-        tuple[str, ...],
-        option(
-            "--index",
-            help="Instead: an index with texts (Lucene, a prebuilt name, ours), or with what this checkpoint stored; may be "
-            "repeated.",
-        ),
-    ] = ()
-    topics: Annotated[
-        str, option("--topics", help="Topics of the run: a file, ir_datasets:<id>, pydocs:SPLIT, a Pyserini set.")
-    ]
-    depth: Annotated[int, Field(ge=1), option("--depth", help="Documents rescored a query; the others are dropped.")] = 100
-    segment: Segment = None
-    aggregate: Annotated[
-        Literal["maxp", "firstp", "sump", "avgp"],
-        option("--aggregate", help="With --segment: how passages' scores become their document's."),
-    ] = "maxp"
-    output: OutputRun
-    output_format: OutputFormat = "trec"
-    runtag: RunTag = None
-    batch_size: BatchSize = None
-    max_length: Annotated[
-        int | None, Field(ge=3), option("--max-length", help="Tokens a document or pair [default: from the checkpoint].")
-    ] = None
-    precision: Precision = "auto"
-    backend: Backend = "auto"
-    device: Device = "cpu"
-    ir_metadata: IrMetadata = False
-    overwrite: Overwrite = False
+    run: Path = option("--run", help="First-stage run to rescore.")
+    encoder: str = option("--encoder", help="Checkpoint: name, folder or hub id; any architecture.")
+    collection: str | None = option("--collection", None, "Texts: a path, ir_datasets:<id> or pydocs.")
+    index: tuple[str, ...] = option(
+        "--index",
+        (),
+        "Instead: an index with texts (Lucene, a prebuilt name, ours), or with what this checkpoint stored; may be repeated.",
+    )
+    topics: str = option("--topics", help="Topics of the run: a file, ir_datasets:<id>, pydocs:SPLIT, a Pyserini set.")
+    depth: int = option("--depth", 100, "Documents rescored a query; the others are dropped.", ge=1)
+    segment: shared.Segment = None
+    aggregate: Literal["maxp", "firstp", "sump", "avgp"] = option(
+        "--aggregate", "maxp", "With --segment: how passages' scores become their document's."
+    )
+    output: Path = option("--output", help="Run to write.")
+    output_format: shared.OutputFormat = "trec"
+    runtag: shared.RunTag = None
+    batch_size: shared.BatchSize = None
+    max_length: int | None = option("--max-length", None, "Tokens a document or pair [default: from the checkpoint].", ge=3)
+    precision: shared.Precision = "auto"
+    backend: shared.Backend = "auto"
+    device: shared.Device = "cpu"
+    ir_metadata: shared.IrMetadata = False
+    overwrite: shared.Overwrite = False
 
     @model_validator(mode="after")
     def rules(self) -> Self:

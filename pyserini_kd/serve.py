@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated
-
 import click
-from pydantic import Field
 
 from pyserini_kd.cli import command
 from pyserini_kd.retrieval.search_settings import SystemSettings
@@ -16,10 +13,8 @@ from pyserini_kd.storage.settings import option
 class ServeSettings(SystemSettings):
     """What is served, and where."""
 
-    host: Annotated[str, option("--host", help="Address to listen on; any but loopback lets others in, unencrypted.")] = (
-        "127.0.0.1"
-    )
-    port: Annotated[int, Field(ge=0, le=65535), option("--port", help="Port to listen on; 0 takes a free one.")] = 8080
+    host: str = option("--host", "127.0.0.1", "Address to listen on; any but loopback lets others in, unencrypted.")
+    port: int = option("--port", 8080, "Port to listen on; 0 takes a free one.", ge=0, le=65535)
 
 
 @command(
