@@ -5,8 +5,8 @@ from __future__ import annotations
 import click
 
 from pyserini_kd.cli import command
+from pyserini_kd.retrieval.search_files import embedded_index
 from pyserini_kd.retrieval.search_settings import SystemSettings
-from pyserini_kd.search import embedded_index
 from pyserini_kd.storage.settings import option
 
 
@@ -32,8 +32,7 @@ def main(settings: ServeSettings) -> None:
 
     listener = service.bind(settings.host, settings.port)
     if not settings.index:
-        encoder = "bm25" if settings.is_sparse else settings.encoder
-        settings = settings.but(index=(embedded_index(encoder, prepare=False),))
+        settings = settings.but(index=(embedded_index(settings),))
     service.serve(settings, listener, ready=click.echo)
 
 
