@@ -18,7 +18,7 @@ from pyserini_kd.storage import settings as shared
 from pyserini_kd.storage.errors import InputError
 from pyserini_kd.storage.files import refuse_existing
 from pyserini_kd.storage.records import write_json
-from pyserini_kd.storage.settings import Overwrite, option
+from pyserini_kd.storage.settings import CheckpointFolder, Overwrite, option
 
 logger = logging.getLogger(__name__)
 
@@ -27,7 +27,7 @@ class Settings(shared.Settings):
     """The options of `export`."""
 
     encoder: str = option("--encoder", help="Checkpoint: name, folder or hub id; a bi-encoder or a cross-encoder.")
-    output: Path = option("--output", help="Checkpoint folder to write.")
+    output: CheckpointFolder
     int8: bool = option("--int8", False, "Add an int8 file, which --precision auto then takes on CPUs without AMX.")
     run: Path | None = option("--run", None, "With --int8: report the loss on this run's top.")
     collection: str | None = option(

@@ -9,9 +9,6 @@ from pathlib import Path
 import click
 
 from pyserini_kd.cli import command
-from pyserini_kd.evaluation import caveats, engines, tables
-from pyserini_kd.retrieval import show
-from pyserini_kd.retrieval.search_files import search_files, with_defaults
 from pyserini_kd.retrieval.search_settings import SearchSettings
 from pyserini_kd.storage.records import write_record
 
@@ -64,6 +61,10 @@ def main(settings: SearchSettings) -> None:
 
     With `--encoder student` and nothing else: prepares what is missing of the embedded default and searches it.
     """
+    from pyserini_kd.evaluation import caveats, engines, tables
+    from pyserini_kd.retrieval import show
+    from pyserini_kd.retrieval.search_files import search_files, with_defaults
+
     settings = with_defaults(settings, _prepare)
     found = search_files(settings)
     if settings.query is not None:

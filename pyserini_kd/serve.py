@@ -5,7 +5,6 @@ from __future__ import annotations
 import click
 
 from pyserini_kd.cli import command
-from pyserini_kd.retrieval.search_files import embedded_index
 from pyserini_kd.retrieval.search_settings import SystemSettings
 from pyserini_kd.storage.settings import option
 
@@ -29,6 +28,7 @@ Ask:  curl 'http://127.0.0.1:8080/search?query=merge+two+sorted+arrays&hits=5&do
 def main(settings: ServeSettings) -> None:
     """Answer searches over HTTP (JSON) from memory, as the command `search` would; Ctrl-C ends it."""
     from pyserini_kd.retrieval import service
+    from pyserini_kd.retrieval.search_files import embedded_index
 
     listener = service.bind(settings.host, settings.port)
     if not settings.index:

@@ -15,7 +15,7 @@ from pyserini_kd.storage.settings import Device, Pooling, Settings, option
 
 RANDOM = "random:"  # an init of random weights: random:LAYERS/WIDTH
 ALL_STUDENTS = ", ".join(checkpoint_settings.ARCHITECTURES)
-FROM_RECIPE: Any = None  # the default of fields that are never None: `TrainConfig.defaults` fills them in
+FROM_RECIPE = None  # the default of fields that are never None: `TrainConfig.defaults` fills them in
 
 
 def _layers(value: object) -> object:

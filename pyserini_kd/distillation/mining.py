@@ -23,7 +23,7 @@ from pyserini_kd.data.types import Doc, Qrels, Query
 from pyserini_kd.distillation.candidates import Group
 from pyserini_kd.models import hardware
 from pyserini_kd.storage.errors import InputError
-from pyserini_kd.storage.settings import Collection, Overwrite, Segment, Settings, option
+from pyserini_kd.storage.settings import Collection, Overwrite, Segment, Settings, TrainingTopics, option
 
 logger = logging.getLogger(__name__)
 
@@ -120,8 +120,8 @@ def first_hits(runs: Sequence[Run]) -> Qrels:
 class MineConfig(Settings):
     """Where queries, judgements and negatives come from, and how many are sampled."""
 
-    collection: Collection
-    topics: str = option("--topics", help="Training topics: a file, ir_datasets:<id> or pydocs:train.")
+    collection: Collection[str]
+    topics: TrainingTopics[str]
     qrels: str | None = option("--qrels", None, "Their judgements: a file, ir_datasets:<id> or pydocs:train.")
     index: str | None = option("--index", None, "BM25 index to take hard negatives from (a folder or a prebuilt name).")
     runs: tuple[str, ...] = option("--runs --run", (), "Runs to take hard negatives from instead.", words=True)

@@ -27,7 +27,7 @@ from pyserini_kd.storage.environment import sha256
 from pyserini_kd.storage.errors import InputError
 from pyserini_kd.storage.files import refuse_existing
 from pyserini_kd.storage.locks import alone, clear
-from pyserini_kd.storage.settings import Backend, Collection, Device, Precision, Segment, Settings, option
+from pyserini_kd.storage.settings import Backend, Candidates, Collection, Device, Precision, Segment, Settings, option
 
 logger = logging.getLogger(__name__)
 
@@ -42,8 +42,8 @@ CHECK_MEASURES = ("RR@10", "nDCG@10")
 class TeachConfig(Settings):
     """What is scored, by which teachers, and where the scores go."""
 
-    candidates: Path = option("--candidates", help="Groups or triples, from mine.")
-    collection: Collection
+    candidates: Candidates[Path]
+    collection: Collection[str]
     topics: str = option("--topics", help="Topics of the candidates.")
     teachers: Words = option("--teacher", (), "Checkpoint, or CHECKPOINT@WEIGHT; any number.", words=True)
     teacher_runs: Words = option("--teacher-run", (), "Run, or RUN@WEIGHT, as a teacher; absent = 0.", words=True)

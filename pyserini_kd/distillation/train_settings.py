@@ -10,15 +10,15 @@ from pydantic import model_validator
 from pyserini_kd.data import passages
 from pyserini_kd.distillation.config import TrainConfig
 from pyserini_kd.storage.errors import InputError
-from pyserini_kd.storage.settings import Collection, Overwrite, Settings, option
+from pyserini_kd.storage.settings import Candidates, CheckpointFolder, Collection, Overwrite, Settings, TrainingTopics, option
 
 
 class Given(Settings):
     """What a training run reads: candidates with their texts and scores, and dev topics."""
 
-    collection: Collection
-    topics: str | None = option("--topics", None, "Training topics: a file, ir_datasets:<id> or pydocs:train.")
-    candidates: Path | None = option("--candidates", None, "Groups or triples, from mine.")
+    collection: Collection[str]
+    topics: TrainingTopics[str | None] = None
+    candidates: Candidates[Path | None] = None
     scores: Path | None = option("--scores", None, "Teacher scores: a store from teach, or a 5-column file.")
     qrels: str | None = option(
         "--qrels", None, "Without --candidates: their positives, with the other queries of a batch as negatives."
@@ -56,7 +56,7 @@ class Given(Settings):
 class TrainSettings(TrainConfig, Given):
     """The settings of the command `train`."""
 
-    output: Path = option("--output", help="Checkpoint folder to write.")
+    output: CheckpointFolder
     overwrite: Overwrite = False
 
     @model_validator(mode="after")

@@ -23,7 +23,7 @@ from pyserini_kd.storage.sharing import mend
 class IndexSettings(Settings):
     """What is indexed, with what, and where the index goes."""
 
-    collection: str | None = option("--collection", None, "Collection: a path, ir_datasets:<id> or pydocs.")
+    collection: shared.Collection[str | None] = None
     encoder: str | None = option("--encoder", None, "Checkpoint (name, folder or hub id), or bm25 for a Lucene index.")
     vectors: Path | None = option(
         "--vectors", None, "Instead of --collection: vectors made elsewhere, .npy, Pyserini's embeddings.jsonl, an index."

@@ -6,7 +6,8 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Annotated, Any, Literal, Self, TypedDict, Unpack
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self, TypedDict, TypeVar, Unpack
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
@@ -99,9 +100,13 @@ def _input_error(error: ValidationError) -> InputError:
     return InputError(message, str(first["loc"][0]) if first["loc"] else None)
 
 
-# Options that several commands share
+# Options that several commands share. Those of a type `T` are required by some commands and not by others.
 
-Collection = Annotated[str, option("--collection", help="Collection: a path, ir_datasets:<id> or pydocs.")]
+T = TypeVar("T")
+Collection = Annotated[T, option("--collection", help="Collection: a path, ir_datasets:<id> or pydocs.")]
+TrainingTopics = Annotated[T, option("--topics", help="Training topics: a file, ir_datasets:<id> or pydocs:train.")]
+Candidates = Annotated[T, option("--candidates", help="Groups or triples, from mine.")]
+CheckpointFolder = Annotated[Path, option("--output", help="Checkpoint folder to write.")]
 Overwrite = Annotated[bool, option("--overwrite", help="Replace the output if it exists.")]
 Device = Annotated[str, option("--device", help="cpu, cuda or cuda:N.")]
 Precision = Annotated[Literal["auto", "fp32", "bf16", "fp16", "int8"], option("--precision", help="Arithmetic.")]
