@@ -3,24 +3,24 @@
 from __future__ import annotations
 
 import contextlib
-import functools
 import io
 import logging
 import os
 import re
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, get_args, get_origin
+from types import NoneType, UnionType
+from typing import TYPE_CHECKING, Any, Literal, Union, get_args, get_origin
 
 import click
 
 from pyserini_kd.storage.errors import InputError
 from pyserini_kd.storage.records import record_path
-from pyserini_kd.storage.settings import Option, Settings
+from pyserini_kd.storage.settings import Bounds, Option, Settings
 
 if TYPE_CHECKING:
-    from pydantic.fields import FieldInfo
+    from click.parser import _OptionParser, _ParsingState
 
 DISK_FULL = ("No space left on device", "Disk quota exceeded")
 
@@ -38,129 +38,38 @@ def typed(parameter: str) -> bool:
 
 
 def command(
-    name: str, example: str, epilog: str = "", *, settings: type[Settings] | None = None, **more: Any
-) -> Callable[[Callable[..., Any]], click.Command]:
+    name: str, example: str, epilog: str = "", *, settings: type[Settings] | None = None
+) -> Callable[[Callable[..., object]], click.Command]:
     """A click command whose help ends with an example and which turns InputError and OSError into UserError.
 
     With `settings` its options are the fields of that model, and the function gets the model. Only what was typed is given to
     the model: `Settings.given` tells it from a default.
     """
 
-    def decorate(function: Callable[..., Any]) -> click.Command:
-        @functools.wraps(function)
-        def run(*args: Any, **kwargs: Any) -> Any:
-            logging.basicConfig(format="%(message)s", level=logging.INFO, stream=sys.stderr)
-            quiet_libraries()
-            for stream in (sys.stdout, sys.stderr):
-                if isinstance(stream, io.TextIOWrapper):  # an old locale: what it has no letter for is shown as \\u2026
-                    stream.reconfigure(errors="backslashreplace")
-            try:
-                _refuse_inputs_as_outputs(kwargs)
-                if settings is not None:
-                    args, kwargs = (*args, settings(**{name: kwargs[name] for name in kwargs if typed(name)})), {}
-                return function(*args, **kwargs)
-            except InputError as error:
-                raise UserError(_with_flag(error)) from error
-            except BrokenPipeError:  # `pyserini-kd ... | head`
-                os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-                sys.exit(141)
-            except OSError as error:
-                raise UserError(f"{error.filename or 'input/output'}: {error.strerror or error}") from error
-            except Exception as error:  # safetensors, Lucene and FAISS wrap what the system said in types of their own
-                if not any(words in str(error) for words in DISK_FULL):
-                    raise
-                raise UserError(f"the disk is full: {str(error).splitlines()[0]}") from error
-            except KeyboardInterrupt:
-                more = "Training, teaching and dense indexing go on from there when the same command is started again."
-                click.echo(f"Interrupted; no file or folder was left half-written under its final name. {more}", err=True)
-                sys.exit(130)
-
-        text = "\b\n" + f"Example: {example}" + (f"\n\n{epilog}" if epilog else "")
+    def decorate(function: Callable[..., object]) -> click.Command:
+        text = f"\b\nExample: {example}" + (f"\n\n{epilog}" if epilog else "")
         context = {"help_option_names": ["-h", "--help"], "show_default": True, "max_content_width": 120}
-        own = list(_parameters(settings)) if settings is not None else []
-        made = click.command(name=name, cls=Command, epilog=text, context_settings=context, **more)(run)
-        made.params = [*own, *made.params]
+        made = click.command(name=name, cls=Command, epilog=text, context_settings=context)(function)
+        if settings is not None:
+            made.settings, made.params = settings, [*_parameters(settings), *made.params]
         return made
 
     return decorate
 
 
-def _with_flag(error: InputError) -> str:
-    """The message of an error, behind the flag of the parameter that is wrong; parameters that it names become flags too."""
-    parameters = click.get_current_context().command.params
-    flags = {str(parameter.name): parameter.opts[0] for parameter in parameters if isinstance(parameter, click.Option)}
-    message = re.sub(r"`(\w+)`", lambda match: flags.get(match[1], match[0]), error.message)
-    parameter = flags.get(error.parameter or "", error.parameter)
-    return f"{parameter}: {message}" if parameter else message
-
-
-# ----------------------------------------------------------------------------------------- options of typed settings
-
-
-def _parameters(settings: type[Settings]) -> Iterator[click.Parameter]:
-    """The options and arguments of a model, in the order of its fields."""
-    for name, field in settings.model_fields.items():
-        shown = next((piece for piece in field.metadata if isinstance(piece, Option)), None)
-        if shown is not None:
-            yield _parameter(name, field, shown)
-
-
-def _parameter(name: str, field: FieldInfo, shown: Option) -> click.Parameter:
-    """The click parameter of a field: its type, bounds and default are the field's."""
-    kind, optional, several = (str, True, False) if shown.plain else _unwrapped(field.annotation)
-    required = field.is_required()
-    if not shown.flags[0].startswith("-"):
-        width = -1 if several else 1
-        return click.Argument([name], type=_click_type(kind, field), nargs=width, required=required, metavar=shown.metavar)
-    attributes: dict[str, Any] = {"help": shown.help, "hidden": shown.hidden, "required": required}
-    if not required and not several:
-        attributes["default"] = field.get_default(call_default_factory=True)
-    if kind is bool:
-        attributes |= {} if "/" in shown.flags[0] else {"is_flag": True}
-        return click.Option([*shown.flags, name], show_default=not optional and "/" in shown.flags[0], **attributes)
-    attributes |= {"type": _click_type(kind, field), "metavar": shown.metavar, "multiple": several}
-    return (Runs if shown.words else click.Option)([*shown.flags, name], **attributes)
-
-
-def _unwrapped(annotation: Any) -> tuple[Any, bool, bool]:
-    """(plain type, whether it may be None, whether there may be several) of a field's type.
-
-    >>> _unwrapped(int | None), _unwrapped(tuple[str, ...])
-    ((<class 'int'>, True, False), (<class 'str'>, False, True))
-    """
-    parts = get_args(annotation)
-    if type(None) in parts:
-        kind, _, several = _unwrapped(next(part for part in parts if part is not type(None)))
-        return kind, True, several
-    if get_origin(annotation) is tuple:
-        return parts[0], False, True
-    return annotation, False, False
-
-
-def _click_type(kind: Any, field: FieldInfo) -> Any:
-    """The click type of a plain type, with the bounds that pydantic knows of."""
-    if get_origin(kind) is Literal:
-        return click.Choice(get_args(kind))
-    if kind is Path:
-        return click.Path(path_type=Path)
-    bounds = {
-        name: getattr(piece, name) for piece in field.metadata for name in ("ge", "gt", "le", "lt") if hasattr(piece, name)
-    }
-    if kind not in (int, float) or not bounds:
-        return kind
-    low, high = bounds.get("ge", bounds.get("gt")), bounds.get("le", bounds.get("lt"))
-    kinds = {int: click.IntRange, float: click.FloatRange}
-    return kinds[kind](low, high, min_open="gt" in bounds, max_open="lt" in bounds)
-
-
 class Command(click.Command):
-    """A command that refuses blank words, as a shell makes them of variables that are not set, and bytes that are no text."""
+    """A command that looks at its words first, makes settings of them, and says in one line what the user can mend."""
+
+    settings: type[Settings] | None = None
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
-        """Look at the words first; a prefix of texts may be blank."""
+        """Refuse bytes that are no text, and blank words: a shell makes them of variables that are not set.
+
+        A prefix of texts may be blank.
+        """
         for before, word in zip(["", *args], args, strict=False):
             flag, equals, value = word.partition("=")
-            if not _is_text(word):
+            if word.encode(errors="ignore").decode() != word:
                 raise UserError(f"{word!a} is not valid UTF-8; neither libraries nor run files take such names and texts")
             if not word and not before.endswith("-prefix"):
                 raise UserError(f"{before if before.startswith('--') else 'an argument'} is empty; is a variable not set?")
@@ -168,13 +77,48 @@ class Command(click.Command):
                 raise UserError(f"{flag} is empty; is a variable not set?")
         return super().parse_args(ctx, args)
 
+    def invoke(self, ctx: click.Context) -> object:
+        """Run the function."""
+        logging.basicConfig(format="%(message)s", level=logging.INFO, stream=sys.stderr)
+        _quiet_libraries()
+        for stream in (sys.stdout, sys.stderr):
+            if isinstance(stream, io.TextIOWrapper):  # an old locale: what it has no letter for is shown as \\u2026
+                stream.reconfigure(errors="backslashreplace")
+        try:
+            _refuse_inputs_as_outputs(ctx)
+            if self.settings is not None:
+                ctx.params = {"settings": self.settings(**{name: ctx.params[name] for name in ctx.params if typed(name)})}
+            return super().invoke(ctx)
+        except InputError as error:
+            raise UserError(self._with_flag(error)) from error
+        except BrokenPipeError:  # `pyserini-kd ... | head`
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            sys.exit(141)
+        except OSError as error:
+            raise UserError(f"{error.filename or 'input/output'}: {error.strerror or error}") from error
+        except Exception as error:  # safetensors, Lucene and FAISS wrap what the system said in types of their own
+            if not any(words in str(error) for words in DISK_FULL):
+                raise
+            raise UserError(f"the disk is full: {str(error).splitlines()[0]}") from error
+        except KeyboardInterrupt:
+            more = "Training, teaching and dense indexing go on from there when the same command is started again."
+            click.echo(f"Interrupted; no file or folder was left half-written under its final name. {more}", err=True)
+            sys.exit(130)
 
-def _is_text(word: str) -> bool:
-    try:
-        word.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
+    def _with_flag(self, error: InputError) -> str:
+        """The message of an error, behind the flag of the parameter that is wrong; parameters it names become flags too."""
+        flags = {str(parameter.name): parameter.opts[0] for parameter in self.params if isinstance(parameter, click.Option)}
+        message = re.sub(r"`(\w+)`", lambda match: flags.get(match[1], match[0]), error.message)
+        parameter = flags.get(error.parameter or "", error.parameter)
+        return f"{parameter}: {message}" if parameter else message
+
+
+def _quiet_libraries() -> None:
+    """Keep libraries from talking over our own messages: no advice, no bars but ours."""
+    for name in ("transformers", "sentence_transformers", "httpx", "huggingface_hub", "faiss", "faiss.loader", "fontTools"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+    os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
 
 
 OUTPUTS = ("output", "triples", "fixed", "folder", "per_query")
@@ -183,10 +127,10 @@ SOURCES = ("reuse",)
 """Parameters that may name what is written as well: they are read first, and what they hold is kept."""
 
 
-def _refuse_inputs_as_outputs(given: Mapping[str, Any]) -> None:
+def _refuse_inputs_as_outputs(ctx: click.Context) -> None:
     """InputError where what is to be written, or its record, is an input too, or holds one: that would be gone."""
-    flags = {parameter.name: parameter.opts[0] for parameter in click.get_current_context().command.params}
-    values = [(name, word) for name, value in given.items() for word in (value if isinstance(value, tuple) else [value])]
+    flags = {parameter.name: parameter.opts[0] for parameter in ctx.command.params}
+    values = [(name, word) for name, value in ctx.params.items() for word in (value if isinstance(value, tuple) else [value])]
     paths = [(name, Path(word)) for name, word in values if isinstance(word, str | Path) and word and name not in SOURCES]
     for name, output in ((name, path) for name, path in paths if name in OUTPUTS):
         for other, path in paths:
@@ -206,29 +150,64 @@ def _replaces(output: Path, path: Path) -> str:
     return ""
 
 
-def quiet_libraries() -> None:
-    """Keep libraries from talking over our own messages: no advice, no bars but ours."""
-    for name in ("transformers", "sentence_transformers", "httpx", "huggingface_hub", "faiss", "faiss.loader", "fontTools"):
-        logging.getLogger(name).setLevel(logging.ERROR)
-    os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
-    os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
+# ----------------------------------------------------------------------------------------- options of typed settings
+
+
+def _parameters(settings: type[Settings]) -> Iterator[click.Parameter]:
+    """The options and arguments of a model, in the order of its fields; types, bounds and defaults are the fields'."""
+    for name, field in settings.model_fields.items():
+        shown = next((piece for piece in field.metadata if isinstance(piece, Option)), None)
+        if shown is None:
+            continue
+        kind, several = (str, False) if shown.plain else _plain(field.annotation)
+        required, of_one = field.is_required(), _click_type(kind, shown.bounds)
+        if not shown.flags[0].startswith("-"):
+            width = -1 if several else 1
+            yield click.Argument([name], type=of_one, nargs=width, required=required, metavar=shown.metavar)
+            continue
+        default = None if required or several else field.default
+        is_flag = True if kind is bool else None
+        yield (Runs if shown.words else click.Option)(
+            [*shown.flags, name], type=of_one, is_flag=is_flag, default=default, required=required, multiple=several,
+            help=shown.help, metavar=shown.metavar, hidden=shown.hidden,
+        )  # fmt: skip
+
+
+def _plain(annotation: object) -> tuple[object, bool]:
+    """(type of one value, whether there may be several) of a field's type.
+
+    >>> _plain(int | None), _plain(tuple[str, ...])
+    ((<class 'int'>, False), (<class 'str'>, True))
+    """
+    first = next((part for part in get_args(annotation) if part is not NoneType), None)
+    if get_origin(annotation) in (Union, UnionType):
+        return _plain(first)
+    return (first, True) if get_origin(annotation) is tuple else (annotation, False)
+
+
+def _click_type(kind: object, bounds: Bounds) -> click.ParamType[Any]:
+    """The click type of the type of one value."""
+    if get_origin(kind) is Literal:
+        return click.Choice(get_args(kind))
+    if kind is Path:
+        return click.Path(path_type=Path)
+    if kind in (int, float) and bounds:
+        limits: dict[str, Any] = {"min": bounds.get("ge", bounds.get("gt")), "max": bounds.get("le", bounds.get("lt"))}
+        return (click.IntRange if kind is int else click.FloatRange)(**limits, min_open="gt" in bounds, max_open="lt" in bounds)
+    return click.types.convert_type(kind)
 
 
 class Runs(click.Option):
     """An option that takes any number of values after one flag (`--runs A B C`), as Pyserini's argparse does."""
 
-    def add_to_parser(self, parser: Any, ctx: click.Context) -> None:
+    def add_to_parser(self, parser: _OptionParser, ctx: click.Context) -> None:
         """Let the parser swallow the words that follow until the next flag."""
         super().add_to_parser(parser, ctx)
-        for flag in self.opts:
-            option = parser._long_opt.get(flag)
-            if option is None:
-                continue
-            process = option.process
+        for option in [parser._long_opt[flag] for flag in self.opts if flag in parser._long_opt]:
 
-            def swallow(value: str, state: Any, process: Callable[..., None] = process) -> None:
+            def swallow(value: str, state: _ParsingState, process: Callable[..., None] = option.process) -> None:
                 process(value, state)
                 while state.rargs and not state.rargs[0].startswith("-"):
                     process(state.rargs.pop(0), state)
 
-            option.process = swallow
+            option.process = swallow  # type: ignore[method-assign]

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import logging
 from pathlib import Path
-from typing import Annotated, Self
+from typing import Self
 
 import click
-from pydantic import Field, model_validator
+from pydantic import model_validator
 
 from pyserini_kd.cli import command
 from pyserini_kd.data import sources
@@ -18,7 +18,7 @@ from pyserini_kd.storage import settings as shared
 from pyserini_kd.storage.errors import InputError
 from pyserini_kd.storage.files import refuse_existing
 from pyserini_kd.storage.records import write_json
-from pyserini_kd.storage.settings import Overwrite, option
+from pyserini_kd.storage.settings import CheckpointFolder, Overwrite, option
 
 logger = logging.getLogger(__name__)
 
@@ -26,19 +26,16 @@ logger = logging.getLogger(__name__)
 class Settings(shared.Settings):
     """The options of `export`."""
 
-    encoder: Annotated[str, option("--encoder", help="Checkpoint: name, folder or hub id; a bi-encoder or a cross-encoder.")]
-    output: Annotated[Path, option("--output", help="Checkpoint folder to write.")]
-    int8: Annotated[bool, option("--int8", help="Add an int8 file, which --precision auto then takes on CPUs without AMX.")] = (
-        False
+    encoder: str = option("--encoder", help="Checkpoint: name, folder or hub id; a bi-encoder or a cross-encoder.")
+    output: CheckpointFolder
+    int8: bool = option("--int8", False, "Add an int8 file, which --precision auto then takes on CPUs without AMX.")
+    run: Path | None = option("--run", None, "With --int8: report the loss on this run's top.")
+    collection: str | None = option(
+        "--collection", None, "The run's texts: a path, ir_datasets:<id>, pydocs, or an index that stores them."
     )
-    run: Annotated[Path | None, option("--run", help="With --int8: report the loss on this run's top.")] = None
-    collection: Annotated[
-        str | None,
-        option("--collection", help="The run's texts: a path, ir_datasets:<id>, pydocs, or an index that stores them."),
-    ] = None
-    topics: Annotated[str | None, option("--topics", help="The run's topics.")] = None
-    qrels: Annotated[str | None, option("--qrels", help="Judgements, for nDCG@10 before and after.")] = None
-    depth: Annotated[int, Field(ge=2), option("--depth", help="Documents a query in the report.")] = 100
+    topics: str | None = option("--topics", None, "The run's topics.")
+    qrels: str | None = option("--qrels", None, "Judgements, for nDCG@10 before and after.")
+    depth: int = option("--depth", 100, "Documents a query in the report.", ge=2)
     overwrite: Overwrite = False
 
     @model_validator(mode="after")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
 
 import click
 
@@ -15,7 +14,7 @@ from pyserini_kd.storage.settings import Overwrite, Settings, option
 class PydocsSettings(Settings):
     """Where the embedded collection goes."""
 
-    output: Annotated[Path, option("--output", help="Folder to write to.")]
+    output: Path = option("--output", help="Folder to write to.")
     overwrite: Overwrite = False
 
 

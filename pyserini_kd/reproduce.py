@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Literal, Self
+from typing import Literal, Self
 
 import click
 from pydantic import model_validator
@@ -20,16 +20,14 @@ from pyserini_kd.storage.settings import option
 class Settings(shared.Settings):
     """The options of `reproduce`."""
 
-    list_them: Annotated[bool, option("--list", help="Print the conditions and stop.")] = False
-    names: Annotated[
-        tuple[str, ...], option("--condition", metavar="NAME", help="Run this one; may be given several times.")
-    ] = ()
-    run_all: Annotated[bool, option("--all", help="Run all whose needs are met.")] = False
-    dry_run: Annotated[bool, option("--dry-run", help="Print the commands, run nothing.")] = False
-    data: Annotated[Path | None, option("--data", metavar="DIRECTORY", help="Folder of real collections.")] = None
-    directory: Annotated[Path | None, option("--directory", help="Where indexes and runs go [default: runs/reproduce].")] = None
-    matrix: Annotated[Path | None, option("--matrix", help="Another matrix than the package's.")] = None
-    style: Annotated[Literal["table", "markdown"], option("--format", help="What to print.")] = "table"
+    list_them: bool = option("--list", False, "Print the conditions and stop.")
+    names: tuple[str, ...] = option("--condition", (), "Run this one; may be given several times.", metavar="NAME")
+    run_all: bool = option("--all", False, "Run all whose needs are met.")
+    dry_run: bool = option("--dry-run", False, "Print the commands, run nothing.")
+    data: Path | None = option("--data", None, "Folder of real collections.", metavar="DIRECTORY")
+    directory: Path | None = option("--directory", None, "Where indexes and runs go [default: runs/reproduce].")
+    matrix: Path | None = option("--matrix", None, "Another matrix than the package's.")
+    style: Literal["table", "markdown"] = option("--format", "table", "What to print.")
 
     @model_validator(mode="after")
     def rules(self) -> Self:

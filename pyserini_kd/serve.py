@@ -2,24 +2,18 @@
 
 from __future__ import annotations
 
-from typing import Annotated
-
 import click
-from pydantic import Field
 
 from pyserini_kd.cli import command
 from pyserini_kd.retrieval.search_settings import SystemSettings
-from pyserini_kd.search import embedded_index
 from pyserini_kd.storage.settings import option
 
 
 class ServeSettings(SystemSettings):
     """What is served, and where."""
 
-    host: Annotated[str, option("--host", help="Address to listen on; any but loopback lets others in, unencrypted.")] = (
-        "127.0.0.1"
-    )
-    port: Annotated[int, Field(ge=0, le=65535), option("--port", help="Port to listen on; 0 takes a free one.")] = 8080
+    host: str = option("--host", "127.0.0.1", "Address to listen on; any but loopback lets others in, unencrypted.")
+    port: int = option("--port", 8080, "Port to listen on; 0 takes a free one.", ge=0, le=65535)
 
 
 @command(
@@ -34,11 +28,11 @@ Ask:  curl 'http://127.0.0.1:8080/search?query=merge+two+sorted+arrays&hits=5&do
 def main(settings: ServeSettings) -> None:
     """Answer searches over HTTP (JSON) from memory, as the command `search` would; Ctrl-C ends it."""
     from pyserini_kd.retrieval import service
+    from pyserini_kd.retrieval.search_files import embedded_index
 
     listener = service.bind(settings.host, settings.port)
     if not settings.index:
-        encoder = "bm25" if settings.is_sparse else settings.encoder
-        settings = settings.but(index=(embedded_index(encoder, prepare=False),))
+        settings = settings.but(index=(embedded_index(settings),))
     service.serve(settings, listener, ready=click.echo)
 
 

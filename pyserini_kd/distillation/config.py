@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal, Self
 
-from annotated_types import Ge, Gt, Le, Lt
 from pydantic import BeforeValidator, model_validator
 
 from pyserini_kd.distillation import recipes
@@ -12,11 +11,11 @@ from pyserini_kd.distillation.recipes import Recipe, Stage
 from pyserini_kd.evaluation.measures import Measure
 from pyserini_kd.models import checkpoint_settings
 from pyserini_kd.storage.errors import InputError
-from pyserini_kd.storage.settings import Device, Settings, option
+from pyserini_kd.storage.settings import Device, Pooling, Settings, option
 
 RANDOM = "random:"  # an init of random weights: random:LAYERS/WIDTH
 ALL_STUDENTS = ", ".join(checkpoint_settings.ARCHITECTURES)
-FROM_RECIPE: Any = None  # the default of fields that are never None: `TrainConfig.defaults` fills them in
+FROM_RECIPE = None  # the default of fields that are never None: `TrainConfig.defaults` fills them in
 
 
 def _layers(value: object) -> object:
@@ -32,93 +31,68 @@ def _layers(value: object) -> object:
 class TrainConfig(Settings):
     """Everything that decides a training run besides its data. None: the recipe's or the checkpoint's default."""
 
-    recipe: Annotated[str, option("--recipe", help="Training procedure; --list shows them.")]
-    init: Annotated[
-        str, option("--init", help="What the student starts from: name, folder, hub id, random:LAYERS/WIDTH [default: minilm].")
-    ] = FROM_RECIPE
-    architecture: Annotated[str, option("--student", help=f"One of {ALL_STUDENTS} [default: the recipe's].")] = FROM_RECIPE
-    layers: Annotated[
-        tuple[int, ...] | None,
-        BeforeValidator(_layers),
-        option("--layers", help="Layers kept of it, e.g. 0,3,5 [default: all].", plain=True),
-    ] = None
-    losses: Annotated[
-        tuple[str, ...],
-        option(
-            "--loss",
-            help=f"Change the recipe; NAME=none drops a loss, none drops all. Of {', '.join(recipes.LOSSES)}.",
-            metavar="NAME=WEIGHT",
-            words=True,
-        ),
-    ] = ()
-    start_stage: Annotated[int, Ge(1), option("--start-stage", help="First stage; --init has been through those before.")] = 1
-    teacher: Annotated[
-        str | None, option("--teacher", help="Live ranker: for layer losses, and for soft losses where there is no --scores.")
-    ] = None
-    lm_teacher: Annotated[
-        str | None, option("--lm-teacher", help="Language model to distil on the collection's plain text.")
-    ] = None
-    teacher_dropout: Annotated[
-        bool, option("--teacher-dropout", help="Leave the live teacher's dropout on, as TinyBERT's script does.")
-    ] = False
-    temperature: Annotated[float, Gt(0), option("--temperature", help="Of soft_ranknet, soft_ce and _kl, listwise_kl.")] = 1.0
-    pooling: Annotated[Literal["cls", "mean"] | None, option("--pooling", help="[default: from the checkpoint]")] = None
-    l2_norm: Annotated[bool | None, option("--l2-norm/--no-l2-norm", help="[default: from the recipe]")] = None
-    settings: Annotated[
-        tuple[str, ...],
-        option(
-            "--setting",
-            help="Of the student's architecture: masks=8, width=128 (colbert), join_layer=3 (prettr), layers=2 (tk).",
-            metavar="NAME=NUMBER",
-            words=True,
-        ),
-    ] = ()
-    glove: Annotated[
-        str | None, option("--glove", help="GloVe text file for a tk student [default: the input embeddings of --init].")
-    ] = None
-    max_query_len: Annotated[int | None, Ge(3), option("--max-query-length", help="Tokens [default: from the checkpoint].")] = (
-        None
+    recipe: str = option("--recipe", help="Training procedure; --list shows them.")
+    init: str = option(
+        "--init", FROM_RECIPE, "What the student starts from: name, folder, hub id, random:LAYERS/WIDTH [default: minilm]."
     )
-    max_doc_len: Annotated[
-        int | None, Ge(3), option("--max-length", help="Tokens a document or pair [default: checkpoint].")
-    ] = None
-    train_len: Annotated[int | None, Ge(3), option("--train-length", help="Tokens in training [default: --max-length].")] = None
-    score_scale: Annotated[float | None, Gt(0), option("--score-scale", help="[default: from the recipe]")] = None
-    lr: Annotated[float | None, Gt(0), option("--lr", help="Of every stage [default: from the recipe].")] = None
-    schedule: Annotated[
-        Literal["linear", "constant", "cosine", "plateau"] | None,
-        option("--schedule", help="Of the learning rate [default: the recipe's]."),
-    ] = None
-    epochs: Annotated[float | None, Gt(0), option("--epochs", help="Of every stage [default: from the recipe].")] = None
-    max_steps: Annotated[
-        int | None, Ge(1), option("--max-steps", help="Optimiser steps of every stage, instead of --epochs.")
-    ] = None
-    batch_size: Annotated[int, Ge(1), option("--batch-size", "--batch", help="Queries (groups) a batch.")] = 32
-    length_buckets: Annotated[
-        bool, option("--length-buckets", help="Triples of like length in a batch (quicker; another order).")
-    ] = False
-    accumulate: Annotated[int, Ge(1), option("--accumulate", help="Batches an optimiser step.")] = 1
-    warmup: Annotated[float | None, Ge(0), Le(1), option("--warmup", help="Share of steps [default: from the recipe].")] = None
-    weight_decay: Annotated[float | None, Ge(0), option("--weight-decay", help="[default: from the recipe]")] = None
-    match_scale: Annotated[
-        bool | None,
-        option(
-            "--match-scale/--no-match-scale",
-            help="Bring a bert_dot or colbert to the teacher's scale first, which no paper does [default: the recipe's].",
-        ),
-    ] = None
-    dropout: Annotated[
-        float | None, Ge(0), Lt(1), option("--dropout", help="0 takes 10 to 25% less time [default: as saved].")
-    ] = None
-    max_grad_norm: Annotated[float, Gt(0), option("--max-grad-norm", help="Gradients are clipped to it.")] = 1.0
-    save_steps: Annotated[int, Ge(1), option("--save-steps", help="Steps between states that a crash goes back to.")] = 200
-    metric: Annotated[str, option("--metric", help="Measure on dev topics.")] = "nDCG@10"
-    eval_steps: Annotated[int, Ge(1), option("--eval-steps", help="Steps between measures on dev topics.")] = 100
-    patience: Annotated[int | None, Ge(1), option("--patience", help="Stop after so many measures without a better one.")] = (
-        None
+    architecture: str = option("--student", FROM_RECIPE, f"One of {ALL_STUDENTS} [default: the recipe's].")
+    layers: Annotated[tuple[int, ...] | None, BeforeValidator(_layers)] = option(
+        "--layers", None, "Layers kept of it, e.g. 0,3,5 [default: all].", plain=True
     )
-    seed: Annotated[int, Ge(0), option("--seed", help="Seed of dropout and batch order.")] = 42
-    precision: Annotated[Literal["auto", "fp32", "bf16"], option("--precision", help="Arithmetic.")] = "auto"
+    losses: tuple[str, ...] = option(
+        "--loss",
+        (),
+        f"Change the recipe; NAME=none drops a loss, none drops all. Of {', '.join(recipes.LOSSES)}.",
+        metavar="NAME=WEIGHT",
+        words=True,
+    )
+    start_stage: int = option("--start-stage", 1, "First stage; --init has been through those before.", ge=1)
+    teacher: str | None = option(
+        "--teacher", None, "Live ranker: for layer losses, and for soft losses where there is no --scores."
+    )
+    lm_teacher: str | None = option("--lm-teacher", None, "Language model to distil on the collection's plain text.")
+    teacher_dropout: bool = option(
+        "--teacher-dropout", False, "Leave the live teacher's dropout on, as TinyBERT's script does."
+    )
+    temperature: float = option("--temperature", 1.0, "Of soft_ranknet, soft_ce and _kl, listwise_kl.", gt=0)
+    pooling: Pooling = None
+    l2_norm: bool | None = option("--l2-norm/--no-l2-norm", None, "[default: from the recipe]")
+    settings: tuple[str, ...] = option(
+        "--setting",
+        (),
+        "Of the student's architecture: masks=8, width=128 (colbert), join_layer=3 (prettr), layers=2 (tk).",
+        metavar="NAME=NUMBER",
+        words=True,
+    )
+    glove: str | None = option("--glove", None, "GloVe text file for a tk student [default: the input embeddings of --init].")
+    max_query_len: int | None = option("--max-query-length", None, "Tokens [default: from the checkpoint].", ge=3)
+    max_doc_len: int | None = option("--max-length", None, "Tokens a document or pair [default: checkpoint].", ge=3)
+    train_len: int | None = option("--train-length", None, "Tokens in training [default: --max-length].", ge=3)
+    score_scale: float | None = option("--score-scale", None, "[default: from the recipe]", gt=0)
+    lr: float | None = option("--lr", None, "Of every stage [default: from the recipe].", gt=0)
+    schedule: Literal["linear", "constant", "cosine", "plateau"] | None = option(
+        "--schedule", None, "Of the learning rate [default: the recipe's]."
+    )
+    epochs: float | None = option("--epochs", None, "Of every stage [default: from the recipe].", gt=0)
+    max_steps: int | None = option("--max-steps", None, "Optimiser steps of every stage, instead of --epochs.", ge=1)
+    batch_size: int = option("--batch-size --batch", 32, "Queries (groups) a batch.", ge=1)
+    length_buckets: bool = option("--length-buckets", False, "Triples of like length in a batch (quicker; another order).")
+    accumulate: int = option("--accumulate", 1, "Batches an optimiser step.", ge=1)
+    warmup: float | None = option("--warmup", None, "Share of steps [default: from the recipe].", ge=0, le=1)
+    weight_decay: float | None = option("--weight-decay", None, "[default: from the recipe]", ge=0)
+    match_scale: bool | None = option(
+        "--match-scale/--no-match-scale",
+        None,
+        "Bring a bert_dot or colbert to the teacher's scale first, which no paper does [default: the recipe's].",
+    )
+    dropout: float | None = option("--dropout", None, "0 takes 10 to 25% less time [default: as saved].", ge=0, lt=1)
+    max_grad_norm: float = option("--max-grad-norm", 1.0, "Gradients are clipped to it.", gt=0)
+    save_steps: int = option("--save-steps", 200, "Steps between states that a crash goes back to.", ge=1)
+    metric: str = option("--metric", "nDCG@10", "Measure on dev topics.")
+    eval_steps: int = option("--eval-steps", 100, "Steps between measures on dev topics.", ge=1)
+    patience: int | None = option("--patience", None, "Stop after so many measures without a better one.", ge=1)
+    seed: int = option("--seed", 42, "Seed of dropout and batch order.", ge=0)
+    precision: Literal["auto", "fp32", "bf16"] = option("--precision", "auto", "Arithmetic.")
     device: Device = "cpu"
 
     # ------------------------------------------------------------------------------------------------ what follows

@@ -10,10 +10,10 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Annotated, NamedTuple, Self
+from typing import NamedTuple, Self
 
 import numpy as np
-from pydantic import Field, model_validator
+from pydantic import model_validator
 from tqdm import tqdm
 
 from pyserini_kd.data import passages, sources
@@ -23,7 +23,7 @@ from pyserini_kd.data.types import Doc, Qrels, Query
 from pyserini_kd.distillation.candidates import Group
 from pyserini_kd.models import hardware
 from pyserini_kd.storage.errors import InputError
-from pyserini_kd.storage.settings import Collection, Overwrite, Seed, Segment, Settings, option
+from pyserini_kd.storage.settings import Collection, Overwrite, Segment, Settings, TrainingTopics, option
 
 logger = logging.getLogger(__name__)
 
@@ -120,21 +120,17 @@ def first_hits(runs: Sequence[Run]) -> Qrels:
 class MineConfig(Settings):
     """Where queries, judgements and negatives come from, and how many are sampled."""
 
-    collection: Collection
-    topics: Annotated[str, option("--topics", help="Training topics: a file, ir_datasets:<id> or pydocs:train.")]
-    qrels: Annotated[str | None, option("--qrels", help="Their judgements: a file, ir_datasets:<id> or pydocs:train.")] = None
-    index: Annotated[
-        str | None, option("--index", help="BM25 index to take hard negatives from (a folder or a prebuilt name).")
-    ] = None
-    runs: Annotated[
-        tuple[str, ...], option("--runs", "--run", words=True, help="Runs to take hard negatives from instead.")
-    ] = ()
-    depth: Annotated[int, Field(ge=1), option("--depth", help="How deep negatives may lie.")] = 100
-    negatives: Annotated[int, Field(ge=0), option("--negatives", help="Hard negatives a query.")] = 1
-    shared: Annotated[int, Field(ge=0), option("--shared", help="Queries a block that share their documents.")] = 0
+    collection: Collection[str]
+    topics: TrainingTopics[str]
+    qrels: str | None = option("--qrels", None, "Their judgements: a file, ir_datasets:<id> or pydocs:train.")
+    index: str | None = option("--index", None, "BM25 index to take hard negatives from (a folder or a prebuilt name).")
+    runs: tuple[str, ...] = option("--runs --run", (), "Runs to take hard negatives from instead.", words=True)
+    depth: int = option("--depth", 100, "How deep negatives may lie.", ge=1)
+    negatives: int = option("--negatives", 1, "Hard negatives a query.", ge=0)
+    shared: int = option("--shared", 0, "Queries a block that share their documents.", ge=0)
     segment: Segment = None
-    seed: Seed = 42
-    output: Annotated[Path, option("--output", help="Groups (.jsonl) or triples (.tsv).")]
+    seed: int = option("--seed", 42, "Seed of the random numbers.", ge=0)
+    output: Path = option("--output", help="Groups (.jsonl) or triples (.tsv).")
     overwrite: Overwrite = False
 
     @model_validator(mode="after")

@@ -7,9 +7,9 @@ import logging
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, NamedTuple, Self
+from typing import NamedTuple, Self
 
-from pydantic import Field, model_validator
+from pydantic import model_validator
 
 from pyserini_kd.data import passages, sources
 from pyserini_kd.data.runs import Run
@@ -27,7 +27,7 @@ from pyserini_kd.storage.environment import sha256
 from pyserini_kd.storage.errors import InputError
 from pyserini_kd.storage.files import refuse_existing
 from pyserini_kd.storage.locks import alone, clear
-from pyserini_kd.storage.settings import Backend, Collection, Device, Precision, Segment, Settings, option
+from pyserini_kd.storage.settings import Backend, Candidates, Collection, Device, Precision, Segment, Settings, option
 
 logger = logging.getLogger(__name__)
 
@@ -42,35 +42,27 @@ CHECK_MEASURES = ("RR@10", "nDCG@10")
 class TeachConfig(Settings):
     """What is scored, by which teachers, and where the scores go."""
 
-    candidates: Annotated[Path, option("--candidates", help="Groups or triples, from mine.")]
-    collection: Collection
-    topics: Annotated[str, option("--topics", help="Topics of the candidates.")]
-    teachers: Annotated[Words, option("--teacher", words=True, help="Checkpoint, or CHECKPOINT@WEIGHT; any number.")] = ()
-    teacher_runs: Annotated[
-        Words, option("--teacher-run", words=True, help="Run, or RUN@WEIGHT, as a teacher; absent = 0.")
-    ] = ()
-    teacher_scores: Annotated[
-        Words,
-        option("--teacher-scores", words=True, help="Score store or 5-column file, or FILE@WEIGHT, as a teacher."),
-    ] = ()
+    candidates: Candidates[Path]
+    collection: Collection[str]
+    topics: str = option("--topics", help="Topics of the candidates.")
+    teachers: Words = option("--teacher", (), "Checkpoint, or CHECKPOINT@WEIGHT; any number.", words=True)
+    teacher_runs: Words = option("--teacher-run", (), "Run, or RUN@WEIGHT, as a teacher; absent = 0.", words=True)
+    teacher_scores: Words = option(
+        "--teacher-scores", (), "Score store or 5-column file, or FILE@WEIGHT, as a teacher.", words=True
+    )
     segment: Segment = None
-    index: Annotated[Path | None, option("--index", help="Dense index of the (one, bert_dot) teacher: vectors reused.")] = None
-    reuse: Annotated[
-        Words,
-        option("--reuse", words=True, help="Score stores whose pairs the same teacher does not score again."),
-    ] = ()
-    output: Annotated[Path, option("--output", help="Score store to write (.parquet).")]
-    triples: Annotated[Path | None, option("--triples", help="Also write the published 5-column file.")] = None
-    check_run: Annotated[Path | None, option("--check-run", help="Dev run that the teachers should beat.")] = None
-    check_topics: Annotated[str | None, option("--check-topics", help="Its topics.")] = None
-    check_qrels: Annotated[str | None, option("--check-qrels", help="Its judgements.")] = None
-    batch_size: Annotated[
-        int | None, Field(ge=1), option("--batch-size", "--batch", help="Pairs a batch [default: by token budget].")
-    ] = None
+    index: Path | None = option("--index", None, "Dense index of the (one, bert_dot) teacher: vectors reused.")
+    reuse: Words = option("--reuse", (), "Score stores whose pairs the same teacher does not score again.", words=True)
+    output: Path = option("--output", help="Score store to write (.parquet).")
+    triples: Path | None = option("--triples", None, "Also write the published 5-column file.")
+    check_run: Path | None = option("--check-run", None, "Dev run that the teachers should beat.")
+    check_topics: str | None = option("--check-topics", None, "Its topics.")
+    check_qrels: str | None = option("--check-qrels", None, "Its judgements.")
+    batch_size: int | None = option("--batch-size --batch", None, "Pairs a batch [default: by token budget].", ge=1)
     precision: Precision = "auto"
     backend: Backend = "auto"
     device: Device = "cpu"
-    overwrite: Annotated[bool, option("--overwrite", help="Replace outputs that exist.")] = False
+    overwrite: bool = option("--overwrite", False, "Replace outputs that exist.")
 
     @model_validator(mode="after")
     def rules(self) -> Self:

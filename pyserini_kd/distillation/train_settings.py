@@ -3,45 +3,38 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Self
+from typing import Self
 
-from annotated_types import Ge
 from pydantic import model_validator
 
 from pyserini_kd.data import passages
 from pyserini_kd.distillation.config import TrainConfig
 from pyserini_kd.storage.errors import InputError
-from pyserini_kd.storage.settings import Collection, Overwrite, Settings, option
+from pyserini_kd.storage.settings import Candidates, CheckpointFolder, Collection, Overwrite, Settings, TrainingTopics, option
 
 
 class Given(Settings):
     """What a training run reads: candidates with their texts and scores, and dev topics."""
 
-    collection: Collection
-    topics: Annotated[str | None, option("--topics", help="Training topics: a file, ir_datasets:<id> or pydocs:train.")] = None
-    candidates: Annotated[Path | None, option("--candidates", help="Groups or triples, from mine.")] = None
-    scores: Annotated[Path | None, option("--scores", help="Teacher scores: a store from teach, or a 5-column file.")] = None
-    qrels: Annotated[
-        str | None,
-        option("--qrels", help="Without --candidates: their positives, with the other queries of a batch as negatives."),
-    ] = None
-    segment: Annotated[
-        str | None,
-        option(
-            "--segment", metavar="WORDS:STRIDE", help="Candidates, and plain texts, are passages cut like this, as in mine."
-        ),
-    ] = None
-    dev_topics: Annotated[str | None, option("--dev-topics", help="Dev topics: the best checkpoint on them is kept.")] = None
-    dev_qrels: Annotated[str | None, option("--dev-qrels", help="Their judgements.")] = None
-    dev_run: Annotated[Path | None, option("--dev-run", help="First-stage run of them; its top is reranked.")] = None
-    dev_depth: Annotated[int, Ge(1), option("--dev-depth", help="Documents a dev query taken of --dev-run.")] = 20
-    dev_retrieval: Annotated[
-        bool,
-        option(
-            "--dev-retrieval",
-            help="A bert_dot searches those of all dev queries and the judged ones, instead; without a run, the collection.",
-        ),
-    ] = False
+    collection: Collection[str]
+    topics: TrainingTopics[str | None] = None
+    candidates: Candidates[Path | None] = None
+    scores: Path | None = option("--scores", None, "Teacher scores: a store from teach, or a 5-column file.")
+    qrels: str | None = option(
+        "--qrels", None, "Without --candidates: their positives, with the other queries of a batch as negatives."
+    )
+    segment: str | None = option(
+        "--segment", None, "Candidates, and plain texts, are passages cut like this, as in mine.", metavar="WORDS:STRIDE"
+    )
+    dev_topics: str | None = option("--dev-topics", None, "Dev topics: the best checkpoint on them is kept.")
+    dev_qrels: str | None = option("--dev-qrels", None, "Their judgements.")
+    dev_run: Path | None = option("--dev-run", None, "First-stage run of them; its top is reranked.")
+    dev_depth: int = option("--dev-depth", 20, "Documents a dev query taken of --dev-run.", ge=1)
+    dev_retrieval: bool = option(
+        "--dev-retrieval",
+        False,
+        "A bert_dot searches those of all dev queries and the judged ones, instead; without a run, the collection.",
+    )
 
     def for_training(self) -> dict[str, str | Path | None]:
         """What was given besides dev topics: name -> value."""
@@ -63,7 +56,7 @@ class Given(Settings):
 class TrainSettings(TrainConfig, Given):
     """The settings of the command `train`."""
 
-    output: Annotated[Path, option("--output", help="Checkpoint folder to write.")]
+    output: CheckpointFolder
     overwrite: Overwrite = False
 
     @model_validator(mode="after")

@@ -14,7 +14,7 @@ import math
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Literal, NamedTuple, Self
+from typing import Literal, NamedTuple, Self
 
 from pydantic import model_validator
 
@@ -51,21 +51,18 @@ Fetch = Callable[[Sequence[str]], Mapping[str, Doc]]
 class ReportConfig(RunFiles):
     """A report page about run files."""
 
-    topics: Annotated[
-        str | None, option("--topics", help="Query texts: a file, ir_datasets:<id>, pydocs:test, or a Pyserini set.")
-    ] = None
-    collection: Annotated[str | None, option("--collection", help="Document texts: a path, ir_datasets:<id> or pydocs.")] = None
-    index: Annotated[
-        str | None,
-        option("--index", help="Document texts from an index instead (Lucene, prebuilt name, or a dense index of ours)."),
-    ] = None
-    training: Annotated[
-        tuple[str, ...], option("--training", metavar="FILE", help="A training.json, for its loss curves; may be repeated.")
-    ] = ()
-    output: Annotated[Path, option("--output", help="Page to write.")] = Path("report.html")
-    figures_folder: Annotated[Path | None, option("--figures", help="Also write figures for a paper here.")] = None
-    figure_format: Annotated[Literal["pdf", "svg", "png"], option("--figure-format", help="Format of the figures.")] = "pdf"
-    overwrite: Annotated[bool, option("--overwrite", help="Replace the page and the figures if they exist.")] = False
+    topics: str | None = option("--topics", None, "Query texts: a file, ir_datasets:<id>, pydocs:test, or a Pyserini set.")
+    collection: str | None = option("--collection", None, "Document texts: a path, ir_datasets:<id> or pydocs.")
+    index: str | None = option(
+        "--index", None, "Document texts from an index instead (Lucene, prebuilt name, or a dense index of ours)."
+    )
+    training: tuple[str, ...] = option(
+        "--training", (), "A training.json, for its loss curves; may be repeated.", metavar="FILE"
+    )
+    output: Path = option("--output", Path("report.html"), "Page to write.")
+    figures_folder: Path | None = option("--figures", None, "Also write figures for a paper here.")
+    figure_format: Literal["pdf", "svg", "png"] = option("--figure-format", "pdf", "Format of the figures.")
+    overwrite: bool = option("--overwrite", False, "Replace the page and the figures if they exist.")
 
     @model_validator(mode="after")
     def outputs_are_free(self) -> Self:

@@ -8,9 +8,9 @@ import time
 from collections.abc import Iterator, Mapping, Set
 from itertools import combinations
 from pathlib import Path
-from typing import Annotated, Literal, NamedTuple, Self
+from typing import Literal, NamedTuple, Self
 
-from pydantic import Field, model_validator
+from pydantic import model_validator
 
 from pyserini_kd.data.runs import Run
 from pyserini_kd.data.types import Qrels
@@ -33,19 +33,17 @@ class DisagreementError(Exception):
 class RunFiles(Settings):
     """Which runs are measured, by which measures, and how they are compared."""
 
-    runs: Annotated[tuple[str, ...], option("RUN", metavar="RUN...")] = ()
-    qrels: Annotated[str, option("--qrels", metavar="QRELS", help="A file, ir_datasets:<id>, or pydocs:test.")]
-    measures: Annotated[
-        tuple[str, ...],
-        option("--measures", "-m", words=True, metavar="M...", help=f"[default: {' '.join(DEFAULT_MEASURES)}]"),
-    ] = ()
-    preset: Annotated[
-        Literal["dl19", "dl20", "msmarco", "beir"] | None,
-        option("--preset", help="The collection's measures, before those of --measures."),
-    ] = None
-    baseline: Annotated[str | None, option("--baseline", metavar="RUN", help="Also compare each run to this one.")] = None
-    test: Annotated[significance.Test, option("--test", help="Against --baseline.")] = "t"
-    correction: Annotated[significance.Correction, option("--correction", help="For all runs x measures.")] = "holm"
+    runs: tuple[str, ...] = option("RUN", (), metavar="RUN...")
+    qrels: str = option("--qrels", help="A file, ir_datasets:<id>, or pydocs:test.", metavar="QRELS")
+    measures: tuple[str, ...] = option(
+        "--measures -m", (), f"[default: {' '.join(DEFAULT_MEASURES)}]", metavar="M...", words=True
+    )
+    preset: Literal["dl19", "dl20", "msmarco", "beir"] | None = option(
+        "--preset", None, "The collection's measures, before those of --measures."
+    )
+    baseline: str | None = option("--baseline", None, "Also compare each run to this one.", metavar="RUN")
+    test: significance.Test = option("--test", "t", "Against --baseline.")
+    correction: significance.Correction = option("--correction", "holm", "For all runs x measures.")
 
     @model_validator(mode="after")
     def rules(self) -> Self:
@@ -96,22 +94,14 @@ class RunFiles(Settings):
 class EvaluateConfig(RunFiles):
     """An evaluation of run files."""
 
-    samples: Annotated[int, Field(ge=1), option("--samples", help="Of the bootstrap and randomisation.")] = significance.SAMPLES
-    seed: Annotated[int, Field(ge=0), option("--seed", help="Of the bootstrap and randomisation.")] = significance.SEED
-    per_query: Annotated[
-        Path | None, option("--per-query", metavar="FILE", help="Write each query's values: .csv, .parquet.")
-    ] = None
-    overwrite: Annotated[bool, option("--overwrite", help="Replace the --per-query file if it exists.")] = False
-    latency: Annotated[bool, option("--latency", help="Add ms/query, from the records (.json) beside the runs.")] = False
-    engine: Annotated[
-        Literal["auto", "trectools", "fast"], option("--engine", help="auto is trectools where the run is small.")
-    ] = "auto"
-    cross_check: Annotated[
-        bool, option("--cross-check", help="Fail where a value is further than 1e-6 from pytrec_eval's.")
-    ] = False
-    output_format: Annotated[
-        Literal["table", "markdown", "latex", "csv", "json"], option("--format", help="What to print.")
-    ] = "table"
+    samples: int = option("--samples", significance.SAMPLES, "Of the bootstrap and randomisation.", ge=1)
+    seed: int = option("--seed", significance.SEED, "Of the bootstrap and randomisation.", ge=0)
+    per_query: Path | None = option("--per-query", None, "Write each query's values: .csv, .parquet.", metavar="FILE")
+    overwrite: bool = option("--overwrite", False, "Replace the --per-query file if it exists.")
+    latency: bool = option("--latency", False, "Add ms/query, from the records (.json) beside the runs.")
+    engine: Literal["auto", "trectools", "fast"] = option("--engine", "auto", "auto is trectools where the run is small.")
+    cross_check: bool = option("--cross-check", False, "Fail where a value is further than 1e-6 from pytrec_eval's.")
+    output_format: Literal["table", "markdown", "latex", "csv", "json"] = option("--format", "table", "What to print.")
 
     @model_validator(mode="after")
     def output_is_free(self) -> Self:

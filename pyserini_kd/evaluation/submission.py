@@ -12,10 +12,9 @@ import re
 import time
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Annotated, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
-from pydantic import Field
 
 from pyserini_kd.data import sources
 from pyserini_kd.data.lines import numbered_lines
@@ -65,19 +64,19 @@ KINDS = {
 class CheckConfig(Settings):
     """A check of a run file."""
 
-    run: Annotated[Path, option("RUN")]
-    topics: Annotated[str, option("--topics", help="Those to answer: a file, ir_datasets:<id>, pydocs:SPLIT, a Pyserini set.")]
-    max_hits: Annotated[int, Field(ge=1), option("--max-hits", help="Hits a topic may have.")] = 1000
-    qrels: Annotated[
-        str | None, option("--qrels", help="Also say how much of the run is judged: a file, ir_datasets:<id> or pydocs:SPLIT.")
-    ] = None
-    collection: Annotated[
-        str | None, option("--collection", help="Also check that its documents exist: a path, ir_datasets:<id> or pydocs.")
-    ] = None
-    output_format: Annotated[Format, option("--format", help="Where it is to go.")] = "trec"
-    listed: Annotated[int, Field(ge=1), option("--show", help="Faults of a kind to list; the rest is counted.")] = LISTED
-    fixed: Annotated[Path | None, option("--fix", metavar="OUT", help="Write a mended copy.")] = None
-    overwrite: Annotated[bool, option("--overwrite", help="Replace OUT if it exists.")] = False
+    run: Path = option("RUN")
+    topics: str = option("--topics", help="Those to answer: a file, ir_datasets:<id>, pydocs:SPLIT, a Pyserini set.")
+    max_hits: int = option("--max-hits", 1000, "Hits a topic may have.", ge=1)
+    qrels: str | None = option(
+        "--qrels", None, "Also say how much of the run is judged: a file, ir_datasets:<id> or pydocs:SPLIT."
+    )
+    collection: str | None = option(
+        "--collection", None, "Also check that its documents exist: a path, ir_datasets:<id> or pydocs."
+    )
+    output_format: Format = option("--format", "trec", "Where it is to go.")
+    listed: int = option("--show", LISTED, "Faults of a kind to list; the rest is counted.", ge=1)
+    fixed: Path | None = option("--fix", None, "Write a mended copy.", metavar="OUT")
+    overwrite: bool = option("--overwrite", False, "Replace OUT if it exists.")
 
 
 class Block(NamedTuple):

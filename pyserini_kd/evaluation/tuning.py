@@ -5,11 +5,11 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Annotated, Literal, NamedTuple, Self, get_args
+from typing import Literal, NamedTuple, Self, get_args
 
 import numpy as np
 import numpy.typing as npt
-from pydantic import Field, model_validator
+from pydantic import model_validator
 
 from pyserini_kd.data import sources
 from pyserini_kd.data.runs import Run
@@ -155,20 +155,18 @@ def _coordinate_search(n_runs: int, grid: Sequence[float], worth: Callable[[Sett
 class TuneConfig(Settings):
     """The tuning of a fusion of run files."""
 
-    runs: Annotated[tuple[str, ...], option("--runs", words=True, metavar="RUN...", help="Two or more runs of dev topics.")]
-    qrels: Annotated[str, option("--qrels", help="Their judgements: a file, ir_datasets:<id>, or pydocs:dev.")]
-    method: Annotated[Method, option("--method", help="What is tuned: alpha, rrf.k, or weights.")] = "interpolation"
-    measure: Annotated[str, option("--measure", help="What to maximise.")] = "nDCG@10"
-    grid: Annotated[
-        tuple[float, ...], option("--grid", words=True, metavar="X...", help="Values tried [default: a grid for each method].")
-    ] = ()
-    norm: Annotated[Literal["none", "minmax", "sum", "zscore", "rank"], option("--norm", help="Of the scores, for wsum.")] = (
-        "minmax"
+    runs: tuple[str, ...] = option("--runs", help="Two or more runs of dev topics.", metavar="RUN...", words=True)
+    qrels: str = option("--qrels", help="Their judgements: a file, ir_datasets:<id>, or pydocs:dev.")
+    method: Method = option("--method", "interpolation", "What is tuned: alpha, rrf.k, or weights.")
+    measure: str = option("--measure", "nDCG@10", "What to maximise.")
+    grid: tuple[float, ...] = option(
+        "--grid", (), "Values tried [default: a grid for each method].", metavar="X...", words=True
     )
-    folds: Annotated[int, Field(ge=2), option("--folds", help="Parts of the topics for cross-validation.")] = 5
-    seed: Annotated[int, Field(ge=0), option("--seed", help="Of folds and resampling.")] = 42
-    output: Annotated[Path | None, option("--output", help="Write the result as JSON.")] = None
-    overwrite: Annotated[bool, option("--overwrite", help="Replace --output if it exists.")] = False
+    norm: Literal["none", "minmax", "sum", "zscore", "rank"] = option("--norm", "minmax", "Of the scores, for wsum.")
+    folds: int = option("--folds", 5, "Parts of the topics for cross-validation.", ge=2)
+    seed: int = option("--seed", 42, "Of folds and resampling.", ge=0)
+    output: Path | None = option("--output", None, "Write the result as JSON.")
+    overwrite: bool = option("--overwrite", False, "Replace --output if it exists.")
 
     @model_validator(mode="after")
     def rules(self) -> Self:

@@ -5,9 +5,9 @@ from __future__ import annotations
 import time
 from itertools import combinations
 from pathlib import Path
-from typing import Annotated, Literal, Self
+from typing import Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import model_validator
 
 from pyserini_kd.data.run_files import check_tag, ir_metadata, write_run
 from pyserini_kd.data.runs import Run, open_run
@@ -27,22 +27,20 @@ Norm = Literal["none", "minmax", "sum", "zscore", "rank"]
 class FuseSettings(Settings):
     """Which run files to fuse, how, and where the fused run goes."""
 
-    runs: Annotated[tuple[str, ...], option("--runs", metavar="RUN...", words=True, help="Two or more run files.")]
-    method: Annotated[MethodName, option("--method", help="How to fuse; see below.")] = "rrf"
-    norm: Annotated[Norm | None, option("--norm", help="For comb* and wsum: how scores are normalised  [default: none]")] = None
-    weights: Annotated[
-        tuple[float, ...], option("--weights", metavar="W...", words=True, help="For wsum: one weight a run  [default: all 1]")
-    ] = ()
-    rbp_p: Annotated[float, option("--rbp.p", help="For rbp: the persistence.")] = 0.8
-    output: Annotated[Path, option("--output", metavar="RUN", help="The fused run.")]
-    rrf_k: Annotated[int, option("--rrf.k", help="The constant of rrf: the sum of 1/(k + rank).")] = 60
-    alpha: Annotated[float, option("--alpha", help="For interpolation: the weight of the first run.")] = 0.5
-    depth: Annotated[int, Field(ge=1), option("--depth", help="Hits read of each run and query.")] = 1000
-    k: Annotated[int, Field(ge=1), option("--k", help="Hits written for each query.")] = 1000
-    runtag: Annotated[str, option("--runtag", help="Last column of the fused run.")] = TAG
-    engine: Annotated[
-        Literal["auto", "trectools", "fast"], option("--engine", help="For rrf; auto: trectools for small runs.")
-    ] = "auto"
+    runs: tuple[str, ...] = option("--runs", help="Two or more run files.", metavar="RUN...", words=True)
+    method: MethodName = option("--method", "rrf", "How to fuse; see below.")
+    norm: Norm | None = option("--norm", None, "For comb* and wsum: how scores are normalised  [default: none]")
+    weights: tuple[float, ...] = option(
+        "--weights", (), "For wsum: one weight a run  [default: all 1]", metavar="W...", words=True
+    )
+    rbp_p: float = option("--rbp.p", 0.8, "For rbp: the persistence.")
+    output: Path = option("--output", help="The fused run.", metavar="RUN")
+    rrf_k: int = option("--rrf.k", 60, "The constant of rrf: the sum of 1/(k + rank).")
+    alpha: float = option("--alpha", 0.5, "For interpolation: the weight of the first run.")
+    depth: int = option("--depth", 1000, "Hits read of each run and query.", ge=1)
+    k: int = option("--k", 1000, "Hits written for each query.", ge=1)
+    runtag: str = option("--runtag", TAG, "Last column of the fused run.")
+    engine: Literal["auto", "trectools", "fast"] = option("--engine", "auto", "For rrf; auto: trectools for small runs.")
     ir_metadata: IrMetadata = False
     overwrite: Overwrite = False
 

@@ -4,83 +4,59 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Any, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import model_validator
 
 from pyserini_kd.data import passages, sources
 from pyserini_kd.models import hardware
 from pyserini_kd.models.rankers import load_encoder
 from pyserini_kd.retrieval import bm25_build, build, token_index
 from pyserini_kd.retrieval.index_folder import Shard
+from pyserini_kd.storage import settings as shared
 from pyserini_kd.storage.errors import InputError
 from pyserini_kd.storage.files import refuse_existing
-from pyserini_kd.storage.settings import (
-    Backend,
-    BatchSize,
-    Device,
-    Overwrite,
-    Pooling,
-    Precision,
-    Segment,
-    Settings,
-    Threads,
-    option,
-)
+from pyserini_kd.storage.settings import Settings, option
 from pyserini_kd.storage.sharing import mend
 
 
 class IndexSettings(Settings):
     """What is indexed, with what, and where the index goes."""
 
-    collection: Annotated[str | None, option("--collection", help="Collection: a path, ir_datasets:<id> or pydocs.")] = None
-    encoder: Annotated[
-        str | None, option("--encoder", help="Checkpoint (name, folder or hub id), or bm25 for a Lucene index.")
-    ] = None
-    vectors: Annotated[
-        Path | None,
-        option(
-            "--vectors", help="Instead of --collection: vectors made elsewhere, .npy, Pyserini's embeddings.jsonl, an index."
-        ),
-    ] = None
-    ids: Annotated[Path | None, option("--ids", help="With --vectors X.npy: ids of the rows, one a line.")] = None
-    index: Annotated[Path, option("--index", help="Index folder to write.")]
-    architecture: Annotated[
-        Literal["colbert", "prettr", "tk"] | None,
-        option("--for", help="Store what this architecture's reranking reuses of a document, instead of a FAISS index."),
-    ] = None
-    dtype: Annotated[Literal["fp16", "fp32"], option("--dtype", help="With --for: numbers stored.")] = "fp16"
-    faiss: Annotated[
-        str | None,
-        option("--faiss", metavar="KIND", help="FAISS factory string: HNSW32, SQ8, IVF4096,PQ64 ...  [default: Flat]"),
-    ] = None
-    lucene_hnsw: Annotated[bool, option("--lucene-hnsw", help="Vectors in Lucene, with an HNSW graph.")] = False
-    lucene_flat: Annotated[bool, option("--lucene-flat", help="Vectors in Lucene, every one compared.")] = False
-    segment: Segment = None
-    collection_class: Annotated[
-        str | None,
-        option("--collection-class", help="With bm25: one of Anserini's readers (HtmlCollection, ...) for a folder."),
-    ] = None
-    batch_size: BatchSize = None
-    max_length: Annotated[
-        int | None, Field(ge=3), option("--max-length", help="Tokens a document [default: from the checkpoint].")
-    ] = None
-    pooling: Pooling = None
-    l2_norm: Annotated[bool | None, option("--l2-norm/--no-l2-norm", help="[default: from the checkpoint]")] = None
-    doc_prefix: Annotated[str | None, option("--doc-prefix", help="[default: from the checkpoint]")] = None
-    precision: Precision = "auto"
-    backend: Backend = "auto"
-    shard_num: Annotated[
-        int | None, Field(ge=1), option("--shard-num", help="Processes that share the work, one command each [default: 1].")
-    ] = None
-    shard_id: Annotated[
-        int | None, Field(ge=0), option("--shard-id", help="Which of them this is, from 0 [default: torchrun's RANK].")
-    ] = None
-    block: Annotated[int | None, Field(ge=1), option("--block", help="Documents a block.", hidden=True)] = None
-    device: Device = "cpu"
-    threads: Threads = None
-    store_docs: Annotated[bool, option("--store-docs/--no-store-docs", help="Keep the texts in the index folder.")] = True
-    overwrite: Overwrite = False
+    collection: shared.Collection[str | None] = None
+    encoder: str | None = option("--encoder", None, "Checkpoint (name, folder or hub id), or bm25 for a Lucene index.")
+    vectors: Path | None = option(
+        "--vectors", None, "Instead of --collection: vectors made elsewhere, .npy, Pyserini's embeddings.jsonl, an index."
+    )
+    ids: Path | None = option("--ids", None, "With --vectors X.npy: ids of the rows, one a line.")
+    index: Path = option("--index", help="Index folder to write.")
+    architecture: Literal["colbert", "prettr", "tk"] | None = option(
+        "--for", None, "Store what this architecture's reranking reuses of a document, instead of a FAISS index."
+    )
+    dtype: Literal["fp16", "fp32"] = option("--dtype", "fp16", "With --for: numbers stored.")
+    faiss: str | None = option(
+        "--faiss", None, "FAISS factory string: HNSW32, SQ8, IVF4096,PQ64 ...  [default: Flat]", metavar="KIND"
+    )
+    lucene_hnsw: bool = option("--lucene-hnsw", False, "Vectors in Lucene, with an HNSW graph.")
+    lucene_flat: bool = option("--lucene-flat", False, "Vectors in Lucene, every one compared.")
+    segment: shared.Segment = None
+    collection_class: str | None = option(
+        "--collection-class", None, "With bm25: one of Anserini's readers (HtmlCollection, ...) for a folder."
+    )
+    batch_size: shared.BatchSize = None
+    max_length: int | None = option("--max-length", None, "Tokens a document [default: from the checkpoint].", ge=3)
+    pooling: shared.Pooling = None
+    l2_norm: shared.L2Norm = None
+    doc_prefix: str | None = option("--doc-prefix", None, "[default: from the checkpoint]")
+    precision: shared.Precision = "auto"
+    backend: shared.Backend = "auto"
+    shard_num: int | None = option("--shard-num", None, "Processes that share the work, one command each [default: 1].", ge=1)
+    shard_id: int | None = option("--shard-id", None, "Which of them this is, from 0 [default: torchrun's RANK].", ge=0)
+    block: int | None = option("--block", None, "Documents a block.", ge=1, hidden=True)
+    device: shared.Device = "cpu"
+    threads: shared.Threads = None
+    store_docs: bool = option("--store-docs/--no-store-docs", True, "Keep the texts in the index folder.")
+    overwrite: shared.Overwrite = False
 
     @property
     def kind(self) -> str:

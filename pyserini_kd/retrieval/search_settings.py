@@ -3,26 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Literal, Self
+from typing import Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import model_validator
 
 from pyserini_kd.data.run_files import check_tag
+from pyserini_kd.storage import settings as shared
 from pyserini_kd.storage.errors import InputError
-from pyserini_kd.storage.settings import (
-    Backend,
-    BatchSize,
-    Device,
-    IrMetadata,
-    OutputFormat,
-    Overwrite,
-    Pooling,
-    Precision,
-    RunTag,
-    Settings,
-    Threads,
-    option,
-)
+from pyserini_kd.storage.settings import Settings, option
 
 QUERY_HITS, RUN_HITS = 10, 1000  # of a query typed here, and of each topic of a file
 
@@ -30,55 +18,41 @@ QUERY_HITS, RUN_HITS = 10, 1000  # of a query typed here, and of each topic of a
 class SystemSettings(Settings):
     """What is searched, and how: the options that `search` and `serve` share."""
 
-    encoder: Annotated[str, option("--encoder", help="Checkpoint (name, folder or hub id), or bm25 for sparse search.")] = (
-        "student"
+    encoder: str = option("--encoder", "student", "Checkpoint (name, folder or hub id), or bm25 for sparse search.")
+    index: tuple[str, ...] = option(
+        "--index",
+        (),
+        "Index: a folder, or a Pyserini prebuilt name [default: the embedded one]; several dense ones, or a JSON file "
+        'that lists them as "shards", search as one.',
     )
-    index: Annotated[
-        tuple[str, ...],
-        option(
-            "--index",
-            help="Index: a folder, or a Pyserini prebuilt name [default: the embedded one]; several dense ones, or a JSON file "
-            'that lists them as "shards", search as one.',
-        ),
-    ] = ()
-    sparse_index: Annotated[str | None, option("--sparse-index", help="Hybrid: fuse with BM25 over this index.")] = None
-    fusion: Annotated[Literal["rrf", "interpolation"], option("--fusion", help="How to fuse.")] = "rrf"
-    rrf_k: Annotated[int, Field(ge=1), option("--rrf.k", help="RRF's constant.")] = 60
-    alpha: Annotated[float, Field(ge=0, le=1), option("--alpha", help="Interpolated: alpha sparse + (1-alpha) dense.")] = 0.5
-    k1: Annotated[
-        float | None, Field(ge=0), option("--k1", help="BM25's k1 [default: 0.9, or Pyserini's for its prebuilt indexes].")
-    ] = None
-    b: Annotated[
-        float | None, Field(ge=0, le=1), option("--b", help="BM25's b [default: 0.4, or Pyserini's for its prebuilt indexes].")
-    ] = None
-    bm25: Annotated[bool, option("--bm25", hidden=True, help="The same as --encoder bm25.")] = False
-    rm3: Annotated[bool, option("--rm3", help="Expand sparse queries by RM3.")] = False
-    rerank: Annotated[str | None, option("--rerank", help="Rerank with this checkpoint.")] = None
-    rerank_index: Annotated[
-        str | None, option("--rerank-index", metavar="DIR", help="What that checkpoint stored of documents (index --for).")
-    ] = None
-    depth: Annotated[int, Field(ge=1), option("--depth", help="Documents reranked a query; the others are dropped.")] = 100
-    batch_size: BatchSize = None
-    threads: Threads = None
-    device: Device = "cpu"
-    precision: Precision = "auto"
-    backend: Backend = "auto"
-    max_length: Annotated[
-        int | None, Field(ge=3), option("--max-length", help="Tokens a query [default: from the checkpoint].")
-    ] = None
-    ef_search: Annotated[int | None, Field(ge=1), option("--ef-search", help="HNSW's efSearch.")] = None
-    nprobe: Annotated[int | None, Field(ge=1), option("--nprobe", help="IVF's lists visited a query.")] = None
-    mmap: Annotated[bool, option("--mmap", help="Leave the dense index on disk, for one larger than memory.")] = False
-    pooling: Pooling = None
-    l2_norm: Annotated[bool | None, option("--l2-norm/--no-l2-norm", help="[default: from the checkpoint]")] = None
-    query_prefix: Annotated[str | None, option("--query-prefix", help="[default: from the checkpoint]")] = None
-    doc_prefix: Annotated[
-        str | None, option("--doc-prefix", help="What the index was made with [default: from its manifest].")
-    ] = None
-    encoder_class: Annotated[Literal["auto"], option("--encoder-class", hidden=True)] = "auto"
-    ignore_encoder_mismatch: Annotated[
-        bool, option("--ignore-encoder-mismatch", help="Search an index that another encoder made.")
-    ] = False
+    sparse_index: str | None = option("--sparse-index", None, "Hybrid: fuse with BM25 over this index.")
+    fusion: Literal["rrf", "interpolation"] = option("--fusion", "rrf", "How to fuse.")
+    rrf_k: int = option("--rrf.k", 60, "RRF's constant.", ge=1)
+    alpha: float = option("--alpha", 0.5, "Interpolated: alpha sparse + (1-alpha) dense.", ge=0, le=1)
+    k1: float | None = option("--k1", None, "BM25's k1 [default: 0.9, or Pyserini's for its prebuilt indexes].", ge=0)
+    b: float | None = option("--b", None, "BM25's b [default: 0.4, or Pyserini's for its prebuilt indexes].", ge=0, le=1)
+    bm25: bool = option("--bm25", False, "The same as --encoder bm25.", hidden=True)
+    rm3: bool = option("--rm3", False, "Expand sparse queries by RM3.")
+    rerank: str | None = option("--rerank", None, "Rerank with this checkpoint.")
+    rerank_index: str | None = option(
+        "--rerank-index", None, "What that checkpoint stored of documents (index --for).", metavar="DIR"
+    )
+    depth: int = option("--depth", 100, "Documents reranked a query; the others are dropped.", ge=1)
+    batch_size: shared.BatchSize = None
+    threads: shared.Threads = None
+    device: shared.Device = "cpu"
+    precision: shared.Precision = "auto"
+    backend: shared.Backend = "auto"
+    max_length: int | None = option("--max-length", None, "Tokens a query [default: from the checkpoint].", ge=3)
+    ef_search: int | None = option("--ef-search", None, "HNSW's efSearch.", ge=1)
+    nprobe: int | None = option("--nprobe", None, "IVF's lists visited a query.", ge=1)
+    mmap: bool = option("--mmap", False, "Leave the dense index on disk, for one larger than memory.")
+    pooling: shared.Pooling = None
+    l2_norm: shared.L2Norm = None
+    query_prefix: str | None = option("--query-prefix", None, "[default: from the checkpoint]")
+    doc_prefix: str | None = option("--doc-prefix", None, "What the index was made with [default: from its manifest].")
+    encoder_class: Literal["auto"] = option("--encoder-class", "auto", hidden=True)
+    ignore_encoder_mismatch: bool = option("--ignore-encoder-mismatch", False, "Search an index that another encoder made.")
 
     @property
     def is_sparse(self) -> bool:
@@ -110,37 +84,25 @@ class SystemSettings(Settings):
 class SearchSettings(SystemSettings):
     """One search: what is asked, and what becomes of the results."""
 
-    topics: Annotated[
-        str | None, option("--topics", help="A file, ir_datasets:<id>, a Pyserini topic set [default: pydocs:test].")
-    ] = None
-    query: Annotated[str | None, option("--query", help="Search one query typed here and show the hits.")] = None
-    explain: Annotated[bool, option("--explain", help="With --query: each hit's rank and score in every stage.")] = False
-    qrels: Annotated[
-        str | None, option("--qrels", help="Print measures at the end: a file, ir_datasets:<id> or pydocs:SPLIT.")
-    ] = None
-    output: Annotated[Path | None, option("--output", help="Run to write [default: under runs/].")] = None
-    output_format: OutputFormat = "trec"
-    runtag: RunTag = None
-    hits: Annotated[
-        int | None,
-        Field(ge=1, le=(1 << 31) - 1),
-        option("--hits", help=f"Hits a query [default: {RUN_HITS}, with --query {QUERY_HITS}]."),
-    ] = None
-    query_cache: Annotated[
-        str | None, option("--query-cache", metavar="DIR", help="Folder that keeps query vectors: each query is encoded once.")
-    ] = None
-    remove_query: Annotated[bool, option("--remove-query", help="Drop the document whose id is the query's.")] = False
-    max_passage: Annotated[
-        bool, option("--max-passage", help="Bring passages back as documents, each with its best passage's score.")
-    ] = False
-    max_passage_hits: Annotated[
-        int, Field(ge=1), option("--max-passage-hits", help="With --max-passage: documents a query.")
-    ] = 100
-    max_passage_delimiter: Annotated[
-        str, option("--max-passage-delimiter", help="What ends the document's id in a passage's.")
-    ] = "#"
-    ir_metadata: IrMetadata = False
-    overwrite: Overwrite = False
+    topics: str | None = option("--topics", None, "A file, ir_datasets:<id>, a Pyserini topic set [default: pydocs:test].")
+    query: str | None = option("--query", None, "Search one query typed here and show the hits.")
+    explain: bool = option("--explain", False, "With --query: each hit's rank and score in every stage.")
+    qrels: str | None = option("--qrels", None, "Print measures at the end: a file, ir_datasets:<id> or pydocs:SPLIT.")
+    output: Path | None = option("--output", None, "Run to write [default: under runs/].")
+    output_format: shared.OutputFormat = "trec"
+    runtag: shared.RunTag = None
+    hits: int | None = option(
+        "--hits", None, f"Hits a query [default: {RUN_HITS}, with --query {QUERY_HITS}].", ge=1, le=(1 << 31) - 1
+    )
+    query_cache: str | None = option(
+        "--query-cache", None, "Folder that keeps query vectors: each query is encoded once.", metavar="DIR"
+    )
+    remove_query: bool = option("--remove-query", False, "Drop the document whose id is the query's.")
+    max_passage: bool = option("--max-passage", False, "Bring passages back as documents, each with its best passage's score.")
+    max_passage_hits: int = option("--max-passage-hits", 100, "With --max-passage: documents a query.", ge=1)
+    max_passage_delimiter: str = option("--max-passage-delimiter", "#", "What ends the document's id in a passage's.")
+    ir_metadata: shared.IrMetadata = False
+    overwrite: shared.Overwrite = False
 
     @property
     def n_hits(self) -> int:

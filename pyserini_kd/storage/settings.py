@@ -1,46 +1,60 @@
 """Typed settings: one model for each command or procedure, its rules beside it, and how a command line shows its fields.
 
-`cli.command` turns the fields of a model into options. A field that is annotated with an `Option` is one of them.
+`cli.command` turns the fields of a model that are declared by `option` into options.
 """
 
 from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal, Self, TypedDict, TypeVar, Unpack
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from pyserini_kd.storage.errors import InputError
 
-PRECISIONS = ("auto", "fp32", "bf16", "fp16", "int8")
-BACKENDS = ("auto", "torch", "onnx")
+
+class Bounds(TypedDict, total=False):
+    """Bounds of a number, as pydantic names them: >=, >, <=, <."""
+
+    ge: float
+    gt: float
+    le: float
+    lt: float
 
 
 @dataclasses.dataclass(frozen=True)
 class Option:
-    """How a field is shown on a command line.
+    """How a field is shown on a command line; `option` says what the attributes mean."""
 
-    Attributes:
-        flags: `--name`, and other spellings; no `--` for an argument without a flag. `--name/--no-name` for a switch.
+    flags: tuple[str, ...]
+    help: str
+    metavar: str | None
+    words: bool
+    hidden: bool
+    plain: bool
+    bounds: Bounds
+
+
+def option(
+    flags: str, default: Any = ..., help: str = "", *, metavar: str | None = None,  # noqa: A002 - the word of click
+    words: bool = False, hidden: bool = False, plain: bool = False, **bounds: Unpack[Bounds],
+) -> Any:  # fmt: skip
+    """A field that a command shows as an option or an argument; it is required where there is no default.
+
+    Args:
+        flags: `--name` and other spellings, by blanks; no `--` for an argument. `--name/--no-name` for a switch.
+        default: the value where nothing is given.
         help: one sentence.
         metavar: what stands for the value in the help.
         words: any number of values follow one flag (`--runs A B C`), as Pyserini's commands take them.
         hidden: not shown in the help.
         plain: one word, which the model itself turns into the value.
+        bounds: of a number.
     """
-
-    flags: tuple[str, ...]
-    help: str = ""
-    metavar: str | None = None
-    words: bool = False
-    hidden: bool = False
-    plain: bool = False
-
-
-def option(*flags: str, help: str = "", **more: Any) -> Option:  # noqa: A002 - the word of click
-    """An `Option` of these flags."""
-    return Option(flags, help, **more)
+    field = Field(default, **bounds)
+    field.metadata.append(Option(tuple(flags.split()), help, metavar, words, hidden, plain, bounds))
+    return field
 
 
 class Settings(BaseModel):
@@ -54,7 +68,7 @@ class Settings(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid", arbitrary_types_allowed=True)
 
-    def __init__(self, **values: Any) -> None:
+    def __init__(self, **values: object) -> None:
         try:
             super().__init__(**values)
         except ValidationError as error:
@@ -71,7 +85,7 @@ class Settings(BaseModel):
                 if self.given(name):
                     raise InputError(why, name)
 
-    def but(self, **values: Any) -> Self:
+    def but(self, **values: object) -> Self:
         """The same settings with some values replaced; not checked again."""
         return self.model_copy(update=values)
 
@@ -86,34 +100,28 @@ def _input_error(error: ValidationError) -> InputError:
     return InputError(message, str(first["loc"][0]) if first["loc"] else None)
 
 
-# Options that several commands share
+# Options that several commands share. Those of a type `T` are required by some commands and not by others.
 
-Collection = Annotated[str, option("--collection", help="Collection: a path, ir_datasets:<id> or pydocs.")]
+T = TypeVar("T")
+Collection = Annotated[T, option("--collection", help="Collection: a path, ir_datasets:<id> or pydocs.")]
+TrainingTopics = Annotated[T, option("--topics", help="Training topics: a file, ir_datasets:<id> or pydocs:train.")]
+Candidates = Annotated[T, option("--candidates", help="Groups or triples, from mine.")]
+CheckpointFolder = Annotated[Path, option("--output", help="Checkpoint folder to write.")]
 Overwrite = Annotated[bool, option("--overwrite", help="Replace the output if it exists.")]
 Device = Annotated[str, option("--device", help="cpu, cuda or cuda:N.")]
 Precision = Annotated[Literal["auto", "fp32", "bf16", "fp16", "int8"], option("--precision", help="Arithmetic.")]
 Backend = Annotated[Literal["auto", "torch", "onnx"], option("--backend", help="What computes.")]
-Threads = Annotated[int | None, Field(ge=1), option("--threads", help="[default: all processors]")]
+Threads = Annotated[int | None, option("--threads", help="[default: all processors]", ge=1)]
 Pooling = Annotated[Literal["cls", "mean"] | None, option("--pooling", help="[default: from the checkpoint]")]
 Segment = Annotated[
-    str | None, option("--segment", metavar="WORDS:STRIDE", help="Passages `docid#n` of so many words, e.g. 150:75.")
+    str | None, option("--segment", help="Passages `docid#n` of so many words, e.g. 150:75.", metavar="WORDS:STRIDE")
 ]
+L2Norm = Annotated[bool | None, option("--l2-norm/--no-l2-norm", help="[default: from the checkpoint]")]
 RunTag = Annotated[str | None, option("--runtag", help="[default: the encoder's name]")]
 OutputFormat = Annotated[Literal["trec", "msmarco"], option("--output-format", help="Run format.")]
 IrMetadata = Annotated[
     bool, option("--ir-metadata", help="Begin the run with ir_metadata comments (trec_eval does not know them).")
 ]
-OutputRun = Annotated[Path, option("--output", help="Run to write.")]
-Seed = Annotated[int, Field(ge=0), option("--seed", help="Seed of the random numbers.")]
-
-
 BatchSize = Annotated[
-    int | None, Field(ge=1), option("--batch-size", "--batch", help="Texts or pairs in a batch [default: by token budget].")
+    int | None, option("--batch-size --batch", help="Texts or pairs in a batch [default: by token budget].", ge=1)
 ]
-
-
-def batch_size(what: str) -> Any:
-    """The type of `--batch-size`: `what` are counted, by a token budget where no number is given."""
-    return Annotated[
-        int | None, Field(ge=1), option("--batch-size", "--batch", help=f"{what} a batch [default: by token budget].")
-    ]
