@@ -17,10 +17,10 @@ from pyserini_kd.data.lines import numbered_lines
 from pyserini_kd.data.runs import Run
 from pyserini_kd.data.types import Qrels
 from pyserini_kd.evaluation.measures import PRESETS, Measure
-from pyserini_kd.evaluation.run_records import Record, config_of, made_from, record_of
+from pyserini_kd.evaluation.run_records import config_of, made_from, record_of
 from pyserini_kd.storage.errors import InputError
 from pyserini_kd.storage.files import home
-from pyserini_kd.storage.records import read_json
+from pyserini_kd.storage.records import Record, read_json
 
 TOP = 10
 TIED_SHARE = 0.1  # ties are mentioned if more queries have one among the top documents

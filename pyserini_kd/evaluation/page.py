@@ -21,11 +21,10 @@ from pydantic import model_validator
 from pyserini_kd.data import sources
 from pyserini_kd.data.runs import Run
 from pyserini_kd.data.types import Doc, Qrels, Query
-from pyserini_kd.evaluation import caveats, engines, figures, latency, significance
+from pyserini_kd.evaluation import caveats, engines, figures, run_records, significance
 from pyserini_kd.evaluation.figures import Json
 from pyserini_kd.evaluation.measures import Measure
 from pyserini_kd.evaluation.run_files import Measured, RunFiles, measure_files
-from pyserini_kd.evaluation.run_records import record_of
 from pyserini_kd.retrieval import text_sources
 from pyserini_kd.storage.environment import command_line, sha256
 from pyserini_kd.storage.errors import InputError
@@ -259,8 +258,8 @@ def collect(
 
 
 def _row(system: System, label: str, compared: Mapping[str, significance.Comparison]) -> Json:
-    ms, what = latency.ms_per_query(system.path, len(system.top))
-    record = record_of(system.path) or {}
+    ms, what = run_records.ms_per_query(system.path, len(system.top))
+    record = run_records.record_of(system.path) or {}
     return {
         "name": label,
         "about": str(record.get("system", "")),
