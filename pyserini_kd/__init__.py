@@ -1,10 +1,8 @@
 """Distilled BERT rankers for Pyserini: train them, index with them, search, rerank, fuse and evaluate, on CPUs.
 
 The names below are imported when they are first used; `import pyserini_kd` itself costs nothing. Functions for programs
-(`search`, `rerank`, `rrf`, `interpolation`, `evaluate`) are in `pyserini_kd.api`.
+are in `pyserini_kd.retrieval`, `.distillation`, `.evaluation` and `.models`.
 """
-
-from __future__ import annotations
 
 import importlib
 from typing import Any

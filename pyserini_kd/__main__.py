@@ -1,7 +1,5 @@
 """`pyserini-kd`: collects the commands, each imported only when it is asked for."""
 
-from __future__ import annotations
-
 import importlib
 from typing import Any
 

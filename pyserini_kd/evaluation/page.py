@@ -4,8 +4,6 @@ All that the page shows is one dictionary (`collect`). `report.html` beside this
 it. The page needs no network and shows foreign text as text, never as markup.
 """
 
-from __future__ import annotations
-
 import base64
 import functools
 import hashlib
@@ -207,15 +205,8 @@ def collect(
 ) -> Json:
     """All that the page and the figures show of systems (`read_system`) and training stages (`loss_curves`).
 
-    Args:
-        systems: the runs.
-        qrels: judgements; the page has the queries in their order.
-        queries: texts of the queries, if known.
-        fetch: gives the texts of documents, if known.
-        baseline: path of the run that the others are compared to.
-        training: curves of training.
-        names: names of the qrels, topics and collection, shown at the top.
-        tests: how runs are compared to the baseline.
+    `baseline` is the path of the run that the others are compared to; `names`, shown at the top, are those of qrels, topics and
+    collection. Queries stand in the order of the qrels.
     """
     measures = list(systems[0].results)
     paths = [system.path for system in systems]

@@ -1,7 +1,5 @@
 """Measure run files: what `evaluate` and `report` share, and the whole of `evaluate`."""
 
-from __future__ import annotations
-
 import logging
 import re
 import time

@@ -1,7 +1,5 @@
 """The records beside runs: how a run was made, from which other runs, and how long its queries took."""
 
-from __future__ import annotations
-
 from collections.abc import Set
 from pathlib import Path
 

@@ -4,8 +4,6 @@ All functions take per-query differences: Q queries (rows) by C comparisons (col
 Differences below 1e-12 are rounding errors and count as ties. All random numbers come from a seed.
 """
 
-from __future__ import annotations
-
 import math
 import warnings
 from collections.abc import Callable, Mapping

@@ -4,8 +4,6 @@ The file is read as a stream, one topic at a time. The check sees the run as tre
 ignored, ties are ordered by document id, descending.
 """
 
-from __future__ import annotations
-
 import collections
 import itertools
 import re

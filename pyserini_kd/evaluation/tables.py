@@ -1,7 +1,5 @@
 """Tables as plain text, Markdown and LaTeX, and those of an evaluation. `-` stands for a number that is not known."""
 
-from __future__ import annotations
-
 import csv
 import io
 import json
@@ -110,7 +108,7 @@ class Report(NamedTuple):
     def readable(self, output_format: str) -> str:
         """Means and the comparisons to the baseline as plain text, Markdown or LaTeX; the last two with the command."""
         style = STYLES[output_format]
-        names = {path: style.escape(name) for path, name in _short_names(list(self.results)).items()}
+        names = {path: style.escape(name) for path, name in _short_names(self.results).items()}
         measures = list(next(iter(self.results.values())))
         headings = [*(style.escape(measure) for measure in measures), *([MS] if self.ms else [])]
         text = style.table(["run", *headings], [[names[path], *self._means(path, style)] for path in self.results])
@@ -141,15 +139,15 @@ class Report(NamedTuple):
         return [*cells, *(["-" if ms is None else f"{ms:.1f}"] if self.ms else [])]
 
     def _title(self) -> str:
-        per_query = next(iter(next(iter(self.results.values())).values()))
-        count = sum(map(len, self.comparisons.values()))
-        correction = significance.correction_words(self.settings["correction"], count)
-        baseline = _short_names(list(self.results))[str(self.baseline)]
-        test = significance.TEST_NAMES[self.settings["test"]]
+        correction = significance.correction_words(self.settings["correction"], sum(map(len, self.comparisons.values())))
+        tested = f"{significance.TEST_NAMES[self.settings['test']]} over {self._n_queries()} queries, {correction}"
         return (
-            f"Difference to {baseline}: {test} over {len(per_query)} queries, {correction} (* p < {ALPHA}); "
+            f"Difference to {_short_names(self.results)[str(self.baseline)]}: {tested} (* p < {ALPHA}); "
             "d = Cohen's d; wins/ties/losses; zeros: queries on which it, and the baseline, get nothing"
         )
+
+    def _n_queries(self) -> int:
+        return len(next(iter(next(iter(self.results.values())).values())))
 
     def records(self) -> dict[str, dict[str, dict[str, float | None]]]:
         """Run -> measure -> mean, zeros and, with a baseline, the Comparison. None stands for NaN and infinity."""
@@ -166,23 +164,24 @@ class Report(NamedTuple):
     def as_csv(self) -> str:
         """A line per run and measure, with all digits."""
         fields = dict.fromkeys(["mean", "zeros", *(significance.Comparison._fields if self.comparisons else [])])
-        found = [(run, measure, record) for run, records in self.records().items() for measure, record in records.items()]
         out = io.StringIO()
-        rows = [["run", "measure", *fields], *([run, measure, *map(record.get, fields)] for run, measure, record in found)]
-        csv.writer(out, lineterminator="\n").writerows(rows)
+        writer = csv.writer(out, lineterminator="\n")
+        writer.writerow(["run", "measure", *fields])
+        for path, by_measure in self.records().items():
+            writer.writerows([path, measure, *map(record.get, fields)] for measure, record in by_measure.items())
         return out.getvalue().rstrip("\n")
 
     def as_json(self) -> str:
         """The records with the command and the settings of the comparison."""
         compared = {"baseline": self.baseline, **self.settings} if self.comparisons else {}
-        queries = len(next(iter(next(iter(self.results.values())).values())))
-        return json.dumps({"command": command_line(), "queries": queries, **compared, "runs": self.records()}, indent=2)
+        found = {"command": command_line(), "queries": self._n_queries(), **compared, "runs": self.records()}
+        return json.dumps(found, indent=2)
 
 
-def _short_names(paths: Sequence[str]) -> dict[str, str]:
+def _short_names(paths: Iterable[str]) -> dict[str, str]:
     """File names without their folders, if they are distinct."""
     short = {path: Path(path).name for path in paths}
-    return short if len(set(short.values())) == len(short) else dict(zip(paths, paths, strict=True))
+    return short if len(set(short.values())) == len(short) else {path: path for path in short}
 
 
 def _comparison_cells(found: significance.Comparison, corrected: bool) -> list[str]:
@@ -210,7 +209,9 @@ def write_per_query(path: str | Path, results: Results, *, overwrite: bool = Fal
             pyarrow.parquet.write_table(pa.table(columns), out)
         return
     with atomic_file(path, overwrite=overwrite) as out:
-        csv.writer(out, lineterminator="\n").writerows([columns, *zip(*columns.values(), strict=True)])
+        writer = csv.writer(out, lineterminator="\n")
+        writer.writerow(columns)
+        writer.writerows(zip(*columns.values(), strict=True))
 
 
 def check_per_query(path: Path) -> None:
