@@ -202,11 +202,8 @@ def run_condition(condition: Condition, places: Mapping[str, str]) -> list[Outco
         values = engines.evaluate(run, qrels, list(condition.expected))
     except InputError as error:
         return all_measures("FAIL", str(error))
-    outcomes = []
-    for measure, expected in condition.expected.items():
-        got = engines.mean(values[measure])
-        outcomes.append(Outcome(condition.name, measure, expected, got, verdict(got, expected, condition.tolerance)))
-    return outcomes
+    found = [(measure, expected, engines.mean(values[measure])) for measure, expected in condition.expected.items()]
+    return [Outcome(condition.name, *row, verdict(row[2], row[1], condition.tolerance)) for row in found]
 
 
 def verdict(got: float, expected: float | None, tolerance: float) -> str:
