@@ -109,12 +109,14 @@ def of_training(path: str | Path, run: Run, qrels_name: str) -> list[str]:
     models = {str(config[key]) for config in configs for key in ("encoder", "rerank") if config.get(key)}
     for model in sorted(models):
         trained_on = _trained_on(model)
-        training, ours = _texts(trained_on), _texts(topics_name) or {}
-        if training is None:
-            if trained_on is not None and trained_on in (topics_name, qrels_name):
-                found.append(f"its topics are those that {model} was trained on ({trained_on})")
-        elif shared := sum(q in training and ours.get(q, training[q]) == training[q] for q in run):
-            found.append(f"holds {shared} of the topics that {model} was trained on ({trained_on})")
+        training = _texts(trained_on)
+        if training is not None:
+            ours = _texts(topics_name) or {}
+            shared = sum(q in training and ours.get(q, training[q]) == training[q] for q in run)
+            if shared:
+                found.append(f"holds {shared} of the topics that {model} was trained on ({trained_on})")
+        elif trained_on and trained_on in (topics_name, qrels_name):
+            found.append(f"its topics are those that {model} was trained on ({trained_on})")
     return found
 
 

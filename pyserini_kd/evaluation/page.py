@@ -79,10 +79,9 @@ def build(config: ReportConfig) -> list[str]:
     qrels, names = sources.qrels(config.qrels), config.names()
     queries = sources.topics(config.topics) if config.topics else []
     systems = [read_system(one, qrels) for one in measure_files(config, qrels)]
-    fetch = None
-    if config.collection or config.index:
-        fetch = functools.partial(fetch_texts, collection=config.collection, index=config.index)
-    said = {"qrels": config.qrels, "topics": config.topics, "collection": config.collection or config.index}
+    documents = config.collection or config.index
+    fetch = functools.partial(fetch_texts, collection=config.collection, index=config.index) if documents else None
+    said = {"qrels": config.qrels, "topics": config.topics, "collection": documents}
     tests: significance.CompareSettings = {"test": config.test, "correction": config.correction}
     data = collect(systems, qrels, queries, fetch, baseline=config.baseline, training=stages, names=said, tests=tests)
     data["notes"] += [f"{config.qrels}: {line}" for line in caveats.of_levels(qrels, names, config.preset)]

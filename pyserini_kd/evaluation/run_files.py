@@ -65,8 +65,7 @@ class RunFiles(Settings):
             raise InputError("name at least one run file", "runs")
         named: dict[Path, str] = {}
         for path in runs:
-            other = named.get(Path(path).resolve())
-            if other is not None:
+            if other := named.get(Path(path).resolve()):
                 raise InputError(f"run {path} is named twice" + (f" (also as {other})" if other != path else ""))
             named[Path(path).resolve()] = path
         if self.baseline is None:
@@ -76,8 +75,7 @@ class RunFiles(Settings):
 
     def _words(self) -> tuple[list[str], list[str]]:
         """(measures, run files) of `measures`. `--measures A B RUN` also takes the words of runs that follow it."""
-        measures: list[str] = []
-        paths: list[str] = []
+        measures, paths = list[str](), list[str]()
         for word in self.measures:
             names = [re.sub(r"\s", "", name) for name in re.split(r"[,\s]+(?![^(]*\))", word) if name]
             try:
@@ -201,8 +199,7 @@ def evaluate_files(config: EvaluateConfig) -> Report:
 
 def _cross_check(path: str, run: Run, qrels: Qrels, ours: Mapping[str, PerQuery]) -> None:
     theirs = by_pytrec_eval(run, qrels, list(ours))
-    wrong = disagreement(ours, theirs)
-    if wrong is not None:
+    if wrong := disagreement(ours, theirs):
         raise DisagreementError(f"{path}: {wrong}")
     skipped = [name for name in ours if name not in theirs]
     text = f"{', '.join(theirs)} equal pytrec_eval's" if theirs else "nothing to compare"

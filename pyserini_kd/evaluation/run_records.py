@@ -59,20 +59,17 @@ def _gather(path: Path, spent: dict[Path, float], above: Set[Path]) -> str | Non
         return "it is made from itself"
     if run in spent:
         return None
-    record = record_of(path)
-    if record is None:
+    if (record := record_of(path)) is None:
         is_there = record_path(path).exists() and record_path(path) != path
         return f"{name} is not the record of a run" if is_there else f"no record {name}"
     if record.get("resumed"):
         return f"{name} has only the seconds since its reranking was resumed"
-    own = _answering(record)
-    if own is None:
+    if (own := _answering(record)) is None:
         return f"{name} has no seconds"
     spent[run] = own
     for source in made_from(record):
         beside = path.parent / Path(source).name
-        why = _gather(Path(source) if record_path(Path(source)).exists() else beside, spent, above | {run})
-        if why is not None:
+        if why := _gather(Path(source) if record_path(Path(source)).exists() else beside, spent, above | {run}):
             return f"it was made from {source}: {why}"
     return None
 
