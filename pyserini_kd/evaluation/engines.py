@@ -7,7 +7,6 @@ computes small runs, our own kernels large ones. Both give equal numbers.
 
 import math
 from collections.abc import Mapping, Sequence
-from itertools import islice
 
 from pyserini_kd.data import trectools_adapter
 from pyserini_kd.data.runs import Run
@@ -103,20 +102,23 @@ def by_pytrec_eval(run: Run, qrels: Qrels, measures: Sequence[str]) -> dict[str,
     """The values of `evaluate`, computed by pytrec_eval, without the measures that it does not know (RBP, Judged)."""
     import pytrec_eval
 
-    useful = {q: docs for q, docs in qrels.items() if any(rel > 0 for rel in docs.values())}  # others may crash pytrec_eval
-    hits = {query_id: run[query_id] for query_id in useful if query_id in run}
-    scores = {q: dict(zip(h.doc_ids, h.scores.tolist(), strict=True)) for q, h in hits.items()}
-    results: dict[str, PerQuery] = {}
+    groups: dict[tuple[int, int | None], dict[str, str]] = {}
     for name, measure in ((name, Measure.parse(name)) for name in measures):
         if measure.name in _TREC_EVAL:
             whole, cut = _TREC_EVAL[measure.name]
             trec_name = f"{cut}.{measure.cutoff}" if cut and measure.cutoff else str(whole)
-            depth = measure.cutoff if measure.name == "RR" else None
-            seen = {q: dict(islice(docs.items(), depth)) for q, docs in scores.items()} if depth else scores
-            found = pytrec_eval.RelevanceEvaluator(useful, {trec_name}, relevance_level=measure.rel).evaluate(seen)
+            run_cut = measure.cutoff if measure.name == "RR" else None
+            groups.setdefault((measure.rel, run_cut), {})[name] = trec_name
+    results: dict[str, PerQuery] = {}
+    useful = {q: docs for q, docs in qrels.items() if any(rel > 0 for rel in docs.values())}  # others may crash pytrec_eval
+    for (level, run_cut), names in groups.items():
+        hits = {query_id: run[query_id] for query_id in useful if query_id in run}
+        scores = {q: dict(zip(h.doc_ids[:run_cut], h.scores[:run_cut].tolist(), strict=True)) for q, h in hits.items()}
+        found = pytrec_eval.RelevanceEvaluator(useful, set(names.values()), relevance_level=level).evaluate(scores)
+        for name, trec_name in names.items():
             key = trec_name.replace(".", "_")
             results[name] = {query_id: found[query_id][key] if query_id in found else 0.0 for query_id in qrels}
-    return results
+    return {name: results[name] for name in measures if name in results}
 
 
 def disagreement(ours: Mapping[str, PerQuery], theirs: Mapping[str, PerQuery]) -> str | None:
