@@ -1,6 +1,7 @@
 """Distilled BERT rankers for Pyserini: train them, index with them, search, rerank, fuse and evaluate, on CPUs.
 
-The names below are imported when they are first used; `import pyserini_kd` itself costs nothing.
+The names below are imported when they are first used; `import pyserini_kd` itself costs nothing. Functions for programs
+are in `pyserini_kd.models`, `.retrieval`, `.distillation` and `.evaluation`.
 """
 
 from typing import TYPE_CHECKING

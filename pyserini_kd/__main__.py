@@ -1,9 +1,6 @@
 """`pyserini-kd`: collects the commands, each imported only when it is asked for."""
 
-from __future__ import annotations
-
 import importlib
-from typing import Any
 
 import click
 
@@ -44,7 +41,7 @@ class Lazy(click.Group):
         command: click.Command = importlib.import_module(f"pyserini_kd.{cmd_name}").main
         return command
 
-    def invoke(self, ctx: click.Context) -> Any:
+    def invoke(self, ctx: click.Context) -> object:
         """Run a command; Ctrl-C while its module is imported ends it as Ctrl-C later does."""
         try:
             return super().invoke(ctx)

@@ -1,7 +1,5 @@
 """The command `check`."""
 
-from __future__ import annotations
-
 import click
 
 from pyserini_kd.cli import command
@@ -18,8 +16,7 @@ from pyserini_kd.evaluation.submission import CheckConfig, check_file
 def main(settings: CheckConfig) -> None:
     """Check that a run is fit for submission."""
     verdict = check_file(settings)
-    for line in verdict.lines:
-        click.echo(line)
+    click.echo("\n".join(verdict.lines))
     if verdict.refused:
         click.echo(verdict.refused, err=True)
     click.get_current_context().exit(0 if verdict.fit else 1)

@@ -1,7 +1,5 @@
 """The command `demo`: prepares the embedded default where it is missing, runs every system on it, and measures them."""
 
-from __future__ import annotations
-
 import time
 
 import click

@@ -1,7 +1,5 @@
 """The command `fuse`."""
 
-from __future__ import annotations
-
 import logging
 
 from pyserini_kd.cli import command

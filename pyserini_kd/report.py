@@ -1,7 +1,5 @@
 """The command `report`."""
 
-from __future__ import annotations
-
 import click
 
 from pyserini_kd.cli import command
@@ -16,8 +14,7 @@ from pyserini_kd.evaluation.page import ReportConfig, build
 )
 def main(settings: ReportConfig) -> None:
     """Show runs in one HTML page that needs no network: tables, plots, and rankings side by side."""
-    for line in build(settings):
-        click.echo(line)
+    click.echo("\n".join(build(settings)))
 
 
 if __name__ == "__main__":

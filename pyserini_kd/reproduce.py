@@ -1,7 +1,5 @@
 """The command `reproduce`."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal, Self
@@ -81,8 +79,7 @@ def _results(conditions: Sequence[Condition], outcomes: Sequence[Outcome], style
         rows = {row.name: row for row in conditions}
         header = ["condition", "what", "measure", "expected", "source", "got", "verdict"]
         cells = [(rows[o.condition], o) for o in outcomes]
-        found = [[c.name, c.about, o.measure, o.expected, c.source, o.got, o.verdict] for c, o in cells]
-        text = tables.markdown(header, found)
+        text = tables.markdown(header, [[c.name, c.about, o.measure, o.expected, c.source, o.got, o.verdict] for c, o in cells])
     else:
         text = tables.table(["condition", "measure", "expected", "got", "verdict"], [o[:5] for o in outcomes])
         reasons: dict[str, dict[str, None]] = {}

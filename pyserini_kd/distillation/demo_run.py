@@ -10,7 +10,7 @@ from typing import NamedTuple
 from pyserini_kd.data import docstrings
 from pyserini_kd.data.runs import Run
 from pyserini_kd.distillation import embedded
-from pyserini_kd.evaluation import engines, latency
+from pyserini_kd.evaluation import engines, run_records
 from pyserini_kd.evaluation.engines import PerQuery
 from pyserini_kd.models import hardware
 from pyserini_kd.retrieval import bm25_search, fusion, searching
@@ -67,7 +67,7 @@ class _Systems:
         engine = engines.choose_engine(run)
         write_record(path, config=config, system=name, measures=means, engine=engine, seconds=round(seconds, 2))
         self.values[system] = results["RR@10"]
-        milliseconds = latency.ms_per_query(path, len(self.queries))[0]
+        milliseconds = run_records.ms_per_query(path, len(self.queries))[0]
         self.rows.append([name, *means.values(), f"{milliseconds:.1f}", str(path)])
         return run
 

@@ -3,8 +3,6 @@
 A caveat is one line with counts. It is not an error: the numbers are right, but may not mean what they seem to mean.
 """
 
-from __future__ import annotations
-
 import math
 import os
 from collections import Counter
@@ -16,11 +14,11 @@ from pyserini_kd.data import sources
 from pyserini_kd.data.lines import numbered_lines
 from pyserini_kd.data.runs import Run
 from pyserini_kd.data.types import Qrels
-from pyserini_kd.evaluation.measures import PRESETS, Measure
-from pyserini_kd.evaluation.run_records import Record, config_of, made_from, record_of
+from pyserini_kd.evaluation.measures import KINDS, PRESETS, Measure
+from pyserini_kd.evaluation.run_records import config_of, made_from, record_of
 from pyserini_kd.storage.errors import InputError
 from pyserini_kd.storage.files import home
-from pyserini_kd.storage.records import read_json
+from pyserini_kd.storage.records import Record, read_json
 
 TOP = 10
 TIED_SHARE = 0.1  # ties are mentioned if more queries have one among the top documents
@@ -94,7 +92,7 @@ def of_levels(qrels: Qrels, measures: Sequence[str], preset: str | None = None) 
             text = f"the judgements do not fit preset {preset}, whose grades are 0 to {expected[-1]}"
             found.append(f"{text}: {strange or f'the highest grade is {highest}'}")
     parsed = {name: Measure.parse(name) for name in measures}
-    beyond = [name for name, measure in parsed.items() if measure.has_level and measure.rel > highest]
+    beyond = [name for name, measure in parsed.items() if "rel" in KINDS[measure.name].takes and measure.rel > highest]
     if beyond:
         found.append(f"no judgement reaches the level of {', '.join(beyond)}: the highest grade is {highest}")
     return found
@@ -103,7 +101,7 @@ def of_levels(qrels: Qrels, measures: Sequence[str], preset: str | None = None) 
 def of_training(path: str | Path, run: Run, qrels_name: str) -> list[str]:
     """Models behind this run that were trained on its topics, by the records beside the run and in the checkpoints.
 
-    Topics in files, and embedded ones, are compared one by one; others by name.
+    Topics in files, and embedded ones, are compared by id, and by text if the run's texts are known; others by name.
     """
     found = []
     configs = [config_of(record) for record in _records(Path(path), set())]
@@ -111,12 +109,13 @@ def of_training(path: str | Path, run: Run, qrels_name: str) -> list[str]:
     models = {str(config[key]) for config in configs for key in ("encoder", "rerank") if config.get(key)}
     for model in sorted(models):
         trained_on = _trained_on(model)
-        if trained_on is None:
-            continue
-        n_shared = _n_shared(run, trained_on, topics_name)
-        if n_shared:
-            found.append(f"holds {n_shared} of the topics that {model} was trained on ({trained_on})")
-        elif n_shared is None and trained_on in (topics_name, qrels_name):
+        training = _texts(trained_on)
+        if training is not None:
+            ours = _texts(topics_name) or {}
+            shared = sum(q in training and ours.get(q, training[q]) == training[q] for q in run)
+            if shared:
+                found.append(f"holds {shared} of the topics that {model} was trained on ({trained_on})")
+        elif trained_on and trained_on in (topics_name, qrels_name):
             found.append(f"its topics are those that {model} was trained on ({trained_on})")
     return found
 
@@ -138,16 +137,6 @@ def _trained_on(model: str) -> str | None:
             data = read_json(folder / "training.json", "record").get("data")
             return str(data["topics"]) if isinstance(data, dict) and data.get("topics") else None
     return None
-
-
-def _n_shared(run: Run, trained_on: str, topics_name: str | None) -> int | None:
-    """How many topics of the run are training topics, by id, and by text if the run's texts are known; None: unknown."""
-    training = _texts(trained_on)
-    if training is None:
-        return None
-    ours = _texts(topics_name) or {}
-    shared = [query_id for query_id in run if query_id in training]
-    return sum(ours.get(query_id, training[query_id]) == training[query_id] for query_id in shared)
 
 
 def _texts(name: str | None) -> dict[str, str] | None:

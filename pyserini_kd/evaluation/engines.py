@@ -5,8 +5,6 @@ counts 0, and queries without judgements are ignored. nDCG uses linear gain. Neg
 computes small runs, our own kernels large ones. Both give equal numbers.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Mapping, Sequence
 
@@ -125,12 +123,9 @@ def by_pytrec_eval(run: Run, qrels: Qrels, measures: Sequence[str]) -> dict[str,
 
 def disagreement(ours: Mapping[str, PerQuery], theirs: Mapping[str, PerQuery]) -> str | None:
     """One line about the values that differ by more than 1e-6, with the worst case; None if there are none."""
-    worst = [
-        (abs(values[query_id] - value), measure, query_id)
-        for measure, values in theirs.items()
-        for query_id, value in ours[measure].items()
-        if not abs(values[query_id] - value) <= TOLERANCE
-    ]
+    pairs = ((measure, query_id) for measure, values in theirs.items() for query_id in values)
+    apart = ((abs(theirs[measure][query_id] - ours[measure][query_id]), measure, query_id) for measure, query_id in pairs)
+    worst = [pair for pair in apart if not pair[0] <= TOLERANCE]
     if not worst:
         return None
     _, measure, query_id = max(worst)

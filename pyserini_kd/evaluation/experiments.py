@@ -3,8 +3,6 @@
 The experiments are in `reproduce.yaml` beside this file, which also explains the fields of a row.
 """
 
-from __future__ import annotations
-
 import difflib
 import functools
 import importlib.metadata
@@ -135,12 +133,15 @@ def _fault(error: ValidationError) -> str:
     first = error.errors()[0]
     key = ".".join(str(part) for part in first["loc"] if part != "[key]")
     if first["type"] == "extra_forbidden":
-        near = difflib.get_close_matches(key, Condition.model_fields, n=1)
-        hint = f"did you mean `{near[0]}`?" if near else f"known: {', '.join(Condition.model_fields)}"
-        return f"unknown key `{key}`; {hint}"
+        return f"unknown key `{key}`; {_hint(key, Condition.model_fields, '`')}"
     cause = first.get("ctx", {}).get("error")
     message = str(cause) if cause else f"{first['msg'][0].lower()}{first['msg'][1:]}, found {first['input']!r:.60}"
     return f"`{key}`: {message}" if key else message
+
+
+def _hint(word: str, known: Iterable[str], quote: str = "") -> str:
+    near = difflib.get_close_matches(word, known := list(known), n=1)
+    return f"did you mean {quote}{near[0]}{quote}?" if near else f"known: {', '.join(known)}"
 
 
 def choose(conditions: Sequence[Condition], names: Iterable[str]) -> list[Condition]:
@@ -148,9 +149,7 @@ def choose(conditions: Sequence[Condition], names: Iterable[str]) -> list[Condit
     known = {condition.name: condition for condition in conditions}
     for name in names:
         if name not in known:
-            near = difflib.get_close_matches(name, known, n=1)
-            hint = f"did you mean {near[0]}?" if near else f"known: {', '.join(known)}"
-            raise InputError(f"unknown condition {name!r}; {hint}", "names")
+            raise InputError(f"unknown condition {name!r}; {_hint(name, known)}", "names")
     return [known[name] for name in dict.fromkeys(names)]
 
 
@@ -203,11 +202,8 @@ def run_condition(condition: Condition, places: Mapping[str, str]) -> list[Outco
         values = engines.evaluate(run, qrels, list(condition.expected))
     except InputError as error:
         return all_measures("FAIL", str(error))
-    outcomes = []
-    for measure, expected in condition.expected.items():
-        got = engines.mean(values[measure])
-        outcomes.append(Outcome(condition.name, measure, expected, got, verdict(got, expected, condition.tolerance)))
-    return outcomes
+    found = [(measure, expected, engines.mean(values[measure])) for measure, expected in condition.expected.items()]
+    return [Outcome(condition.name, *row, verdict(row[2], row[1], condition.tolerance)) for row in found]
 
 
 def verdict(got: float, expected: float | None, tolerance: float) -> str:

@@ -20,7 +20,6 @@ if TYPE_CHECKING:
 Json = dict[str, Any]
 """Data of the report page, or a part of them, as `page.collect` makes them and the script in `report.html` reads them."""
 
-FORMATS = ("pdf", "svg", "png")
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 MARKERS = "os^Dv*PX"
 LINES = ("-", "--", ":", "-.")

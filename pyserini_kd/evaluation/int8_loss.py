@@ -1,20 +1,15 @@
 """The loss by int8: scores and nDCG@10 of the same documents in fp32 and in int8."""
 
-from __future__ import annotations
-
-import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 
 from pyserini_kd.data.runs import Run, Scores
-from pyserini_kd.data.types import Doc, Qrels, Query
+from pyserini_kd.data.types import Qrels, Query
 from pyserini_kd.evaluation import engines
 from pyserini_kd.models import rankers
 from pyserini_kd.retrieval import reranking, text_sources
-
-logger = logging.getLogger(__name__)
 
 MEASURE = "nDCG@10"
 WORST_CORRELATION, WORST_CHANGE = 0.99, 0.005  # of int8 scores with fp32 scores, and of nDCG@10, before a warning
@@ -51,12 +46,8 @@ def quality(folder: Path, run: Run, queries: Sequence[Query], judged: Qrels, col
     top = run.top(depth)
     wanted = list(dict.fromkeys(doc_id for hits in top.values() for doc_id in hits.doc_ids))
     texts = {doc.doc_id: doc for doc in text_sources.fetch_from(collection)(wanted)}
-
-    def fetch(doc_ids: Sequence[str]) -> Iterator[Doc]:
-        return (texts[doc_id] for doc_id in doc_ids)
-
     runs = []
     for precision in ("fp32", "int8"):
         scorer = rankers.load(str(folder), precision=precision, backend="onnx" if precision == "int8" else "torch")
-        runs.append(reranking.rerank(top, scorer, queries, fetch, depth=depth))
+        runs.append(reranking.rerank(top, scorer, queries, lambda ids: (texts[one] for one in ids), depth=depth))
     return compare(runs[0], runs[1], judged)

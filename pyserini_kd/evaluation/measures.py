@@ -4,13 +4,11 @@ Names and values are those of ir_measures. The kernels give trec_eval's values w
 relevance counts as 0. A document with a grade below the level is judged, but not relevant.
 """
 
-from __future__ import annotations
-
 import difflib
 import math
 import re
 from collections.abc import Callable, Mapping
-from typing import NamedTuple
+from typing import NamedTuple, Self
 
 from pyserini_kd.data.runs import Run
 from pyserini_kd.data.types import Qrels
@@ -49,13 +47,8 @@ class Measure(NamedTuple):
         """The cut-off, or infinity."""
         return self.cutoff or math.inf
 
-    @property
-    def has_level(self) -> bool:
-        """Whether the measure uses a relevance level."""
-        return "rel" in KINDS[self.name].takes
-
     @classmethod
-    def parse(cls, text: str) -> Measure:
+    def parse(cls, text: str) -> Self:
         """Read a measure's name.
 
         >>> Measure.parse("RR(rel=2)@10")
@@ -129,18 +122,14 @@ class Topic(NamedTuple):
 
 def by_kernels(run: Run, qrels: Qrels, measures: Mapping[str, Measure]) -> dict[str, dict[str, float]]:
     """Compute measures by our own kernels: measure -> query_id -> value, for every query of the qrels."""
-    kernels = [(KINDS[measure.name].kernel, measure) for measure in measures.values()]
-    columns: list[list[float]] = [[] for _ in kernels]
+    results: dict[str, dict[str, float]] = {name: {} for name in measures}
     for query_id, docs in qrels.items():
         ranking = run[query_id].doc_ids if query_id in run else []
-        topic = Topic(
-            [(rank, docs[doc_id]) for rank, doc_id in enumerate(ranking, start=1) if doc_id in docs],
-            sorted(docs.values(), reverse=True),
-            len(ranking),
-        )
-        for column, (kernel, measure) in zip(columns, kernels, strict=True):
-            column.append(kernel(topic, measure))
-    return {name: dict(zip(qrels, column, strict=True)) for name, column in zip(measures, columns, strict=True)}
+        found = [(rank, docs[doc_id]) for rank, doc_id in enumerate(ranking, start=1) if doc_id in docs]
+        topic = Topic(found, sorted(docs.values(), reverse=True), len(ranking))
+        for name, measure in measures.items():
+            results[name][query_id] = KINDS[measure.name].kernel(topic, measure)
+    return results
 
 
 def _ndcg(topic: Topic, measure: Measure) -> float:

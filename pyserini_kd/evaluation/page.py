@@ -4,8 +4,6 @@ All that the page shows is one dictionary (`collect`). `report.html` beside this
 it. The page needs no network and shows foreign text as text, never as markup.
 """
 
-from __future__ import annotations
-
 import base64
 import functools
 import hashlib
@@ -21,11 +19,10 @@ from pydantic import model_validator
 from pyserini_kd.data import sources
 from pyserini_kd.data.runs import Run
 from pyserini_kd.data.types import Doc, Qrels, Query
-from pyserini_kd.evaluation import caveats, engines, figures, latency, significance
+from pyserini_kd.evaluation import caveats, engines, figures, run_records, significance
 from pyserini_kd.evaluation.figures import Json
 from pyserini_kd.evaluation.measures import Measure
 from pyserini_kd.evaluation.run_files import Measured, RunFiles, measure_files
-from pyserini_kd.evaluation.run_records import record_of
 from pyserini_kd.retrieval import text_sources
 from pyserini_kd.storage.environment import command_line, sha256
 from pyserini_kd.storage.errors import InputError
@@ -79,10 +76,9 @@ def build(config: ReportConfig) -> list[str]:
     qrels, names = sources.qrels(config.qrels), config.names()
     queries = sources.topics(config.topics) if config.topics else []
     systems = [read_system(one, qrels) for one in measure_files(config, qrels)]
-    fetch = None
-    if config.collection or config.index:
-        fetch = functools.partial(fetch_texts, collection=config.collection, index=config.index)
-    said = {"qrels": config.qrels, "topics": config.topics, "collection": config.collection or config.index}
+    documents = config.collection or config.index
+    fetch = functools.partial(fetch_texts, collection=config.collection, index=config.index) if documents else None
+    said = {"qrels": config.qrels, "topics": config.topics, "collection": documents}
     tests: significance.CompareSettings = {"test": config.test, "correction": config.correction}
     data = collect(systems, qrels, queries, fetch, baseline=config.baseline, training=stages, names=said, tests=tests)
     data["notes"] += [f"{config.qrels}: {line}" for line in caveats.of_levels(qrels, names, config.preset)]
@@ -205,15 +201,8 @@ def collect(
 ) -> Json:
     """All that the page and the figures show of systems (`read_system`) and training stages (`loss_curves`).
 
-    Args:
-        systems: the runs.
-        qrels: judgements; the page has the queries in their order.
-        queries: texts of the queries, if known.
-        fetch: gives the texts of documents, if known.
-        baseline: path of the run that the others are compared to.
-        training: curves of training.
-        names: names of the qrels, topics and collection, shown at the top.
-        tests: how runs are compared to the baseline.
+    `baseline` is the path of the run that the others are compared to; `names`, shown at the top, are those of qrels, topics and
+    collection. Queries stand in the order of the qrels.
     """
     measures = list(systems[0].results)
     paths = [system.path for system in systems]
@@ -256,8 +245,8 @@ def collect(
 
 
 def _row(system: System, label: str, compared: Mapping[str, significance.Comparison]) -> Json:
-    ms, what = latency.ms_per_query(system.path, len(system.top))
-    record = record_of(system.path) or {}
+    ms, what = run_records.ms_per_query(system.path, len(system.top))
+    record = run_records.record_of(system.path) or {}
     return {
         "name": label,
         "about": str(record.get("system", "")),

@@ -1,7 +1,5 @@
 """Measure run files: what `evaluate` and `report` share, and the whole of `evaluate`."""
 
-from __future__ import annotations
-
 import logging
 import re
 import time
@@ -14,10 +12,10 @@ from pydantic import model_validator
 
 from pyserini_kd.data.runs import Run
 from pyserini_kd.data.types import Qrels
-from pyserini_kd.evaluation import caveats, latency, significance
+from pyserini_kd.evaluation import caveats, run_records, significance
 from pyserini_kd.evaluation.engines import PerQuery, by_pytrec_eval, choose_engine, disagreement, evaluate
 from pyserini_kd.evaluation.measures import DEFAULT_MEASURES, PRESETS, Measure
-from pyserini_kd.evaluation.summary import Report, check_per_query, write_per_query
+from pyserini_kd.evaluation.tables import Report, check_per_query, write_per_query
 from pyserini_kd.storage.errors import InputError
 from pyserini_kd.storage.files import require_file
 from pyserini_kd.storage.records import refuse_existing_run, write_record
@@ -65,8 +63,7 @@ class RunFiles(Settings):
             raise InputError("name at least one run file", "runs")
         named: dict[Path, str] = {}
         for path in runs:
-            other = named.get(Path(path).resolve())
-            if other is not None:
+            if other := named.get(Path(path).resolve()):
                 raise InputError(f"run {path} is named twice" + (f" (also as {other})" if other != path else ""))
             named[Path(path).resolve()] = path
         if self.baseline is None:
@@ -76,8 +73,7 @@ class RunFiles(Settings):
 
     def _words(self) -> tuple[list[str], list[str]]:
         """(measures, run files) of `measures`. `--measures A B RUN` also takes the words of runs that follow it."""
-        measures: list[str] = []
-        paths: list[str] = []
+        measures, paths = list[str](), list[str]()
         for word in self.measures:
             names = [re.sub(r"\s", "", name) for name in re.split(r"[,\s]+(?![^(]*\))", word) if name]
             try:
@@ -171,7 +167,10 @@ def evaluate_files(config: EvaluateConfig) -> Report:
         for line in lines:
             logger.warning("%s: %s", path, line)
         if config.latency:
-            ms[path] = _latency(path, len(run))
+            milliseconds, why = run_records.ms_per_query(path, len(run))
+            ms[path] = None if milliseconds is None else round(milliseconds, 4)
+            if milliseconds is None:
+                logger.warning("%s: its time is not known: %s", path, why)
     for line in caveats.of_depths(depths, names):
         logger.warning("%s", line)
     measured = time.monotonic()
@@ -190,16 +189,8 @@ def evaluate_files(config: EvaluateConfig) -> Report:
 
 def _cross_check(path: str, run: Run, qrels: Qrels, ours: Mapping[str, PerQuery]) -> None:
     theirs = by_pytrec_eval(run, qrels, list(ours))
-    wrong = disagreement(ours, theirs)
-    if wrong is not None:
+    if wrong := disagreement(ours, theirs):
         raise DisagreementError(f"{path}: {wrong}")
     skipped = [name for name in ours if name not in theirs]
     text = f"{', '.join(theirs)} equal pytrec_eval's" if theirs else "nothing to compare"
     logger.info("%s: %s%s", path, text, f"; it does not know {', '.join(skipped)}" if skipped else "")
-
-
-def _latency(path: str, n_queries: int) -> float | None:
-    ms, why = latency.ms_per_query(path, n_queries)
-    if ms is None:
-        logger.warning("%s: its time is not known: %s", path, why)
-    return None if ms is None else round(ms, 4)

@@ -4,8 +4,6 @@ All functions take per-query differences: Q queries (rows) by C comparisons (col
 Differences below 1e-12 are rounding errors and count as ties. All random numbers come from a seed.
 """
 
-from __future__ import annotations
-
 import math
 import warnings
 from collections.abc import Callable, Mapping
@@ -98,24 +96,13 @@ def compare(
     if len(differences) == 1:
         p_values[:] = np.nan
     corrected = CORRECTIONS[correction](p_values)
-    low, high = bootstrap(differences, samples, seed)
+    tests = np.stack([*bootstrap(differences, samples, seed), p_values, corrected])
     found: dict[str, dict[str, Comparison]] = {}
-    for column, (run, measure) in enumerate(pairs):
-        values = differences[:, column]
-        wins, losses = int((values > 0).sum()), int((values < 0).sum())
-        found.setdefault(run, {})[measure] = Comparison(
-            difference=math.fsum(values) / len(values),
-            low=float(low[column]),
-            high=float(high[column]),
-            p_value=float(p_values[column]),
-            corrected=float(corrected[column]),
-            effect_size=effect_size(values),
-            wins=wins,
-            ties=len(values) - wins - losses,
-            losses=losses,
-            zeros=zeros(results[run][measure]),
-            baseline_zeros=zeros(results[baseline][measure]),
-        )
+    for (run, measure), values, (low, high, p, p_corrected) in zip(pairs, differences.T, tests.T.tolist(), strict=True):
+        average, effect = math.fsum(values) / len(values), effect_size(values)
+        wins, ties, losses = (int((np.sign(values) == sign).sum()) for sign in (1, 0, -1))
+        counts = (wins, ties, losses, zeros(results[run][measure]), zeros(results[baseline][measure]))
+        found.setdefault(run, {})[measure] = Comparison(average, low, high, p, p_corrected, effect, *counts)
     return found
 
 

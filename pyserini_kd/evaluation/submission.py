@@ -4,8 +4,6 @@ The file is read as a stream, one topic at a time. The check sees the run as tre
 ignored, ties are ordered by document id, descending.
 """
 
-from __future__ import annotations
-
 import collections
 import itertools
 import re
@@ -102,7 +100,7 @@ class Report:
         self.shown: dict[str, list[str]] = {}  # kind -> the first few, each with its line
         self.tag, self.n_lines = "", 0
         self.tops: dict[str, list[str]] = {}  # topic -> its first ten documents
-        self.doc_ids: set[str] = set()  # all documents, if there is a collection
+        self.doc_ids: set[str] = set()  # all documents, if there is a collection; `check` keeps those that are not in it
 
     def add(self, kind: str, where: str, message: str) -> None:
         """Count a fault; `where` is file:line."""
@@ -205,8 +203,7 @@ class Report:
     def _check_duplicates(self, block: Block, scores: Scores) -> None:
         first: dict[str, int] = {}
         for row, doc_id in enumerate(block.doc_ids):
-            before = first.setdefault(doc_id, row)
-            if before != row:
+            if (before := first.setdefault(doc_id, row)) != row:
                 kind = "repeat" if scores[row] == scores[before] else "duplicate"
                 place = f"line {block.where[before].rpartition(':')[2]} already (topic {block.query_id})"
                 self.add(kind, block.where[row], f"document {doc_id} stands in {place}")
@@ -223,12 +220,11 @@ def check(config: CheckConfig, topics: set[str]) -> Report:
     with open(config.run, "rb") as file:
         if file.read(3) == b"\xef\xbb\xbf":
             report.add("mark", f"{config.run}:1", "byte order mark")
-    unknown = set(report.doc_ids)
-    for doc in sources.collection(config.collection) if config.collection else ():
-        unknown.discard(doc.doc_id)
-    for block in Report(config, topics).blocks() if unknown else ():
+    if config.collection:
+        report.doc_ids.difference_update(doc.doc_id for doc in sources.collection(config.collection))
+    for block in Report(config, topics).blocks() if report.doc_ids else ():
         for where, doc_id in zip(block.where, block.doc_ids, strict=True):
-            if doc_id in unknown:
+            if doc_id in report.doc_ids:
                 report.add("document", where, f"document {doc_id}")
     return report
 
@@ -280,8 +276,7 @@ class Verdict(NamedTuple):
 
 def check_file(config: CheckConfig) -> Verdict:
     """Check a run file against topics, judgements and a collection, and write a mended copy if asked for."""
-    path, fixed, output_format = config.run, config.fixed, config.output_format
-    require_file(path, "run")
+    path, fixed = require_file(config.run, "run"), config.fixed
     if fixed:
         refuse_existing_run(fixed, config.overwrite)
     started = time.monotonic()
@@ -291,13 +286,13 @@ def check_file(config: CheckConfig) -> Verdict:
     faults = report.faults
     lines = [*report.lines(), *(notes(report.tops, judged) if judged is not None else ())]
     held = f"{len(report.tops)} topics, {report.n_lines} lines" + (f", tag {report.tag}" if report.tag else "")
-    lines.append(f"{path}: {held}: {'unfit' if faults.total() else 'fit'} for {PLACE[output_format]}")
+    lines.append(f"{path}: {held}: {'unfit' if faults.total() else 'fit'} for {PLACE[config.output_format]}")
     if not fixed:
         return Verdict(lines, not faults.total())
     if stuck := [kind.what for name, kind in KINDS.items() if faults[name] and kind.mended is None]:
         return Verdict(lines, False, f"{fixed} was not written; it would take guessing to mend: {'; '.join(stuck)}")
     checked = time.monotonic()
-    fix(report).write(fixed, output_format=output_format, overwrite=config.overwrite)
+    fix(report).write(fixed, output_format=config.output_format, overwrite=config.overwrite)
     seconds = {"check_seconds": round(checked - started, 3), "write_seconds": round(time.monotonic() - checked, 3)}
     made = {"run": str(path), "topics": config.topics, "max_hits": config.max_hits}
     write_record(fixed, config=made, mended=dict(faults), **seconds)

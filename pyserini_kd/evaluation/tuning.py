@@ -1,11 +1,9 @@
 """Weights of a fusion, chosen on dev topics, and their worth on topics that were not used to choose them."""
 
-from __future__ import annotations
-
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Literal, NamedTuple, Self, get_args
+from typing import Literal, NamedTuple, Self
 
 import numpy as np
 import numpy.typing as npt
@@ -31,7 +29,6 @@ Setting = tuple[float, ...]
 """The tuned values: (alpha,), (rrf_k,), or one weight per run."""
 
 Method = Literal["interpolation", "rrf", "wsum"]
-METHODS: tuple[Method, ...] = get_args(Method)
 TUNED = {"interpolation": "alpha", "rrf": "rrf.k", "wsum": "weights"}
 GRIDS: dict[str, tuple[float, ...]] = {
     "interpolation": (0, 0.001, 0.002, 0.005, 0.01, 0.02, 0.03, 0.04, 0.05, 0.07, 0.1, 0.15, 0.2)
@@ -55,9 +52,8 @@ class Tuned(NamedTuple):
 def best_alpha(a: Run, b: Run, qrels: Qrels, alphas: Sequence[float], measure: str = "RR@10", seed: int = 42) -> float:
     """The alpha for `interpolation(a, b)`: the median of the best alphas over bootstrap resamples of the topics.
 
-    The best single value is a matter of luck, because many alphas are nearly equally good. The median is more robust.
-
-    `alphas` are the values to try; of equally good ones the smallest counts.
+    The best single value is a matter of luck, because many alphas are nearly equally good. Of equally good ones the smallest
+    counts.
     """
     grid = sorted(set(alphas))
     runs = (fusion.interpolation(a, b, alpha=alpha) for alpha in grid)
@@ -93,7 +89,7 @@ def tune(
     Args:
         runs: two or more, of the topics of `qrels`; two for interpolation.
         qrels: judgements of dev topics.
-        method: one of METHODS.
+        method: one of GRIDS.
         measure: what to maximise.
         grid: values to try; None: GRIDS. alpha and the constant are chosen by the median over resamples, as in `best_alpha`.
         norm: normalisation of the scores, for wsum.
@@ -103,8 +99,8 @@ def tune(
     Raises:
         InputError: the method, the number of runs or the number of folds is wrong.
     """
-    if method not in METHODS:
-        raise InputError(f"must be one of {', '.join(METHODS)}, not {method!r}", "method")
+    if method not in GRIDS:
+        raise InputError(f"must be one of {', '.join(GRIDS)}, not {method!r}", "method")
     if method == "interpolation" and len(runs) != 2:
         raise InputError(f"interpolation takes exactly two runs, found {len(runs)}")
     if not 2 <= folds <= len(qrels):

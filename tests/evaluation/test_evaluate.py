@@ -19,8 +19,7 @@ from pyserini_kd.evaluation.engines import by_pytrec_eval, compare, disagreement
 from pyserini_kd.evaluation.measures import DEFAULT_MEASURES, PRESETS
 from pyserini_kd.evaluation.run_files import EvaluateConfig, evaluate_files
 from pyserini_kd.evaluation.significance import Comparison
-from pyserini_kd.evaluation.summary import Report, write_per_query
-from pyserini_kd.evaluation.tables import latex, markdown, table
+from pyserini_kd.evaluation.tables import Report, latex, markdown, table, write_per_query
 from pyserini_kd.storage.errors import InputError
 
 BOTH = pytest.mark.parametrize("engine", ["trectools", "fast"])

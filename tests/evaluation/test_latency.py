@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from pyserini_kd.evaluation.latency import ms_per_query, seconds_of
+from pyserini_kd.evaluation.run_records import ms_per_query, seconds_of
 
 
 @pytest.fixture
