@@ -11,11 +11,10 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-import numpy.typing as npt
 
+from pyserini_kd.data.ids import distinct, hashes_of, look_up
 from pyserini_kd.distillation.candidates import Group, n_docs
-from pyserini_kd.distillation.hashing import distinct, hashes_of_pairs, look_up
-from pyserini_kd.storage.arrays import Hashes, chunks, column, let_go, spans
+from pyserini_kd.storage.arrays import Floats, Hashes, Rows, chunks, column, let_go, spans
 
 BLOCK = 1 << 12  # groups hashed at a time
 
@@ -23,13 +22,24 @@ BLOCK = 1 << 12  # groups hashed at a time
 class Block(NamedTuple):
     """Some pairs: their places in columns, and their ids."""
 
-    places: npt.NDArray[np.int64]
+    places: Rows
     query_ids: list[str]
     doc_ids: list[str]
 
-    def hashes(self) -> Hashes:
-        """The hash of the ids of each pair."""
-        return hashes_of_pairs(zip(self.query_ids, self.doc_ids, strict=True))
+
+class Table(NamedTuple):
+    """Scores by hash; the keys are sorted."""
+
+    keys: Hashes
+    scores: Floats
+
+    def find(self, hashes: Hashes) -> Floats:
+        """The score of each hash; NaN where there is none."""
+        found, places = look_up(self.keys, hashes)
+        scores = np.full(len(hashes), np.nan, np.float32)
+        scores[found] = self.scores[places[found]]
+        let_go(self.keys, self.scores)
+        return scores
 
 
 class Pairs:
@@ -77,6 +87,11 @@ class Pairs:
 def pair_ids(groups: Iterable[Group]) -> Iterator[tuple[str, str]]:
     """(query_id, doc_id) of every document of groups."""
     return ((group.query_id, doc_id) for group in groups for doc_id in group.doc_ids)
+
+
+def hashes_of_pairs(pairs: Iterable[tuple[str, str]]) -> Hashes:
+    """The hash of each pair of strings: (query_id, doc_id), or the two texts."""
+    return hashes_of(f"{query}\0{doc}" for query, doc in pairs)
 
 
 def group_hashes(groups: Sequence[Group], folder: Path | None = None) -> Hashes:

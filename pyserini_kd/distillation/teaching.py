@@ -13,16 +13,14 @@ import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, Self
+from typing import Literal, NamedTuple, Self
 
 import numpy as np
 
 from pyserini_kd.data.runs import Run
 from pyserini_kd.distillation.candidates import Group
-from pyserini_kd.distillation.hashing import hashes_of_pairs
-from pyserini_kd.distillation.pairs import Block, Pairs
-from pyserini_kd.distillation.score_store import Known, Record, ScoreStore, Taught, read_scores, unweighted
-from pyserini_kd.distillation.teacher_scores import is_bounded, refuse_bounded
+from pyserini_kd.distillation.pairs import Block, Pairs, hashes_of_pairs
+from pyserini_kd.distillation.teacher_scores import Known, ScoreStore, Taught, read_scores, unweighted
 from pyserini_kd.models import rankers
 from pyserini_kd.retrieval.dense_index import DenseIndex
 from pyserini_kd.retrieval.open_index import check_encoder
@@ -30,12 +28,11 @@ from pyserini_kd.storage.arrays import Floats, Hashes, column, keep, let_go, spa
 from pyserini_kd.storage.environment import command_line, environment, sha256
 from pyserini_kd.storage.errors import InputError
 from pyserini_kd.storage.job import Job, open_job
-from pyserini_kd.storage.records import comparable
+from pyserini_kd.storage.records import Record, comparable
 
 logger = logging.getLogger(__name__)
 
 BLOCK = 1 << 14  # pairs scored, and kept against a kill, at a time; their texts are in memory
-
 
 Kind = Literal["run", "scores", "checkpoint"]
 
@@ -67,7 +64,8 @@ class Teacher(NamedTuple):
     def refuse_bounded(self, what: str) -> None:
         """InputError if scores in [-1, 1] (`what` they are) have no weight."""
         if self.weight is None:
-            refuse_bounded(f"teacher {self.name} gives {what}", f"give it a weight, e.g. {self.name}@20")
+            cure = f"give it a weight, e.g. {self.name}@20"
+            raise InputError(f"teacher {self.name} gives {what} in [-1, 1]; margins that small teach little: {cure}")
 
 
 def teach(
@@ -87,19 +85,11 @@ def teach(
 ) -> Taught:
     """Score every distinct (query, document) pair of the groups once with each teacher.
 
-    Args:
-        groups: their pairs are scored.
-        queries: query_id -> text.
-        docs: doc_id -> text.
-        teachers: one, or an ensemble.
-        index: holds the document vectors of the checkpoint (one, a BERT_DOT), which need not be encoded again.
-        reuse: what checkpoints have scored before. The same checkpoint, so set, does not score the same texts again.
-        work: folder for finished blocks of scores; a later call with the same texts and settings goes on from them.
-        scratch: folder for large columns, which are in memory otherwise; what is returned needs it.
-        device: cpu, cuda or cuda:N.
-        precision: arithmetic of the checkpoints.
-        backend: what computes.
-        batch_size: None: by token budget.
+    `queries` and `docs` are the texts by id. `device`, `precision`, `backend` and `batch_size` are those of `models.load`.
+    `index` holds the document vectors of the checkpoint (one, a BERT_DOT), which need not be encoded again.
+    `reuse` is what checkpoints have scored before. The same checkpoint, so set, does not score the same texts again.
+    `work` is a folder for finished blocks of scores; a later call with the same texts and settings goes on from them.
+    `scratch` is a folder for large columns, which are in memory otherwise; what is returned needs it.
     """
     started = time.monotonic()
     asked = _Asked(groups, queries, docs, scratch)
@@ -175,14 +165,14 @@ def _score_by_file(teacher: Teacher, asked: _Asked, scores: Floats) -> Record:
         record["absent"] = missing
     elif missing:
         raise InputError(f"score file {teacher.name} lacks {missing} of the candidates' {count} pairs, or knows other texts")
-    elif is_bounded(largest):
+    elif largest <= 1:
         teacher.refuse_bounded("scores")
     return record
 
 
 def _in_run(teacher: Teacher) -> Callable[[Block], Floats]:
     run = Run.read(teacher.name)
-    if all(is_bounded(np.abs(hits.scores).max(initial=0.0)) for hits in run.values()):
+    if all(np.abs(hits.scores).max(initial=0.0) <= 1 for hits in run.values()):
         teacher.refuse_bounded("scores")
 
     def find(block: Block) -> Floats:
@@ -200,7 +190,7 @@ def _in_scores(name: str, asked: _Asked) -> Callable[[Block], Floats]:
         table = ScoreStore(name).ensemble(asked.pairs.folder)
         return lambda block: table.find(asked.texts[block.places])
     scores = read_scores(name, asked.pairs)
-    return lambda block: scores.find(block.hashes())
+    return lambda block: scores.find(zip(block.query_ids, block.doc_ids, strict=True))
 
 
 class _Scorer(NamedTuple):
@@ -212,9 +202,11 @@ class _Scorer(NamedTuple):
     score: Callable[[list[str], list[str], list[str]], Floats]  # of query texts, doc_ids, document texts
 
 
-def _scorer(name: str, index: DenseIndex | None, **settings: Any) -> _Scorer:
+def _scorer(
+    name: str, index: DenseIndex | None, *, device: str, precision: str, backend: str, batch_size: int | None
+) -> _Scorer:
     """Load a checkpoint. It takes document vectors from the index if there is one, which must be its own."""
-    model = rankers.load(name, **settings)
+    model = rankers.load(name, device=device, precision=precision, backend=backend, batch_size=batch_size)
     record = model.record() | {"dtype": "float32", "architecture": model.architecture}
     record |= {"precision": model.precision, "backend": model.backend}
     if index is not None:
@@ -230,7 +222,7 @@ def _scorer(name: str, index: DenseIndex | None, **settings: Any) -> _Scorer:
             return index.score(model, queries, doc_ids)
         return model.score(queries, docs)
 
-    return _Scorer(name, record, {name: settings[name] for name in ("batch_size", "device")}, score)
+    return _Scorer(name, record, {"batch_size": batch_size, "device": device}, score)
 
 
 def _score_by_checkpoint(scorer: _Scorer, asked: _Asked, scores: Floats, reuse: Sequence[Known], work: Path | None) -> None:

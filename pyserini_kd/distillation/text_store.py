@@ -17,10 +17,9 @@ import numpy as np
 import numpy.typing as npt
 from tqdm import tqdm
 
-from pyserini_kd.data.ids import id_hash, merge_into
+from pyserini_kd.data.ids import distinct, hashes_of, id_hash, look_up, merge_into
 from pyserini_kd.data.types import Doc, Query
 from pyserini_kd.distillation.candidates import Group
-from pyserini_kd.distillation.hashing import distinct, hashes_of, look_up
 from pyserini_kd.storage.arrays import Hashes, Ints, chunks, save
 from pyserini_kd.storage.errors import InputError
 

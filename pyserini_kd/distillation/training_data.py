@@ -20,8 +20,7 @@ from pyserini_kd.distillation.candidates import Group, read_candidates
 from pyserini_kd.distillation.config import TrainConfig
 from pyserini_kd.distillation.mining import left_out, mine
 from pyserini_kd.distillation.processes import one_after_another, processes
-from pyserini_kd.distillation.score_store import ScoreStore, read_scores
-from pyserini_kd.distillation.teacher_scores import TeacherScores
+from pyserini_kd.distillation.teacher_scores import ScoreStore, TeacherScores, read_scores
 from pyserini_kd.distillation.text_store import PlainTexts, Texts, load_texts
 from pyserini_kd.distillation.train_settings import Given
 from pyserini_kd.distillation.triples import Triples

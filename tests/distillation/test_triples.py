@@ -10,8 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pyserini_kd import train
+from pyserini_kd.data import ids as ids_
 from pyserini_kd.data import sources
-from pyserini_kd.distillation import batches, hashing, pairs, teacher_scores, text_store, triples
+from pyserini_kd.distillation import batches, pairs, teacher_scores, text_store, triples
 from pyserini_kd.distillation.candidates import Group, as_groups
 from pyserini_kd.models import checkpoint_names
 from pyserini_kd.storage import arrays
@@ -133,7 +134,7 @@ def test_scores_are_those_of_a_dictionary(scored):
 def test_distinct_hashes_are_those_of_a_set(numbers):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(arrays, "SPAN", 3)
-        assert hashing.distinct(np.array(numbers, np.uint64)).tolist() == sorted(set(numbers))
+        assert ids_.distinct(np.array(numbers, np.uint64)).tolist() == sorted(set(numbers))
 
 
 def test_only_texts_that_groups_name_are_kept(tmp_path, monkeypatch):
@@ -141,7 +142,7 @@ def test_only_texts_that_groups_name_are_kept(tmp_path, monkeypatch):
     queries, docs = text_store.wanted([Group("q", ["3", "0"], [1, 0], 0), Group("r", ["3", "9"], [1, 0], 0)])
     assert len(queries) == 2 and len(docs) == 3
     assert list(text_store.chosen(((str(n), f"text {n}") for n in range(7)), docs)) == [("0", "text 0"), ("3", "text 3")]
-    assert list(text_store.chosen([("a", "b")], hashing.distinct(np.uint64([])))) == []
+    assert list(text_store.chosen([("a", "b")], ids_.distinct(np.uint64([])))) == []
 
 
 def test_plain_texts_are_some_rows_of_a_folder(tmp_path):
