@@ -19,8 +19,7 @@ import numpy as np
 
 from pyserini_kd.data.runs import Run
 from pyserini_kd.distillation.candidates import Group
-from pyserini_kd.distillation.pairs import Block, Pairs, hashes_of_pairs
-from pyserini_kd.distillation.teacher_scores import Known, ScoreStore, Taught, read_scores, unweighted
+from pyserini_kd.distillation.teacher_scores import Block, Known, Pairs, ScoreStore, Taught, hashes_of_pairs, read_scores
 from pyserini_kd.models import rankers
 from pyserini_kd.retrieval.dense_index import DenseIndex
 from pyserini_kd.retrieval.open_index import check_encoder
@@ -227,7 +226,7 @@ def _scorer(
 
 def _score_by_checkpoint(scorer: _Scorer, asked: _Asked, scores: Floats, reuse: Sequence[Known], work: Path | None) -> None:
     """Write the raw scores of a checkpoint, a block at a time; blocks that lie finished in a folder under `work` are read."""
-    same = [known for known in reuse if known.teacher == unweighted(scorer.record)]
+    same = [known for known in reuse if known.is_of(scorer.record)]
     before = 0
     with contextlib.ExitStack() as stack:
         job = stack.enter_context(_job(scorer, asked, work)) if work else None

@@ -23,8 +23,7 @@ from pyserini_kd.models import checkpoint_settings
 from pyserini_kd.retrieval.dense_index import DenseIndex
 from pyserini_kd.storage.environment import sha256
 from pyserini_kd.storage.errors import InputError
-from pyserini_kd.storage.files import refuse_existing
-from pyserini_kd.storage.locks import alone, clear
+from pyserini_kd.storage.files import alone, clear, refuse_existing
 from pyserini_kd.storage.settings import Backend, Collection, Device, Precision, Segment, Settings, option
 
 logger = logging.getLogger(__name__)

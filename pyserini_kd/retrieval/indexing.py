@@ -15,6 +15,7 @@ from pyserini_kd.retrieval import bm25_build, build, token_index
 from pyserini_kd.retrieval.index_folder import Shard
 from pyserini_kd.storage.errors import InputError
 from pyserini_kd.storage.files import refuse_existing
+from pyserini_kd.storage.job import mend
 from pyserini_kd.storage.settings import (
     Backend,
     BatchSize,
@@ -27,7 +28,6 @@ from pyserini_kd.storage.settings import (
     Threads,
     option,
 )
-from pyserini_kd.storage.sharing import mend
 
 
 class IndexSettings(Settings):

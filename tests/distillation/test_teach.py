@@ -17,8 +17,7 @@ from pyserini_kd.data.runs import Run
 from pyserini_kd.data.types import Doc
 from pyserini_kd.distillation import mining, teacher_scores, teaching, teaching_files, text_store, triples
 from pyserini_kd.distillation.candidates import Group, read_candidates, write_candidates
-from pyserini_kd.distillation.pairs import Pairs
-from pyserini_kd.distillation.teacher_scores import Scores
+from pyserini_kd.distillation.teacher_scores import Pairs, Scores
 from pyserini_kd.distillation.teaching import Teacher
 from pyserini_kd.models import checkpoint_names, loading, rankers
 from pyserini_kd.models.rankers import load_encoder
@@ -26,7 +25,7 @@ from pyserini_kd.retrieval import build
 from pyserini_kd.retrieval.dense_index import DenseIndex
 from pyserini_kd.storage import arrays
 from pyserini_kd.storage.errors import InputError
-from pyserini_kd.storage.locks import alone
+from pyserini_kd.storage.files import alone
 
 
 @pytest.fixture
@@ -155,7 +154,7 @@ def test_pairs_in_files_are_those_in_memory(tmp_path_factory, drawn):
     expected = list(dict.fromkeys((g.query_id, d) for g in groups for d in g.doc_ids))
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(arrays, "SPAN", 7)
-        patch.setattr("pyserini_kd.distillation.pairs.BLOCK", 3)
+        patch.setattr("pyserini_kd.distillation.teacher_scores.GROUPS", 3)
         pairs = Pairs(groups, tmp_path_factory.mktemp("columns"))
         places, found = listed(pairs)
         assert found == expected and len(pairs) == len(expected)

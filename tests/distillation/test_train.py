@@ -21,7 +21,7 @@ from pyserini_kd.distillation.trainer import checkpoints, clock, last_state, mak
 from pyserini_kd.models import checkpoint_names, loading, saving
 from pyserini_kd.storage.environment import sha256
 from pyserini_kd.storage.errors import InputError
-from pyserini_kd.storage.locks import locked
+from pyserini_kd.storage.files import locked
 
 
 def test_batches_never_cross_blocks():

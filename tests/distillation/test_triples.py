@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from pyserini_kd import train
 from pyserini_kd.data import ids as ids_
 from pyserini_kd.data import sources
-from pyserini_kd.distillation import batches, pairs, teacher_scores, text_store, triples
+from pyserini_kd.distillation import batches, teacher_scores, text_store, triples
 from pyserini_kd.distillation.candidates import Group, as_groups
 from pyserini_kd.models import checkpoint_names
 from pyserini_kd.storage import arrays
@@ -255,7 +255,7 @@ def score_peak(count):
 @pytest.mark.slow
 def test_memory_of_scores_is_some_numbers_a_pair(monkeypatch):
     monkeypatch.setattr(teacher_scores, "BLOCK", 1 << 8)
-    monkeypatch.setattr(pairs, "BLOCK", 1 << 8)
+    monkeypatch.setattr(teacher_scores, "GROUPS", 1 << 8)
     small, large = score_peak(1_000), score_peak(16_000)
     assert large - small < 30_000 * 18  # of a dictionary of dictionaries a pair took 200
 
