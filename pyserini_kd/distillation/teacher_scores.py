@@ -61,15 +61,12 @@ class Table(NamedTuple):
 
 
 class Pairs:
-    """The distinct (query, document) pairs of groups.
+    """The distinct (query, document) pairs of groups. `keys` are the sorted hashes of their ids.
 
-    Attributes:
-        keys: the hash of each pair's ids, sorted.
-        folder: where columns about the pairs lie; None for memory.
+    Columns about the pairs lie in `folder`; None for memory.
     """
 
     def __init__(self, groups: Sequence[Group], folder: Path | None = None) -> None:
-        """Hash the pairs of groups."""
         self._groups, self.folder = groups, folder
         self._hashes = group_hashes(groups, folder)
         keys = column(folder, len(self._hashes), np.uint64)
@@ -77,7 +74,6 @@ class Pairs:
         self.keys: Hashes = distinct(keys)
 
     def __len__(self) -> int:
-        """Number of pairs."""
         return len(self.keys)
 
     def __iter__(self) -> Iterator[tuple[int, str, str]]:
@@ -175,7 +171,6 @@ class Scores:
         return float(np.nanmax(np.abs(self._table.scores), initial=0.0))
 
     def __len__(self) -> int:
-        """Number of pairs."""
         return len(self._table.keys)
 
 
@@ -229,11 +224,7 @@ def write_scores(taught: Taught, path: str | Path, *, overwrite: bool = False) -
 
 
 class ScoreStore:
-    """A score store, opened for reading. Every method reads the file as it streams by.
-
-    Raises:
-        InputError: the file is missing, or a method finds that it is no score store.
-    """
+    """A score store. Every method reads the file as it streams by; InputError if it finds that it is no score store."""
 
     def __init__(self, path: str | Path) -> None:
         self.path = require_file(path, "score store")

@@ -128,7 +128,8 @@ def teach_files(config: TeachConfig, say: Callable[[str], None] = logger.info) -
         known = [found for store in config.reuse for found in ScoreStore(store).known(scratch / "known")]
         figures = None
         if check:
-            first = score(check.groups(), check.topics, known, "check", None)
+            asked = [Group(query_id, hits.doc_ids, [], 0) for query_id, hits in check.run.items()]
+            first = score(asked, check.topics, known, "check", None)
             figures = check.compare(first, say)
             known += first.known()
         taught = score(groups, sources.topics(config.topics), known, "texts", scratch / "columns")
@@ -170,10 +171,6 @@ class _Check(NamedTuple):
             return None
         run, qrels = Run.read(config.check_run).top(CHECK_DEPTH), sources.qrels(config.check_qrels)
         return cls(run, sources.topics(config.check_topics), qrels, engines.evaluate(run, qrels, CHECK_MEASURES))
-
-    def groups(self) -> list[Group]:
-        """The documents of the run as candidates."""
-        return [Group(query_id, hits.doc_ids, [], 0) for query_id, hits in self.run.items()]
 
     def compare(self, taught: Taught, say: Callable[[str], None]) -> dict[str, dict[str, float]]:
         """Say what the run's measures are, and those of its documents in the ensemble's order; warn where it is no better.

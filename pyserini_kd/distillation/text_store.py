@@ -14,13 +14,12 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
-import numpy.typing as npt
 from tqdm import tqdm
 
 from pyserini_kd.data.ids import distinct, hashes_of, id_hash, look_up, merge_into
 from pyserini_kd.data.types import Doc, Query
 from pyserini_kd.distillation.candidates import Group
-from pyserini_kd.storage.arrays import Hashes, Ints, chunks, save
+from pyserini_kd.storage.arrays import Hashes, Ints, chunks, keep
 from pyserini_kd.storage.errors import InputError
 
 BLOCK = 1 << 16  # groups whose ids are hashed at a time
@@ -46,7 +45,7 @@ class Texts(Mapping[str, str]):
                 end += out.write(f"{text_id}\n{text}".encode())
                 ends.append(end)
                 hashes.append(id_hash(text_id))
-        _save(folder / "ends.npy", np.array(ends))
+        keep(folder / "ends.npy", np.array(ends))
         del ends
         found = np.array(hashes)
         order = np.argsort(found)
@@ -54,8 +53,8 @@ class Texts(Mapping[str, str]):
         twice = np.flatnonzero(found[1:] == found[:-1])
         if len(twice):  # for all of MS MARCO, once in 500,000 collections
             raise InputError(f"{label}: the {order[twice[0]] + 1}th id has the same 64-bit hash as another id; rename one")
-        _save(folder / "hashes.npy", found)
-        _save(folder / "rows.npy", order.astype(np.int32))
+        keep(folder / "hashes.npy", found)
+        keep(folder / "rows.npy", order.astype(np.int32))
         return cls(folder)
 
     def rows(self, ids: Sequence[str]) -> Ints:
@@ -84,17 +83,11 @@ class Texts(Mapping[str, str]):
         return text
 
     def __len__(self) -> int:
-        """Number of texts."""
         return len(self._ends)
 
     def __iter__(self) -> Iterator[str]:
         """The ids, in the order in which they were written."""
         return (self.record(row)[0] for row in range(len(self)))
-
-
-def _save(path: Path, numbers: npt.NDArray[np.generic]) -> None:
-    with open(path, "wb") as out:
-        save(out, numbers)
 
 
 class PlainTexts(Sequence[str]):
@@ -108,13 +101,11 @@ class PlainTexts(Sequence[str]):
         return self._texts.lengths(self._rows)
 
     def __getitem__(self, row: int) -> str:  # type: ignore[override]
-        """The text of a row."""
         if not 0 <= row < len(self):
             raise IndexError(row)
         return self._texts.record(int(self._rows[row]))[1]
 
     def __len__(self) -> int:
-        """Number of texts."""
         return len(self._rows)
 
 
@@ -138,11 +129,7 @@ def chosen(texts: Iterable[tuple[str, str]], hashes: Hashes) -> Iterator[tuple[s
 def load_texts(
     groups: Sequence[Group], queries: Iterable[Query], docs: Iterable[Doc], folder: Path | None = None
 ) -> tuple[Mapping[str, str], Mapping[str, str]]:
-    """Texts of the queries and documents of groups, in memory or in new folders of `folder`.
-
-    Raises:
-        InputError: texts are missing; counts their ids.
-    """
+    """Texts of the queries and documents of groups, in memory or in new folders of `folder`; InputError if some are missing."""
     query_ids, doc_ids = wanted(groups)
     query_texts = _kept(chosen(((q.query_id, q.text) for q in queries), query_ids), folder, "queries")
     if missing := len(query_ids) - len(query_texts):

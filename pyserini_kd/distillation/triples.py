@@ -79,8 +79,7 @@ class Triples(Groups):
     def build(cls, path: Path, scores: Path, queries: Texts, docs: Texts) -> Triples:
         """Convert a score file as it streams by. Triples with an id that has no text are left out; a warning counts them.
 
-        Raises:
-            InputError: the file is malformed, or no triple has all its texts.
+        InputError if the file is malformed, or no triple has all its texts.
         """
         rows = five_columns(require_file(scores, "score file"))
         total, kept, absent, examples = 0, 0, Counter[str](), dict[str, str]()
@@ -124,7 +123,6 @@ class Triples(Groups):
         return Group(self.queries.record(int(record["query"]))[0], doc_ids, [1, 0], int(row))
 
     def __len__(self) -> int:
-        """Number of triples."""
         return self._count
 
     @property

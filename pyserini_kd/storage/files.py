@@ -210,10 +210,7 @@ def locked(path: Path, *, wait: bool = True) -> Iterator[None]:
     """Hold the lock of a folder, or of a file that is made where there is no folder. The holder may remove what it locks.
 
     The lock of a folder holds on one machine. The lock of a file also holds on a network file system. A file system without
-    locks lets all processes in.
-
-    Raises:
-        BlockingIOError: another process holds the lock, and `wait` is False.
+    locks lets all processes in. BlockingIOError if another process holds the lock, and `wait` is False.
     """
     while True:
         handle = _open(path)
@@ -228,10 +225,9 @@ def locked(path: Path, *, wait: bool = True) -> Iterator[None]:
 
 @contextlib.contextmanager
 def alone(work: Path, who: str) -> Iterator[None]:
-    """Be the only process in a folder of unfinished work. The folder is removed at the end, unless something is left in it.
+    """Be the only process in a folder of unfinished work; InputError if another (`who` says which command) works there.
 
-    Raises:
-        InputError: another process (`who` says which command) works there.
+    The folder is removed at the end, unless something is left in it.
     """
     with contextlib.ExitStack() as stack:
         try:

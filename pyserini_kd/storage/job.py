@@ -46,9 +46,8 @@ class Job:
     def begin(self, *, overwrite: bool = False) -> int:
         """Go on with the parts that were made from the same; returns how many are done.
 
-        Raises:
-            InputError: there are parts that were made from something else (with `overwrite` they are removed instead), or the
-                folder holds something and is no job of ours.
+        InputError if there are parts that were made from something else (with `overwrite` they are removed instead), or the
+        folder holds something and is no job of ours.
         """
         self.folder.mkdir(parents=True, exist_ok=True)
         record = self.folder / RECORD
@@ -109,11 +108,7 @@ class Job:
 
 @contextlib.contextmanager
 def open_job(folder: Path, made_from: Mapping[str, object], who: str, *, overwrite: bool = False) -> Iterator[Job]:
-    """A job that no other process works on meanwhile.
-
-    Raises:
-        InputError: another process (`who` it is) is at work in the folder, or `Job.begin` refuses what lies there.
-    """
+    """A job that no other process works on; InputError if one (`who` it is) does, or `begin` refuses what lies there."""
     with alone(folder, who):
         job = Job(folder, made_from)
         job.begin(overwrite=overwrite)
@@ -176,9 +171,7 @@ def open_shared(
     """Begin or go on with the unfinished `result`, whose parts are made from `made_from`.
 
     While another process is at work there, `only_result` (what no part depends on) must be the same too.
-
-    Raises:
-        InputError: there are parts made from something else, or another process makes a different result.
+    InputError if there are parts made from something else, or another process makes a different result.
     """
     folder, said = _work(result), comparable(dict(only_result))
     job = Job(folder, made_from)
