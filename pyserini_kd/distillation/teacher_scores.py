@@ -21,7 +21,7 @@ import numpy as np
 
 from pyserini_kd.data.ids import distinct, hashes_of, look_up
 from pyserini_kd.distillation.candidates import Group, n_docs
-from pyserini_kd.distillation.triples import five_columns
+from pyserini_kd.distillation.text_store import five_columns
 from pyserini_kd.storage.arrays import AnyArray, Floats, Hashes, Rows, chunks, column, let_go, spans
 from pyserini_kd.storage.errors import InputError
 from pyserini_kd.storage.files import atomic_file, require_file
@@ -120,7 +120,7 @@ def group_hashes(groups: Sequence[Group], folder: Path | None = None) -> Hashes:
 
 
 class TeacherScores(Protocol):
-    """Teacher scores of the documents of groups. `Scores` and `triples.Triples` are such."""
+    """Teacher scores of the documents of groups. `Scores` and `text_store.Triples` are such."""
 
     def of(self, group: Group) -> list[float]:
         """The scores of a group's documents; NaN where there is none."""

@@ -16,8 +16,7 @@ from pyserini_kd.data.types import Qrels, Query
 from pyserini_kd.distillation.candidates import Group, pairs, read_candidates
 from pyserini_kd.distillation.teacher_scores import Known, Scores, ScoreStore, Taught, write_scores
 from pyserini_kd.distillation.teaching import Teacher, teach
-from pyserini_kd.distillation.text_store import load_texts
-from pyserini_kd.distillation.triples import write_triples
+from pyserini_kd.distillation.text_store import load_texts, write_triples
 from pyserini_kd.evaluation import engines
 from pyserini_kd.models import checkpoint_settings
 from pyserini_kd.retrieval.dense_index import DenseIndex

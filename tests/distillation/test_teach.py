@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from pyserini_kd import mine, teach
 from pyserini_kd.data.runs import Run
 from pyserini_kd.data.types import Doc
-from pyserini_kd.distillation import mining, teacher_scores, teaching, teaching_files, text_store, triples
+from pyserini_kd.distillation import mining, teacher_scores, teaching, teaching_files, text_store
 from pyserini_kd.distillation.candidates import Group, read_candidates, write_candidates
 from pyserini_kd.distillation.teacher_scores import Pairs, Scores
 from pyserini_kd.distillation.teaching import Teacher
@@ -114,7 +114,7 @@ def test_store_and_published_file(tmp_path, groups, texts, tiny_dot):
     teacher_scores.write_scores(taught, tmp_path / "s.parquet")
     scores = teacher_scores.read_scores(tmp_path / "s.parquet", groups)
     assert scored(scores, groups) == by_pair(taught)
-    count = triples.write_triples(scores.each(groups), tmp_path / "s.tsv")
+    count = text_store.write_triples(scores.each(groups), tmp_path / "s.tsv")
     lines = (tmp_path / "s.tsv").read_text().splitlines()
     assert count == len(lines) == 40
     pos_score, neg_score, query_id, pos, neg = lines[0].split("\t")
@@ -371,7 +371,7 @@ def test_an_interrupted_teach_leaves_nothing_half_written(tmp_path, invoke, monk
     before = {path.name for path in tmp_path.iterdir()}
     with monkeypatch.context() as patch:
         if where == "write_triples":  # after its first lines
-            patch.setattr(triples, "pairs", lambda group, real=triples.pairs: (_ for _ in ()).throw(KeyboardInterrupt)
+            patch.setattr(text_store, "pairs", lambda group, real=text_store.pairs: (_ for _ in ()).throw(KeyboardInterrupt)
                           if group == groups[3] else real(group))  # fmt: skip
         elif where == "write_scores":
             patch.setattr(teacher_scores, "WRITTEN", 7)

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from pyserini_kd import train
 from pyserini_kd.data import ids as ids_
 from pyserini_kd.data import sources
-from pyserini_kd.distillation import batches, teacher_scores, text_store, triples
+from pyserini_kd.distillation import batches, teacher_scores, text_store
 from pyserini_kd.distillation.candidates import Group, as_groups
 from pyserini_kd.models import checkpoint_names
 from pyserini_kd.storage import arrays
@@ -33,7 +33,7 @@ def test_texts_are_a_mapping(tmp_path_factory, known):
 
 def built(tmp_path, lines, queries=("007", "8"), docs=("NA", "0010", "0011")):
     (tmp_path / "s.tsv").write_text("".join("\t".join(map(str, line)) + "\n" for line in lines))
-    return triples.build(
+    return text_store.build_triples(
         tmp_path / "data", tmp_path / "s.tsv", [(q, f"query {q}") for q in queries], [(d, d * 3) for d in docs]
     )
 
@@ -45,7 +45,7 @@ def test_rows_keep_ids_negative_margins_and_their_own_scores(tmp_path):
                            Group("007", ["NA", "0010"], [1, 0], 2)]  # fmt: skip
     assert [found.of(group) for group in found] == [[-1.5, 2.25], [3.0, pytest.approx(1e-3)], [-2.5, 9.0]]
     assert found.queries["007"] == "query 007" and found.docs["0010"] == "001000100010"
-    again = triples.load(tmp_path / "data")
+    again = text_store.load_triples(tmp_path / "data")
     assert list(again) == list(found)
     assert found.lengths().tolist() == [17, 17, 17]  # id, newline, text
 
@@ -61,7 +61,7 @@ def test_groups_in_files_and_in_memory_answer_the_same_questions(tmp_path):
 
 
 def test_missing_ids_are_counted_and_left_out(tmp_path, caplog, monkeypatch):
-    monkeypatch.setattr(triples, "BLOCK", 2)
+    monkeypatch.setattr(text_store, "BLOCK", 2)
     good = (1, 0, "8", "NA", "0010")
     lines = [good, (1, 0, "9", "NA", "0010"), (1, 0, "8", "x", "NA"), (1, 0, "8", "NA", "y"), (1, 0, "9", "z", "z"), good]
     found = built(tmp_path, lines)
@@ -72,7 +72,7 @@ def test_missing_ids_are_counted_and_left_out(tmp_path, caplog, monkeypatch):
     with pytest.raises(
         InputError, match="none of its 1 triples has all its texts: 1 with a query that is not among the topics, e.g. 9"
     ):
-        triples.Triples.build(tmp_path / "none", bad_file(tmp_path), found.queries, found.docs)
+        text_store.Triples.build(tmp_path / "none", bad_file(tmp_path), found.queries, found.docs)
 
 
 def bad_file(tmp_path):
@@ -160,14 +160,14 @@ def test_what_lies_there_complete_is_not_made_again(tmp_path):
         made.append(1)
         folder.mkdir()
 
-    triples.build_once(folder, {"files": sources.stamp(str(tmp_path / "x"))}, make)
-    triples.build_once(folder, {"files": sources.stamp(str(tmp_path / "x"))}, make)
+    text_store.build_once(folder, {"files": sources.stamp(str(tmp_path / "x"))}, make)
+    text_store.build_once(folder, {"files": sources.stamp(str(tmp_path / "x"))}, make)
     assert len(made) == 1
     (tmp_path / "x").write_text("now it is there")
-    triples.build_once(folder, {"files": sources.stamp(str(tmp_path / "x"))}, make)
+    text_store.build_once(folder, {"files": sources.stamp(str(tmp_path / "x"))}, make)
     assert len(made) == 2
     (folder / "made_from.json").unlink()  # killed before it was complete
-    triples.build_once(folder, {"files": sources.stamp(str(tmp_path / "x"))}, make)
+    text_store.build_once(folder, {"files": sources.stamp(str(tmp_path / "x"))}, make)
     assert len(made) == 3
 
     def interrupted():
@@ -175,7 +175,7 @@ def test_what_lies_there_complete_is_not_made_again(tmp_path):
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        triples.build_once(folder, {"files": []}, interrupted)
+        text_store.build_once(folder, {"files": []}, interrupted)
     assert not folder.exists()
 
 
@@ -224,7 +224,7 @@ def peak(tmp_path, count, n_docs):
     queries, docs = ((f"q{n}", f"query {n}") for n in range(500)), ((str(n), f"passage {n} " * 20) for n in range(n_docs))
     tracemalloc.start()
     shutil.rmtree(tmp_path / f"data-{count}", ignore_errors=True)
-    found = triples.build(tmp_path / f"data-{count}", tmp_path / f"{count}.tsv", queries, docs)
+    found = text_store.build_triples(tmp_path / f"data-{count}", tmp_path / f"{count}.tsv", queries, docs)
     cut = batches.cut_batches(found, 32, 0)
     assert sum(len(found.docs[d]) for batch in cut[:20] for g in batch for d in g.doc_ids) > 0
     _, most = tracemalloc.get_traced_memory()
@@ -234,7 +234,7 @@ def peak(tmp_path, count, n_docs):
 
 @pytest.mark.slow
 def test_memory_grows_by_numbers_not_by_texts(tmp_path, monkeypatch):
-    monkeypatch.setattr(triples, "BLOCK", 1 << 10)
+    monkeypatch.setattr(text_store, "BLOCK", 1 << 10)
     peak(tmp_path, 5_000, 5_000)  # what is imported and remembered once
     small, more_triples, more_docs = peak(tmp_path, 5_000, 5_000), peak(tmp_path, 80_000, 5_000), peak(tmp_path, 20_000, 20_000)
     assert more_triples - small < 75_000 * 4  # a triple as objects takes 500 bytes
