@@ -15,7 +15,6 @@ import inspect
 import json
 import warnings
 from collections.abc import Iterator
-from itertools import chain
 from pathlib import Path
 from typing import NamedTuple
 
@@ -72,8 +71,9 @@ def _version(package: str) -> str:
 
 def _find_entries() -> tuple[Entry, ...]:
     found: dict[str, Entry] = {}
-    for entry in chain.from_iterable(map(_package_entries, PACKAGES)):
-        found.setdefault(entry.name, entry)
+    for package in PACKAGES:
+        for entry in _package_entries(package):
+            found.setdefault(entry.name, entry)
     first: dict[str, Entry] = {}
     for name in sorted(found):
         first.setdefault(found[name].body, found[name])

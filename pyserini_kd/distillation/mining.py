@@ -70,7 +70,9 @@ def mine(
         for q in queries
         if positives[q.query_id]
     }
-    texts = _text_hashes(docs, {d for ids in positives.values() for d in ids} | {d for ids in pools.values() for d in ids})
+    wanted = {doc_id for ids in (*positives.values(), *pools.values()) for doc_id in ids}
+    docs = tqdm(docs, desc="read collection", unit=" docs", disable=None)
+    texts = {doc.doc_id: id_hash(one_line(doc.contents)) for doc in docs if doc.doc_id in wanted}
     positives = {query_id: [d for d in ids if d in texts] for query_id, ids in positives.items()}
     usable = [q.query_id for q in queries if positives[q.query_id]]
     usable = [usable[i] for i in rng.permutation(len(usable))]
@@ -96,12 +98,6 @@ def mine(
             labels = [1] * len(positives[query_id]) + [0] * (len(hard) + len(rest))
             groups.append(Group(query_id, doc_ids, labels, block))
     return Mined(groups, len(queries) - len(usable), without_negative, equal)
-
-
-def _text_hashes(docs: Iterable[Doc], wanted: set[str]) -> dict[str, int]:
-    """doc_id -> hash of its text, for the wanted documents of a collection."""
-    docs = tqdm(docs, desc="read collection", unit=" docs", disable=None)
-    return {doc.doc_id: id_hash(one_line(doc.contents)) for doc in docs if doc.doc_id in wanted}
 
 
 def first_hits(runs: Sequence[Run]) -> Qrels:
