@@ -37,11 +37,7 @@ class DocIds(Sequence[str]):
 
     @classmethod
     def read(cls, *folders: Path) -> DocIds:
-        """The ids of some index folders, in their order. Blanks at the end of a line do not belong to an id.
-
-        Raises:
-            InputError: a file is missing, empty or no UTF-8.
-        """
+        """The ids of some index folders, in their order, without blanks at the ends of lines; InputError if there are none."""
         return cls(b"".join(map(_read, folders)))
 
     @classmethod
@@ -50,7 +46,6 @@ class DocIds(Sequence[str]):
         return cls(b"".join(part._lines for part in parts))
 
     def __len__(self) -> int:
-        """Number of documents."""
         return len(self._strings)
 
     @overload
@@ -107,7 +102,6 @@ class DocIds(Sequence[str]):
         return -1
 
     def __contains__(self, doc_id: object) -> bool:
-        """Whether an id is there."""
         return isinstance(doc_id, str) and self.row(doc_id) >= 0
 
     def twice(self) -> str | None:

@@ -23,8 +23,6 @@ from pyserini_kd.data.types import Doc, Qrels, Query
 from pyserini_kd.storage.errors import InputError
 from pyserini_kd.storage.files import atomic_file, require_file
 
-# --------------------------------------------------------------------------------------------------- collections
-
 NOT_DOCS = (".", "queries", "topics", "qrels")  # beginnings of the names of a folder's other files
 KINDS = {".jsonl": "jsonl", ".json": "jsonl", ".tsv": "tsv"}
 
@@ -125,8 +123,6 @@ def write_collection(docs: Iterable[Doc], path: str | Path, *, overwrite: bool =
     return count
 
 
-# -------------------------------------------------------------------------------------------------------- topics
-
 TREC_TOPIC = re.compile(r"<(top|doc)>(.*?)(?=</\1>|<\1>|\Z)", re.IGNORECASE | re.DOTALL)
 TREC_NUMBER = re.compile(r"<num>\s*(?:Number:)?\s*(\S+?)\s*(?=<|\n|$)|<docno>\s*(\S+)\s*</docno>", re.IGNORECASE)
 TREC_FIELDS = "title|desc|narr|num|dom|smry|con|fac|def|head|top|doc|docno|question|query|concept|subtopic|aspect"
@@ -187,9 +183,6 @@ def write_topics(queries: Iterable[Query], path: str | Path, *, overwrite: bool 
     """Write topics as TSV: `id<TAB>text`."""
     with atomic_file(path, overwrite=overwrite) as out:
         out.writelines(f"{query.query_id}\t{one_line(query.text)}\n" for query in queries)
-
-
-# --------------------------------------------------------------------------------------------------------- qrels
 
 
 def read_qrels(path: str | Path) -> Qrels:

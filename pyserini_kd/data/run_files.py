@@ -63,10 +63,7 @@ def write_run(
 def ir_metadata(tag: str, method: Mapping[str, object], collection: Mapping[str, object]) -> list[str]:
     """How a run was made, as comments for the top of its file (Breuer, Keller, Schaer 2022; www.ir-metadata.org).
 
-    Args:
-        tag: the run's.
-        method: what made it; entries without a value are left out.
-        collection: its topics and judgements.
+    `method` is what made it, without the entries that have no value; `collection` names its topics and judgements.
     """
     import yaml
 

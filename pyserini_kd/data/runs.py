@@ -78,8 +78,7 @@ class Run(Mapping[str, Hits]):
     def from_hits(cls, tag: str, hits: Iterable[tuple[str, Sequence[str], AnyScores]]) -> Run:
         """Build a run from (query_id, doc_ids, scores); any order within a query.
 
-        Raises:
-            InputError: a query or a document of a query comes twice, or a score is not finite.
+        InputError if a query or a document of a query comes twice, or a score is not finite.
         """
         ordered: dict[str, Hits] = {}
         for query_id, doc_ids, scores in hits:
@@ -108,10 +107,7 @@ class Run(Mapping[str, Hits]):
         """Read a TREC run (six columns) or an MS MARCO run (`qid docid rank`, scored 1/rank).
 
         Documents are put in canonical order by score; the rank column is ignored, and so is ir_metadata at the top.
-
-        Raises:
-            InputError: missing or empty file; a malformed line, a duplicate document or a score that is not finite (with
-                file:line).
+        InputError, with file:line, for a malformed line, a duplicate document or a score that is not finite.
         """
         path = require_file(path, "run file")
         try:

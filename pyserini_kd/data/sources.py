@@ -12,6 +12,7 @@ from typing import Any
 
 from pyserini_kd.data import docstrings, formats, passages
 from pyserini_kd.data.ids import unique_docs
+from pyserini_kd.data.java import java_message, start_jvm
 from pyserini_kd.data.lines import one_line, unique_queries
 from pyserini_kd.data.types import Doc, Qrels, Query
 from pyserini_kd.storage import records
@@ -52,15 +53,38 @@ def topics(spec: str) -> list[Query]:
         if path.exists():
             return formats.read_topics(path)
     if "/" not in spec and not spec.endswith(FILE_ENDINGS):
-        from pyserini_kd.data import topic_sets
-
-        found = topic_sets.read_topic_set(spec)
+        found = read_topic_set(spec)
         if found is not None:
             formats.write_topics(found, kept, overwrite=True)
             return found
     raise InputError(
         f"topics not found: {spec} is neither a file, `ir_datasets:<id>`, `pydocs:SPLIT` nor a topic set of Pyserini"
     )
+
+
+def read_topic_set(name: str) -> list[Query] | None:
+    """One of Pyserini's own topic sets by name (`dl19-passage`, ...); None where it has no such set."""
+    start_jvm()
+    from pyserini.search import _base
+
+    if name not in _base.topics_mapping:
+        return None
+    try:
+        topics = _base.JTopicReader.getTopicsWithStringIds(_base.topics_mapping[name])  # keeps 007 a string
+    except Exception as error:
+        raise InputError(f"topic set {name} could not be read: {java_message(error)}") from error
+    queries = []
+    for query_id in topics.keySet().toArray():
+        text = topics.get(query_id).get("title")
+        if text is None:
+            raise InputError(f"topic set {name} holds no plain text, but perhaps vectors or pictures")
+        queries.append(Query(str(query_id), one_line(text)))
+    return unique_queries(((name, query) for query in sorted(queries, key=_id_order)), name)
+
+
+def _id_order(query: Query) -> tuple[int, int, str]:
+    """Whole numbers by value first, then the rest as text: Pyserini's order."""
+    return (0, int(query.query_id), query.query_id) if query.query_id.isdecimal() else (1, 0, query.query_id)
 
 
 def qrels(spec: str) -> Qrels:

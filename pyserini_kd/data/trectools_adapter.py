@@ -83,11 +83,8 @@ class Evaluator:
     def measure(self, name: str, depth: int | None, level: int | None, p: float) -> dict[str, float]:
         """query_id -> value of one of MEASURES, 0 where trectools gives none.
 
-        Args:
-            name: the measure.
-            depth: cut-off; None takes all documents.
-            level: documents judged so or higher are relevant, with gain 1. None keeps the grades as gains, for nDCG.
-            p: persistence, for RBP.
+        `depth` is the cut-off; None takes all documents. Those judged `level` or higher are relevant, with gain 1; None keeps
+        the grades as gains, for nDCG. `p` is the persistence, for RBP.
         """
         import trectools
 

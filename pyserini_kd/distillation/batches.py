@@ -16,8 +16,7 @@ import numpy.typing as npt
 from pyserini_kd.distillation.candidates import Group
 from pyserini_kd.distillation.rankers import Ranker, window_of
 from pyserini_kd.distillation.teacher_scores import TeacherScores
-from pyserini_kd.distillation.text_store import PlainTexts
-from pyserini_kd.distillation.triples import Triples
+from pyserini_kd.distillation.text_store import PlainTexts, Triples
 from pyserini_kd.models.tokens import pad, tokenize
 from pyserini_kd.storage.arrays import Ints, column, let_go
 from pyserini_kd.storage.errors import InputError

@@ -49,11 +49,9 @@ class Groups(Sequence[Group]):
         self._groups = groups
 
     def __getitem__(self, row: int) -> Group:  # type: ignore[override]
-        """The group of a row."""
         return self._groups[row]
 
     def __len__(self) -> int:
-        """Number of groups."""
         return len(self._groups)
 
     @property
@@ -107,8 +105,7 @@ class Candidates(Groups):
     def __init__(self, path: str | Path) -> None:
         """Open groups (JSON lines) or triples (TSV); every triple is a group of two, in no block.
 
-        Raises:
-            InputError: a line is malformed, or a group lacks a positive or a negative, or lists a document twice.
+        InputError if a line is malformed, or a group lacks a positive or a negative, or lists a document twice.
         """
         self.path = require_file(path, "candidates file")
         self._file = _unpacked(self.path)
@@ -139,7 +136,6 @@ class Candidates(Groups):
         return (line.rstrip("\r") for line in text.split("\n") if line.strip())
 
     def __getitem__(self, row: int) -> Group:  # type: ignore[override]
-        """The group of a row."""
         if not 0 <= row < len(self):
             raise IndexError(row)
         offset = row % STRIDE
@@ -151,7 +147,6 @@ class Candidates(Groups):
             yield from (_group(line, str(self.path)) for line in self._lines(first, min(first + AT_ONCE, len(self))))
 
     def __len__(self) -> int:
-        """Number of groups."""
         return self._count
 
 

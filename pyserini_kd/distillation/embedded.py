@@ -20,7 +20,7 @@ from pyserini_kd.data.types import Qrels, Query
 from pyserini_kd.distillation import mining
 from pyserini_kd.distillation.candidates import read_candidates, write_candidates
 from pyserini_kd.distillation.config import TrainConfig
-from pyserini_kd.distillation.score_store import read_scores, write_scores
+from pyserini_kd.distillation.teacher_scores import read_scores, write_scores
 from pyserini_kd.distillation.teaching import Teacher, teach
 from pyserini_kd.distillation.text_store import load_texts
 from pyserini_kd.distillation.training import train

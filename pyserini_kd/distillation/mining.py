@@ -18,6 +18,7 @@ from tqdm import tqdm
 
 from pyserini_kd.data import passages, sources
 from pyserini_kd.data.ids import id_hash
+from pyserini_kd.data.lines import one_line
 from pyserini_kd.data.runs import Run
 from pyserini_kd.data.types import Doc, Qrels, Query
 from pyserini_kd.distillation.candidates import Group
@@ -56,17 +57,11 @@ def mine(
     shared: int = 0,
     seed: int = 42,
 ) -> Mined:
-    """Sample candidates for every query with a positive.
+    """Sample candidates for every query with a positive, which is a document of grade 1 or above.
 
-    Args:
-        queries: training queries.
-        qrels: their judgements; grade 1 and above is positive.
-        runs: first-stage runs whose top `depth` gives hard negatives, taken together; may be empty if `shared` is set.
-        docs: the collection; read once, to find documents whose text equals a positive's (dropped and counted).
-        depth: how deep into the runs negatives may lie.
-        negatives: hard negatives a query.
-        shared: queries a block whose documents are shared; 0 or 1 for none.
-        seed: of the sampling and of the order of the queries.
+    `negatives` hard negatives a query come from the top `depth` of all `runs` together; these may be none if `shared` is set.
+    `shared` is the number of queries a block whose documents are shared (0 or 1: none). The collection `docs` is read once, to
+    find documents whose text equals a positive's; they are dropped and counted.
     """
     rng = np.random.default_rng(seed)
     positives = {q.query_id: [d for d, grade in qrels.get(q.query_id, {}).items() if grade > 0] for q in queries}
@@ -75,7 +70,9 @@ def mine(
         for q in queries
         if positives[q.query_id]
     }
-    texts = _text_hashes(docs, {d for ids in positives.values() for d in ids} | {d for ids in pools.values() for d in ids})
+    wanted = {doc_id for ids in (*positives.values(), *pools.values()) for doc_id in ids}
+    docs = tqdm(docs, desc="read collection", unit=" docs", disable=None)
+    texts = {doc.doc_id: id_hash(one_line(doc.contents)) for doc in docs if doc.doc_id in wanted}
     positives = {query_id: [d for d in ids if d in texts] for query_id, ids in positives.items()}
     usable = [q.query_id for q in queries if positives[q.query_id]]
     usable = [usable[i] for i in rng.permutation(len(usable))]
@@ -101,15 +98,6 @@ def mine(
             labels = [1] * len(positives[query_id]) + [0] * (len(hard) + len(rest))
             groups.append(Group(query_id, doc_ids, labels, block))
     return Mined(groups, len(queries) - len(usable), without_negative, equal)
-
-
-def _text_hashes(docs: Iterable[Doc], wanted: set[str]) -> dict[str, int]:
-    """doc_id -> hash of its text, for the wanted documents of a collection."""
-    found = {}
-    for doc in tqdm(docs, desc="read collection", unit=" docs", disable=None):
-        if doc.doc_id in wanted:
-            found[doc.doc_id] = id_hash(" ".join(doc.contents.split()))
-    return found
 
 
 def first_hits(runs: Sequence[Run]) -> Qrels:
@@ -147,17 +135,12 @@ class MineConfig(Settings):
 
 
 def mine_files(config: MineConfig) -> Mined:
-    """Mine candidates from files; without judgements, the first hit of each query is its positive.
-
-    Raises:
-        InputError: no query has both a positive and a negative, or negatives are documents where candidates are passages.
-    """
+    """Mine candidates from files; InputError if there are none. Without judgements, a query's first hit is its positive."""
     queries = sources.topics(config.topics)
     judged = sources.qrels(config.qrels) if config.qrels else None
-    docs = sources.collection(config.collection)
-    if config.segment:
-        judged = passages.segment_qrels(judged, passages.segment(docs, config.segment)) if judged else None
-        docs = passages.segment(sources.collection(config.collection), config.segment)
+    if config.segment and judged:
+        judged = passages.segment_qrels(judged, sources.collection(config.collection, config.segment))
+    docs = sources.collection(config.collection, config.segment)
     runs = _runs(config, [q for q in queries if judged is None or q.query_id in judged])
     if judged is None:
         judged = first_hits(runs)

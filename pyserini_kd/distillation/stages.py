@@ -24,9 +24,9 @@ from pyserini_kd.distillation.objective import Learner, match_scale
 from pyserini_kd.distillation.processes import one_after_another, precision_of
 from pyserini_kd.distillation.rankers import Ranker, Teachers, module_of
 from pyserini_kd.distillation.recipes import Stage
+from pyserini_kd.distillation.text_store import Triples
 from pyserini_kd.distillation.trainer import TERMS, Progress, clock, last_state, make_trainer, quiet
 from pyserini_kd.distillation.training_data import Material
-from pyserini_kd.distillation.triples import Triples
 from pyserini_kd.distillation.validation import Watch
 from pyserini_kd.models.tokens import tokenize
 from pyserini_kd.storage.arrays import Ints

@@ -11,31 +11,27 @@ import json
 import logging
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, Self
+from typing import Literal, NamedTuple, Self
 
 import numpy as np
 
 from pyserini_kd.data.runs import Run
 from pyserini_kd.distillation.candidates import Group
-from pyserini_kd.distillation.hashing import hashes_of_pairs
-from pyserini_kd.distillation.pairs import Block, Pairs
-from pyserini_kd.distillation.score_store import Known, Record, ScoreStore, Taught, read_scores, unweighted
-from pyserini_kd.distillation.teacher_scores import is_bounded, refuse_bounded
+from pyserini_kd.distillation.teacher_scores import Block, Known, Pairs, ScoreStore, Taught, hashes_of_pairs, read_scores
 from pyserini_kd.models import rankers
 from pyserini_kd.retrieval.dense_index import DenseIndex
 from pyserini_kd.retrieval.open_index import check_encoder
 from pyserini_kd.storage.arrays import Floats, Hashes, column, keep, let_go, spans
 from pyserini_kd.storage.environment import command_line, environment, sha256
 from pyserini_kd.storage.errors import InputError
-from pyserini_kd.storage.job import Job, open_job
-from pyserini_kd.storage.records import comparable
+from pyserini_kd.storage.job import open_job
+from pyserini_kd.storage.records import Record, comparable
 
 logger = logging.getLogger(__name__)
 
 BLOCK = 1 << 14  # pairs scored, and kept against a kill, at a time; their texts are in memory
-
 
 Kind = Literal["run", "scores", "checkpoint"]
 
@@ -67,7 +63,8 @@ class Teacher(NamedTuple):
     def refuse_bounded(self, what: str) -> None:
         """InputError if scores in [-1, 1] (`what` they are) have no weight."""
         if self.weight is None:
-            refuse_bounded(f"teacher {self.name} gives {what}", f"give it a weight, e.g. {self.name}@20")
+            cure = f"give it a weight, e.g. {self.name}@20"
+            raise InputError(f"teacher {self.name} gives {what} in [-1, 1]; margins that small teach little: {cure}")
 
 
 def teach(
@@ -87,19 +84,11 @@ def teach(
 ) -> Taught:
     """Score every distinct (query, document) pair of the groups once with each teacher.
 
-    Args:
-        groups: their pairs are scored.
-        queries: query_id -> text.
-        docs: doc_id -> text.
-        teachers: one, or an ensemble.
-        index: holds the document vectors of the checkpoint (one, a BERT_DOT), which need not be encoded again.
-        reuse: what checkpoints have scored before. The same checkpoint, so set, does not score the same texts again.
-        work: folder for finished blocks of scores; a later call with the same texts and settings goes on from them.
-        scratch: folder for large columns, which are in memory otherwise; what is returned needs it.
-        device: cpu, cuda or cuda:N.
-        precision: arithmetic of the checkpoints.
-        backend: what computes.
-        batch_size: None: by token budget.
+    `queries` and `docs` are the texts by id. `device`, `precision`, `backend` and `batch_size` are those of `models.load`.
+    `index` holds the document vectors of the checkpoint (one, a BERT_DOT), which need not be encoded again.
+    `reuse` is what checkpoints have scored before. The same checkpoint, so set, does not score the same texts again.
+    `work` is a folder for finished blocks of scores; a later call with the same texts and settings goes on from them.
+    `scratch` is a folder for large columns, which are in memory otherwise; what is returned needs it.
     """
     started = time.monotonic()
     asked = _Asked(groups, queries, docs, scratch)
@@ -107,8 +96,9 @@ def teach(
     for teacher in teachers:
         scores = raw[teacher.name] = column(scratch, len(asked.pairs), np.float32)
         if teacher.kind == "checkpoint":
-            scorer = _scorer(teacher.name, index, device=device, precision=precision, backend=backend, batch_size=batch_size)
-            _score_by_checkpoint(scorer, asked, scores, reuse, work)
+            model = rankers.load(teacher.name, device=device, precision=precision, backend=backend, batch_size=batch_size)
+            scorer = _Checkpoint(model, teacher.name, index)
+            _score_by_checkpoint(scorer, asked, scores, reuse, work, {"batch_size": batch_size, "device": device})
             record = scorer.record
         else:
             record = _score_by_file(teacher, asked, scores)
@@ -175,14 +165,14 @@ def _score_by_file(teacher: Teacher, asked: _Asked, scores: Floats) -> Record:
         record["absent"] = missing
     elif missing:
         raise InputError(f"score file {teacher.name} lacks {missing} of the candidates' {count} pairs, or knows other texts")
-    elif is_bounded(largest):
+    elif largest <= 1:
         teacher.refuse_bounded("scores")
     return record
 
 
 def _in_run(teacher: Teacher) -> Callable[[Block], Floats]:
     run = Run.read(teacher.name)
-    if all(is_bounded(np.abs(hits.scores).max(initial=0.0)) for hits in run.values()):
+    if all(np.abs(hits.scores).max(initial=0.0) <= 1 for hits in run.values()):
         teacher.refuse_bounded("scores")
 
     def find(block: Block) -> Floats:
@@ -200,45 +190,45 @@ def _in_scores(name: str, asked: _Asked) -> Callable[[Block], Floats]:
         table = ScoreStore(name).ensemble(asked.pairs.folder)
         return lambda block: table.find(asked.texts[block.places])
     scores = read_scores(name, asked.pairs)
-    return lambda block: scores.find(block.hashes())
+    return lambda block: scores.find(zip(block.query_ids, block.doc_ids, strict=True))
 
 
-class _Scorer(NamedTuple):
-    """A loaded checkpoint."""
+class _Checkpoint:
+    """A loaded checkpoint. It takes document vectors from the index if there is one, which must be its own."""
 
-    name: str
-    record: Record  # who scores, and how
-    settings: Record  # what else decides the last bits of a score
-    score: Callable[[list[str], list[str], list[str]], Floats]  # of query texts, doc_ids, document texts
+    def __init__(self, model: rankers.Scorer, name: str, index: DenseIndex | None) -> None:
+        self.name, self._model, self._index = name, model, index
+        self.record: Record = model.record() | {"dtype": "float32", "architecture": model.architecture}
+        self.record |= {"precision": model.precision, "backend": model.backend}
+        if index is not None:
+            if not isinstance(model, rankers.Encoder):
+                raise InputError(f"it holds vectors of a bert_dot; teacher {name} is a {model.architecture}", "index")
+            check_encoder(index, model)
+            if not index.is_exact:
+                raise InputError(f"{index.folder} does not hold exact vectors; a teacher needs a Flat one", "index")
+            self.record["index"] = (index.manifest or {}).get("encoder")  # the lengths and precision its vectors were made with
 
-
-def _scorer(name: str, index: DenseIndex | None, **settings: Any) -> _Scorer:
-    """Load a checkpoint. It takes document vectors from the index if there is one, which must be its own."""
-    model = rankers.load(name, **settings)
-    record = model.record() | {"dtype": "float32", "architecture": model.architecture}
-    record |= {"precision": model.precision, "backend": model.backend}
-    if index is not None:
-        if not isinstance(model, rankers.Encoder):
-            raise InputError(f"it holds vectors of a bert_dot; teacher {name} is a {model.architecture}", "index")
-        check_encoder(index, model)
-        if not index.is_exact:
-            raise InputError(f"{index.folder} does not hold exact vectors; a teacher needs a Flat one", "index")
-        record["index"] = (index.manifest or {}).get("encoder")  # the lengths and precision its vectors were made with
-
-    def score(queries: list[str], doc_ids: list[str], docs: list[str]) -> Floats:
-        if index is not None and isinstance(model, rankers.Encoder):
-            return index.score(model, queries, doc_ids)
-        return model.score(queries, docs)
-
-    return _Scorer(name, record, {name: settings[name] for name in ("batch_size", "device")}, score)
+    def score(self, queries: list[str], doc_ids: list[str], docs: list[str]) -> Floats:
+        if self._index is not None and isinstance(self._model, rankers.Encoder):
+            return self._index.score(self._model, queries, doc_ids)
+        return self._model.score(queries, docs)
 
 
-def _score_by_checkpoint(scorer: _Scorer, asked: _Asked, scores: Floats, reuse: Sequence[Known], work: Path | None) -> None:
-    """Write the raw scores of a checkpoint, a block at a time; blocks that lie finished in a folder under `work` are read."""
-    same = [known for known in reuse if known.teacher == unweighted(scorer.record)]
+def _score_by_checkpoint(
+    scorer: _Checkpoint, asked: _Asked, scores: Floats, reuse: Sequence[Known], work: Path | None, settings: Record
+) -> None:
+    """Write the raw scores of a checkpoint, a block at a time; blocks that lie finished in a folder under `work` are read.
+
+    `settings` also decide the last bits of a score.
+    """
+    same = [known for known in reuse if known.is_of(scorer.record)]
     before = 0
     with contextlib.ExitStack() as stack:
-        job = stack.enter_context(_job(scorer, asked, work)) if work else None
+        job = None
+        if work:
+            made_from = {"teacher": scorer.record, **settings, "block": BLOCK, "texts": asked.digest}
+            folder = work / hashlib.sha256(json.dumps(comparable(made_from)).encode()).hexdigest()
+            job = stack.enter_context(open_job(folder, made_from, "teach"))
         for number, block in enumerate(asked.pairs.blocks(BLOCK)):
             if job is not None and job.is_done(number):
                 found = np.load(job.path(number, "npy"))
@@ -254,19 +244,7 @@ def _score_by_checkpoint(scorer: _Scorer, asked: _Asked, scores: Floats, reuse: 
         logger.info("%s: %d of %d pairs were scored before", scorer.name, before, len(scores))
 
 
-@contextlib.contextmanager
-def _job(scorer: _Scorer, asked: _Asked, work: Path) -> Iterator[Job]:
-    """The resumable work of a checkpoint on some texts, in a folder of its own under `work`."""
-    made_from = comparable({"teacher": scorer.record, **scorer.settings, "block": BLOCK, "texts": asked.digest})
-    with open_job(work / hashlib.sha256(json.dumps(made_from).encode()).hexdigest(), made_from, "teach") as job:
-        try:
-            yield job
-        finally:
-            if not job.parts():  # nothing to go on from
-                job.remove()
-
-
-def _scores_of(scorer: _Scorer, asked: _Asked, block: Block, same: Sequence[Known]) -> tuple[Floats, int]:
+def _scores_of(scorer: _Checkpoint, asked: _Asked, block: Block, same: Sequence[Known]) -> tuple[Floats, int]:
     """The scores of a block, and how many of them were not known before; InputError if one is not finite."""
     found = np.full(len(block.doc_ids), np.nan, np.float32)
     for known in same:

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import shutil
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import NamedTuple, Self
 
@@ -13,28 +12,22 @@ from pydantic import model_validator
 
 from pyserini_kd.data import passages, sources
 from pyserini_kd.data.runs import Run
-from pyserini_kd.data.types import Doc, Qrels, Query
+from pyserini_kd.data.types import Qrels, Query
 from pyserini_kd.distillation.candidates import Group, pairs, read_candidates
-from pyserini_kd.distillation.score_store import Known, ScoreStore, Taught, write_scores
-from pyserini_kd.distillation.teacher_scores import Scores
+from pyserini_kd.distillation.teacher_scores import Known, Scores, ScoreStore, Taught, write_scores
 from pyserini_kd.distillation.teaching import Teacher, teach
-from pyserini_kd.distillation.text_store import load_texts
-from pyserini_kd.distillation.triples import write_triples
+from pyserini_kd.distillation.text_store import load_texts, write_triples
 from pyserini_kd.evaluation import engines
 from pyserini_kd.models import checkpoint_settings
 from pyserini_kd.retrieval.dense_index import DenseIndex
 from pyserini_kd.storage.environment import sha256
 from pyserini_kd.storage.errors import InputError
-from pyserini_kd.storage.files import refuse_existing
-from pyserini_kd.storage.locks import alone, clear
+from pyserini_kd.storage.files import alone, clear, refuse_existing
 from pyserini_kd.storage.settings import Backend, Candidates, Collection, Device, Precision, Segment, Settings, option
 
 logger = logging.getLogger(__name__)
 
 Words = tuple[str, ...]
-Sides = tuple[Mapping[str, str], Mapping[str, str]]
-"""Texts of queries and of documents."""
-
 CHECK_DEPTH = 20  # documents of each check query that the ensemble reranks
 CHECK_MEASURES = ("RR@10", "nDCG@10")
 
@@ -91,20 +84,11 @@ class TeachConfig(Settings):
         files = [Teacher.parse("scores", text) for text in self.teacher_scores]
         return [*runs, *files, *(Teacher.parse("checkpoint", text) for text in self.teachers)]
 
-    def documents(self) -> Iterable[Doc]:
-        """The documents of the collection, or its passages."""
-        docs = sources.collection(self.collection)
-        return passages.segment(docs, self.segment) if self.segment else docs
-
 
 def teach_files(config: TeachConfig, say: Callable[[str], None] = logger.info) -> None:
-    """Score candidates with one teacher or an ensemble and write the scores.
+    """Score candidates with one teacher or an ensemble and write the scores; `say` hears what was found and written.
 
     A folder beside the output keeps what is finished. A killed call that is started again goes on from there.
-
-    Args:
-        config: what is scored, by whom, and where the scores go.
-        say: hears what was found and written, line by line.
     """
     output, teachers = config.output, config.ensemble()
     if output.is_file() and not config.overwrite:
@@ -120,33 +104,36 @@ def teach_files(config: TeachConfig, say: Callable[[str], None] = logger.info) -
     work = output.with_name(f"{output.name}.partial")
     index = DenseIndex.load(config.index) if config.index else None
 
-    def score(groups: Sequence[Group], texts: Sides, known: list[Known], scratch: Path | None = None) -> Taught:
+    scratch = work / "scratch"
+
+    def score(groups: Sequence[Group], topics: list[Query], known: list[Known], name: str, columns: Path | None) -> Taught:
+        texts = load_texts(groups, topics, sources.collection(config.collection, config.segment), scratch / name)
         return teach(
-            groups, *texts, teachers, index=index, reuse=known, work=work, scratch=scratch,
+            groups, *texts, teachers, index=index, reuse=known, work=work, scratch=columns,
             device=config.device, precision=config.precision, backend=config.backend, batch_size=config.batch_size,
         )  # fmt: skip
 
-    with alone(work, "teach"):
-        with _folder(work / "scratch") as scratch:
-            known = [found for store in config.reuse for found in ScoreStore(store).known(scratch / "known")]
-            texts = load_texts(groups, sources.topics(config.topics), config.documents(), scratch / "texts")
-            figures = None
-            if check:
-                asked = check.groups()
-                first = score(asked, load_texts(asked, check.topics, config.documents(), scratch / "check"), known)
-                figures = check.compare(first, say)
-                known += first.known()
-            taught = score(groups, texts, known, scratch / "columns")
-            taught.record["candidates_sha256"] = sha256(config.candidates)
-            if figures:
-                taught.record["check"] = figures
-            write_scores(taught, output, overwrite=config.overwrite)
-            scores = Scores(taught.pairs, taught.score)
-            agreed = agreement(scores.each(groups))
-            say(f"{output}: {len(taught.pairs)} pairs, {agreed:.1%} of positives above their negatives")
-            if config.triples:
-                count = write_triples(scores.each(groups), config.triples, overwrite=config.overwrite)
-                say(f"{config.triples}: {count} triples")
+    with alone(work, "teach"), contextlib.ExitStack() as at_end:
+        clear(work, scratch.name)  # left by a killed call
+        at_end.callback(clear, work, scratch.name)
+        known = [found for store in config.reuse for found in ScoreStore(store).known(scratch / "known")]
+        figures = None
+        if check:
+            asked = [Group(query_id, hits.doc_ids, [], 0) for query_id, hits in check.run.items()]
+            first = score(asked, check.topics, known, "check", None)
+            figures = check.compare(first, say)
+            known += first.known()
+        taught = score(groups, sources.topics(config.topics), known, "texts", scratch / "columns")
+        taught.record["candidates_sha256"] = sha256(config.candidates)
+        if figures:
+            taught.record["check"] = figures
+        write_scores(taught, output, overwrite=config.overwrite)
+        scores = Scores(taught.pairs, taught.score)
+        agreed = agreement(scores.each(groups))
+        say(f"{output}: {len(taught.pairs)} pairs, {agreed:.1%} of positives above their negatives")
+        if config.triples:
+            count = write_triples(scores.each(groups), config.triples, overwrite=config.overwrite)
+            say(f"{config.triples}: {count} triples")
         clear(work, "[0-9a-f]" * 64)
 
 
@@ -158,16 +145,6 @@ def agreement(scored: Iterable[tuple[Group, list[float]]]) -> float:
         margins = [found[pos] - found[neg] for pos, neg in pairs(group)]
         right, total = right + sum(margin > 0 for margin in margins), total + len(margins)
     return right / total
-
-
-@contextlib.contextmanager
-def _folder(path: Path) -> Iterator[Path]:
-    """The path of a folder that does not exist yet; it is removed at the end."""
-    shutil.rmtree(path, ignore_errors=True)  # left by a killed call
-    try:
-        yield path
-    finally:
-        clear(path.parent, path.name)
 
 
 class _Check(NamedTuple):
@@ -185,10 +162,6 @@ class _Check(NamedTuple):
             return None
         run, qrels = Run.read(config.check_run).top(CHECK_DEPTH), sources.qrels(config.check_qrels)
         return cls(run, sources.topics(config.check_topics), qrels, engines.evaluate(run, qrels, CHECK_MEASURES))
-
-    def groups(self) -> list[Group]:
-        """The documents of the run as candidates."""
-        return [Group(query_id, hits.doc_ids, [], 0) for query_id, hits in self.run.items()]
 
     def compare(self, taught: Taught, say: Callable[[str], None]) -> dict[str, dict[str, float]]:
         """Say what the run's measures are, and those of its documents in the ensemble's order; warn where it is no better.

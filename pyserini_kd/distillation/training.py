@@ -38,9 +38,8 @@ from pyserini_kd.models import checkpoint_names, saving
 from pyserini_kd.models.layers import encoder_of
 from pyserini_kd.storage.environment import command_line, environment, sha256
 from pyserini_kd.storage.errors import InputError
-from pyserini_kd.storage.files import atomic_folder, refuse_existing
+from pyserini_kd.storage.files import alone, atomic_folder, refuse_existing
 from pyserini_kd.storage.job import RECORD, Job
-from pyserini_kd.storage.locks import alone
 from pyserini_kd.storage.records import write_json
 
 if TYPE_CHECKING:

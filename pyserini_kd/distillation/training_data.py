@@ -15,16 +15,14 @@ import numpy as np
 
 from pyserini_kd.data import passages, sources
 from pyserini_kd.data.types import Doc
-from pyserini_kd.distillation import triples
+from pyserini_kd.distillation import text_store
 from pyserini_kd.distillation.candidates import Group, read_candidates
 from pyserini_kd.distillation.config import TrainConfig
 from pyserini_kd.distillation.mining import left_out, mine
 from pyserini_kd.distillation.processes import one_after_another, processes
-from pyserini_kd.distillation.score_store import ScoreStore, read_scores
-from pyserini_kd.distillation.teacher_scores import TeacherScores
-from pyserini_kd.distillation.text_store import PlainTexts, Texts, load_texts
+from pyserini_kd.distillation.teacher_scores import ScoreStore, TeacherScores, read_scores
+from pyserini_kd.distillation.text_store import PlainTexts, Texts, Triples, load_texts
 from pyserini_kd.distillation.train_settings import Given
-from pyserini_kd.distillation.triples import Triples
 from pyserini_kd.distillation.validation import Dev
 from pyserini_kd.storage.environment import sha256
 
@@ -83,10 +81,10 @@ def gather(given: Given, config: TrainConfig, output: Path) -> Iterator[Material
     try:
         with one_after_another(share):
             if share.rank == 0:
-                triples.build_once(folder, made_from, lambda: _convert(folder, given, groups, plain=plain, ranked=ranked))
+                text_store.build_once(folder, made_from, lambda: _convert(folder, given, groups, plain=plain, ranked=ranked))
         texts = _sample(Texts(folder / "texts"), config) if plain else []
         if ranked and published:
-            rows = triples.load(folder)
+            rows = text_store.load_triples(folder)
             yield Material(rows, rows.queries, rows.docs, rows if scored else None, texts)
         elif groups:
             queries, docs = Texts(folder / "queries"), Texts(folder / "docs")
@@ -133,7 +131,9 @@ def _convert(folder: Path, given: Given, groups: Sequence[Group], *, plain: bool
     if ranked and groups:
         load_texts(groups, sources.topics(str(given.topics)), _docs(given), folder)
     elif ranked and given.scores:
-        triples.build(folder, given.scores, sources.topics(str(given.topics)), ((d.doc_id, d.contents) for d in _docs(given)))
+        text_store.build_triples(
+            folder, given.scores, sources.topics(str(given.topics)), ((d.doc_id, d.contents) for d in _docs(given))
+        )
     if plain:
         Texts.build(folder / "texts", ((doc.doc_id, doc.contents) for doc in _docs(given)), "plain texts")
 

@@ -24,8 +24,8 @@ from pyserini_kd.storage.arrays import Floats
 from pyserini_kd.storage.environment import command_line, environment
 from pyserini_kd.storage.errors import InputError
 from pyserini_kd.storage.files import atomic_file, refuse_existing
+from pyserini_kd.storage.job import ASSEMBLY, FINAL, SharedJob, mend, open_shared
 from pyserini_kd.storage.records import comparable, read_json, write_json
-from pyserini_kd.storage.sharing import ASSEMBLY, FINAL, SharedJob, mend, open_shared
 
 logger = logging.getLogger(__name__)
 

@@ -16,8 +16,8 @@ from pyserini_kd.retrieval.index_folder import Shard
 from pyserini_kd.storage import settings as shared
 from pyserini_kd.storage.errors import InputError
 from pyserini_kd.storage.files import refuse_existing
+from pyserini_kd.storage.job import mend
 from pyserini_kd.storage.settings import Settings, option
-from pyserini_kd.storage.sharing import mend
 
 
 class IndexSettings(Settings):

@@ -26,7 +26,7 @@ from pyserini_kd.retrieval.text_sources import Fetch, fetch_from
 from pyserini_kd.retrieval.token_index import TokenIndex
 from pyserini_kd.storage.arrays import Floats
 from pyserini_kd.storage.errors import InputError
-from pyserini_kd.storage.locks import alone, clear
+from pyserini_kd.storage.files import alone, clear
 from pyserini_kd.storage.records import comparable, read_json
 
 logger = logging.getLogger(__name__)

@@ -7,7 +7,7 @@ import json
 import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from pyserini_kd.storage.environment import command_line, energy, environment, sha256
 from pyserini_kd.storage.errors import InputError
@@ -16,11 +16,13 @@ from pyserini_kd.storage.files import atomic_file, refuse_existing, require_file
 Record = dict[str, Any]
 """A JSON object."""
 
+T = TypeVar("T")
+
 HUGE = 1 << 33
 """Bytes of a file from which no checksum is taken: MS MARCO's 3 GB of passages are less, and take a few seconds."""
 
 
-def comparable(record: Any) -> Any:
+def comparable(record: T) -> T:
     """A record as its file gives it back, without names of checkpoints: equal where the same weights did the same.
 
     >>> comparable({"encoder": {"name": "a", "sizes": (1, 2)}})
@@ -79,25 +81,20 @@ def refuse_existing_run(output: Path, overwrite: bool) -> None:
     refuse_existing(record_path(output), overwrite)
 
 
-def write_record(output: Path, **fields: Any) -> None:
+def write_record(output: Path, **fields: object) -> None:
     """Write the record beside a run: command, what the caller adds, checksums, versions, commit, hardware, energy.
 
     Checksums are those of the run and of the files and index folders (their manifests) that `config` names. A file that is
     HUGE has its size here instead.
     """
-    values = fields.get("config", {}).values()
+    config = fields.get("config")
+    values = config.values() if isinstance(config, dict) else ()
     named = [word for value in values for word in (value if isinstance(value, list | tuple) else [value])]
-    checksums = {word: _checksum(path) for word in (str(output), *map(str, named)) if (path := _digestible(word))}
+    checksums = {}
+    for word in (str(output), *map(str, named)):
+        path = os.path.join(word, "manifest.json") if os.path.isdir(word) else word
+        if os.path.isfile(path):
+            size = os.path.getsize(path)
+            checksums[word] = sha256(path) if size < HUGE else f"not taken: {size} bytes"
     record = {"command": command_line(), **fields, "sha256": checksums, **environment()}
     write_json(record_path(output), record | ({"energy_joules": joules} if (joules := energy()) else {}))
-
-
-def _digestible(word: str) -> str | None:
-    """The file whose checksum stands for a path; None if there is none."""
-    path = os.path.join(word, "manifest.json") if os.path.isdir(word) else word
-    return path if os.path.isfile(path) else None
-
-
-def _checksum(path: str) -> str:
-    size = os.path.getsize(path)
-    return sha256(path) if size < HUGE else f"not taken: {size} bytes"

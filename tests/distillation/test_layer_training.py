@@ -9,7 +9,7 @@ import torch
 from conftest import cross, save_cross, score, stages_of
 
 from pyserini_kd import train
-from pyserini_kd.distillation import batches, candidates, layer_losses, objective, stages, training, triples
+from pyserini_kd.distillation import batches, candidates, layer_losses, objective, stages, text_store, training
 from pyserini_kd.distillation.config import TrainConfig
 from pyserini_kd.distillation.student import load_teachers
 from pyserini_kd.distillation.teacher_scores import Scores
@@ -252,7 +252,7 @@ def test_bad_input_is_one_line_and_exit_code_2(
     from pyserini_kd.distillation import losses
 
     candidates.write_candidates(data[0], tmp_path / "c.jsonl")
-    triples.write_triples(scores.each(data[0]), tmp_path / "s.tsv")
+    text_store.write_triples(scores.each(data[0]), tmp_path / "s.tsv")
     three = save_cross(tokenizer, tmp_path / "three", layers=3)
     heads = save_cross(tokenizer, tmp_path / "heads", layers=2, heads=8)
     base = [

@@ -15,10 +15,9 @@ from hypothesis import strategies as st
 from pyserini_kd import mine, teach
 from pyserini_kd.data.runs import Run
 from pyserini_kd.data.types import Doc
-from pyserini_kd.distillation import mining, score_store, teaching, teaching_files, text_store, triples
+from pyserini_kd.distillation import mining, teacher_scores, teaching, teaching_files, text_store
 from pyserini_kd.distillation.candidates import Group, read_candidates, write_candidates
-from pyserini_kd.distillation.pairs import Pairs
-from pyserini_kd.distillation.teacher_scores import Scores
+from pyserini_kd.distillation.teacher_scores import Pairs, Scores
 from pyserini_kd.distillation.teaching import Teacher
 from pyserini_kd.models import checkpoint_names, loading, rankers
 from pyserini_kd.models.rankers import load_encoder
@@ -26,7 +25,7 @@ from pyserini_kd.retrieval import build
 from pyserini_kd.retrieval.dense_index import DenseIndex
 from pyserini_kd.storage import arrays
 from pyserini_kd.storage.errors import InputError
-from pyserini_kd.storage.locks import alone
+from pyserini_kd.storage.files import alone
 
 
 @pytest.fixture
@@ -112,18 +111,18 @@ def test_vectors_that_are_not_exact_are_no_teacher_s(tmp_path, groups, texts, ti
 
 def test_store_and_published_file(tmp_path, groups, texts, tiny_dot):
     taught = teaching.teach(groups, *texts, checkpoints(tiny_dot))
-    score_store.write_scores(taught, tmp_path / "s.parquet")
-    scores = score_store.read_scores(tmp_path / "s.parquet", groups)
+    teacher_scores.write_scores(taught, tmp_path / "s.parquet")
+    scores = teacher_scores.read_scores(tmp_path / "s.parquet", groups)
     assert scored(scores, groups) == by_pair(taught)
-    count = triples.write_triples(scores.each(groups), tmp_path / "s.tsv")
+    count = text_store.write_triples(scores.each(groups), tmp_path / "s.tsv")
     lines = (tmp_path / "s.tsv").read_text().splitlines()
     assert count == len(lines) == 40
     pos_score, neg_score, query_id, pos, neg = lines[0].split("\t")
     known = scored(scores, groups)
     assert [np.float32(pos_score), np.float32(neg_score)] == [known[query_id, pos], known[query_id, neg]]
-    assert scored(score_store.read_scores(tmp_path / "s.tsv", groups), groups) == known
+    assert scored(teacher_scores.read_scores(tmp_path / "s.tsv", groups), groups) == known
     asked = [Group("q3", ["eat-cow", "eat-none", "eat-hen"], [1, 0, 0], 0)]
-    few = score_store.read_scores(tmp_path / "s.tsv", asked)
+    few = teacher_scores.read_scores(tmp_path / "s.tsv", asked)
     assert len(few) == 3 and few.of(asked[0])[0] == known["q3", "eat-cow"]
     assert [*map(np.isnan, few.of(asked[0]))] == [False, True, ("q3", "eat-hen") not in known]
 
@@ -155,7 +154,7 @@ def test_pairs_in_files_are_those_in_memory(tmp_path_factory, drawn):
     expected = list(dict.fromkeys((g.query_id, d) for g in groups for d in g.doc_ids))
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(arrays, "SPAN", 7)
-        patch.setattr("pyserini_kd.distillation.pairs.BLOCK", 3)
+        patch.setattr("pyserini_kd.distillation.teacher_scores.GROUPS", 3)
         pairs = Pairs(groups, tmp_path_factory.mktemp("columns"))
         places, found = listed(pairs)
         assert found == expected and len(pairs) == len(expected)
@@ -192,19 +191,19 @@ def test_blocks_change_nothing(tmp_path, groups, queries, corpus, tiny_dot, dens
     teachers = [Teacher("run", run_file), *checkpoints(tiny_dot)]
     whole = [teaching.teach(groups, *texts, teachers, precision="fp32", **more) for more in ({}, stored)]
     monkeypatch.setattr(teaching, "BLOCK", 7)
-    monkeypatch.setattr(score_store, "WRITTEN", 11)
+    monkeypatch.setattr(teacher_scores, "WRITTEN", 11)
     for one, more in zip(whole, ({}, stored), strict=True):
         cut = teaching.teach(groups, *on_disk, teachers, precision="fp32", **more)
         assert cut.texts.tolist() == one.texts.tolist() and np.allclose(cut.score, one.score, atol=1e-4)
-        score_store.write_scores(cut, tmp_path / "s.parquet", overwrite=True)
-        known = scored(score_store.read_scores(tmp_path / "s.parquet", groups), groups)
+        teacher_scores.write_scores(cut, tmp_path / "s.parquet", overwrite=True)
+        known = scored(teacher_scores.read_scores(tmp_path / "s.parquet", groups), groups)
         assert known == by_pair(cut)
 
 
 def test_negative_margins_are_kept_and_the_last_score_of_a_pair_counts(tmp_path):
     (tmp_path / "s.tsv").write_text("-1.5\t2.25\t007\tNA\t0010\n9\t9\t7\tNA\t0010\n-1.75\t3\t007\tNA\t11\n")
     group = Group("007", ["NA", "0010"], [1, 0], 0)
-    scores = score_store.read_scores(tmp_path / "s.tsv", [group])
+    scores = teacher_scores.read_scores(tmp_path / "s.tsv", [group])
     assert scores.of(group) == [-1.75, 2.25] and scores.largest() == 2.25 and scores.missing() == 0
 
 
@@ -219,14 +218,14 @@ def test_negative_margins_are_kept_and_the_last_score_of_a_pair_counts(tmp_path)
 def test_bad_score_files(tmp_path, line, message):
     (tmp_path / "s.tsv").write_text(line)
     with pytest.raises(InputError, match=message):
-        score_store.read_scores(tmp_path / "s.tsv", [])
+        teacher_scores.read_scores(tmp_path / "s.tsv", [])
     (tmp_path / "s.parquet").write_text("no parquet")
     with pytest.raises(InputError, match="not a score store"):
-        score_store.read_scores(tmp_path / "s.parquet", [])
+        teacher_scores.read_scores(tmp_path / "s.parquet", [])
     table = {"query_id": ["q", "q"], "doc_id": ["a", "b"], "score": pa.array([1.0, None], pa.float32())}
     pq.write_table(pa.table(table), tmp_path / "s.parquet")
     with pytest.raises(InputError, match="must be finite"):
-        score_store.read_scores(tmp_path / "s.parquet", [])
+        teacher_scores.read_scores(tmp_path / "s.parquet", [])
 
 
 def test_missing_texts_are_counted(groups, queries, corpus):
@@ -316,7 +315,9 @@ def test_pairs_that_a_store_holds_are_not_scored_again(tmp_path, invoke, monkeyp
     assert taught("few.jsonl", "few.parquet", teachers=(f"{tiny_cross}@3",)) == 20
     assert taught("all.jsonl", "all.parquet", "--reuse", tmp_path / "few.parquet") == 30  # another weight is the same teacher
     assert taught("all.jsonl", "fresh.parquet") == 50
-    reused, fresh = (scored(score_store.read_scores(tmp_path / f"{name}.parquet", groups), groups) for name in ("all", "fresh"))
+    reused, fresh = (
+        scored(teacher_scores.read_scores(tmp_path / f"{name}.parquet", groups), groups) for name in ("all", "fresh")
+    )
     assert len(fresh) == 50 and reused == pytest.approx(fresh, abs=1e-4)
     assert taught("all.jsonl", "again.parquet", "--reuse", tmp_path / "all.parquet", tmp_path / "few.parquet") == 0
     renamed = shutil.copytree(tiny_cross, tmp_path / "renamed")  # the same weights by another name
@@ -370,10 +371,10 @@ def test_an_interrupted_teach_leaves_nothing_half_written(tmp_path, invoke, monk
     before = {path.name for path in tmp_path.iterdir()}
     with monkeypatch.context() as patch:
         if where == "write_triples":  # after its first lines
-            patch.setattr(triples, "pairs", lambda group, real=triples.pairs: (_ for _ in ()).throw(KeyboardInterrupt)
+            patch.setattr(text_store, "pairs", lambda group, real=text_store.pairs: (_ for _ in ()).throw(KeyboardInterrupt)
                           if group == groups[3] else real(group))  # fmt: skip
         elif where == "write_scores":
-            patch.setattr(score_store, "WRITTEN", 7)
+            patch.setattr(teacher_scores, "WRITTEN", 7)
             import pyarrow.parquet as pq
 
             written, write = [], pq.ParquetWriter.write_table
@@ -404,7 +405,7 @@ def test_a_file_of_scores_is_a_teacher(tmp_path, invoke, files, groups, tiny_cro
         asked = [word for teacher in teachers for word in ("--teacher", teacher)]
         out = ["--output", tmp_path / f"{name}.parquet", "--triples", tmp_path / f"{name}.tsv"]
         assert invoke(teach.main, *words, *asked, *out).exit_code == 0
-    expected = scored(score_store.read_scores(tmp_path / "both.parquet", groups), groups)
+    expected = scored(teacher_scores.read_scores(tmp_path / "both.parquet", groups), groups)
     for name in ("cross.parquet", "cross.tsv"):
         more = [
             "--teacher-scores",
@@ -416,7 +417,7 @@ def test_a_file_of_scores_is_a_teacher(tmp_path, invoke, files, groups, tiny_cro
         ]
         result = invoke(teach.main, *words, *more)
         assert result.exit_code == 0, result.output
-        found = score_store.read_scores(tmp_path / f"of.{name}.parquet", groups)
+        found = teacher_scores.read_scores(tmp_path / f"of.{name}.parquet", groups)
         assert scored(found, groups) == pytest.approx(expected, abs=1e-5)
     (tmp_path / "few.tsv").write_text("".join((tmp_path / "cross.tsv").read_text().splitlines(keepends=True)[:3]))
     (tmp_path / "small.tsv").write_text(
@@ -451,10 +452,10 @@ def test_scores_of_other_texts_and_damaged_stores_are_no_teachers(tmp_path, invo
     )
     for name, message in (("text", "not a score store"), ("inf", "scores must be finite")):
         with pytest.raises(InputError, match=message):
-            score_store.read_scores(tmp_path / f"{name}.parquet", groups)
+            teacher_scores.read_scores(tmp_path / f"{name}.parquet", groups)
     for name in ("text", "no"):
         with pytest.raises(InputError, match="not a score store"):
-            score_store.ScoreStore(tmp_path / f"{name}.parquet").known()
+            teacher_scores.ScoreStore(tmp_path / f"{name}.parquet").known()
 
 
 def test_what_is_known_lies_in_files_where_there_is_a_folder(tmp_path, monkeypatch):
@@ -464,11 +465,11 @@ def test_what_is_known_lies_in_files_where_there_is_a_folder(tmp_path, monkeypat
     record = json.dumps({"teachers": [{"name": "run"}, {"name": "a", "architecture": "bert_dot", "weight": 2.0}]})
     table = pa.table({"texts": texts, "score": score, "raw:run": -score, "raw:a": 2 * score})
     pq.write_table(table.replace_schema_metadata({"pyserini_kd": record}), tmp_path / "s.parquet")
-    monkeypatch.setattr(score_store, "WRITTEN", 300)
+    monkeypatch.setattr(teacher_scores, "WRITTEN", 300)
     monkeypatch.setattr(arrays, "SPAN", 70)
     order = np.argsort(texts)
     for scratch in (None, tmp_path / "scratch"):
-        store = score_store.ScoreStore(tmp_path / "s.parquet")
+        store = teacher_scores.ScoreStore(tmp_path / "s.parquet")
         (known,) = store.known(scratch)  # what a run gave is not kept
         keys, scores = known.scores
         assert known.teacher == {"architecture": "bert_dot"} and isinstance(keys, np.memmap) == bool(scratch)
@@ -514,7 +515,7 @@ def test_bounded_teachers_are_refused_or_scaled(tmp_path, invoke, files, groups)
     )
     scaled = invoke(teach.main, *words, "--teacher-run", f"{tmp_path / 'cosine.txt'}@20")
     assert scaled.exit_code == 0, scaled.output
-    assert scored(score_store.read_scores(tmp_path / "s.parquet", groups), groups)["q0", "eat-cat"] == pytest.approx(18.0)
+    assert scored(teacher_scores.read_scores(tmp_path / "s.parquet", groups), groups)["q0", "eat-cat"] == pytest.approx(18.0)
 
 
 def test_a_cross_encoder_with_a_sigmoid_in_its_config_gives_raw_logits(tmp_path, groups, texts, tiny_cross):

@@ -12,7 +12,7 @@ from conftest import cross, save_cross, score, stages_of
 from pyserini_kd import teach, train
 from pyserini_kd.data import docstrings
 from pyserini_kd.data.formats import write_collection
-from pyserini_kd.distillation import batches, objective, processes, stages, training, training_data, triples
+from pyserini_kd.distillation import batches, objective, processes, stages, text_store, training, training_data
 from pyserini_kd.distillation.candidates import Group, write_candidates
 from pyserini_kd.distillation.config import TrainConfig
 from pyserini_kd.distillation.teacher_scores import Scores
@@ -21,7 +21,7 @@ from pyserini_kd.distillation.trainer import checkpoints, clock, last_state, mak
 from pyserini_kd.models import checkpoint_names, loading, saving
 from pyserini_kd.storage.environment import sha256
 from pyserini_kd.storage.errors import InputError
-from pyserini_kd.storage.locks import locked
+from pyserini_kd.storage.files import locked
 
 
 def test_batches_never_cross_blocks():
@@ -531,7 +531,7 @@ def test_refusals(tmp_path, data, liked, tiny_dot):
 def test_command(tmp_path, invoke, files, data, scores, tiny_dot):
     groups, *_ = data
     write_candidates(groups, tmp_path / "c.jsonl")
-    triples.write_triples(scores.each(groups), tmp_path / "s.tsv")
+    text_store.write_triples(scores.each(groups), tmp_path / "s.tsv")
     base = ["--collection", files["docs"], "--topics", files["topics"], "--init", tiny_dot, "--output", tmp_path / "m"]
     result = invoke(
         train.main, "--recipe", "margin-mse", *base, "--scores", tmp_path / "s.tsv", "--max-steps", 2, "--layers", "0"

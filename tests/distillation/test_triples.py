@@ -10,8 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pyserini_kd import train
+from pyserini_kd.data import ids as ids_
 from pyserini_kd.data import sources
-from pyserini_kd.distillation import batches, hashing, pairs, teacher_scores, text_store, triples
+from pyserini_kd.distillation import batches, teacher_scores, text_store
 from pyserini_kd.distillation.candidates import Group, as_groups
 from pyserini_kd.models import checkpoint_names
 from pyserini_kd.storage import arrays
@@ -32,7 +33,7 @@ def test_texts_are_a_mapping(tmp_path_factory, known):
 
 def built(tmp_path, lines, queries=("007", "8"), docs=("NA", "0010", "0011")):
     (tmp_path / "s.tsv").write_text("".join("\t".join(map(str, line)) + "\n" for line in lines))
-    return triples.build(
+    return text_store.build_triples(
         tmp_path / "data", tmp_path / "s.tsv", [(q, f"query {q}") for q in queries], [(d, d * 3) for d in docs]
     )
 
@@ -44,7 +45,7 @@ def test_rows_keep_ids_negative_margins_and_their_own_scores(tmp_path):
                            Group("007", ["NA", "0010"], [1, 0], 2)]  # fmt: skip
     assert [found.of(group) for group in found] == [[-1.5, 2.25], [3.0, pytest.approx(1e-3)], [-2.5, 9.0]]
     assert found.queries["007"] == "query 007" and found.docs["0010"] == "001000100010"
-    again = triples.load(tmp_path / "data")
+    again = text_store.load_triples(tmp_path / "data")
     assert list(again) == list(found)
     assert found.lengths().tolist() == [17, 17, 17]  # id, newline, text
 
@@ -60,7 +61,7 @@ def test_groups_in_files_and_in_memory_answer_the_same_questions(tmp_path):
 
 
 def test_missing_ids_are_counted_and_left_out(tmp_path, caplog, monkeypatch):
-    monkeypatch.setattr(triples, "BLOCK", 2)
+    monkeypatch.setattr(text_store, "BLOCK", 2)
     good = (1, 0, "8", "NA", "0010")
     lines = [good, (1, 0, "9", "NA", "0010"), (1, 0, "8", "x", "NA"), (1, 0, "8", "NA", "y"), (1, 0, "9", "z", "z"), good]
     found = built(tmp_path, lines)
@@ -71,7 +72,7 @@ def test_missing_ids_are_counted_and_left_out(tmp_path, caplog, monkeypatch):
     with pytest.raises(
         InputError, match="none of its 1 triples has all its texts: 1 with a query that is not among the topics, e.g. 9"
     ):
-        triples.Triples.build(tmp_path / "none", bad_file(tmp_path), found.queries, found.docs)
+        text_store.Triples.build(tmp_path / "none", bad_file(tmp_path), found.queries, found.docs)
 
 
 def bad_file(tmp_path):
@@ -133,7 +134,7 @@ def test_scores_are_those_of_a_dictionary(scored):
 def test_distinct_hashes_are_those_of_a_set(numbers):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(arrays, "SPAN", 3)
-        assert hashing.distinct(np.array(numbers, np.uint64)).tolist() == sorted(set(numbers))
+        assert ids_.distinct(np.array(numbers, np.uint64)).tolist() == sorted(set(numbers))
 
 
 def test_only_texts_that_groups_name_are_kept(tmp_path, monkeypatch):
@@ -141,7 +142,7 @@ def test_only_texts_that_groups_name_are_kept(tmp_path, monkeypatch):
     queries, docs = text_store.wanted([Group("q", ["3", "0"], [1, 0], 0), Group("r", ["3", "9"], [1, 0], 0)])
     assert len(queries) == 2 and len(docs) == 3
     assert list(text_store.chosen(((str(n), f"text {n}") for n in range(7)), docs)) == [("0", "text 0"), ("3", "text 3")]
-    assert list(text_store.chosen([("a", "b")], hashing.distinct(np.uint64([])))) == []
+    assert list(text_store.chosen([("a", "b")], ids_.distinct(np.uint64([])))) == []
 
 
 def test_plain_texts_are_some_rows_of_a_folder(tmp_path):
@@ -159,14 +160,14 @@ def test_what_lies_there_complete_is_not_made_again(tmp_path):
         made.append(1)
         folder.mkdir()
 
-    triples.build_once(folder, {"files": sources.stamp(str(tmp_path / "x"))}, make)
-    triples.build_once(folder, {"files": sources.stamp(str(tmp_path / "x"))}, make)
+    text_store.build_once(folder, {"files": sources.stamp(str(tmp_path / "x"))}, make)
+    text_store.build_once(folder, {"files": sources.stamp(str(tmp_path / "x"))}, make)
     assert len(made) == 1
     (tmp_path / "x").write_text("now it is there")
-    triples.build_once(folder, {"files": sources.stamp(str(tmp_path / "x"))}, make)
+    text_store.build_once(folder, {"files": sources.stamp(str(tmp_path / "x"))}, make)
     assert len(made) == 2
     (folder / "made_from.json").unlink()  # killed before it was complete
-    triples.build_once(folder, {"files": sources.stamp(str(tmp_path / "x"))}, make)
+    text_store.build_once(folder, {"files": sources.stamp(str(tmp_path / "x"))}, make)
     assert len(made) == 3
 
     def interrupted():
@@ -174,7 +175,7 @@ def test_what_lies_there_complete_is_not_made_again(tmp_path):
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        triples.build_once(folder, {"files": []}, interrupted)
+        text_store.build_once(folder, {"files": []}, interrupted)
     assert not folder.exists()
 
 
@@ -223,7 +224,7 @@ def peak(tmp_path, count, n_docs):
     queries, docs = ((f"q{n}", f"query {n}") for n in range(500)), ((str(n), f"passage {n} " * 20) for n in range(n_docs))
     tracemalloc.start()
     shutil.rmtree(tmp_path / f"data-{count}", ignore_errors=True)
-    found = triples.build(tmp_path / f"data-{count}", tmp_path / f"{count}.tsv", queries, docs)
+    found = text_store.build_triples(tmp_path / f"data-{count}", tmp_path / f"{count}.tsv", queries, docs)
     cut = batches.cut_batches(found, 32, 0)
     assert sum(len(found.docs[d]) for batch in cut[:20] for g in batch for d in g.doc_ids) > 0
     _, most = tracemalloc.get_traced_memory()
@@ -233,7 +234,7 @@ def peak(tmp_path, count, n_docs):
 
 @pytest.mark.slow
 def test_memory_grows_by_numbers_not_by_texts(tmp_path, monkeypatch):
-    monkeypatch.setattr(triples, "BLOCK", 1 << 10)
+    monkeypatch.setattr(text_store, "BLOCK", 1 << 10)
     peak(tmp_path, 5_000, 5_000)  # what is imported and remembered once
     small, more_triples, more_docs = peak(tmp_path, 5_000, 5_000), peak(tmp_path, 80_000, 5_000), peak(tmp_path, 20_000, 20_000)
     assert more_triples - small < 75_000 * 4  # a triple as objects takes 500 bytes
@@ -254,7 +255,7 @@ def score_peak(count):
 @pytest.mark.slow
 def test_memory_of_scores_is_some_numbers_a_pair(monkeypatch):
     monkeypatch.setattr(teacher_scores, "BLOCK", 1 << 8)
-    monkeypatch.setattr(pairs, "BLOCK", 1 << 8)
+    monkeypatch.setattr(teacher_scores, "GROUPS", 1 << 8)
     small, large = score_peak(1_000), score_peak(16_000)
     assert large - small < 30_000 * 18  # of a dictionary of dictionaries a pair took 200
 

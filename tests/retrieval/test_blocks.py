@@ -24,9 +24,9 @@ from pyserini_kd.retrieval import faiss_build, faiss_files, faiss_kinds, index_f
 from pyserini_kd.retrieval.build import build_from
 from pyserini_kd.retrieval.dense_index import DenseIndex
 from pyserini_kd.retrieval.indexing import IndexSettings
-from pyserini_kd.storage import arrays, sharing
+from pyserini_kd.storage import arrays, job
 from pyserini_kd.storage.errors import InputError
-from pyserini_kd.storage.sharing import SharedJob, open_shared
+from pyserini_kd.storage.job import SharedJob, open_shared
 
 FILES = ("index", "docid", "docs.jsonl", "docs.offsets")
 N, WIDTH = 230, 8
@@ -485,7 +485,7 @@ def test_fast_scan_codes_are_searched_but_not_read_back(tmp_path):
 def test_a_kill_in_the_last_moment_is_mended_by_the_next_start(tmp_path, monkeypatch):
     build(docs(), tmp_path / "whole")
     with monkeypatch.context() as patch, pytest.raises(SystemExit):
-        patch.setattr(sharing, "replace_folder", lambda *_: (_ for _ in ()).throw(SystemExit))
+        patch.setattr(job, "replace_folder", lambda *_: (_ for _ in ()).throw(SystemExit))
         build(docs(), tmp_path / "x")
     assert sorted(p.name for p in tmp_path.glob(".*")) == [".x.partial.gone"]
     assert build(docs(), tmp_path / "x") == N and same(tmp_path / "x", tmp_path / "whole") and not list(tmp_path.glob(".*"))
@@ -523,7 +523,7 @@ def test_who_waits_for_a_process_that_is_killed_in_its_last_moment_does_not_repo
     thread.start()
     assert waiting.wait(20)
     with monkeypatch.context() as patch, pytest.raises(SystemExit):
-        patch.setattr(sharing, "replace_folder", lambda *_: (_ for _ in ()).throw(SystemExit))
+        patch.setattr(job, "replace_folder", lambda *_: (_ for _ in ()).throw(SystemExit))
         build(docs(), tmp_path / "x")
     gone.set()
     thread.join()

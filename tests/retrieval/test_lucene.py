@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 import pytrec_eval
 
-from pyserini_kd.data import formats, topic_sets
+from pyserini_kd.data import formats, sources
 from pyserini_kd.data.java import _java_version, find_java, start_jvm
 from pyserini_kd.data.types import Doc, Query
 from pyserini_kd.retrieval import bm25_build, bm25_search
@@ -411,7 +411,7 @@ def test_ctrl_c_leaves_nothing(tmp_path):
 QUIET = """
 import sys
 from pathlib import Path
-from pyserini_kd.data.topic_sets import read_topic_set
+from pyserini_kd.data.sources import read_topic_set
 from pyserini_kd.data.types import Doc, Query
 from pyserini_kd.retrieval import bm25_build, bm25_search
 bm25_build.build_index([Doc("1", "", "a apple")], "index", threads=2)
@@ -441,7 +441,7 @@ def test_java_says_nothing_and_topic_sets_need_no_network_where_the_file_is(tmp_
 
 def test_topic_ids_stay_strings_in_pyserinis_order():
     queries = [Query(name, "") for name in ("b", "10", "007", "9", "a", "7")]
-    assert [q.query_id for q in sorted(queries, key=topic_sets._id_order)] == ["007", "7", "9", "10", "a", "b"]
+    assert [q.query_id for q in sorted(queries, key=sources._id_order)] == ["007", "7", "9", "10", "a", "b"]
 
 
 # ------------------------------------------------------------------------------------------------ which Java

@@ -14,7 +14,7 @@ from pyserini_kd.models import engine, hardware, loading, rankers
 from pyserini_kd.models.rankers import load_encoder
 from pyserini_kd.retrieval import build, reranking, text_sources
 from pyserini_kd.storage.errors import InputError
-from pyserini_kd.storage.locks import alone
+from pyserini_kd.storage.files import alone
 
 
 @pytest.fixture(scope="module")

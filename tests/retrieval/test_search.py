@@ -10,7 +10,7 @@ import pytest
 from conftest import as_ranker, rerank_by_name, search_by_name
 
 from pyserini_kd import search
-from pyserini_kd.data import sources, topic_sets
+from pyserini_kd.data import sources
 from pyserini_kd.data.runs import Run
 from pyserini_kd.data.types import Query
 from pyserini_kd.evaluation import engines
@@ -231,7 +231,7 @@ def test_a_file_whose_name_begins_with_pydocs_is_a_file(invoke, tmp_path, monkey
 def test_topic_sets_of_pyserini_may_have_dots_in_their_names(tmp_path, monkeypatch):
     monkeypatch.setenv("PYSERINI_KD_HOME", str(tmp_path))
     asked = []
-    monkeypatch.setattr(topic_sets, "read_topic_set", lambda name: asked.append(name) or [Query("1", "what is this")])
+    monkeypatch.setattr(sources, "read_topic_set", lambda name: asked.append(name) or [Query("1", "what is this")])
     for name in ("msmarco-v1-passage.dev", "beir-v1.0.0-scifact-test"):
         assert sources.topics(name) == sources.topics(name) == [Query("1", "what is this")]  # once from Java, then from disk
     assert asked == ["msmarco-v1-passage.dev", "beir-v1.0.0-scifact-test"]

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from pyserini_kd.storage import environment, files, locks
+from pyserini_kd.storage import environment, files
 from pyserini_kd.storage.errors import InputError
 from pyserini_kd.storage.files import atomic_file, atomic_folder, refuse_existing
 from pyserini_kd.storage.manifest import Manifest
@@ -317,10 +317,10 @@ def test_overwrite_spares_folders_that_are_not_ours(tmp_path):
 
 def test_a_locked_folder_is_another_s_turn(tmp_path):
     (tmp_path / "work").mkdir()
-    with locks.locked(tmp_path / "work"):
-        with pytest.raises(BlockingIOError), locks.locked(tmp_path / "work", wait=False):
+    with files.locked(tmp_path / "work"):
+        with pytest.raises(BlockingIOError), files.locked(tmp_path / "work", wait=False):
             pass
-    with locks.locked(tmp_path / "work", wait=False):
+    with files.locked(tmp_path / "work", wait=False):
         pass
 
 
@@ -330,12 +330,12 @@ def test_who_waits_for_a_lock_that_is_removed_gets_the_new_one(tmp_path, name):
     (tmp_path / "work").mkdir()
 
     def second():
-        with locks.locked(path):
+        with files.locked(path):
             assert path.exists()
             order.append("second")
 
     waiting = threading.Thread(target=second)
-    with locks.locked(path):
+    with files.locked(path):
         waiting.start()
         waiting.join(0.2)
         assert waiting.is_alive()
@@ -351,7 +351,7 @@ def test_many_that_remove_their_lock_never_hold_it_together(tmp_path):
     def often():
         try:
             for _ in range(300):
-                with locks.locked(path):
+                with files.locked(path):
                     inside.append(1)
                     most.append(len(inside))
                     inside.pop()
@@ -374,18 +374,18 @@ def test_a_link_to_nothing_on_the_way_is_said(tmp_path):
     for path, folder in (("models/a/b.txt", False), ("models/x", True), ("models", True)):
         with pytest.raises(InputError, match="models is a broken link"):
             refuse_existing(tmp_path / path, False, folder=folder)
-    with pytest.raises(OSError), locks.locked(tmp_path / "models" / "a" / "lock"):  # and is waited for by nobody
+    with pytest.raises(OSError), files.locked(tmp_path / "models" / "a" / "lock"):  # and is waited for by nobody
         pass
-    with pytest.raises(OSError), locks.locked(Path("/proc/a/lock")):
+    with pytest.raises(OSError), files.locked(Path("/proc/a/lock")):
         pass
 
 
 def test_a_file_where_the_folder_of_a_lock_was_to_be(tmp_path):
     (tmp_path / "file").touch()
-    with pytest.raises(NotADirectoryError), locks.locked(tmp_path / "file" / "lock"):
+    with pytest.raises(NotADirectoryError), files.locked(tmp_path / "file" / "lock"):
         pass
     (tmp_path / "link").symlink_to(tmp_path / "nowhere")
-    with pytest.raises(FileExistsError), locks.locked(tmp_path / "link" / "lock"):
+    with pytest.raises(FileExistsError), files.locked(tmp_path / "link" / "lock"):
         pass
 
 
@@ -434,7 +434,7 @@ def test_many_that_write_the_same_do_not_take_each_other_for_killed(tmp_path, ki
 
 def test_a_file_system_without_locks_lets_all_work(tmp_path, monkeypatch):
     monkeypatch.setattr(fcntl, "flock", lambda *_: (_ for _ in ()).throw(OSError(errno.ENOLCK, "No locks available")))
-    with locks.locked(tmp_path), locks.locked(tmp_path, wait=False):
+    with files.locked(tmp_path), files.locked(tmp_path, wait=False):
         pass
     (tmp_path / ".out.abcd_123.partial").touch()  # of a killed command, or of another that is at work
     with atomic_file(tmp_path / "out"):
