@@ -223,7 +223,8 @@ def _scorer(name: str, index: DenseIndex | None, **settings: Any) -> _Scorer:
         check_encoder(index, model)
         if not index.is_exact:
             raise InputError(f"{index.folder} does not hold exact vectors; a teacher needs a Flat one", "index")
-        record["index"] = (index.manifest or {}).get("encoder")  # the lengths and precision its vectors were made with
+        # the lengths and precision its vectors were made with
+        record["index"] = index.manifest.encoder if index.manifest else None
 
     def score(queries: list[str], doc_ids: list[str], docs: list[str]) -> Floats:
         if index is not None and isinstance(model, rankers.Encoder):

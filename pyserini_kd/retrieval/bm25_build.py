@@ -14,6 +14,7 @@ from tqdm import tqdm
 from pyserini_kd.data.java import java_message, quiet_java, start_jvm
 from pyserini_kd.data.types import Doc
 from pyserini_kd.retrieval import lucene
+from pyserini_kd.storage import manifest
 from pyserini_kd.storage.errors import InputError
 from pyserini_kd.storage.files import atomic_folder
 from pyserini_kd.storage.records import write_json
@@ -133,4 +134,4 @@ def _check_ids(folder: Path, count: int, collection_class: str, collection: Path
 
 
 def _record(folder: Path, count: int, **more: str) -> None:
-    write_json(folder / "manifest.json", {"kind": "bm25", "n_docs": count, **more})
+    write_json(folder / manifest.NAME, {"kind": "bm25", "n_docs": count, **more})

@@ -21,7 +21,7 @@ from pyserini_kd.data.runs import Run, Scores
 from pyserini_kd.data.types import Doc, Query
 from pyserini_kd.retrieval.lucene import BRACKETS, JavaObject, in_threads, is_lucene_index, json_mapper, prebuilt_index
 from pyserini_kd.storage.errors import InputError
-from pyserini_kd.storage.records import read_json
+from pyserini_kd.storage.manifest import Manifest
 
 Found = tuple[list[str], Scores]
 """One query's document ids and scores, best first."""
@@ -71,8 +71,8 @@ class BM25Index:
             path = prebuilt_index(str(name))
         if not is_lucene_index(path):
             raise InputError(f"{path} is not a Lucene index (no segments file); an interrupted copy, or a FAISS folder?")
-        manifest = path / "manifest.json"
-        if manifest.exists() and read_json(manifest, "manifest").get("kind") == "dense":
+        manifest = Manifest.find(path)
+        if manifest is not None and manifest.kind == "dense":
             raise InputError(f"{path} holds vectors, no words; search it with the encoder that made it")
         start_jvm()
         from jnius import JavaException, autoclass

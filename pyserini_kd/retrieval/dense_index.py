@@ -7,7 +7,7 @@ import functools
 import logging
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -19,7 +19,8 @@ from pyserini_kd.retrieval.stored_docs import shards
 from pyserini_kd.retrieval.vector_store import JoinedStore, VectorStore, open_store
 from pyserini_kd.storage.arrays import Floats, Rows
 from pyserini_kd.storage.errors import InputError
-from pyserini_kd.storage.records import comparable, read_json
+from pyserini_kd.storage.manifest import Manifest
+from pyserini_kd.storage.records import Record, comparable
 
 if TYPE_CHECKING:
     from pyserini_kd.models.rankers import Encoder
@@ -41,7 +42,7 @@ class DenseIndex:
     folder: Path
     store: VectorStore
     doc_ids: DocIds
-    manifest: dict[str, Any] | None
+    manifest: Manifest | None
 
     @classmethod
     def load(cls, *folders: str | Path, mmap: bool = False) -> DenseIndex:
@@ -66,10 +67,7 @@ class DenseIndex:
             if lucene.is_lucene_index(folder):
                 raise InputError(f"{folder} is an index of words: search it with the encoder bm25, or as a sparse index")
             raise InputError(f"index folder {folder} is incomplete: no file `docid` (expected `index` and `docid`)")
-        path = folder / "manifest.json"
-        manifest = read_json(path, "manifest") if path.exists() else None
-        if manifest and not isinstance(manifest.get("encoder", {}), dict):
-            raise InputError(f"{path}: `encoder` must be a record, not {manifest['encoder']!r}")
+        manifest = Manifest.find(folder)
         store, doc_ids = open_store(folder, mmap, foreign=manifest is None), DocIds.read(folder)
         if store.count != len(doc_ids):
             raise InputError(f"index folder {folder} does not fit: {store.count} vectors but {len(doc_ids)} document ids")
@@ -93,7 +91,7 @@ class DenseIndex:
         for part in known[1:]:
             if comparable(part.made_by) != comparable(known[0].made_by):
                 raise InputError(f"{known[0].folder} and {part.folder} were made with different encoders or settings of one")
-        passages.refuse_mixture(*((part.folder, part.manifest) for part in parts))
+        passages.refuse_mixture(*(part.manifest for part in parts))
         manifest = known[0].manifest if known else first.manifest
         doc_ids = DocIds.join(part.doc_ids for part in parts)
         if (twice := doc_ids.twice()) is not None:
@@ -112,10 +110,9 @@ class DenseIndex:
         return self.store.is_exact
 
     @property
-    def made_by(self) -> dict[str, Any]:
+    def made_by(self) -> Record:
         """The manifest's record of the encoder, as `checkpoint_settings.record_of` makes it; empty if that is not known."""
-        record: dict[str, Any] = (self.manifest or {}).get("encoder", {})
-        return record if "sha256" in record else {}
+        return self.manifest.made_by if self.manifest else {}
 
     def search(
         self, query_vecs: Floats, k: int, *, ef_search: int | None = None, nprobe: int | None = None

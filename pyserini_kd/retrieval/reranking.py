@@ -27,7 +27,8 @@ from pyserini_kd.retrieval.token_index import TokenIndex
 from pyserini_kd.storage.arrays import Floats
 from pyserini_kd.storage.errors import InputError
 from pyserini_kd.storage.locks import alone, clear
-from pyserini_kd.storage.records import comparable, read_json
+from pyserini_kd.storage.manifest import Manifest
+from pyserini_kd.storage.records import comparable
 
 logger = logging.getLogger(__name__)
 
@@ -141,7 +142,7 @@ def open_source(encoder: str, indexes: Sequence[str], *, segment: str | None = N
         logger.info("the indexes are of several kinds: documents are scored from their texts")
     if architecture and same:
         index = TokenIndex.load(*folders)
-        made_by = index.manifest["encoder"]
+        made_by = index.manifest.encoder
         if made_by["sha256"] == fingerprint(resolve(encoder)):
             kept = {name: made_by[name] for name in ("l2_norm", "doc_prefix", "max_doc_len")}
             given = {name: value for name, value in settings.items() if value is not None}
@@ -161,8 +162,7 @@ def open_source(encoder: str, indexes: Sequence[str], *, segment: str | None = N
 
 def _has_vectors(folder: Path, encoder: Encoder) -> bool:
     """Whether a folder holds exactly the vectors that the encoder would make."""
-    path = folder / "manifest.json"
-    manifest = read_json(path, "manifest") if path.is_file() else {}
-    made_by, mine = manifest.get("encoder", {}), encoder.record()
-    exact = manifest.get("index") == "Flat" and manifest.get("precision") == encoder.precision
-    return exact and all(made_by.get(name) == mine[name] for name in (*SIDES, "max_doc_len"))
+    manifest, mine = Manifest.find(folder), encoder.record()
+    if manifest is None or manifest.index != "Flat" or manifest.precision != encoder.precision:
+        return False
+    return all(manifest.encoder.get(name) == mine[name] for name in (*SIDES, "max_doc_len"))

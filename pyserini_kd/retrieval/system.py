@@ -24,7 +24,7 @@ from pyserini_kd.retrieval.search_settings import SystemSettings
 from pyserini_kd.retrieval.stored_docs import has_docs, stored_docs
 from pyserini_kd.retrieval.text_sources import Fetch, fetch_from
 from pyserini_kd.storage.errors import InputError
-from pyserini_kd.storage.records import read_json
+from pyserini_kd.storage.manifest import Manifest
 
 FUSION_DEPTH = 1000  # hits of each run that fusion sees, at least
 
@@ -58,9 +58,8 @@ class System:
         sparse_index = settings.index[0] if settings.is_sparse else settings.sparse_index
         if sparse_index:
             sparse = BM25Index.open(sparse_index)
-            record = Path(sparse_index) / "manifest.json"
-            if index is not None and record.is_file():
-                passages.refuse_mixture((index.folder, index.manifest), (sparse_index, read_json(record, "manifest")))
+            if index is not None:
+                passages.refuse_mixture(index.manifest, Manifest.find(sparse_index))
         own: dict[str, Any] = {"device": settings.device, "precision": settings.precision, "backend": settings.backend}
         own["batch_size"] = settings.batch_size
         reranker, source = None, None

@@ -50,7 +50,7 @@ faiss_build._loaded = lambda *args: (time.sleep(pause) or block for block in loa
 faiss_build.KEEP = 0.05  # seconds
 docs = (Doc(f"d{n}", "", str(n)) for n in range(230))
 print("ready", flush=True)
-count = build.build_from(docs, encode, 8, folder, {"block": 10, "store_docs": True}, kind=kind, overwrite=False,
+count = build.build_from(docs, encode, 8, folder, {}, block=10, kind=kind, overwrite=False,
                          shard=(shard_id, shard_num), collection="")
 print(count)
 """
@@ -72,7 +72,7 @@ def build(docs, folder, kind="Flat", **settings):
         return np.array([vector(int(text)) for text in texts])
 
     base = {"kind": kind, "overwrite": False, "shard": (0, 1), "collection": ""}
-    return build_from(docs, encode, WIDTH, folder, {"block": 10, "store_docs": True}, **base | settings)
+    return build_from(docs, encode, WIDTH, folder, {}, block=10, **base | settings)
 
 
 def docs(n=N):
@@ -567,7 +567,7 @@ def test_too_few_documents_for_a_kind(tmp_path, kind, message):
     assert not (tmp_path / "x").exists()
     calls = []
     build_from(
-        docs(), calls.append, WIDTH, tmp_path / "x", {"block": 10, "store_docs": True},
+        docs(), calls.append, WIDTH, tmp_path / "x", {}, block=10,
         kind="Flat", overwrite=False, shard=(0, 1), collection="",
     )  # fmt: skip
     assert calls == []  # the vectors were there
@@ -622,7 +622,7 @@ def test_vectors_that_are_not_finite_are_refused(tmp_path):
 
     with np.errstate(all="ignore"), pytest.raises(InputError, match="the vector of document 'd7' is not finite"):
         build_from(
-            docs(), encode, WIDTH, tmp_path / "x", {"block": 10, "store_docs": True},
+            docs(), encode, WIDTH, tmp_path / "x", {}, block=10,
             kind="Flat", overwrite=False, shard=(0, 1), collection="",
         )  # fmt: skip
     assert not (tmp_path / "x").exists()
@@ -638,7 +638,7 @@ def test_the_first_block_says_what_a_million_documents_take(tmp_path, caplog, mo
         return np.zeros((len(texts), WIDTH), np.float32)
 
     build_from(
-        (Doc(f"d{n}", "", "x" * 10_000) for n in range(250)), encode, WIDTH, tmp_path / "x", {"block": 100, "store_docs": True},
+        (Doc(f"d{n}", "", "x" * 10_000) for n in range(250)), encode, WIDTH, tmp_path / "x", {}, block=100,
         kind="Flat", overwrite=False, shard=(0, 1), collection="",
     )  # fmt: skip
     (told,) = [record.message for record in caplog.records if record.message.startswith("a million")]

@@ -68,7 +68,7 @@ def test_kinds_keep_inner_product_order(tmp_path, encoder, tiny_dot, corpus, que
 
 def test_manifest_and_stored_documents(dense_index, corpus):
     opened = DenseIndex.load(dense_index)
-    assert opened.manifest["n_docs"] == 20 and opened.manifest["encoder"]["pooling"] == "mean"
+    assert opened.manifest.n_docs == 20 and opened.manifest.encoder["pooling"] == "mean"
     fetch = stored_docs(dense_index)
     assert list(fetch(["sleep-cat", "eat-dog"])) == [corpus[10], corpus[1]]
     with pytest.raises(InputError, match="not in the index"):

@@ -179,7 +179,7 @@ def test_query_texts_manifest_and_service(by_command, tiny_dot, corpus, invoke):
     result = invoke(search.main, "--index", by_command, "--encoder", tiny_dot, "--query", "what the goose eats", "--hits", 3)
     assert result.exit_code == 0 and len(result.output.splitlines()) == 6, result.output
     manifest = DenseIndex.load(by_command).manifest
-    assert manifest["index"] == "lucene-flat" and manifest["n_docs"] == 20 and manifest["encoder"]["pooling"] == "mean"
+    assert manifest.index == "lucene-flat" and manifest.n_docs == 20 and manifest.encoder["pooling"] == "mean"
     assert list(stored_docs(by_command)(["sleep-cat"])) == [corpus[10]]
     assert list(text_sources.fetch_from(str(by_command))(["eat-dog"])) == [corpus[1]]
     run = search_by_name([Query("q", "the goose"), Query("blank", " ")], str(by_command), str(tiny_dot), hits=30)
