@@ -15,7 +15,7 @@ from pyserini_kd.data import passages
 from pyserini_kd.data.doc_ids import DocIds
 from pyserini_kd.models.engine import dot_rows, unique
 from pyserini_kd.retrieval import lucene
-from pyserini_kd.retrieval.stored_docs import shards
+from pyserini_kd.retrieval.text_sources import shards
 from pyserini_kd.retrieval.vector_store import JoinedStore, VectorStore, open_store
 from pyserini_kd.storage.arrays import Floats, Rows
 from pyserini_kd.storage.errors import InputError

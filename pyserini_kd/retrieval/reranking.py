@@ -21,8 +21,7 @@ from pyserini_kd.models.rankers import Encoder, Scorer, TokenScorer
 from pyserini_kd.retrieval import token_index
 from pyserini_kd.retrieval.dense_index import DenseIndex
 from pyserini_kd.retrieval.open_index import SIDES
-from pyserini_kd.retrieval.stored_docs import has_docs, shards
-from pyserini_kd.retrieval.text_sources import Fetch, fetch_from
+from pyserini_kd.retrieval.text_sources import Fetch, fetch_from, has_docs, shards
 from pyserini_kd.retrieval.token_index import TokenIndex
 from pyserini_kd.storage.arrays import Floats
 from pyserini_kd.storage.errors import InputError

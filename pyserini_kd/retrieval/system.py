@@ -21,8 +21,7 @@ from pyserini_kd.retrieval.open_index import open_with_encoder
 from pyserini_kd.retrieval.query_cache import QueryCache
 from pyserini_kd.retrieval.reranking import Source
 from pyserini_kd.retrieval.search_settings import SystemSettings
-from pyserini_kd.retrieval.stored_docs import has_docs, stored_docs
-from pyserini_kd.retrieval.text_sources import Fetch, fetch_from
+from pyserini_kd.retrieval.text_sources import Fetch, fetch_from, has_docs, stored_docs
 from pyserini_kd.storage.errors import InputError
 from pyserini_kd.storage.manifest import Manifest
 

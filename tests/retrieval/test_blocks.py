@@ -20,7 +20,7 @@ import pytest
 from pyserini_kd import index
 from pyserini_kd.data.types import Doc
 from pyserini_kd.retrieval import build as build_
-from pyserini_kd.retrieval import faiss_build, faiss_files, faiss_kinds, index_folder, vector_store
+from pyserini_kd.retrieval import faiss_build, faiss_kinds, index_folder, vector_store
 from pyserini_kd.retrieval.build import build_from
 from pyserini_kd.retrieval.dense_index import DenseIndex
 from pyserini_kd.storage import arrays, sharing
@@ -408,7 +408,7 @@ def test_streamed_files_are_those_that_faiss_writes(tmp_path, kind):
     vectors = clustered(300)
     np.save(tmp_path / "0.npy", vectors[:200])
     np.save(tmp_path / "1.npy", vectors[200:])
-    assert faiss_files.streams(faiss_kinds.new(16, kind))
+    assert faiss_build.streams(faiss_kinds.new(16, kind))
     faiss_build.write([tmp_path / "0.npy", tmp_path / "1.npy"], 16, kind, tmp_path)
     held = faiss_kinds.new(16, kind)
     held.train(vectors)
@@ -432,7 +432,7 @@ def test_kinds_derived_from_those_that_stream_are_written_by_faiss(tmp_path, kin
     vectors[7] = vectors[3]
     np.save(tmp_path / "0.npy", vectors)
     (tmp_path / "docid").write_text("".join(f"d{n}\n" for n in range(300)))
-    assert not faiss_files.streams(faiss_kinds.new(16, kind))
+    assert not faiss_build.streams(faiss_kinds.new(16, kind))
     faiss_build.write([tmp_path / "0.npy"], 16, kind, tmp_path)
     assert vector_store.open_store(tmp_path).count == 300
 

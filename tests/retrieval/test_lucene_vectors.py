@@ -14,8 +14,8 @@ from pyserini_kd.models.rankers import load_encoder
 from pyserini_kd.retrieval import build, faiss_build, lucene, lucene_vectors, service, text_sources
 from pyserini_kd.retrieval.dense_index import DenseIndex
 from pyserini_kd.retrieval.search_settings import SystemSettings
-from pyserini_kd.retrieval.stored_docs import stored_docs
 from pyserini_kd.retrieval.system import System
+from pyserini_kd.retrieval.text_sources import stored_docs
 from pyserini_kd.storage.errors import InputError
 
 KINDS = tuple(lucene_vectors.INDEXERS)
