@@ -16,7 +16,6 @@ from pyserini_kd.data.doc_ids import DocIds
 from pyserini_kd.models.engine import dot_rows, unique
 from pyserini_kd.retrieval import lucene
 from pyserini_kd.retrieval.text_sources import shards
-from pyserini_kd.retrieval.vector_store import JoinedStore, VectorStore, open_store
 from pyserini_kd.storage.arrays import Floats, Rows
 from pyserini_kd.storage.errors import InputError
 from pyserini_kd.storage.manifest import Manifest
@@ -24,6 +23,7 @@ from pyserini_kd.storage.records import Record, comparable
 
 if TYPE_CHECKING:
     from pyserini_kd.models.rankers import Encoder
+    from pyserini_kd.retrieval.vector_store import VectorStore
 
 logger = logging.getLogger(__name__)
 
@@ -60,6 +60,8 @@ class DenseIndex:
 
     @classmethod
     def _load_one(cls, folder: Path, mmap: bool) -> DenseIndex:
+        from pyserini_kd.retrieval.vector_store import open_store  # only here: importing FAISS takes long
+
         if not folder.is_dir():
             raise InputError(f"index not found: {folder}")
         opened = folder.stat().st_ino
@@ -97,6 +99,8 @@ class DenseIndex:
         if (twice := doc_ids.twice()) is not None:
             where = " and ".join(str(part.folder) for part in parts if twice in part.doc_ids)
             raise InputError(f"document {twice!r} is in more than one index: {where}")
+        from pyserini_kd.retrieval.vector_store import JoinedStore  # only here: importing FAISS takes long
+
         return cls(first.folder, JoinedStore([part.store for part in parts]), doc_ids, manifest)
 
     @property

@@ -13,6 +13,7 @@ from itertools import islice
 from pathlib import Path
 from typing import IO
 
+import faiss
 import numpy as np
 from tqdm import tqdm
 
@@ -154,8 +155,6 @@ def free_memory() -> int:
 
 def _train(index: FaissIndex, kind: str, blocks: Sequence[Path]) -> None:
     """Train an index on a sample of the blocks; InputError if FAISS cannot."""
-    import faiss
-
     least, why = faiss_kinds.needed(index)
     advised = least * faiss.ClusteringParameters().min_points_per_centroid
     sample = _sample(blocks, faiss_kinds.train_size(index))
@@ -211,8 +210,6 @@ def _keep(index: FaissIndex, path: Path) -> None:
 
 def _write_index(index: FaissIndex, out: IO[bytes]) -> None:
     """`faiss.write_index`, which fails if the disk is full: FAISS's own function overlooks that the end of a file was lost."""
-    import faiss
-
     failed: list[OSError] = []
 
     def write(some: bytes) -> None:
@@ -243,22 +240,16 @@ def _last_line(error: RuntimeError) -> str:
 
 def streams(index: FaissIndex) -> bool:
     """Whether the index can be written block by block."""
-    import faiss
-
     with_lists = (faiss.IndexIVFFlat, faiss.IndexIVFPQ, faiss.IndexIVFScalarQuantizer)
     return _is_plain(index) or type(_behind(index)) in with_lists  # exact types: others (Panorama, Dedup) differ on disk
 
 
 def _is_plain(index: FaissIndex) -> bool:
-    import faiss
-
     return type(index) in (faiss.IndexFlat, faiss.IndexFlatIP, faiss.IndexScalarQuantizer)
 
 
 def _behind(index: FaissIndex) -> FaissIndex:
     """The index behind a transform such as OPQ, or the index itself."""
-    import faiss
-
     return faiss.downcast_index(index.index if isinstance(index, faiss.IndexPreTransform) else index)
 
 
@@ -275,8 +266,6 @@ def write_streamed(index: FaissIndex, blocks: Iterable[Floats], total: int, path
 
 def _write_codes(index: FaissIndex, blocks: Iterable[Floats], total: int, path: Path) -> None:
     """Header with the count, number of codes, codes."""
-    import faiss
-
     head = bytearray(faiss.serialize_index(index).tobytes())
     unit = 4 if isinstance(index, faiss.IndexFlat) else 1  # a Flat index counts floats, the others bytes
     head[COUNT : COUNT + 8] = total.to_bytes(8, "little")
@@ -289,8 +278,6 @@ def _write_codes(index: FaissIndex, blocks: Iterable[Floats], total: int, path: 
 
 def _write_lists(index: FaissIndex, inner: FaissIndex, blocks: Iterable[Floats], total: int, path: Path) -> None:
     """Header with the count, sizes of the lists, and for each list its codes and then its rows."""
-    import faiss
-
     unsorted = path.with_name(f"{path.name}.codes")
     number = inner.coarse_code_size()  # bytes before a code that tell its list
     lists = np.empty(total, np.int32)

@@ -15,6 +15,7 @@ import tempfile
 from collections.abc import Iterable
 from pathlib import Path
 
+import faiss
 import numpy as np
 import numpy.typing as npt
 
@@ -191,7 +192,6 @@ class LuceneStore:
         self, query_vecs: Floats, k: int, *, ef_search: int | None = None, nprobe: int | None = None
     ) -> tuple[Floats, Rows]:
         """See `VectorStore.search`; as many threads as FAISS uses search side by side."""
-        import faiss
         from jnius import autoclass
 
         if nprobe is not None:

@@ -23,6 +23,7 @@ from pyserini_kd.retrieval import build as build_
 from pyserini_kd.retrieval import faiss_build, faiss_kinds, index_folder, vector_store
 from pyserini_kd.retrieval.build import build_from
 from pyserini_kd.retrieval.dense_index import DenseIndex
+from pyserini_kd.retrieval.indexing import IndexSettings
 from pyserini_kd.storage import arrays, sharing
 from pyserini_kd.storage.errors import InputError
 from pyserini_kd.storage.sharing import SharedJob, open_shared
@@ -297,16 +298,19 @@ def test_a_collection_that_changes_meanwhile_is_noticed(tmp_path):
 
 
 def test_torchrun_tells_each_process_its_shard(monkeypatch):
-    assert index._shard(None, None, True) == (0, 1)
+    def settings(**more):
+        return IndexSettings(collection="docs.jsonl", encoder="minilm", index=Path("x"), **more)
+
+    assert settings(overwrite=True).shard == (0, 1)
     monkeypatch.setenv("RANK", "2")
     monkeypatch.setenv("WORLD_SIZE", "4")
-    assert index._shard(None, None, False) == (2, 4)
-    assert index._shard(0, 3, False) == (0, 3)
-    for wrong in ((3, 3), (None, 3), (1, None)):
+    assert settings().shard == (2, 4)
+    assert settings(shard_id=0, shard_num=3).shard == (0, 3)
+    for wrong in ({"shard_id": 3, "shard_num": 3}, {"shard_num": 3}, {"shard_id": 1}):
         with pytest.raises(InputError, match="go together"):
-            index._shard(*wrong, False)
-    with pytest.raises(InputError, match="--overwrite does not go with several"):
-        index._shard(None, None, True)
+            settings(**wrong)
+    with pytest.raises(InputError, match="overwrite: does not go with several"):
+        settings(overwrite=True)
 
 
 @pytest.mark.slow
