@@ -221,7 +221,7 @@ def _scorer(name: str, index: DenseIndex | None, **settings: Any) -> _Scorer:
         if not isinstance(model, rankers.Encoder):
             raise InputError(f"it holds vectors of a bert_dot; teacher {name} is a {model.architecture}", "index")
         check_encoder(index, model)
-        if not index.is_exact:
+        if not index.store.is_exact:
             raise InputError(f"{index.folder} does not hold exact vectors; a teacher needs a Flat one", "index")
         # the lengths and precision its vectors were made with
         record["index"] = index.manifest.encoder if index.manifest else None

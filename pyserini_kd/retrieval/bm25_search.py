@@ -19,7 +19,15 @@ from pyserini_kd.data.formats import split_contents
 from pyserini_kd.data.java import java_message, start_jvm
 from pyserini_kd.data.runs import Run, Scores
 from pyserini_kd.data.types import Doc, Query
-from pyserini_kd.retrieval.lucene import BRACKETS, JavaObject, in_threads, is_lucene_index, json_mapper, prebuilt_index
+from pyserini_kd.retrieval.lucene import (
+    BRACKETS,
+    JavaObject,
+    in_threads,
+    is_lucene_index,
+    java_class,
+    json_mapper,
+    prebuilt_index,
+)
 from pyserini_kd.storage.errors import InputError
 from pyserini_kd.storage.manifest import Manifest
 
@@ -75,10 +83,10 @@ class BM25Index:
         if manifest is not None and manifest.kind == "dense":
             raise InputError(f"{path} holds vectors, no words; search it with the encoder that made it")
         start_jvm()
-        from jnius import JavaException, autoclass
+        from jnius import JavaException
 
         try:  # the Java object inside Pyserini's LuceneSearcher; importing that class would take seven seconds
-            return cls(str(name), autoclass("io.anserini.search.SimpleSearcher")(str(path.resolve())))
+            return cls(str(name), java_class("io.anserini.search.SimpleSearcher")(str(path.resolve())))
         except JavaException as error:  # written by another Lucene, or damaged
             raise InputError(f"{path} cannot be opened: {java_message(error)}") from error
 
@@ -116,10 +124,8 @@ class BM25Index:
 
     def _set_rm3(self) -> None:
         """Set Pyserini's RM3: terms come from document vectors, or from the texts of the known MS MARCO indexes."""
-        from jnius import autoclass
-
         # Pyserini asks for the vectors of document 0, which has none if it has no words
-        infos = autoclass("org.apache.lucene.index.FieldInfos").getMergedFieldInfos(self._searcher.reader)
+        infos = java_class("org.apache.lucene.index.FieldInfos").getMergedFieldInfos(self._searcher.reader)
         contents = infos.fieldInfo("contents")
         vectors = contents is not None and contents.hasVectors()
         if not vectors and self.name not in RAW_TEXTS:
@@ -189,9 +195,7 @@ def _find_with_anserini(searcher: JavaObject, hits: int, queries: Iterable[Query
 
 @functools.cache
 def _generator() -> JavaObject:
-    from jnius import autoclass
-
-    return autoclass("io.anserini.search.query.BagOfWordsQueryGenerator")()
+    return java_class("io.anserini.search.query.BagOfWordsQueryGenerator")()
 
 
 def _parse_hits(text: str) -> Found:

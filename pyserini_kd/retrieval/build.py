@@ -28,6 +28,7 @@ from pyserini_kd.storage import arrays
 from pyserini_kd.storage.arrays import Floats
 from pyserini_kd.storage.errors import InputError
 from pyserini_kd.storage.files import require_file
+from pyserini_kd.storage.job import Job
 from pyserini_kd.storage.records import Record
 
 logger = logging.getLogger(__name__)
@@ -43,12 +44,7 @@ def build(
     The bytes written do not depend on how often the work was cut short or shared, except `manifest.json`, which holds the
     time, and Lucene's files, which hold random names.
 
-    Args:
-        docs: the collection.
-        encoder: makes the vectors.
-        folder: what to write.
-        kind: a FAISS factory string, `lucene-hnsw` or `lucene-flat`.
-        options: see `index_folder.Options`.
+    `kind` is a FAISS factory string, `lucene-hnsw` or `lucene-flat`; see `index_folder.Options` for the other options.
     """
     cut: list[int] = []
 
@@ -75,14 +71,14 @@ def build_from(
     logger.info("%s", faiss_build.estimate(width, kind))
     empty = 0
 
-    def make(blocks: Blocks, number: int, block: list[Doc]) -> None:
+    def make(job: Job, number: int, block: list[Doc]) -> None:
         nonlocal empty
         empty += sum(not doc.contents.strip() for doc in block)
         found = encode([doc.contents for doc in block])
         if not np.isfinite(found).all():
             lost = next(doc.doc_id for doc, vector in zip(block, found, strict=True) if not np.isfinite(vector).all())
             raise InputError(f"the vector of document {lost!r} is not finite; these weights are of no use in this precision")
-        arrays.keep(blocks.path(number, "npy"), found)
+        arrays.keep(job.path(number, "npy"), found)
 
     count = index_folder.build(
         docs, Path(folder), made_from, make, _assembler(kind, width), index=kind, default_block=BLOCK, **options
@@ -106,11 +102,11 @@ def build_from_vectors(
     No texts are stored. A killed run is resumed, as in `build`. InputError where the encoder makes vectors of another width.
     """
 
-    def make(blocks: Blocks, number: int, block: list[Embedded]) -> None:
+    def make(job: Job, number: int, block: list[Embedded]) -> None:
         found = np.stack([one.vector for one in block])
         if encoder is not None and found.shape[1] != encoder.width:
             raise InputError(f"{path} holds vectors of {found.shape[1]}, the encoder makes vectors of {encoder.width}")
-        arrays.keep(blocks.path(number, "npy"), found)
+        arrays.keep(job.path(number, "npy"), found)
 
     made_from = {"encoder": {"name": "unknown"} if encoder is None else encoder.record(), "vectors": str(path)}
     return index_folder.build(
@@ -126,7 +122,7 @@ def _assembler(kind: str, width: int | None = None) -> Assemble:
         files = blocks.paths("npy")
         own = int(np.load(files[0], mmap_mode="r").shape[1]) if width is None else width
         digest = hashlib.sha256(" ".join([kind, *blocks.sums]).encode()).hexdigest()
-        faiss_build.write(files, own, kind, new, blocks.folder / f"{digest[:16]}.unfinished")
+        faiss_build.write(files, own, kind, new, blocks.job.folder / f"{digest[:16]}.unfinished")
         return {"kind": "dense", "metric": "inner_product", "width": own}
 
     return assemble

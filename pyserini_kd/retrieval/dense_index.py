@@ -30,19 +30,12 @@ logger = logging.getLogger(__name__)
 
 @dataclasses.dataclass(frozen=True)
 class DenseIndex:
-    """Document vectors, compared by inner product, and the document id of each row.
+    """Document vectors, compared by inner product, and the document id of each row."""
 
-    Attributes:
-        folder: the index folder; the first if there are several.
-        store: the vectors.
-        doc_ids: the id of each row.
-        manifest: what the folder says of itself; None for a folder of another program.
-    """
-
-    folder: Path
+    folder: Path  # the first if there are several
     store: VectorStore
-    doc_ids: DocIds
-    manifest: Manifest | None
+    doc_ids: DocIds  # of each row
+    manifest: Manifest | None  # None for a folder of another program
 
     @classmethod
     def load(cls, *folders: str | Path, mmap: bool = False) -> DenseIndex:
@@ -107,11 +100,6 @@ class DenseIndex:
     def width(self) -> int:
         """H: length of a vector."""
         return self.store.width
-
-    @property
-    def is_exact(self) -> bool:
-        """Whether the vectors are kept as they were made, not quantised."""
-        return self.store.is_exact
 
     @property
     def made_by(self) -> Record:

@@ -38,7 +38,8 @@ def estimate(width: int, kind: str) -> str:
         InputError: there is no such kind for vectors of this width.
     """
     if kind in lucene_vectors.INDEXERS:
-        lucene_vectors.check(width)
+        if width > lucene_vectors.MAX_WIDTH:
+            raise InputError(f"Lucene takes vectors of at most {lucene_vectors.MAX_WIDTH} numbers, the encoder makes {width}")
         seconds, size = 0.0, lucene_vectors.vector_bytes(width, kind)
         where = f"on disk; built with {lucene_vectors.BUFFER} MiB in memory"
     else:
@@ -52,17 +53,13 @@ def estimate(width: int, kind: str) -> str:
 
 
 def write(blocks: Sequence[Path], width: int, kind: str, folder: Path, kept: Path | None = None) -> None:
-    """Write the vectors of the blocks (`.npy`, in order) into an index folder, whose `docid` names the rows.
+    """Write vectors float32 (N, `width`), the blocks (`.npy`) in order, into an index folder, whose `docid` names the rows.
 
     Memory holds one block for kinds that are streamed to disk, the whole index for others, and the sample while a kind is
     trained. After a kill the next run goes on from `kept` and writes the same bytes (with Lucene: the same graph).
 
-    Args:
-        blocks: files of vectors float32 (N, H).
-        width: H.
-        kind: a FAISS factory string, or one of `lucene_vectors.INDEXERS`.
-        folder: where the index goes.
-        kept: a file for the trained index and, every few minutes, for an index filled in memory. For Lucene it is a folder.
+    The kind is a FAISS factory string, or one of `lucene_vectors.INDEXERS`. `kept` is a file for the trained index and, every
+    few minutes, for an index filled in memory; for Lucene it is a folder.
 
     Raises:
         InputError: there are fewer vectors than the kind needs, Lucene refuses an id, or the disk is full.
@@ -258,14 +255,9 @@ def write_streamed(index: FaissIndex, blocks: Iterable[Floats], total: int, path
 
     Memory holds a block, and 12 bytes a vector while inverted lists are sorted; disk holds their codes twice meanwhile.
     """
-    if _is_plain(index):
-        _write_codes(index, blocks, total, path)
-    else:
+    if not _is_plain(index):
         _write_lists(index, _behind(index), blocks, total, path)
-
-
-def _write_codes(index: FaissIndex, blocks: Iterable[Floats], total: int, path: Path) -> None:
-    """Header with the count, number of codes, codes."""
+        return
     head = bytearray(faiss.serialize_index(index).tobytes())
     unit = 4 if isinstance(index, faiss.IndexFlat) else 1  # a Flat index counts floats, the others bytes
     head[COUNT : COUNT + 8] = total.to_bytes(8, "little")

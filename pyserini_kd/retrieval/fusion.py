@@ -38,37 +38,22 @@ PartsOf = Callable[[Hits], Parts]
 
 
 class Ways(TypedDict, total=False):
-    """Settings of fusion methods.
+    """Settings of fusion methods."""
 
-    Attributes:
-        rrf_k: for `rrf`, how little the first ranks stand out; 60.
-        alpha: for `interpolation`, the weight of the first run; 0.5.
-        norm: for methods on scores, how each ranking's scores are normalised first: one of `NORMS`; None is `none`.
-        weights: one a run, for `wsum`; None is all 1.
-        rbp_p: for `rbp`, the persistence; 0.8.
-    """
-
-    rrf_k: int
-    alpha: float
-    norm: str | None
-    weights: Sequence[float] | None
-    rbp_p: float
+    rrf_k: int  # for rrf, how little the first ranks stand out: 60 by default
+    alpha: float  # for interpolation, the weight of the first run: 0.5
+    norm: str | None  # for methods on scores, how each ranking's are normalised first, one of `NORMS`; None is `none`
+    weights: Sequence[float] | None  # for wsum, one a run; None is all 1
+    rbp_p: float  # for rbp, the persistence: 0.8
 
 
 class Way(NamedTuple):
-    """A fusion method with its settings.
+    """A fusion method with its settings."""
 
-    Attributes:
-        parts_of: for each run.
-        combine: from the parts of a topic to scores.
-        cut_first: whether parts depend on the first `depth` hits only; pyserini.fusion normalises by all hits, then cuts.
-        sums_raw: whether raw scores are added, so that a missing score counts as 0.
-    """
-
-    parts_of: Sequence[PartsOf]
-    combine: Combine
-    cut_first: bool = False
-    sums_raw: bool = False
+    parts_of: Sequence[PartsOf]  # for each run
+    combine: Combine  # from the parts of a topic to scores
+    cut_first: bool = False  # parts depend on the first `depth` hits only; pyserini.fusion normalises by all hits, then cuts
+    sums_raw: bool = False  # raw scores are added: a missing score counts as 0
 
 
 TAG = "pyserini_kd.fusion"
@@ -82,13 +67,8 @@ def rrf(
 ) -> Run:
     """Reciprocal rank fusion (Cormack et al. 2009): a document's score is the sum of 1 / (rrf_k + rank) over the runs.
 
-    Args:
-        runs: two or more; ranks are those of `Run`, by score, not those of a file.
-        rrf_k: how little the first ranks stand out; not the number of results.
-        depth: hits read of each ranking; None reads all.
-        k: results per query; None keeps all.
-        tag: name of the fused run.
-        engine: `trectools`, `fast` (ours), or `auto`: trectools if the runs are small and not too deep for it.
+    Of each ranking (by score, not by the ranks in a file) `depth` hits are read, and `k` results kept for each query; None is
+    all. `engine` is `trectools`, `fast` (ours), or `auto`: trectools if the runs are small and not too deep for it.
 
     >>> a, b = Run.from_scores("a", {"q": {"x": 2.0, "y": 1.0}}), Run.from_scores("b", {"q": {"y": 9.0}})
     >>> {d: round(float(s), 5) for d, s in zip(*rrf([a, b])["q"])}

@@ -25,6 +25,7 @@ from pyserini_kd.storage.arrays import Floats, chunks
 from pyserini_kd.storage.environment import command_line, environment
 from pyserini_kd.storage.errors import InputError
 from pyserini_kd.storage.files import atomic_file, refuse_existing
+from pyserini_kd.storage.job import Job
 from pyserini_kd.storage.manifest import Manifest
 from pyserini_kd.storage.records import Record, write_json
 from pyserini_kd.storage.sharing import ASSEMBLY, FINAL, SharedJob, mend, open_shared
@@ -38,23 +39,14 @@ Shard = tuple[int, int]
 
 
 class Options(TypedDict, total=False):
-    """How an index folder is written, whatever is stored of the documents.
+    """How an index folder is written, whatever is stored of the documents."""
 
-    Attributes:
-        store_docs: keep the texts in the folder (the default).
-        overwrite: replace the folder if it exists.
-        block: documents in a block.
-        shard: (I, N): only every N-th block is made here. The process that ends last writes the index, the others return None.
-        collection: its name, for the manifest.
-        segment: how the documents were cut into passages, for the manifest.
-    """
-
-    store_docs: bool
-    overwrite: bool
-    block: int | None
-    shard: Shard
-    collection: str
-    segment: str | None
+    store_docs: bool  # keep the texts in the folder; the default
+    overwrite: bool  # replace the folder if it exists
+    block: int | None  # documents in a block
+    shard: Shard  # only every N-th block is made here; the process that ends last writes the index, the others return None
+    collection: str  # its name, for the manifest
+    segment: str | None  # how the documents were cut into passages, for the manifest
 
 
 class HasId(Protocol):
@@ -66,8 +58,8 @@ class HasId(Protocol):
 
 
 Item = TypeVar("Item", bound=HasId)
-Make = Callable[["Blocks", int, list[Item]], None]
-"""Writes the files of a block, of this number and with these documents."""
+Make = Callable[[Job, int, list[Item]], None]
+"""Writes the files of a block, part of a job, with this number and these documents."""
 Assemble = Callable[["Blocks", Path], Record]
 """Puts the blocks together in a new folder, which has the ids already; gives what the manifest says besides."""
 
@@ -81,21 +73,17 @@ class Blocks:
     count: int = 0
 
     @property
-    def folder(self) -> Path:
-        """Where unfinished work lies."""
-        return self.shared.job.folder
-
-    def path(self, number: int, ending: str) -> Path:
-        """A file of a block."""
-        return self.shared.job.path(number, ending)
+    def job(self) -> Job:
+        """The unfinished work."""
+        return self.shared.job
 
     def paths(self, ending: str) -> list[Path]:
         """One file of each block, in order."""
-        return [self.path(number, ending) for number in range(len(self.sums))]
+        return [self.job.path(number, ending) for number in range(len(self.sums))]
 
     def is_done(self, number: int) -> bool:
         """Whether a block was finished, with the records that it has now."""
-        return self.shared.job.is_done(number, self.sums[number])
+        return self.job.is_done(number, self.sums[number])
 
     def left(self) -> int:
         """How many blocks are not done."""
@@ -126,9 +114,9 @@ class Blocks:
             return True
         with self.shared.lock(number, wait) as ours:
             if ours and self.shared.is_there() and not self.is_done(number):
-                self.shared.job.start(number)
-                make(self, number, block)
-                self.shared.job.finish(number, self.sums[number])
+                self.job.start(number)
+                make(self.job, number, block)
+                self.job.finish(number, self.sums[number])
         return ours
 
 
@@ -145,17 +133,18 @@ def build(
 ) -> int | None:
     """Make an index folder of a stream of documents; returns their number, or None where other shards have work left.
 
-    The ids and, unless that is refused, the texts of the documents are kept here.
+    The folder gets `docid`, `docs.jsonl`, `docs.offsets` (unless texts are refused), `manifest.json`, and what `assemble` adds.
+    Every process reads all documents, whatever its share.
 
     Args:
-        docs: the collection; read by every process, whatever its share.
-        folder: what to write, with `docid`, `docs.jsonl`, `docs.offsets`, `manifest.json` and what `assemble` adds.
+        docs: the collection.
+        folder: what to write.
         made_from: what a block depends on, besides its documents, its size and whether texts are stored.
         make: makes the files of a block.
         assemble: makes the result of them.
         index: the kind of the vector index, on which no block depends.
         default_block: documents in a block, unless the options say it.
-        options: see `Options`.
+        options: how the folder is written.
 
     Raises:
         InputError: the folder exists, the collection is empty or changes meanwhile, another process works with other settings.
@@ -180,7 +169,7 @@ def build(
             if blocks.count == 0:
                 raise InputError("the collection has no documents")
         except InputError:
-            if not shared.job.parts() and shared.is_ours_alone():  # nothing to go on with
+            if not blocks.job.parts() and shared.is_ours_alone():  # nothing to go on with
                 shared.remove()
             raise
         if shard[1] > 1 and (left := blocks.left()):
@@ -194,7 +183,7 @@ def build(
                 return blocks.count
             if blocks.left():
                 raise InputError("the collection has changed while it was indexed; start again")
-            new = blocks.folder / FINAL
+            new = blocks.job.folder / FINAL
             record = _assemble(blocks, new, assemble, store_docs)
             record |= said | {"n_docs": blocks.count, "seconds": round(time.monotonic() - started, 1)}
             write_json(new / manifest.NAME, record | {"command": command_line(), **environment()})
@@ -207,19 +196,19 @@ def _with_docs(make: Make[Item], store_docs: bool) -> Make[Item]:
     """Writes the ids and texts of a block, then the rest by `make`; the first large block tells what a million cost."""
     told = False
 
-    def make_block(blocks: Blocks, number: int, block: list[Item]) -> None:
+    def make_block(job: Job, number: int, block: list[Item]) -> None:
         nonlocal told
         begun = time.monotonic()
-        with atomic_file(blocks.path(number, "ids")) as out:
+        with atomic_file(job.path(number, "ids")) as out:
             out.writelines(f"{doc.doc_id}\n" for doc in block)
         if store_docs:
-            with atomic_file(blocks.path(number, "docs"), binary=True) as out:
+            with atomic_file(job.path(number, "docs"), binary=True) as out:
                 out.writelines(json.dumps(doc, ensure_ascii=False).encode() + b"\n" for doc in block)
-        make(blocks, number, block)
+        make(job, number, block)
         if not told and len(block) >= ENOUGH:
             told = True
             hours = (time.monotonic() - begun) / len(block) * 1e6 / 3600
-            gigabytes = sum(path.stat().st_size for path in blocks.folder.glob(f"{number:06d}.*")) / len(block) * 1e6 / 1e9
+            gigabytes = sum(path.stat().st_size for path in job.folder.glob(f"{number:06d}.*")) / len(block) * 1e6 / 1e9
             logger.info("a million documents like the first %d take %.1f hours here, and %.1f GB, twice while they are "
                         "put together", len(block), hours, gigabytes)  # fmt: skip
 

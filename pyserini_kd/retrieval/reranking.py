@@ -54,14 +54,12 @@ def rerank(
         run: a first-stage run.
         scorer: a ranker of any architecture.
         queries: texts of the run's queries.
-        source: gives the documents for ids, in the order asked; or holds what this ranker stored of them.
+        source: gives the documents, or holds what this ranker stored of them.
         depth: documents rescored for each query.
-        segment: `WORDS:STRIDE` cuts documents into passages (or finds them in the index), each scored with the query. None
-            takes documents whole.
+        segment: `WORDS:STRIDE` cuts documents into passages (or finds them in the index), each scored with the query.
         aggregate: how the scores of passages become their document's: maxp, firstp, sump or avgp. The last two add the
             probabilities of a cross-encoder or PreTTR, not their logits, as Dai and Callan, and Chen et al., do: a sum of
-            logits would count each irrelevant passage against its document. A TK's scores may be negative too, and are no
-            logits: its passages are not summed.
+            logits would count each irrelevant passage against its document. A TK's scores, negative too, are not summed.
         tag: the new run's tag.
         work: folder for finished scores, as in `Scorer.score`.
 

@@ -56,7 +56,14 @@ class System:
             hardware.use_threads(settings.threads)
         index = encoder = sparse = cache = None
         if not settings.is_sparse:
-            index, encoder = _open_dense(settings)
+            index, encoder = open_with_encoder(
+                [name if Path(name).exists() else lucene.prebuilt_index(name, "FAISS") for name in settings.index],
+                settings.encoder,
+                mmap=settings.mmap,
+                ignore_mismatch=settings.ignore_encoder_mismatch,
+                max_query_len=settings.max_length,
+                **settings.model_dump(include={*MODEL, "pooling", "l2_norm", "query_prefix", "doc_prefix"}),
+            )
             cache = QueryCache.of(query_cache, encoder) if query_cache else None
         sparse_index = settings.index[0] if settings.is_sparse else settings.sparse_index
         if sparse_index:
@@ -142,17 +149,6 @@ class System:
             return fusion.rrf([sparse, run], rrf_k=rrf_k, k=k, tag=tag, engine="fast" if one_query else "auto")
         timing["fusion"] = f"{alpha} * sparse + {1 - alpha:g} * dense, missing = 0"
         return fusion.interpolation(sparse, run, alpha=alpha, k=k, tag=tag)
-
-
-def _open_dense(settings: SystemSettings) -> tuple[DenseIndex, Encoder]:
-    return open_with_encoder(
-        [name if Path(name).exists() else lucene.prebuilt_index(name, "FAISS") for name in settings.index],
-        settings.encoder,
-        mmap=settings.mmap,
-        ignore_mismatch=settings.ignore_encoder_mismatch,
-        max_query_len=settings.max_length,
-        **settings.model_dump(include={*MODEL, "pooling", "l2_norm", "query_prefix", "doc_prefix"}),
-    )
 
 
 def _fetch(settings: SystemSettings, index: DenseIndex | None) -> Fetch | None:

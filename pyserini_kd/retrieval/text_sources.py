@@ -126,12 +126,5 @@ def fetch_from(source: str | Iterable[Doc], *more: str) -> Fetch:
     return scan
 
 
-def is_index(source: str) -> bool:
-    """Whether documents are to be had from an index, ours, Lucene's or a prebuilt one, rather than from a collection."""
-    path = Path(source)
-    ours = (path / "docid").exists() or (path / "manifest.json").exists()
-    return ours or lucene.is_lucene_index(path) or not _is_collection(source)
-
-
 def _is_collection(source: str) -> bool:
     return Path(source).exists() or source == "pydocs" or source.startswith(sources.IR_DATASETS)

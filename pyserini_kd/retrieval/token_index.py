@@ -29,6 +29,7 @@ from pyserini_kd.retrieval.index_folder import Blocks, Options
 from pyserini_kd.storage.arrays import AnyArray, Floats
 from pyserini_kd.storage.errors import InputError
 from pyserini_kd.storage.files import atomic_file, require_file
+from pyserini_kd.storage.job import Job
 from pyserini_kd.storage.manifest import Manifest
 from pyserini_kd.storage.records import Record, comparable
 
@@ -168,12 +169,12 @@ def build(
     made_from |= {"dtype": dtype, "segment": options.get("segment")}
     cut: list[int] = []
 
-    def make(blocks: Blocks, number: int, some: list[Doc]) -> None:
+    def make(job: Job, number: int, some: list[Doc]) -> None:
         found = scorer.encode_docs([doc.contents for doc in some], cut=cut, label="encode")
-        with atomic_file(blocks.path(number, "tokens"), binary=True) as out:
+        with atomic_file(job.path(number, "tokens"), binary=True) as out:
             for doc, states in zip(some, found, strict=True):
                 out.write(_stored(doc, states, dtype))
-        with atomic_file(blocks.path(number, "lengths"), binary=True) as out:
+        with atomic_file(job.path(number, "lengths"), binary=True) as out:
             out.write(np.array([len(states) for states in found], dtype="<i8").tobytes())
 
     def assemble(blocks: Blocks, new: Path) -> Record:

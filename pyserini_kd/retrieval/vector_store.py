@@ -19,17 +19,11 @@ FAISS: Any = faiss  # the stubs of the library lack the arguments of search para
 
 
 class VectorStore(Protocol):
-    """Document vectors by row, compared by inner product.
+    """Document vectors by row, compared by inner product."""
 
-    Attributes:
-        width: H, the length of a vector.
-        count: N, the number of vectors.
-        is_exact: whether the vectors are kept as they were made, not quantised.
-    """
-
-    width: int
-    count: int
-    is_exact: bool
+    width: int  # H, the length of a vector
+    count: int  # N, the number of vectors
+    is_exact: bool  # the vectors are kept as they were made, not quantised
 
     def search(
         self, query_vecs: Floats, k: int, *, ef_search: int | None = None, nprobe: int | None = None
@@ -127,12 +121,10 @@ class JoinedStore:
 
 
 def open_store(folder: Path, mmap: bool = False, foreign: bool = True) -> VectorStore:
-    """Open the vectors of an index folder.
+    """Open the vectors of an index folder, which holds `index` (FAISS) or a Lucene index.
 
-    Args:
-        folder: holds `index` (FAISS) or a Lucene index.
-        mmap: leave FAISS vectors on disk. Lucene always does.
-        foreign: another program may have written the folder: look for row numbers that `docid` does not name.
+    With `mmap` FAISS's vectors stay on disk, as Lucene's always do. A `foreign` folder, which another program may have written,
+    is searched for row numbers that `docid` does not name.
 
     Raises:
         InputError: there are no vectors, they are not compared by inner product, or they have row numbers of their own.
