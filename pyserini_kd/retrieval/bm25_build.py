@@ -10,10 +10,10 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from pyserini_kd.data.java import java_message, quiet_java, start_jvm
+from pyserini_kd.data.java import quiet_java, start_jvm
 from pyserini_kd.data.types import Doc
 from pyserini_kd.retrieval import lucene
-from pyserini_kd.retrieval.lucene import java_class
+from pyserini_kd.retrieval.lucene import java_class, java_errors
 from pyserini_kd.storage import manifest
 from pyserini_kd.storage.arrays import chunks
 from pyserini_kd.storage.errors import InputError
@@ -80,18 +80,15 @@ def build_index_with_reader(
     if not collection.is_dir():
         raise InputError(f"{collection_class} needs a folder, but {collection} is none")
     start_jvm()
-    from jnius import JavaException
-
     with atomic_folder(index_dir, overwrite=overwrite) as partial:
         args = java_class("io.anserini.index.IndexCollection$Args")()
         args.collectionClass, args.input, args.index = collection_class, str(collection.resolve()), str(partial.resolve())
         args.storePositions = args.storeDocvectors = args.storeRaw = args.quiet = args.uniqueDocid = True
         args.threads = threads
         try:
-            indexer = java_class("io.anserini.index.IndexCollection")(args)
-            indexer.run()
-        except JavaException as error:
-            raise InputError(f"{collection_class} could not index {collection}: {java_message(error)}") from error
+            with java_errors(f"{collection_class} could not index {collection}"):
+                indexer = java_class("io.anserini.index.IndexCollection")(args)
+                indexer.run()
         finally:
             quiet_java()  # Anserini has changed the log level
         counters = indexer.getCounters()

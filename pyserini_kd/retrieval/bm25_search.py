@@ -16,7 +16,7 @@ import numpy as np
 from tqdm import tqdm
 
 from pyserini_kd.data.formats import split_contents
-from pyserini_kd.data.java import java_message, start_jvm
+from pyserini_kd.data.java import start_jvm
 from pyserini_kd.data.runs import Run, Scores
 from pyserini_kd.data.types import Doc, Query
 from pyserini_kd.retrieval.lucene import (
@@ -25,6 +25,7 @@ from pyserini_kd.retrieval.lucene import (
     in_threads,
     is_lucene_index,
     java_class,
+    java_errors,
     json_mapper,
     prebuilt_index,
 )
@@ -83,12 +84,10 @@ class BM25Index:
         if manifest is not None and manifest.kind == "dense":
             raise InputError(f"{path} holds vectors, no words; search it with the encoder that made it")
         start_jvm()
-        from jnius import JavaException
-
-        try:  # the Java object inside Pyserini's LuceneSearcher; importing that class would take seven seconds
-            return cls(str(name), java_class("io.anserini.search.SimpleSearcher")(str(path.resolve())))
-        except JavaException as error:  # written by another Lucene, or damaged
-            raise InputError(f"{path} cannot be opened: {java_message(error)}") from error
+        with java_errors(f"{path} cannot be opened"):  # written by another Lucene, or damaged
+            # the Java object inside Pyserini's LuceneSearcher; importing that class would take seven seconds
+            searcher = java_class("io.anserini.search.SimpleSearcher")(str(path.resolve()))
+        return cls(str(name), searcher)
 
     def search(
         self,

@@ -35,6 +35,17 @@ def java_class(name: str) -> JavaObject:
     return autoclass(name)
 
 
+@contextlib.contextmanager
+def java_errors(what: str) -> Iterator[None]:
+    """Make an exception of Java an InputError: `what` went wrong, and what Java says of it."""
+    from jnius import JavaException
+
+    try:
+        yield
+    except JavaException as error:
+        raise InputError(f"{what}: {java_message(error)}") from error
+
+
 def directory(folder: Path) -> JavaObject:
     """Lucene's object for an index folder."""
     return java_class("org.apache.lucene.store.FSDirectory").open(java_class("java.io.File")(str(folder)).toPath())
@@ -86,9 +97,8 @@ def in_threads(function: Callable[[Chunk], Result], chunks: Iterable[Chunk], thr
 
     pool = concurrent.futures.ThreadPoolExecutor(threads)
     try:
-        yield from pool.map(detached, chunks)
-    except jnius.JavaException as error:
-        raise InputError(f"Lucene's search failed: {java_message(error)}") from error
+        with java_errors("Lucene's search failed"):
+            yield from pool.map(detached, chunks)
     finally:
         pool.shutdown(cancel_futures=True)
 

@@ -21,7 +21,7 @@ import numpy.typing as npt
 
 from pyserini_kd.data import java
 from pyserini_kd.retrieval import lucene
-from pyserini_kd.retrieval.lucene import JavaObject, java_class
+from pyserini_kd.retrieval.lucene import JavaObject, java_class, java_errors
 from pyserini_kd.storage.arrays import Floats, Rows
 from pyserini_kd.storage.errors import InputError
 
@@ -54,33 +54,34 @@ def write(blocks: Iterable[tuple[list[str], Floats]], kind: str, folder: Path, k
         InputError: Lucene refuses an id (longer than 32,766 bytes) or a number that is not finite; the disk is full.
     """
     java.start_jvm()
-    import jnius
-
     place = kept or folder
     if kept is not None and not any(kept.glob("segments_*")):  # begun, or half moved away
         shutil.rmtree(kept, ignore_errors=True)
     try:
-        writer = _writer(kind, place)
-        try:
-            _add(writer, blocks, kind)
-            merge_at_once = java_class("org.apache.lucene.index.LogDocMergePolicy")()  # in order; the default sorts by size
-            merge_at_once.setMergeFactor(1 << 30)
-            merge_at_once.setNoCFSRatio(0.0)
-            writer.getConfig().setMergePolicy(merge_at_once)
-            writer.forceMerge(1)
-            writer.close()
-            (place / "write.lock").unlink(missing_ok=True)
-        except BaseException:
-            writer.rollback()
-            raise
-        if kept is not None:
-            for path in sorted(kept.iterdir(), key=lambda path: not path.name.startswith("segments_")):  # segments_* first
-                os.replace(path, folder / path.name)
-            kept.rmdir()
-    except jnius.JavaException as error:
-        raise InputError(f"Lucene could not write the vectors into {folder}: {java.java_message(error)}") from error
+        with java_errors(f"Lucene could not write the vectors into {folder}"):
+            _write(blocks, kind, place)
     finally:
         java.quiet_java()  # Anserini has changed the log level
+    if kept is not None:
+        for path in sorted(kept.iterdir(), key=lambda path: not path.name.startswith("segments_")):  # segments_* first
+            os.replace(path, folder / path.name)
+        kept.rmdir()
+
+
+def _write(blocks: Iterable[tuple[list[str], Floats]], kind: str, place: Path) -> None:
+    writer = _writer(kind, place)
+    try:
+        _add(writer, blocks, kind)
+        merge_at_once = java_class("org.apache.lucene.index.LogDocMergePolicy")()  # in order; the default sorts by size
+        merge_at_once.setMergeFactor(1 << 30)
+        merge_at_once.setNoCFSRatio(0.0)
+        writer.getConfig().setMergePolicy(merge_at_once)
+        writer.forceMerge(1)
+        writer.close()
+        (place / "write.lock").unlink(missing_ok=True)
+    except BaseException:
+        writer.rollback()
+        raise
 
 
 def _writer(kind: str, folder: Path) -> JavaObject:
@@ -148,12 +149,8 @@ class LuceneStore:
     def __init__(self, folder: Path) -> None:
         """Open a folder that `write` made; InputError for another Lucene index."""
         java.start_jvm()
-        from jnius import JavaException
-
-        try:
+        with java_errors(f"{folder} cannot be opened"):
             reader = lucene.open_reader(folder)
-        except JavaException as error:
-            raise InputError(f"{folder} cannot be opened: {java.java_message(error)}") from error
         leaves = reader.leaves()
         self._leaf: JavaObject = leaves.get(0).reader() if leaves.size() == 1 else None
         found: JavaObject = self._leaf.getFieldInfos().fieldInfo(FIELD) if self._leaf else None
