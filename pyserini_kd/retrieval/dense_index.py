@@ -16,7 +16,7 @@ from pyserini_kd.data.doc_ids import DocIds
 from pyserini_kd.models.engine import dot_rows, unique
 from pyserini_kd.retrieval import lucene
 from pyserini_kd.retrieval.text_sources import shards
-from pyserini_kd.storage.arrays import Floats, Rows
+from pyserini_kd.storage.arrays import Floats, Nearest
 from pyserini_kd.storage.errors import InputError
 from pyserini_kd.storage.manifest import Manifest
 from pyserini_kd.storage.records import Record, comparable
@@ -106,9 +106,7 @@ class DenseIndex:
         """The manifest's record of the encoder, as `checkpoint_settings.record_of` makes it; empty if that is not known."""
         return self.manifest.made_by if self.manifest else {}
 
-    def search(
-        self, query_vecs: Floats, k: int, *, ef_search: int | None = None, nprobe: int | None = None
-    ) -> tuple[Floats, Rows]:
+    def search(self, query_vecs: Floats, k: int, *, ef_search: int | None = None, nprobe: int | None = None) -> Nearest:
         """Scores float32 (Q, K) and rows int64 (Q, K) for query vectors (Q, H), best first; row -1 if fewer than k are found.
 
         Of equal scores at the end a store keeps any; here the larger doc_id stays, also when the index is cut into shards.
@@ -124,7 +122,7 @@ class DenseIndex:
             scores[query, :k], rows[query, :k] = self._cut_ties(find_one, k)
         return scores[:, :k], rows[:, :k]
 
-    def _cut_ties(self, find: Callable[[int], tuple[Floats, Rows]], k: int) -> tuple[Floats, Rows]:
+    def _cut_ties(self, find: Callable[[int], Nearest], k: int) -> Nearest:
         """The k best for one query if equal scores go on beyond k: of those the larger doc_ids, as in a Run."""
         depth = k + 1
         while True:

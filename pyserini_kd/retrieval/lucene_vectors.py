@@ -22,7 +22,7 @@ import numpy.typing as npt
 from pyserini_kd.data import java
 from pyserini_kd.retrieval import lucene
 from pyserini_kd.retrieval.lucene import JavaObject, java_class, java_errors
-from pyserini_kd.storage.arrays import Floats, Rows
+from pyserini_kd.storage.arrays import Floats, Nearest, Rows
 from pyserini_kd.storage.errors import InputError
 
 INDEXERS = {"lucene-hnsw": "IndexHnswDenseVectors", "lucene-flat": "IndexFlatDenseVectors"}  # kind -> Anserini's class
@@ -161,9 +161,7 @@ class LuceneStore:
         self._folder, self._has_graph = folder, "Hnsw" in (found.getAttribute("PerFieldKnnVectorsFormat.format") or "")
         self._searcher = lucene.searcher_of(reader)
 
-    def search(
-        self, query_vecs: Floats, k: int, *, ef_search: int | None = None, nprobe: int | None = None
-    ) -> tuple[Floats, Rows]:
+    def search(self, query_vecs: Floats, k: int, *, ef_search: int | None = None, nprobe: int | None = None) -> Nearest:
         """See `VectorStore.search`; as many threads as FAISS uses search side by side."""
         if nprobe is not None:
             raise InputError(f"is for IVF indexes; {self._folder} is none", "nprobe")

@@ -12,7 +12,7 @@ import numpy as np
 from pyserini_kd.retrieval import lucene
 from pyserini_kd.retrieval.faiss_kinds import FaissIndex, has_graph, inner_index
 from pyserini_kd.retrieval.lucene_vectors import LuceneStore
-from pyserini_kd.storage.arrays import Floats, Rows
+from pyserini_kd.storage.arrays import Floats, Nearest, Rows
 from pyserini_kd.storage.errors import InputError
 
 FAISS: Any = faiss  # the stubs of the library lack the arguments of search parameters
@@ -25,9 +25,7 @@ class VectorStore(Protocol):
     count: int  # N, the number of vectors
     is_exact: bool  # the vectors are kept as they were made, not quantised
 
-    def search(
-        self, query_vecs: Floats, k: int, *, ef_search: int | None = None, nprobe: int | None = None
-    ) -> tuple[Floats, Rows]:
+    def search(self, query_vecs: Floats, k: int, *, ef_search: int | None = None, nprobe: int | None = None) -> Nearest:
         """The k best vectors for each query (Q, H): scores float32 (Q, k) and rows int64 (Q, k), best first.
 
         A row is -1 where fewer than k are found. `ef_search` is the queue length of an HNSW graph, `nprobe` the number of
@@ -46,13 +44,10 @@ class FaissStore:
         self.width, self.count = int(index.d), int(index.ntotal)
         self.is_exact = type(index) in (faiss.IndexFlat, faiss.IndexFlatIP)
 
-    def search(
-        self, query_vecs: Floats, k: int, *, ef_search: int | None = None, nprobe: int | None = None
-    ) -> tuple[Floats, Rows]:
+    def search(self, query_vecs: Floats, k: int, *, ef_search: int | None = None, nprobe: int | None = None) -> Nearest:
         """See `VectorStore.search`."""
         depth = None if ef_search is None and nprobe is None else self._depth(ef_search, nprobe)
-        found: tuple[Floats, Rows] = self._index.search(query_vecs, k, params=depth)
-        return found
+        return self._index.search(query_vecs, k, params=depth)
 
     def _depth(self, ef_search: int | None, nprobe: int | None) -> object:
         """FAISS's parameters for one search."""
@@ -77,8 +72,7 @@ class FaissStore:
         ivf: FaissIndex = faiss.try_extract_index_ivf(self._index)
         if ivf is not None:
             ivf.make_direct_map()
-        found: Floats = self._index.reconstruct_batch(rows)
-        return found
+        return self._index.reconstruct_batch(rows)
 
 
 def _wrapped(index: FaissIndex, depth: object) -> object:
@@ -100,15 +94,12 @@ class JoinedStore:
         self.width, self.count = parts[0].width, self._starts[-1]
         self.is_exact = all(part.is_exact for part in parts)
 
-    def search(
-        self, query_vecs: Floats, k: int, *, ef_search: int | None = None, nprobe: int | None = None
-    ) -> tuple[Floats, Rows]:
+    def search(self, query_vecs: Floats, k: int, *, ef_search: int | None = None, nprobe: int | None = None) -> Nearest:
         """See `VectorStore.search`."""
         found = [part.search(query_vecs, k, ef_search=ef_search, nprobe=nprobe) for part in self._parts]
         rows = [np.where(rows < 0, rows, rows + start) for (_, rows), start in zip(found, self._starts, strict=False)]
         scores = np.stack([scores for scores, _ in found])
-        merged: tuple[Floats, Rows] = faiss.merge_knn_results(scores, np.stack(rows), keep_max=True)
-        return merged
+        return faiss.merge_knn_results(scores, np.stack(rows), keep_max=True)
 
     def reconstruct(self, rows: Rows) -> Floats:
         """See `VectorStore.reconstruct`."""
