@@ -117,6 +117,8 @@ def make_way(method: str, n_runs: int, **ways: Unpack[Ways]) -> Way:
         return Way([lambda hits: 1 / (rrf_k + ranks_of(hits))] * n_runs, add)
     if method == "interpolation":
         alpha = ways.get("alpha", 0.5)
+        if n_runs != 2:
+            raise InputError(f"interpolation takes exactly two runs, found {n_runs}")
         if not 0 <= alpha <= 1:
             raise InputError(f"must lie between 0 and 1, not {alpha}", "alpha")
         return Way([lambda hits: alpha * scores_of(hits), lambda hits: (1 - alpha) * scores_of(hits)], add, sums_raw=True)
