@@ -72,10 +72,7 @@ def _write(blocks: Iterable[tuple[list[str], Floats]], kind: str, place: Path) -
     writer = _writer(kind, place)
     try:
         _add(writer, blocks, kind)
-        merge_at_once = java_class("org.apache.lucene.index.LogDocMergePolicy")()  # in order; the default sorts by size
-        merge_at_once.setMergeFactor(1 << 30)
-        merge_at_once.setNoCFSRatio(0.0)
-        writer.getConfig().setMergePolicy(merge_at_once)
+        writer.getConfig().setMergePolicy(_merge_policy())
         writer.forceMerge(1)
         writer.close()
         (place / "write.lock").unlink(missing_ok=True)
@@ -104,6 +101,14 @@ def _writer(kind: str, folder: Path) -> JavaObject:
     config.setMergePolicy(java_class("org.apache.lucene.index.NoMergePolicy").INSTANCE)  # merge at the end only
     config.setUseCompoundFile(False)
     return java_class("org.apache.lucene.index.IndexWriter")(lucene.directory(folder), config)
+
+
+def _merge_policy() -> JavaObject:
+    """Merge all segments at once, in their order; Lucene's default policy sorts them by size."""
+    policy = java_class("org.apache.lucene.index.LogDocMergePolicy")()
+    policy.setMergeFactor(1 << 30)
+    policy.setNoCFSRatio(0.0)
+    return policy
 
 
 def _add(writer: JavaObject, blocks: Iterable[tuple[list[str], Floats]], kind: str) -> None:
