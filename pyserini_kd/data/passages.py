@@ -5,8 +5,7 @@ Passages are `Doc`s whose ids are `docid#n`, n from 0. All other modules treat t
 
 from __future__ import annotations
 
-from collections.abc import Callable, Container, Iterable, Iterator, Mapping
-from pathlib import Path
+from collections.abc import Callable, Container, Iterable, Iterator
 
 import numpy as np
 
@@ -14,6 +13,7 @@ from pyserini_kd.data.runs import Run
 from pyserini_kd.data.types import Doc, Qrels
 from pyserini_kd.storage.arrays import Floats
 from pyserini_kd.storage.errors import InputError
+from pyserini_kd.storage.manifest import Manifest
 
 AGGREGATES: dict[str, Callable[[Floats], float]] = {
     "maxp": lambda scores: float(scores.max()),
@@ -33,12 +33,12 @@ def parse(windows: str) -> tuple[int, int]:
     return int(words), int(stride)
 
 
-def refuse_mixture(*named: tuple[str | Path, Mapping[str, object] | None]) -> None:
-    """InputError if of some indexes, each with its manifest, not all hold whole documents or passages of the same windows."""
+def refuse_mixture(*manifests: Manifest | None) -> None:
+    """InputError if of some indexes not all hold whole documents or passages of the same windows, as far as that is known."""
     known = [
-        (name, manifest.get("segment") or "")
-        for name, manifest in named
-        if manifest and "vectors" not in manifest and (manifest.get("kind") != "bm25" or "segment" in manifest)
+        (manifest.folder, manifest.segment or "")
+        for manifest in manifests
+        if manifest and not manifest.says_of("vectors") and (manifest.kind != "bm25" or manifest.says_of("segment"))
     ]
     for name, cut in known[1:]:
         if cut != known[0][1]:

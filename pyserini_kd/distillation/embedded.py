@@ -30,7 +30,7 @@ from pyserini_kd.models.rankers import load_encoder
 from pyserini_kd.retrieval import bm25_build, bm25_search, build, fusion, reranking, searching
 from pyserini_kd.retrieval.dense_index import DenseIndex
 from pyserini_kd.retrieval.open_index import open_with_encoder
-from pyserini_kd.retrieval.stored_docs import stored_docs
+from pyserini_kd.retrieval.text_sources import stored_docs
 from pyserini_kd.storage.environment import sha256
 from pyserini_kd.storage.errors import InputError
 from pyserini_kd.storage.files import home

@@ -204,9 +204,10 @@ class _Checkpoint:
             if not isinstance(model, rankers.Encoder):
                 raise InputError(f"it holds vectors of a bert_dot; teacher {name} is a {model.architecture}", "index")
             check_encoder(index, model)
-            if not index.is_exact:
+            if not index.store.is_exact:
                 raise InputError(f"{index.folder} does not hold exact vectors; a teacher needs a Flat one", "index")
-            self.record["index"] = (index.manifest or {}).get("encoder")  # the lengths and precision its vectors were made with
+            # the lengths and precision its vectors were made with
+            self.record["index"] = index.manifest.encoder if index.manifest else None
 
     def score(self, queries: list[str], doc_ids: list[str], docs: list[str]) -> Floats:
         if self._index is not None and isinstance(self._model, rankers.Encoder):

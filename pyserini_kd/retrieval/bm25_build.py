@@ -6,14 +6,16 @@ import contextlib
 import json
 import logging
 from collections.abc import Iterable, Iterator
-from itertools import islice
 from pathlib import Path
 
 from tqdm import tqdm
 
-from pyserini_kd.data.java import java_message, quiet_java, start_jvm
+from pyserini_kd.data.java import quiet_java, start_jvm
 from pyserini_kd.data.types import Doc
 from pyserini_kd.retrieval import lucene
+from pyserini_kd.retrieval.lucene import java_class, java_errors
+from pyserini_kd.storage import manifest
+from pyserini_kd.storage.arrays import chunks
 from pyserini_kd.storage.errors import InputError
 from pyserini_kd.storage.files import atomic_folder
 from pyserini_kd.storage.records import write_json
@@ -54,8 +56,7 @@ def build_index(
 
     with atomic_folder(index_dir, overwrite=overwrite) as partial:
         indexer = LuceneIndexer(args=["-index", str(partial), *INDEX_OPTIONS, "-quiet"], threads=threads)
-        rest = records()
-        while batch := list(islice(rest, BATCH)):
+        for batch in chunks(records(), BATCH):
             indexer.add_batch_raw(batch)
         indexer.close()
         quiet_java()  # Anserini has changed the log level
@@ -67,7 +68,8 @@ def build_index(
             indexed = int(reader.numDocs())
         if lost := count - empty - indexed:
             logger.warning("WARNING: Lucene refused %d documents (ids longer than 32,766 bytes, texts without a letter)", lost)
-        _record(partial, indexed, collection_stamp=collection_stamp, segment=segment or "")
+        record = {"kind": "bm25", "n_docs": indexed, "collection_stamp": collection_stamp, "segment": segment or ""}
+        write_json(partial / manifest.NAME, record)
     return indexed
 
 
@@ -78,18 +80,15 @@ def build_index_with_reader(
     if not collection.is_dir():
         raise InputError(f"{collection_class} needs a folder, but {collection} is none")
     start_jvm()
-    from jnius import JavaException, autoclass
-
     with atomic_folder(index_dir, overwrite=overwrite) as partial:
-        args = autoclass("io.anserini.index.IndexCollection$Args")()
+        args = java_class("io.anserini.index.IndexCollection$Args")()
         args.collectionClass, args.input, args.index = collection_class, str(collection.resolve()), str(partial.resolve())
         args.storePositions = args.storeDocvectors = args.storeRaw = args.quiet = args.uniqueDocid = True
         args.threads = threads
         try:
-            indexer = autoclass("io.anserini.index.IndexCollection")(args)
-            indexer.run()
-        except JavaException as error:
-            raise InputError(f"{collection_class} could not index {collection}: {java_message(error)}") from error
+            with java_errors(f"{collection_class} could not index {collection}"):
+                indexer = java_class("io.anserini.index.IndexCollection")(args)
+                indexer.run()
         finally:
             quiet_java()  # Anserini has changed the log level
         counters = indexer.getCounters()
@@ -99,15 +98,13 @@ def build_index_with_reader(
         if count == 0:
             raise InputError(f"{collection_class} found no documents in {collection}")
         _check_ids(partial, count, collection_class, collection)
-        _record(partial, count)
+        write_json(partial / manifest.NAME, {"kind": "bm25", "n_docs": count})
     return count
 
 
 @contextlib.contextmanager
 def _reader(folder: Path) -> Iterator[lucene.JavaObject]:
-    from jnius import autoclass
-
-    reader = autoclass("org.apache.lucene.index.DirectoryReader").open(lucene.directory(folder))
+    reader = lucene.open_reader(folder)
     try:
         yield reader
     finally:
@@ -116,21 +113,14 @@ def _reader(folder: Path) -> Iterator[lucene.JavaObject]:
 
 def _check_ids(folder: Path, count: int, collection_class: str, collection: Path) -> None:
     """InputError if a reader of Anserini gave two of `count` documents the same id, or one an id of several words."""
-    from jnius import autoclass, cast
-
-    blank = autoclass("org.apache.lucene.search.RegexpQuery")(autoclass("org.apache.lucene.index.Term")("id", r".*\s.*"))
+    blank = java_class("org.apache.lucene.search.RegexpQuery")(java_class("org.apache.lucene.index.Term")("id", r".*\s.*"))
     with _reader(folder) as reader:
         if lost := count - int(reader.numDocs()):
             raise InputError(
                 f"{collection_class} gives {lost} of {count} documents of {collection} an id that another has (HtmlCollection "
                 "takes the name of a file as its id, without the folder); rename them"
             )
-        searcher = autoclass("org.apache.lucene.search.IndexSearcher")(cast("org.apache.lucene.index.IndexReader", reader))
-        found = searcher.search(blank, 1).scoreDocs
+        found = lucene.searcher_of(reader).search(blank, 1).scoreDocs
         if found:
             doc_id = reader.storedFields().document(found[0].doc).get("id")
             raise InputError(f"{collection_class} gives a document of {collection} the id {doc_id!r}: runs need one word")
-
-
-def _record(folder: Path, count: int, **more: str) -> None:
-    write_json(folder / "manifest.json", {"kind": "bm25", "n_docs": count, **more})

@@ -16,12 +16,21 @@ import numpy as np
 from tqdm import tqdm
 
 from pyserini_kd.data.formats import split_contents
-from pyserini_kd.data.java import java_message, start_jvm
+from pyserini_kd.data.java import start_jvm
 from pyserini_kd.data.runs import Run, Scores
 from pyserini_kd.data.types import Doc, Query
-from pyserini_kd.retrieval.lucene import BRACKETS, JavaObject, in_threads, is_lucene_index, json_mapper, prebuilt_index
+from pyserini_kd.retrieval.lucene import (
+    BRACKETS,
+    JavaObject,
+    in_threads,
+    is_lucene_index,
+    java_class,
+    java_errors,
+    json_mapper,
+    prebuilt_index,
+)
 from pyserini_kd.storage.errors import InputError
-from pyserini_kd.storage.records import read_json
+from pyserini_kd.storage.manifest import Manifest
 
 Found = tuple[list[str], Scores]
 """One query's document ids and scores, best first."""
@@ -71,16 +80,14 @@ class BM25Index:
             path = prebuilt_index(str(name))
         if not is_lucene_index(path):
             raise InputError(f"{path} is not a Lucene index (no segments file); an interrupted copy, or a FAISS folder?")
-        manifest = path / "manifest.json"
-        if manifest.exists() and read_json(manifest, "manifest").get("kind") == "dense":
+        manifest = Manifest.find(path)
+        if manifest is not None and manifest.kind == "dense":
             raise InputError(f"{path} holds vectors, no words; search it with the encoder that made it")
         start_jvm()
-        from jnius import JavaException, autoclass
-
-        try:  # the Java object inside Pyserini's LuceneSearcher; importing that class would take seven seconds
-            return cls(str(name), autoclass("io.anserini.search.SimpleSearcher")(str(path.resolve())))
-        except JavaException as error:  # written by another Lucene, or damaged
-            raise InputError(f"{path} cannot be opened: {java_message(error)}") from error
+        with java_errors(f"{path} cannot be opened"):  # written by another Lucene, or damaged
+            # the Java object inside Pyserini's LuceneSearcher; importing that class would take seven seconds
+            searcher = java_class("io.anserini.search.SimpleSearcher")(str(path.resolve()))
+        return cls(str(name), searcher)
 
     def search(
         self,
@@ -116,10 +123,8 @@ class BM25Index:
 
     def _set_rm3(self) -> None:
         """Set Pyserini's RM3: terms come from document vectors, or from the texts of the known MS MARCO indexes."""
-        from jnius import autoclass
-
         # Pyserini asks for the vectors of document 0, which has none if it has no words
-        infos = autoclass("org.apache.lucene.index.FieldInfos").getMergedFieldInfos(self._searcher.reader)
+        infos = java_class("org.apache.lucene.index.FieldInfos").getMergedFieldInfos(self._searcher.reader)
         contents = infos.fieldInfo("contents")
         vectors = contents is not None and contents.hasVectors()
         if not vectors and self.name not in RAW_TEXTS:
@@ -189,9 +194,7 @@ def _find_with_anserini(searcher: JavaObject, hits: int, queries: Iterable[Query
 
 @functools.cache
 def _generator() -> JavaObject:
-    from jnius import autoclass
-
-    return autoclass("io.anserini.search.query.BagOfWordsQueryGenerator")()
+    return java_class("io.anserini.search.query.BagOfWordsQueryGenerator")()
 
 
 def _parse_hits(text: str) -> Found:

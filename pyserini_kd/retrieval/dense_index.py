@@ -7,7 +7,7 @@ import functools
 import logging
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -15,33 +15,27 @@ from pyserini_kd.data import passages
 from pyserini_kd.data.doc_ids import DocIds
 from pyserini_kd.models.engine import dot_rows, unique
 from pyserini_kd.retrieval import lucene
-from pyserini_kd.retrieval.stored_docs import shards
-from pyserini_kd.retrieval.vector_store import JoinedStore, VectorStore, open_store
-from pyserini_kd.storage.arrays import Floats, Rows
+from pyserini_kd.retrieval.text_sources import shards
+from pyserini_kd.storage.arrays import Floats, Nearest
 from pyserini_kd.storage.errors import InputError
-from pyserini_kd.storage.records import comparable, read_json
+from pyserini_kd.storage.manifest import Manifest
+from pyserini_kd.storage.records import Record, comparable
 
 if TYPE_CHECKING:
     from pyserini_kd.models.rankers import Encoder
+    from pyserini_kd.retrieval.vector_store import VectorStore
 
 logger = logging.getLogger(__name__)
 
 
 @dataclasses.dataclass(frozen=True)
 class DenseIndex:
-    """Document vectors, compared by inner product, and the document id of each row.
+    """Document vectors, compared by inner product, and the document id of each row."""
 
-    Attributes:
-        folder: the index folder; the first if there are several.
-        store: the vectors.
-        doc_ids: the id of each row.
-        manifest: what the folder says of itself; None for a folder of another program.
-    """
-
-    folder: Path
+    folder: Path  # the first if there are several
     store: VectorStore
-    doc_ids: DocIds
-    manifest: dict[str, Any] | None
+    doc_ids: DocIds  # of each row
+    manifest: Manifest | None  # None for a folder of another program
 
     @classmethod
     def load(cls, *folders: str | Path, mmap: bool = False) -> DenseIndex:
@@ -59,6 +53,8 @@ class DenseIndex:
 
     @classmethod
     def _load_one(cls, folder: Path, mmap: bool) -> DenseIndex:
+        from pyserini_kd.retrieval.vector_store import open_store  # only here: importing FAISS takes long
+
         if not folder.is_dir():
             raise InputError(f"index not found: {folder}")
         opened = folder.stat().st_ino
@@ -66,10 +62,7 @@ class DenseIndex:
             if lucene.is_lucene_index(folder):
                 raise InputError(f"{folder} is an index of words: search it with the encoder bm25, or as a sparse index")
             raise InputError(f"index folder {folder} is incomplete: no file `docid` (expected `index` and `docid`)")
-        path = folder / "manifest.json"
-        manifest = read_json(path, "manifest") if path.exists() else None
-        if manifest and not isinstance(manifest.get("encoder", {}), dict):
-            raise InputError(f"{path}: `encoder` must be a record, not {manifest['encoder']!r}")
+        manifest = Manifest.find(folder)
         store, doc_ids = open_store(folder, mmap, foreign=manifest is None), DocIds.read(folder)
         if store.count != len(doc_ids):
             raise InputError(f"index folder {folder} does not fit: {store.count} vectors but {len(doc_ids)} document ids")
@@ -93,12 +86,14 @@ class DenseIndex:
         for part in known[1:]:
             if comparable(part.made_by) != comparable(known[0].made_by):
                 raise InputError(f"{known[0].folder} and {part.folder} were made with different encoders or settings of one")
-        passages.refuse_mixture(*((part.folder, part.manifest) for part in parts))
+        passages.refuse_mixture(*(part.manifest for part in parts))
         manifest = known[0].manifest if known else first.manifest
         doc_ids = DocIds.join(part.doc_ids for part in parts)
         if (twice := doc_ids.twice()) is not None:
             where = " and ".join(str(part.folder) for part in parts if twice in part.doc_ids)
             raise InputError(f"document {twice!r} is in more than one index: {where}")
+        from pyserini_kd.retrieval.vector_store import JoinedStore  # only here: importing FAISS takes long
+
         return cls(first.folder, JoinedStore([part.store for part in parts]), doc_ids, manifest)
 
     @property
@@ -107,19 +102,11 @@ class DenseIndex:
         return self.store.width
 
     @property
-    def is_exact(self) -> bool:
-        """Whether the vectors are kept as they were made, not quantised."""
-        return self.store.is_exact
-
-    @property
-    def made_by(self) -> dict[str, Any]:
+    def made_by(self) -> Record:
         """The manifest's record of the encoder, as `checkpoint_settings.record_of` makes it; empty if that is not known."""
-        record: dict[str, Any] = (self.manifest or {}).get("encoder", {})
-        return record if "sha256" in record else {}
+        return self.manifest.made_by if self.manifest else {}
 
-    def search(
-        self, query_vecs: Floats, k: int, *, ef_search: int | None = None, nprobe: int | None = None
-    ) -> tuple[Floats, Rows]:
+    def search(self, query_vecs: Floats, k: int, *, ef_search: int | None = None, nprobe: int | None = None) -> Nearest:
         """Scores float32 (Q, K) and rows int64 (Q, K) for query vectors (Q, H), best first; row -1 if fewer than k are found.
 
         Of equal scores at the end a store keeps any; here the larger doc_id stays, also when the index is cut into shards.
@@ -135,7 +122,7 @@ class DenseIndex:
             scores[query, :k], rows[query, :k] = self._cut_ties(find_one, k)
         return scores[:, :k], rows[:, :k]
 
-    def _cut_ties(self, find: Callable[[int], tuple[Floats, Rows]], k: int) -> tuple[Floats, Rows]:
+    def _cut_ties(self, find: Callable[[int], Nearest], k: int) -> Nearest:
         """The k best for one query if equal scores go on beyond k: of those the larger doc_ids, as in a Run."""
         depth = k + 1
         while True:

@@ -103,11 +103,11 @@ def _faiss() -> Iterator[Finding]:
     index = faiss.IndexFlatIP(2)
     index.add(np.eye(2, dtype=np.float32))
     _, rows = index.search(np.array([[0.0, 1.0]], np.float32), 1)
-    if rows.tolist() == [[1]]:
-        yield Finding("faiss", "OK", f"{faiss.__version__}, {faiss.omp_get_max_threads()} threads")
-    else:
-        advice = "`pip install --force-reinstall faiss-cpu`"
-        yield Finding("faiss", "FAULT", f"{faiss.__version__} finds the wrong vector", advice)
+    wrong = Finding(
+        "faiss", "FAULT", f"{faiss.__version__} finds the wrong vector", "`pip install --force-reinstall faiss-cpu`"
+    )
+    right = Finding("faiss", "OK", f"{faiss.__version__}, {faiss.omp_get_max_threads()} threads")
+    yield right if rows.tolist() == [[1]] else wrong
 
 
 def _torch() -> Iterator[Finding]:

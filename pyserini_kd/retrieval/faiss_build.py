@@ -8,23 +8,26 @@ import os
 import random
 import shutil
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import islice
 from pathlib import Path
 from typing import IO
 
+import faiss
 import numpy as np
 from tqdm import tqdm
 
-from pyserini_kd.retrieval import faiss_files, faiss_kinds, lucene_vectors
+from pyserini_kd.retrieval import faiss_kinds, lucene_vectors
 from pyserini_kd.retrieval.faiss_kinds import FaissIndex
 from pyserini_kd.retrieval.vector_store import read_faiss
-from pyserini_kd.storage.arrays import Floats
+from pyserini_kd.storage.arrays import Floats, let_go
 from pyserini_kd.storage.errors import InputError
 from pyserini_kd.storage.files import atomic_file
 
 logger = logging.getLogger(__name__)
 TRIAL = 2000  # vectors that the time is estimated with
+COUNT = 8  # byte of an index file at which its number of vectors stands, behind its kind (4 bytes) and width (4)
+NO_LISTS = 12  # bytes at the end of a file without vectors: `sprs` and the number 0
 KEEP = 300  # seconds between two copies on disk of an index that is filled in memory
 
 
@@ -35,31 +38,28 @@ def estimate(width: int, kind: str) -> str:
         InputError: there is no such kind for vectors of this width.
     """
     if kind in lucene_vectors.INDEXERS:
-        lucene_vectors.check(width)
+        if width > lucene_vectors.MAX_WIDTH:
+            raise InputError(f"Lucene takes vectors of at most {lucene_vectors.MAX_WIDTH} numbers, the encoder makes {width}")
         seconds, size = 0.0, lucene_vectors.vector_bytes(width, kind)
         where = f"on disk; built with {lucene_vectors.BUFFER} MiB in memory"
     else:
         index = faiss_kinds.new(width, kind)
         seconds = faiss_kinds.forecast(index, np.random.default_rng(0).standard_normal((TRIAL, width), np.float32), 1_000_000)
         size, where = faiss_kinds.vector_bytes(index), "in memory while it is built"
-        if faiss_files.streams(index):
+        if streams(index):
             where = f"on disk{_in_memory(_extra_memory(index, 1_000_000))}"
     spent = f"; putting it together takes about {seconds / 60:.0f} minutes, encoding aside" if seconds > 60 else ""
     return f"an index of kind {kind} takes {size * 1e6 / 1e9:.2f} GB a million documents {where}{spent}"
 
 
 def write(blocks: Sequence[Path], width: int, kind: str, folder: Path, kept: Path | None = None) -> None:
-    """Write the vectors of the blocks (`.npy`, in order) into an index folder, whose `docid` names the rows.
+    """Write vectors float32 (N, `width`), the blocks (`.npy`) in order, into an index folder, whose `docid` names the rows.
 
     Memory holds one block for kinds that are streamed to disk, the whole index for others, and the sample while a kind is
     trained. After a kill the next run goes on from `kept` and writes the same bytes (with Lucene: the same graph).
 
-    Args:
-        blocks: files of vectors float32 (N, H).
-        width: H.
-        kind: a FAISS factory string, or one of `lucene_vectors.INDEXERS`.
-        folder: where the index goes.
-        kept: a file for the trained index and, every few minutes, for an index filled in memory. For Lucene it is a folder.
+    The kind is a FAISS factory string, or one of `lucene_vectors.INDEXERS`. `kept` is a file for the trained index and, every
+    few minutes, for an index filled in memory; for Lucene it is a folder.
 
     Raises:
         InputError: there are fewer vectors than the kind needs, Lucene refuses an id, or the disk is full.
@@ -81,8 +81,8 @@ def write(blocks: Sequence[Path], width: int, kind: str, folder: Path, kept: Pat
             _keep(index, kept)
     path = folder / "index"
     try:
-        if faiss_files.streams(index):
-            faiss_files.write(index, _loaded(blocks), sum(_sizes(blocks)), path)
+        if streams(index):
+            write_streamed(index, _loaded(blocks), sum(_sizes(blocks)), path)
             return
         with faiss_kinds.one_thread("HNSW" in kind):
             _fill(index, blocks, kept)
@@ -109,12 +109,12 @@ def _announce(index: FaissIndex, kind: str, blocks: Sequence[Path], folder: Path
             f"FAISS kind {kind} needs at least {least} documents ({why}), the collection has {count}; the same command with "
             "another kind reuses the vectors encoded now"
         )
-    streams, seconds = faiss_files.streams(index), faiss_kinds.forecast(index, _sample(blocks, TRIAL), count)
-    twice = streams and hasattr(faiss_kinds.inner_index(index), "nlist")
+    streamed, seconds = streams(index), faiss_kinds.forecast(index, _sample(blocks, TRIAL), count)
+    twice = streamed and hasattr(faiss_kinds.inner_index(index), "nlist")
     extra, size = _extra_memory(index, count), count * faiss_kinds.vector_bytes(index)
     more = ", twice that while its lists are sorted" if twice else ""
     more += _in_memory(extra) + (f" and about {seconds / 60:.0f} minutes" if seconds > 60 else "")
-    _announce_size(kind, count, size, folder if streams else None, more, twice=twice)
+    _announce_size(kind, count, size, folder if streamed else None, more, twice=twice)
     if extra > free_memory():
         logger.warning("only %.2f GB of memory are free", free_memory() / 1e9)
 
@@ -152,8 +152,6 @@ def free_memory() -> int:
 
 def _train(index: FaissIndex, kind: str, blocks: Sequence[Path]) -> None:
     """Train an index on a sample of the blocks; InputError if FAISS cannot."""
-    import faiss
-
     least, why = faiss_kinds.needed(index)
     advised = least * faiss.ClusteringParameters().min_points_per_centroid
     sample = _sample(blocks, faiss_kinds.train_size(index))
@@ -209,8 +207,6 @@ def _keep(index: FaissIndex, path: Path) -> None:
 
 def _write_index(index: FaissIndex, out: IO[bytes]) -> None:
     """`faiss.write_index`, which fails if the disk is full: FAISS's own function overlooks that the end of a file was lost."""
-    import faiss
-
     failed: list[OSError] = []
 
     def write(some: bytes) -> None:
@@ -233,3 +229,75 @@ def _write_index(index: FaissIndex, out: IO[bytes]) -> None:
 def _last_line(error: RuntimeError) -> str:
     """What FAISS says happened, without where in its code."""
     return str(error).strip().splitlines()[-1]
+
+
+# Index files whose index memory does not hold: Flat, scalar-quantised, and those with inverted lists. The bytes are those that
+# `faiss.write_index` writes of an index that was filled in memory.
+
+
+def streams(index: FaissIndex) -> bool:
+    """Whether the index can be written block by block."""
+    with_lists = (faiss.IndexIVFFlat, faiss.IndexIVFPQ, faiss.IndexIVFScalarQuantizer)
+    return _is_plain(index) or type(_behind(index)) in with_lists  # exact types: others (Panorama, Dedup) differ on disk
+
+
+def _is_plain(index: FaissIndex) -> bool:
+    return type(index) in (faiss.IndexFlat, faiss.IndexFlatIP, faiss.IndexScalarQuantizer)
+
+
+def _behind(index: FaissIndex) -> FaissIndex:
+    """The index behind a transform such as OPQ, or the index itself."""
+    return faiss.downcast_index(index.index if isinstance(index, faiss.IndexPreTransform) else index)
+
+
+def write_streamed(index: FaissIndex, blocks: Iterable[Floats], total: int, path: Path) -> None:
+    """Write an empty, trained index with the `total` vectors of the blocks.
+
+    Memory holds a block, and 12 bytes a vector while inverted lists are sorted; disk holds their codes twice meanwhile.
+    """
+    if not _is_plain(index):
+        _write_lists(index, _behind(index), blocks, total, path)
+        return
+    head = bytearray(faiss.serialize_index(index).tobytes())
+    unit = 4 if isinstance(index, faiss.IndexFlat) else 1  # a Flat index counts floats, the others bytes
+    head[COUNT : COUNT + 8] = total.to_bytes(8, "little")
+    head[-8:] = int(total * index.code_size // unit).to_bytes(8, "little")
+    with open(path, "wb") as out:
+        out.write(head)
+        for block in blocks:
+            out.write(index.sa_encode(block).tobytes())
+
+
+def _write_lists(index: FaissIndex, inner: FaissIndex, blocks: Iterable[Floats], total: int, path: Path) -> None:
+    """Header with the count, sizes of the lists, and for each list its codes and then its rows."""
+    unsorted = path.with_name(f"{path.name}.codes")
+    number = inner.coarse_code_size()  # bytes before a code that tell its list
+    lists = np.empty(total, np.int32)
+    done = 0
+    with open(unsorted, "wb") as out:
+        for block in blocks:
+            codes = index.sa_encode(block)
+            wide = np.zeros((len(codes), 4), np.uint8)
+            wide[:, :number] = codes[:, :number]
+            lists[done : done + len(codes)] = wide.view("<i4")[:, 0]
+            out.write(codes.tobytes())
+            done += len(codes)
+    sizes = np.bincount(lists, minlength=inner.nlist)
+    rows = np.argsort(lists, kind="stable")
+    del lists
+    used = np.flatnonzero(sizes)
+    few = len(used) <= inner.nlist // 2
+    listed = np.stack([used, sizes[used]], axis=1).ravel() if few else sizes
+    head = bytearray(faiss.serialize_index(index).tobytes())
+    own = len(head) - len(faiss.serialize_index(inner))  # where the index behind OPQ or the like begins
+    for start in {0, own}:
+        head[start + COUNT : start + COUNT + 8] = total.to_bytes(8, "little")
+    head[-NO_LISTS:] = (b"sprs" if few else b"full") + len(listed).to_bytes(8, "little") + listed.astype("<u8").tobytes()
+    codes = np.memmap(unsorted, np.uint8, "r", shape=(total, number + inner.code_size))
+    with open(path, "wb") as out:
+        out.write(head)
+        for some in np.split(rows, np.cumsum(sizes)[:-1]):
+            out.write(codes[some, number:].tobytes())
+            out.write(some.astype("<i8").tobytes())
+            let_go(codes)
+    unsorted.unlink()

@@ -8,6 +8,7 @@ import time
 from collections.abc import Iterator
 from typing import Any
 
+import faiss
 import numpy as np
 
 from pyserini_kd.storage.arrays import Floats
@@ -24,8 +25,6 @@ LEVEL_SEED = 12345  # of the random levels in a new HNSW graph of FAISS
 
 def new(width: int, kind: str) -> FaissIndex:
     """An empty inner-product index of a factory string; InputError if FAISS or we cannot use it for vectors of this width."""
-    import faiss
-
     try:
         index = faiss.index_factory(width, kind, faiss.METRIC_INNER_PRODUCT)
     except RuntimeError:
@@ -37,8 +36,6 @@ def new(width: int, kind: str) -> FaissIndex:
 
 def _unfit(index: FaissIndex) -> str:
     """Why an index that FAISS makes cannot be filled block by block, or not with our vectors; empty if it can."""
-    import faiss
-
     if index.metric_type != faiss.METRIC_INNER_PRODUCT:  # as HNSW over PQ
         return "FAISS has no such index for inner products"
     inner: FaissIndex = inner_index(index)
@@ -64,8 +61,6 @@ def _unfit(index: FaissIndex) -> str:
 
 def transforms(index: FaissIndex) -> list[Any]:
     """What is applied to vectors before they enter the index, such as OPQ's rotation."""
-    import faiss
-
     if isinstance(index, faiss.IndexRefine):
         return transforms(faiss.downcast_index(index.base_index))
     if not isinstance(index, faiss.IndexPreTransform):
@@ -76,8 +71,6 @@ def transforms(index: FaissIndex) -> list[Any]:
 
 def inner_index(index: FaissIndex) -> FaissIndex:
     """The index behind OPQ and the like, and before the refinement of `,RFlat`."""
-    import faiss
-
     while isinstance(index, (faiss.IndexPreTransform, faiss.IndexRefine)):
         index = faiss.downcast_index(index.index if isinstance(index, faiss.IndexPreTransform) else index.base_index)
     return index
@@ -85,15 +78,11 @@ def inner_index(index: FaissIndex) -> FaissIndex:
 
 def has_graph(index: FaissIndex) -> bool:
     """Whether the index is an HNSW graph."""
-    import faiss
-
     return isinstance(index, faiss.IndexHNSW)
 
 
 def vector_bytes(index: FaissIndex) -> int:
     """Bytes for each vector, about: its code, its id in an inverted list, its links in an HNSW graph."""
-    import faiss
-
     if isinstance(index, faiss.IndexRefine):
         return vector_bytes(faiss.downcast_index(index.base_index)) + 4 * index.d
     inner: FaissIndex = inner_index(index)
@@ -105,8 +94,6 @@ def vector_bytes(index: FaissIndex) -> int:
 
 def needed(index: FaissIndex) -> tuple[int, str]:
     """The smallest number of vectors that the index can be trained on, and the reason."""
-    import faiss
-
     inner = inner_index(index)
     pq = getattr(inner, "pq", None)
     lists, codes = int(getattr(inner, "nlist", 1)), int(pq.ksub) if pq is not None else 1
@@ -130,8 +117,6 @@ def train(index: FaissIndex, sample: Floats) -> None:
     Raises:
         RuntimeError: FAISS's own, such as fewer vectors than centroids.
     """
-    import faiss
-
     inner: FaissIndex = inner_index(index)
     parts: list[Any] = [inner, getattr(inner, "pq", None)]
     rotations = [transform for transform in transforms(index) if isinstance(transform, faiss.OPQMatrix)]
@@ -158,8 +143,6 @@ def train(index: FaissIndex, sample: Floats) -> None:
 @contextlib.contextmanager
 def one_thread(wanted: bool = True) -> Iterator[None]:
     """One thread for FAISS: several would build another graph each time."""
-    import faiss
-
     threads = faiss.omp_get_max_threads()
     if wanted:
         faiss.omp_set_num_threads(1)
@@ -175,8 +158,6 @@ def forecast(index: FaissIndex, sample: Floats, count: int) -> float:
     A graph takes n log n. Lists and product quantisers take comparisons of vectors, or parts of vectors, with centroids: for
     each vector of the training sample in each round of training, then once for each vector.
     """
-    import faiss
-
     inner: FaissIndex = inner_index(index)
     seconds, trained = 0.0, min(count, train_size(index))
     for rotation in transforms(index):
@@ -201,8 +182,6 @@ def forecast(index: FaissIndex, sample: Floats, count: int) -> float:
 
 def _comparison(sample: Floats) -> float:
     """Seconds for the comparison of two vectors, when many are compared with a few hundred centroids."""
-    import faiss
-
     many, few = np.tile(sample, (8, 1)), np.ascontiguousarray(sample[:ROTATION_CENTROIDS])  # many: threads take time to start
     trials = []
     for _ in range(3):

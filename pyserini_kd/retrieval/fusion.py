@@ -12,7 +12,7 @@ import logging
 import time
 from collections.abc import Callable, Iterator, Sequence
 from itertools import count as count_from
-from typing import NamedTuple
+from typing import NamedTuple, TypedDict, Unpack
 
 import numpy as np
 
@@ -37,20 +37,23 @@ PartsOf = Callable[[Hits], Parts]
 """One run's ranking of a topic -> the part of each hit, best first."""
 
 
+class Ways(TypedDict, total=False):
+    """Settings of fusion methods."""
+
+    rrf_k: int  # for rrf, how little the first ranks stand out: 60 by default
+    alpha: float  # for interpolation, the weight of the first run: 0.5
+    norm: str | None  # for methods on scores, how each ranking's are normalised first, one of `NORMS`; None is `none`
+    weights: Sequence[float] | None  # for wsum, one a run; None is all 1
+    rbp_p: float  # for rbp, the persistence: 0.8
+
+
 class Way(NamedTuple):
-    """A fusion method with its settings.
+    """A fusion method with its settings."""
 
-    Attributes:
-        parts_of: for each run.
-        combine: from the parts of a topic to scores.
-        cut_first: whether parts depend on the first `depth` hits only; pyserini.fusion normalises by all hits, then cuts.
-        sums_raw: whether raw scores are added, so that a missing score counts as 0.
-    """
-
-    parts_of: Sequence[PartsOf]
-    combine: Combine
-    cut_first: bool = False
-    sums_raw: bool = False
+    parts_of: Sequence[PartsOf]  # for each run
+    combine: Combine  # from the parts of a topic to scores
+    cut_first: bool = False  # parts depend on the first `depth` hits only; pyserini.fusion normalises by all hits, then cuts
+    sums_raw: bool = False  # raw scores are added: a missing score counts as 0
 
 
 TAG = "pyserini_kd.fusion"
@@ -60,22 +63,12 @@ TRECTOOLS_WORK = 20_000_000
 
 
 def rrf(
-    runs: Sequence[Run],
-    rrf_k: int = 60,
-    depth: int | None = None,
-    k: int | None = 1000,
-    tag: str = TAG,
-    engine: str = "auto",
+    runs: Sequence[Run], rrf_k: int = 60, depth: int | None = None, k: int | None = 1000, tag: str = TAG, engine: str = "auto"
 ) -> Run:
     """Reciprocal rank fusion (Cormack et al. 2009): a document's score is the sum of 1 / (rrf_k + rank) over the runs.
 
-    Args:
-        runs: two or more; ranks are those of `Run`, by score, not those of a file.
-        rrf_k: how little the first ranks stand out; not the number of results.
-        depth: hits read of each ranking; None reads all.
-        k: results per query; None keeps all.
-        tag: name of the fused run.
-        engine: `trectools`, `fast` (ours), or `auto`: trectools if the runs are small and not too deep for it.
+    Of each ranking (by score, not by the ranks in a file) `depth` hits are read, and `k` results kept for each query; None is
+    all. `engine` is `trectools`, `fast` (ours), or `auto`: trectools if the runs are small and not too deep for it.
 
     >>> a, b = Run.from_scores("a", {"q": {"x": 2.0, "y": 1.0}}), Run.from_scores("b", {"q": {"y": 9.0}})
     >>> {d: round(float(s), 5) for d, s in zip(*rrf([a, b])["q"])}
@@ -84,12 +77,10 @@ def rrf(
     if engine not in ENGINES:
         raise InputError(f"engine must be one of {', '.join(ENGINES)}, not {engine!r}")
     check_inputs(runs, depth, k)
-    way = make_way("rrf", len(runs), rrf_k=rrf_k)
-    if engine == "auto":
-        engine = choose_engine(runs, depth)
-    if engine == "trectools":
-        return _rrf_by_trectools(runs, rrf_k, depth, k, tag)
-    return _fuse(runs, way, depth, k, tag)
+    if (choose_engine(runs, depth) if engine == "auto" else engine) == "fast":
+        return combine(runs, "rrf", depth=depth, k=k, tag=tag, rrf_k=rrf_k)
+    make_way("rrf", len(runs), rrf_k=rrf_k)  # checks the constant
+    return _rrf_by_trectools(runs, rrf_k, depth, k, tag)
 
 
 def interpolation(a: Run, b: Run, alpha: float = 0.5, depth: int | None = None, k: int | None = 1000, tag: str = TAG) -> Run:
@@ -99,68 +90,35 @@ def interpolation(a: Run, b: Run, alpha: float = 0.5, depth: int | None = None, 
     >>> interpolation(a, b, alpha=0.75)["q"]
     Hits(doc_ids=['y', 'x'], scores=array([3. , 1.5], dtype=float32))
     """
-    return _fuse([a, b], make_way("interpolation", 2, alpha=alpha), depth, k, tag)
-
-
-def average(runs: Sequence[Run], depth: int | None = None, k: int | None = 1000, tag: str = TAG) -> Run:
-    """Mean of raw scores over all runs; a missing score is 0."""
-    return _fuse(runs, make_way("average", len(runs)), depth, k, tag)
-
-
-def normalize(runs: Sequence[Run], depth: int | None = None, k: int | None = 1000, tag: str = TAG) -> Run:
-    """Sum of scores brought to [0, 1] per run and query by minimum and maximum; a missing score is 0.
-
-    If all scores of a ranking are equal they become 1, as in Pyserini: to be found is more than to be missing.
-    """
-    return _fuse(runs, make_way("normalize", len(runs)), depth, k, tag)
+    return combine([a, b], "interpolation", depth=depth, k=k, tag=tag, alpha=alpha)
 
 
 def combine(
-    runs: Sequence[Run],
-    method: str,
-    *,
-    norm: str | None = None,
-    weights: Sequence[float] | None = None,
-    rbp_p: float = 0.8,
-    depth: int | None = None,
-    k: int | None = 1000,
-    tag: str = TAG,
+    runs: Sequence[Run], method: str, *, depth: int | None = None, k: int | None = 1000, tag: str = TAG, **ways: Unpack[Ways]
 ) -> Run:
-    """Fuse by one of `METHODS`.
+    """Fuse by a method: one of `METHODS` or `OWN_METHODS`, as `ways` says (see `Ways`).
 
-    Args:
-        runs: two or more.
-        method: its name.
-        norm: for methods on scores, how each ranking's scores are normalised first: one of `NORMS`; None is `none`.
-        weights: one a run, for `wsum`; None is all 1.
-        rbp_p: for `rbp`, the persistence.
-        depth: hits read of each ranking; None reads all. Normalisation and ranks see only these.
-        k: results a query; None keeps all.
-        tag: name of the fused run.
+    Depth, k and tag are those of `rrf`. Normalisation (except that of `normalize`) and ranks see the first `depth` hits only.
 
     >>> a, b = Run.from_scores("a", {"q": {"x": 3.0, "y": 1.0}}), Run.from_scores("b", {"q": {"y": 9.0, "z": 1.0}})
     >>> combine([a, b], "combmnz", norm="minmax")["q"]
     Hits(doc_ids=['y', 'x', 'z'], scores=array([2., 1., 0.], dtype=float32))
     """
-    return _fuse(runs, _combination(method, len(runs), norm, weights, rbp_p), depth, k, tag)
+    check_inputs(runs, depth, k)
+    return Run(tag, dict(read_topics_of(runs, make_way(method, len(runs), **ways), depth, k)))
 
 
-def make_way(
-    method: str,
-    n_runs: int,
-    *,
-    rrf_k: int = 60,
-    alpha: float = 0.5,
-    norm: str | None = None,
-    weights: Sequence[float] | None = None,
-    rbp_p: float = 0.8,
-) -> Way:
+def make_way(method: str, n_runs: int, **ways: Unpack[Ways]) -> Way:
     """A fusion method by name, for so many runs; InputError if its settings do not fit."""
     if method == "rrf":
+        rrf_k = ways.get("rrf_k", 60)
         if rrf_k < 0:
             raise InputError(f"must be 0 or more, not {rrf_k}", "rrf_k")
         return Way([lambda hits: 1 / (rrf_k + ranks_of(hits))] * n_runs, add)
     if method == "interpolation":
+        alpha = ways.get("alpha", 0.5)
+        if n_runs != 2:
+            raise InputError(f"interpolation takes exactly two runs, found {n_runs}")
         if not 0 <= alpha <= 1:
             raise InputError(f"must lie between 0 and 1, not {alpha}", "alpha")
         return Way([lambda hits: alpha * scores_of(hits), lambda hits: (1 - alpha) * scores_of(hits)], add, sums_raw=True)
@@ -168,7 +126,7 @@ def make_way(
         return Way([lambda hits: scores_of(hits) * (1 / n_runs)] * n_runs, add, sums_raw=True)
     if method == "normalize":
         return Way([pyserini_min_max] * n_runs, add)
-    return _combination(method, n_runs, norm, weights, rbp_p)
+    return _combination(method, n_runs, ways.get("norm"), ways.get("weights"), ways.get("rbp_p", 0.8))
 
 
 def _combination(method: str, n_runs: int, norm: str | None, weights: Sequence[float] | None, rbp_p: float) -> Way:
@@ -210,11 +168,6 @@ def check_inputs(runs: Sequence[Run | RunStream], depth: int | None, k: int | No
 def queries_of(runs: Sequence[Run | RunStream]) -> list[str]:
     """Every query of any run, in the order of first appearance."""
     return list(dict.fromkeys(query_id for run in runs for query_id in run))
-
-
-def _fuse(runs: Sequence[Run], way: Way, depth: int | None, k: int | None, tag: str) -> Run:
-    check_inputs(runs, depth, k)
-    return Run(tag, dict(read_topics_of(runs, way, depth, k)))
 
 
 def read_topics_of(

@@ -11,7 +11,7 @@ from pydantic import model_validator
 
 from pyserini_kd.data.run_files import check_tag, ir_metadata, write_run
 from pyserini_kd.data.runs import Run, open_run
-from pyserini_kd.retrieval.fusion import TAG, check_inputs, choose_engine, make_way, queries_of, read_topics_of, rrf
+from pyserini_kd.retrieval.fusion import TAG, Ways, check_inputs, choose_engine, make_way, queries_of, read_topics_of, rrf
 from pyserini_kd.retrieval.fusion_methods import METHODS
 from pyserini_kd.storage.errors import InputError
 from pyserini_kd.storage.records import refuse_existing_run, write_record
@@ -72,9 +72,9 @@ def fuse_files(settings: FuseSettings) -> tuple[int, float]:
     """
     names, method, output = settings.runs, settings.method, settings.output
     refuse_existing_run(output, settings.overwrite)
-    weights = list(settings.weights) or None
-    rrf_k, alpha, rbp_p, norm = settings.rrf_k, settings.alpha, settings.rbp_p, settings.norm
-    way = make_way(method, len(names), rrf_k=rrf_k, alpha=alpha, norm=norm, weights=weights, rbp_p=rbp_p)
+    ways: Ways = {"norm": settings.norm, "weights": list(settings.weights) or None}
+    ways |= {"rrf_k": settings.rrf_k, "alpha": settings.alpha, "rbp_p": settings.rbp_p}
+    way = make_way(method, len(names), **ways)
     started = time.perf_counter()
     runs = [open_run(path) for path in names]
     check_inputs(runs, settings.depth, settings.k)
@@ -82,7 +82,7 @@ def fuse_files(settings: FuseSettings) -> tuple[int, float]:
         if not a & b:
             raise InputError(f"runs {one} and {other} have no topic in common, so there is nothing to fuse")
     seconds = {"read": time.perf_counter() - started, "fuse": 0.0}
-    fusion = {"method": method, "norm": norm, "weights": weights, "runs": list(names)}
+    fusion = {"method": method, "norm": ways["norm"], "weights": ways["weights"], "runs": list(names)}
     comments = ir_metadata(settings.runtag, fusion, {}) if settings.ir_metadata else []
     engine = "fast"
     if method == "rrf":
@@ -90,7 +90,7 @@ def fuse_files(settings: FuseSettings) -> tuple[int, float]:
     if engine == "trectools":
         whole = [Run.read(path) for path in names]
         read = time.perf_counter()
-        fused = rrf(whole, rrf_k, settings.depth, settings.k, settings.runtag, engine)
+        fused = rrf(whole, settings.rrf_k, settings.depth, settings.k, settings.runtag, engine)
         seconds |= {"read": read - started, "fuse": time.perf_counter() - read}
         fused.write(output, overwrite=settings.overwrite, comments=comments)
     else:
@@ -98,7 +98,7 @@ def fuse_files(settings: FuseSettings) -> tuple[int, float]:
         write_run(output, settings.runtag, topics, overwrite=settings.overwrite, comments=comments)
     total = time.perf_counter() - started
     seconds["write"] = total - seconds["read"] - seconds["fuse"]
-    config = fusion | {"rrf_k": rrf_k, "alpha": alpha, "rbp_p": rbp_p, "depth": settings.depth, "k": settings.k}
+    config = {**fusion, **ways, "depth": settings.depth, "k": settings.k}
     stages = {f"{stage}_seconds": round(spent, 3) for stage, spent in seconds.items()}
     write_record(output, config=config, engine=engine, seconds=round(total, 2), **stages)
     return len(queries_of(runs)), total

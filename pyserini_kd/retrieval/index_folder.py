@@ -13,19 +13,21 @@ import logging
 import shutil
 import time
 from collections.abc import Callable, Iterable
-from itertools import islice
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol, TypedDict, TypeVar, Unpack
 
 import numpy as np
 from tqdm import tqdm
 
-from pyserini_kd.storage.arrays import Floats
+from pyserini_kd.data import sources
+from pyserini_kd.storage import manifest
+from pyserini_kd.storage.arrays import Floats, chunks
 from pyserini_kd.storage.environment import command_line, environment
 from pyserini_kd.storage.errors import InputError
 from pyserini_kd.storage.files import atomic_file, refuse_existing
-from pyserini_kd.storage.job import ASSEMBLY, FINAL, SharedJob, mend, open_shared
-from pyserini_kd.storage.records import comparable, read_json, write_json
+from pyserini_kd.storage.job import ASSEMBLY, FINAL, Job, SharedJob, mend, open_shared
+from pyserini_kd.storage.manifest import Manifest
+from pyserini_kd.storage.records import Record, write_json
 
 logger = logging.getLogger(__name__)
 
@@ -35,12 +37,30 @@ Shard = tuple[int, int]
 """(I, N): this is process I of N that share the work."""
 
 
+class Options(TypedDict, total=False):
+    """How an index folder is written, whatever is stored of the documents."""
+
+    store_docs: bool  # keep the texts in the folder; the default
+    overwrite: bool  # replace the folder if it exists
+    block: int | None  # documents in a block
+    shard: Shard  # only every N-th block is made here; the process that ends last writes the index, the others return None
+    collection: str  # its name, for the manifest
+    segment: str | None  # how the documents were cut into passages, for the manifest
+
+
 class HasId(Protocol):
     """A document, or a vector with the id of its document; a NamedTuple."""
 
     @property
     def doc_id(self) -> str:
         """The id."""
+
+
+Item = TypeVar("Item", bound=HasId)
+Make = Callable[[Job, int, list[Item]], None]
+"""Writes the files of a block, part of a job, with this number and these documents."""
+Assemble = Callable[["Blocks", Path], Record]
+"""Puts the blocks together in a new folder, which has the ids already; gives what the manifest says besides."""
 
 
 @dataclasses.dataclass
@@ -52,35 +72,30 @@ class Blocks:
     count: int = 0
 
     @property
-    def folder(self) -> Path:
-        """Where unfinished work lies."""
-        return self.shared.job.folder
-
-    def path(self, number: int, ending: str) -> Path:
-        """A file of a block."""
-        return self.shared.job.path(number, ending)
+    def job(self) -> Job:
+        """The unfinished work."""
+        return self.shared.job
 
     def paths(self, ending: str) -> list[Path]:
         """One file of each block, in order."""
-        return [self.path(number, ending) for number in range(len(self.sums))]
+        return [self.job.path(number, ending) for number in range(len(self.sums))]
 
     def is_done(self, number: int) -> bool:
         """Whether a block was finished, with the records that it has now."""
-        return self.shared.job.is_done(number, self.sums[number])
+        return self.job.is_done(number, self.sums[number])
 
     def left(self) -> int:
         """How many blocks are not done."""
         return sum(not self.is_done(number) for number in range(len(self.sums)))
 
-    def run(self, docs: Iterable[Any], size: int, make: Callable[[int, list[Any]], None], shard: Shard = (0, 1)) -> None:
+    def run(self, docs: Iterable[Item], size: int, make: Make[Item], shard: Shard = (0, 1)) -> None:
         """Make every block that is not done and that no other process has in hand; then wait for those that one has.
 
         Of `shard` = (I, N), only blocks I, I + N, I + 2N ... are ours. Memory holds one block and those in others' hands.
         """
-        stream = iter(docs)
-        waiting: dict[int, list[Any]] = {}
+        waiting: dict[int, list[Item]] = {}
         with tqdm(desc="index", unit=" docs", disable=None) as bar:
-            for number, block in enumerate(iter(lambda: list(islice(stream, size)), [])):
+            for number, block in enumerate(chunks(docs, size)):
                 self.sums.append(hashlib.sha256(json.dumps(block, ensure_ascii=False, default=_digest).encode()).hexdigest())
                 self.count += len(block)
                 if number % shard[1] == shard[0] and not self._make(number, block, make, wait=False):
@@ -92,61 +107,68 @@ class Blocks:
         for number, block in waiting.items():
             self._make(number, block, make, wait=True)
 
-    def _make(self, number: int, block: list[Any], make: Callable[[int, list[Any]], None], wait: bool) -> bool:
+    def _make(self, number: int, block: list[Item], make: Make[Item], wait: bool) -> bool:
         """Make a block unless it is done; False where another process has it in hand and we do not wait."""
         if self.is_done(number):
             return True
         with self.shared.lock(number, wait) as ours:
             if ours and self.shared.is_there() and not self.is_done(number):
-                self.shared.job.start(number)
-                make(number, block)
-                self.shared.job.finish(number, self.sums[number])
+                self.job.start(number)
+                make(self.job, number, block)
+                self.job.finish(number, self.sums[number])
         return ours
 
 
 def build(
-    docs: Iterable[HasId],
+    docs: Iterable[Item],
     folder: Path,
-    settings: dict[str, Any],
-    make: Callable[[Blocks, int, list[Any]], None],
-    assemble: Callable[[Blocks, Path], dict[str, Any]],
+    made_from: Record,
+    make: Make[Item],
+    assemble: Assemble,
     *,
-    only_result: dict[str, Any],
-    overwrite: bool,
-    shard: Shard = (0, 1),
+    index: str | None = None,
+    default_block: int,
+    **options: Unpack[Options],
 ) -> int | None:
     """Make an index folder of a stream of documents; returns their number, or None where other shards have work left.
 
-    The ids and, with `settings["store_docs"]`, the texts of the documents are kept here.
+    The folder gets `docid`, `docs.jsonl`, `docs.offsets` (unless texts are refused), `manifest.json`, and what `assemble` adds.
+    Every process reads all documents, whatever its share.
 
     Args:
-        docs: the collection; read by every process, whatever its share.
-        folder: what to write, with `docid`, `docs.jsonl`, `docs.offsets`, `manifest.json` and what `assemble` adds.
-        settings: what a block depends on, `block` (documents in one) and `store_docs` among it.
-        make: writes the files of a block.
-        assemble: puts them together in a new folder, which has the ids already; gives what the manifest says besides.
-        only_result: what the result depends on, but no block.
-        overwrite: replace what is there.
-        shard: which of N processes this is.
+        docs: the collection.
+        folder: what to write.
+        made_from: what a block depends on, besides its documents, its size and whether texts are stored.
+        make: makes the files of a block.
+        assemble: makes the result of them.
+        index: the kind of the vector index, on which no block depends.
+        default_block: documents in a block, unless the options say it.
+        options: how the folder is written.
 
     Raises:
         InputError: the folder exists, the collection is empty or changes meanwhile, another process works with other settings.
     """
     started = time.monotonic()
-    said = settings | {name: value for name, value in only_result.items() if value}
+    shard, overwrite = options.get("shard", (0, 1)), options.get("overwrite", False)
+    store_docs, size = options.get("store_docs", True), options.get("block") or default_block
+    collection = options.get("collection", "")
+    made_from = made_from | {"block": size, "store_docs": store_docs}
+    only_result = {"index": index, "collection": collection, "segment": options.get("segment")}
+    only_result["collection_stamp"] = sources.stamp(collection)
+    said = made_from | {name: value for name, value in only_result.items() if value}
     mend(folder)
-    if shard[1] > 1 and _is_complete(folder, said):  # the other processes were quicker
+    if shard[1] > 1 and (there := Manifest.find(folder)) and there.says(said):  # the other processes were quicker
         logger.info("%s is complete", folder)
         return None
     refuse_existing(folder, overwrite, folder=True)
-    with open_shared(folder, settings, only_result, overwrite=overwrite) as shared:
+    with open_shared(folder, made_from, only_result, overwrite=overwrite) as shared:
         blocks = Blocks(shared)
         try:
-            blocks.run(docs, settings["block"], _block_maker(blocks, make, settings["store_docs"]), shard)
+            blocks.run(docs, size, _with_docs(make, store_docs), shard)
             if blocks.count == 0:
                 raise InputError("the collection has no documents")
         except InputError:
-            if not shared.job.parts() and shared.is_ours_alone():  # nothing to go on with
+            if not blocks.job.parts() and shared.is_ours_alone():  # nothing to go on with
                 shared.remove()
             raise
         if shard[1] > 1 and (left := blocks.left()):
@@ -154,70 +176,54 @@ def build(
             return None
         with shared.lock(ASSEMBLY, wait=True):
             if not shared.is_there():
-                if not (folder / "manifest.json").is_file():
+                if not (folder / manifest.NAME).is_file():
                     raise InputError(f"the process that was putting {folder} together was killed; start again")
                 logger.info("another process has written %s", folder)
                 return blocks.count
             if blocks.left():
                 raise InputError("the collection has changed while it was indexed; start again")
-            new = _assembled(blocks, assemble, said, started)
+            new = blocks.job.folder / FINAL
+            record = _assemble(blocks, new, assemble, store_docs)
+            record |= said | {"n_docs": blocks.count, "seconds": round(time.monotonic() - started, 1)}
+            write_json(new / manifest.NAME, record | {"command": command_line(), **environment()})
             refuse_existing(folder, overwrite, folder=True)  # somebody may have written there meanwhile
-            assert new.name == FINAL
             shared.remove(folder)
     return blocks.count
 
 
-def _block_maker(
-    blocks: Blocks, make: Callable[[Blocks, int, list[Any]], None], store_docs: bool
-) -> Callable[[int, list[Any]], None]:
+def _with_docs(make: Make[Item], store_docs: bool) -> Make[Item]:
     """Writes the ids and texts of a block, then the rest by `make`; the first large block tells what a million cost."""
     told = False
 
-    def make_block(number: int, block: list[Any]) -> None:
+    def make_block(job: Job, number: int, block: list[Item]) -> None:
         nonlocal told
         begun = time.monotonic()
-        _write_docs(blocks, number, block, store_docs)
-        make(blocks, number, block)
+        with atomic_file(job.path(number, "ids")) as out:
+            out.writelines(f"{doc.doc_id}\n" for doc in block)
+        if store_docs:
+            with atomic_file(job.path(number, "docs"), binary=True) as out:
+                out.writelines(json.dumps(doc, ensure_ascii=False).encode() + b"\n" for doc in block)
+        make(job, number, block)
         if not told and len(block) >= ENOUGH:
             told = True
             hours = (time.monotonic() - begun) / len(block) * 1e6 / 3600
-            gigabytes = sum(path.stat().st_size for path in blocks.folder.glob(f"{number:06d}.*")) / len(block) * 1e6 / 1e9
+            gigabytes = sum(path.stat().st_size for path in job.folder.glob(f"{number:06d}.*")) / len(block) * 1e6 / 1e9
             logger.info("a million documents like the first %d take %.1f hours here, and %.1f GB, twice while they are "
                         "put together", len(block), hours, gigabytes)  # fmt: skip
 
     return make_block
 
 
-def _assembled(
-    blocks: Blocks, assemble: Callable[[Blocks, Path], dict[str, Any]], said: dict[str, Any], started: float
-) -> Path:
-    """The finished folder, still under its own name among the unfinished work."""
-    new = blocks.folder / FINAL
+def _assemble(blocks: Blocks, new: Path, assemble: Assemble, store_docs: bool) -> Record:
+    """Put the blocks together in a folder that is still among the unfinished work."""
     shutil.rmtree(new, ignore_errors=True)
     new.mkdir()
-    _merge_docs(blocks, new, said["store_docs"])
+    _merge_docs(blocks, new, store_docs)
     try:
-        record = assemble(blocks, new)
+        return assemble(blocks, new)
     except OSError as error:
         error.filename = error.filename or str(new)  # a full disk does not say where
         raise
-    record |= said | {"n_docs": blocks.count, "seconds": round(time.monotonic() - started, 1)}
-    write_json(new / "manifest.json", record | {"command": command_line(), **environment()})
-    return new
-
-
-def _is_complete(folder: Path, said: dict[str, Any]) -> bool:
-    """Whether an index lies there whose manifest says all of this."""
-    manifest = read_json(folder / "manifest.json", "manifest") if (folder / "manifest.json").is_file() else {}
-    return bool(comparable(manifest).items() >= comparable(said).items())
-
-
-def _write_docs(blocks: Blocks, number: int, block: list[Any], store_docs: bool) -> None:
-    with atomic_file(blocks.path(number, "ids")) as out:
-        out.writelines(f"{doc.doc_id}\n" for doc in block)
-    if store_docs:
-        with atomic_file(blocks.path(number, "docs"), binary=True) as out:
-            out.writelines(json.dumps(doc, ensure_ascii=False).encode() + b"\n" for doc in block)
 
 
 def _merge_docs(blocks: Blocks, new: Path, store_docs: bool) -> None:

@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Literal, Self
 
 from pydantic import model_validator
 
 from pyserini_kd.data import passages, sources
 from pyserini_kd.models import hardware
 from pyserini_kd.models.rankers import load_encoder
-from pyserini_kd.retrieval import bm25_build, build, token_index
-from pyserini_kd.retrieval.index_folder import Shard
+from pyserini_kd.retrieval.index_folder import Options, Shard
 from pyserini_kd.storage import settings as shared
 from pyserini_kd.storage.errors import InputError
 from pyserini_kd.storage.files import refuse_existing
@@ -108,36 +107,38 @@ class IndexSettings(Settings):
 
 def index(settings: IndexSettings) -> int | None:
     """Write the index; returns the number of documents, or None where other processes have work left."""
-    mend(settings.index)
+    from pyserini_kd.retrieval import bm25_build, build, token_index  # only here: importing FAISS takes long
+
+    overwrite, folder = settings.overwrite, settings.index
+    mend(folder)
     if settings.shard[1] == 1:
-        refuse_existing(settings.index, settings.overwrite, folder=True)
-    own: dict[str, Any] = {"overwrite": settings.overwrite}
-    model: dict[str, Any] = {"device": settings.device, "precision": settings.precision, "backend": settings.backend}
-    model |= {"pooling": settings.pooling, "l2_norm": settings.l2_norm, "doc_prefix": settings.doc_prefix}
-    loaded: dict[str, Any] = {"batch_size": settings.batch_size, "max_doc_len": settings.max_length, **model}
+        refuse_existing(folder, overwrite, folder=True)
+    loaded = settings.model_dump(include={"device", "precision", "backend", "batch_size", "l2_norm", "doc_prefix"})
+    loaded["max_doc_len"] = settings.max_length
     if settings.vectors:
-        maker = load_encoder(settings.encoder, **loaded) if settings.encoder else None
+        maker = load_encoder(settings.encoder, pooling=settings.pooling, **loaded) if settings.encoder else None
         return build.build_from_vectors(
-            settings.vectors, settings.ids, settings.index, kind=settings.kind, encoder=maker, **own
+            settings.vectors, settings.ids, folder, kind=settings.kind, encoder=maker, overwrite=overwrite
         )
     assert settings.collection is not None and settings.encoder is not None
     if settings.encoder == "bm25":
-        own["threads"] = settings.threads or hardware.threads()
+        threads = settings.threads or hardware.threads()
         if settings.collection_class:
-            folder = Path(settings.collection)
-            return bm25_build.build_index_with_reader(folder, settings.collection_class, settings.index, **own)
-        stamp = sources.stamp(settings.collection)
-        docs = sources.collection(settings.collection, settings.segment)
-        return bm25_build.build_index(docs, settings.index, collection_stamp=stamp, segment=settings.segment, **own)
+            return bm25_build.build_index_with_reader(
+                Path(settings.collection), settings.collection_class, folder, threads=threads, overwrite=overwrite
+            )
+        stamp, docs = sources.stamp(settings.collection), sources.collection(settings.collection, settings.segment)
+        return bm25_build.build_index(
+            docs, folder, threads=threads, overwrite=overwrite, collection_stamp=stamp, segment=settings.segment
+        )
     if settings.threads:
         hardware.use_threads(settings.threads)
-    own |= {"collection": settings.collection, "segment": settings.segment, "store_docs": settings.store_docs}
-    own |= {"block": settings.block, "shard": settings.shard}
+    options: Options = {"store_docs": settings.store_docs, "overwrite": overwrite, "block": settings.block}
+    options |= {"shard": settings.shard, "collection": settings.collection, "segment": settings.segment}
     if settings.architecture:
-        del loaded["pooling"]
         scorer = token_index.load_scorer(settings.encoder, settings.architecture, **loaded)
         docs = sources.collection(settings.collection, settings.segment)
-        return token_index.build(docs, scorer, settings.index, dtype=settings.dtype, **own)
-    encoder = load_encoder(settings.encoder, **loaded)
+        return token_index.build(docs, scorer, folder, dtype=settings.dtype, **options)
+    encoder = load_encoder(settings.encoder, pooling=settings.pooling, **loaded)
     docs = sources.collection(settings.collection, settings.segment)
-    return build.build(docs, encoder, settings.index, kind=settings.kind, **own)
+    return build.build(docs, encoder, folder, kind=settings.kind, **options)

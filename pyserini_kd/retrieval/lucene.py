@@ -28,11 +28,39 @@ def is_lucene_index(path: Path) -> bool:
     return path.is_dir() and any(path.glob("segments_*"))
 
 
-def directory(folder: Path) -> JavaObject:
-    """Lucene's object for an index folder."""
+def java_class(name: str) -> JavaObject:
+    """A class of Java by its full name; Java must have been started."""
     from jnius import autoclass
 
-    return autoclass("org.apache.lucene.store.FSDirectory").open(autoclass("java.io.File")(str(folder)).toPath())
+    return autoclass(name)
+
+
+@contextlib.contextmanager
+def java_errors(what: str) -> Iterator[None]:
+    """Make an exception of Java an InputError: `what` went wrong, and what Java says of it."""
+    from jnius import JavaException
+
+    try:
+        yield
+    except JavaException as error:
+        raise InputError(f"{what}: {java_message(error)}") from error
+
+
+def directory(folder: Path) -> JavaObject:
+    """Lucene's object for an index folder."""
+    return java_class("org.apache.lucene.store.FSDirectory").open(java_class("java.io.File")(str(folder)).toPath())
+
+
+def open_reader(folder: Path) -> JavaObject:
+    """Lucene's reader of an index folder."""
+    return java_class("org.apache.lucene.index.DirectoryReader").open(directory(folder))
+
+
+def searcher_of(reader: JavaObject) -> JavaObject:
+    """Lucene's searcher over an open index."""
+    from jnius import cast  # without the cast jnius takes the wrong constructor
+
+    return java_class("org.apache.lucene.search.IndexSearcher")(cast("org.apache.lucene.index.IndexReader", reader))
 
 
 def prebuilt_index(name: str, kind: str = "BM25") -> Path:
@@ -69,9 +97,8 @@ def in_threads(function: Callable[[Chunk], Result], chunks: Iterable[Chunk], thr
 
     pool = concurrent.futures.ThreadPoolExecutor(threads)
     try:
-        yield from pool.map(detached, chunks)
-    except jnius.JavaException as error:
-        raise InputError(f"Lucene's search failed: {java_message(error)}") from error
+        with java_errors("Lucene's search failed"):
+            yield from pool.map(detached, chunks)
     finally:
         pool.shutdown(cancel_futures=True)
 
@@ -83,13 +110,11 @@ def json_mapper() -> JavaObject:
     A sorted search gives `[[[score,["id in base64",length]],...]]`, a plain one `[[[score,document number],...]]`, Anserini's
     own `[["id",score],...]`.
     """
-    from jnius import autoclass
-
-    mapper = autoclass("com.fasterxml.jackson.databind.ObjectMapper")()
-    array = autoclass("com.fasterxml.jackson.annotation.JsonFormat$Value").forShape(
-        autoclass("com.fasterxml.jackson.annotation.JsonFormat$Shape").ARRAY
+    mapper = java_class("com.fasterxml.jackson.databind.ObjectMapper")()
+    array = java_class("com.fasterxml.jackson.annotation.JsonFormat$Value").forShape(
+        java_class("com.fasterxml.jackson.annotation.JsonFormat$Shape").ARRAY
     )
-    ignore = autoclass("com.fasterxml.jackson.annotation.JsonIgnoreProperties$Value").forIgnoredProperties
+    ignore = java_class("com.fasterxml.jackson.annotation.JsonIgnoreProperties$Value").forIgnoredProperties
     for name, ignored in {
         "org.apache.lucene.search.TopFieldDocs": ("fields", "totalHits"),
         "org.apache.lucene.search.FieldDoc": ("score", "doc", "shardIndex"),
@@ -98,7 +123,7 @@ def json_mapper() -> JavaObject:
         "org.apache.lucene.util.BytesRef": ("offset", "valid"),
         "io.anserini.search.ScoredDoc": ("lucene_docid", "lucene_document"),
     }.items():
-        override = mapper.configOverride(autoclass("java.lang.Class").forName(name))
+        override = mapper.configOverride(java_class("java.lang.Class").forName(name))
         override.setFormat(array)
         override.setIgnorals(ignore(*ignored))
     return mapper

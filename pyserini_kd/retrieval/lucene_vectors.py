@@ -15,13 +15,14 @@ import tempfile
 from collections.abc import Iterable
 from pathlib import Path
 
+import faiss
 import numpy as np
 import numpy.typing as npt
 
 from pyserini_kd.data import java
 from pyserini_kd.retrieval import lucene
-from pyserini_kd.retrieval.lucene import JavaObject
-from pyserini_kd.storage.arrays import Floats, Rows
+from pyserini_kd.retrieval.lucene import JavaObject, java_class, java_errors
+from pyserini_kd.storage.arrays import Floats, Nearest, Rows
 from pyserini_kd.storage.errors import InputError
 
 INDEXERS = {"lucene-hnsw": "IndexHnswDenseVectors", "lucene-flat": "IndexFlatDenseVectors"}  # kind -> Anserini's class
@@ -37,12 +38,6 @@ FIELD = "vector"
 logger = logging.getLogger(__name__)
 
 
-def check(width: int) -> None:
-    """InputError if Lucene takes no vectors of this width."""
-    if width > MAX_WIDTH:
-        raise InputError(f"Lucene takes vectors of at most {MAX_WIDTH} numbers, the encoder makes {width}")
-
-
 def vector_bytes(width: int, kind: str) -> int:
     """Bytes that each vector takes on disk, about: float32 numbers, and in a graph the links, packed into 2 bytes each."""
     return 4 * width + (4 * LINKS if kind == "lucene-hnsw" else 0)
@@ -53,40 +48,37 @@ def write(blocks: Iterable[tuple[list[str], Floats]], kind: str, folder: Path, k
 
     Segments with a fixed number of documents, `BUFFER` MiB each, are made one by one and merged at the end.
 
-    Args:
-        blocks: the documents, in order.
-        kind: one of `INDEXERS`.
-        folder: where the index goes.
-        kept: a folder for the segments meanwhile; after a kill the next run goes on from them, to the same graph.
+    `kind` is one of `INDEXERS`. The folder `kept` holds the segments meanwhile; after a kill the next run goes on from them.
 
     Raises:
         InputError: Lucene refuses an id (longer than 32,766 bytes) or a number that is not finite; the disk is full.
     """
     java.start_jvm()
-    import jnius
-
     place = kept or folder
     if kept is not None and not any(kept.glob("segments_*")):  # begun, or half moved away
         shutil.rmtree(kept, ignore_errors=True)
     try:
-        writer = _writer(kind, place)
-        try:
-            _add(writer, blocks, kind)
-            writer.getConfig().setMergePolicy(_merge_policy())
-            writer.forceMerge(1)
-            writer.close()
-            (place / "write.lock").unlink(missing_ok=True)
-        except BaseException:
-            writer.rollback()
-            raise
-        if kept is not None:
-            for path in sorted(kept.iterdir(), key=lambda path: not path.name.startswith("segments_")):  # segments_* first
-                os.replace(path, folder / path.name)
-            kept.rmdir()
-    except jnius.JavaException as error:
-        raise InputError(f"Lucene could not write the vectors into {folder}: {java.java_message(error)}") from error
+        with java_errors(f"Lucene could not write the vectors into {folder}"):
+            _write(blocks, kind, place)
     finally:
         java.quiet_java()  # Anserini has changed the log level
+    if kept is not None:
+        for path in sorted(kept.iterdir(), key=lambda path: not path.name.startswith("segments_")):  # segments_* first
+            os.replace(path, folder / path.name)
+        kept.rmdir()
+
+
+def _write(blocks: Iterable[tuple[list[str], Floats]], kind: str, place: Path) -> None:
+    writer = _writer(kind, place)
+    try:
+        _add(writer, blocks, kind)
+        writer.getConfig().setMergePolicy(_merge_policy())
+        writer.forceMerge(1)
+        writer.close()
+        (place / "write.lock").unlink(missing_ok=True)
+    except BaseException:
+        writer.rollback()
+        raise
 
 
 def _writer(kind: str, folder: Path) -> JavaObject:
@@ -94,30 +86,26 @@ def _writer(kind: str, folder: Path) -> JavaObject:
 
     It goes on with what the folder holds; Anserini's own writer does not.
     """
-    from jnius import autoclass
-
     with tempfile.TemporaryDirectory() as elsewhere:
-        args = autoclass(f"io.anserini.index.{INDEXERS[kind]}$Args")()
+        args = java_class(f"io.anserini.index.{INDEXERS[kind]}$Args")()
         args.collectionClass, args.input = "JsonDenseVectorCollection", elsewhere  # required, but not used
         args.index, args.quiet = elsewhere, True
         if kind == "lucene-hnsw":
             args.M, args.efC = LINKS, BEAM
-        theirs = autoclass(f"io.anserini.index.{INDEXERS[kind]}")(args).writer
+        theirs = java_class(f"io.anserini.index.{INDEXERS[kind]}")(args).writer
         codec = theirs.getConfig().getCodec()
         theirs.rollback()
-    config = autoclass("org.apache.lucene.index.IndexWriterConfig")()
+    config = java_class("org.apache.lucene.index.IndexWriterConfig")()
     config.setCodec(codec)
     config.setRAMBufferSizeMB(2 * BUFFER)  # reached only with very long ids
-    config.setMergePolicy(autoclass("org.apache.lucene.index.NoMergePolicy").INSTANCE)  # merge at the end only
+    config.setMergePolicy(java_class("org.apache.lucene.index.NoMergePolicy").INSTANCE)  # merge at the end only
     config.setUseCompoundFile(False)
-    return autoclass("org.apache.lucene.index.IndexWriter")(lucene.directory(folder), config)
+    return java_class("org.apache.lucene.index.IndexWriter")(lucene.directory(folder), config)
 
 
 def _merge_policy() -> JavaObject:
     """Merge all segments at once, in their order; Lucene's default policy sorts them by size."""
-    from jnius import autoclass
-
-    policy = autoclass("org.apache.lucene.index.LogDocMergePolicy")()
+    policy = java_class("org.apache.lucene.index.LogDocMergePolicy")()
     policy.setMergeFactor(1 << 30)
     policy.setNoCFSRatio(0.0)
     return policy
@@ -128,15 +116,13 @@ def _add(writer: JavaObject, blocks: Iterable[tuple[list[str], Floats]], kind: s
 
     One Java document is reused, because each new Java object costs microseconds.
     """
-    from jnius import autoclass
-
-    similarity = autoclass("org.apache.lucene.index.VectorSimilarityFunction").MAXIMUM_INNER_PRODUCT
-    new_bytes = autoclass("org.apache.lucene.util.BytesRef")
-    new_vector = autoclass("org.apache.lucene.document.KnnFloatVectorField")
-    yes = autoclass("org.apache.lucene.document.Field$Store").YES
-    stored = autoclass("org.apache.lucene.document.StringField")("id", "", yes)
-    sortable = autoclass("org.apache.lucene.document.BinaryDocValuesField")("id", new_bytes())
-    document = autoclass("org.apache.lucene.document.Document")()
+    similarity = java_class("org.apache.lucene.index.VectorSimilarityFunction").MAXIMUM_INNER_PRODUCT
+    new_bytes = java_class("org.apache.lucene.util.BytesRef")
+    new_vector = java_class("org.apache.lucene.document.KnnFloatVectorField")
+    yes = java_class("org.apache.lucene.document.Field$Store").YES
+    stored = java_class("org.apache.lucene.document.StringField")("id", "", yes)
+    sortable = java_class("org.apache.lucene.document.BinaryDocValuesField")("id", new_bytes())
+    document = java_class("org.apache.lucene.document.Document")()
     document.add(stored)
     document.add(sortable)
     vector: JavaObject = None
@@ -168,12 +154,8 @@ class LuceneStore:
     def __init__(self, folder: Path) -> None:
         """Open a folder that `write` made; InputError for another Lucene index."""
         java.start_jvm()
-        from jnius import JavaException, autoclass, cast
-
-        try:
-            reader = autoclass("org.apache.lucene.index.DirectoryReader").open(lucene.directory(folder))
-        except JavaException as error:
-            raise InputError(f"{folder} cannot be opened: {java.java_message(error)}") from error
+        with java_errors(f"{folder} cannot be opened"):
+            reader = lucene.open_reader(folder)
         leaves = reader.leaves()
         self._leaf: JavaObject = leaves.get(0).reader() if leaves.size() == 1 else None
         found: JavaObject = self._leaf.getFieldInfos().fieldInfo(FIELD) if self._leaf else None
@@ -182,18 +164,10 @@ class LuceneStore:
             raise InputError(f"{folder} is no Lucene index of vectors that `pyserini-kd index` wrote: it compares {similarity}")
         self.width, self.count = int(found.getVectorDimension()), int(reader.numDocs())
         self._folder, self._has_graph = folder, "Hnsw" in (found.getAttribute("PerFieldKnnVectorsFormat.format") or "")
-        # without the cast jnius takes the wrong constructor
-        self._searcher = autoclass("org.apache.lucene.search.IndexSearcher")(
-            cast("org.apache.lucene.index.IndexReader", reader)
-        )
+        self._searcher = lucene.searcher_of(reader)
 
-    def search(
-        self, query_vecs: Floats, k: int, *, ef_search: int | None = None, nprobe: int | None = None
-    ) -> tuple[Floats, Rows]:
+    def search(self, query_vecs: Floats, k: int, *, ef_search: int | None = None, nprobe: int | None = None) -> Nearest:
         """See `VectorStore.search`; as many threads as FAISS uses search side by side."""
-        import faiss
-        from jnius import autoclass
-
         if nprobe is not None:
             raise InputError(f"is for IVF indexes; {self._folder} is none", "nprobe")
         if ef_search is not None and not self._has_graph:
@@ -201,7 +175,7 @@ class LuceneStore:
         queue = max(k, ef_search or EF_SEARCH)
         scores = np.full((len(query_vecs), k), -np.inf, dtype=np.float32)
         rows = np.full((len(query_vecs), k), -1, dtype=np.int64)
-        new_query, mapper = autoclass("org.apache.lucene.search.KnnFloatVectorQuery"), lucene.json_mapper()
+        new_query, mapper = java_class("org.apache.lucene.search.KnnFloatVectorQuery"), lucene.json_mapper()
 
         def search_some(places: Iterable[int]) -> None:
             for place in places:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,21 +10,9 @@ from pyserini_kd.models import checkpoint_names
 from pyserini_kd.models.rankers import Encoder, load_encoder
 from pyserini_kd.retrieval.dense_index import DenseIndex
 from pyserini_kd.storage.errors import InputError
-from pyserini_kd.storage.records import comparable
 
 SIDES = ("sha256", "pooling", "l2_norm", "doc_prefix")
 """What decides a document's vector, besides its length and rounding."""
-
-
-def refuse_other(made_by: Mapping[str, Any], record: Mapping[str, Any], names: Sequence[str], where: Path) -> None:
-    """InputError where the ranker of a record is not the one that made an index, by these fields that the index knows."""
-    mine = comparable(dict(record))
-    for name in names:
-        if name in made_by and made_by[name] != mine.get(name):
-            raise InputError(
-                f"encoder does not match index {where}: {name} is {str(mine.get(name))[:12]}, the index was made with "
-                f"{str(made_by[name])[:12]} ({made_by.get('name')})"
-            )
 
 
 def check_encoder(index: DenseIndex, encoder: Encoder, *, ignore: bool = False) -> None:
@@ -34,9 +22,9 @@ def check_encoder(index: DenseIndex, encoder: Encoder, *, ignore: bool = False) 
             f"encoder does not match index {index.folder}: {encoder.folder} gives vectors of {encoder.width}, "
             f"the index holds {index.width}"
         )
-    if not ignore:
+    if not ignore and index.manifest is not None and index.made_by:
         try:
-            refuse_other(index.made_by, encoder.record() if index.made_by else {}, SIDES, index.folder)
+            index.manifest.refuse_other(encoder.record(), SIDES)
         except InputError as error:
             raise InputError(f"{error}; --ignore-encoder-mismatch if that is meant") from None
 

@@ -11,12 +11,11 @@ import json
 import logging
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from pyserini_kd.models.rankers import Encoder
-from pyserini_kd.storage.arrays import Floats
+from pyserini_kd.storage.arrays import AnyArray, Floats
 from pyserini_kd.storage.errors import InputError
 from pyserini_kd.storage.files import atomic_file
 
@@ -77,6 +76,6 @@ class QueryCache:
     def _write(self, keys: list[bytes], vectors: Floats) -> None:
         from safetensors.numpy import save
 
-        tensors: dict[str, Any] = {"texts": np.frombuffer(b"".join(keys), np.uint8).reshape(-1, 32), "vectors": vectors}
+        tensors: dict[str, AnyArray] = {"texts": np.frombuffer(b"".join(keys), np.uint8).reshape(-1, 32), "vectors": vectors}
         with atomic_file(self.path, binary=True) as out:
             out.write(save(tensors, {"made_by": self.made_by}))

@@ -21,13 +21,13 @@ from pyserini_kd.models.rankers import Encoder, Scorer, TokenScorer
 from pyserini_kd.retrieval import token_index
 from pyserini_kd.retrieval.dense_index import DenseIndex
 from pyserini_kd.retrieval.open_index import SIDES
-from pyserini_kd.retrieval.stored_docs import has_docs, shards
-from pyserini_kd.retrieval.text_sources import Fetch, fetch_from
+from pyserini_kd.retrieval.text_sources import Fetch, fetch_from, has_docs, shards
 from pyserini_kd.retrieval.token_index import TokenIndex
 from pyserini_kd.storage.arrays import Floats
 from pyserini_kd.storage.errors import InputError
 from pyserini_kd.storage.files import alone, clear
-from pyserini_kd.storage.records import comparable, read_json
+from pyserini_kd.storage.manifest import Manifest
+from pyserini_kd.storage.records import comparable
 
 logger = logging.getLogger(__name__)
 
@@ -54,14 +54,12 @@ def rerank(
         run: a first-stage run.
         scorer: a ranker of any architecture.
         queries: texts of the run's queries.
-        source: gives the documents for ids, in the order asked; or holds what this ranker stored of them.
+        source: gives the documents, or holds what this ranker stored of them.
         depth: documents rescored for each query.
-        segment: `WORDS:STRIDE` cuts documents into passages (or finds them in the index), each scored with the query. None
-            takes documents whole.
+        segment: `WORDS:STRIDE` cuts documents into passages (or finds them in the index), each scored with the query.
         aggregate: how the scores of passages become their document's: maxp, firstp, sump or avgp. The last two add the
             probabilities of a cross-encoder or PreTTR, not their logits, as Dai and Callan, and Chen et al., do: a sum of
-            logits would count each irrelevant passage against its document. A TK's scores may be negative too, and are no
-            logits: its passages are not summed.
+            logits would count each irrelevant passage against its document. A TK's scores, negative too, are not summed.
         tag: the new run's tag.
         work: folder for finished scores, as in `Scorer.score`.
 
@@ -141,7 +139,7 @@ def open_source(encoder: str, indexes: Sequence[str], *, segment: str | None = N
         logger.info("the indexes are of several kinds: documents are scored from their texts")
     if architecture and same:
         index = TokenIndex.load(*folders)
-        made_by = index.manifest["encoder"]
+        made_by = index.manifest.encoder
         if made_by["sha256"] == fingerprint(resolve(encoder)):
             kept = {name: made_by[name] for name in ("l2_norm", "doc_prefix", "max_doc_len")}
             given = {name: value for name, value in settings.items() if value is not None}
@@ -161,8 +159,7 @@ def open_source(encoder: str, indexes: Sequence[str], *, segment: str | None = N
 
 def _has_vectors(folder: Path, encoder: Encoder) -> bool:
     """Whether a folder holds exactly the vectors that the encoder would make."""
-    path = folder / "manifest.json"
-    manifest = read_json(path, "manifest") if path.is_file() else {}
-    made_by, mine = manifest.get("encoder", {}), encoder.record()
-    exact = manifest.get("index") == "Flat" and manifest.get("precision") == encoder.precision
-    return exact and all(made_by.get(name) == mine[name] for name in (*SIDES, "max_doc_len"))
+    manifest, mine = Manifest.find(folder), encoder.record()
+    if manifest is None or manifest.index != "Flat" or manifest.precision != encoder.precision:
+        return False
+    return all(manifest.encoder.get(name) == mine[name] for name in (*SIDES, "max_doc_len"))

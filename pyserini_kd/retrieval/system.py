@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
-from typing import Any
 
 from pyserini_kd.data import passages
 from pyserini_kd.data.runs import Run, default_tag
@@ -21,12 +21,15 @@ from pyserini_kd.retrieval.query_cache import QueryCache
 from pyserini_kd.retrieval.reranking import Source
 from pyserini_kd.retrieval.search_settings import SystemSettings
 from pyserini_kd.retrieval.searching import dense
-from pyserini_kd.retrieval.stored_docs import has_docs, stored_docs
-from pyserini_kd.retrieval.text_sources import Fetch, fetch_from
+from pyserini_kd.retrieval.text_sources import Fetch, fetch_from, has_docs, stored_docs
 from pyserini_kd.storage.errors import InputError
-from pyserini_kd.storage.records import read_json
+from pyserini_kd.storage.manifest import Manifest
 
+MODEL = {"device", "precision", "backend", "batch_size"}  # settings of every model that is loaded
 FUSION_DEPTH = 1000  # hits of each run that fusion sees, at least
+
+Timing = dict[str, float | str]
+"""Seconds of each stage, and how results were fused."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,16 +56,21 @@ class System:
             hardware.use_threads(settings.threads)
         index = encoder = sparse = cache = None
         if not settings.is_sparse:
-            index, encoder = _open_dense(settings)
+            index, encoder = open_with_encoder(
+                [name if Path(name).exists() else lucene.prebuilt_index(name, "FAISS") for name in settings.index],
+                settings.encoder,
+                mmap=settings.mmap,
+                ignore_mismatch=settings.ignore_encoder_mismatch,
+                max_query_len=settings.max_length,
+                **settings.model_dump(include={*MODEL, "pooling", "l2_norm", "query_prefix", "doc_prefix"}),
+            )
             cache = QueryCache.of(query_cache, encoder) if query_cache else None
         sparse_index = settings.index[0] if settings.is_sparse else settings.sparse_index
         if sparse_index:
             sparse = BM25Index.open(sparse_index)
-            record = Path(sparse_index) / "manifest.json"
-            if index is not None and record.is_file():
-                passages.refuse_mixture((index.folder, index.manifest), (sparse_index, read_json(record, "manifest")))
-        own: dict[str, Any] = {"device": settings.device, "precision": settings.precision, "backend": settings.backend}
-        own["batch_size"] = settings.batch_size
+            if index is not None:
+                passages.refuse_mixture(index.manifest, Manifest.find(sparse_index))
+        own = settings.model_dump(include=MODEL)
         reranker, source = None, None
         fetch = _fetch(settings, index) if texts or (settings.rerank and not settings.rerank_index) else None
         if settings.rerank and settings.rerank_index:
@@ -86,7 +94,7 @@ class System:
         one_query: bool = False,
         stages: dict[str, Run] | None = None,
         work: Path | None = None,
-    ) -> tuple[Run, dict[str, Any]]:
+    ) -> tuple[Run, Timing]:
         """Retrieve, fuse and rerank; returns the run, and the seconds of each stage.
 
         Args:
@@ -99,11 +107,12 @@ class System:
             stages: takes the run of each stage.
             work: folder for a reranker's finished scores.
         """
-        settings, timing = self.settings, dict[str, Any]()
+        settings, timing = self.settings, Timing()
         deep = max(hits, FUSION_DEPTH if settings.is_hybrid else 0, settings.depth if self.reranker else 0)
         own_tag = tag or default_tag("bm25" if settings.is_sparse else settings.encoder)
 
-        def timed(stage: str, begun: float, result: Run) -> Run:
+        def timed(stage: str, find: Callable[[], Run]) -> Run:
+            begun, result = time.monotonic(), find()
             timing[f"{stage}_seconds"] = round(time.monotonic() - begun, 3)
             if stages is not None:
                 stages[stage] = result
@@ -111,51 +120,35 @@ class System:
 
         run = None
         if self.index is not None and self.encoder is not None:
-            begun = time.monotonic()
-            found = dense(
-                self.index, self.encoder, queries,
+            run = timed("dense", partial(
+                dense, self.index, self.encoder, queries,
                 hits=deep, ef_search=settings.ef_search, nprobe=settings.nprobe, cache=self.cache, tag=own_tag,
-            )  # fmt: skip
-            run = timed("dense", begun, found)
+            ))  # fmt: skip
         if self.sparse is not None:
-            begun = time.monotonic()
             threads = settings.threads or hardware.threads()
-            bm25: dict[str, Any] = {"k1": settings.k1, "b": settings.b, "rm3": settings.rm3}
-            sparse = self.sparse.search(queries, hits=deep, threads=threads, tag=own_tag, **bm25)
-            timed("sparse", begun, sparse)
-            begun = time.monotonic()
-            run = sparse if run is None else timed("fuse", begun, self._fuse(sparse, run, deep, own_tag, one_query, timing))
+            sparse = timed("sparse", partial(
+                self.sparse.search, queries,
+                hits=deep, k1=settings.k1, b=settings.b, rm3=settings.rm3, threads=threads, tag=own_tag,
+            ))  # fmt: skip
+            run = sparse if run is None else timed("fuse", partial(self._fuse, sparse, run, deep, own_tag, one_query, timing))
         assert run is not None
         if remove_query:
             run = run.without_query_docs(max_passage[1] if max_passage else None)
         if self.reranker is not None and self.source is not None:
-            begun = time.monotonic()
             rerank_tag = tag or default_tag(settings.rerank or "")
-            run = timed("rerank", begun, reranking.rerank(
-                run, self.reranker, queries, self.source, depth=settings.depth, tag=rerank_tag, work=work
+            run = timed("rerank", partial(
+                reranking.rerank, run, self.reranker, queries, self.source, depth=settings.depth, tag=rerank_tag, work=work
             ))  # fmt: skip
         run = run.top(hits)
         return (passages.max_passage(run, *max_passage) if max_passage else run), timing
 
-    def _fuse(self, sparse: Run, run: Run, k: int, tag: str, one_query: bool, timing: dict[str, Any]) -> Run:
+    def _fuse(self, sparse: Run, run: Run, k: int, tag: str, one_query: bool, timing: Timing) -> Run:
         rrf_k, alpha = self.settings.rrf_k, self.settings.alpha
         if self.settings.fusion == "rrf":
             timing["fusion"] = f"sum of 1 / ({rrf_k} + rank)"
             return fusion.rrf([sparse, run], rrf_k=rrf_k, k=k, tag=tag, engine="fast" if one_query else "auto")
         timing["fusion"] = f"{alpha} * sparse + {1 - alpha:g} * dense, missing = 0"
         return fusion.interpolation(sparse, run, alpha=alpha, k=k, tag=tag)
-
-
-def _open_dense(settings: SystemSettings) -> tuple[DenseIndex, Encoder]:
-    names = ("device", "precision", "backend", "batch_size", "pooling", "l2_norm", "query_prefix", "doc_prefix")
-    return open_with_encoder(
-        [name if Path(name).exists() else lucene.prebuilt_index(name, "FAISS") for name in settings.index],
-        settings.encoder,
-        mmap=settings.mmap,
-        ignore_mismatch=settings.ignore_encoder_mismatch,
-        max_query_len=settings.max_length,
-        **{name: getattr(settings, name) for name in names},
-    )
 
 
 def _fetch(settings: SystemSettings, index: DenseIndex | None) -> Fetch | None:

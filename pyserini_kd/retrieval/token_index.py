@@ -13,24 +13,25 @@ import shutil
 from bisect import bisect_right
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal, Unpack
 
 import numpy as np
 import numpy.typing as npt
 
-from pyserini_kd.data import passages, sources
+from pyserini_kd.data import passages
 from pyserini_kd.data.doc_ids import DocIds
 from pyserini_kd.data.types import Doc
 from pyserini_kd.models import checkpoint_names, checkpoint_settings, rankers
 from pyserini_kd.models.engine import unique
 from pyserini_kd.models.rankers import TokenScorer
 from pyserini_kd.retrieval import index_folder
-from pyserini_kd.retrieval.index_folder import Blocks, Shard
-from pyserini_kd.retrieval.open_index import refuse_other
-from pyserini_kd.storage.arrays import Floats
+from pyserini_kd.retrieval.index_folder import Blocks, Options
+from pyserini_kd.storage.arrays import AnyArray, Floats
 from pyserini_kd.storage.errors import InputError
 from pyserini_kd.storage.files import atomic_file, require_file
-from pyserini_kd.storage.records import comparable, read_json
+from pyserini_kd.storage.job import Job
+from pyserini_kd.storage.manifest import Manifest
+from pyserini_kd.storage.records import Record, comparable
 
 if TYPE_CHECKING:
     import torch
@@ -43,16 +44,24 @@ DTYPES = {"fp16": "<f2", "fp32": "<f4"}
 BLOCK = 512  # documents in a block: what a crash can cost, and what memory holds
 
 
+class TokenManifest(Manifest):
+    """The manifest of stored representations: (M, `width`) numbers of type `dtype`, for rankers of an architecture."""
+
+    architecture: str
+    dtype: Literal["fp16", "fp32"]
+    width: int
+
+
 @dataclasses.dataclass(frozen=True)
 class TokenIndex:
     """Stored representations of documents, of one folder or several: (M, H) each, and where each document's begin."""
 
     folders: tuple[Path, ...]
-    vectors: tuple[npt.NDArray[Any], ...]
+    vectors: tuple[AnyArray, ...]
     offsets: tuple[npt.NDArray[np.int64], ...]
     starts: tuple[int, ...]  # the first row of each folder; rows are counted through
     doc_ids: DocIds
-    manifest: dict[str, Any]
+    manifest: TokenManifest
 
     @classmethod
     def load(cls, *folders: str | Path) -> TokenIndex:
@@ -61,17 +70,17 @@ class TokenIndex:
         Raises:
             InputError: the parts of a folder do not fit, or the folders are not of one encoder, or share a document.
         """
-        manifests = [read_json(Path(folder) / "manifest.json", "manifest") for folder in folders]
-        for folder, manifest in zip(folders[1:], manifests[1:], strict=True):
+        manifests = [TokenManifest.read(folder) for folder in folders]
+        for manifest in manifests[1:]:
             for name in ("architecture", "encoder", "segment"):
-                if comparable(manifest.get(name)) != comparable(manifests[0].get(name)):
-                    raise InputError(f"{folders[0]} and {folder} were made with different settings ({name})")
+                if comparable(getattr(manifest, name)) != comparable(getattr(manifests[0], name)):
+                    raise InputError(f"{folders[0]} and {manifest.folder} were made with different settings ({name})")
         vectors, offsets, starts = [], [], []
         every: list[DocIds] = []
-        for folder, manifest in zip(map(Path, folders), manifests, strict=True):
+        for manifest in manifests:
+            folder, width, dtype = manifest.folder, manifest.width, np.dtype(DTYPES[manifest.dtype])
             doc_ids = DocIds.read(folder)
             offsets.append(np.fromfile(require_file(folder / "offsets", "offsets"), dtype="<i8"))
-            dtype, width = np.dtype(DTYPES[manifest["dtype"]]), manifest["width"]
             size = require_file(folder / "vectors", "vectors").stat().st_size
             if len(offsets[-1]) != len(doc_ids) + 1 or size != int(offsets[-1][-1]) * width * dtype.itemsize:
                 raise InputError(f"index folder {folder} does not fit: docid, offsets and vectors are not of one collection")
@@ -97,7 +106,7 @@ class TokenIndex:
     def check(self, scorer: TokenScorer) -> None:
         """InputError where the ranker, read as it is now, is not the one that made the index."""
         record = scorer.record()
-        refuse_other(self.manifest["encoder"], record, [name for name in record if name != "name"], self.folders[0])
+        self.manifest.refuse_other(record, [name for name in record if name != "name"])
 
     def score(self, scorer: TokenScorer, queries: Sequence[str], doc_ids: Sequence[str]) -> Floats:
         """Raw scores float32 (P,) of (query, stored document) pairs: `Scorer.score` up to what `dtype` rounds."""
@@ -115,7 +124,7 @@ class TokenIndex:
         Raises:
             InputError: the index holds passages of another size, or none, or does not hold a document.
         """
-        stored = self.manifest.get("segment")
+        stored = self.manifest.segment
         where = " and ".join(map(str, self.folders))
         if segment and segment != stored:
             holds = f"passages of {stored}" if stored else "whole documents, no passages"
@@ -130,9 +139,8 @@ class TokenIndex:
 
 def architecture_in(folder: str | Path) -> str | None:
     """The architecture whose representations a folder holds; None where it is no such folder."""
-    path = Path(folder) / "manifest.json"
-    manifest = read_json(path, "manifest") if path.is_file() else {}
-    return str(manifest["architecture"]) if manifest.get("kind") == "tokens" else None
+    manifest = Manifest.find(folder)
+    return TokenManifest.read(folder).architecture if manifest and manifest.kind == "tokens" else None
 
 
 def load_scorer(name: str, architecture: str, **settings: Any) -> TokenScorer:
@@ -153,28 +161,23 @@ def build(
     scorer: TokenScorer,
     folder: str | Path,
     *,
-    dtype: str = "fp16",
-    store_docs: bool = True,
-    overwrite: bool = False,
-    block: int | None = None,
-    shard: Shard = (0, 1),
-    collection: str = "",
-    segment: str | None = None,
+    dtype: Literal["fp16", "fp32"] = "fp16",
+    **options: Unpack[Options],
 ) -> int | None:
     """Store the representations of a stream of documents, numbers as `dtype`; arguments and result as in `build.build`."""
-    settings: dict[str, Any] = {"architecture": scorer.architecture, "encoder": scorer.record(), **scorer.arithmetic()}
-    settings |= {"dtype": dtype, "segment": segment, "block": block or BLOCK, "store_docs": store_docs}
+    made_from = {"architecture": scorer.architecture, "encoder": scorer.record(), **scorer.arithmetic()}
+    made_from |= {"dtype": dtype, "segment": options.get("segment")}
     cut: list[int] = []
 
-    def make(blocks: Blocks, number: int, some: list[Doc]) -> None:
+    def make(job: Job, number: int, some: list[Doc]) -> None:
         found = scorer.encode_docs([doc.contents for doc in some], cut=cut, label="encode")
-        with atomic_file(blocks.path(number, "tokens"), binary=True) as out:
+        with atomic_file(job.path(number, "tokens"), binary=True) as out:
             for doc, states in zip(some, found, strict=True):
                 out.write(_stored(doc, states, dtype))
-        with atomic_file(blocks.path(number, "lengths"), binary=True) as out:
+        with atomic_file(job.path(number, "lengths"), binary=True) as out:
             out.write(np.array([len(states) for states in found], dtype="<i8").tobytes())
 
-    def assemble(blocks: Blocks, new: Path) -> dict[str, Any]:
+    def assemble(blocks: Blocks, new: Path) -> Record:
         n_tokens = 0
         with open(new / "vectors", "wb") as out, open(new / "offsets", "wb") as offsets:
             offsets.write(bytes(8))
@@ -186,15 +189,12 @@ def build(
                 n_tokens = int(ends[-1])
         return {"kind": "tokens", "width": scorer.width, "n_tokens": n_tokens}
 
-    only_result = {"collection": collection, "collection_stamp": sources.stamp(collection)}
-    count = index_folder.build(
-        docs, Path(folder), settings, make, assemble, only_result=only_result, overwrite=overwrite, shard=shard
-    )
+    count = index_folder.build(docs, Path(folder), made_from, make, assemble, default_block=BLOCK, **options)
     scorer.count_cut(sum(cut), count, "documents")
     return count
 
 
-def _stored(doc: Doc, states: torch.Tensor, dtype: str) -> bytes:
+def _stored(doc: Doc, states: torch.Tensor, dtype: Literal["fp16", "fp32"]) -> bytes:
     with np.errstate(over="ignore"):
         stored = states.numpy().astype(DTYPES[dtype])
     if not np.isfinite(stored).all():

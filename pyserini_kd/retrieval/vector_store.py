@@ -6,31 +6,26 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
+import faiss
 import numpy as np
 
 from pyserini_kd.retrieval import lucene
 from pyserini_kd.retrieval.faiss_kinds import FaissIndex, has_graph, inner_index
 from pyserini_kd.retrieval.lucene_vectors import LuceneStore
-from pyserini_kd.storage.arrays import Floats, Rows
+from pyserini_kd.storage.arrays import Floats, Nearest, Rows
 from pyserini_kd.storage.errors import InputError
+
+FAISS: Any = faiss  # the stubs of the library lack the arguments of search parameters
 
 
 class VectorStore(Protocol):
-    """Document vectors by row, compared by inner product.
+    """Document vectors by row, compared by inner product."""
 
-    Attributes:
-        width: H, the length of a vector.
-        count: N, the number of vectors.
-        is_exact: whether the vectors are kept as they were made, not quantised.
-    """
+    width: int  # H, the length of a vector
+    count: int  # N, the number of vectors
+    is_exact: bool  # the vectors are kept as they were made, not quantised
 
-    width: int
-    count: int
-    is_exact: bool
-
-    def search(
-        self, query_vecs: Floats, k: int, *, ef_search: int | None = None, nprobe: int | None = None
-    ) -> tuple[Floats, Rows]:
+    def search(self, query_vecs: Floats, k: int, *, ef_search: int | None = None, nprobe: int | None = None) -> Nearest:
         """The k best vectors for each query (Q, H): scores float32 (Q, k) and rows int64 (Q, k), best first.
 
         A row is -1 where fewer than k are found. `ef_search` is the queue length of an HNSW graph, `nprobe` the number of
@@ -45,25 +40,17 @@ class FaissStore:
     """Vectors in a FAISS index; `name` names it in messages."""
 
     def __init__(self, index: FaissIndex, name: str = "this index") -> None:
-        import faiss
-
         self._index, self._name = index, name
         self.width, self.count = int(index.d), int(index.ntotal)
         self.is_exact = type(index) in (faiss.IndexFlat, faiss.IndexFlatIP)
 
-    def search(
-        self, query_vecs: Floats, k: int, *, ef_search: int | None = None, nprobe: int | None = None
-    ) -> tuple[Floats, Rows]:
+    def search(self, query_vecs: Floats, k: int, *, ef_search: int | None = None, nprobe: int | None = None) -> Nearest:
         """See `VectorStore.search`."""
         depth = None if ef_search is None and nprobe is None else self._depth(ef_search, nprobe)
-        found: tuple[Floats, Rows] = self._index.search(query_vecs, k, params=depth)
-        return found
+        return self._index.search(query_vecs, k, params=depth)
 
-    def _depth(self, ef_search: int | None, nprobe: int | None) -> Any:
+    def _depth(self, ef_search: int | None, nprobe: int | None) -> object:
         """FAISS's parameters for one search."""
-        import faiss
-
-        library: Any = faiss  # the stubs do not know these parameters
         inner = inner_index(self._index)
         has_lists = isinstance(inner, faiss.IndexIVF)
         graph = faiss.downcast_index(inner.quantizer) if has_lists else inner
@@ -71,34 +58,30 @@ class FaissStore:
             raise InputError(f"is for HNSW indexes; {self._name} is none", "ef_search")
         if nprobe is not None and not has_lists:
             raise InputError(f"is for IVF indexes; {self._name} is none", "nprobe")
-        depth = library.SearchParametersHNSW(efSearch=ef_search) if ef_search is not None else None
+        depth: object = None
+        if ef_search is not None:
+            depth = FAISS.SearchParametersHNSW(efSearch=ef_search)
         if has_lists:
-            depth = library.SearchParametersIVF(nprobe=nprobe or inner.nprobe, quantizer_params=depth)
+            depth = FAISS.SearchParametersIVF(nprobe=nprobe or inner.nprobe, quantizer_params=depth)
         return _wrapped(self._index, depth)
 
     def reconstruct(self, rows: Rows) -> Floats:
         """See `VectorStore.reconstruct`; InputError for `fs` codes, which FAISS cannot read back."""
-        import faiss
-
         if "FastScan" in type(inner_index(self._index)).__name__:  # FAISS would crash
             raise InputError("vectors cannot be read back from a FAISS index of the kind `fs`")
         ivf: FaissIndex = faiss.try_extract_index_ivf(self._index)
         if ivf is not None:
             ivf.make_direct_map()
-        found: Floats = self._index.reconstruct_batch(rows)
-        return found
+        return self._index.reconstruct_batch(rows)
 
 
-def _wrapped(index: FaissIndex, depth: Any) -> Any:
+def _wrapped(index: FaissIndex, depth: object) -> object:
     """Search parameters of the innermost index, in the parameters of the indexes around it (OPQ, refinement)."""
-    import faiss
-
-    library: Any = faiss
     if isinstance(index, faiss.IndexPreTransform):
-        return library.SearchParametersPreTransform(index_params=_wrapped(faiss.downcast_index(index.index), depth))
+        return FAISS.SearchParametersPreTransform(index_params=_wrapped(faiss.downcast_index(index.index), depth))
     if isinstance(index, faiss.IndexRefine):
         base = _wrapped(faiss.downcast_index(index.base_index), depth)
-        return library.IndexRefineSearchParameters(k_factor=index.k_factor, base_index_params=base)
+        return FAISS.IndexRefineSearchParameters(k_factor=index.k_factor, base_index_params=base)
     return depth
 
 
@@ -111,17 +94,12 @@ class JoinedStore:
         self.width, self.count = parts[0].width, self._starts[-1]
         self.is_exact = all(part.is_exact for part in parts)
 
-    def search(
-        self, query_vecs: Floats, k: int, *, ef_search: int | None = None, nprobe: int | None = None
-    ) -> tuple[Floats, Rows]:
+    def search(self, query_vecs: Floats, k: int, *, ef_search: int | None = None, nprobe: int | None = None) -> Nearest:
         """See `VectorStore.search`."""
-        import faiss
-
         found = [part.search(query_vecs, k, ef_search=ef_search, nprobe=nprobe) for part in self._parts]
         rows = [np.where(rows < 0, rows, rows + start) for (_, rows), start in zip(found, self._starts, strict=False)]
         scores = np.stack([scores for scores, _ in found])
-        merged: tuple[Floats, Rows] = faiss.merge_knn_results(scores, np.stack(rows), keep_max=True)
-        return merged
+        return faiss.merge_knn_results(scores, np.stack(rows), keep_max=True)
 
     def reconstruct(self, rows: Rows) -> Floats:
         """See `VectorStore.reconstruct`."""
@@ -134,18 +112,14 @@ class JoinedStore:
 
 
 def open_store(folder: Path, mmap: bool = False, foreign: bool = True) -> VectorStore:
-    """Open the vectors of an index folder.
+    """Open the vectors of an index folder, which holds `index` (FAISS) or a Lucene index.
 
-    Args:
-        folder: holds `index` (FAISS) or a Lucene index.
-        mmap: leave FAISS vectors on disk. Lucene always does.
-        foreign: another program may have written the folder: look for row numbers that `docid` does not name.
+    With `mmap` FAISS's vectors stay on disk, as Lucene's always do. A `foreign` folder, which another program may have written,
+    is searched for row numbers that `docid` does not name.
 
     Raises:
         InputError: there are no vectors, they are not compared by inner product, or they have row numbers of their own.
     """
-    import faiss
-
     path = folder / "index"
     if not path.is_file():
         if lucene.is_lucene_index(folder):
@@ -161,20 +135,16 @@ def open_store(folder: Path, mmap: bool = False, foreign: bool = True) -> Vector
 
 def _has_own_rows(index: FaissIndex) -> bool:
     """Whether inverted lists name a row that the index does not have."""
-    import faiss
-
     ivf: FaissIndex = faiss.try_extract_index_ivf(index)
     if ivf is None:
         return False
-    lists: Any = faiss.downcast_InvertedLists(ivf.invlists)
+    lists = faiss.downcast_InvertedLists(ivf.invlists)
     sizes = [(number, lists.list_size(number)) for number in range(ivf.nlist)]
     return any(faiss.rev_swig_ptr(lists.get_ids(number), size).max() >= index.ntotal for number, size in sizes if size)
 
 
 def read_faiss(path: Path, mmap: bool = False) -> FaissIndex:
     """Read a FAISS index file; InputError if it is none."""
-    import faiss
-
     flags = [0]
     if mmap:  # the first maps everything, but refuses inverted lists; the second maps those alone
         flags = [faiss.IO_FLAG_MMAP_IFC | faiss.IO_FLAG_MMAP, faiss.IO_FLAG_MMAP]

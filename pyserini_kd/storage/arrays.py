@@ -18,6 +18,7 @@ Floats = npt.NDArray[np.float32]
 Rows = npt.NDArray[np.int64]
 Ints = npt.NDArray[np.int32]
 Hashes = npt.NDArray[np.uint64]
+Nearest = tuple[Floats, Rows]  # scores and rows (Q, k) of what is nearest to each query, best first
 AnyArray = npt.NDArray[Any]
 
 T = TypeVar("T")

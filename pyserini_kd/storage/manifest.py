@@ -49,8 +49,9 @@ class Manifest(BaseModel):
         try:
             return cls(**{**read_json(path, "manifest"), "folder": path.parent})
         except ValidationError as error:
-            name, found = str(error.errors()[0]["loc"][0]), error.errors()[0]["input"]
-            wanted = {"encoder": "a record", "n_docs": "a number"}.get(name, "text")
+            first = error.errors()[0]
+            name, found = str(first["loc"][0]), "nothing" if first["type"] == "missing" else first["input"]
+            wanted = {"encoder": "a record", "n_docs": "a number", "width": "a number"}.get(name, "text")
             raise InputError(f"{path}: `{name}` must be {wanted}, not {found!r}") from None
 
     @classmethod
@@ -66,6 +67,10 @@ class Manifest(BaseModel):
     def made_by(self) -> Record:
         """The record of the encoder if its weights are known, else an empty one."""
         return self.encoder if "sha256" in self.encoder else {}
+
+    def says_of(self, name: str) -> bool:
+        """Whether the file has an entry of this name."""
+        return name in self.model_fields_set
 
     def says(self, entries: Mapping[str, object]) -> bool:
         """Whether the manifest has all these entries."""

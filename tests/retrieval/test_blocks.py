@@ -20,7 +20,7 @@ import pytest
 from pyserini_kd import index
 from pyserini_kd.data.types import Doc
 from pyserini_kd.retrieval import build as build_
-from pyserini_kd.retrieval import faiss_build, faiss_files, faiss_kinds, index_folder, vector_store
+from pyserini_kd.retrieval import faiss_build, faiss_kinds, index_folder, vector_store
 from pyserini_kd.retrieval.build import build_from
 from pyserini_kd.retrieval.dense_index import DenseIndex
 from pyserini_kd.retrieval.indexing import IndexSettings
@@ -51,8 +51,8 @@ faiss_build._loaded = lambda *args: (time.sleep(pause) or block for block in loa
 faiss_build.KEEP = 0.05  # seconds
 docs = (Doc(f"d{n}", "", str(n)) for n in range(230))
 print("ready", flush=True)
-count = build.build_from(docs, encode, 8, folder, {"block": 10, "store_docs": True}, kind=kind, overwrite=False,
-                         shard=(shard_id, shard_num))
+count = build.build_from(docs, encode, 8, folder, {}, block=10, kind=kind, overwrite=False,
+                         shard=(shard_id, shard_num), collection="")
 print(count)
 """
 
@@ -68,13 +68,12 @@ def vector(n):
     return np.random.default_rng(n).standard_normal(WIDTH).astype(np.float32)
 
 
-def build(docs, folder, kind="Flat", *, collection="", segment=None, **settings):
+def build(docs, folder, kind="Flat", **settings):
     def encode(texts):
         return np.array([vector(int(text)) for text in texts])
 
-    about = {"collection": collection, "segment": segment}
-    made_from = {"block": 10, "store_docs": True}
-    return build_from(docs, encode, WIDTH, folder, made_from, about=about, **{"kind": kind} | settings)
+    base = {"kind": kind, "overwrite": False, "shard": (0, 1), "collection": ""}
+    return build_from(docs, encode, WIDTH, folder, {}, block=10, **base | settings)
 
 
 def docs(n=N):
@@ -299,19 +298,19 @@ def test_a_collection_that_changes_meanwhile_is_noticed(tmp_path):
 
 
 def test_torchrun_tells_each_process_its_shard(monkeypatch):
-    def shard(**given):
-        return IndexSettings(index="x", collection="pydocs", encoder="student", **given).shard
+    def settings(**more):
+        return IndexSettings(collection="docs.jsonl", encoder="minilm", index=Path("x"), **more)
 
-    assert shard(overwrite=True) == (0, 1)
+    assert settings(overwrite=True).shard == (0, 1)
     monkeypatch.setenv("RANK", "2")
     monkeypatch.setenv("WORLD_SIZE", "4")
-    assert shard() == (2, 4)
-    assert shard(shard_id=0, shard_num=3) == (0, 3)
+    assert settings().shard == (2, 4)
+    assert settings(shard_id=0, shard_num=3).shard == (0, 3)
     for wrong in ({"shard_id": 3, "shard_num": 3}, {"shard_num": 3}, {"shard_id": 1}):
         with pytest.raises(InputError, match="go together"):
-            shard(**wrong)
-    with pytest.raises(InputError, match="does not go with several"):
-        shard(overwrite=True)
+            settings(**wrong)
+    with pytest.raises(InputError, match="overwrite: does not go with several"):
+        settings(overwrite=True)
 
 
 @pytest.mark.slow
@@ -413,7 +412,7 @@ def test_streamed_files_are_those_that_faiss_writes(tmp_path, kind):
     vectors = clustered(300)
     np.save(tmp_path / "0.npy", vectors[:200])
     np.save(tmp_path / "1.npy", vectors[200:])
-    assert faiss_files.streams(faiss_kinds.new(16, kind))
+    assert faiss_build.streams(faiss_kinds.new(16, kind))
     faiss_build.write([tmp_path / "0.npy", tmp_path / "1.npy"], 16, kind, tmp_path)
     held = faiss_kinds.new(16, kind)
     held.train(vectors)
@@ -437,7 +436,7 @@ def test_kinds_derived_from_those_that_stream_are_written_by_faiss(tmp_path, kin
     vectors[7] = vectors[3]
     np.save(tmp_path / "0.npy", vectors)
     (tmp_path / "docid").write_text("".join(f"d{n}\n" for n in range(300)))
-    assert not faiss_files.streams(faiss_kinds.new(16, kind))
+    assert not faiss_build.streams(faiss_kinds.new(16, kind))
     faiss_build.write([tmp_path / "0.npy"], 16, kind, tmp_path)
     assert vector_store.open_store(tmp_path).count == 300
 
@@ -572,8 +571,8 @@ def test_too_few_documents_for_a_kind(tmp_path, kind, message):
     assert not (tmp_path / "x").exists()
     calls = []
     build_from(
-        docs(), calls.append, WIDTH, tmp_path / "x", {"block": 10, "store_docs": True},
-        kind="Flat", overwrite=False, shard=(0, 1),
+        docs(), calls.append, WIDTH, tmp_path / "x", {}, block=10,
+        kind="Flat", overwrite=False, shard=(0, 1), collection="",
     )  # fmt: skip
     assert calls == []  # the vectors were there
 
@@ -627,8 +626,8 @@ def test_vectors_that_are_not_finite_are_refused(tmp_path):
 
     with np.errstate(all="ignore"), pytest.raises(InputError, match="the vector of document 'd7' is not finite"):
         build_from(
-            docs(), encode, WIDTH, tmp_path / "x", {"block": 10, "store_docs": True},
-            kind="Flat", overwrite=False, shard=(0, 1),
+            docs(), encode, WIDTH, tmp_path / "x", {}, block=10,
+            kind="Flat", overwrite=False, shard=(0, 1), collection="",
         )  # fmt: skip
     assert not (tmp_path / "x").exists()
 
@@ -643,8 +642,8 @@ def test_the_first_block_says_what_a_million_documents_take(tmp_path, caplog, mo
         return np.zeros((len(texts), WIDTH), np.float32)
 
     build_from(
-        (Doc(f"d{n}", "", "x" * 10_000) for n in range(250)), encode, WIDTH, tmp_path / "x", {"block": 100, "store_docs": True},
-        kind="Flat", overwrite=False, shard=(0, 1),
+        (Doc(f"d{n}", "", "x" * 10_000) for n in range(250)), encode, WIDTH, tmp_path / "x", {}, block=100,
+        kind="Flat", overwrite=False, shard=(0, 1), collection="",
     )  # fmt: skip
     (told,) = [record.message for record in caplog.records if record.message.startswith("a million")]
     found = re.fullmatch("a million documents like the first 100 take (.*) hours here, and 10.1 GB, twice while .*", told)

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from pyserini_kd import search
 from pyserini_kd.data.runs import Run
 from pyserini_kd.data.types import Doc, Query
-from pyserini_kd.retrieval import fusion, show, snippet
+from pyserini_kd.retrieval import fusion, show
 from pyserini_kd.storage.errors import InputError
 
 QUERY = [Query("1", "what the goose eats")]
@@ -22,24 +22,24 @@ QUERY = [Query("1", "what the goose eats")]
 
 def test_the_window_with_the_most_different_words_wins():
     text = "merge merge merge " + "x " * 40 + "sorted merge " + "y " * 40
-    shown = snippet.snippet(text, snippet.stems("merge sorted"), 40)
+    shown = show.snippet(text, show.stems("merge sorted"), 40)
     assert shown.startswith("... x x") and shown.endswith("y y ...") and "sorted merge" in shown and len(shown) <= 40
     before, after = shown.split("sorted merge")
     assert abs(len(before) - len(after)) <= 4  # centred
     text = "sorted x y z " + "x " * 40 + "sorted sorted " + "y " * 40  # as many different ones: the most words
-    assert "sorted sorted" in snippet.snippet(text, snippet.stems("sorted"), 40)
+    assert "sorted sorted" in show.snippet(text, show.stems("sorted"), 40)
 
 
 def test_snippets_at_the_edges():
-    assert snippet.snippet("short  text\nof two lines", {"x"}, 30) == "short text of two lines"
-    assert snippet.snippet("a " * 50, {"nothing"}, 30) == "a " * 10 + "a ..."
-    assert snippet.snippet("a " * 50, {"nothing"}, 31) == "a " * 11 + "a ..."
-    first = snippet.snippet("goose x " + "a " * 50 + "goose y", {"goos"}, 30)  # of equals, the first
+    assert show.snippet("short  text\nof two lines", {"x"}, 30) == "short text of two lines"
+    assert show.snippet("a " * 50, {"nothing"}, 30) == "a " * 10 + "a ..."
+    assert show.snippet("a " * 50, {"nothing"}, 31) == "a " * 11 + "a ..."
+    first = show.snippet("goose x " + "a " * 50 + "goose y", {"goos"}, 30)  # of equals, the first
     assert first.startswith("goose x a")
-    assert snippet.snippet("goose " + "a " * 50, {"goos"}, 30).startswith("goose a a")
-    assert snippet.snippet("a " * 50 + "goose", {"goos"}, 30).endswith(" a a goose")
-    assert snippet.snippet("x" * 100, {"y"}, 20) == "x" * 12 + " ..."  # no blank to cut at
-    assert snippet.snippet("", {"y"}) == ""
+    assert show.snippet("goose " + "a " * 50, {"goos"}, 30).startswith("goose a a")
+    assert show.snippet("a " * 50 + "goose", {"goos"}, 30).endswith(" a a goose")
+    assert show.snippet("x" * 100, {"y"}, 20) == "x" * 12 + " ..."  # no blank to cut at
+    assert show.snippet("", {"y"}) == ""
 
 
 WORDS = st.lists(st.sampled_from(["goose", "geese", "hay", "barn", "x", "long" * 9]), max_size=60)
@@ -49,28 +49,28 @@ WORDS = st.lists(st.sampled_from(["goose", "geese", "hay", "barn", "x", "long" *
 def test_a_snippet_is_a_piece_of_the_text_no_wider_than_asked_and_the_best_one(words, width):
     text = " ".join(words)
     wanted = {"goos", "hai", "barn"}
-    shown = snippet.snippet(text, wanted, width)
+    shown = show.snippet(text, wanted, width)
     assert len(shown) <= width and shown.removeprefix("... ").removesuffix(" ...") in text
     room = width - 8 if len(text) > width else len(text)
 
     def distinct(piece):
-        return len({snippet.stem(word) for word in snippet.WORD.findall(piece)} & wanted)
+        return len({show.stem(word) for word in show.WORD.findall(piece)} & wanted)
 
-    spans = [match.span() for match in snippet.WORD.finditer(text)]
+    spans = [match.span() for match in show.WORD.finditer(text)]
     best = max((distinct(text[a:b]) for a, _ in spans for _, b in spans if 0 < b - a <= room), default=0)
     assert distinct(shown) == best
 
 
 def test_examples_in_docstrings():
-    assert doctest.testmod(snippet).failed == 0 < doctest.testmod(snippet).attempted
+    assert doctest.testmod(show).failed == 0 < doctest.testmod(show).attempted
 
 
 def test_marks_are_whole_words_by_stem():
     assert (
-        snippet.mark("Sorted sorting unsorted sort_keys", snippet.stems("sorts"), "<{}>".format)
+        show.mark("Sorted sorting unsorted sort_keys", show.stems("sorts"), "<{}>".format)
         == "<Sorted> <sorting> unsorted <sort>_keys"
     )
-    assert snippet.stems("the of") == {"the", "of"}  # nothing but stop words: they count
+    assert show.stems("the of") == {"the", "of"}  # nothing but stop words: they count
 
 
 @pytest.fixture

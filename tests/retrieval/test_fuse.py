@@ -14,7 +14,7 @@ from pyserini_kd.data.runs import Run, RunStream, open_run
 from pyserini_kd.data.trectools_adapter import from_trectools, to_trectools
 from pyserini_kd.fuse import main
 from pyserini_kd.retrieval import fusion, fusion_files, fusion_methods
-from pyserini_kd.retrieval.fusion import average, interpolation, normalize, rrf
+from pyserini_kd.retrieval.fusion import interpolation, rrf
 from pyserini_kd.storage.errors import InputError
 
 A = Run.from_scores("a", {"q1": {"x": 9.0, "y": 8.0, "z": 4.0}, "only_a": {"x": 1.0}})
@@ -77,9 +77,11 @@ def test_interpolation_by_hand():
 
 
 def test_average_and_normalize_by_hand():
-    assert scores(average([A, B, A]), "q1")["y"] == pytest.approx((8 + 0.75 + 8) / 3)
-    assert scores(normalize([A, B]), "q1") == pytest.approx({"x": 1, "y": (8 - 4) / (9 - 4) + 1, "z": 0, "w": 0})
-    assert scores(normalize([A, B]), "only_a") == {"x": 1.0}  # all scores equal
+    assert scores(fusion.combine([A, B, A], "average"), "q1")["y"] == pytest.approx((8 + 0.75 + 8) / 3)
+    assert scores(fusion.combine([A, B], "normalize"), "q1") == pytest.approx(
+        {"x": 1, "y": (8 - 4) / (9 - 4) + 1, "z": 0, "w": 0}
+    )
+    assert scores(fusion.combine([A, B], "normalize"), "only_a") == {"x": 1.0}  # all scores equal
 
 
 # --------------------------------------------------------------------------------------------------------- oracles
@@ -113,7 +115,7 @@ def test_equals_pyserini_fusion(method, depth, tmp_path):
     elif method == "interpolation":
         fused, oracle = interpolation(*ours, 0.3, depth), pyserini.fusion.interpolation(theirs, 0.3, depth)
     else:
-        fused = {"average": average, "normalize": normalize}[method](ours, depth)
+        fused = fusion.combine(ours, method, depth=depth)
         oracle = getattr(pyserini.fusion._base, method)(theirs, depth)
     expected = {q: dict(zip(group["docid"], group["score"], strict=True)) for q, group in oracle.run_data.groupby("topic")}
     assert fused.keys() == expected.keys() and len(expected) == 5
@@ -134,7 +136,10 @@ def test_trectools_equals_the_kernel(runs, rrf_k, depth, k):
 @given(RUNS, st.randoms(use_true_random=False))
 def test_the_order_of_the_runs_changes_nothing(runs, random):
     shuffled = random.sample(runs, len(runs))
-    for method in (lambda runs: rrf(runs, engine="fast"), lambda runs: rrf(runs, engine="trectools"), average, normalize):
+    for method in (
+        lambda runs: rrf(runs, engine="fast"), lambda runs: rrf(runs, engine="trectools"),
+        lambda runs: fusion.combine(runs, "average"), lambda runs: fusion.combine(runs, "normalize"),
+    ):  # fmt: skip
         assert content(method(shuffled)) == content(method(runs))
     one, other = interpolation(runs[0], runs[1], 0.25), interpolation(runs[1], runs[0], 0.75)
     assert content(one) == content(other)
@@ -163,17 +168,17 @@ def test_runs_without_hits():
     empty = Run.from_hits("e", [("q1", [], [])])
     for engine in ("trectools", "fast"):
         assert content(rrf([empty, empty], engine=engine)) == {"q1": {}}
-    assert scores(normalize([empty, A]), "q1") == pytest.approx({"x": 1, "y": 0.8, "z": 0})
+    assert scores(fusion.combine([empty, A], "normalize"), "q1") == pytest.approx({"x": 1, "y": 0.8, "z": 0})
 
 
 @pytest.mark.parametrize(
     ("call", "message"),
     [
         (lambda: rrf([A]), "at least two runs, not 1"),
-        (lambda: average([]), "at least two runs, not 0"),
+        (lambda: fusion.combine([], "average"), "at least two runs, not 0"),
         (lambda: rrf([A, B], rrf_k=-1), "rrf_k: must be 0 or more"),
         (lambda: rrf([A, B], depth=0), "depth must be 1 or more"),
-        (lambda: normalize([A, B], k=0), "k must be 1 or more"),
+        (lambda: fusion.combine([A, B], "normalize", k=0), "k must be 1 or more"),
         (lambda: interpolation(A, B, alpha=1.5), "alpha: must lie between 0 and 1, not 1.5"),
         (lambda: interpolation(A, B, alpha=float("nan")), "alpha: must lie between 0 and 1"),
         (lambda: rrf([A, B], engine="ranx"), "auto, trectools, fast"),
@@ -355,7 +360,7 @@ def test_raw_scores_below_zero_are_warned_of(caplog):
     below = Run.from_scores("below", {"q": {"x": -1.0}, "r": {"x": -2.0}})
     warning = "query q: summed scores lie below 0, less than the 0 of documents that a run lacks; method wsum with norm minmax avoids this"
     for fused in (
-        lambda: interpolation(below, A), lambda: average([below, A]), lambda: fusion.combine([A, below], "combsum"),
+        lambda: interpolation(below, A), lambda: fusion.combine([below, A], "average"), lambda: fusion.combine([A, below], "combsum"),
         lambda: fusion.combine([A, below], "wsum", norm="none"), lambda: fusion.combine([A, below], "combmnz"),
     ):  # fmt: skip
         caplog.clear()
@@ -364,11 +369,11 @@ def test_raw_scores_below_zero_are_warned_of(caplog):
     caplog.clear()
     (
         rrf([below, A]),
-        normalize([below, A]),
+        fusion.combine([below, A], "normalize"),
         fusion.combine([below, A], "combmax"),
         fusion.combine([below, A], "combsum", norm="minmax"),
     )
-    average([A, B])
+    fusion.combine([A, B], "average")
     assert caplog.messages == []
 
 
@@ -532,8 +537,8 @@ def test_files_fuse_topic_by_topic_as_runs_do(method, files, tmp_path, monkeypat
     )
     assert result.exit_code == 0, result.output
     assert [type(run) for run in opened] == [RunStream] * 2
-    way = {"interpolation": lambda r: interpolation(*r, depth=2), "average": lambda r: average(r, depth=2)}
-    way |= {"normalize": lambda r: normalize(r, depth=2), "rrf": lambda r: rrf(r, depth=2, engine="fast")}
+    way = {"interpolation": lambda r: interpolation(*r, depth=2), "average": lambda r: fusion.combine(r, "average", depth=2)}
+    way |= {"normalize": lambda r: fusion.combine(r, "normalize", depth=2), "rrf": lambda r: rrf(r, depth=2, engine="fast")}
     inputs = [Run.read(path) for path in paths]
     expected = way[method](inputs) if method in way else fusion.combine(inputs, method, depth=2)
     assert content(Run.read(tmp_path / "o.txt")) == content(expected)

@@ -17,8 +17,9 @@ from pyserini_kd.data.types import Doc, Query
 from pyserini_kd.retrieval import build, index_folder, searching
 from pyserini_kd.retrieval.dense_index import DenseIndex
 from pyserini_kd.retrieval.open_index import check_encoder, load_encoder, open_with_encoder
-from pyserini_kd.retrieval.stored_docs import has_docs, stored_docs
+from pyserini_kd.retrieval.text_sources import has_docs, stored_docs
 from pyserini_kd.storage.errors import InputError
+from pyserini_kd.storage.manifest import Manifest
 
 
 @pytest.fixture(scope="module")
@@ -68,7 +69,7 @@ def test_kinds_keep_inner_product_order(tmp_path, encoder, tiny_dot, corpus, que
 
 def test_manifest_and_stored_documents(dense_index, corpus):
     opened = DenseIndex.load(dense_index)
-    assert opened.manifest["n_docs"] == 20 and opened.manifest["encoder"]["pooling"] == "mean"
+    assert opened.manifest.n_docs == 20 and opened.manifest.encoder["pooling"] == "mean"
     fetch = stored_docs(dense_index)
     assert list(fetch(["sleep-cat", "eat-dog"])) == [corpus[10], corpus[1]]
     with pytest.raises(InputError, match="not in the index"):
@@ -160,8 +161,8 @@ def test_encoder_must_match(dense_index, tiny_dot, tmp_path, encoder):
     with pytest.raises(InputError, match="pooling is cls, the index was made with mean"):
         check_encoder(opened, as_ranker(other, tiny_dot))
     check_encoder(opened, as_ranker(other, tiny_dot), ignore=True)
-    manifest = json.loads((dense_index / "manifest.json").read_text())
-    manifest["encoder"]["sha256"] = "0" * 64
+    manifest = Manifest.read(dense_index)
+    manifest.encoder["sha256"] = "0" * 64
     with pytest.raises(InputError, match="sha256"):
         check_encoder(dataclasses.replace(opened, manifest=manifest), as_ranker(encoder, tiny_dot))
     with pytest.raises(InputError, match="vectors of 384"):

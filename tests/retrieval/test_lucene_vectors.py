@@ -14,8 +14,8 @@ from pyserini_kd.models.rankers import load_encoder
 from pyserini_kd.retrieval import build, faiss_build, lucene, lucene_vectors, service, text_sources
 from pyserini_kd.retrieval.dense_index import DenseIndex
 from pyserini_kd.retrieval.search_settings import SystemSettings
-from pyserini_kd.retrieval.stored_docs import stored_docs
 from pyserini_kd.retrieval.system import System
+from pyserini_kd.retrieval.text_sources import stored_docs
 from pyserini_kd.storage.errors import InputError
 
 KINDS = tuple(lucene_vectors.INDEXERS)
@@ -179,7 +179,7 @@ def test_query_texts_manifest_and_service(by_command, tiny_dot, corpus, invoke):
     result = invoke(search.main, "--index", by_command, "--encoder", tiny_dot, "--query", "what the goose eats", "--hits", 3)
     assert result.exit_code == 0 and len(result.output.splitlines()) == 6, result.output
     manifest = DenseIndex.load(by_command).manifest
-    assert manifest["index"] == "lucene-flat" and manifest["n_docs"] == 20 and manifest["encoder"]["pooling"] == "mean"
+    assert manifest.index == "lucene-flat" and manifest.n_docs == 20 and manifest.encoder["pooling"] == "mean"
     assert list(stored_docs(by_command)(["sleep-cat"])) == [corpus[10]]
     assert list(text_sources.fetch_from(str(by_command))(["eat-dog"])) == [corpus[1]]
     run = search_by_name([Query("q", "the goose"), Query("blank", " ")], str(by_command), str(tiny_dot), hits=30)

@@ -36,7 +36,7 @@ def test_every_source_gives_the_same_index(made, monkeypatch):
         for file in ("index", "docid"):
             assert (folder / name / file).read_bytes() == (folder / "a" / file).read_bytes()
     opened = DenseIndex.load(folder / "a")
-    assert opened.manifest["encoder"] == {"name": "unknown"}
+    assert opened.manifest.encoder == {"name": "unknown"}
     assert np.array_equal(opened.vectors(IDS), found)
     assert np.array_equal(opened.search(found[:5], 4)[1], np.argsort(-(found[:5] @ found.T), axis=1)[:, :4])
 
@@ -83,7 +83,7 @@ def test_command(made, invoke, tiny_dot):
     result = invoke(index.main, *words, "--encoder", tiny_dot, "--faiss", "SQ8")
     assert result.exit_code == 0 and "30 vectors" in result.output
     opened, encoder = open_with_encoder(folder / "x", str(tiny_dot))
-    assert opened.manifest["index"] == "SQ8" and opened.manifest["encoder"] == encoder.record()
+    assert opened.manifest.index == "SQ8" and opened.manifest.encoder == encoder.record()
     for wrong, message in (
         (["--vectors", folder / "v.npy"], "--ids: "),
         (["--vectors", folder / "v.npy", "--collection", "pydocs"], "--vectors: goes with"),
