@@ -113,7 +113,7 @@ class DenseIndex:
 
     @property
     def made_by(self) -> dict[str, Any]:
-        """The manifest's record of the encoder, as `checkpoint_settings.record_of` makes it; empty if that is not known."""
+        """The manifest's record of the encoder, as `checkpoint_folder.record_of` makes it; empty if that is not known."""
         record: dict[str, Any] = (self.manifest or {}).get("encoder", {})
         return record if "sha256" in record else {}
 

@@ -7,14 +7,15 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal, Self, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from pyserini_kd.storage.errors import InputError
 
-PRECISIONS = ("auto", "fp32", "bf16", "fp16", "int8")
-BACKENDS = ("auto", "torch", "onnx")
+PrecisionName = Literal["auto", "fp32", "bf16", "fp16", "int8"]
+BackendName = Literal["auto", "torch", "onnx"]
+PRECISIONS, BACKENDS = get_args(PrecisionName), get_args(BackendName)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -91,8 +92,8 @@ def _input_error(error: ValidationError) -> InputError:
 Collection = Annotated[str, option("--collection", help="Collection: a path, ir_datasets:<id> or pydocs.")]
 Overwrite = Annotated[bool, option("--overwrite", help="Replace the output if it exists.")]
 Device = Annotated[str, option("--device", help="cpu, cuda or cuda:N.")]
-Precision = Annotated[Literal["auto", "fp32", "bf16", "fp16", "int8"], option("--precision", help="Arithmetic.")]
-Backend = Annotated[Literal["auto", "torch", "onnx"], option("--backend", help="What computes.")]
+Precision = Annotated[PrecisionName, option("--precision", help="Arithmetic.")]
+Backend = Annotated[BackendName, option("--backend", help="What computes.")]
 Threads = Annotated[int | None, Field(ge=1), option("--threads", help="[default: all processors]")]
 Pooling = Annotated[Literal["cls", "mean"] | None, option("--pooling", help="[default: from the checkpoint]")]
 Segment = Annotated[
