@@ -8,19 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 from pyserini_kd.models import checkpoint_folder
-from pyserini_kd.models.checkpoint_folder import (
-    HEAD,
-    ONNX_ARCHITECTURES,
-    SETTINGS,
-    ColBertSettings,
-    PreTtrSettings,
-    TkSettings,
-    architecture_of,
-    fingerprint,
-    published_layout,
-    resolve,
-    settings_with,
-)  # fmt: skip
+from pyserini_kd.models.checkpoint_folder import architecture_of, fingerprint, published_layout, resolve, settings_with
 from pyserini_kd.models.saving import quiet_transformers
 from pyserini_kd.storage.errors import InputError
 from pyserini_kd.storage.records import Record
@@ -75,14 +63,14 @@ def load(
         overrides: fields of the settings that all share, in place of the checkpoint's (None: keep).
     """
     folder = resolve(name)
-    own = architecture_of(folder)
+    own, known, by_onnx = architecture_of(folder), checkpoint_folder.ARCHITECTURES, checkpoint_folder.ONNX_ARCHITECTURES
     architecture = architecture or own
-    if architecture not in checkpoint_folder.ARCHITECTURES:
-        raise InputError(f"unknown architecture {architecture!r}; expected one of {', '.join(checkpoint_folder.ARCHITECTURES)}")
+    if architecture not in known:
+        raise InputError(f"unknown architecture {architecture!r}; expected one of {', '.join(known)}")
     if architecture != own and (own == "tk" or published_layout(folder)):
         raise InputError(f"{name} is a {own} and cannot be read as a {architecture}")
-    if onnx and (architecture not in ONNX_ARCHITECTURES or published_layout(folder)):
-        raise InputError(f"{name} is a {architecture}; only {' and '.join(ONNX_ARCHITECTURES)} run as ONNX or in int8")
+    if onnx and (architecture not in by_onnx or published_layout(folder)):
+        raise InputError(f"{name} is a {architecture}; only {' and '.join(by_onnx)} run as ONNX or in int8")
     given = {name: value for name, value in {**overrides, **(settings or {})}.items() if value is not None}
     wanted = Wanted(folder, layers, given, onnx, lean)
     try:
@@ -160,17 +148,17 @@ def _load_encoder(wanted: Wanted, architecture: str) -> TwoSides:
     if architecture == "prettr" and not same:
         overrides = {"join_layer": len(layers_of(encoder)) // 2} | overrides  # the published one: 3 of 6
     window = _window_of(encoder)
-    settings = settings_with(folder, SETTINGS[architecture], window, overrides)
+    settings = settings_with(folder, checkpoint_folder.SETTINGS[architecture], window, overrides)
     query_len = settings.max_query_len + getattr(settings, "masks", 0)
-    if architecture == "prettr" and not (folder / HEAD).exists() and "max_doc_len" not in overrides:
+    if architecture == "prettr" and not (folder / checkpoint_folder.HEAD).exists() and "max_doc_len" not in overrides:
         settings = dataclasses.replace(settings, max_doc_len=min(settings.max_doc_len, window - query_len))
     _check_length(folder, max(settings.max_doc_len, query_len), window)
     if isinstance(encoder, Bert):
         encoder.first = architecture == "bert_dot" and settings.pooling == "cls"
     classes: dict[str, type[TwoSides]] = {"bert_dot": BertDot, "colbert": ColBert, "prettr": PreTtr}
     model = classes[architecture](encoder, _tokenizer(folder), settings)
-    if same and model.head is not None and (folder / HEAD).exists():
-        model.head.load_state_dict(load_file(folder / HEAD))
+    if same and model.head is not None and (folder / checkpoint_folder.HEAD).exists():
+        model.head.load_state_dict(load_file(folder / checkpoint_folder.HEAD))
     return model
 
 
@@ -179,7 +167,7 @@ def _load_tk(wanted: Wanted, glove: str | Path | None) -> Tk:
     import torch
     from safetensors.torch import load_file
 
-    from pyserini_kd.models.tk import Tk, read_glove
+    from pyserini_kd.models.tk import Tk, TkSettings, read_glove
 
     folder = wanted.folder
     settings = settings_with(folder, TkSettings, checkpoint_folder.DEFAULT_DOC_LEN, wanted.overrides)
@@ -231,10 +219,10 @@ def _load_published(wanted: Wanted) -> Model:
     (`bert_model.*`, or without a prefix) beside a `compressor` or a `_classification_layer`, and no tokenizer: that of
     `distilbert-base-uncased` belongs to it.
     """
-    from pyserini_kd.models.colbert import ColBert
+    from pyserini_kd.models.colbert import ColBert, ColBertSettings
     from pyserini_kd.models.cross_encoder import CrossEncoder
     from pyserini_kd.models.layers import keep_layers
-    from pyserini_kd.models.prettr import PreTtr
+    from pyserini_kd.models.prettr import PreTtr, PreTtrSettings
 
     folder, given, layout = wanted.folder, wanted.overrides, published_layout(wanted.folder)
     own = (folder / "tokenizer.json").exists() or (folder / "vocab.txt").exists()

@@ -301,10 +301,10 @@ class QueryEncoder:
         """Load a checkpoint by name, folder or hub id; `overrides` replace fields of its settings."""
         self.encoder = load_encoder(checkpoint, device=device, precision=precision, backend=backend, **overrides)
 
-    def encode(self, query: str, **_: Any) -> Floats:
+    def encode(self, query: str, **_: object) -> Floats:
         """Vector float32 (H,) of one query."""
         return self.encode_batch([query])[0]
 
-    def encode_batch(self, queries: Sequence[str], **_: Any) -> Floats:
+    def encode_batch(self, queries: Sequence[str], **_: object) -> Floats:
         """Vectors float32 (Q, H)."""
         return self.encoder.encode_queries(list(queries))
