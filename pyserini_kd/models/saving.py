@@ -48,7 +48,7 @@ def save(model: Model, folder: str | Path, *, record: Record | None = None, over
         if isinstance(model, CrossEncoder):
             _save_cross_encoder(model, partial)
         else:
-            _save_two_sides(model, partial)
+            _save_encoder(model, partial)
         if isinstance(model, BertDot):
             _describe_to_sentence_transformers(model, partial)
         if record is not None:
@@ -68,7 +68,7 @@ def _save_cross_encoder(model: CrossEncoder, folder: Path) -> None:
     write_json(folder / OURS, {"architecture": model.architecture, "max_doc_len": model.max_len})
 
 
-def _save_two_sides(model: TwoSides, folder: Path) -> None:
+def _save_encoder(model: TwoSides, folder: Path) -> None:
     from safetensors.torch import save_file
 
     model.tokenizer.model_max_length = model.settings.max_doc_len
