@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 
     from pyserini_kd.models.colbert import ColBert
     from pyserini_kd.models.cross_encoder import CrossEncoder
+    from pyserini_kd.models.loading import Model
     from pyserini_kd.models.prettr import PreTtr
     from pyserini_kd.models.tk import Tk
 
@@ -224,9 +225,7 @@ KINDS: dict[str, type[Scorer]] = {
 }  # fmt: skip
 
 
-def ranker(
-    module: loading.Model, folder: Path | None = None, *, precision: str = "auto", batch_size: int | None = None
-) -> Scorer:
+def ranker(module: Model, folder: Path | None = None, *, precision: str = "auto", batch_size: int | None = None) -> Scorer:
     """The ranker around a model of ours, of whatever architecture."""
     return KINDS[module.architecture](module, folder, precision=precision, batch_size=batch_size)
 
