@@ -18,7 +18,7 @@ from benchmarks import peers
 from benchmarks.measure import Bench, Row, against_machine, interleaved, possible, score_tolerance
 from pyserini_kd.data import docstrings, formats, sources
 from pyserini_kd.data.runs import Run
-from pyserini_kd.models import checkpoint_names, hardware, loading, rankers, saving
+from pyserini_kd.models import checkpoint_folder, hardware, loading, rankers, saving
 from pyserini_kd.models.rankers import load_encoder
 from pyserini_kd.retrieval import build
 from pyserini_kd.retrieval.search_settings import SystemSettings
@@ -35,7 +35,7 @@ def encode(bench: Bench) -> list[Row]:
     from pyserini.encode import AutoDocumentEncoder
     from sentence_transformers import SentenceTransformer
 
-    folder = checkpoint_names.resolve("minilm")
+    folder = checkpoint_folder.resolve("minilm")
     size = bench.some(500, 8)
     texts = [doc.contents for doc in docstrings.docs()][: ROUNDS * size]
     parts = [texts[start::ROUNDS] for start in range(ROUNDS)]  # each has short and long ones: peers of one round are comparable
@@ -100,7 +100,7 @@ def searched(bench: Bench) -> list[Row]:
     folder, topics = dense_index(bench), bench.work / f"squad.{bench.some(1000, 20)}.tsv"
     queries = formats.read_topics(bench.data / "squad" / "queries.test.tsv")[: bench.some(1000, 20)]
     formats.write_topics(queries, topics, overwrite=True)
-    checkpoint = checkpoint_names.resolve("minilm")
+    checkpoint = checkpoint_folder.resolve("minilm")
     ours, theirs = bench.work / "ours.txt", bench.work / "pyserini.txt"
     command = [sys.executable, "-m", "pyserini_kd.search", "--index", folder, "--encoder", "minilm", "--topics", topics]
     command += ["--output", ours, "--overwrite"]
@@ -225,7 +225,7 @@ def random_cross_encoder(folder: Path, layers: int = 0, width: int = 0, heads: i
 
     torch.manual_seed(0)
     source: Any = loading.load("minilm")
-    config = AutoConfig.from_pretrained(checkpoint_names.resolve("minilm"), num_labels=1)
+    config = AutoConfig.from_pretrained(checkpoint_folder.resolve("minilm"), num_labels=1)
     if layers:
         config.update(
             {"num_hidden_layers": layers, "hidden_size": width, "num_attention_heads": heads, "intermediate_size": inner}
@@ -424,7 +424,7 @@ def trained(bench: Bench) -> list[Row]:
         "negative": [by_id[neg] for *_, neg in triples],
         "label": margins,
     }
-    checkpoint = checkpoint_names.resolve("minilm")
+    checkpoint = checkpoint_folder.resolve("minilm")
 
     def ours(steps: int, folder: Path, dropout: float | None = None) -> None:
         config = TrainConfig(

@@ -9,12 +9,12 @@ from pydantic import BeforeValidator, model_validator
 from pyserini_kd.distillation import recipes
 from pyserini_kd.distillation.recipes import Recipe, Stage
 from pyserini_kd.evaluation.measures import Measure
-from pyserini_kd.models import checkpoint_settings
+from pyserini_kd.models import checkpoint_folder
 from pyserini_kd.storage.errors import InputError
 from pyserini_kd.storage.settings import Device, Pooling, Settings, option
 
 RANDOM = "random:"  # an init of random weights: random:LAYERS/WIDTH
-ALL_STUDENTS = ", ".join(checkpoint_settings.ARCHITECTURES)
+ALL_STUDENTS = ", ".join(checkpoint_folder.ARCHITECTURES)
 FROM_RECIPE = None  # the default of fields that are never None: `TrainConfig.defaults` fills them in
 
 
@@ -153,7 +153,7 @@ class TrainConfig(Settings):
     @model_validator(mode="after")
     def rules(self) -> Self:
         """InputError for settings that contradict each other, and for those without effect."""
-        if self.architecture not in checkpoint_settings.ARCHITECTURES:
+        if self.architecture not in checkpoint_folder.ARCHITECTURES:
             raise InputError(f"unknown student {self.architecture!r}; one of {ALL_STUDENTS}", "architecture")
         if self.start_stage > (count := len(self.procedure.stages)):
             raise InputError(f"recipe {self.recipe} has {count} stage(s)", "start_stage")
@@ -206,7 +206,7 @@ class TrainConfig(Settings):
             name, _, number = text.partition("=")
             if not name.isidentifier() or not number.isdecimal():
                 raise InputError(f"must be NAME=NUMBER such as join_layer=3, not {text!r}", "settings")
-            if name not in (known := checkpoint_settings.own_settings(student)):
+            if name not in (known := checkpoint_folder.own_settings(student)):
                 raise InputError(f"{name}: a {student} has {', '.join(known) or 'no settings of its own'}", "settings")
 
     def _teacher_rules(self, stages: list[Stage]) -> None:

@@ -25,7 +25,7 @@ from pyserini_kd.distillation.teaching import Teacher, teach
 from pyserini_kd.distillation.text_store import load_texts
 from pyserini_kd.distillation.training import train
 from pyserini_kd.evaluation import engines, tuning
-from pyserini_kd.models import checkpoint_names, hardware, loading, rankers, saving
+from pyserini_kd.models import checkpoint_folder, hardware, loading, rankers, saving
 from pyserini_kd.models.rankers import load_encoder
 from pyserini_kd.retrieval import bm25_build, bm25_search, build, fusion, reranking, searching
 from pyserini_kd.retrieval.dense_index import DenseIndex
@@ -117,7 +117,7 @@ def _stale(result: Path, made_from: Path | None) -> str:
             raise InputError(f"{result} is in the way: it is another checkpoint than the one of `pydocs`; move it elsewhere")
     else:
         return ""
-    known = made_from is None or not made_from.exists() or maker == checkpoint_names.fingerprint(made_from)
+    known = made_from is None or not made_from.exists() or maker == checkpoint_folder.fingerprint(made_from)
     return "" if known else "with another checkpoint"
 
 
@@ -197,7 +197,7 @@ def _make_reranker(at: Paths) -> None:
     """The teacher read as a ColBERT: its token states, L2-normalised, compared one by one. No further training."""
     model = loading.load(str(at.teacher), architecture="colbert")
     what = "models/teacher, read as a ColBERT; not trained further"
-    record = {"from": what, "from_sha256": checkpoint_names.fingerprint(at.teacher)}
+    record = {"from": what, "from_sha256": checkpoint_folder.fingerprint(at.teacher)}
     saving.save(model, at.reranker, record=record)
 
 
@@ -210,7 +210,7 @@ def late_interaction(at: Paths, run: Run, queries: list[Query]) -> Run:
 def choose_weights(at: Paths) -> tuple[float, float]:
     """The best weights on dev topics: of BM25 beside the student, and of their hybrid beside the reranker."""
     chosen = at.training / "weights.json"
-    made_from = checkpoint_names.fingerprint(at.student) + checkpoint_names.fingerprint(at.reranker)
+    made_from = checkpoint_folder.fingerprint(at.student) + checkpoint_folder.fingerprint(at.reranker)
     if chosen.exists() and (record := read_json(chosen, "weights"))["made_from"] == made_from:
         return float(record["alpha"]), float(record["weight"])
     queries, qrels = docstrings.topics("dev"), docstrings.qrels("dev")

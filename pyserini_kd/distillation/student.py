@@ -12,7 +12,7 @@ from pyserini_kd.distillation.config import RANDOM, TrainConfig, shape_of
 from pyserini_kd.distillation.processes import device_of
 from pyserini_kd.distillation.rankers import Ranker, Teachers
 from pyserini_kd.distillation.recipes import Recipe, Stage
-from pyserini_kd.models import checkpoint_names, checkpoint_settings, loading
+from pyserini_kd.models import checkpoint_folder, loading
 from pyserini_kd.storage.errors import InputError
 from pyserini_kd.storage.records import read_json
 
@@ -54,13 +54,13 @@ def check_start(recipe: Recipe, stages: Sequence[Stage], config: TrainConfig) ->
 
 def _is_distilled(name: str) -> tuple[bool, bool]:
     """Whether a checkpoint is known to be, or to come from, a distilled language model; whether it looks like one."""
-    folder = checkpoint_names.resolve(name)
+    folder = checkpoint_folder.resolve(name)
     record = folder / "training.json"
     ours = read_json(record, "record") if record.exists() else {}
-    called = {each.lower() for each in (name, Path(name).name, checkpoint_names.name_of(folder))}
-    hubs = {str(checkpoint_names.KNOWN[published].hub).lower() for published in PUBLISHED}
+    called = {each.lower() for each in (name, Path(name).name, checkpoint_folder.name_of(folder))}
+    hubs = {str(checkpoint_folder.KNOWN[published].hub).lower() for published in PUBLISHED}
     published = {*PUBLISHED, *hubs, *(hub.rpartition("/")[2] for hub in hubs)}
-    known = fingerprint(name) == checkpoint_names.KNOWN[recipes.INIT].sha256 or bool(ours.get("distilled_lm"))
+    known = fingerprint(name) == checkpoint_folder.KNOWN[recipes.INIT].sha256 or bool(ours.get("distilled_lm"))
     known = known or not ours and bool(called & published)
     return known, known or any(word in each for word in DISTILLED_NAMES for each in called)
 
@@ -82,7 +82,7 @@ def load_teachers(config: TrainConfig, stages: Sequence[Stage]) -> Teachers:
         ranker = loading.load(config.teacher, lean=not inside).to(device_of(config))
         if layers and ranker.architecture != "cross_encoder":
             raise InputError(f"{config.teacher} is a {ranker.architecture}; layers are those of a cross-encoder", "teacher")
-        if scores and checkpoint_settings.is_bounded(config.teacher) and not config.scaled:
+        if scores and checkpoint_folder.is_bounded(config.teacher) and not config.scaled:
             raise InputError(
                 f"{config.teacher} gives cosines in [-1, 1]: set score_scale, by which the student's scores are multiplied, "
                 "or scale the teacher's in a score file (teach)",
@@ -93,7 +93,7 @@ def load_teachers(config: TrainConfig, stages: Sequence[Stage]) -> Teachers:
 
 def fingerprint(name: str) -> str:
     """What identifies a checkpoint: its checksum, or `random:LAYERS/WIDTH` itself."""
-    return name if name.startswith(RANDOM) else checkpoint_names.fingerprint(checkpoint_names.resolve(name))
+    return name if name.startswith(RANDOM) else checkpoint_folder.fingerprint(checkpoint_folder.resolve(name))
 
 
 def load_student(config: TrainConfig, teachers: Teachers) -> Ranker:
@@ -134,7 +134,7 @@ def _from_checkpoint(config: TrainConfig) -> Ranker:
     overrides: dict[str, Any] = {"max_doc_len": config.max_doc_len}
     if config.architecture != "cross_encoder":
         overrides |= {"pooling": config.pooling, "l2_norm": config.l2_norm, "max_query_len": config.max_query_len}
-    new = checkpoint_settings.architecture_of(checkpoint_names.resolve(config.init)) != config.architecture
+    new = checkpoint_folder.architecture_of(checkpoint_folder.resolve(config.init)) != config.architecture
     if config.glove and not (config.architecture == "tk" and new):
         raise InputError(f"word vectors are for a new tk student, not for {config.init} as a {config.architecture}", "glove")
     own = config.own_settings

@@ -18,7 +18,7 @@ from pyserini_kd.distillation.teacher_scores import Known, Scores, ScoreStore, T
 from pyserini_kd.distillation.teaching import Teacher, teach
 from pyserini_kd.distillation.text_store import load_texts, write_triples
 from pyserini_kd.evaluation import engines
-from pyserini_kd.models import checkpoint_settings
+from pyserini_kd.models import checkpoint_folder
 from pyserini_kd.retrieval.dense_index import DenseIndex
 from pyserini_kd.storage.environment import sha256
 from pyserini_kd.storage.errors import InputError
@@ -97,7 +97,7 @@ def teach_files(config: TeachConfig, say: Callable[[str], None] = logger.info) -
     for path in (output, config.triples or output):
         refuse_existing(path, config.overwrite)
     for teacher in teachers:
-        if teacher.kind == "checkpoint" and checkpoint_settings.is_bounded(teacher.name):
+        if teacher.kind == "checkpoint" and checkpoint_folder.is_bounded(teacher.name):
             teacher.refuse_bounded("cosines")
     groups = read_candidates(config.candidates)
     check = _Check.read(config)

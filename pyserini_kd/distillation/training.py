@@ -34,7 +34,7 @@ from pyserini_kd.distillation.train_settings import TrainSettings
 from pyserini_kd.distillation.trainer import checkpoints, clock, quiet
 from pyserini_kd.distillation.training_data import Material, data_folder, digest, gather, state_folder
 from pyserini_kd.distillation.validation import Dev, read_dev
-from pyserini_kd.models import checkpoint_names, saving
+from pyserini_kd.models import checkpoint_folder, saving
 from pyserini_kd.models.layers import encoder_of
 from pyserini_kd.storage.environment import command_line, environment, sha256
 from pyserini_kd.storage.errors import InputError
@@ -262,4 +262,4 @@ def _export(model: Ranker, last: Stage, output: Path, record: dict[str, object],
             encoder_of(model).save_pretrained(folder)
             model.tokenizer.save_pretrained(folder)
             write_json(folder / "training.json", record)
-    checkpoint_names.resolve.cache_clear()
+    checkpoint_folder.resolve.cache_clear()

@@ -7,52 +7,34 @@ also be read off any bi-encoder with mean pooling, whose token states are traine
 
 from __future__ import annotations
 
-import dataclasses
-from collections.abc import Mapping
-from typing import Any
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from pyserini_kd.models.bert_dot import EncoderSettings
-from pyserini_kd.models.tokens import late_pairs, part, two_sides
+from pyserini_kd.models.checkpoint_folder import ColBertSettings
+from pyserini_kd.models.tokens import Tokenizer
+from pyserini_kd.models.two_sides import LateInteraction
+
+__all__ = ["ColBert", "ColBertSettings"]
 
 
-@dataclasses.dataclass(frozen=True)
-class ColBertSettings(EncoderSettings):
-    """Settings of a ColBERT; `pooling` has no meaning here."""
-
-    masks: int = 0  # [MASK] tokens appended to every query, beyond max_query_len
-    width: int | None = None  # of a token's vector, by a learned projection; None: the encoder's, without one
-
-    def __post_init__(self) -> None:
-        """Check the width."""
-        super().__post_init__()
-        if self.width is not None and self.width < 1:
-            raise ValueError("width must be 1 at least")
-
-
-class ColBert(nn.Module):
+class ColBert(LateInteraction):
     """Token vectors from a shared encoder."""
 
     architecture = "colbert"
+    settings: ColBertSettings
 
-    def __init__(self, encoder: Any, tokenizer: Any, settings: ColBertSettings) -> None:
-        super().__init__()
-        self.encoder: Any = encoder
-        self.tokenizer = tokenizer
-        self.settings = settings
-        hidden = int(encoder.config.hidden_size)
-        self.head = nn.Linear(hidden, settings.width) if settings.width else None
+    def __init__(self, encoder: nn.Module, tokenizer: Tokenizer, settings: ColBertSettings) -> None:
+        super().__init__(encoder, tokenizer, settings)
+        self.head = nn.Linear(super().width, settings.width) if settings.width else None
 
     @property
     def width(self) -> int:
         """H: length of a token's vector."""
-        return self.settings.width or int(self.encoder.config.hidden_size)
+        return self.settings.width or super().width
 
-    def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
-        """Token vectors float32 (N, T, H); zero where there is padding."""
+    def forward(self, input_ids: Tensor, attention_mask: Tensor, kind: str = "query") -> Tensor:
+        """Token vectors float32 (N, T, H), zero where there is padding; queries and documents are read alike."""
         states: Tensor = self.encoder(input_ids=input_ids, attention_mask=attention_mask).last_hidden_state
         if self.head is not None:
             states = self.head(states)
@@ -68,11 +50,3 @@ class ColBert(nn.Module):
         """
         similarity = torch.einsum("qth,ndh->qntd", query_vecs, doc_vecs).masked_fill(~doc_mask.bool()[None, :, None, :], -1e4)
         return (similarity.amax(dim=-1) * query_mask[:, None, :]).sum(dim=-1)
-
-    pair_batch = two_sides
-
-    def pair_scores(self, batch: Mapping[str, Tensor]) -> Tensor:
-        """MaxSim float32 (P,) with gradients."""
-        query_vecs, doc_vecs = self(**part(batch, "query_")), self(**part(batch, "doc_"))
-        with torch.autocast(query_vecs.device.type, enabled=False):  # sums around 100 need all of float32
-            return late_pairs(self.late_scores, batch, query_vecs, doc_vecs)

@@ -8,7 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from pyserini_kd.models.tokens import pad, tokenize
+from pyserini_kd.models.tokens import Tokenizer, pad, tokenize
+from pyserini_kd.storage.records import Record
 
 
 class CrossEncoder(nn.Module):
@@ -16,7 +17,7 @@ class CrossEncoder(nn.Module):
 
     architecture = "cross_encoder"
 
-    def __init__(self, classifier: Any, tokenizer: Any, max_len: int) -> None:
+    def __init__(self, classifier: nn.Module, tokenizer: Tokenizer, max_len: int) -> None:
         super().__init__()
         self.classifier: Any = classifier
         head = getattr(*_head(classifier)) if hasattr(classifier, "classifier") else None
@@ -24,6 +25,15 @@ class CrossEncoder(nn.Module):
             head.register_forward_hook(_in_full)
         self.tokenizer = tokenizer
         self.max_len = max_len
+
+    @property
+    def lengths(self) -> tuple[int, int]:
+        """Tokens that the model reads of a pair, twice."""
+        return self.max_len, self.max_len
+
+    def described(self) -> Record:
+        """How the model reads pairs, for manifests and score stores."""
+        return {"max_len": self.max_len}
 
     def forward(self, **batch: Tensor) -> Tensor:
         """Raw logits float32 (P,) of tokenised pairs."""

@@ -1,4 +1,4 @@
-"""The loop that runs a model over many texts.
+"""A loaded model, and the loop that runs it over many texts.
 
 Texts are sorted by length and cut into batches under a token budget, so that little padding is needed. A thread tokenises the
 next chunk while the model works on the present one. There are no gradients.
@@ -7,24 +7,36 @@ next chunk while the model works on the present one. There are no gradients.
 from __future__ import annotations
 
 import contextlib
+import logging
 from collections.abc import Callable, Iterator, Sequence
-from typing import TYPE_CHECKING, Any
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 from tqdm import tqdm
 
-from pyserini_kd.models.tokens import pad
-from pyserini_kd.storage.arrays import Floats, Rows
+from pyserini_kd.models import checkpoint_folder, hardware, tokens
+from pyserini_kd.models.tokens import TokenRecord, pad
+from pyserini_kd.storage.arrays import Floats, Rows, keep
+from pyserini_kd.storage.errors import InputError
+from pyserini_kd.storage.job import Job
+from pyserini_kd.storage.records import Record
 
 if TYPE_CHECKING:
     import torch
+
+    from pyserini_kd.models.loading import Model
+    from pyserini_kd.models.two_sides import TwoSides
+
+logger = logging.getLogger(__name__)
 
 BATCH_TOKENS = 2048  # tokens in a batch, padding included: fits into the caches of a CPU
 ONNX_BATCH_TOKENS = 1024
 GPU_BATCH_TOKENS = 1 << 15
 CHUNK = 2048  # texts tokenised at a time
 
-Tokenise = Callable[[list[int]], tuple[list[Any], int]]
+Tokenise = Callable[[list[int]], tuple[list[TokenRecord], int]]
 """Rows of texts -> their token records, and how many texts were cut."""
 Use = Callable[[list[int], "torch.Tensor", "torch.Tensor"], None]
 """Takes the rows of a batch, the model's output and the attention mask."""
@@ -72,45 +84,11 @@ def text_chunks(texts: Sequence[str]) -> list[list[int]]:
     return [order[start : start + CHUNK] for start in range(0, len(order), CHUNK)]
 
 
-def run_batches(
-    model: Any,
-    chunks: Sequence[list[int]],
-    tokenise: Tokenise,
-    use: Use,
-    *,
-    precision: str,
-    batch_size: int | None,
-    budget: int,
-    label: str,
-    finished: Callable[[int], None] | None = None,
-    **extra: Any,
-) -> int:
-    """Run the model over chunks of rows; returns how many texts were cut.
-
-    `finished(n)` is called when chunk n is complete. `extra` goes to the model's forward.
-    """
-    cut = 0
-    bar = tqdm(total=sum(map(len, chunks)), desc=label, unit=" texts", disable=None)
-    with running(model, precision) as device, bar:
-        pad_id = model.tokenizer.pad_token_id or 0
-        for number, (rows, (records, n_cut)) in enumerate(_one_ahead(chunks, tokenise)):
-            cut += n_cut
-            for some in batches([len(record["input_ids"]) for record in records], batch_size, budget):
-                batch = pad([records[i] for i in some], pad_id, device)
-                use([rows[i] for i in some], model(**batch, **extra).float().cpu(), batch["attention_mask"].cpu())
-                bar.update(len(some))
-            if finished is not None:
-                finished(number)
-    return cut
-
-
-def _one_ahead(chunks: Sequence[list[int]], tokenise: Tokenise) -> Iterator[tuple[list[int], tuple[list[Any], int]]]:
+def _one_ahead(chunks: Sequence[list[int]], tokenise: Tokenise) -> Iterator[tuple[list[int], tuple[list[TokenRecord], int]]]:
     """Each chunk with its token records; a thread works one chunk ahead."""
     if len(chunks) == 1:  # nothing to be ahead with, and a thread costs milliseconds
         yield chunks[0], tokenise(chunks[0])
         return
-    from concurrent.futures import ThreadPoolExecutor
-
     with ThreadPoolExecutor(1) as ahead:
         found = [ahead.submit(tokenise, chunk) for chunk in chunks[:1]]
         for number, rows in enumerate(chunks):
@@ -127,3 +105,175 @@ def dot_rows(query_vecs: Floats, query_rows: Rows, doc_vecs: Floats, doc_rows: R
         for i in range(0, len(query_rows), step)
     ]
     return np.concatenate(pieces).astype(np.float32) if pieces else np.empty(0, np.float32)
+
+
+def padded(states: list[torch.Tensor], device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
+    """States (T, H) of texts as (N, T, H), zeros where there is none, and their mask (N, T)."""
+    import torch
+
+    lengths = torch.tensor([len(vectors) for vectors in states])
+    mask = (torch.arange(int(lengths.max()))[None] < lengths[:, None]).long()
+    return torch.nn.utils.rnn.pad_sequence(states, batch_first=True).to(device), mask.to(device)
+
+
+def chunks_by_query(query_rows: Rows, docs: Sequence[str]) -> list[list[int]]:
+    """Rows of pairs, those of a query together, longest documents first: an order that no other query changes."""
+    order = np.array(sorted(range(len(docs)), key=lambda row: (query_rows[row], -len(docs[row]), docs[row])))
+    return [some.tolist() for some in np.split(order, np.flatnonzero(np.diff(query_rows[order])) + 1)]
+
+
+def resumed(folder: Path, chunks: list[list[int]], scores: Floats) -> tuple[list[list[int]], Callable[[int], None]]:
+    """Fill in the scores of the chunks that a job has finished; gives the other chunks, and what keeps one of those."""
+    job = Job(folder, {"pairs": folder.name})
+    job.begin()
+    known = job.parts()
+    for number in known:
+        scores[chunks[number]] = np.load(job.path(number, "npy"))
+    if known:
+        logger.info("going on: %d of %d pairs were scored before", sum(len(chunks[n]) for n in known), len(scores))
+    missing = sorted(set(range(len(chunks))) - set(known))
+
+    def finished(place: int) -> None:
+        keep(job.path(missing[place], "npy"), scores[chunks[missing[place]]])
+        job.finish(missing[place])
+
+    return [chunks[number] for number in missing], finished
+
+
+class Scorer:
+    """A loaded ranker; `score` is the same for all architectures.
+
+    Attributes:
+        module: one of our architectures, on its device. It stays usable for training.
+        folder: the checkpoint folder; None for a model that was never saved.
+        precision: fp32, bf16, fp16 or int8.
+        batch_size: texts (or pairs) in a batch; None: by token budget.
+    """
+
+    def __init__(
+        self, module: Model, folder: Path | None = None, *, precision: str = "auto", batch_size: int | None = None
+    ) -> None:
+        """Wrap a model; InputError where it was not loaded for this precision."""
+        from pyserini_kd.models import onnx_runtime
+
+        self.module: Model = module
+        self.folder, self.batch_size = folder, batch_size
+        self.architecture = module.architecture
+        self.device: torch.device = next(module.parameters()).device
+        onnx = onnx_runtime.module_in(module)
+        self.backend = "torch" if onnx is None else "onnx"
+        self.precision = hardware.choose_precision(precision, str(self.device)) if onnx is None else onnx.precision
+        if onnx is None and self.precision == "int8":
+            raise InputError(f"this {self.architecture} was not loaded for int8 (a bert_dot or cross_encoder can be)")
+        if precision not in ("auto", self.precision):
+            raise InputError(f"the model was loaded to run in {self.precision} by ONNX Runtime, not in {precision}")
+
+    @property
+    def max_doc_len(self) -> int:
+        """Tokens of a document (of a pair, for a cross-encoder) that the model reads."""
+        return self.module.lengths[1]
+
+    @property
+    def depends_on_batch(self) -> bool:
+        """Whether a result depends on what else is in its batch: int8 measures its activations batch by batch."""
+        return self.precision == "int8"
+
+    @property
+    def batch_tokens(self) -> int:
+        """Tokens in a batch where there is no batch size."""
+        by_backend = ONNX_BATCH_TOKENS if self.backend == "onnx" else BATCH_TOKENS
+        return GPU_BATCH_TOKENS if self.device.type == "cuda" else by_backend
+
+    def record(self) -> Record:
+        """What manifests and score stores say of the model: name, weights, and how it reads texts."""
+        if self.folder is None:
+            raise ValueError("a model that was never saved has no record")
+        weights = checkpoint_folder.fingerprint(self.folder)
+        return {"name": checkpoint_folder.name_of(self.folder), "sha256": weights, **self.module.described()}
+
+    def arithmetic(self) -> Record:
+        """How the model computes: what its outputs depend on, but for rounding, besides weights and settings."""
+        known = {"precision": self.precision, "backend": self.backend, "device": self.device.type}
+        return known | ({"batch_size": self.batch_size} if self.depends_on_batch else {})
+
+    def score(self, queries: Sequence[str], docs: Sequence[str], *, work: Path | None = None) -> Floats:
+        """Raw scores float32 (P,) of (query, document) pairs.
+
+        A cross-encoder keeps finished scores under `work`, a folder for this model and these settings alone. A later call
+        for the same pairs goes on there, to the same scores. Other architectures store documents in an index instead.
+
+        Raises:
+            ValueError: the numbers of queries and documents differ.
+        """
+        if len(queries) != len(docs):
+            raise ValueError(f"{len(queries)} queries but {len(docs)} documents")
+        return self._score(queries, docs, work) if queries else np.empty(0, dtype=np.float32)
+
+    def _score(self, queries: Sequence[str], docs: Sequence[str], work: Path | None) -> Floats:
+        raise NotImplementedError
+
+    def run(
+        self,
+        chunks: Sequence[list[int]],
+        tokenise: Tokenise,
+        use: Use,
+        label: str,
+        *,
+        one_by_one: bool = False,
+        finished: Callable[[int], None] | None = None,
+        kind: str | None = None,
+    ) -> int:
+        """Run the model over chunks of rows; returns how many texts were cut.
+
+        `finished(n)` is called when chunk n is complete. `kind` goes to the forward of models that take it.
+        """
+        cut, more = 0, {"kind": kind} if kind else {}
+        batch_size = 1 if one_by_one else self.batch_size
+        bar = tqdm(total=sum(map(len, chunks)), desc=label, unit=" texts", disable=None)
+        with running(self.module, self.precision) as device, bar:
+            pad_id = self.module.tokenizer.pad_token_id or 0
+            for number, (rows, (records, n_cut)) in enumerate(_one_ahead(chunks, tokenise)):
+                cut += n_cut
+                for some in batches([len(record["input_ids"]) for record in records], batch_size, self.batch_tokens):
+                    batch = pad([records[i] for i in some], pad_id, device)
+                    output = self.module(**batch, **more).float().cpu()
+                    use([rows[i] for i in some], output, batch["attention_mask"].cpu())
+                    bar.update(len(some))
+                if finished is not None:
+                    finished(number)
+        return cut
+
+    def count_cut(self, count: int, total: int | None, what: str, cut: list[int] | None = None) -> None:
+        """Log how many texts were longer than the model's window; or add the number to `cut`, for a caller who sums up."""
+        if cut is not None:
+            cut.append(count)
+        elif count:
+            length = self.module.lengths[0 if what == "query texts" else 1]
+            of = f" of {total}" if total is not None else ""
+            logger.info("%d%s %s are longer than %d tokens and were cut", count, of, what, length)
+
+
+class SideScorer(Scorer):
+    """A ranker that runs queries and documents apart."""
+
+    module: TwoSides
+
+    @property
+    def width(self) -> int:
+        """H: length of a text's vector, or of a token's."""
+        return self.module.width
+
+    def run_side(
+        self, texts: Sequence[str], side: str, use: Use, label: str, cut: list[int] | None, by_token: bool = False
+    ) -> None:
+        """Run the model over queries or documents, and count those that were cut (see `count_cut`)."""
+        first = int(self.module.joins and side == "doc")  # documents that are joined to a query drop their own [CLS]
+
+        def tokenise(rows: list[int]) -> tuple[list[TokenRecord], int]:
+            records, n_cut = tokens.side_records(self.module, [texts[row] for row in rows], side)
+            return [{"input_ids": record["input_ids"][first:]} for record in records], n_cut
+
+        one_by_one = side == "query" and self.depends_on_batch  # a query has one vector, whatever else is asked for
+        chunks, kind = text_chunks(texts), side if by_token else None
+        n_cut = self.run(chunks, tokenise, use, label, one_by_one=one_by_one, kind=kind)
+        self.count_cut(n_cut, len(texts), f"{side} texts", cut)

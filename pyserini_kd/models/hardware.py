@@ -6,23 +6,21 @@ import contextlib
 import functools
 import logging
 import os
+import re
 from pathlib import Path
 
 from pyserini_kd.storage.errors import InputError
+from pyserini_kd.storage.settings import PRECISIONS
 
 logger = logging.getLogger(__name__)
-
-PRECISIONS = ("auto", "fp32", "bf16", "fp16", "int8")
-BACKENDS = ("auto", "torch", "onnx")
 
 
 @functools.cache
 def cpu_flags() -> set[str]:
     """Feature flags of this processor (Linux; empty elsewhere)."""
     with contextlib.suppress(OSError):
-        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
-            if line.startswith("flags"):
-                return set(line.partition(":")[2].split())
+        found = re.search(r"^flags.*?:(.*)", Path("/proc/cpuinfo").read_text(encoding="utf-8"), re.MULTILINE)
+        return set(found[1].split()) if found else set()
     return set()
 
 
@@ -88,14 +86,11 @@ def use_threads(count: int) -> None:
 
 def check_device(device: str) -> str:
     """The device, or InputError where it is not there."""
-    import torch
-
-    try:
-        parsed = torch.device(device)
-    except RuntimeError:
-        raise InputError(f"--device must be cpu, cuda or cuda:N, not {device!r}") from None
-    if parsed.type not in ("cpu", "cuda") or (parsed.type == "cpu" and parsed.index is not None):
+    if not re.fullmatch(r"cpu|cuda(:\d+)?", device):
         raise InputError(f"--device must be cpu, cuda or cuda:N, not {device!r}")
-    if parsed.type == "cuda" and (parsed.index or 0) >= torch.cuda.device_count():
-        raise InputError(f"--device {device}: no such GPU that torch can use")
+    if device != "cpu":
+        import torch
+
+        if int(device.partition(":")[2] or 0) >= torch.cuda.device_count():
+            raise InputError(f"--device {device}: no such GPU that torch can use")
     return device

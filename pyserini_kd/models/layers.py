@@ -14,27 +14,26 @@ def encoder_of(model: Any) -> Any:
     return model.classifier.base_model if model.architecture == "cross_encoder" else getattr(model, "encoder", None)
 
 
-def _holder(encoder: Any) -> Any:
+def _holder(encoder: object) -> Any:
     """The module whose `layer` is the stack of a BERT- or DistilBERT-like encoder."""
-    found = encoder.transformer if hasattr(encoder, "transformer") else getattr(encoder, "encoder", None)
+    found = getattr(encoder, "transformer", None) or getattr(encoder, "encoder", None)
     if not hasattr(found, "layer"):
         raise InputError(f"a {type(encoder).__name__} is no stack of layers like BERT's or DistilBERT's")
     return found
 
 
-def layers_of(encoder: Any) -> nn.ModuleList:
+def layers_of(encoder: object) -> nn.ModuleList:
     """The layers of a BERT- or DistilBERT-like encoder, from the lowest on; InputError where it is built otherwise."""
-    layers: nn.ModuleList = _holder(encoder).layer
-    return layers
+    return _holder(encoder).layer
 
 
 def keep_layers(encoder: Any, layers: tuple[int, ...] | None) -> None:
     """Keep the given layers (0-based, ascending) of an encoder, in place; None keeps all."""
     if layers is None:
         return
-    count = len(layers_of(encoder))
-    if not layers or list(layers) != sorted(set(layers)) or layers[-1] >= count or layers[0] < 0:
-        raise InputError(f"layers must be ascending numbers from 0 to {count - 1}, not {','.join(map(str, layers))}")
-    _holder(encoder).layer = nn.ModuleList(_holder(encoder).layer[i] for i in layers)
+    stack = layers_of(encoder)
+    if not layers or list(layers) != sorted(set(layers)) or layers[-1] >= len(stack) or layers[0] < 0:
+        raise InputError(f"layers must be ascending numbers from 0 to {len(stack) - 1}, not {','.join(map(str, layers))}")
+    _holder(encoder).layer = nn.ModuleList(stack[i] for i in layers)
     name = "n_layers" if hasattr(encoder.config, "n_layers") else "num_hidden_layers"
     setattr(encoder.config, name, len(layers))

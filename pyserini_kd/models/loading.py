@@ -3,38 +3,40 @@
 from __future__ import annotations
 
 import dataclasses
-import logging
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
-from pyserini_kd.models.checkpoint_names import fingerprint, resolve
-from pyserini_kd.models.checkpoint_settings import (
-    ARCHITECTURES,
-    DEFAULT_DOC_LEN,
-    HEAD,
-    ONNX_ARCHITECTURES,
-    OURS,
-    architecture_of,
-    classes_of,
-    is_published,
-    published_layout,
-    settings_with,
-    window_of,
-)
+from pyserini_kd.models import checkpoint_folder
+from pyserini_kd.models.checkpoint_folder import architecture_of, fingerprint, published_layout, resolve, settings_with
 from pyserini_kd.models.saving import quiet_transformers
 from pyserini_kd.storage.errors import InputError
+from pyserini_kd.storage.records import Record
 
 if TYPE_CHECKING:
-    from pyserini_kd.models.bert_dot import BertDot
-    from pyserini_kd.models.colbert import ColBert
+    from torch import Tensor
+    from transformers import DistilBertForSequenceClassification, DistilBertModel
+
     from pyserini_kd.models.cross_encoder import CrossEncoder
-    from pyserini_kd.models.prettr import PreTtr
     from pyserini_kd.models.tk import Tk
+    from pyserini_kd.models.tokens import Tokenizer
+    from pyserini_kd.models.two_sides import TwoSides
 
-    Model = BertDot | ColBert | CrossEncoder | PreTtr | Tk
+    Model = TwoSides | CrossEncoder
 
-logger = logging.getLogger(__name__)
+COUNT_FROM_PADDING = ("roberta", "xlm-roberta", "camembert", "mpnet", "longformer", "roberta-prelayernorm", "xlm-roberta-xl")
+PUBLISHED_MASKS, PUBLISHED_SPLIT = 8, 3  # [MASK] tokens of published checkpoints; layers that their PreTTR runs apart, of 6
+PUBLISHED_QUERY_LEN, PUBLISHED_DOC_LEN = 30, 200
+
+
+class Wanted(NamedTuple):
+    """What a folder is to be loaded as; see `load`."""
+
+    folder: Path
+    layers: tuple[int, ...] | None
+    overrides: Record
+    onnx: str | None
+    lean: bool
 
 
 def load(
@@ -45,8 +47,8 @@ def load(
     glove: str | Path | None = None,
     onnx: str | None = None,
     lean: bool = False,
-    settings: Mapping[str, Any] | None = None,
-    **overrides: Any,
+    settings: Mapping[str, object] | None = None,
+    **overrides: object,
 ) -> Model:
     """Load a checkpoint, ready to score (eval mode, float32, CPU).
 
@@ -56,29 +58,32 @@ def load(
         layers: keep these Transformer layers (0-based) and drop the others.
         glove: for `tk`: take word vectors from this GloVe text file, instead of the checkpoint's input embeddings.
         onnx: run by ONNX Runtime from the exported file of this precision, `fp32` or `int8`; only for inference.
-        lean: run a BERT by our own forward (`models.bert`), not by transformers'; only for inference.
+        lean: run a BERT by our own forward (`fast_bert`), not by transformers'; only for inference.
         settings: of the architecture alone (`own_settings`), in place of the checkpoint's.
         overrides: fields of the settings that all share, in place of the checkpoint's (None: keep).
     """
-    folder, overrides = resolve(name), {**overrides, **(settings or {})}
-    own = architecture_of(folder)
+    folder = resolve(name)
+    own, known, by_onnx = architecture_of(folder), checkpoint_folder.ARCHITECTURES, checkpoint_folder.ONNX_ARCHITECTURES
     architecture = architecture or own
-    if architecture not in ARCHITECTURES:
-        raise InputError(f"unknown architecture {architecture!r}; expected one of {', '.join(ARCHITECTURES)}")
+    if architecture not in known:
+        raise InputError(f"unknown architecture {architecture!r}; expected one of {', '.join(known)}")
     if architecture != own and (own == "tk" or published_layout(folder)):
         raise InputError(f"{name} is a {own} and cannot be read as a {architecture}")
-    if onnx and (architecture not in ONNX_ARCHITECTURES or is_published(folder, architecture)):
-        raise InputError(f"{name} is a {architecture}; only {' and '.join(ONNX_ARCHITECTURES)} run as ONNX or in int8")
+    if onnx and (architecture not in by_onnx or published_layout(folder)):
+        raise InputError(f"{name} is a {architecture}; only {' and '.join(by_onnx)} run as ONNX or in int8")
+    given = {name: value for name, value in {**overrides, **(settings or {})}.items() if value is not None}
+    wanted = Wanted(folder, layers, given, onnx, lean)
     try:
         with quiet_transformers():
-            if is_published(folder, architecture):
-                return _load_published(folder, layers, overrides)
-            if architecture == "cross_encoder":
-                return _load_cross_encoder(folder, layers, overrides, onnx, lean)
-            if architecture == "tk":
-                return _load_tk(folder, overrides, glove)
-            lean = lean and architecture != "prettr"
-            return _load_encoder(folder, architecture, layers, overrides, onnx, lean)
+            if published_layout(folder):
+                model: Model = _load_published(wanted)
+            elif architecture == "cross_encoder":
+                model = _load_cross_encoder(wanted)
+            elif architecture == "tk":
+                model = _load_tk(wanted, glove)
+            else:
+                model = _load_encoder(wanted, architecture)
+            return model.eval()
     except InputError:
         raise
     except Exception as error:  # transformers and safetensors raise a dozen kinds for broken or foreign folders
@@ -86,137 +91,234 @@ def load(
         raise InputError(f"checkpoint {folder} cannot be loaded: {said}") from error
 
 
-def _tokenizer(folder: Path) -> Any:
+def _tokenizer(folder: Path) -> Tokenizer:
     from transformers import AutoTokenizer
 
-    return AutoTokenizer.from_pretrained(folder)
+    return cast("Tokenizer", AutoTokenizer.from_pretrained(folder))
 
 
-def _load_published(folder: Path, layers: tuple[int, ...] | None, overrides: dict[str, Any]) -> Model:
-    from pyserini_kd.models.published import load as load_published
+def _network(wanted: Wanted, architecture: str, **extra: bool | int) -> Any:
+    """The encoder, or the classifier of a cross-encoder: run by ONNX Runtime, by our own forward or by transformers."""
+    import torch
+    from transformers import AutoConfig, AutoModel, AutoModelForSequenceClassification
+    from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_NAMES
 
-    layout = published_layout(folder)
-    own = (folder / "tokenizer.json").exists() or (folder / "vocab.txt").exists()
-    tokenizer = _tokenizer(folder if own else resolve("distilbert"))
-    model: Model = load_published(folder, layout, tokenizer, layers, overrides).eval()
+    from pyserini_kd.models import fast_bert, onnx_runtime
+
+    folder, classifies = wanted.folder, architecture == "cross_encoder"
+    if wanted.onnx:
+        config = AutoConfig.from_pretrained(folder, **({"num_labels": 1} if classifies else {}))
+        output = "logits" if classifies else "last_hidden_state"
+        return onnx_runtime.open_module(folder, config, wanted.onnx, output, fingerprint(folder))
+    if wanted.lean and (found := fast_bert.read(folder, architecture)) is not None:
+        return found
+    kind = AutoConfig.from_pretrained(folder).model_type
+    if kind not in MODEL_FOR_MASKED_LM_MAPPING_NAMES:  # a model that writes text, whose first token sees no other
+        raise InputError(f"{folder} is a {kind}; rankers are made from encoders like BERT")
+    if not classifies and kind in ("bert", "roberta", "mpnet"):
+        extra["add_pooling_layer"] = False
+    auto = AutoModelForSequenceClassification if classifies else AutoModel
+    return auto.from_pretrained(folder, dtype=torch.float32, **extra)
+
+
+def _window_of(network: Any) -> int:
+    """Tokens that a network reads at most; RoBERTa and its kin begin to count after padding's position."""
+    config = network.config
+    first = config.pad_token_id + 1 if config.model_type in COUNT_FROM_PADDING else 0
+    return int(config.max_position_embeddings) - first
+
+
+def _check_length(folder: Path, length: int, window: int) -> None:
+    if length > window:
+        raise InputError(f"{folder} reads {window} tokens at most; a longer length was asked for")
+
+
+def _load_encoder(wanted: Wanted, architecture: str) -> TwoSides:
+    from safetensors.torch import load_file
+
+    from pyserini_kd.models.bert_dot import BertDot
+    from pyserini_kd.models.colbert import ColBert
+    from pyserini_kd.models.fast_bert import Bert
+    from pyserini_kd.models.layers import keep_layers, layers_of
+    from pyserini_kd.models.prettr import PreTtr
+
+    folder, overrides, same = wanted.folder, wanted.overrides, architecture_of(wanted.folder) == architecture
+    encoder = _network(wanted._replace(lean=wanted.lean and architecture != "prettr"), architecture)
+    keep_layers(encoder, wanted.layers)
+    if architecture == "prettr" and not same:
+        overrides = {"join_layer": len(layers_of(encoder)) // 2} | overrides  # the published one: 3 of 6
+    window = _window_of(encoder)
+    settings = settings_with(folder, checkpoint_folder.SETTINGS[architecture], window, overrides)
+    query_len = settings.max_query_len + getattr(settings, "masks", 0)
+    if architecture == "prettr" and not (folder / checkpoint_folder.HEAD).exists() and "max_doc_len" not in overrides:
+        settings = dataclasses.replace(settings, max_doc_len=min(settings.max_doc_len, window - query_len))
+    _check_length(folder, max(settings.max_doc_len, query_len), window)
+    if isinstance(encoder, Bert):
+        encoder.first = architecture == "bert_dot" and settings.pooling == "cls"
+    classes: dict[str, type[TwoSides]] = {"bert_dot": BertDot, "colbert": ColBert, "prettr": PreTtr}
+    model = classes[architecture](encoder, _tokenizer(folder), settings)
+    if same and model.head is not None and (folder / checkpoint_folder.HEAD).exists():
+        model.head.load_state_dict(load_file(folder / checkpoint_folder.HEAD))
     return model
 
 
-def _load_encoder(
-    folder: Path, architecture: str, layers: tuple[int, ...] | None, overrides: dict[str, Any], onnx: str | None, lean: bool
-) -> BertDot | ColBert | PreTtr:
-    import torch
-    from transformers import AutoConfig, AutoModel
-
-    from pyserini_kd.models.fast_bert import Bert
-    from pyserini_kd.models.fast_bert import read as read_bert
-    from pyserini_kd.models.layers import keep_layers, layers_of
-    from pyserini_kd.models.onnx_runtime import open_module
-
-    model_class, _ = classes_of(architecture)
-    config = AutoConfig.from_pretrained(folder)
-    extra = {"add_pooling_layer": False} if config.model_type in ("bert", "roberta", "mpnet") else {}
-    encoder: Any
-    if onnx:
-        encoder = open_module(folder, config, onnx, "last_hidden_state", fingerprint(folder))
-    else:
-        found = read_bert(folder, architecture) if lean else None
-        if found is None:
-            _refuse_decoder(folder, config)
-            found = AutoModel.from_pretrained(folder, dtype=torch.float32, **extra)
-        encoder = found
-    keep_layers(encoder, layers)
-    if architecture == "prettr" and architecture_of(folder) != "prettr" and overrides.get("join_layer") is None:
-        overrides = {**overrides, "join_layer": len(layers_of(encoder)) // 2}  # the published one: 3 of 6
-    window = window_of(config)
-    settings = settings_with(folder, architecture, window, overrides)
-    if isinstance(encoder, Bert):
-        encoder.first = architecture == "bert_dot" and settings.pooling == "cls"
-    if architecture == "prettr" and not (folder / HEAD).exists() and overrides.get("max_doc_len") is None:
-        room = window - settings.max_query_len - settings.masks
-        settings = dataclasses.replace(settings, max_doc_len=min(settings.max_doc_len, room))
-    if max(settings.max_doc_len, settings.max_query_len + getattr(settings, "masks", 0)) > window:
-        raise InputError(f"{folder} reads {window} tokens at most; a longer length was asked for")
-    model = model_class(encoder, _tokenizer(folder), settings)
-    if (folder / HEAD).exists() and architecture_of(folder) == architecture and getattr(model, "head", None) is not None:
-        from safetensors.torch import load_file
-
-        model.head.load_state_dict(load_file(folder / HEAD))
-    loaded: BertDot | ColBert | PreTtr = model.eval()
-    return loaded
-
-
-def _refuse_decoder(folder: Path, config: Any) -> None:
-    """InputError for models that write text, whose first token sees no other: those without a masked language model."""
-    from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_NAMES
-
-    if config.model_type not in MODEL_FOR_MASKED_LM_MAPPING_NAMES:
-        raise InputError(f"{folder} is a {config.model_type}; rankers are made from encoders like BERT")
-
-
-def _load_tk(folder: Path, overrides: dict[str, Any], glove: str | Path | None) -> Tk:
+def _load_tk(wanted: Wanted, glove: str | Path | None) -> Tk:
     """A TK of ours; or a new one, on the words of a GloVe file or the input embeddings of a checkpoint."""
     import torch
     from safetensors.torch import load_file
 
-    from pyserini_kd.models.tk import Tk
+    from pyserini_kd.models.tk import Tk, TkSettings, read_glove
 
-    if (folder / OURS).exists() and architecture_of(folder) == "tk":
+    folder = wanted.folder
+    settings = settings_with(folder, TkSettings, checkpoint_folder.DEFAULT_DOC_LEN, wanted.overrides)
+    if architecture_of(folder) == "tk":
         weights = load_file(folder / "model.safetensors")
-        settings = settings_with(folder, "tk", DEFAULT_DOC_LEN, overrides)
         model = Tk(torch.zeros_like(weights["embeddings.weight"]), _tokenizer(folder), settings)
         model.load_state_dict(weights)
-        return model.eval()
+        return model
     if glove is not None:
-        from pyserini_kd.models.glove import read_glove
-
         vectors, tokenizer = read_glove(Path(glove))
     else:
         from transformers import AutoModel
 
         tokenizer = _tokenizer(folder)
         vectors = AutoModel.from_pretrained(folder, dtype=torch.float32).get_input_embeddings().weight.detach()
-    settings = settings_with(folder, "tk", DEFAULT_DOC_LEN, overrides)
-    if overrides.get("heads") is None:  # the paper's 10 for vectors of 300; the nearest number that divides others
+    if "heads" not in wanted.overrides:  # the paper's 10 for vectors of 300; the nearest number that divides others
         heads = min((n for n in range(1, 17) if vectors.shape[1] % n == 0), key=lambda n: (abs(n - settings.heads), n))
         settings = dataclasses.replace(settings, heads=heads)
-    return Tk(vectors, tokenizer, settings).eval()
+    return Tk(vectors, tokenizer, settings)
 
 
-def _load_cross_encoder(
-    folder: Path, layers: tuple[int, ...] | None, overrides: dict[str, Any], onnx: str | None, lean: bool
-) -> CrossEncoder:
-    import torch
-    from transformers import AutoConfig, AutoModelForSequenceClassification
-
+def _load_cross_encoder(wanted: Wanted) -> CrossEncoder:
     from pyserini_kd.models.cross_encoder import CrossEncoder, fold_two_classes
     from pyserini_kd.models.fast_bert import BertClassifier
-    from pyserini_kd.models.fast_bert import read as read_bert
     from pyserini_kd.models.layers import keep_layers
-    from pyserini_kd.models.onnx_runtime import open_module
 
-    # a checkpoint without a ranking head (a plain language model) gets a new one
-    has_head = architecture_of(folder) == "cross_encoder"
-    extra = {} if has_head else {"num_labels": 1}
-    classifier: Any
-    if onnx:
-        classifier = open_module(folder, AutoConfig.from_pretrained(folder, num_labels=1), onnx, "logits", fingerprint(folder))
-    else:
-        classifier = read_bert(folder, "cross_encoder") if lean and has_head else None
-        if classifier is None:
-            _refuse_decoder(folder, AutoConfig.from_pretrained(folder))
-            classifier = AutoModelForSequenceClassification.from_pretrained(folder, dtype=torch.float32, **extra)
-    if isinstance(classifier, BertClassifier):
-        pass  # one logit already
-    elif classifier.config.num_labels == 2:
+    folder = wanted.folder
+    if architecture_of(folder) == "cross_encoder":
+        classifier = _network(wanted, "cross_encoder")
+    else:  # a plain language model has no ranking head; it gets a new one
+        classifier = _network(wanted._replace(lean=False), "cross_encoder", num_labels=1)
+    labels = 1 if isinstance(classifier, BertClassifier) else classifier.config.num_labels
+    if labels == 2:
         fold_two_classes(classifier)
-    elif classifier.config.num_labels != 1:
-        raise InputError(f"checkpoint {folder} has {classifier.config.num_labels} labels; a ranker has one or two")
-    if layers is not None:
-        keep_layers(classifier.base_model, layers)
-    tokenizer = _tokenizer(folder)
-    room = window_of(classifier.config)
-    max_len = overrides.get("max_doc_len") or min(tokenizer.model_max_length, room)
-    if max_len > room:
-        raise InputError(f"{folder} reads {room} tokens at most; a longer length was asked for")
-    return CrossEncoder(classifier, tokenizer, max_len).eval()
+    elif labels != 1:
+        raise InputError(f"checkpoint {folder} has {labels} labels; a ranker has one or two")
+    if wanted.layers is not None:
+        keep_layers(classifier.base_model, wanted.layers)
+    tokenizer, room = _tokenizer(folder), _window_of(classifier)
+    max_len = wanted.overrides.get("max_doc_len") or min(tokenizer.model_max_length, room)
+    _check_length(folder, max_len, room)
+    return CrossEncoder(classifier, tokenizer, max_len)
+
+
+def _load_published(wanted: Wanted) -> Model:
+    """A checkpoint of Hofstätter et al. 2020 in a layout of its own: ColBERT, BERT_CAT or PreTTR on DistilBERT.
+
+    Its folder holds a `config.json` with a model type or class that transformers does not know, weights of the DistilBERT
+    (`bert_model.*`, or without a prefix) beside a `compressor` or a `_classification_layer`, and no tokenizer: that of
+    `distilbert-base-uncased` belongs to it.
+    """
+    from pyserini_kd.models.colbert import ColBert, ColBertSettings
+    from pyserini_kd.models.cross_encoder import CrossEncoder
+    from pyserini_kd.models.layers import keep_layers
+    from pyserini_kd.models.prettr import PreTtr, PreTtrSettings
+
+    folder, given, layout = wanted.folder, wanted.overrides, published_layout(wanted.folder)
+    own = (folder / "tokenizer.json").exists() or (folder / "vocab.txt").exists()
+    tokenizer = _tokenizer(folder if own else resolve("distilbert"))
+    weights = _published_weights(folder)
+    encoder = _published_encoder(weights, folder)
+    keep_layers(encoder, wanted.layers)
+    window = encoder.config.max_position_embeddings
+    query_len, doc_len = given.get("max_query_len", PUBLISHED_QUERY_LEN), given.get("max_doc_len")
+    if layout == "BERT_Cat":
+        weight, bias = (weights[f"_classification_layer.{name}"].float() for name in ("weight", "bias"))
+        classifier = _linear_classifier(encoder, weight, bias)
+        return CrossEncoder(classifier, tokenizer, min(doc_len or PUBLISHED_QUERY_LEN + PUBLISHED_DOC_LEN, window))
+    masks = given.get("masks", PUBLISHED_MASKS)
+    model: PreTtr | ColBert
+    if layout == "PreTTR":
+        half = PUBLISHED_SPLIT if wanted.layers is None else encoder.config.n_layers // 2
+        doc_len = min(doc_len or PUBLISHED_DOC_LEN, window - query_len - masks)
+        split = given.get("join_layer", half)
+        settings = PreTtrSettings(max_query_len=query_len, max_doc_len=doc_len, join_layer=split, masks=masks)
+        model = PreTtr(encoder, tokenizer, settings)
+        model.head.load_state_dict({"weight": weights["_classification_layer.weight"].float()})
+        return model
+    width = weights["compressor.weight"].shape[0]
+    if given.get("width", width) != width:
+        raise InputError(f"checkpoint {folder} compresses to {width} numbers a token, not to {given['width']}")
+    doc_len = min(doc_len or PUBLISHED_DOC_LEN, window)
+    _check_length(folder, query_len + masks, window)
+    model = ColBert(encoder, tokenizer, ColBertSettings(max_query_len=query_len, max_doc_len=doc_len, masks=masks, width=width))
+    assert model.head is not None
+    model.head.load_state_dict({name: weights[f"compressor.{name}"].float() for name in ("weight", "bias")})
+    return model
+
+
+def _published_weights(folder: Path) -> dict[str, Tensor]:
+    """All tensors of a checkpoint folder: safetensors where there are any, torch files read weights-only otherwise."""
+    import torch
+    from safetensors.torch import load_file
+
+    weights: dict[str, Tensor] = {}
+    for path in sorted(folder.glob("*.safetensors")):
+        weights |= load_file(path)
+    if not weights:
+        for path in sorted(folder.glob("pytorch_model*.bin")):
+            weights |= torch.load(path, map_location="cpu", weights_only=True)
+    if not weights:
+        raise InputError(f"checkpoint {folder} has no weights (*.safetensors)")
+    return weights
+
+
+def _published_encoder(weights: Mapping[str, Tensor], folder: Path) -> DistilBertModel:
+    """The DistilBERT in published weights, its shape read off the tensors."""
+    from transformers import DistilBertConfig, DistilBertModel
+
+    names = ("bert_model.", "distilbert.", "")
+    prefix = next((name for name in names if f"{name}embeddings.word_embeddings.weight" in weights), None)
+    if prefix is None:
+        raise InputError(f"checkpoint {folder} holds no DistilBERT: no embeddings.word_embeddings.weight")
+    own = {name.removeprefix(prefix): tensor for name, tensor in weights.items() if name.startswith(prefix)}
+    parts = ("embeddings.", "transformer.")  # position_ids: counted up, in files of some versions of transformers
+    own = {name: t.float() for name, t in own.items() if name.startswith(parts) and not name.endswith("position_ids")}
+    vocab, width = own["embeddings.word_embeddings.weight"].shape
+    config = DistilBertConfig(
+        vocab_size=vocab,
+        dim=width,
+        n_layers=1 + max(int(name.split(".")[2]) for name in own if name.startswith("transformer.layer.")),
+        n_heads=max(1, width // 64),
+        hidden_dim=own["transformer.layer.0.ffn.lin1.weight"].shape[0],
+        max_position_embeddings=own["embeddings.position_embeddings.weight"].shape[0],
+    )
+    encoder = DistilBertModel(config)
+    missing, unexpected = encoder.load_state_dict(own, strict=False)
+    if missing or unexpected:
+        raise InputError(f"checkpoint {folder} does not fit a DistilBERT: {[*missing, *unexpected][:3]}")
+    return encoder
+
+
+def _linear_classifier(encoder: DistilBertModel, weight: Tensor, bias: Tensor) -> DistilBertForSequenceClassification:
+    """DistilBERT's sequence classifier that computes one linear unit (1, H), (1,) on [CLS] exactly.
+
+    Its own head is Linear, ReLU, Linear; z = relu(z) - relu(-z) passes the unit through.
+    """
+    import torch
+    from transformers import DistilBertForSequenceClassification
+
+    config = encoder.config
+    config.num_labels, config.seq_classif_dropout = 1, 0.0
+    classifier = DistilBertForSequenceClassification(config)
+    classifier.distilbert = encoder
+    first, last = torch.nn.Linear(config.dim, config.dim), torch.nn.Linear(config.dim, 1)
+    with torch.no_grad():
+        for linear in (first, last):
+            linear.weight.zero_()
+            linear.bias.zero_()
+        first.weight[0], first.weight[1] = weight[0], -weight[0]
+        first.bias[0], first.bias[1] = bias[0], -bias[0]
+        last.weight[0, 0], last.weight[0, 1] = 1.0, -1.0
+    classifier.pre_classifier, classifier.classifier = first, last
+    return classifier

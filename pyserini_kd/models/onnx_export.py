@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from pyserini_kd.models import checkpoint_names, checkpoint_settings, hardware, loading, rankers
+from pyserini_kd.models import checkpoint_folder, hardware, loading, rankers
 from pyserini_kd.storage.environment import command_line, environment, sha256
 from pyserini_kd.storage.errors import InputError
 from pyserini_kd.storage.files import atomic_folder
@@ -48,10 +48,10 @@ def export(name: str, folder: str | Path, *, int8: bool = False, overwrite: bool
     """
     from pyserini_kd.models import onnx_runtime
 
-    source, folder = checkpoint_names.resolve(name), Path(folder)
-    architecture = checkpoint_settings.architecture_of(source)
-    if architecture not in checkpoint_settings.ONNX_ARCHITECTURES or checkpoint_settings.is_published(source, architecture):
-        known = " and ".join(checkpoint_settings.ONNX_ARCHITECTURES)
+    source, folder = checkpoint_folder.resolve(name), Path(folder)
+    architecture = checkpoint_folder.architecture_of(source)
+    if architecture not in checkpoint_folder.ONNX_ARCHITECTURES or checkpoint_folder.published_layout(source):
+        known = " and ".join(checkpoint_folder.ONNX_ARCHITECTURES)
         raise InputError(f"{name} is a {architecture}; only {known} checkpoints of ours or of transformers can be exported")
     _require_onnx()
     model = loading.load(name)
@@ -72,12 +72,12 @@ def export(name: str, folder: str | Path, *, int8: bool = False, overwrite: bool
                 _write_int8(
                     files / onnx_runtime.FILES["fp32"], files / onnx_runtime.FILES["int8"], quantised["reduce_range"] is True
                 )
-        record: dict[str, Any] = {"encoder": {"name": source.name, "sha256": checkpoint_names.fingerprint(source)}}
+        record: dict[str, Any] = {"encoder": {"name": source.name, "sha256": checkpoint_folder.fingerprint(source)}}
         record |= {"architecture": architecture, "opset": OPSET, **(quantised if int8 else {})}
         record |= {"sha256": {path.name: sha256(path) for path in sorted(files.glob("*.onnx"))}}
         write_json(files / onnx_runtime.RECORD, record | {"command": command_line(), **environment()})
         _check(model, partial, int8)
-    checkpoint_names.resolve.cache_clear()
+    checkpoint_folder.resolve.cache_clear()
     return folder
 
 

@@ -7,59 +7,48 @@ begin there.
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from pyserini_kd.models.bert_dot import EncoderSettings
+from pyserini_kd.models.checkpoint_folder import PreTtrSettings
 from pyserini_kd.models.layers import layers_of
-from pyserini_kd.models.tokens import part, two_sides
+from pyserini_kd.models.tokens import Tokenizer
+from pyserini_kd.models.two_sides import TwoSides, part
 from pyserini_kd.storage.errors import InputError
+
+__all__ = ["PreTtr", "PreTtrSettings"]
 
 MODEL_TYPES = ("bert", "distilbert")  # whose positions start at 0 and whose layers take states and a mask
 
 
-@dataclasses.dataclass(frozen=True)
-class PreTtrSettings(EncoderSettings):
-    """Settings of a PreTTR; `pooling` and `l2_norm` have no meaning here."""
-
-    join_layer: int = 3  # layers that run apart
-    masks: int = 0  # [MASK] tokens appended to every query; the published checkpoint has 8
-
-
-class PreTtr(nn.Module):
+class PreTtr(TwoSides):
     """A BERT- or DistilBERT-like encoder split at `join_layer`, and one linear unit without bias on the query's [CLS]."""
 
     architecture = "prettr"
+    joins = True
+    settings: PreTtrSettings
+    head: nn.Linear
 
-    def __init__(self, encoder: Any, tokenizer: Any, settings: PreTtrSettings) -> None:
-        super().__init__()
-        if encoder.config.model_type not in MODEL_TYPES:
-            raise InputError(f"a prettr is made from {' or '.join(MODEL_TYPES)}, not from {encoder.config.model_type}")
+    def __init__(self, encoder: nn.Module, tokenizer: Tokenizer, settings: PreTtrSettings) -> None:
+        super().__init__(encoder, tokenizer, settings)
+        config = self.encoder.config
+        if config.model_type not in MODEL_TYPES:
+            raise InputError(f"a prettr is made from {' or '.join(MODEL_TYPES)}, not from {config.model_type}")
         count = len(layers_of(encoder))
         if not 0 <= settings.join_layer < count:  # with all of them apart a query would never see a document
             raise InputError(f"join_layer must lie between 0 and {count - 1}, not {settings.join_layer}")
-        window = int(encoder.config.max_position_embeddings)
-        if settings.max_query_len + settings.masks + settings.max_doc_len > window:
-            raise ValueError(f"a query of {settings.max_query_len + settings.masks} and a document of {settings.max_doc_len} "
-                             f"tokens do not fit into the encoder's {window} positions")  # fmt: skip
-        self.encoder: Any = encoder
-        self.tokenizer = tokenizer
-        self.settings = settings
+        window = int(config.max_position_embeddings)
+        if self.offset + settings.max_doc_len > window:
+            raise ValueError(f"a query of {self.offset} and a document of {settings.max_doc_len} tokens do not fit into the "
+                             f"encoder's {window} positions")  # fmt: skip
         self.head = nn.Linear(self.width, 1, bias=False)
 
     @property
     def offset(self) -> int:
         """Positions kept for the query; a document begins after them."""
         return self.settings.max_query_len + self.settings.masks
-
-    @property
-    def width(self) -> int:
-        """H: length of a token's state."""
-        return int(self.encoder.config.hidden_size)
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor, kind: str) -> Tensor:
         """States float (N, T, H) at the join layer of queries or documents (whose own [CLS] is dropped already)."""
@@ -92,7 +81,7 @@ class PreTtr(nn.Module):
         self, queries: Sequence[str], docs: Sequence[str], pairs: Sequence[tuple[int, int]], max_doc_len: int | None = None
     ) -> dict[str, Tensor]:
         """Token tensors of P pairs (query row, document row); queries padded to `offset`, documents without [CLS]."""
-        batch = two_sides(self, queries, docs, pairs, max_doc_len)
+        batch = super().pair_batch(queries, docs, pairs, max_doc_len)
         for name in ("query_input_ids", "query_attention_mask"):
             pad_id = (self.tokenizer.pad_token_id or 0) if name == "query_input_ids" else 0
             missing = self.offset - batch[name].shape[1]

@@ -16,14 +16,23 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from tqdm import tqdm
 
-from pyserini_kd.models import checkpoint_names, checkpoint_settings, engine, hardware, loading, tokens
-from pyserini_kd.models.engine import dot_rows, run_batches, text_chunks, unique
-from pyserini_kd.storage.arrays import Floats, Rows, keep
+from pyserini_kd.models import checkpoint_folder, engine, hardware, loading, tokens
+from pyserini_kd.models.engine import Scorer, SideScorer, dot_rows, unique
+from pyserini_kd.models.tokens import TokenRecord
+from pyserini_kd.storage.arrays import Floats, Rows
 from pyserini_kd.storage.errors import InputError
-from pyserini_kd.storage.job import Job
+from pyserini_kd.storage.settings import BACKENDS
 
 if TYPE_CHECKING:
     import torch
+
+    from pyserini_kd.models.colbert import ColBert
+    from pyserini_kd.models.cross_encoder import CrossEncoder
+    from pyserini_kd.models.loading import Model
+    from pyserini_kd.models.prettr import PreTtr
+    from pyserini_kd.models.tk import Tk
+
+__all__ = ["Encoder", "PairScorer", "QueryEncoder", "Scorer", "SideScorer", "TokenScorer", "load", "load_encoder", "ranker"]
 
 logger = logging.getLogger(__name__)
 
@@ -34,108 +43,7 @@ Represented = Callable[[list[int]], "list[torch.Tensor]"]
 """Rows of documents -> their representations, float32 (D, H) each."""
 
 
-class Scorer:
-    """A loaded ranker; `score` is the same for all architectures.
-
-    Attributes:
-        module: one of our architectures, on its device. It stays usable for training.
-        folder: the checkpoint folder; None for a model that was never saved.
-        precision: fp32, bf16, fp16 or int8.
-        batch_size: texts (or pairs) in a batch; None: by token budget.
-    """
-
-    def __init__(
-        self, module: Any, folder: Path | None = None, *, precision: str = "auto", batch_size: int | None = None
-    ) -> None:
-        """Wrap a model; InputError where it was not loaded for this precision."""
-        from pyserini_kd.models import onnx_runtime
-
-        self.module, self.folder, self.batch_size = module, folder, batch_size
-        self.device: torch.device = next(module.parameters()).device
-        onnx = onnx_runtime.module_in(module)
-        self.backend = "torch" if onnx is None else "onnx"
-        self.precision = hardware.choose_precision(precision, str(self.device)) if onnx is None else onnx.precision
-        if onnx is None and self.precision == "int8":
-            raise InputError(f"this {self.architecture} was not loaded for int8 (a bert_dot or cross_encoder can be)")
-        if precision not in ("auto", self.precision):
-            raise InputError(f"the model was loaded to run in {self.precision} by ONNX Runtime, not in {precision}")
-
-    @property
-    def architecture(self) -> str:
-        """bert_dot, colbert, cross_encoder, prettr or tk."""
-        return str(self.module.architecture)
-
-    @property
-    def max_doc_len(self) -> int:
-        """Tokens of a document (of a pair, for a cross-encoder) that the model reads."""
-        return int(self.module.settings.max_doc_len)
-
-    @property
-    def width(self) -> int:
-        """H: length of a text's vector, or of a token's."""
-        return int(self.module.width)
-
-    @property
-    def depends_on_batch(self) -> bool:
-        """Whether a result depends on what else is in its batch: int8 measures its activations batch by batch."""
-        return self.precision == "int8"
-
-    def record(self) -> dict[str, Any]:
-        """What manifests and score stores say of the model: name, weights, and how it reads texts."""
-        if self.folder is None:
-            raise ValueError("a model that was never saved has no record")
-        return checkpoint_settings.record_of(self.module, self.folder)
-
-    def arithmetic(self) -> dict[str, Any]:
-        """How the model computes: what its outputs depend on, but for rounding, besides weights and settings."""
-        known = {"precision": self.precision, "backend": self.backend, "device": self.device.type}
-        return known | ({"batch_size": self.batch_size} if self.depends_on_batch else {})
-
-    def score(self, queries: Sequence[str], docs: Sequence[str], *, work: Path | None = None) -> Floats:
-        """Raw scores float32 (P,) of (query, document) pairs.
-
-        A cross-encoder keeps finished scores under `work`, a folder for this model and these settings alone. A later call
-        for the same pairs goes on there, to the same scores. Other architectures store documents in an index instead.
-
-        Raises:
-            ValueError: the numbers of queries and documents differ.
-        """
-        if len(queries) != len(docs):
-            raise ValueError(f"{len(queries)} queries but {len(docs)} documents")
-        return self._score(queries, docs, work) if queries else np.empty(0, dtype=np.float32)
-
-    def _score(self, queries: Sequence[str], docs: Sequence[str], work: Path | None) -> Floats:
-        raise NotImplementedError
-
-    def run(self, chunks: Sequence[list[int]], tokenise: engine.Tokenise, use: engine.Use, label: str, **more: Any) -> int:
-        """Run the model over chunks of rows (see `engine.run_batches`); returns how many texts were cut."""
-        by_backend = engine.ONNX_BATCH_TOKENS if self.backend == "onnx" else engine.BATCH_TOKENS
-        settings = {"precision": self.precision, "batch_size": self.batch_size, "label": label} | more
-        budget = engine.GPU_BATCH_TOKENS if self.device.type == "cuda" else by_backend
-        return run_batches(self.module, chunks, tokenise, use, budget=budget, **settings)
-
-    def run_side(self, texts: Sequence[str], side: str, use: engine.Use, label: str, first: int = 0, **more: Any) -> int:
-        """Run the model over queries or documents, without their first `first` tokens; returns how many were cut."""
-
-        def tokenise(rows: list[int]) -> tuple[list[Any], int]:
-            records, n_cut = tokens.side_records(self.module, [texts[row] for row in rows], side)
-            return [{"input_ids": record["input_ids"][first:]} for record in records], n_cut
-
-        if side == "query" and self.depends_on_batch:
-            more["batch_size"] = 1  # a query has one vector, whatever else is asked for
-        return self.run(text_chunks(texts), tokenise, use, label, **more)
-
-    def count_cut(self, count: int, total: int | None, what: str, cut: list[int] | None = None) -> None:
-        """Log how many texts were longer than the model's window; or add the number to `cut`, for a caller who sums up."""
-        if cut is not None:
-            cut.append(count)
-        elif count:
-            length = self.module.settings.max_query_len if what == "query texts" else self.max_doc_len
-            of = f" of {total}" if total is not None else ""
-            logger.info("%d%s %s are longer than %d tokens and were cut", count, of, what, length)
-
-
-class Encoder(Scorer):
+class Encoder(SideScorer):
     """A bi-encoder: one vector for each text."""
 
     def encode_queries(self, texts: Sequence[str], *, cut: list[int] | None = None, label: str = "encode queries") -> Floats:
@@ -153,8 +61,7 @@ class Encoder(Scorer):
         def use(rows: list[int], output: torch.Tensor, _: torch.Tensor) -> None:
             vectors[rows] = output.numpy()
 
-        n_cut = self.run_side(distinct, kind, use, label)
-        self.count_cut(n_cut, len(distinct), f"{kind} texts", cut)
+        self.run_side(distinct, kind, use, label, cut)
         return vectors[places]
 
     def _score(self, queries: Sequence[str], docs: Sequence[str], work: Path | None) -> Floats:
@@ -175,10 +82,10 @@ class Encoder(Scorer):
         def use(rows: list[int], output: torch.Tensor, _: torch.Tensor) -> None:
             scores[rows] = np.einsum("ph,ph->p", query_vecs[query_rows[rows]], output.numpy())
 
-        def tokenise(rows: list[int]) -> tuple[list[Any], int]:
+        def tokenise(rows: list[int]) -> tuple[list[TokenRecord], int]:
             return tokens.side_records(self.module, [texts[row] for row in rows], "doc")
 
-        n_cut = self.run(_by_query(query_rows, texts), tokenise, use, "encode documents")
+        n_cut = self.run(engine.chunks_by_query(query_rows, texts), tokenise, use, "encode documents")
         self.count_cut(n_cut, len(texts), "doc texts")
         return scores[places]
 
@@ -186,10 +93,7 @@ class Encoder(Scorer):
 class PairScorer(Scorer):
     """A cross-encoder: query and document in one sequence."""
 
-    @property
-    def max_doc_len(self) -> int:
-        """Tokens of a pair that the model reads."""
-        return int(self.module.max_len)
+    module: CrossEncoder
 
     def _score(self, queries: Sequence[str], docs: Sequence[str], work: Path | None) -> Floats:
         """Logits of pairs; queries are tokenised once, documents once a chunk, and joined as the tokenizer joins pairs."""
@@ -201,7 +105,7 @@ class PairScorer(Scorer):
         keys, places = np.unique(rank[doc_rows] * len(query_texts) + query_rows, return_inverse=True)  # longest docs first
         pair_docs, pair_queries = order[keys // len(query_texts)], keys % len(query_texts)
         if self.depends_on_batch:
-            chunks = _by_query(pair_queries, [doc_texts[row] for row in pair_docs.tolist()])
+            chunks = engine.chunks_by_query(pair_queries, [doc_texts[row] for row in pair_docs.tolist()])
         else:
             ends = np.append(np.flatnonzero(np.diff(pair_docs)) + 1, len(keys))  # a document's pairs come into one chunk
             cuts = np.unique(ends[np.searchsorted(ends, np.arange(engine.CHUNK, len(keys), engine.CHUNK))])
@@ -213,7 +117,7 @@ class PairScorer(Scorer):
         def use(rows: list[int], output: torch.Tensor, _: torch.Tensor) -> None:
             scores[rows] = output.numpy()
 
-        def tokenise(rows: list[int]) -> tuple[list[Any], int]:
+        def tokenise(rows: list[int]) -> tuple[list[TokenRecord], int]:
             some, inverse = np.unique(pair_docs[rows], return_inverse=True)
             doc_ids = tokens.plain_ids(tokenizer, [doc_texts[row] for row in some.tolist()], max_len)
             pairs = [(query_ids[q], doc_ids[d]) for q, d in zip(pair_queries[rows].tolist(), inverse.tolist(), strict=True)]
@@ -221,14 +125,16 @@ class PairScorer(Scorer):
 
         todo, finished = chunks, None
         if work is not None and len(chunks) > 1:
-            todo, finished = _resumed(work / _digest(query_texts, doc_texts, keys), chunks, scores)
+            todo, finished = engine.resumed(work / _digest(query_texts, doc_texts, keys), chunks, scores)
         cut = self.run(todo, tokenise, use, "score pairs", finished=finished) if todo else 0
         self.count_cut(cut, sum(map(len, todo)), "pairs")
         return scores[places]
 
 
-class TokenScorer(Scorer):
+class TokenScorer(SideScorer):
     """ColBERT, PreTTR or TK: documents have a representation of their own, which an index can store."""
+
+    module: ColBert | PreTtr | Tk
 
     def encode_queries(self, texts: Sequence[str], *, cut: list[int] | None = None) -> list[torch.Tensor]:
         """Representations float32 (T, H) of queries, without padding."""
@@ -251,10 +157,7 @@ class TokenScorer(Scorer):
             for row, vectors, length in zip(rows, output, mask.sum(dim=1).tolist(), strict=True):
                 found[row] = vectors[:length].clone()
 
-        extra = {} if self.architecture == "colbert" else {"kind": kind}
-        first = int(self.architecture == "prettr" and kind == "doc")
-        n_cut = self.run_side(distinct, kind, use, label, first, **extra)
-        self.count_cut(n_cut, len(distinct), f"{kind} texts", cut)
+        self.run_side(distinct, kind, use, label, cut, by_token=True)
         return [found[place] for place in places.tolist()]
 
     def _score(self, queries: Sequence[str], docs: Sequence[str], work: Path | None) -> Floats:
@@ -278,8 +181,7 @@ class TokenScorer(Scorer):
         part[order] = np.arange(len(order)) // limit
         by_part = by_query[np.argsort(part[doc_rows[by_query]], kind="stable")]
         counts = np.bincount(part[doc_rows], minlength=-(-len(order) // limit))
-        joined = self.architecture == "prettr"
-        budget = engine.GPU_BATCH_TOKENS if self.device.type == "cuda" else engine.BATCH_TOKENS
+        joined = self.module.joins
         bar = tqdm(total=len(scores), desc="score pairs", unit=" pairs", disable=None)
         with engine.running(self.module, self.precision), bar:
             for number, pairs in enumerate(np.split(by_part, np.cumsum(counts)[:-1])):
@@ -289,39 +191,24 @@ class TokenScorer(Scorer):
                 for group in [pairs] if joined else np.split(pairs, ends):  # late interaction: one query at a time
                     ids = [(int(query_rows[pair]), int(doc_rows[pair])) for pair in group]
                     lengths = [len(query_states[q]) + len(docs[d]) for q, d in ids]
-                    for rows in engine.batches(lengths, self.batch_size, budget if joined else LATE_TOKENS):
+                    for rows in engine.batches(lengths, self.batch_size, self.batch_tokens if joined else LATE_TOKENS):
                         some = [query_states[ids[row][0]] for row in (rows if joined else rows[:1])]
-                        found = self._late([docs[ids[row][1]] for row in rows], some, joined)
+                        found = self._late([docs[ids[row][1]] for row in rows], some)
                         scores[group[rows]] = found.float().cpu().numpy()
                 bar.update(len(pairs))
         return scores
 
-    def _late(self, docs: list[torch.Tensor], queries: list[torch.Tensor], joined: bool) -> torch.Tensor:
-        """Scores (N,) of documents: each with its own query (`joined`), or all with the one query."""
+    def _late(self, docs: list[torch.Tensor], queries: list[torch.Tensor]) -> torch.Tensor:
+        """Scores (N,) of documents: each joined with its own query, or all compared with the one query."""
         import torch
 
-        states, query = _padded(docs, self.device), _padded(queries, self.device)
-        if joined:
-            scores: torch.Tensor = self.module.upper(*query, *states)
-            return scores
+        from pyserini_kd.models.prettr import PreTtr
+
+        states, query = engine.padded(docs, self.device), engine.padded(queries, self.device)
+        if isinstance(self.module, PreTtr):
+            return self.module.upper(*query, *states)
         with torch.autocast(self.device.type, enabled=False):  # sums around 100 need all of float32
-            late: torch.Tensor = self.module.late_scores(*query, *states)
-            return late[0]
-
-
-def _padded(states: list[torch.Tensor], device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
-    """States (T, H) of texts as (N, T, H), zeros where there is none, and their mask (N, T)."""
-    import torch
-
-    lengths = torch.tensor([len(vectors) for vectors in states])
-    mask = (torch.arange(int(lengths.max()))[None] < lengths[:, None]).long()
-    return torch.nn.utils.rnn.pad_sequence(states, batch_first=True).to(device), mask.to(device)
-
-
-def _by_query(query_rows: Rows, docs: Sequence[str]) -> list[list[int]]:
-    """Rows of pairs, those of a query together, longest documents first: an order that no other query changes."""
-    order = np.array(sorted(range(len(docs)), key=lambda row: (query_rows[row], -len(docs[row]), docs[row])))
-    return [some.tolist() for some in np.split(order, np.flatnonzero(np.diff(query_rows[order])) + 1)]
+            return self.module.late_scores(*query, *states)[0]
 
 
 def _digest(queries: Sequence[str], docs: Sequence[str], keys: Rows) -> str:
@@ -333,30 +220,12 @@ def _digest(queries: Sequence[str], docs: Sequence[str], keys: Rows) -> str:
     return digest.hexdigest()
 
 
-def _resumed(folder: Path, chunks: list[list[int]], scores: Floats) -> tuple[list[list[int]], Callable[[int], None]]:
-    """Fill in the scores of the chunks that a job has finished; gives the other chunks, and what keeps one of those."""
-    job = Job(folder, {"pairs": folder.name})
-    job.begin()
-    known = job.parts()
-    for number in known:
-        scores[chunks[number]] = np.load(job.path(number, "npy"))
-    if known:
-        logger.info("going on: %d of %d pairs were scored before", sum(len(chunks[n]) for n in known), len(scores))
-    missing = sorted(set(range(len(chunks))) - set(known))
-
-    def finished(place: int) -> None:
-        keep(job.path(missing[place], "npy"), scores[chunks[missing[place]]])
-        job.finish(missing[place])
-
-    return [chunks[number] for number in missing], finished
-
-
 KINDS: dict[str, type[Scorer]] = {
     "bert_dot": Encoder, "cross_encoder": PairScorer, "colbert": TokenScorer, "prettr": TokenScorer, "tk": TokenScorer
 }  # fmt: skip
 
 
-def ranker(module: Any, folder: Path | None = None, *, precision: str = "auto", batch_size: int | None = None) -> Scorer:
+def ranker(module: Model, folder: Path | None = None, *, precision: str = "auto", batch_size: int | None = None) -> Scorer:
     """The ranker around a model of ours, of whatever architecture."""
     return KINDS[module.architecture](module, folder, precision=precision, batch_size=batch_size)
 
@@ -368,6 +237,7 @@ def load(
     precision: str = "auto",
     backend: str = "auto",
     batch_size: int | None = None,
+    architecture: str | None = None,
     **overrides: Any,
 ) -> Scorer:
     """Load a checkpoint, ready to run on a device, by torch or by ONNX Runtime (where asked for, or where int8 is chosen).
@@ -378,19 +248,20 @@ def load(
         precision: auto, fp32, bf16, fp16 (GPU) or int8; see `hardware.choose_precision`.
         backend: auto, torch or onnx.
         batch_size: texts or pairs in a batch; None: by token budget.
-        overrides: as for `loading.load`: `architecture`, and fields of the checkpoint's settings.
+        architecture: read it as this architecture instead of the one it was saved as.
+        overrides: as for `loading.load`: fields of the checkpoint's settings.
 
     Raises:
         InputError: the checkpoint cannot be had, or not run so.
     """
     from pyserini_kd.models import onnx_runtime
 
-    if backend not in hardware.BACKENDS:
-        raise InputError(f"must be one of {', '.join(hardware.BACKENDS)}, not {backend!r}", "backend")
+    if backend not in BACKENDS:
+        raise InputError(f"must be one of {', '.join(BACKENDS)}, not {backend!r}", "backend")
     device = hardware.check_device(hardware.own_device(device))
-    folder = checkpoint_names.resolve(name)
-    architecture = overrides.get("architecture") or checkpoint_settings.architecture_of(folder)
-    can_onnx = backend != "torch" and architecture in checkpoint_settings.ONNX_ARCHITECTURES
+    folder = checkpoint_folder.resolve(name)
+    architecture = architecture or checkpoint_folder.architecture_of(folder)
+    can_onnx = backend != "torch" and architecture in checkpoint_folder.ONNX_ARCHITECTURES
     chosen = hardware.choose_precision(precision, device, folder if can_onnx else None)
     by_onnx = backend == "onnx" or chosen == "int8"
     if by_onnx and (backend == "torch" or device != "cpu" or precision in ("bf16", "fp16")):
@@ -398,7 +269,8 @@ def load(
     if by_onnx:
         chosen = "fp32" if chosen == "bf16" else chosen
         onnx_runtime.check_cpu(folder, hardware.cpu_flags())
-    module = loading.load(name, onnx=chosen if by_onnx else None, lean=True, **overrides).to(device)
+    onnx = chosen if by_onnx else None
+    module = loading.load(name, architecture=architecture, onnx=onnx, lean=True, **overrides).to(device)
     why = ", chosen for this processor" if precision == "auto" else ""
     logger.info("%s runs in %s by %s on %s%s", Path(name).name, chosen, "ONNX Runtime" if by_onnx else "torch", device, why)
     return ranker(module, folder, precision=chosen, batch_size=batch_size)
@@ -406,7 +278,7 @@ def load(
 
 def load_encoder(name: str, **settings: Any) -> Encoder:
     """A bi-encoder (see `load`); InputError for a checkpoint of another architecture."""
-    saved = checkpoint_settings.architecture_of(checkpoint_names.resolve(name))
+    saved = checkpoint_folder.architecture_of(checkpoint_folder.resolve(name))
     if saved != "bert_dot":
         raise InputError(f"{name} is a {saved}; a dense index needs a bert_dot checkpoint")
     loaded = load(name, **settings)
@@ -428,10 +300,10 @@ class QueryEncoder:
         """Load a checkpoint by name, folder or hub id; `overrides` replace fields of its settings."""
         self.encoder = load_encoder(checkpoint, device=device, precision=precision, backend=backend, **overrides)
 
-    def encode(self, query: str, **_: Any) -> Floats:
+    def encode(self, query: str, **_: object) -> Floats:
         """Vector float32 (H,) of one query."""
         return self.encode_batch([query])[0]
 
-    def encode_batch(self, queries: Sequence[str], **_: Any) -> Floats:
+    def encode_batch(self, queries: Sequence[str], **_: object) -> Floats:
         """Vectors float32 (Q, H)."""
         return self.encoder.encode_queries(list(queries))

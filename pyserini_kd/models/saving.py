@@ -10,19 +10,17 @@ import dataclasses
 import json
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from pyserini_kd.models.checkpoint_names import resolve
-from pyserini_kd.models.checkpoint_settings import HEAD, OURS
+from pyserini_kd.models.checkpoint_folder import HEAD, OURS, resolve
 from pyserini_kd.storage.files import atomic_folder
-from pyserini_kd.storage.records import write_json
+from pyserini_kd.storage.records import Record, write_json
 
 if TYPE_CHECKING:
     from pyserini_kd.models.bert_dot import BertDot
-    from pyserini_kd.models.colbert import ColBert
     from pyserini_kd.models.cross_encoder import CrossEncoder
-    from pyserini_kd.models.prettr import PreTtr
-    from pyserini_kd.models.tk import Tk
+    from pyserini_kd.models.loading import Model
+    from pyserini_kd.models.two_sides import TwoSides
 
 
 @contextlib.contextmanager
@@ -40,20 +38,19 @@ def quiet_transformers() -> Iterator[None]:
         transformers_logging.enable_progress_bar()
 
 
-def save(
-    model: BertDot | ColBert | CrossEncoder | PreTtr | Tk,
-    folder: str | Path,
-    *,
-    record: dict[str, Any] | None = None,
-    overwrite: bool = False,
-) -> Path:
+def save(model: Model, folder: str | Path, *, record: Record | None = None, overwrite: bool = False) -> Path:
     """Write a checkpoint folder, complete or not at all; `record` becomes its training.json."""
+    from pyserini_kd.models.bert_dot import BertDot
+    from pyserini_kd.models.cross_encoder import CrossEncoder
+
     folder = Path(folder)
     with atomic_folder(folder, overwrite=overwrite) as partial, quiet_transformers():
-        if model.architecture == "cross_encoder":
-            _save_cross_encoder(model, partial)  # type: ignore[arg-type]
+        if isinstance(model, CrossEncoder):
+            _save_cross_encoder(model, partial)
         else:
-            _save_encoder(model, partial)  # type: ignore[arg-type]
+            _save_encoder(model, partial)
+        if isinstance(model, BertDot):
+            _describe_to_sentence_transformers(model, partial)
         if record is not None:
             write_json(partial / "training.json", record)
         for written in partial.glob("*.safetensors"):  # safetensors lets nobody else read them
@@ -62,27 +59,33 @@ def save(
     return folder
 
 
-def _save_encoder(model: BertDot | ColBert | PreTtr | Tk, folder: Path) -> None:
+def _save_cross_encoder(model: CrossEncoder, folder: Path) -> None:
+    # raw logits everywhere: sentence-transformers would put a sigmoid on a single label otherwise
+    model.classifier.config.sentence_transformers = {"activation_fn": "torch.nn.modules.linear.Identity", "version": "6"}
+    model.classifier.save_pretrained(folder)
+    model.tokenizer.model_max_length = model.max_len
+    model.tokenizer.save_pretrained(folder)
+    write_json(folder / OURS, {"architecture": model.architecture, "max_doc_len": model.max_len})
+
+
+def _save_encoder(model: TwoSides, folder: Path) -> None:
     from safetensors.torch import save_file
 
-    settings = model.settings
-    model.tokenizer.model_max_length = settings.max_doc_len
+    model.tokenizer.model_max_length = model.settings.max_doc_len
     model.tokenizer.save_pretrained(folder)
-    write_json(folder / OURS, {"architecture": model.architecture, **dataclasses.asdict(settings)})
+    write_json(folder / OURS, {"architecture": model.architecture, **dataclasses.asdict(model.settings)})
     if model.architecture == "tk":
         save_file({name: tensor.contiguous() for name, tensor in model.state_dict().items()}, folder / "model.safetensors")
         write_json(folder / "config.json", {"model_type": "tk", "hidden_size": model.width})
         return
-    encoder: Any = model.encoder
-    encoder.save_pretrained(folder)
-    head = getattr(model, "head", None)
-    if head is not None:
-        save_file({name: tensor.contiguous() for name, tensor in head.state_dict().items()}, folder / HEAD)
-    if model.architecture != "bert_dot":
-        return
-    modules = [("", "Transformer"), ("1_Pooling", "Pooling")]
-    if settings.l2_norm:
-        modules.append(("2_Normalize", "Normalize"))
+    model.encoder.save_pretrained(folder)
+    if model.head is not None:
+        save_file({name: tensor.contiguous() for name, tensor in model.head.state_dict().items()}, folder / HEAD)
+
+
+def _describe_to_sentence_transformers(model: BertDot, folder: Path) -> None:
+    settings = model.settings
+    modules = [("", "Transformer"), ("1_Pooling", "Pooling"), *([("2_Normalize", "Normalize")] if settings.l2_norm else [])]
     listed = [
         {"idx": i, "name": str(i), "path": path, "type": f"sentence_transformers.models.{kind}"}
         for i, (path, kind) in enumerate(modules)
@@ -90,25 +93,10 @@ def _save_encoder(model: BertDot | ColBert | PreTtr | Tk, folder: Path) -> None:
     for path, _ in modules[1:]:
         (folder / path).mkdir()
     (folder / "modules.json").write_text(json.dumps(listed, indent=2) + "\n", encoding="utf-8")
-    write_json(
-        folder / "1_Pooling" / "config.json",
-        {
-            "word_embedding_dimension": model.width,
-            "pooling_mode_cls_token": settings.pooling == "cls",
-            "pooling_mode_mean_tokens": settings.pooling == "mean",
-            "pooling_mode_max_tokens": False,
-            "pooling_mode_mean_sqrt_len_tokens": False,
-        },
-    )
+    modes = {"cls_token": settings.pooling == "cls", "mean_tokens": settings.pooling == "mean"}
+    modes |= {"max_tokens": False, "mean_sqrt_len_tokens": False}
+    pooling = {"word_embedding_dimension": model.width, **{f"pooling_mode_{name}": on for name, on in modes.items()}}
+    write_json(folder / "1_Pooling" / "config.json", pooling)
     write_json(folder / "sentence_bert_config.json", {"max_seq_length": settings.max_doc_len, "do_lower_case": False})
     prompts = {"query": settings.query_prefix, "document": settings.doc_prefix}
     write_json(folder / "config_sentence_transformers.json", {"prompts": prompts, "similarity_fn_name": "dot"})
-
-
-def _save_cross_encoder(model: CrossEncoder, folder: Path) -> None:
-    # raw logits everywhere: sentence-transformers would put a sigmoid on a single label otherwise
-    model.classifier.config.sentence_transformers = {"activation_fn": "torch.nn.modules.linear.Identity", "version": "6"}
-    model.classifier.save_pretrained(folder)
-    model.tokenizer.model_max_length = model.max_len
-    model.tokenizer.save_pretrained(folder)
-    write_json(folder / OURS, {"architecture": "cross_encoder", "max_doc_len": model.max_len})

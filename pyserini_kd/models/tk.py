@@ -5,51 +5,44 @@ Hofstätter et al., ECAI 2020, in the form of Hofstätter et al. 2020 (arXiv 201
 
 from __future__ import annotations
 
-import dataclasses
 import math
-from collections.abc import Mapping
-from typing import Any
+from pathlib import Path
+from typing import cast
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from tqdm import tqdm
 
-from pyserini_kd.models.bert_dot import EncoderSettings
-from pyserini_kd.models.tokens import late_pairs, part, two_sides
+from pyserini_kd.models.checkpoint_folder import TkSettings
+from pyserini_kd.models.tokens import Tokenizer
+from pyserini_kd.models.two_sides import LateInteraction
+from pyserini_kd.storage.arrays import Floats
+from pyserini_kd.storage.errors import InputError
+from pyserini_kd.storage.files import require_file
+
+__all__ = ["MU", "SIGMA", "Tk", "TkSettings", "positions", "read_glove"]
 
 MU = (1.0, 0.9, 0.7, 0.5, 0.3, 0.1, -0.1, -0.3, -0.5, -0.7, -0.9)
 SIGMA = 0.1
+SPECIAL = ("[PAD]", "[UNK]")
 DOC_POSITION = 500  # where a document's positions begin; a query's begin at 0
 
 
-@dataclasses.dataclass(frozen=True)
-class TkSettings(EncoderSettings):
-    """Settings of a TK; `pooling`, `l2_norm` have no meaning here."""
-
-    layers: int = 2
-    heads: int = 10
-    feed_forward: int = 300
-
-    def __post_init__(self) -> None:
-        """Check that there are some of each."""
-        super().__post_init__()
-        if min(self.layers, self.heads, self.feed_forward) < 1:
-            raise ValueError("layers, heads and feed_forward must be 1 at least")
-
-
-class Tk(nn.Module):
+class Tk(LateInteraction):
     """Contextualised word vectors, compared by 11 kernels."""
 
     architecture = "tk"
+    settings: TkSettings
+    head: nn.Linear
 
-    def __init__(self, embeddings: Tensor, tokenizer: Any, settings: TkSettings) -> None:
+    def __init__(self, embeddings: Tensor, tokenizer: Tokenizer, settings: TkSettings) -> None:
         """Start from word vectors float (V, H), which are trained too."""
-        super().__init__()
+        super().__init__(None, tokenizer, settings)
         width = embeddings.shape[1]
         if width % settings.heads:
             raise ValueError(f"{settings.heads} attention heads do not divide word vectors of {width}")
-        self.tokenizer = tokenizer
-        self.settings = settings
         self.embeddings = nn.Embedding.from_pretrained(embeddings.clone(), freeze=False)
         layer = nn.TransformerEncoderLayer(width, settings.heads, settings.feed_forward, dropout=0.0, batch_first=True)
         self.context = nn.TransformerEncoder(layer, settings.layers, enable_nested_tensor=False)
@@ -88,15 +81,6 @@ class Tk(nn.Module):
         scores: Tensor = self.head(logs.sum(dim=1))[:, 0]
         return scores
 
-    pair_batch = two_sides
-
-    def pair_scores(self, batch: Mapping[str, Tensor]) -> Tensor:
-        """Scores float32 (P,) with gradients."""
-        query_vecs = self(**part(batch, "query_"), kind="query")
-        doc_vecs = self(**part(batch, "doc_"), kind="doc")
-        with torch.autocast(query_vecs.device.type, enabled=False):
-            return late_pairs(self.late_scores, batch, query_vecs, doc_vecs)
-
 
 def positions(length: int, width: int, first: int = 0) -> Tensor:
     """Sinusoidal position vectors float32 (T, H): sines in the first half, cosines in the second, timescales 1 to 10,000.
@@ -108,3 +92,53 @@ def positions(length: int, width: int, first: int = 0) -> Tensor:
     timescales = torch.exp(-math.log(10_000.0) * torch.arange(half) / max(half - 1, 1))
     angles = torch.arange(first, first + length)[:, None] * timescales[None]
     return F.pad(torch.cat([angles.sin(), angles.cos()], dim=1), (0, width % 2))
+
+
+def read_glove(path: Path) -> tuple[Tensor, Tokenizer]:
+    """Vectors float32 (V, H) of a GloVe text file, and a lower-casing word tokenizer.
+
+    Rows 0 and 1 are padding (zeros) and unknown (the mean). A first line of two whole numbers, as word2vec and
+    fastText write it, is passed over.
+
+    Raises:
+        InputError: a line is not a word and numbers, or has another width than the first.
+    """
+    import tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    words: dict[str, int] = {word: row for row, word in enumerate(SPECIAL)}
+    rows: list[Floats] = []
+    with open(require_file(path, "GloVe file"), encoding="utf-8") as lines:
+        for number, line in enumerate(tqdm(lines, desc="read GloVe", unit=" words", disable=None), start=1):
+            parts = line.rstrip().rsplit(" ", len(rows[0])) if rows else line.rstrip().split(" ")  # some words hold blanks
+            if number == 1 and len(parts) == 2 and all(map(str.isdecimal, parts)):
+                continue
+            word = parts[0]
+            if " " in word and _is_number(word.rpartition(" ")[2]):
+                raise InputError(f"{path}:{number}: more numbers than the {len(rows[0])} of the first word")
+            try:
+                row = np.array(parts[1:], dtype=np.float32)
+            except ValueError:
+                raise InputError(f"{path}:{number}: expected a word and numbers, separated by blanks") from None
+            if rows and len(row) != len(rows[0]):
+                raise InputError(f"{path}:{number}: {len(row)} numbers, the first line has {len(rows[0])}")
+            if word not in words:
+                words[word] = len(words)
+                rows.append(row)
+    if not rows:
+        raise InputError(f"{path}: no word vectors found")
+    vectors = np.stack(rows)
+    vectors = np.concatenate([np.zeros((1, vectors.shape[1]), np.float32), vectors.mean(axis=0, keepdims=True), vectors])
+    tokenizer = tokenizers.Tokenizer(tokenizers.models.WordLevel(words, unk_token="[UNK]"))
+    tokenizer.normalizer = tokenizers.normalizers.BertNormalizer(lowercase=True)
+    tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.BertPreTokenizer()
+    fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, unk_token="[UNK]", pad_token="[PAD]")
+    return torch.from_numpy(vectors), cast("Tokenizer", fast)
+
+
+def _is_number(text: str) -> bool:
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True

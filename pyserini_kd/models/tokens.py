@@ -2,25 +2,42 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from itertools import chain
-from typing import TYPE_CHECKING, Any, NamedTuple
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 import numpy as np
 
 if TYPE_CHECKING:
-    from torch import Tensor
+    import torch
+
+    from pyserini_kd.models.two_sides import TwoSides
+
+TokenRecord = dict[str, list[int]]
+"""The `input_ids` of a text or pair, and its `token_type_ids` if the model takes them."""
 
 
-def tokenize(tokenizer: Any, texts: Sequence[str], max_len: int, pairs: Sequence[str] | None = None) -> tuple[list[Any], int]:
+class Tokenizer(Protocol):
+    """What is used of a tokenizer of transformers."""
+
+    pad_token_id: int | None
+    mask_token_id: int
+    model_max_length: int
+
+    def __call__(self, text: str | list[str], text_pair: str | list[str] | None = None, **settings: object) -> Any:
+        """A BatchEncoding."""
+
+    def save_pretrained(self, folder: Path) -> object:
+        """Write the files of the tokenizer into a folder."""
+
+
+def tokenize(
+    tokenizer: Tokenizer, texts: Sequence[str], max_len: int, pairs: Sequence[str] | None = None
+) -> tuple[list[TokenRecord], int]:
     """Token records of texts (or text pairs, cut longest-first), and how many texts were cut at `max_len` tokens."""
-    batch = tokenizer(
-        list(texts),
-        list(pairs) if pairs is not None else None,
-        truncation="longest_first",
-        max_length=max_len,
-        return_attention_mask=False,
-    )
+    others = list(pairs) if pairs is not None else None
+    batch = tokenizer(list(texts), others, truncation="longest_first", max_length=max_len, return_attention_mask=False)
     cut = sum(bool(encoding.overflowing) for encoding in batch.encodings)
     names = [name for name in ("input_ids", "token_type_ids") if name in batch and (pairs is not None or name == "input_ids")]
     return [{name: batch[name][i] for name in names} for i in range(len(texts))], cut
@@ -33,7 +50,7 @@ class PairFrame(NamedTuple):
     types: tuple[list[int], int, list[int], int, list[int]] | None  # in front, of the first text, between, ...
 
 
-def pair_frame(tokenizer: Any) -> PairFrame:
+def pair_frame(tokenizer: Tokenizer) -> PairFrame:
     """The frame of a tokenizer, seen from what it does to a short pair."""
     batch = tokenizer("a", "a")
     sides, ids, types = batch.sequence_ids(0), batch["input_ids"], batch.get("token_type_ids")
@@ -51,15 +68,15 @@ class Plain(NamedTuple):
     length: int
 
 
-def plain_ids(tokenizer: Any, texts: Sequence[str], max_len: int) -> list[Plain]:
+def plain_ids(tokenizer: Tokenizer, texts: Sequence[str], max_len: int) -> list[Plain]:
     """Token ids of texts that are to be cut as pairs of `max_len` tokens."""
-    settings = {"add_special_tokens": False, "return_attention_mask": False, "return_token_type_ids": False}
-    batch = tokenizer(list(texts), truncation=True, max_length=max_len, **settings)
+    plain: dict[str, Any] = {"add_special_tokens": False, "return_attention_mask": False, "return_token_type_ids": False}
+    batch = tokenizer(list(texts), truncation=True, max_length=max_len, **plain)
     beyond = (sum(map(len, encoding.overflowing)) if len(encoding) == max_len else 0 for encoding in batch.encodings)
     return [Plain(ids, len(ids) + more) for ids, more in zip(batch["input_ids"], beyond, strict=True)]
 
 
-def join_pairs(frame: PairFrame, pairs: Sequence[tuple[Plain, Plain]], max_len: int) -> tuple[list[Any], int]:
+def join_pairs(frame: PairFrame, pairs: Sequence[tuple[Plain, Plain]], max_len: int) -> tuple[list[TokenRecord], int]:
     """Token records of pairs of texts, given by ids, cut longest-first at `max_len` tokens, and how many were cut.
 
     Equal to what `tokenize` gives for the pairs' texts, without tokenising a text once for each of its pairs.
@@ -95,7 +112,7 @@ def longest_first(first: int, second: int, room: int) -> tuple[int, int]:
     return (short, long) if first <= second else (long, short)
 
 
-def pad(records: Sequence[Any], pad_id: int, device: Any) -> dict[str, Tensor]:
+def pad(records: Sequence[TokenRecord], pad_id: int, device: str | torch.device) -> dict[str, torch.Tensor]:
     """Token records as padded tensors (N, T) with their attention mask."""
     import torch
 
@@ -108,12 +125,9 @@ def pad(records: Sequence[Any], pad_id: int, device: Any) -> dict[str, Tensor]:
     return {name: torch.from_numpy(values).to(device) for name, values in batch.items()}
 
 
-def part(batch: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
-    """The tensors of a batch whose names begin with `prefix`, without it."""
-    return {name.removeprefix(prefix): tensor for name, tensor in batch.items() if name.startswith(prefix)}
-
-
-def side_records(model: Any, texts: Sequence[str], kind: str, max_doc_len: int | None = None) -> tuple[list[Any], int]:
+def side_records(
+    model: TwoSides, texts: Sequence[str], kind: str, max_doc_len: int | None = None
+) -> tuple[list[TokenRecord], int]:
     """Token records of queries or documents, with the model's prefix, length and [MASK] tokens; how many were cut."""
     settings = model.settings
     if kind == "query":
@@ -124,37 +138,3 @@ def side_records(model: Any, texts: Sequence[str], kind: str, max_doc_len: int |
         raise ValueError(f"kind must be query or doc, not {kind!r}")
     length = min(max_doc_len or settings.max_doc_len, settings.max_doc_len)
     return tokenize(model.tokenizer, [settings.doc_prefix + text for text in texts], length)
-
-
-def two_sides(
-    model: Any, queries: Sequence[str], docs: Sequence[str], pairs: Sequence[tuple[int, int]], max_doc_len: int | None = None
-) -> dict[str, Tensor]:
-    """Queries and documents tokenised apart, each once: `query_*` (Q, T), `doc_*` (N, D), and `pairs` int (P, 2) of rows."""
-    import torch
-
-    pad_id = model.tokenizer.pad_token_id or 0
-    batch = {"pairs": torch.tensor(list(pairs), dtype=torch.long).reshape(-1, 2)}
-    for kind, texts in (("query", queries), ("doc", docs)):
-        records, _ = side_records(model, texts, kind, max_doc_len)
-        batch |= {f"{kind}_{name}": tensor for name, tensor in pad(records, pad_id, "cpu").items()}
-    return batch
-
-
-def late_pairs(
-    late_scores: Callable[[Tensor, Tensor, Tensor, Tensor], Tensor],
-    batch: Mapping[str, Tensor],
-    query_vecs: Tensor,
-    doc_vecs: Tensor,
-) -> Tensor:
-    """Scores (P,) of the pairs of a `two_sides` batch: each query is compared with its own documents, not with all."""
-    import torch
-
-    pairs, query_mask, doc_mask = batch["pairs"], batch["query_attention_mask"], batch["doc_attention_mask"]
-    if len(pairs) == len(query_vecs) * len(doc_vecs):  # all are its own
-        return late_scores(query_vecs, query_mask, doc_vecs, doc_mask)[pairs[:, 0], pairs[:, 1]]
-    places = [(pairs[:, 0] == row).nonzero()[:, 0] for row in range(len(query_vecs))]
-    scores = []
-    for row, own in enumerate(places):
-        docs = pairs[own, 1]
-        scores.append(late_scores(query_vecs[row : row + 1], query_mask[row : row + 1], doc_vecs[docs], doc_mask[docs])[0])
-    return torch.cat(scores)[torch.cat(places).argsort()]

@@ -103,7 +103,7 @@ class DenseIndex:
 
     @property
     def made_by(self) -> Record:
-        """The manifest's record of the encoder, as `checkpoint_settings.record_of` makes it; empty if that is not known."""
+        """The manifest's record of the encoder, as `checkpoint_folder.record_of` makes it; empty if that is not known."""
         return self.manifest.made_by if self.manifest else {}
 
     def search(self, query_vecs: Floats, k: int, *, ef_search: int | None = None, nprobe: int | None = None) -> Nearest:

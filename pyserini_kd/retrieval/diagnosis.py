@@ -23,7 +23,7 @@ from typing import NamedTuple
 import click
 
 from pyserini_kd.models import hardware
-from pyserini_kd.models.checkpoint_names import KNOWN
+from pyserini_kd.models.checkpoint_folder import KNOWN
 from pyserini_kd.storage.environment import sha256
 from pyserini_kd.storage.files import home
 

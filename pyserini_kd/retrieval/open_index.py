@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from pyserini_kd.models import checkpoint_names
+from pyserini_kd.models import checkpoint_folder
 from pyserini_kd.models.rankers import Encoder, load_encoder
 from pyserini_kd.retrieval.dense_index import DenseIndex
 from pyserini_kd.storage.errors import InputError
@@ -39,7 +39,7 @@ def open_with_encoder(
     """
     index = DenseIndex.load(*([folders] if isinstance(folders, str | Path) else folders), mmap=mmap)
     made_by = index.made_by
-    if made_by and made_by["sha256"] == checkpoint_names.fingerprint(checkpoint_names.resolve(name)):
+    if made_by and made_by["sha256"] == checkpoint_folder.fingerprint(checkpoint_folder.resolve(name)):
         kept = {field: made_by.get(field) for field in ("pooling", "l2_norm", "query_prefix", "doc_prefix")}
         settings = kept | {field: value for field, value in settings.items() if value is not None}
     encoder = load_encoder(name, **settings)

@@ -16,7 +16,7 @@ from pyserini_kd.data import passages
 from pyserini_kd.data.runs import Run
 from pyserini_kd.data.types import Query
 from pyserini_kd.models import rankers
-from pyserini_kd.models.checkpoint_names import fingerprint, resolve
+from pyserini_kd.models.checkpoint_folder import fingerprint, resolve
 from pyserini_kd.models.rankers import Encoder, Scorer, TokenScorer
 from pyserini_kd.retrieval import token_index
 from pyserini_kd.retrieval.dense_index import DenseIndex

@@ -21,7 +21,7 @@ import numpy.typing as npt
 from pyserini_kd.data import passages
 from pyserini_kd.data.doc_ids import DocIds
 from pyserini_kd.data.types import Doc
-from pyserini_kd.models import checkpoint_names, checkpoint_settings, rankers
+from pyserini_kd.models import checkpoint_folder, rankers
 from pyserini_kd.models.engine import unique
 from pyserini_kd.models.rankers import TokenScorer
 from pyserini_kd.retrieval import index_folder
@@ -148,7 +148,7 @@ def load_scorer(name: str, architecture: str, **settings: Any) -> TokenScorer:
 
     A bi-encoder can be read as a ColBERT; nothing else can be read as something it is not.
     """
-    saved = checkpoint_settings.architecture_of(checkpoint_names.resolve(name))
+    saved = checkpoint_folder.architecture_of(checkpoint_folder.resolve(name))
     if saved != architecture and (saved, architecture) != ("bert_dot", "colbert"):
         raise InputError(f"{name} is a {saved}; its documents cannot be stored for a {architecture}")
     scorer = rankers.load(name, architecture=architecture, **settings)

@@ -7,11 +7,15 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self, TypedDict, TypeVar, Unpack
+from typing import Annotated, Any, Literal, Self, TypedDict, TypeVar, Unpack, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from pyserini_kd.storage.errors import InputError
+
+PrecisionName = Literal["auto", "fp32", "bf16", "fp16", "int8"]
+BackendName = Literal["auto", "torch", "onnx"]
+PRECISIONS, BACKENDS = get_args(PrecisionName), get_args(BackendName)
 
 
 class Bounds(TypedDict, total=False):
@@ -109,8 +113,8 @@ Candidates = Annotated[T, option("--candidates", help="Groups or triples, from m
 CheckpointFolder = Annotated[Path, option("--output", help="Checkpoint folder to write.")]
 Overwrite = Annotated[bool, option("--overwrite", help="Replace the output if it exists.")]
 Device = Annotated[str, option("--device", help="cpu, cuda or cuda:N.")]
-Precision = Annotated[Literal["auto", "fp32", "bf16", "fp16", "int8"], option("--precision", help="Arithmetic.")]
-Backend = Annotated[Literal["auto", "torch", "onnx"], option("--backend", help="What computes.")]
+Precision = Annotated[PrecisionName, option("--precision", help="Arithmetic.")]
+Backend = Annotated[BackendName, option("--backend", help="What computes.")]
 Threads = Annotated[int | None, option("--threads", help="[default: all processors]", ge=1)]
 Pooling = Annotated[Literal["cls", "mean"] | None, option("--pooling", help="[default: from the checkpoint]")]
 Segment = Annotated[

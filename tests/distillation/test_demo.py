@@ -21,11 +21,11 @@ def small_home(tmp_path, monkeypatch, corpus, queries, qrels, tiny_dot):
     monkeypatch.setattr(docstrings, "qrels", lambda split: qrels)
     monkeypatch.setattr(embedded, "TRAINING", {"max_query_len": 16, "max_doc_len": 32, "train_len": 16})
     monkeypatch.setattr(embedded, "BLOCK", 5)
-    from pyserini_kd.models import checkpoint_names
+    from pyserini_kd.models import checkpoint_folder
 
-    checkpoint_names.resolve.cache_clear()
+    checkpoint_folder.resolve.cache_clear()
     yield tmp_path
-    checkpoint_names.resolve.cache_clear()
+    checkpoint_folder.resolve.cache_clear()
 
 
 def test_demo_makes_everything_once_and_measures_it(small_home, invoke, qrels):

@@ -13,7 +13,7 @@ from pyserini_kd.distillation import batches, candidates, layer_losses, objectiv
 from pyserini_kd.distillation.config import TrainConfig
 from pyserini_kd.distillation.student import load_teachers
 from pyserini_kd.distillation.teacher_scores import Scores
-from pyserini_kd.models import checkpoint_names, fast_bert, loading, saving
+from pyserini_kd.models import checkpoint_folder, fast_bert, loading, saving
 from pyserini_kd.storage.errors import InputError
 
 TOKENS = "input_ids", "token_type_ids", "attention_mask"
@@ -152,7 +152,7 @@ def test_a_recipe_of_two_stages_resumes_where_it_was_killed(
         )
         out = training.train(config, *data, tmp_path / "cut")
     assert len(begun) == {(1, 3): 6, (2, 1): 4}[where]  # of 8 steps
-    assert checkpoint_names.fingerprint(out) == checkpoint_names.fingerprint(whole_tinybert)
+    assert checkpoint_folder.fingerprint(out) == checkpoint_folder.fingerprint(whole_tinybert)
     assert [[entry["step"] for entry in stage["log"]] for stage in stages_of(out)] == [[1, 2, 3, 4]] * 2
 
 
@@ -349,9 +349,9 @@ def test_the_projection_goes_on_from_one_stage_to_the_next(tmp_path, data, teach
     with pytest.raises(KeyboardInterrupt):
         training.train(config, *data, tmp_path / "cut", texts=list(data[2].values()))
     monkeypatch.setattr(training, "run_stage", run)
-    assert checkpoint_names.fingerprint(
+    assert checkpoint_folder.fingerprint(
         training.train(config, *data, tmp_path / "cut", texts=list(data[2].values()))
-    ) == checkpoint_names.fingerprint(whole)
+    ) == checkpoint_folder.fingerprint(whole)
 
 
 def test_a_ranker_that_reads_less_is_refused_before_the_language_model_is_distilled(tmp_path, data, tokenizer, lm):

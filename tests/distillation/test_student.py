@@ -15,7 +15,7 @@ from pyserini_kd.distillation.rankers import Teachers
 from pyserini_kd.distillation.student import load_student
 from pyserini_kd.distillation.teacher_scores import Scores
 from pyserini_kd.distillation.training import train
-from pyserini_kd.models import checkpoint_names, layers, loading, saving
+from pyserini_kd.models import checkpoint_folder, layers, loading, saving
 from pyserini_kd.storage.errors import InputError
 
 
@@ -191,7 +191,7 @@ def test_what_a_recipe_starts_from_is_seen_and_said(tmp_path, tokenizer, data, t
     assert trained("lm+ranker-distill", distilled, start_stage=2) == (True, False)
     assert trained("tinybert", "random:2/16") == (False, True)
     assert trained("ranker-distill", "random:2/16") == (False, False)
-    for init in ("minilm", checkpoint_names.resolve("minilm"), distilled):
+    for init in ("minilm", checkpoint_folder.resolve("minilm"), distilled):
         with pytest.raises(InputError, match="must not start from a distilled language model, as "):
             trained("ranker-distill", init)
     with pytest.raises(InputError, match="must not start from a distilled language model, as "):

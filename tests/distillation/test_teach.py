@@ -19,7 +19,7 @@ from pyserini_kd.distillation import mining, teacher_scores, teaching, teaching_
 from pyserini_kd.distillation.candidates import Group, read_candidates, write_candidates
 from pyserini_kd.distillation.teacher_scores import Pairs, Scores
 from pyserini_kd.distillation.teaching import Teacher
-from pyserini_kd.models import checkpoint_names, loading, rankers
+from pyserini_kd.models import checkpoint_folder, loading, rankers
 from pyserini_kd.models.rankers import load_encoder
 from pyserini_kd.retrieval import build
 from pyserini_kd.retrieval.dense_index import DenseIndex
@@ -69,7 +69,7 @@ def test_ensemble_is_the_mean_of_weighted_raw_scores(groups, texts, tiny_dot, ti
     assert np.allclose(taught.score[places], (2 * dot + cross + 0.5 * run) / 3, rtol=1e-5, atol=1e-5)
     assert pairs == list(dict.fromkeys((g.query_id, d) for g in groups for d in g.doc_ids)) and len(taught.score) == 50
     assert taught.record["teachers"][0]["absent"] >= 48
-    assert taught.record["teachers"][1]["sha256"] == checkpoint_names.fingerprint(tiny_dot)
+    assert taught.record["teachers"][1]["sha256"] == checkpoint_folder.fingerprint(tiny_dot)
 
 
 def test_a_weight_follows_the_last_at():

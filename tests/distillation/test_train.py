@@ -18,7 +18,7 @@ from pyserini_kd.distillation.config import TrainConfig
 from pyserini_kd.distillation.teacher_scores import Scores
 from pyserini_kd.distillation.train_settings import Given
 from pyserini_kd.distillation.trainer import checkpoints, clock, last_state, make_trainer, time
-from pyserini_kd.models import checkpoint_names, loading, saving
+from pyserini_kd.models import checkpoint_folder, loading, saving
 from pyserini_kd.storage.environment import sha256
 from pyserini_kd.storage.errors import InputError
 from pyserini_kd.storage.files import locked
@@ -181,8 +181,8 @@ def test_same_seed_same_weights_and_a_cut_run_resumes_to_them(
 ):
     config = TrainConfig(recipe="margin-mse", init=str(tiny_dot), architecture=architecture, settings=more, lr=1e-3, max_steps=8, batch_size=5,
                          save_steps=3, precision="fp32")  # fmt: skip
-    whole = checkpoint_names.fingerprint(training.train(config, *data, tmp_path / "whole", scores=scores))
-    assert checkpoint_names.fingerprint(training.train(config, *data, tmp_path / "again", scores=scores)) == whole
+    whole = checkpoint_folder.fingerprint(training.train(config, *data, tmp_path / "whole", scores=scores))
+    assert checkpoint_folder.fingerprint(training.train(config, *data, tmp_path / "again", scores=scores)) == whole
     import transformers
 
     step = transformers.Trainer.training_step
@@ -199,7 +199,7 @@ def test_same_seed_same_weights_and_a_cut_run_resumes_to_them(
     (broken / "model.safetensors").write_bytes(b"half")
     (broken / "trainer_state.json").write_text('{"epoch"')
     (tmp_path / "cut.partial" / ".made_from.json.abc.partial").write_text("{")
-    assert checkpoint_names.fingerprint(training.train(config, *data, tmp_path / "cut", scores=scores)) == whole
+    assert checkpoint_folder.fingerprint(training.train(config, *data, tmp_path / "cut", scores=scores)) == whole
 
 
 @pytest.mark.parametrize("patience", [None, 1])
@@ -224,7 +224,7 @@ def test_a_kill_between_the_last_step_and_its_record_adds_no_step(tmp_path, data
         training.train(config, *data, tmp_path / "cut", **given)
     monkeypatch.setattr(stages, "save_model", save)
     cut = training.train(config, *data, tmp_path / "cut", **given)
-    assert checkpoint_names.fingerprint(cut) == checkpoint_names.fingerprint(whole)
+    assert checkpoint_folder.fingerprint(cut) == checkpoint_folder.fingerprint(whole)
     (a,), (b,) = stages_of(whole), stages_of(cut)
     assert a["steps"] == b["steps"] == (5 if patience is None else 4)
     assert [entry["step"] for entry in a["log"]] == [entry["step"] for entry in b["log"]]
@@ -266,7 +266,7 @@ def test_runs_with_dropout_resume_to_the_same_weights(tmp_path, data, scores, ti
         training.train(config, *data, tmp_path / "cut", scores=scores)
     monkeypatch.setattr(transformers.Trainer, "training_step", step)
     resumed = training.train(config.but(save_steps=4), *data, tmp_path / "cut", scores=scores)  # decides nothing
-    assert checkpoint_names.fingerprint(resumed) == checkpoint_names.fingerprint(whole)
+    assert checkpoint_folder.fingerprint(resumed) == checkpoint_folder.fingerprint(whole)
     (a,), (b,) = stages_of(whole), stages_of(resumed)
     assert a["log"] == b["log"] and [entry["step"] for entry in a["log"]] == list(
         range(2, 21, 2)
@@ -336,9 +336,9 @@ def test_precision_is_ours_whatever_accelerate_is_configured_for(tmp_path, data,
     config = TrainConfig(recipe="margin-mse", init=str(tiny_dot), lr=1e-3, max_steps=2, batch_size=5, precision="fp32")
     plain = training.train(config, *data, tmp_path / "plain", scores=scores)
     monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "bf16")
-    assert checkpoint_names.fingerprint(
+    assert checkpoint_folder.fingerprint(
         training.train(config, *data, tmp_path / "other", scores=scores)
-    ) == checkpoint_names.fingerprint(plain)
+    ) == checkpoint_folder.fingerprint(plain)
 
 
 def test_an_output_is_trained_by_one_command_at_a_time(tmp_path, invoke, data, files, tiny_dot):
@@ -683,7 +683,7 @@ def test_the_record_of_a_training_tells_what_it_was(tmp_path, data, scores, tiny
     record = json.loads((out / "training.json").read_text())
     assert record["recipe"]["name"] == "margin-mse" and "2010.02666" in record["recipe"]["source"]
     assert record["config"]["seed"] == 7 and record["config"]["max_grad_norm"] == 1.0
-    assert record["made_from"] == {"init": checkpoint_names.fingerprint(tiny_dot)}
+    assert record["made_from"] == {"init": checkpoint_folder.fingerprint(tiny_dot)}
     assert record["seconds"] > 0 and {"torch", "transformers", "python"} <= set(record["versions"])
 
 
@@ -723,7 +723,7 @@ def test_saved_states_of_other_settings_are_kept_until_the_user_says_otherwise(t
         InputError, match="m.partial holds 2 finished parts made with another lr: 0.001, here 0.002; go on with the same"
     ):
         training.train(other, *data, tmp_path / "m")
-    assert checkpoint_names.fingerprint(training.train(config, *data, tmp_path / "m")) == checkpoint_names.fingerprint(whole)
+    assert checkpoint_folder.fingerprint(training.train(config, *data, tmp_path / "m")) == checkpoint_folder.fingerprint(whole)
     with pytest.MonkeyPatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr(transformers.Trainer, "training_step", killed)
         training.train(config, *data, tmp_path / "n")

@@ -14,7 +14,7 @@ from pyserini_kd.data.formats import read_collection, read_topics
 from pyserini_kd.distillation import candidates, objective, text_store, training
 from pyserini_kd.distillation.config import TrainConfig
 from pyserini_kd.distillation.teacher_scores import Scores
-from pyserini_kd.models import checkpoint_names, loading
+from pyserini_kd.models import checkpoint_folder, loading
 
 pytestmark = pytest.mark.slow
 FRESH = multiprocessing.get_context("forkserver")  # fresh processes that share one import of torch and transformers
@@ -121,7 +121,7 @@ def test_two_processes_killed_with_signal_9_resume_to_the_same_weights(tmp_path,
     assert not list(states.glob("checkpoint-6/saved-*"))
     assert exit_codes_of_two(tmp_path / "cut", files) == [0, 0]
     whole, cut = tmp_path / "whole" / "out", tmp_path / "cut" / "out"
-    assert checkpoint_names.fingerprint(cut) == checkpoint_names.fingerprint(whole)
+    assert checkpoint_folder.fingerprint(cut) == checkpoint_folder.fingerprint(whole)
     assert [entry["step"] for entry in stages_of(cut)[0]["log"]] == [entry["step"] for entry in stages_of(whole)[0]["log"]]
 
 
@@ -175,4 +175,4 @@ def test_a_run_killed_with_signal_9_in_its_second_stage_resumes_to_the_same_weig
     half = tmp_path / "out.partial" / "stage-2" / "checkpoint-2"  # while saving: weights are there, the seal is not
     assert (half / "model.safetensors").exists() and not list(half.glob("saved-*"))
     out = training.train(config, *data, tmp_path / "out")
-    assert checkpoint_names.fingerprint(out) == checkpoint_names.fingerprint(whole_tinybert)
+    assert checkpoint_folder.fingerprint(out) == checkpoint_folder.fingerprint(whole_tinybert)

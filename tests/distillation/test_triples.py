@@ -14,7 +14,7 @@ from pyserini_kd.data import ids as ids_
 from pyserini_kd.data import sources
 from pyserini_kd.distillation import batches, teacher_scores, text_store
 from pyserini_kd.distillation.candidates import Group, as_groups
-from pyserini_kd.models import checkpoint_names
+from pyserini_kd.models import checkpoint_folder
 from pyserini_kd.storage import arrays
 from pyserini_kd.storage.errors import InputError
 
@@ -102,7 +102,7 @@ def test_training_on_a_score_file_leaves_nothing_behind_and_equals_training_on_g
     assert json.loads((tmp_path / "m" / "training.json").read_text())["data"]["pairs"] == 40
     assert sorted(p.name for p in tmp_path.glob("m*")) == ["m"]
     again = invoke(train.main, *words, "--output", tmp_path / "again")
-    assert again.exit_code == 0 and checkpoint_names.fingerprint(tmp_path / "m") == checkpoint_names.fingerprint(
+    assert again.exit_code == 0 and checkpoint_folder.fingerprint(tmp_path / "m") == checkpoint_folder.fingerprint(
         tmp_path / "again"
     )
 

@@ -16,7 +16,7 @@ from pyserini_kd.distillation.config import TrainConfig
 from pyserini_kd.distillation.train_settings import Given
 from pyserini_kd.distillation.validation import FACTOR, PLATEAU, Watch, plateaus, read_dev
 from pyserini_kd.evaluation import engines
-from pyserini_kd.models import checkpoint_names, loading
+from pyserini_kd.models import checkpoint_folder, loading
 from pyserini_kd.retrieval import reranking, text_sources
 from pyserini_kd.storage.errors import InputError
 
@@ -231,7 +231,7 @@ def test_the_learning_rate_falls_on_a_plateau_of_the_dev_measure(tmp_path, data,
         training.train(config, *data, tmp_path / "cut", scores=scores, dev=dev)
     resumed = training.train(config, *data, tmp_path / "cut", scores=scores, dev=dev)
     assert [entry["lr"] for entry in stages_of(resumed)[0]["log"]] == rates
-    assert checkpoint_names.fingerprint(resumed) == checkpoint_names.fingerprint(out)
+    assert checkpoint_folder.fingerprint(resumed) == checkpoint_folder.fingerprint(out)
     with pytest.raises(InputError, match="schedule: plateau follows measures on dev topics; there are none"):
         training.train(config, *data, tmp_path / "x", scores=scores)
 

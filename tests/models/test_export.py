@@ -12,7 +12,7 @@ from pyserini_kd import export
 from pyserini_kd.data.runs import Run
 from pyserini_kd.evaluation import int8_loss
 from pyserini_kd.models import (
-    checkpoint_names,
+    checkpoint_folder,
     hardware,
     loading,
     onnx_export,
@@ -100,9 +100,9 @@ def test_the_folder_stays_the_checkpoint(folders, architecture):
     for path in source.rglob("*"):
         if path.is_file():
             assert (folder / path.relative_to(source)).read_bytes() == path.read_bytes()
-    assert checkpoint_names.fingerprint(folder) == checkpoint_names.fingerprint(source)
+    assert checkpoint_folder.fingerprint(folder) == checkpoint_folder.fingerprint(source)
     record = read_json(folder / "onnx" / "export.json", "record")
-    assert record["encoder"]["sha256"] == checkpoint_names.fingerprint(source)
+    assert record["encoder"]["sha256"] == checkpoint_folder.fingerprint(source)
     assert set(record["sha256"]) == {"model.onnx", "model_int8.onnx"} == {p.name for p in (folder / "onnx").glob("*.onnx")}
 
 

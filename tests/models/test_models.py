@@ -8,7 +8,7 @@ import pytest
 import torch
 from conftest import encode, score, tiny_config
 
-from pyserini_kd.models import checkpoint_names, checkpoint_settings, loading, saving
+from pyserini_kd.models import checkpoint_folder, loading, saving
 from pyserini_kd.models.bert_dot import EncoderSettings, pool
 from pyserini_kd.models.cross_encoder import fold_two_classes
 from pyserini_kd.storage.errors import InputError
@@ -82,16 +82,16 @@ def test_layers_are_taken_in_order(tiny_dot):
 
 
 def test_settings_come_from_the_checkpoint(tiny_dot, tmp_path, caplog):
-    assert checkpoint_settings.settings_of(checkpoint_names.resolve("minilm")) == EncoderSettings("mean", True, 64, 256)
-    assert checkpoint_settings.settings_of(tiny_dot) == EncoderSettings("mean", False, 16, 24)
+    assert checkpoint_folder.settings_of(checkpoint_folder.resolve("minilm")) == EncoderSettings("mean", True, 64, 256)
+    assert checkpoint_folder.settings_of(tiny_dot) == EncoderSettings("mean", False, 16, 24)
     foreign = tmp_path / "foreign"
     shutil.copytree(tiny_dot, foreign)
     (foreign / "pyserini_kd.json").unlink()
-    assert checkpoint_settings.settings_of(foreign) == EncoderSettings("mean", False, 24, 24)
+    assert checkpoint_folder.settings_of(foreign) == EncoderSettings("mean", False, 24, 24)
     (foreign / "1_Pooling" / "config.json").write_text(json.dumps({"pooling_mode": "cls"}))
-    assert checkpoint_settings.settings_of(foreign).pooling == "cls"
+    assert checkpoint_folder.settings_of(foreign).pooling == "cls"
     (foreign / "modules.json").unlink()
-    assert checkpoint_settings.settings_of(foreign).pooling == "cls"
+    assert checkpoint_folder.settings_of(foreign).pooling == "cls"
     assert loading.load(str(foreign), pooling="mean", l2_norm=True).settings.l2_norm
     assert loading.load(str(foreign), architecture="colbert").architecture == "colbert" and not caplog.text
     assert loading.load(str(foreign)).settings.pooling == "cls" and "does not say how it pools" in caplog.text
@@ -105,23 +105,23 @@ def test_who_may_read_a_checkpoint_may_read_its_weights(tiny_dot, tmp_path):
 
 def test_names(tmp_path, monkeypatch, tiny_dot):
     monkeypatch.setenv("PYSERINI_KD_HOME", str(tmp_path))
-    checkpoint_names.resolve.cache_clear()
-    assert checkpoint_names.resolve("minilm") == checkpoint_names.resolve("sentence-transformers/all-MiniLM-L6-v2")
+    checkpoint_folder.resolve.cache_clear()
+    assert checkpoint_folder.resolve("minilm") == checkpoint_folder.resolve("sentence-transformers/all-MiniLM-L6-v2")
     with pytest.raises(InputError, match=r"'student' cannot be had; tried: no folder .*models/student; no folder student"):
-        checkpoint_names.resolve("student")  # reserved: never asks a hub
+        checkpoint_folder.resolve("student")  # reserved: never asks a hub
     with pytest.raises(InputError, match="hub id nobody/nothing: "):
-        checkpoint_names.resolve("nobody/nothing")
+        checkpoint_folder.resolve("nobody/nothing")
     with pytest.raises(InputError, match="hub id sebastian-hofstaetter/distilbert-dot-margin_mse-T2-msmarco"):
-        checkpoint_names.resolve("distilbert-dot-margin_mse-t2")
+        checkpoint_folder.resolve("distilbert-dot-margin_mse-t2")
     shutil.copytree(tiny_dot, tmp_path / "models" / "student")
-    assert checkpoint_names.resolve("student") == tmp_path / "models" / "student"
-    checkpoint_names.resolve.cache_clear()
+    assert checkpoint_folder.resolve("student") == tmp_path / "models" / "student"
+    checkpoint_folder.resolve.cache_clear()
 
 
 def test_a_changed_package_checkpoint_is_refused(tmp_path):
     (tmp_path / "model.safetensors").write_bytes(b"not the published one")
     with pytest.raises(InputError, match="SHA-256"):
-        checkpoint_names._checked(tmp_path, checkpoint_names.KNOWN["minilm"])
+        checkpoint_folder._checked(tmp_path, checkpoint_folder.KNOWN["minilm"])
 
 
 def test_broken_checkpoints_are_one_line(tmp_path, tiny_dot):
@@ -131,10 +131,10 @@ def test_broken_checkpoints_are_one_line(tmp_path, tiny_dot):
     with pytest.raises(InputError, match="cannot be loaded"):
         loading.load(str(broken))
     with pytest.raises(InputError, match="no weights"):
-        checkpoint_names.fingerprint(broken)
+        checkpoint_folder.fingerprint(broken)
     (broken / "pyserini_kd.json").write_text('{"architecture": "magic"}')
     with pytest.raises(InputError, match="magic"):
-        checkpoint_settings.architecture_of(broken)
+        checkpoint_folder.architecture_of(broken)
 
 
 def test_saving_refuses_to_overwrite(tiny_dot):

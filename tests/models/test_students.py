@@ -12,12 +12,11 @@ import torch
 from conftest import score
 from safetensors.torch import save_file
 
-from pyserini_kd.models import checkpoint_names, loading, saving
+from pyserini_kd.models import checkpoint_folder, loading, saving
 from pyserini_kd.models.colbert import ColBert, ColBertSettings
 from pyserini_kd.models.cross_encoder import CrossEncoder
-from pyserini_kd.models.glove import read_glove
 from pyserini_kd.models.prettr import PreTtr, PreTtrSettings
-from pyserini_kd.models.tk import MU, SIGMA, Tk, TkSettings, positions
+from pyserini_kd.models.tk import MU, SIGMA, Tk, TkSettings, positions, read_glove
 from pyserini_kd.storage.errors import InputError
 
 LENGTHS = {"max_query_len": 12, "max_doc_len": 24}
@@ -116,7 +115,7 @@ def test_round_trip(students, name, tmp_path):
     batch = model.pair_batch([SHORT], [LONG], [(0, 0)])
     assert torch.equal(again.pair_scores(batch), model.pair_scores(batch))
     assert not list(folder.glob("*.bin"))
-    assert checkpoint_names.fingerprint(folder) == checkpoint_names.fingerprint(folder)
+    assert checkpoint_folder.fingerprint(folder) == checkpoint_folder.fingerprint(folder)
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -479,9 +478,9 @@ GOLDEN = {
 
 @pytest.mark.parametrize("name", GOLDEN)
 def test_published_checkpoints_give_their_golden_scores_where_present(name):
-    assert checkpoint_names.KNOWN[name].hub.startswith("sebastian-hofstaetter/")
+    assert checkpoint_folder.KNOWN[name].hub.startswith("sebastian-hofstaetter/")
     try:
-        checkpoint_names.resolve(name)
+        checkpoint_folder.resolve(name)
     except InputError:
         pytest.skip(f"{name} is not on this machine; its scores would have to be {GOLDEN[name]}")
     lengths = {"max_query_len": 7} if name.startswith("prettr") else {}  # the notebook does not pad its query of 7 tokens

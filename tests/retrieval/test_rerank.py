@@ -69,9 +69,9 @@ def test_vectors_of_a_flat_index_are_not_made_again(tmp_path, invoke, first, fil
         parts += ["--index", tmp_path / f"part{number}"]
         build.build(docs, as_ranker(load_encoder(str(tiny_dot)), tiny_dot), parts[-1], store_docs=False)
     build.build(corpus, as_ranker(load_encoder(str(tiny_dot)), tiny_dot), tmp_path / "sq8", kind="SQ8")
-    encoded, run_side = [], rankers.Scorer.run_side
+    encoded, run_side = [], rankers.SideScorer.run_side
     monkeypatch.setattr(
-        rankers.Scorer,
+        rankers.SideScorer,
         "run_side",
         lambda self, texts, kind, *a, **k: encoded.append(kind) or run_side(self, texts, kind, *a, **k),
     )

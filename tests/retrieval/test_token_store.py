@@ -306,9 +306,9 @@ def test_the_api_takes_what_an_index_stores_and_cuts_texts_where_asked(tmp_path,
     encoder = load_encoder(str(tiny_dot), precision="fp32")
     fresh = reranking.rerank(run, encoder, queries, text_sources.fetch_from(corpus), segment="3:2", depth=20)
     assert cut["q0"].doc_ids == fresh["q0"].doc_ids and np.array_equal(cut["q0"].scores, fresh["q0"].scores)
-    run_side, kinds = rankers.Scorer.run_side, []
+    run_side, kinds = rankers.SideScorer.run_side, []
     monkeypatch.setattr(
-        rankers.Scorer,
+        rankers.SideScorer,
         "run_side",
         lambda self, texts, kind, *a, **k: kinds.append(kind) or run_side(self, texts, kind, *a, **k),
     )

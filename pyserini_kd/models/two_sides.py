@@ -1,0 +1,89 @@
+"""What architectures share that run queries and documents apart: all but the cross-encoder."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from pyserini_kd.models.checkpoint_folder import EncoderSettings
+from pyserini_kd.models.tokens import Tokenizer, pad, side_records
+from pyserini_kd.storage.records import Record
+
+
+class TwoSides(nn.Module):
+    """A tokenizer, settings, and mostly an encoder of transformers, around which an architecture is built.
+
+    Attributes:
+        architecture: its name.
+        joins: whether what it keeps of a document are states that upper layers join with those of a query.
+    """
+
+    architecture: ClassVar[str]
+    joins: ClassVar[bool] = False
+    settings: EncoderSettings
+    head: nn.Linear | None
+
+    def __init__(self, encoder: nn.Module | None, tokenizer: Tokenizer, settings: EncoderSettings) -> None:
+        super().__init__()
+        if encoder is not None:  # a TK has none
+            self.encoder: Any = encoder
+        self.tokenizer = tokenizer
+        self.settings = settings
+        self.head = None
+
+    @property
+    def width(self) -> int:
+        """H: length of a text's vector, or of a token's."""
+        return int(self.encoder.config.hidden_size)
+
+    @property
+    def lengths(self) -> tuple[int, int]:
+        """Tokens of a query, and of a document, that the model reads."""
+        return self.settings.max_query_len, self.settings.max_doc_len
+
+    def described(self) -> Record:
+        """How the model reads and scores texts, for manifests and score stores."""
+        return dataclasses.asdict(self.settings)
+
+    def pair_batch(
+        self, queries: Sequence[str], docs: Sequence[str], pairs: Sequence[tuple[int, int]], max_doc_len: int | None = None
+    ) -> dict[str, Tensor]:
+        """Queries and documents tokenised, each once: `query_*` (Q, T), `doc_*` (N, D), and `pairs` int (P, 2) of rows."""
+        batch = {"pairs": torch.tensor(list(pairs), dtype=torch.long).reshape(-1, 2)}
+        for kind, texts in (("query", queries), ("doc", docs)):
+            records, _ = side_records(self, texts, kind, max_doc_len)
+            padded = pad(records, self.tokenizer.pad_token_id or 0, "cpu")
+            batch |= {f"{kind}_{name}": tensor for name, tensor in padded.items()}
+        return batch
+
+
+class LateInteraction(TwoSides):
+    """A model whose documents have vectors of tokens, which are compared with those of a query at the end."""
+
+    def late_scores(self, query_vecs: Tensor, query_mask: Tensor, doc_vecs: Tensor, doc_mask: Tensor) -> Tensor:
+        """Scores float32 (Q, N) of token vectors (Q, T, H) and (N, D, H) with masks (Q, T) and (N, D)."""
+        raise NotImplementedError
+
+    def pair_scores(self, batch: Mapping[str, Tensor]) -> Tensor:
+        """Scores float32 (P,) with gradients: each query is compared with its own documents, not with all."""
+        query_vecs = self(**part(batch, "query_"), kind="query")
+        doc_vecs = self(**part(batch, "doc_"), kind="doc")
+        pairs, query_mask, doc_mask = batch["pairs"], batch["query_attention_mask"], batch["doc_attention_mask"]
+        with torch.autocast(query_vecs.device.type, enabled=False):  # sums around 100 need all of float32
+            if len(pairs) == len(query_vecs) * len(doc_vecs):  # all are its own
+                return self.late_scores(query_vecs, query_mask, doc_vecs, doc_mask)[pairs[:, 0], pairs[:, 1]]
+            places = [(pairs[:, 0] == row).nonzero()[:, 0] for row in range(len(query_vecs))]
+            scores = []
+            for row, own in enumerate(places):
+                query, docs = slice(row, row + 1), pairs[own, 1]
+                scores.append(self.late_scores(query_vecs[query], query_mask[query], doc_vecs[docs], doc_mask[docs])[0])
+            return torch.cat(scores)[torch.cat(places).argsort()]
+
+
+def part(batch: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    """The tensors of a batch whose names begin with `prefix`, without it."""
+    return {name.removeprefix(prefix): tensor for name, tensor in batch.items() if name.startswith(prefix)}
