@@ -5,12 +5,9 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import NamedTuple
 
 from pyserini_kd.storage.errors import InputError
-
-if TYPE_CHECKING:
-    from torch.nn import Parameter
 
 HARD_LOSSES = ("ranknet", "hinge", "bce", "listwise_ce", "listnet", "lambda", "in_batch")
 """On labels alone. `in_batch`: `listwise_ce` over all documents of the batch, for BERT_DOT."""
@@ -23,8 +20,6 @@ LAYER_LOSSES = ("hidden", "attention")
 LOSSES = (*HARD_LOSSES, *SOFT_LOSSES, *LAYER_LOSSES)
 SCHEDULES = {"linear": "linear", "constant": "constant_with_warmup", "cosine": "cosine", "plateau": "constant_with_warmup"}
 """Our name of a schedule -> transformers' name. `validation` lowers the learning rate of `plateau`."""
-QUICK = 10.0
-"""TK's kernel weights and mix learn ten times as fast as the rest (Hofstätter et al. 2020: 1e-4 and 1e-5)."""
 
 SCALED = ("bert_dot", "colbert")  # architectures that can rank, on a scale of their own, before they are trained
 INIT = "minilm"
@@ -218,11 +213,6 @@ RECIPES = {
         ),
     )
 }
-
-
-def quick_parameters(student: Any) -> list[Parameter]:
-    """The parameters of a TK that learn QUICK times as fast as the rest; other students have none."""
-    return [student.mix, student.gamma, student.head.weight] if student.architecture == "tk" else []
 
 
 def get(name: str) -> Recipe:
