@@ -169,30 +169,15 @@ class Collator:
     """Turns a batch of groups into tensors; each distinct (query, document) pair of the batch is scored once."""
 
     def __init__(
-        self,
-        model: Model,
-        queries: Mapping[str, str],
-        docs: Mapping[str, str],
-        scores: TeacherScores | None = None,
-        train_len: int | None = None,
-        *,
-        teacher: Model | None = None,
-        same_inputs: bool = False,
-        in_batch: bool = False,
+        self, model: Model, queries: Mapping[str, str], docs: Mapping[str, str], scores: TeacherScores | None = None,
+        train_len: int | None = None, *, teacher: Model | None = None, same_inputs: bool = False, in_batch: bool = False,
         share: Share = WHOLE,
-    ) -> None:
-        """A collator.
+    ) -> None:  # fmt: skip
+        """A collator for the student `model`, which reads `train_len` tokens of a document (or pair), if it can read more.
 
-        Args:
-            model: the student.
-            queries: query_id -> text.
-            docs: doc_id -> text.
-            scores: teacher scores from a file.
-            train_len: tokens of a document (or pair) in training, if less than the student can read.
-            teacher: a live teacher, which gets tensors of its own.
-            same_inputs: the teacher must see the same tokens as the student (layer losses).
-            in_batch: also pair every query with every document of the batch.
-            share: the part of the pairs that this process tokenises.
+        `scores` are those of a file. A live `teacher` gets tensors of its own; with `same_inputs` (for layer losses) the same
+        tokens as the student. `in_batch` pairs every query with every document of the batch, too. `share` is the part of the
+        pairs that this process tokenises.
 
         Raises:
             InputError: the teacher must see the same tokens and cannot read as many.

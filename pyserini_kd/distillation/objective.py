@@ -51,14 +51,10 @@ def random_student(layers: int, width: int, like: Model | None) -> CrossEncoder:
     if width % heads:
         raise InputError(f"random:{layers}/{width}: the width must be a multiple of the teacher's {heads} heads", "init")
     config = BertConfig(
-        vocab_size=theirs.vocab_size,
-        hidden_size=width,
-        num_hidden_layers=layers,
-        num_attention_heads=heads,
+        vocab_size=theirs.vocab_size, hidden_size=width, num_hidden_layers=layers, num_attention_heads=heads,
         intermediate_size=1200 if width == 312 else 4 * width,  # TinyBERT's 4/312 is the exception
-        max_position_embeddings=theirs.max_position_embeddings,
-        pad_token_id=theirs.pad_token_id,
-    )
+        max_position_embeddings=theirs.max_position_embeddings, pad_token_id=theirs.pad_token_id,
+    )  # fmt: skip
     config.num_labels = 1
     return CrossEncoder(BertForSequenceClassification(config), like.tokenizer, window_of(like))
 
@@ -90,30 +86,16 @@ class Learner(nn.Module):
     accepts_loss_kwargs = False  # or Trainer would sum, not average, over accumulated batches
 
     def __init__(
-        self,
-        model: Model,
-        losses: Mapping[str, float],
-        score_scale: float = 1.0,
-        *,
-        teacher: Model | None = None,
-        teacher_dropout: bool = False,
-        temperature: float = 1.0,
-        text: bool = False,
-        length: int | None = None,
+        self, model: Model, losses: Mapping[str, float], score_scale: float = 1.0, *, teacher: Model | None = None,
+        teacher_dropout: bool = False, temperature: float = 1.0, text: bool = False, length: int | None = None,
         share: Share = WHOLE,
-    ) -> None:
-        """A learner.
+    ) -> None:  # fmt: skip
+        """A learner: the student `model`, whose scores are multiplied by `score_scale` before the losses (name -> weight).
 
-        Args:
-            model: the student.
-            losses: name -> weight, of `recipes.LOSSES`.
-            score_scale: student scores are multiplied by this before the loss.
-            teacher: a live teacher; runs without gradients, and is not saved with the module.
-            teacher_dropout: leave its dropout on, as the published TinyBERT scripts do, which never call eval().
-            temperature: of the losses that take one.
-            text: batches are plain text: only encoders run, and only layer losses make sense.
-            length: tokens that texts or pairs are cut to; the attention loss is averaged over them. None: over a batch's.
-            share: the part of each batch that this process works on.
+        A live `teacher` runs without gradients, and is not saved with the module; `teacher_dropout` leaves its dropout on, as
+        the published TinyBERT scripts do, which never call eval(). The attention loss is averaged over `length` tokens, to
+        which texts or pairs are cut (None: over a batch's). `text`: batches are plain text, so that only encoders run, and only
+        layer losses make sense. `share` is the part of each batch that this process works on.
         """
         super().__init__()
         self.student = model
@@ -203,8 +185,7 @@ class Learner(nn.Module):
 
     def _run(self, model: Model, tokens: Mapping[str, Tensor]) -> Tensor:
         """Scores of pairs; for plain text the encoder's output, of which only the layers are used."""
-        output: Tensor = encoder_of(model)(**tokens).last_hidden_state if self.text else model.pair_scores(tokens)
-        return output
+        return encoder_of(model)(**tokens).last_hidden_state if self.text else model.pair_scores(tokens)
 
 
 def spread(scores: Tensor, mask: Tensor) -> tuple[float, float]:
@@ -231,12 +212,9 @@ def scale_scores(model: BertDot | ColBert, factor: float) -> None:
 
 
 def match_scale(
-    model: BertDot | ColBert,
-    collator: Collator,
-    batches: Sequence[Sequence[Group]],
-    score_scale: float = 1.0,
+    model: BertDot | ColBert, collator: Collator, batches: Sequence[Sequence[Group]], score_scale: float = 1.0,
     teacher: Model | None = None,
-) -> float:
+) -> float:  # fmt: skip
     """Scale a student so that its margins' root mean square is the teacher's; returns the factor of its scores.
 
     Margin-MSE compares margins in the teacher's units. A student that starts a factor off (a ColBERT: a hundred) spends its

@@ -71,36 +71,27 @@ def run_stage(work: Work, number: int, stage: Stage) -> dict[str, object]:
     folder = states_of(job, number)
     folder.mkdir(exist_ok=True)
     earlier = 0.0 if share.rank else clock(folder)
-    learnt = _learn(work, number, stage, folder)
+    learner, watch, start_scale, steps, log = _learn(work, number, stage, folder)
     with one_after_another(share):
-        measured = learnt.watch.take_best() if learnt.watch else []
-        record = {
-            **stage._asdict(),
-            "start_scale": learnt.start_scale,
-            "steps": learnt.steps,
-            "seconds": round(earlier + time.monotonic() - started, 1),
-            "log": learnt.log,
-            "dev": measured,
-        }
+        measured = watch.take_best() if watch else []
+        seconds = round(earlier + time.monotonic() - started, 1)
+        learnt = {"start_scale": start_scale, "steps": steps, "seconds": seconds, "log": log, "dev": measured}
+        record = {**stage._asdict(), **learnt}
         if share.rank == 0:
             save_model(student, str(weights))
-            if hasattr(learnt.module, "projection"):
-                save_file(learnt.module.projection.state_dict(), job.path(number, "projection"))
+            if hasattr(learner, "projection"):
+                save_file(learner.projection.state_dict(), job.path(number, "projection"))
             write_json(result, record)
             job.finish(number)
             shutil.rmtree(folder)
     return record
 
 
-class _Learnt(NamedTuple):
-    module: Learner
-    watch: Watch | None
-    start_scale: float
-    steps: int
-    log: list[dict[str, float]]
+Learnt = tuple[Learner, Watch | None, float, int, list[dict[str, float]]]
+"""What trained the student, what watched it, the factor of its scores at the start, the number of steps, the log."""
 
 
-def _learn(work: Work, number: int, stage: Stage, folder: Path) -> _Learnt:
+def _learn(work: Work, number: int, stage: Stage, folder: Path) -> Learnt:
     """Train until the stage ends, from the last saved state on if there is one."""
     config, material, share = work.config, work.material, work.share
     transformers.set_seed(config.seed)
@@ -132,7 +123,7 @@ def _learn(work: Work, number: int, stage: Stage, folder: Path) -> _Learnt:
     else:
         with quiet_transformers():
             steps = trainer.train(resume_from_checkpoint=resume).global_step
-    return _Learnt(module, watch, start_scale, steps, progress.log)
+    return module, watch, start_scale, steps, progress.log
 
 
 def _take_projection(module: Learner, job: Job, number: int) -> None:

@@ -101,11 +101,8 @@ def load_teachers(config: TrainConfig, stages: Sequence[Stage]) -> Teachers:
         if layers and not isinstance(ranker, CrossEncoder):
             raise InputError(f"{config.teacher} is a {ranker.architecture}; layers are those of a cross-encoder", "teacher")
         if scores and checkpoint_settings.is_bounded(config.teacher) and not config.scaled:
-            raise InputError(
-                f"{config.teacher} gives cosines in [-1, 1]: set score_scale, by which the student's scores are multiplied, "
-                "or scale the teacher's in a score file (teach)",
-                "teacher",
-            )
+            raise InputError(f"{config.teacher} gives cosines in [-1, 1]: set score_scale, by which the student's scores are "
+                             "multiplied, or scale the teacher's in a score file (teach)", "teacher")  # fmt: skip
     return Teachers(ranker, language_model)
 
 
@@ -156,8 +153,6 @@ def _from_checkpoint(config: TrainConfig) -> Model:
     if config.architecture != "tk":  # which has layers of its own
         layers_of(encoder_of(model))
     if isinstance(model, BertDot) and model.settings.l2_norm and (config.score_scale or 1.0) == 1.0:
-        logger.warning(
-            "WARNING: the student's vectors have length 1, its scores lie in [-1, 1]; losses on raw scores need vectors that "
-            "are not normalised, or a score scale, say 20"
-        )
+        logger.warning("WARNING: the student's vectors have length 1, its scores lie in [-1, 1]; losses on raw scores need "
+                       "vectors that are not normalised, or a score scale, say 20")  # fmt: skip
     return model

@@ -148,29 +148,17 @@ def make_trainer(
     """A Trainer for a stage: one process of several, or the only one."""
     steps = config.max_steps or max(1, math.ceil(math.ceil(len(batches) / config.accumulate) * stage.epochs))
     arguments = transformers.TrainingArguments(
-        output_dir=str(progress.folder),
+        output_dir=str(progress.folder), seed=config.seed, data_seed=config.seed,
+        bf16=precision_of(config) == "bf16", use_cpu=config.device == "cpu",
         per_device_train_batch_size=1,  # one item is one batch of groups
-        gradient_accumulation_steps=config.accumulate,
-        max_steps=steps,
-        learning_rate=stage.lr,
-        lr_scheduler_type=recipes.SCHEDULES[stage.schedule],
+        gradient_accumulation_steps=config.accumulate, max_steps=steps, max_grad_norm=config.max_grad_norm,
+        learning_rate=stage.lr, lr_scheduler_type=recipes.SCHEDULES[stage.schedule], weight_decay=stage.weight_decay,
         warmup_steps=round(stage.warmup * steps),
-        weight_decay=stage.weight_decay,
-        max_grad_norm=config.max_grad_norm,
-        logging_steps=max(1, min(50, steps // 10)),
-        save_steps=config.save_steps,
-        save_total_limit=2,
-        seed=config.seed,
-        data_seed=config.seed,
-        bf16=precision_of(config) == "bf16",
-        use_cpu=config.device == "cpu",
+        logging_steps=max(1, min(50, steps // 10)), save_steps=config.save_steps, save_total_limit=2,
         ddp_find_unused_parameters=True,  # a stage on layers alone leaves the head without gradients
-        report_to=[],
-        disable_tqdm=not sys.stderr.isatty(),
-        remove_unused_columns=False,
-        dataloader_pin_memory=False,
-        label_names=[],
-    )
+        report_to=[], disable_tqdm=not sys.stderr.isatty(),
+        remove_unused_columns=False, dataloader_pin_memory=False, label_names=[],
+    )  # fmt: skip
     arguments.mixed_precision = "bf16" if arguments.bf16 else "no"  # whatever `accelerate launch` is configured for
     if arguments.n_gpu > 1:
         arguments._n_gpu = 1  # or Trainer would split batches over all GPUs by itself; torchrun does that right

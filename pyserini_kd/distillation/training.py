@@ -66,18 +66,10 @@ def tiny_is_zero() -> Iterator[None]:
 
 @tiny_is_zero()
 def train(
-    config: TrainConfig,
-    groups: Sequence[Group],
-    queries: Mapping[str, str],
-    docs: Mapping[str, str],
-    output: str | Path,
-    *,
-    scores: TeacherScores | None = None,
-    texts: Sequence[str] = (),
-    dev: Dev | None = None,
-    data: Mapping[str, object] | None = None,
-    overwrite: bool = False,
-) -> Path:
+    config: TrainConfig, groups: Sequence[Group], queries: Mapping[str, str], docs: Mapping[str, str], output: str | Path, *,
+    scores: TeacherScores | None = None, texts: Sequence[str] = (), dev: Dev | None = None,
+    data: Mapping[str, object] | None = None, overwrite: bool = False,
+) -> Path:  # fmt: skip
     """Train a student by a recipe and write its checkpoint; returns the folder.
 
     Args:
@@ -162,7 +154,9 @@ class Training:
         """
         started, config, share, groups = time.monotonic(), self.config, self.share, material.groups
         material = material._replace(scores=self._checked_scores(material))
-        job = self._job(data)
+        settings = {name: value for name, value in config.record().items() if name != "save_steps"}  # decides nothing
+        about = {"config": settings, "data": dict(data), "made_from": self.made_from, "computed in": self.precision}
+        job = Job(state_folder(self.output), about, states="stage-*/checkpoint-*", leavings=OURS)  # its parts are the stages
         with one_after_another(share):
             job.begin(overwrite=self.overwrite)
             earlier = 0.0 if share.rank else clock(job.folder)
@@ -194,12 +188,6 @@ class Training:
                 _export(self.model, self.numbered[-1][1], self.output, record, self.overwrite)
                 job.remove()
         return self.output
-
-    def _job(self, data: Mapping[str, object]) -> Job:
-        """The job whose parts are the stages."""
-        settings = {name: value for name, value in self.config.record().items() if name != "save_steps"}  # decides nothing
-        about = {"config": settings, "data": dict(data), "made_from": self.made_from, "computed in": self.precision}
-        return Job(state_folder(self.output), about, states="stage-*/checkpoint-*", leavings=OURS)
 
     def _checked_scores(self, material: Material) -> TeacherScores | None:
         """The scores, if the stages need them; InputError for what is missing of the material."""

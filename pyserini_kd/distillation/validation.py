@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import logging
 import os
-import sys
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
@@ -113,15 +112,6 @@ def plateaus(values: Sequence[float]) -> int:
     return count
 
 
-def in_vain(values: Sequence[float]) -> int:
-    """The number of measures since the best (of equal ones the first).
-
-    >>> in_vain([0.1, 0.3, 0.3, 0.2]), in_vain([])
-    (2, 0)
-    """
-    return len(values) - 1 - values.index(max(values)) if values else 0
-
-
 @dataclasses.dataclass(eq=False)
 class Watch(TrainerCallback):
     """Measures the student on dev topics, keeps the best weights, and may slow or stop training.
@@ -186,7 +176,10 @@ class Watch(TrainerCallback):
 
     def is_enough(self) -> bool:
         """Whether training must stop, because `patience` is at its end."""
-        return in_vain(self.values()) >= (self.patience or sys.maxsize)
+        values = self.values()
+        if self.patience is None or not values:
+            return False
+        return len(values) - 1 - values.index(max(values)) >= self.patience  # of equal ones the first is the best
 
     def take_best(self) -> list[dict[str, float]]:
         """Put the best weights into the model; returns the measures."""
@@ -200,8 +193,10 @@ class Watch(TrainerCallback):
         if state.global_step % self.eval_steps and state.global_step != state.max_steps:
             return
         self.measure(state.global_step)
-        if self.plateau and lr_scheduler is not None:
-            slow_down(self.values(), lr_scheduler)
+        values = self.values()
+        if self.plateau and lr_scheduler is not None and plateaus(values) > plateaus(values[:-1]):
+            lr_scheduler.base_lrs = [FACTOR * rate for rate in lr_scheduler.base_lrs]  # of the next step but one; is saved
+            logger.info("no better for %d evaluations: learning rate %g", PLATEAU + 1, lr_scheduler.base_lrs[0])
         if self.is_enough():
             logger.info("no better for %d evaluations: training stops", self.patience)
             control.should_training_stop = True
@@ -221,10 +216,3 @@ def _of_the_first(value: float) -> float:
 def _step(path: Path) -> int:
     """The step in the name of a file of weights or a saved state."""
     return int(path.stem.rpartition("-")[2])
-
-
-def slow_down(values: Sequence[float], scheduler: LRScheduler) -> None:
-    """Multiply the learning rates, from the next step but one, by FACTOR where the measures have reached a plateau."""
-    if plateaus(values) > plateaus(values[:-1]):
-        scheduler.base_lrs = [FACTOR * rate for rate in scheduler.base_lrs]  # part of the saved state
-        logger.info("no better for %d evaluations: learning rate %g", PLATEAU + 1, scheduler.base_lrs[0])
