@@ -16,7 +16,7 @@ from typing import NamedTuple
 
 from pyserini_kd.data import docstrings
 from pyserini_kd.data.runs import Run
-from pyserini_kd.data.types import Qrels, Query
+from pyserini_kd.data.types import Query
 from pyserini_kd.distillation import mining
 from pyserini_kd.distillation.candidates import read_candidates, write_candidates
 from pyserini_kd.distillation.config import TrainConfig
@@ -150,9 +150,8 @@ def _make_teacher(at: Paths) -> None:
 def _make_scores(at: Paths) -> None:
     _check_teacher(at)
     bm25 = at.training / "run.bm25.train.txt"
-    bm25_search.search(str(at.bm25), docstrings.topics("train"), hits=50, threads=hardware.threads()).write(
-        bm25, overwrite=True
-    )
+    run = bm25_search.search(str(at.bm25), docstrings.topics("train"), hits=50, threads=hardware.threads())
+    run.write(bm25, overwrite=True)
     groups = read_candidates(at.training / "candidates.jsonl")
     queries, docs = load_texts(groups, docstrings.topics("train"), docstrings.docs())
     teachers = [Teacher("run", str(bm25), BM25_WEIGHT), Teacher("checkpoint", str(at.teacher), TEACHER_WEIGHT)]
@@ -167,15 +166,12 @@ def _check_teacher(at: Paths) -> None:
     sparse = bm25_search.search(str(at.bm25), queries, hits=200, threads=hardware.threads())
     dense = dense_search.dense(*open_with_encoder(at.teacher_index, str(at.teacher)), queries, hits=200)
     together = fusion.interpolation(sparse, dense, alpha=BM25_WEIGHT / (BM25_WEIGHT + TEACHER_WEIGHT))
-    worth = {name: _rr(run, qrels) for name, run in (("BM25", sparse), ("teacher", dense), ("ensemble", together))}
+    measured = {"BM25": sparse, "teacher": dense, "ensemble": together}
+    worth = {name: engines.mean(engines.evaluate(run, qrels, ["RR@10"])["RR@10"]) for name, run in measured.items()}
     logger.info("on dev topics, RR@10: %s", ", ".join(f"{name} {value:.4f}" for name, value in worth.items()))
     write_json(at.training / "teacher.json", worth)
     if worth["ensemble"] <= worth["BM25"]:
         logger.warning("WARNING: the teacher does not beat BM25 (%.4f <= %.4f)", worth["ensemble"], worth["BM25"])
-
-
-def _rr(run: Run, qrels: Qrels) -> float:
-    return engines.mean(engines.evaluate(run, qrels, ["RR@10"])["RR@10"])
 
 
 def _make_student(at: Paths) -> None:
@@ -203,8 +199,7 @@ def _make_reranker(at: Paths) -> None:
     """The teacher read as a ColBERT: its token states, L2-normalised, compared one by one. No further training."""
     model = loading.load(str(at.teacher), architecture="colbert")
     what = "models/teacher, read as a ColBERT; not trained further"
-    record = {"from": what, "from_sha256": checkpoint_names.fingerprint(at.teacher)}
-    saving.save(model, at.reranker, record=record)
+    saving.save(model, at.reranker, record={"from": what, "from_sha256": checkpoint_names.fingerprint(at.teacher)})
 
 
 def late_interaction(at: Paths, run: Run, queries: list[Query]) -> Run:
