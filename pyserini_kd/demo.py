@@ -14,13 +14,13 @@ from pyserini_kd.cli import command
 )
 def main() -> None:
     """Run the main job on the embedded default, from nothing to a table of measures."""
-    from pyserini_kd.distillation import demo_run
+    from pyserini_kd.distillation import embedded
     from pyserini_kd.evaluation import tables
 
     started = time.monotonic()
-    found = demo_run.run_all()
+    found = embedded.run_all()
     click.echo(f"\npydocs test: {found.topics} topics over {found.docs} documents\n")
-    click.echo(tables.table(["system", *demo_run.MEASURES, "ms/query", "run"], found.rows) + "\n")
+    click.echo(tables.table(["system", *embedded.MEASURES, "ms/query", "run"], found.rows) + "\n")
     for better, worse, difference, p_value in found.comparisons:
         click.echo(f"RR@10, {better} against {worse}: {difference:+.4f} (p = {p_value:.2g}, paired t-test)")
     click.echo(f"\n{time.monotonic() - started:.0f} s in all. Next: python -m pyserini_kd.search --encoder student")

@@ -8,28 +8,43 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Generic, NamedTuple, TypedDict, TypeVar, cast, overload
 
 import numpy as np
-import numpy.typing as npt
+import torch
+from torch import Tensor
 
-from pyserini_kd.distillation.candidates import Group
-from pyserini_kd.distillation.rankers import Ranker, window_of
+from pyserini_kd.distillation.candidates import Group, as_groups
 from pyserini_kd.distillation.teacher_scores import TeacherScores
-from pyserini_kd.distillation.text_store import PlainTexts, Triples
+from pyserini_kd.distillation.text_store import PlainTexts
 from pyserini_kd.models.tokens import pad, tokenize
-from pyserini_kd.storage.arrays import Ints, column, let_go
+from pyserini_kd.storage.arrays import Ints, Rows, column, let_go
 from pyserini_kd.storage.errors import InputError
 
 if TYPE_CHECKING:
-    from torch import Tensor
+    from pyserini_kd.models.bert_dot import BertDot
+    from pyserini_kd.models.cross_encoder import CrossEncoder
+    from pyserini_kd.models.loading import Model
 
 logger = logging.getLogger(__name__)
-
-Batch = dict[str, Any]
-"""Name -> tensor, or a dictionary of tensors for each model."""
+T = TypeVar("T")
 
 WINDOW = 64  # batches that are sorted by length together
+
+
+class Batch(TypedDict, total=False):
+    """A batch of B groups of at most G documents, with P distinct (query, document) pairs. Plain texts have no groups."""
+
+    pairs: Tensor  # P, or the number of texts
+    taught: Tensor  # the first so many of the P pairs are those of the groups
+    student: dict[str, Tensor]  # what the student scores: this process's share of the pairs
+    live: dict[str, Tensor]  # what a live teacher scores
+    labels: Tensor  # (B, G)
+    rows: Tensor  # (B, G): places among the P scores
+    mask: Tensor  # (B, G): false where a group is shorter than the longest
+    teacher: Tensor  # (B, G): scores from a file
+    batch_labels: Tensor  # (B, N): of every query and every document of the batch
+    batch_rows: Tensor  # (B, N)
 
 
 class Share(NamedTuple):
@@ -46,17 +61,26 @@ class Share(NamedTuple):
         """
         return count * self.rank // self.world, count * (self.rank + 1) // self.world
 
+    def slice_of(self, count: int) -> slice:
+        """The same as a slice. An empty part takes one row of another process; its score is dropped."""
+        start, end = self.of(count)
+        return slice(start, max(end, start + 1))
+
 
 WHOLE = Share()
 
 
-class Batches(Sequence[list[Any]]):
+class Batches(Sequence[list[T]], Generic[T]):
     """Items cut into batches: batch i holds the items of `rows[ends[i - 1]:ends[i]]`, fetched when it is used."""
 
-    def __init__(self, items: Sequence[Any], rows: Ints, ends: npt.NDArray[np.int64]) -> None:
+    def __init__(self, items: Sequence[T], rows: Ints, ends: Rows) -> None:
         self.items, self.rows, self.ends = items, rows, ends
 
-    def __getitem__(self, batch: Any) -> Any:
+    @overload
+    def __getitem__(self, batch: int) -> list[T]: ...
+    @overload
+    def __getitem__(self, batch: slice) -> list[list[T]]: ...
+    def __getitem__(self, batch: int | slice) -> list[T] | list[list[T]]:
         """The items of a batch, or the batches of a slice."""
         if isinstance(batch, slice):
             return [self[i] for i in range(len(self))[batch]]
@@ -70,24 +94,23 @@ class Batches(Sequence[list[Any]]):
         return len(self.ends)
 
 
-def cut_batches(groups: Sequence[Group], batch_size: int, seed: int, lengths: Sequence[int] | Ints | None = None) -> Batches:
+def cut_batches(
+    groups: Sequence[Group], batch_size: int, seed: int, lengths: Sequence[int] | Ints | None = None
+) -> Batches[Group]:
     """Cut groups into batches. Blocks, whose queries share documents, stay whole unless they are larger than a batch.
 
     Groups without a block (triples) are shuffled; with `lengths`, groups of like length come into one batch. Small blocks
     are shuffled too.
     """
-    if isinstance(groups, Triples):
+    groups = as_groups(groups)
+    blocks, first = groups.blocks(), None
+    if blocks is not None and (blocks >= 0).any():
+        blocks = np.where(blocks < 0, -1 - np.arange(len(blocks)), blocks)
+        _, first, block, sizes = np.unique(blocks, return_index=True, return_inverse=True, return_counts=True)
+    if first is None or len(first) == len(groups):
         rows = column(groups.folder, len(groups), np.int32)
         rows[:] = _shuffled(len(groups), batch_size, seed, lengths)
         return _cut(groups, rows, batch_size)
-    blocks = np.fromiter((group.block for group in groups), np.int64, len(groups))
-    alone = np.flatnonzero(blocks < 0)
-    blocks[alone] = -1 - alone
-    first = alone
-    if len(first) < len(groups):
-        _, first, block, sizes = np.unique(blocks, return_index=True, return_inverse=True, return_counts=True)
-    if len(first) == len(groups):
-        return _cut(groups, _shuffled(len(groups), batch_size, seed, lengths), batch_size)
     if lengths is not None:
         logger.warning("groups are not sorted by length: the candidates' blocks, whose queries share documents, stay whole")
     place = first.copy()  # blocks in the order of their first groups
@@ -119,13 +142,13 @@ def _packed(sizes: Sequence[int], batch_size: int) -> list[int]:
     return made
 
 
-def cut_texts(texts: Sequence[str], batch_size: int, seed: int) -> Batches:
+def cut_texts(texts: Sequence[str], batch_size: int, seed: int) -> Batches[str]:
     """Cut shuffled texts into batches of like length (in characters; in bytes where they lie on disk)."""
     lengths = texts.lengths() if isinstance(texts, PlainTexts) else [len(text) for text in texts]
     return _cut(texts, _shuffled(len(texts), batch_size, seed, lengths), batch_size)
 
 
-def _cut(items: Sequence[Any], rows: Ints, batch_size: int) -> Batches:
+def _cut(items: Sequence[T], rows: Ints, batch_size: int) -> Batches[T]:
     return Batches(items, rows, np.minimum(np.arange(batch_size, len(rows) + batch_size, batch_size), len(rows)))
 
 
@@ -146,30 +169,15 @@ class Collator:
     """Turns a batch of groups into tensors; each distinct (query, document) pair of the batch is scored once."""
 
     def __init__(
-        self,
-        model: Ranker,
-        queries: Mapping[str, str],
-        docs: Mapping[str, str],
-        scores: TeacherScores | None = None,
-        train_len: int | None = None,
-        *,
-        teacher: Ranker | None = None,
-        same_inputs: bool = False,
-        in_batch: bool = False,
+        self, model: Model, queries: Mapping[str, str], docs: Mapping[str, str], scores: TeacherScores | None = None,
+        train_len: int | None = None, *, teacher: Model | None = None, same_inputs: bool = False, in_batch: bool = False,
         share: Share = WHOLE,
-    ) -> None:
-        """A collator.
+    ) -> None:  # fmt: skip
+        """A collator for the student `model`, which reads `train_len` tokens of a document (or pair), if it can read more.
 
-        Args:
-            model: the student.
-            queries: query_id -> text.
-            docs: doc_id -> text.
-            scores: teacher scores from a file.
-            train_len: tokens of a document (or pair) in training, if less than the student can read.
-            teacher: a live teacher, which gets tensors of its own.
-            same_inputs: the teacher must see the same tokens as the student (layer losses).
-            in_batch: also pair every query with every document of the batch.
-            share: the part of the pairs that this process tokenises.
+        `scores` are those of a file. A live `teacher` gets tensors of its own; with `same_inputs` (for layer losses) the same
+        tokens as the student. `in_batch` pairs every query with every document of the batch, too. `share` is the part of the
+        pairs that this process tokenises.
 
         Raises:
             InputError: the teacher must see the same tokens and cannot read as many.
@@ -179,14 +187,7 @@ class Collator:
         self.teacher, self.same_inputs, self.in_batch, self.share = teacher, same_inputs, in_batch, share
 
     def __call__(self, items: Sequence[Sequence[Group]]) -> Batch:
-        """One batch of B groups with P distinct pairs.
-
-        The first `taught` pairs are those of the groups. `labels`, `rows` (places among the P scores), `mask` and, from a
-        file, `teacher` are (B, G); `student` and `live` hold the tensors that the student and the live teacher score;
-        `batch_labels`, `batch_rows` are (B, N).
-        """
-        import torch
-
+        """The tensors of one batch of groups."""
         (groups,) = items
         shape = (len(groups), max(len(group.doc_ids) for group in groups))
         labels, rows = torch.zeros(shape, dtype=torch.long), torch.zeros(shape, dtype=torch.long)
@@ -199,40 +200,45 @@ class Collator:
             rows[i, :size] = torch.tensor([places.setdefault((group.query_id, d), len(places)) for d in group.doc_ids])
             if self.scores is not None:
                 teacher[i, :size] = torch.tensor(self.scores.of(group))
-        batch: Batch = {"labels": labels, "rows": rows, "mask": mask}
+        batch: Batch = {"labels": labels, "rows": rows, "mask": mask, "taught": torch.tensor(len(places))}
         if self.scores is not None:
             batch["teacher"] = teacher
         own = len(places)
         if self.in_batch:
             batch["batch_labels"], batch["batch_rows"] = _all_pairs(groups, places)
-        return batch | {"pairs": torch.tensor(len(places)), "taught": torch.tensor(own)} | self._tokens(list(places), own)
+        batch["pairs"] = torch.tensor(len(places))
+        self._add_tokens(batch, list(places), own)
+        return batch
 
-    def _tokens(self, pairs: list[tuple[str, str]], taught: int) -> Batch:
-        """The tensors of this process's part of the pairs; a live teacher scores only the first `taught` of all pairs."""
-        own = self._own(len(pairs))
-        if not self.same_inputs:
-            batch: Batch = {"student": self._pair_batch(self.model, pairs[own], self.length)}
-            some = pairs[:taught][self._own(taught)]
-            return batch if self.teacher is None else batch | {"live": self._pair_batch(self.teacher, some)}
-        assert self.teacher is not None
-        whole = {"student": self._pair_batch(self.model, pairs, self.length)}  # padded as one process would pad them
-        whole["live"] = self._pair_batch(self.teacher, pairs, self.length)
-        check_same_tokens(whole["student"], whole["live"])
-        return {who: {name: tensor[own] for name, tensor in tokens.items()} for who, tokens in whole.items()}
+    def _add_tokens(self, batch: Batch, pairs: list[tuple[str, str]], taught: int) -> None:
+        """Add this process's part of the pairs; a live teacher scores only the first `taught` of all pairs."""
+        own = self.share.slice_of(len(pairs))
+        if self.same_inputs and self.teacher is not None:  # padded as one process would pad them
+            student, live = (self._pair_batch(model, pairs, self.length) for model in (self.model, self.teacher))
+            if not torch.equal(student["input_ids"], live["input_ids"]):
+                raise InputError("teacher and student do not see the same tokens (their lengths or tokenizers differ); "
+                                 "layer losses compare token by token")  # fmt: skip
+            batch["student"], batch["live"] = ({name: tensor[own] for name, tensor in x.items()} for x in (student, live))
+            return
+        batch["student"] = self._pair_batch(self.model, pairs[own], self.length)
+        if self.teacher is not None:
+            batch["live"] = self._pair_batch(self.teacher, pairs[:taught][self.share.slice_of(taught)])
 
-    def _own(self, count: int) -> slice:
-        """This process's part. An empty part takes one pair of another process; its score is dropped."""
-        start, end = self.share.of(count)
-        return slice(start, max(end, start + 1))
-
-    def _pair_batch(self, model: Ranker, pairs: list[tuple[str, str]], max_len: int | None = None) -> dict[str, Tensor]:
+    def _pair_batch(self, model: Model, pairs: list[tuple[str, str]], max_len: int | None = None) -> dict[str, Tensor]:
         queries = {query_id: row for row, query_id in enumerate(dict.fromkeys(q for q, _ in pairs))}
         docs = {doc_id: row for row, doc_id in enumerate(dict.fromkeys(d for _, d in pairs))}
         texts = [self.queries[q] for q in queries], [self.docs[d] for d in docs]
         return model.pair_batch(*texts, [(queries[q], docs[d]) for q, d in pairs], max_doc_len=max_len)
 
 
-def pair_length(model: Ranker, train_len: int | None, same_for: Ranker | None = None) -> int:
+def window_of(model: Model) -> int:
+    """The number of tokens of a document (a pair, for a cross-encoder) that a model can read."""
+    if model.architecture == "cross_encoder":
+        return cast("CrossEncoder", model).max_len
+    return cast("BertDot", model).settings.max_doc_len
+
+
+def pair_length(model: Model, train_len: int | None, same_for: Model | None = None) -> int:
     """Tokens of a document (or pair) in training; InputError where a teacher must read the same and cannot read as many."""
     length = min(train_len or window_of(model), window_of(model))
     if same_for is not None and (most := window_of(same_for)) < length:
@@ -244,8 +250,6 @@ def pair_length(model: Ranker, train_len: int | None, same_for: Ranker | None = 
 
 def _all_pairs(groups: Sequence[Group], places: dict[tuple[str, str], int]) -> tuple[Tensor, Tensor]:
     """(labels, rows) (B, N) of every query with every document of the batch; new pairs join `places`."""
-    import torch
-
     docs = list(dict.fromkeys(d for group in groups for d in group.doc_ids))
     relevant = {(g.query_id, d) for g in groups for d, label in zip(g.doc_ids, g.labels, strict=True) if label > 0}
     labels = [[int((group.query_id, d) in relevant) for d in docs] for group in groups]
@@ -253,30 +257,18 @@ def _all_pairs(groups: Sequence[Group], places: dict[tuple[str, str], int]) -> t
     return torch.tensor(labels), torch.tensor(rows)
 
 
-def check_same_tokens(student: Mapping[str, Tensor], teacher: Mapping[str, Tensor]) -> None:
-    """InputError unless both models were given the same token ids."""
-    import torch
-
-    if not torch.equal(student["input_ids"], teacher["input_ids"]):
-        raise InputError("teacher and student do not see the same tokens (their lengths or tokenizers differ); "
-                         "layer losses compare token by token")  # fmt: skip
-
-
 class TextCollator:
     """Turns a batch of plain texts into tensors that student and teacher both read."""
 
-    def __init__(self, model: Ranker, train_len: int | None, teacher: Ranker, *, share: Share = WHOLE) -> None:
-        self.model, self.share = model, share
+    def __init__(self, model: Model, train_len: int | None, teacher: Model, *, share: Share = WHOLE) -> None:
+        self.tokenizer, self.share = model.tokenizer, share
         self.length = min(train_len or window_of(model), window_of(model), window_of(teacher))
 
     def __call__(self, items: Sequence[Sequence[str]]) -> Batch:
-        """One batch of P texts: `student` and `live` hold the same tensors."""
-        import torch
-
+        """The tensors of one batch of texts, the same for both."""
         (texts,) = items
-        tokenizer = self.model.tokenizer
-        records, _ = tokenize(tokenizer, texts, self.length)
-        tokens = pad(records, tokenizer.pad_token_id or 0, "cpu")
-        start, end = self.share.of(len(texts))
-        tokens = {name: tensor[start : max(end, start + 1)] for name, tensor in tokens.items()}
+        records, _ = tokenize(self.tokenizer, texts, self.length)
+        own = self.share.slice_of(len(texts))
+        every = pad(records, self.tokenizer.pad_token_id or 0, "cpu")
+        tokens = {name: tensor[own] for name, tensor in every.items()}
         return {"pairs": torch.tensor(len(texts)), "student": tokens, "live": tokens}

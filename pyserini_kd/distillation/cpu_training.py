@@ -8,14 +8,19 @@ random numbers; in bf16 it also rounds the scores and weights of attention, wher
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from transformers import AttentionInterface, AttentionMaskInterface
+from transformers.masking_utils import sdpa_mask
 
 from pyserini_kd.models.layers import encoder_of
+
+if TYPE_CHECKING:
+    from pyserini_kd.models.loading import Model
 
 NAME = "pyserini_kd"  # of this attention in transformers
 MODEL_TYPES = ("bert", "distilbert")  # their attention is masked by padding only
@@ -41,15 +46,9 @@ def kept(shape: tuple[int, ...], rate: float, dtype: torch.dtype) -> Tensor:
 
 
 def attention(
-    module: nn.Module,
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    attention_mask: Tensor | None,
-    dropout: float = 0.0,
-    scaling: float | None = None,
-    **more: object,
-) -> tuple[Tensor, None]:
+    module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None,
+    dropout: float = 0.0, scaling: float | None = None, **more: object,
+) -> tuple[Tensor, None]:  # fmt: skip
     """Attention as transformers asks for it: (P, heads, T, d) three times -> (P, T, heads, d); mask bool (P, 1, T, T)."""
     if not torch.is_grad_enabled() or (dropout == 0.0 and query.dtype is torch.float32):
         mixed = F.scaled_dot_product_attention(query, key, value, attn_mask=attention_mask, dropout_p=dropout, scale=scaling)
@@ -66,19 +65,16 @@ def attention(
     return torch.bmm(weights, value).view(texts, heads, length, -1).transpose(1, 2).contiguous(), None
 
 
-def fit(model: Any) -> None:
+def fit(model: Model) -> None:
     """Make a student compute so, in place; its attention only if it is that of BERT."""
     for parent in list(model.modules()):
         for name, child in list(parent.named_children()):
             if type(child) is nn.Dropout:
                 setattr(parent, name, Dropout(child.p).train(child.training))
     encoder = encoder_of(model)
-    config: Any = getattr(encoder, "config", None)
+    config = getattr(encoder, "config", None)
     plain = getattr(config, "model_type", None) in MODEL_TYPES and not getattr(config, "is_decoder", False)
-    if plain and config._attn_implementation == "sdpa":
-        from transformers import AttentionInterface, AttentionMaskInterface
-        from transformers.masking_utils import sdpa_mask
-
+    if plain and getattr(config, "_attn_implementation", None) == "sdpa":
         AttentionInterface.register(NAME, attention)
         AttentionMaskInterface.register(NAME, sdpa_mask)
         encoder.set_attn_implementation(NAME)

@@ -1,4 +1,4 @@
-"""The embedded default: collection, BM25, teacher, teacher scores, student, indexes, reranker, and the weights of a hybrid.
+"""The embedded default: collection, BM25, teacher, teacher scores, student, indexes, reranker; and all of its systems measured.
 
 A step whose result exists is skipped; a step that was cut short starts again (or resumes). docs/demo.md has the figures behind
 the choices below.
@@ -10,13 +10,13 @@ import dataclasses
 import logging
 import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import NamedTuple
 
 from pyserini_kd.data import docstrings
 from pyserini_kd.data.runs import Run
-from pyserini_kd.data.types import Qrels, Query
+from pyserini_kd.data.types import Query
 from pyserini_kd.distillation import mining
 from pyserini_kd.distillation.candidates import read_candidates, write_candidates
 from pyserini_kd.distillation.config import TrainConfig
@@ -24,7 +24,8 @@ from pyserini_kd.distillation.teacher_scores import read_scores, write_scores
 from pyserini_kd.distillation.teaching import Teacher, teach
 from pyserini_kd.distillation.text_store import load_texts
 from pyserini_kd.distillation.training import train
-from pyserini_kd.evaluation import engines, tuning
+from pyserini_kd.evaluation import engines, run_records, tuning
+from pyserini_kd.evaluation.engines import PerQuery
 from pyserini_kd.models import checkpoint_folder, hardware, loading, rankers, saving
 from pyserini_kd.models.rankers import load_encoder
 from pyserini_kd.retrieval import bm25_build, bm25_search, build, fusion, reranking, searching
@@ -34,19 +35,24 @@ from pyserini_kd.retrieval.text_sources import stored_docs
 from pyserini_kd.storage.environment import sha256
 from pyserini_kd.storage.errors import InputError
 from pyserini_kd.storage.files import home
-from pyserini_kd.storage.records import read_json, record_path, write_json
+from pyserini_kd.storage.records import Record, read_json, record_path, write_json, write_record
 
 logger = logging.getLogger(__name__)
 
 BLOCK = 32  # queries that share their documents: 31 negatives each for one document encoded
 # Trained on heads, used on more; dropout doubled the time, and dev topics show no gain from it (docs/demo.md)
-TRAINING: dict[str, Any] = {"max_query_len": 32, "max_doc_len": 128, "train_len": 64, "dropout": 0.0}
+TRAINING: Record = {"max_query_len": 32, "max_doc_len": 128, "train_len": 64, "dropout": 0.0}
 TEACHER_WEIGHT, BM25_WEIGHT = 40.0, 0.4  # their mean: 20 x cosine + 0.2 x BM25
 # Unit vectors, scores x 20 in the loss: an unnormalised student spends this short training on its vectors' lengths
-STUDENT: dict[str, Any] = {"l2_norm": True, "score_scale": 20.0, "lr": 5e-5}
+STUDENT: Record = {"l2_norm": True, "score_scale": 20.0, "lr": 5e-5}
 ALPHAS = (0.0025, 0.005, 0.01, 0.015, 0.02, 0.025, 0.03, 0.035, 0.04, 0.05, 0.07)  # BM25 is around 15, the student below 1
 RERANK_DEPTH = 20
 WEIGHTS = (0.5, 0.6, 0.7, 0.8, 0.85, 0.9, 0.95, 0.98)  # of the hybrid's scores (below 1) beside MaxSim's (around 10)
+
+MEASURES = ("RR@10", "nDCG@10", "R@100")
+BOTH = ("bm25", "student")
+PAIRS = (("hybrid", "bm25"), ("hybrid", "student"), ("reranked", "hybrid"))
+"""Systems that are compared: (better, worse)."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -144,9 +150,8 @@ def _make_teacher(at: Paths) -> None:
 def _make_scores(at: Paths) -> None:
     _check_teacher(at)
     bm25 = at.training / "run.bm25.train.txt"
-    bm25_search.search(str(at.bm25), docstrings.topics("train"), hits=50, threads=hardware.threads()).write(
-        bm25, overwrite=True
-    )
+    run = bm25_search.search(str(at.bm25), docstrings.topics("train"), hits=50, threads=hardware.threads())
+    run.write(bm25, overwrite=True)
     groups = read_candidates(at.training / "candidates.jsonl")
     queries, docs = load_texts(groups, docstrings.topics("train"), docstrings.docs())
     teachers = [Teacher("run", str(bm25), BM25_WEIGHT), Teacher("checkpoint", str(at.teacher), TEACHER_WEIGHT)]
@@ -161,15 +166,12 @@ def _check_teacher(at: Paths) -> None:
     sparse = bm25_search.search(str(at.bm25), queries, hits=200, threads=hardware.threads())
     dense = searching.dense(*open_with_encoder(at.teacher_index, str(at.teacher)), queries, hits=200)
     together = fusion.interpolation(sparse, dense, alpha=BM25_WEIGHT / (BM25_WEIGHT + TEACHER_WEIGHT))
-    worth = {name: _rr(run, qrels) for name, run in (("BM25", sparse), ("teacher", dense), ("ensemble", together))}
+    measured = {"BM25": sparse, "teacher": dense, "ensemble": together}
+    worth = {name: engines.mean(engines.evaluate(run, qrels, ["RR@10"])["RR@10"]) for name, run in measured.items()}
     logger.info("on dev topics, RR@10: %s", ", ".join(f"{name} {value:.4f}" for name, value in worth.items()))
     write_json(at.training / "teacher.json", worth)
     if worth["ensemble"] <= worth["BM25"]:
         logger.warning("WARNING: the teacher does not beat BM25 (%.4f <= %.4f)", worth["ensemble"], worth["BM25"])
-
-
-def _rr(run: Run, qrels: Qrels) -> float:
-    return engines.mean(engines.evaluate(run, qrels, ["RR@10"])["RR@10"])
 
 
 def _make_student(at: Paths) -> None:
@@ -197,8 +199,7 @@ def _make_reranker(at: Paths) -> None:
     """The teacher read as a ColBERT: its token states, L2-normalised, compared one by one. No further training."""
     model = loading.load(str(at.teacher), architecture="colbert")
     what = "models/teacher, read as a ColBERT; not trained further"
-    record = {"from": what, "from_sha256": checkpoint_folder.fingerprint(at.teacher)}
-    saving.save(model, at.reranker, record=record)
+    saving.save(model, at.reranker, record={"from": what, "from_sha256": checkpoint_folder.fingerprint(at.teacher)})
 
 
 def late_interaction(at: Paths, run: Run, queries: list[Query]) -> Run:
@@ -221,3 +222,76 @@ def choose_weights(at: Paths) -> tuple[float, float]:
     weight = tuning.best_alpha(hybrid, late_interaction(at, hybrid, queries), qrels, WEIGHTS, "RR@10")
     write_json(chosen, {"made_from": made_from, "topics": "pydocs:dev", "alpha": alpha, "weight": weight})
     return alpha, weight
+
+
+class Comparison(NamedTuple):
+    """The difference of two systems in RR@10, with the p value of a paired t-test."""
+
+    better: str
+    worse: str
+    difference: float
+    p_value: float
+
+
+class Results(NamedTuple):
+    """What `demo` prints: a row for each system (name, measures, ms a query, run), and comparisons."""
+
+    topics: int
+    docs: int
+    rows: list[list[str | float]]
+    comparisons: list[Comparison]
+
+
+class _Systems:
+    """Runs systems on the test topics one after the other, writes their runs and keeps their measures."""
+
+    def __init__(self) -> None:
+        self.queries, self.qrels = docstrings.topics("test"), docstrings.qrels("test")
+        self.rows: list[list[str | float]] = []
+        self.values: dict[str, PerQuery] = {}
+
+    @staticmethod
+    def path_of(system: str) -> Path:
+        return home() / "runs" / f"run.pydocs.{system}.test.txt"
+
+    def measure(self, name: str, system: str, work: Callable[[], Run], made_of: Sequence[str] = ()) -> Run:
+        """Run a system; `made_of` are the systems whose runs it uses: their time counts too."""
+        begun = time.monotonic()
+        run = work()
+        seconds = time.monotonic() - begun
+        path = self.path_of(system)
+        run.write(path, overwrite=True)
+        results = engines.evaluate(run, self.qrels, MEASURES)
+        means = {measure: engines.mean(values) for measure, values in results.items()}
+        config = {"runs": [str(self.path_of(other)) for other in made_of]}
+        engine = engines.choose_engine(run)
+        write_record(path, config=config, system=name, measures=means, engine=engine, seconds=round(seconds, 2))
+        self.values[system] = results["RR@10"]
+        milliseconds = run_records.ms_per_query(path, len(self.queries))[0]
+        self.rows.append([name, *means.values(), f"{milliseconds:.1f}", str(path)])
+        return run
+
+
+def run_all() -> Results:
+    """Prepare what is missing of the embedded default, run its systems, write their runs and measure them."""
+    at = prepare()
+    alpha, weight = prepare_reranker(at)
+    systems = _Systems()
+    queries = systems.queries
+
+    def dense() -> Run:
+        return searching.dense(*open_with_encoder(at.index, str(at.student)), queries, tag="student")
+
+    bm25 = systems.measure("BM25", "bm25", lambda: bm25_search.search(str(at.bm25), queries, threads=hardware.threads()))
+    student = systems.measure("student, dense", "student", dense)
+    systems.measure("hybrid, RRF", "hybrid-rrf", lambda: fusion.rrf([bm25, student], tag="hybrid-rrf"), BOTH)
+    name = f"hybrid, {alpha:g} BM25 + {1 - alpha:g} student"
+    hybrid = systems.measure(name, "hybrid", lambda: fusion.interpolation(bm25, student, alpha=alpha, tag="hybrid"), BOTH)
+
+    def reranked() -> Run:
+        late = late_interaction(at, hybrid, queries)
+        return fusion.interpolation(hybrid.top(RERANK_DEPTH), late, alpha=weight, tag="reranked")
+
+    systems.measure(f"reranked, {weight:g} hybrid + {1 - weight:g} MaxSim", "reranked", reranked, ("hybrid",))
+    compared = [Comparison(a, b, *engines.compare(systems.values[a], systems.values[b])) for a, b in PAIRS]
+    return Results(len(queries), sum(1 for _ in docstrings.docs()), systems.rows, compared)

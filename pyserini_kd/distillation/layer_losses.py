@@ -11,11 +11,12 @@ from __future__ import annotations
 import contextlib
 import math
 from collections.abc import Iterator, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from transformers import PreTrainedModel
 
 from pyserini_kd.models.layers import layers_of
 from pyserini_kd.storage.errors import InputError
@@ -106,7 +107,7 @@ def attention_scores(queries: Tensor, keys: Tensor, attention_mask: Tensor, head
 
 
 @contextlib.contextmanager
-def recorded(encoder: Any, every: int = 1) -> Iterator[Layers]:
+def recorded(encoder: PreTrainedModel, every: int = 1) -> Iterator[Layers]:
     """Collect the layers of the one forward pass inside the block, with gradients; of each `every` layers only the last.
 
     transformers gives only probabilities, so the query and key projections are hooked and the scores are computed here. With
@@ -137,7 +138,7 @@ def recorded(encoder: Any, every: int = 1) -> Iterator[Layers]:
             found.attention.append(attention_scores(queries[0], output, masks[0], heads))
 
     handles = [encoder.register_forward_pre_hook(start, with_kwargs=True)]
-    handles += [module.register_forward_hook(keep) for module in (encoder.embeddings, *layers)]
+    handles += [module.register_forward_hook(keep) for module in (encoder.get_submodule("embeddings"), *layers)]
     for query_part, key_part in map(_projections, layers):
         handles += [query_part.register_forward_hook(query), key_part.register_forward_hook(key)]
     try:
@@ -147,21 +148,16 @@ def recorded(encoder: Any, every: int = 1) -> Iterator[Layers]:
             handle.remove()
 
 
-def _projections(layer: Any) -> tuple[nn.Module, nn.Module]:
-    """The query and key projections of a layer of a BERT-like or DistilBERT encoder; InputError where it has others."""
-    if hasattr(layer.attention, "q_lin"):
-        return layer.attention.q_lin, layer.attention.k_lin
-    try:
-        return layer.attention.self.query, layer.attention.self.key
-    except AttributeError:
-        raise InputError(f"the attention of a {type(layer).__name__} is not BERT's: its layers cannot be distilled") from None
+def _projections(layer: nn.Module) -> tuple[nn.Module, nn.Module]:
+    """The query and key projections of a layer of a DistilBERT or BERT-like encoder; InputError where it has others."""
+    for query, key in (("q_lin", "k_lin"), ("self.query", "self.key")):
+        with contextlib.suppress(AttributeError):
+            return layer.get_submodule(f"attention.{query}"), layer.get_submodule(f"attention.{key}")
+    raise InputError(f"the attention of a {type(layer).__name__} is not BERT's: its layers cannot be distilled")
 
 
-def check(student: Any, teacher: Any, attention: bool) -> None:
-    """InputError unless the teacher's layers can be mapped onto the student's; head counts matter for the attention loss.
-
-    Both are encoders of transformers.
-    """
+def check(student: PreTrainedModel, teacher: PreTrainedModel, attention: bool) -> None:
+    """InputError unless the teacher's layers can be mapped onto the student's; head counts matter for the attention loss."""
     for encoder in (student, teacher):
         _projections(layers_of(encoder)[0])
         if getattr(encoder.config, "embedding_size", encoder.config.hidden_size) != encoder.config.hidden_size:

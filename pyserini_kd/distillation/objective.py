@@ -4,34 +4,35 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any
+from itertools import islice
+from typing import TYPE_CHECKING, Literal, Unpack
 
 import torch
 import torch.distributed as dist
+from accelerate.utils import send_to_device
 from torch import Tensor, nn
+from transformers import BertConfig, BertForSequenceClassification
 
 from pyserini_kd.distillation import layer_losses
-from pyserini_kd.distillation.batches import WHOLE, Batch, Collator, Share
+from pyserini_kd.distillation.batches import WHOLE, Batch, Collator, Share, window_of
 from pyserini_kd.distillation.candidates import Group
 from pyserini_kd.distillation.layer_losses import Layers
 from pyserini_kd.distillation.losses import loss, margins
-from pyserini_kd.distillation.rankers import Ranker, module_of
 from pyserini_kd.distillation.recipes import LAYER_LOSSES
 from pyserini_kd.models import engine
 from pyserini_kd.models.cross_encoder import CrossEncoder
-from pyserini_kd.models.layers import encoder_of, layers_of
+from pyserini_kd.models.layers import encoder_of
 from pyserini_kd.storage.errors import InputError
+
+if TYPE_CHECKING:
+    from pyserini_kd.models.bert_dot import BertDot
+    from pyserini_kd.models.colbert import ColBert
+    from pyserini_kd.models.loading import Model
 
 SCALE_BATCHES = 4  # batches whose margins set the student's starting scale
 
 
-def check_encoder(model: Ranker) -> None:
-    """InputError unless the student's encoder is a stack of BERT-like layers (a TK has layers of its own)."""
-    if model.architecture != "tk":
-        layers_of(encoder_of(model))
-
-
-def check_layers(student: Ranker, teacher: Ranker, losses: Mapping[str, float]) -> None:
+def check_layers(student: Model, teacher: Model, losses: Mapping[str, float]) -> None:
     """InputError unless the teacher's layers can be distilled into the student."""
     for who, model in (("student", student), ("teacher", teacher)):
         if model.architecture != "cross_encoder":
@@ -41,10 +42,8 @@ def check_layers(student: Ranker, teacher: Ranker, losses: Mapping[str, float]) 
     layer_losses.check(encoder_of(student), encoder_of(teacher), attention="attention" in losses)
 
 
-def random_student(layers: int, width: int, like: Ranker | None) -> CrossEncoder:
+def random_student(layers: int, width: int, like: Model | None) -> CrossEncoder:
     """A cross-encoder with random weights, and with the vocabulary, window and heads of a teacher."""
-    from transformers import BertConfig, BertForSequenceClassification
-
     if like is None or like.architecture != "cross_encoder":
         raise InputError("a random student takes vocabulary and heads from a cross-encoder teacher; there is none", "init")
     theirs = encoder_of(like).config
@@ -52,22 +51,17 @@ def random_student(layers: int, width: int, like: Ranker | None) -> CrossEncoder
     if width % heads:
         raise InputError(f"random:{layers}/{width}: the width must be a multiple of the teacher's {heads} heads", "init")
     config = BertConfig(
-        vocab_size=theirs.vocab_size,
-        hidden_size=width,
-        num_hidden_layers=layers,
-        num_attention_heads=heads,
+        vocab_size=theirs.vocab_size, hidden_size=width, num_hidden_layers=layers, num_attention_heads=heads,
         intermediate_size=1200 if width == 312 else 4 * width,  # TinyBERT's 4/312 is the exception
-        max_position_embeddings=theirs.max_position_embeddings,
-        pad_token_id=theirs.pad_token_id,
-    )
+        max_position_embeddings=theirs.max_position_embeddings, pad_token_id=theirs.pad_token_id,
+    )  # fmt: skip
     config.num_labels = 1
-    return CrossEncoder(BertForSequenceClassification(config), like.tokenizer, like.max_len)
+    return CrossEncoder(BertForSequenceClassification(config), like.tokenizer, window_of(like))
 
 
-def group_scores(model: Ranker, batch: Batch, who: str = "student") -> Tensor:
+def group_scores(model: Model, batch: Batch, who: Literal["student", "live"] = "student") -> Tensor:
     """Scores (B, G) of a whole batch by the student (with gradients) or, with `who="live"`, by a live teacher."""
-    scores: Tensor = model.pair_scores(batch[who])[batch["rows"]]
-    return scores
+    return model.pair_scores(batch[who])[batch["rows"]]
 
 
 def gathered(own: Tensor, count: int, share: Share) -> Tensor:
@@ -92,33 +86,19 @@ class Learner(nn.Module):
     accepts_loss_kwargs = False  # or Trainer would sum, not average, over accumulated batches
 
     def __init__(
-        self,
-        model: Ranker,
-        losses: Mapping[str, float],
-        score_scale: float = 1.0,
-        *,
-        teacher: Ranker | None = None,
-        teacher_dropout: bool = False,
-        temperature: float = 1.0,
-        text: bool = False,
-        length: int | None = None,
+        self, model: Model, losses: Mapping[str, float], score_scale: float = 1.0, *, teacher: Model | None = None,
+        teacher_dropout: bool = False, temperature: float = 1.0, text: bool = False, length: int | None = None,
         share: Share = WHOLE,
-    ) -> None:
-        """A learner.
+    ) -> None:  # fmt: skip
+        """A learner: the student `model`, whose scores are multiplied by `score_scale` before the losses (name -> weight).
 
-        Args:
-            model: the student.
-            losses: name -> weight, of `recipes.LOSSES`.
-            score_scale: student scores are multiplied by this before the loss.
-            teacher: a live teacher; runs without gradients, and is not saved with the module.
-            teacher_dropout: leave its dropout on, as the published TinyBERT scripts do, which never call eval().
-            temperature: of the losses that take one.
-            text: batches are plain text: only encoders run, and only layer losses make sense.
-            length: tokens that texts or pairs are cut to; the attention loss is averaged over them. None: over a batch's.
-            share: the part of each batch that this process works on.
+        A live `teacher` runs without gradients, and is not saved with the module; `teacher_dropout` leaves its dropout on, as
+        the published TinyBERT scripts do, which never call eval(). The attention loss is averaged over `length` tokens, to
+        which texts or pairs are cut (None: over a batch's). `text`: batches are plain text, so that only encoders run, and only
+        layer losses make sense. `share` is the part of each batch that this process works on.
         """
         super().__init__()
-        self.student: Any = model
+        self.student = model
         self.weights, self.score_scale, self.text, self.share = dict(losses), score_scale, text, share
         self.length = length
         self.layers = [name for name in LAYER_LOSSES if name in losses]
@@ -135,7 +115,7 @@ class Learner(nn.Module):
             student_width, teacher_width = (int(encoder_of(m).config.hidden_size) for m in (model, teacher))
             self.projection = nn.Linear(student_width, teacher_width)  # shared by all layers, dropped at export
 
-    def forward(self, **batch: Any) -> dict[str, Tensor]:
+    def forward(self, **batch: Unpack[Batch]) -> dict[str, Tensor]:
         """The loss of a batch, as Trainer wants it."""
         terms = self._terms(batch)
         total = sum((self.weights[name] * value for name, (value, _) in terms.items()), torch.zeros(()))
@@ -144,8 +124,7 @@ class Learner(nn.Module):
         if not torch.isfinite(total):
             raise FloatingPointError("the loss is not finite")
         if self.share.world > 1:  # each process has a part of the sum; their gradients will be averaged
-            parts = (self.weights[name] * self.share.world * own for name, (_, own) in terms.items())
-            part = sum(parts, torch.zeros(()))
+            part = sum((self.weights[name] * self.share.world * own for name, (_, own) in terms.items()), torch.zeros(()))
             total = total.detach() + part - part.detach()
         return {"loss": total}
 
@@ -162,7 +141,10 @@ class Learner(nn.Module):
                 else:
                     value = layer_losses.attention_loss(own_layers.attention, live_layers.attention, self.length)
                 value = value * ((end - start) / count)
-                terms[name] = (summed(value, self.share), value)
+                total = value.detach().clone() if self.share.world > 1 else value
+                if self.share.world > 1:
+                    dist.all_reduce(total)
+                terms[name] = (total, value)
             if self.functions:
                 theirs = batch.get("teacher")
                 if theirs is None and live is not None:
@@ -201,10 +183,9 @@ class Learner(nn.Module):
             live = self._run(teacher, batch["live"])
         return own, own_layers, live, live_layers
 
-    def _run(self, model: Ranker, tokens: Mapping[str, Tensor]) -> Tensor:
+    def _run(self, model: Model, tokens: Mapping[str, Tensor]) -> Tensor:
         """Scores of pairs; for plain text the encoder's output, of which only the layers are used."""
-        output: Tensor = encoder_of(model)(**tokens).last_hidden_state if self.text else model.pair_scores(tokens)
-        return output
+        return encoder_of(model)(**tokens).last_hidden_state if self.text else model.pair_scores(tokens)
 
 
 def spread(scores: Tensor, mask: Tensor) -> tuple[float, float]:
@@ -217,16 +198,7 @@ def spread(scores: Tensor, mask: Tensor) -> tuple[float, float]:
     return float(scores[mask].mean()), float((scores - centres)[mask].square().mean().sqrt())
 
 
-def summed(value: Tensor, share: Share) -> Tensor:
-    """A value summed over processes; with one process the value itself, gradients kept."""
-    if share.world == 1:
-        return value
-    total = value.detach().clone()
-    dist.all_reduce(total)
-    return total
-
-
-def scale_scores(model: Any, factor: float) -> None:
+def scale_scores(model: BertDot | ColBert, factor: float) -> None:
     """Multiply all scores of a bert_dot or colbert by `factor`, in place: the last layer before its vectors takes the root."""
     inner = [part for name, part in model.encoder.named_children() if "embeddings" not in name]
     norms = [module for part in inner for module in part.modules() if isinstance(module, nn.LayerNorm)]
@@ -240,12 +212,9 @@ def scale_scores(model: Any, factor: float) -> None:
 
 
 def match_scale(
-    model: Ranker,
-    collator: Collator,
-    batches: Sequence[Sequence[Group]],
-    score_scale: float = 1.0,
-    teacher: Ranker | None = None,
-) -> float:
+    model: BertDot | ColBert, collator: Collator, batches: Sequence[Sequence[Group]], score_scale: float = 1.0,
+    teacher: Model | None = None,
+) -> float:  # fmt: skip
     """Scale a student so that its margins' root mean square is the teacher's; returns the factor of its scores.
 
     Margin-MSE compares margins in the teacher's units. A student that starts a factor off (a ColBERT: a hundred) spends its
@@ -253,9 +222,9 @@ def match_scale(
     head (cross-encoder, PreTTR, TK) cannot rank at all yet: scaling would only increase their error.
     """
     student_margins, teacher_margins = [], []
-    with engine.running(module_of(model), "fp32") as device:
-        for groups in batches[:SCALE_BATCHES]:
-            batch = to_device(collator([groups]), device)
+    with engine.running(model, "fp32") as device:
+        for groups in islice(batches, SCALE_BATCHES):
+            batch: Batch = send_to_device(collator([groups]), device)
             scores = group_scores(model, batch) * score_scale
             live = None if teacher is None or "teacher" in batch else teacher.eval()
             theirs = batch["teacher"] if live is None else group_scores(live, batch, "live")
@@ -267,8 +236,3 @@ def match_scale(
         return 1.0
     scale_scores(model, factor)
     return factor
-
-
-def to_device(batch: Batch, device: torch.device) -> Batch:
-    """The batch with every tensor, also those in dictionaries of it, on the device."""
-    return {name: to_device(value, device) if isinstance(value, dict) else value.to(device) for name, value in batch.items()}

@@ -5,12 +5,9 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import NamedTuple
 
 from pyserini_kd.storage.errors import InputError
-
-if TYPE_CHECKING:
-    from torch.nn import Parameter
 
 HARD_LOSSES = ("ranknet", "hinge", "bce", "listwise_ce", "listnet", "lambda", "in_batch")
 """On labels alone. `in_batch`: `listwise_ce` over all documents of the batch, for BERT_DOT."""
@@ -23,8 +20,6 @@ LAYER_LOSSES = ("hidden", "attention")
 LOSSES = (*HARD_LOSSES, *SOFT_LOSSES, *LAYER_LOSSES)
 SCHEDULES = {"linear": "linear", "constant": "constant_with_warmup", "cosine": "cosine", "plateau": "constant_with_warmup"}
 """Our name of a schedule -> transformers' name. `validation` lowers the learning rate of `plateau`."""
-QUICK = 10.0
-"""TK's kernel weights and mix learn ten times as fast as the rest (Hofstätter et al. 2020: 1e-4 and 1e-5)."""
 
 SCALED = ("bert_dot", "colbert")  # architectures that can rank, on a scale of their own, before they are trained
 INIT = "minilm"
@@ -110,119 +105,55 @@ LM_STAGE = Stage("language model", LAYERS, text=True, lr=5e-5, epochs=3.0, weigh
 LAYER_STAGE = Stage("ranker's layers", LAYERS, lr=5e-5, epochs=10.0, warmup=0.0, schedule="constant", weight_decay=0.01)
 SCORE_STAGE = Stage("ranker's scores", {"soft_ce": 1.0}, lr=3e-5, epochs=3.0, weight_decay=0.01)
 
-RECIPES = {
-    recipe.name: recipe
-    for recipe in (
-        Recipe(
-            "margin-mse",
-            f"{CROSS_ARCHITECTURE}, section 3; there at lr 7e-6 (TK: 1e-5) on 40 million triples, --schedule plateau, "
-            "no gradient clipped (--max-grad-norm 10000), every student on its own scale (--no-match-scale)",
-            "Margin-MSE on teacher scores; triples or n-way groups",
-            (Stage("scores", {"margin_mse": 1.0}, match_scale=True),),
-            l2_norm=False,
-        ),
-        Recipe(
-            "ranknet",
-            f"{CROSS_ARCHITECTURE}, the undistilled baseline",
-            "RankNet on labels, no teacher",
-            (Stage("labels", {"ranknet": 1.0}),),
-            l2_norm=False,
-        ),
-        Recipe(
-            "weighted-ranknet",
-            f"{CROSS_ARCHITECTURE}, loss ablation",
-            "RankNet weighted by the teacher's margin",
-            (Stage("scores", {"weighted_ranknet": 1.0}),),
-            l2_norm=False,
-        ),
-        Recipe(
-            "pointwise-mse",
-            f"{CROSS_ARCHITECTURE}, loss ablation",
-            "MSE on raw teacher scores",
-            (Stage("scores", {"pointwise_mse": 1.0}, match_scale=True),),
-            l2_norm=False,
-        ),
-        Recipe(
-            "contrastive",
-            "Karpukhin et al. 2020, arXiv 2004.04906, section 3.2 (in-batch negatives); makes bi-encoder teachers",
-            "softmax over a group's documents on labels, cosine at temperature 1/20",
-            (Stage("labels", {"listwise_ce": 1.0}, lr=5e-5),),
-            score_scale=20.0,
-            l2_norm=True,
-        ),
-        Recipe(
-            "ranker-distill",
-            f"{UNDERSTANDING}: Ranker Distill",
-            "TinyBERT distillation from a ranker, without any distillation of the language model",
-            (LAYER_STAGE, SCORE_STAGE),
-            start="random (--init random:4/312) or layers of the teacher; never a distilled language model",
-            student="cross_encoder",
-            distilled_start=False,
-        ),
-        Recipe(
-            "lm-distill",
-            f"{UNDERSTANDING}: the first half of LM Distill; general distillation of TinyBERT",
-            "a small language model from a large one on plain text; writes an encoder, not a ranker",
-            (LM_STAGE,),
-            start="random (--init random:4/312) or layers of the --lm-teacher",
-            student="cross_encoder",
-        ),
-        Recipe(
-            "lm-distill+ft",
-            f"{UNDERSTANDING}: LM Distill + Fine-Tuning",
-            "distil the language model, then fine-tune it on labels; the ranker teacher is never used",
-            (LM_STAGE, Stage("fine-tuning", {"bce": 1.0}, lr=3e-5, epochs=3.0, weight_decay=0.01)),
-            start="random or layers of the --lm-teacher; with --start-stage 2, " + DISTILLED,
-            student="cross_encoder",
-        ),
-        Recipe(
-            "lm+ranker-distill",
-            f"{UNDERSTANDING}: LM Distill + Ranker Distill",
-            "distil the language model, then the ranker",
-            (LM_STAGE, LAYER_STAGE, SCORE_STAGE),
-            start="random or layers of the --lm-teacher; with --start-stage 2, " + DISTILLED,
-            student="cross_encoder",
-        ),
-        Recipe(
-            "tinybert",
-            f"Jiao et al. 2020, arXiv 1909.10351, sections 3.1 and 3.2; the baseline TinyBERT of {SIMPLIFIED}",
-            "TinyBERT: the ranker's layers first, its scores afterwards; no labels",
-            (LAYER_STAGE, SCORE_STAGE),
-            start=DISTILLED,
-            student="cross_encoder",
-        ),
-        Recipe(
-            "simplified-tinybert",
-            f"{SIMPLIFIED}: Simplified TinyBERT",
-            "TinyBERT's two stages merged, with hard labels; all weights 1",
-            (Stage("all", {**LAYERS, "soft_ce": 1.0, "bce": 1.0}, lr=5e-5, epochs=2.0, weight_decay=0.01),),
-            start=DISTILLED,
-            student="cross_encoder",
-        ),
-        Recipe(
-            "standard-kd",
-            f"{SIMPLIFIED}: the baseline Standard KD",
-            "half soft cross-entropy with the teacher, half cross-entropy with the labels",
-            (Stage("scores", {"soft_ce": 0.5, "bce": 0.5}, lr=5e-5, epochs=2.0, weight_decay=0.01),),
-            start=DISTILLED,
-            student="cross_encoder",
-        ),
-        Recipe(
-            "uniform",
-            f"{UNIFORM}: its losses, each to be switched with --loss NAME=WEIGHT",
-            "hard and soft pairwise losses, no layers; a start for the study's grid",
-            (Stage("all", {"ranknet": 1.0, "margin_mse": 1.0}, lr=5e-5),),
-            start="a small pretrained cross-encoder or language model",
-            student="cross_encoder",
-            l2_norm=False,
-        ),
-    )
-}
-
-
-def quick_parameters(student: Any) -> list[Parameter]:
-    """The parameters of a TK that learn QUICK times as fast as the rest; other students have none."""
-    return [student.mix, student.gamma, student.head.weight] if student.architecture == "tk" else []
+# fmt: off
+_ALL = (
+    Recipe("margin-mse",
+           f"{CROSS_ARCHITECTURE}, section 3; there at lr 7e-6 (TK: 1e-5) on 40 million triples, --schedule plateau, "
+           "no gradient clipped (--max-grad-norm 10000), every student on its own scale (--no-match-scale)",
+           "Margin-MSE on teacher scores; triples or n-way groups",
+           (Stage("scores", {"margin_mse": 1.0}, match_scale=True),), l2_norm=False),
+    Recipe("ranknet", f"{CROSS_ARCHITECTURE}, the undistilled baseline", "RankNet on labels, no teacher",
+           (Stage("labels", {"ranknet": 1.0}),), l2_norm=False),
+    Recipe("weighted-ranknet", f"{CROSS_ARCHITECTURE}, loss ablation", "RankNet weighted by the teacher's margin",
+           (Stage("scores", {"weighted_ranknet": 1.0}),), l2_norm=False),
+    Recipe("pointwise-mse", f"{CROSS_ARCHITECTURE}, loss ablation", "MSE on raw teacher scores",
+           (Stage("scores", {"pointwise_mse": 1.0}, match_scale=True),), l2_norm=False),
+    Recipe("contrastive",
+           "Karpukhin et al. 2020, arXiv 2004.04906, section 3.2 (in-batch negatives); makes bi-encoder teachers",
+           "softmax over a group's documents on labels, cosine at temperature 1/20",
+           (Stage("labels", {"listwise_ce": 1.0}, lr=5e-5),), score_scale=20.0, l2_norm=True),
+    Recipe("ranker-distill", f"{UNDERSTANDING}: Ranker Distill",
+           "TinyBERT distillation from a ranker, without any distillation of the language model",
+           (LAYER_STAGE, SCORE_STAGE), student="cross_encoder", distilled_start=False,
+           start="random (--init random:4/312) or layers of the teacher; never a distilled language model"),
+    Recipe("lm-distill", f"{UNDERSTANDING}: the first half of LM Distill; general distillation of TinyBERT",
+           "a small language model from a large one on plain text; writes an encoder, not a ranker",
+           (LM_STAGE,), student="cross_encoder", start="random (--init random:4/312) or layers of the --lm-teacher"),
+    Recipe("lm-distill+ft", f"{UNDERSTANDING}: LM Distill + Fine-Tuning",
+           "distil the language model, then fine-tune it on labels; the ranker teacher is never used",
+           (LM_STAGE, Stage("fine-tuning", {"bce": 1.0}, lr=3e-5, epochs=3.0, weight_decay=0.01)), student="cross_encoder",
+           start="random or layers of the --lm-teacher; with --start-stage 2, " + DISTILLED),
+    Recipe("lm+ranker-distill", f"{UNDERSTANDING}: LM Distill + Ranker Distill", "distil the language model, then the ranker",
+           (LM_STAGE, LAYER_STAGE, SCORE_STAGE), student="cross_encoder",
+           start="random or layers of the --lm-teacher; with --start-stage 2, " + DISTILLED),
+    Recipe("tinybert", f"Jiao et al. 2020, arXiv 1909.10351, sections 3.1 and 3.2; the baseline TinyBERT of {SIMPLIFIED}",
+           "TinyBERT: the ranker's layers first, its scores afterwards; no labels",
+           (LAYER_STAGE, SCORE_STAGE), student="cross_encoder", start=DISTILLED),
+    Recipe("simplified-tinybert", f"{SIMPLIFIED}: Simplified TinyBERT",
+           "TinyBERT's two stages merged, with hard labels; all weights 1",
+           (Stage("all", {**LAYERS, "soft_ce": 1.0, "bce": 1.0}, lr=5e-5, epochs=2.0, weight_decay=0.01),),
+           student="cross_encoder", start=DISTILLED),
+    Recipe("standard-kd", f"{SIMPLIFIED}: the baseline Standard KD",
+           "half soft cross-entropy with the teacher, half cross-entropy with the labels",
+           (Stage("scores", {"soft_ce": 0.5, "bce": 0.5}, lr=5e-5, epochs=2.0, weight_decay=0.01),),
+           student="cross_encoder", start=DISTILLED),
+    Recipe("uniform", f"{UNIFORM}: its losses, each to be switched with --loss NAME=WEIGHT",
+           "hard and soft pairwise losses, no layers; a start for the study's grid",
+           (Stage("all", {"ranknet": 1.0, "margin_mse": 1.0}, lr=5e-5),), student="cross_encoder", l2_norm=False,
+           start="a small pretrained cross-encoder or language model"),
+)
+# fmt: on
+RECIPES = {recipe.name: recipe for recipe in _ALL}
 
 
 def get(name: str) -> Recipe:

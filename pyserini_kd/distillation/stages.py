@@ -8,30 +8,33 @@ from __future__ import annotations
 import logging
 import shutil
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple, TypeVar
+from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
-import numpy as np
 import transformers
 from safetensors.torch import load_file, load_model, save_file, save_model
 
 from pyserini_kd.distillation import recipes
 from pyserini_kd.distillation.batches import Batches, Collator, Share, TextCollator, cut_batches, cut_texts
-from pyserini_kd.distillation.candidates import Group
+from pyserini_kd.distillation.candidates import Group, as_groups
 from pyserini_kd.distillation.config import TrainConfig
 from pyserini_kd.distillation.objective import Learner, match_scale
 from pyserini_kd.distillation.processes import one_after_another, precision_of
-from pyserini_kd.distillation.rankers import Ranker, Teachers, module_of
 from pyserini_kd.distillation.recipes import Stage
-from pyserini_kd.distillation.text_store import Triples
-from pyserini_kd.distillation.trainer import TERMS, Progress, clock, last_state, make_trainer, quiet
+from pyserini_kd.distillation.student import Teachers
+from pyserini_kd.distillation.trainer import TERMS, Collate, Progress, clock, last_state, make_trainer
 from pyserini_kd.distillation.training_data import Material
 from pyserini_kd.distillation.validation import Watch
+from pyserini_kd.models.bert_dot import BertDot
+from pyserini_kd.models.colbert import ColBert
+from pyserini_kd.models.saving import quiet_transformers
 from pyserini_kd.models.tokens import tokenize
-from pyserini_kd.storage.arrays import Ints
 from pyserini_kd.storage.job import Job
 from pyserini_kd.storage.records import read_json, write_json
+
+if TYPE_CHECKING:
+    from pyserini_kd.models.loading import Model
 
 logger = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -45,7 +48,7 @@ class Work(NamedTuple):
     """What all stages of a training run share."""
 
     config: TrainConfig
-    model: Ranker
+    model: Model
     teachers: Teachers
     material: Material
     job: Job
@@ -59,7 +62,7 @@ def states_of(job: Job, number: int) -> Path:
 
 def run_stage(work: Work, number: int, stage: Stage) -> dict[str, object]:
     """Train the student by one stage, or load the result of a stage that was done before a crash; returns its record."""
-    job, share, student = work.job, work.share, module_of(work.model)
+    job, share, student = work.job, work.share, work.model
     weights, result = job.path(number, "safetensors"), job.path(number, "json")
     if job.is_done(number):
         load_model(student, str(weights))
@@ -68,36 +71,27 @@ def run_stage(work: Work, number: int, stage: Stage) -> dict[str, object]:
     folder = states_of(job, number)
     folder.mkdir(exist_ok=True)
     earlier = 0.0 if share.rank else clock(folder)
-    learnt = _learn(work, number, stage, folder)
+    learner, watch, start_scale, steps, log = _learn(work, number, stage, folder)
     with one_after_another(share):
-        measured = learnt.watch.take_best() if learnt.watch else []
-        record = {
-            **stage._asdict(),
-            "start_scale": learnt.start_scale,
-            "steps": learnt.steps,
-            "seconds": round(earlier + time.monotonic() - started, 1),
-            "log": learnt.log,
-            "dev": measured,
-        }
+        measured = watch.take_best() if watch else []
+        seconds = round(earlier + time.monotonic() - started, 1)
+        learnt = {"start_scale": start_scale, "steps": steps, "seconds": seconds, "log": log, "dev": measured}
+        record = {**stage._asdict(), **learnt}
         if share.rank == 0:
             save_model(student, str(weights))
-            if hasattr(learnt.module, "projection"):
-                save_file(learnt.module.projection.state_dict(), job.path(number, "projection"))
+            if hasattr(learner, "projection"):
+                save_file(learner.projection.state_dict(), job.path(number, "projection"))
             write_json(result, record)
             job.finish(number)
             shutil.rmtree(folder)
     return record
 
 
-class _Learnt(NamedTuple):
-    module: Learner
-    watch: Watch | None
-    start_scale: float
-    steps: int
-    log: list[dict[str, float]]
+Learnt = tuple[Learner, Watch | None, float, int, list[dict[str, float]]]
+"""What trained the student, what watched it, the factor of its scores at the start, the number of steps, the log."""
 
 
-def _learn(work: Work, number: int, stage: Stage, folder: Path) -> _Learnt:
+def _learn(work: Work, number: int, stage: Stage, folder: Path) -> Learnt:
     """Train until the stage ends, from the last saved state on if there is one."""
     config, material, share = work.config, work.material, work.share
     transformers.set_seed(config.seed)
@@ -127,9 +121,9 @@ def _learn(work: Work, number: int, stage: Stage, folder: Path) -> _Learnt:
         load_model(module, str(Path(resume) / "model.safetensors"))  # Trainer would do one more step
         progress.go_on(steps)
     else:
-        with quiet():
+        with quiet_transformers():
             steps = trainer.train(resume_from_checkpoint=resume).global_step
-    return _Learnt(module, watch, start_scale, steps, progress.log)
+    return module, watch, start_scale, steps, progress.log
 
 
 def _take_projection(module: Learner, job: Job, number: int) -> None:
@@ -141,7 +135,7 @@ def _take_projection(module: Learner, job: Job, number: int) -> None:
             module.projection.load_state_dict(found)
 
 
-def _batches(work: Work, stage: Stage, teacher: Ranker | None) -> tuple[Batches, Collator | TextCollator, float]:
+def _batches(work: Work, stage: Stage, teacher: Model | None) -> tuple[Batches[Group] | Batches[str], Collate, float]:
     """The batches of a stage, their collator, and the factor by which the student's scores were multiplied at the start."""
     config, model, material = work.config, work.model, work.material
     if stage.text:
@@ -150,7 +144,7 @@ def _batches(work: Work, stage: Stage, teacher: Ranker | None) -> tuple[Batches,
         _log_cut(model, _sample(material.texts), text_collator.length, "; to have them whole, cut passages (segment)")
         return cut_texts(material.texts, config.batch_size, config.seed), text_collator, 1.0
     groups, docs = material.groups, material.docs
-    lengths = _lengths(groups, docs) if config.length_buckets else None
+    lengths = as_groups(groups).lengths(docs) if config.length_buckets else None
     batches = cut_batches(groups, config.batch_size, config.seed, lengths)
     collator = Collator(
         model, material.queries, docs, material.scores if stage.needs_scores else None, config.train_len,
@@ -162,7 +156,7 @@ def _batches(work: Work, stage: Stage, teacher: Ranker | None) -> tuple[Batches,
         logger.warning("a batch has %d pairs, each of which a cross_encoder reads: take a smaller batch size, or candidates of "
                        "fewer documents (3 negatives)", pairs)  # fmt: skip
     factor = 1.0
-    if stage.match_scale and stage.needs_scores and model.architecture in recipes.SCALED and not model.settings.l2_norm:
+    if stage.match_scale and stage.needs_scores and isinstance(model, BertDot | ColBert) and not model.settings.l2_norm:
         factor = match_scale(model, collator, batches, config.score_scale or 1.0, teacher)
         logger.info("to begin on the teacher's scale, the student's scores are multiplied by %.3g", factor)
         if factor > FEEBLE:
@@ -177,16 +171,9 @@ def _sample(items: Sequence[T]) -> list[T]:
     return [items[row] for row in range(0, len(items), len(items) // SAMPLE + 1)]
 
 
-def _log_cut(model: Ranker, texts: Sequence[str], length: int, advice: str) -> None:
+def _log_cut(model: Model, texts: Sequence[str], length: int, advice: str) -> None:
     """Log how many of some texts are longer than training reads."""
     _, cut = tokenize(model.tokenizer, texts, length)
     if cut:
         share = 100 * cut / len(texts)
         logger.info("%.0f%% of the texts (of a sample) are longer than %d tokens, and are cut%s", share, length, advice)
-
-
-def _lengths(groups: Sequence[Group], docs: Mapping[str, str]) -> Ints:
-    """Length of the longest document of every group."""
-    if isinstance(groups, Triples):
-        return groups.lengths()
-    return np.fromiter((max(len(docs[doc_id]) for doc_id in group.doc_ids) for group in groups), np.int32, len(groups))

@@ -5,22 +5,41 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, NamedTuple
 
-from pyserini_kd.distillation import recipes
+from torch import nn
+
+from pyserini_kd.distillation import cpu_training, recipes
 from pyserini_kd.distillation.config import RANDOM, TrainConfig, shape_of
+from pyserini_kd.distillation.objective import random_student
 from pyserini_kd.distillation.processes import device_of
-from pyserini_kd.distillation.rankers import Ranker, Teachers
 from pyserini_kd.distillation.recipes import Recipe, Stage
 from pyserini_kd.models import checkpoint_folder, loading
+from pyserini_kd.models.bert_dot import BertDot
+from pyserini_kd.models.cross_encoder import CrossEncoder
+from pyserini_kd.models.layers import encoder_of, layers_of
 from pyserini_kd.storage.errors import InputError
-from pyserini_kd.storage.records import read_json
+from pyserini_kd.storage.records import Record, read_json
+
+if TYPE_CHECKING:
+    from pyserini_kd.models.loading import Model
 
 logger = logging.getLogger(__name__)
 
 COLBERT_MASKS = 8  # [MASK] tokens after each query of a new ColBERT (Hofstätter et al. 2020)
 PUBLISHED = ("minilm", "tinybert-4l-312", "tinybert-6l-768", "distilbert")  # distilled language models of checkpoints.KNOWN
 DISTILLED_NAMES = ("minilm", "distilbert", "tinybert")  # parts of the names of others
+
+
+class Teachers(NamedTuple):
+    """The live teachers of a run; None where no stage needs one."""
+
+    ranker: Model | None = None
+    language_model: Model | None = None
+
+    def for_stage(self, text: bool) -> Model | None:
+        """The teacher of a stage: the language model for plain text, else the ranker."""
+        return self.language_model if text else self.ranker
 
 
 def check_start(recipe: Recipe, stages: Sequence[Stage], config: TrainConfig) -> bool:
@@ -71,8 +90,7 @@ def load_teachers(config: TrainConfig, stages: Sequence[Stage]) -> Teachers:
     Raises:
         InputError: a teacher cannot teach what the stages learn.
     """
-    ranker: Any = None
-    language_model: Any = None
+    ranker = language_model = None
     if config.lm_teacher and any(stage.text for stage in stages):
         language_model = loading.load(config.lm_teacher, architecture="cross_encoder").to(device_of(config))
     ranking = [stage for stage in stages if not stage.text]
@@ -80,14 +98,11 @@ def load_teachers(config: TrainConfig, stages: Sequence[Stage]) -> Teachers:
     if config.teacher and (layers or scores):
         inside = layers or config.teacher_dropout or config.starts_random
         ranker = loading.load(config.teacher, lean=not inside).to(device_of(config))
-        if layers and ranker.architecture != "cross_encoder":
+        if layers and not isinstance(ranker, CrossEncoder):
             raise InputError(f"{config.teacher} is a {ranker.architecture}; layers are those of a cross-encoder", "teacher")
         if scores and checkpoint_folder.is_bounded(config.teacher) and not config.scaled:
-            raise InputError(
-                f"{config.teacher} gives cosines in [-1, 1]: set score_scale, by which the student's scores are multiplied, "
-                "or scale the teacher's in a score file (teach)",
-                "teacher",
-            )
+            raise InputError(f"{config.teacher} gives cosines in [-1, 1]: set score_scale, by which the student's scores are "
+                             "multiplied, or scale the teacher's in a score file (teach)", "teacher")  # fmt: skip
     return Teachers(ranker, language_model)
 
 
@@ -96,12 +111,8 @@ def fingerprint(name: str) -> str:
     return name if name.startswith(RANDOM) else checkpoint_folder.fingerprint(checkpoint_folder.resolve(name))
 
 
-def load_student(config: TrainConfig, teachers: Teachers) -> Ranker:
+def load_student(config: TrainConfig, teachers: Teachers) -> Model:
     """The student as training begins, on its device, with the dropout that was asked for."""
-    from torch import nn
-
-    from pyserini_kd.distillation import cpu_training
-
     model = _random(config, teachers) if config.starts_random else _from_checkpoint(config)
     if config.dropout is not None:
         for module in model.modules():
@@ -112,26 +123,22 @@ def load_student(config: TrainConfig, teachers: Teachers) -> Ranker:
     return model.to(device_of(config))
 
 
-def _random(config: TrainConfig, teachers: Teachers) -> Ranker:
+def _random(config: TrainConfig, teachers: Teachers) -> CrossEncoder:
     """A cross-encoder with random weights, made like a teacher."""
-    from pyserini_kd.distillation import objective
-
-    like: Any = teachers.language_model or teachers.ranker
+    like = teachers.language_model or teachers.ranker
     if like is None and config.lm_teacher:  # which teaches nothing in these stages
         like = loading.load(config.lm_teacher, architecture="cross_encoder")
     elif like is None and config.teacher:
         like = loading.load(config.teacher)
-    fresh = objective.random_student(*shape_of(config.init), like)
+    fresh = random_student(*shape_of(config.init), like)
     if (config.max_doc_len or 0) > fresh.max_len:
         raise InputError(f"{config.init} reads {fresh.max_len} tokens at most; a longer length was asked for", "max_doc_len")
     fresh.max_len = config.max_doc_len or fresh.max_len
     return fresh
 
 
-def _from_checkpoint(config: TrainConfig) -> Ranker:
-    from pyserini_kd.distillation import objective
-
-    overrides: dict[str, Any] = {"max_doc_len": config.max_doc_len}
+def _from_checkpoint(config: TrainConfig) -> Model:
+    overrides: Record = {"max_doc_len": config.max_doc_len}
     if config.architecture != "cross_encoder":
         overrides |= {"pooling": config.pooling, "l2_norm": config.l2_norm, "max_query_len": config.max_query_len}
     new = checkpoint_folder.architecture_of(checkpoint_folder.resolve(config.init)) != config.architecture
@@ -140,13 +147,12 @@ def _from_checkpoint(config: TrainConfig) -> Ranker:
     own = config.own_settings
     if config.architecture == "colbert" and new:
         own.setdefault("masks", COLBERT_MASKS)
-    model: Any = loading.load(
+    model = loading.load(
         config.init, architecture=config.architecture, layers=config.layers, glove=config.glove, settings=own, **overrides
     )
-    objective.check_encoder(model)
-    if config.architecture == "bert_dot" and model.settings.l2_norm and (config.score_scale or 1.0) == 1.0:
-        logger.warning(
-            "WARNING: the student's vectors have length 1, its scores lie in [-1, 1]; losses on raw scores need vectors that "
-            "are not normalised, or a score scale, say 20"
-        )
+    if config.architecture != "tk":  # which has layers of its own
+        layers_of(encoder_of(model))
+    if isinstance(model, BertDot) and model.settings.l2_norm and (config.score_scale or 1.0) == 1.0:
+        logger.warning("WARNING: the student's vectors have length 1, its scores lie in [-1, 1]; losses on raw scores need "
+                       "vectors that are not normalised, or a score scale, say 20")  # fmt: skip
     return model

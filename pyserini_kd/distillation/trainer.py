@@ -2,37 +2,42 @@
 
 from __future__ import annotations
 
-import contextlib
 import logging
 import math
 import shutil
 import sys
 import time
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, cast
 
 import numpy as np
 import torch
 import transformers
 from torch.optim import Optimizer
 from torch.utils.data import DataLoader
-from transformers import TrainerControl, TrainerState, TrainingArguments
-from transformers.utils import logging as transformers_logging
+from transformers import DataCollator, TrainerControl, TrainerState, TrainingArguments
 
 from pyserini_kd.distillation import recipes
-from pyserini_kd.distillation.batches import Batches, Collator, Share, TextCollator
+from pyserini_kd.distillation.batches import Batch, Batches, Collator, Share, TextCollator
+from pyserini_kd.distillation.candidates import Group
 from pyserini_kd.distillation.config import TrainConfig
 from pyserini_kd.distillation.objective import Learner
 from pyserini_kd.distillation.processes import precision_of
-from pyserini_kd.distillation.rankers import Ranker
 from pyserini_kd.distillation.recipes import Stage
+from pyserini_kd.models.tk import Tk
 from pyserini_kd.storage.records import read_json, write_json
+
+if TYPE_CHECKING:
+    from pyserini_kd.models.loading import Model
 
 logger = logging.getLogger(__name__)
 
+Collate = Collator | TextCollator
+
 FLAT = 1e-4  # warn when the scores of a query differ by less than this, relative to their size
+QUICK = 10.0  # TK's kernels learn ten times as fast as the rest (Hofstätter et al. 2020: 1e-4 and 1e-5)
 TERMS = "terms.json"  # in a saved state: the loss terms since the last line of the log
 
 
@@ -129,71 +134,48 @@ class _Trainer(transformers.Trainer):
         """AdamW, with TK's second learning rate."""
         return quicken(super().create_optimizer(model), self.learner.student)
 
-    def get_train_dataloader(self) -> DataLoader[Any]:
+    def get_train_dataloader(self) -> DataLoader[Batch]:
         """Every process gets every batch: the collator takes this process's share of its pairs."""
         loader = super().get_train_dataloader()
         if self.share.world > 1:
-            sampler: Any = loader.batch_sampler
-            sampler.num_processes, sampler.process_index = 1, 0
+            vars(loader.batch_sampler).update(num_processes=1, process_index=0)
         return loader
 
 
 def make_trainer(
-    config: TrainConfig, stage: Stage, progress: Progress, batches: Batches, collator: Collator | TextCollator
+    config: TrainConfig, stage: Stage, progress: Progress, batches: Batches[Group] | Batches[str], collator: Collate
 ) -> transformers.Trainer:
     """A Trainer for a stage: one process of several, or the only one."""
     steps = config.max_steps or max(1, math.ceil(math.ceil(len(batches) / config.accumulate) * stage.epochs))
     arguments = transformers.TrainingArguments(
-        output_dir=str(progress.folder),
+        output_dir=str(progress.folder), seed=config.seed, data_seed=config.seed,
+        bf16=precision_of(config) == "bf16", use_cpu=config.device == "cpu",
         per_device_train_batch_size=1,  # one item is one batch of groups
-        gradient_accumulation_steps=config.accumulate,
-        max_steps=steps,
-        learning_rate=stage.lr,
-        lr_scheduler_type=recipes.SCHEDULES[stage.schedule],
+        gradient_accumulation_steps=config.accumulate, max_steps=steps, max_grad_norm=config.max_grad_norm,
+        learning_rate=stage.lr, lr_scheduler_type=recipes.SCHEDULES[stage.schedule], weight_decay=stage.weight_decay,
         warmup_steps=round(stage.warmup * steps),
-        weight_decay=stage.weight_decay,
-        max_grad_norm=config.max_grad_norm,
-        logging_steps=max(1, min(50, steps // 10)),
-        save_steps=config.save_steps,
-        save_total_limit=2,
-        seed=config.seed,
-        data_seed=config.seed,
-        bf16=precision_of(config) == "bf16",
-        use_cpu=config.device == "cpu",
+        logging_steps=max(1, min(50, steps // 10)), save_steps=config.save_steps, save_total_limit=2,
         ddp_find_unused_parameters=True,  # a stage on layers alone leaves the head without gradients
-        report_to=[],
-        disable_tqdm=not sys.stderr.isatty(),
-        remove_unused_columns=False,
-        dataloader_pin_memory=False,
-        label_names=[],
-    )
+        report_to=[], disable_tqdm=not sys.stderr.isatty(),
+        remove_unused_columns=False, dataloader_pin_memory=False, label_names=[],
+    )  # fmt: skip
     arguments.mixed_precision = "bf16" if arguments.bf16 else "no"  # whatever `accelerate launch` is configured for
     if arguments.n_gpu > 1:
         arguments._n_gpu = 1  # or Trainer would split batches over all GPUs by itself; torchrun does that right
-    trainer = _Trainer(model=progress.module, args=arguments, train_dataset=batches, data_collator=collator)
+    collate = cast(DataCollator, collator)  # its batches are dictionaries of a certain type
+    trainer = _Trainer(model=progress.module, args=arguments, train_dataset=batches, data_collator=collate)
     trainer.share, trainer.learner = progress.share, progress.module
     trainer.add_callback(progress)
     trainer.remove_callback(transformers.PrinterCallback)
     return trainer
 
 
-def quicken(optimizer: Optimizer, student: Ranker) -> Optimizer:
-    """Give the parameters that learn quickly (TK's kernels) a group, and a learning rate, of their own."""
-    quick = {id(parameter) for parameter in recipes.quick_parameters(student)}
+def quicken(optimizer: Optimizer, student: Model) -> Optimizer:
+    """Give the weights and the mix of TK's kernels a group, and a learning rate, of their own."""
+    quick = {id(each) for each in (student.mix, student.gamma, student.head.weight)} if isinstance(student, Tk) else set()
     for group in list(optimizer.param_groups):
         some = [parameter for parameter in group["params"] if id(parameter) in quick]
         if some:
             group["params"] = [parameter for parameter in group["params"] if id(parameter) not in quick]
-            optimizer.add_param_group({**group, "params": some, "lr": recipes.QUICK * group["lr"]})
+            optimizer.add_param_group({**group, "params": some, "lr": QUICK * group["lr"]})
     return optimizer
-
-
-@contextlib.contextmanager
-def quiet() -> Iterator[None]:
-    """Without Trainer's own messages; its progress bar stays."""
-    level = transformers_logging.get_verbosity()
-    transformers_logging.set_verbosity_error()
-    try:
-        yield
-    finally:
-        transformers_logging.set_verbosity(level)

@@ -13,7 +13,7 @@ import os
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING
 
 import torch
 import transformers
@@ -22,16 +22,15 @@ from safetensors.torch import load_file
 from pyserini_kd.data import sources
 from pyserini_kd.distillation import objective
 from pyserini_kd.distillation.batches import pair_length
-from pyserini_kd.distillation.candidates import Group, n_docs
+from pyserini_kd.distillation.candidates import Group, as_groups
 from pyserini_kd.distillation.config import TrainConfig
 from pyserini_kd.distillation.processes import check_precision, one_after_another, processes
-from pyserini_kd.distillation.rankers import Ranker
 from pyserini_kd.distillation.recipes import Stage
 from pyserini_kd.distillation.stages import Work, run_stage, states_of
 from pyserini_kd.distillation.student import check_start, fingerprint, load_student, load_teachers
 from pyserini_kd.distillation.teacher_scores import TeacherScores
 from pyserini_kd.distillation.train_settings import TrainSettings
-from pyserini_kd.distillation.trainer import checkpoints, clock, quiet
+from pyserini_kd.distillation.trainer import checkpoints, clock
 from pyserini_kd.distillation.training_data import Material, data_folder, digest, gather, state_folder
 from pyserini_kd.distillation.validation import Dev, read_dev
 from pyserini_kd.models import checkpoint_folder, saving
@@ -66,18 +65,10 @@ def tiny_is_zero() -> Iterator[None]:
 
 @tiny_is_zero()
 def train(
-    config: TrainConfig,
-    groups: Sequence[Group],
-    queries: Mapping[str, str],
-    docs: Mapping[str, str],
-    output: str | Path,
-    *,
-    scores: TeacherScores | None = None,
-    texts: Sequence[str] = (),
-    dev: Dev | None = None,
-    data: Mapping[str, object] | None = None,
-    overwrite: bool = False,
-) -> Path:
+    config: TrainConfig, groups: Sequence[Group], queries: Mapping[str, str], docs: Mapping[str, str], output: str | Path, *,
+    scores: TeacherScores | None = None, texts: Sequence[str] = (), dev: Dev | None = None,
+    data: Mapping[str, object] | None = None, overwrite: bool = False,
+) -> Path:  # fmt: skip
     """Train a student by a recipe and write its checkpoint; returns the folder.
 
     Args:
@@ -85,7 +76,7 @@ def train(
         groups: candidates; queries with their documents and labels. Empty where every stage is on plain text.
         queries: query_id -> text.
         docs: doc_id -> text.
-        output: checkpoint folder to write.
+        output: the checkpoint folder to write.
         scores: teacher scores, where the recipe needs them and no live teacher gives them; the groups themselves where they
             are the triples of a score file.
         texts: plain text, where the recipe has a stage on it.
@@ -97,12 +88,9 @@ def train(
         InputError: the recipe does not fit the student, needs scores, a teacher or texts that are not there, or the loss is
             not finite (the last good checkpoint is then kept as `NAME.last-good`).
     """
-    started = time.monotonic()
-    retrieves = dev is not None and dev.run is None
-    run = Training(
-        config, Path(output), scored=scores is not None, dev=dev is not None, retrieves=retrieves, overwrite=overwrite
-    )
-    return run.finish(Material(groups, queries, docs, scores, texts, dev), data or {}, started)
+    there = {"scored": scores is not None, "dev": dev is not None, "retrieves": dev is not None and dev.run is None}
+    run = Training(config, Path(output), overwrite=overwrite, **there)
+    return run.finish(Material(as_groups(groups), queries, docs, scores, texts, dev), data or {})
 
 
 @tiny_is_zero()
@@ -112,36 +100,29 @@ def train_from_files(settings: TrainSettings) -> str:
     Raises:
         InputError: as `train`, or the data are wrong.
     """
-    output, scored, has_dev = settings.output, settings.scores is not None, settings.dev_topics is not None
-    with only_one(output):
-        run = Training(
-            settings, output, scored=scored, dev=has_dev, retrieves=settings.dev_retrieval, overwrite=settings.overwrite
-        )
+    output = settings.output
+    there = {"scored": settings.scores is not None, "dev": settings.dev_topics is not None, "retrieves": settings.dev_retrieval}
+    first = os.environ.get("RANK", "0") == "0"  # the other processes of this command may train the same output
+    with alone(output.with_name(f".{output.name}.lock"), "train") if first else contextlib.nullcontext():
+        run = Training(settings, output, overwrite=settings.overwrite, **there)
         dev = read_dev(settings)
-        with gather(settings, settings, output) as found:
+        with gather(settings) as found:
             data = settings.for_training() | {"glove": settings.glove}
             data |= {name: getattr(settings, name) for name in ("dev_topics", "dev_qrels", "dev_run")}
             known: dict[str, object] = {name: digest(name, value) for name, value in data.items() if value is not None}
             known |= {"dev_depth": settings.dev_depth, "dev_retrieval": settings.dev_retrieval} if dev else {}
             if sources.is_named(settings.collection):  # whose texts another release may change
                 known["texts_sha256"] = sha256(*sorted(data_folder(output).glob("*/texts")))
-            run.finish(found._replace(dev=dev), known, time.monotonic())
-    what = [f"{len(found.groups)} {found.unit}"] if found.groups else []
-    what += [f"{len(found.texts)} plain texts"] if found.texts else []
-    return " and ".join(what)
-
-
-def only_one(output: Path) -> contextlib.AbstractContextManager[None]:
-    """InputError where another command trains the same output; the other processes of this command may."""
-    first = os.environ.get("RANK", "0") == "0"
-    return alone(output.with_name(f".{output.name}.lock"), "train") if first else contextlib.nullcontext()
+            run.finish(found._replace(dev=dev), known)
+    counts = [(len(found.groups), found.groups.unit), (len(found.texts), "plain texts")]
+    return " and ".join(f"{count} {what}" for count, what in counts if count)
 
 
 class Training:
     """A training run. It is made before data are read, which can take minutes, and checks all that needs no data."""
 
     def __init__(self, config: TrainConfig, output: Path, *, scored: bool, dev: bool, retrieves: bool, overwrite: bool) -> None:
-        """Load the student and its teachers; InputError where models, recipe and settings do not fit together.
+        """Load the student and its teachers; InputError where models, recipe, settings and data do not fit together.
 
         `scored`, `dev` and `retrieves` say what data there will be, as in `TrainConfig.check_with_data`.
         """
@@ -165,14 +146,16 @@ class Training:
                 if not stage.text:  # before the stages that come first are trained
                     pair_length(self.model, config.train_len, teacher)
 
-    def finish(self, material: Material, data: Mapping[str, object], started: float) -> Path:
+    def finish(self, material: Material, data: Mapping[str, object]) -> Path:
         """Run the stages and write the checkpoint; InputError where data are missing or the loss is not finite.
 
-        `data` is what is known of the data, for training.json; `started` is when the run began, by `time.monotonic()`.
+        `data` is what is known of the data, for training.json.
         """
-        config, share = self.config, self.share
+        started, config, share, groups = time.monotonic(), self.config, self.share, material.groups
         material = material._replace(scores=self._checked_scores(material))
-        job = self._job(data)
+        settings = {name: value for name, value in config.record().items() if name != "save_steps"}  # decides nothing
+        about = {"config": settings, "data": dict(data), "made_from": self.made_from, "computed in": self.precision}
+        job = Job(state_folder(self.output), about, states="stage-*/checkpoint-*", leavings=OURS)  # its parts are the stages
         with one_after_another(share):
             job.begin(overwrite=self.overwrite)
             earlier = 0.0 if share.rank else clock(job.folder)
@@ -191,9 +174,7 @@ class Training:
             "config": config.record(),
             "made_from": self.made_from,
             "distilled_lm": self.distilled,
-            "data": {
-                material.unit: len(material.groups), "pairs": n_docs(material.groups), "texts": len(material.texts), **data
-            },
+            "data": {groups.unit: len(groups), "pairs": groups.n_docs, "texts": len(material.texts), **data},
             "stages": records,
             "precision": self.precision,
             "processes": share.world,
@@ -206,12 +187,6 @@ class Training:
                 _export(self.model, self.numbered[-1][1], self.output, record, self.overwrite)
                 job.remove()
         return self.output
-
-    def _job(self, data: Mapping[str, object]) -> Job:
-        """The job whose parts are the stages."""
-        settings = {name: value for name, value in self.config.record().items() if name != "save_steps"}  # decides nothing
-        about = {"config": settings, "data": dict(data), "made_from": self.made_from, "computed in": self.precision}
-        return Job(state_folder(self.output), about, states="stage-*/checkpoint-*", leavings=OURS)
 
     def _checked_scores(self, material: Material) -> TeacherScores | None:
         """The scores, if the stages need them; InputError for what is missing of the material."""
@@ -251,14 +226,14 @@ class Training:
         return "there was no checkpoint yet"
 
 
-def _export(model: Ranker, last: Stage, output: Path, record: dict[str, object], overwrite: bool) -> None:
+def _export(model: Model, last: Stage, output: Path, record: dict[str, object], overwrite: bool) -> None:
     """Write the checkpoint: a ranker, or the bare encoder where the last stage distilled a language model."""
     with torch.no_grad():
         model = model.cpu().eval()
         if not last.text:
-            saving.save(cast("Model", model), output, record=record, overwrite=overwrite)
+            saving.save(model, output, record=record, overwrite=overwrite)
             return
-        with atomic_folder(output, overwrite=overwrite) as folder, quiet():
+        with atomic_folder(output, overwrite=overwrite) as folder, saving.quiet_transformers():
             encoder_of(model).save_pretrained(folder)
             model.tokenizer.save_pretrained(folder)
             write_json(folder / "training.json", record)

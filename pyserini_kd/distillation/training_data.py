@@ -16,13 +16,12 @@ import numpy as np
 from pyserini_kd.data import passages, sources
 from pyserini_kd.data.types import Doc
 from pyserini_kd.distillation import text_store
-from pyserini_kd.distillation.candidates import Group, read_candidates
-from pyserini_kd.distillation.config import TrainConfig
+from pyserini_kd.distillation.candidates import Groups, as_groups, read_candidates
 from pyserini_kd.distillation.mining import left_out, mine
 from pyserini_kd.distillation.processes import one_after_another, processes
 from pyserini_kd.distillation.teacher_scores import ScoreStore, TeacherScores, read_scores
-from pyserini_kd.distillation.text_store import PlainTexts, Texts, Triples, load_texts
-from pyserini_kd.distillation.train_settings import Given
+from pyserini_kd.distillation.text_store import PlainTexts, Texts, load_texts
+from pyserini_kd.distillation.train_settings import TrainSettings
 from pyserini_kd.distillation.validation import Dev
 from pyserini_kd.storage.environment import sha256
 
@@ -32,17 +31,12 @@ logger = logging.getLogger(__name__)
 class Material(NamedTuple):
     """What a run learns from: candidates with texts and teacher scores, plain texts, dev topics."""
 
-    groups: Sequence[Group]
+    groups: Groups
     queries: Mapping[str, str]
     docs: Mapping[str, str]
     scores: TeacherScores | None = None
     texts: Sequence[str] = ()
     dev: Dev | None = None
-
-    @property
-    def unit(self) -> str:
-        """What a group is called: the triples of a score file are groups of their own."""
-        return "triples" if isinstance(self.groups, Triples) else "queries"
 
 
 READERS: dict[str, Callable[[str], object]] = {"topics": sources.topics, "qrels": sources.qrels}
@@ -63,26 +57,26 @@ def digest(name: str, value: str | Path) -> str | dict[str, str]:
 
 
 @contextlib.contextmanager
-def gather(given: Given, config: TrainConfig, output: Path) -> Iterator[Material]:
+def gather(given: TrainSettings) -> Iterator[Material]:
     """What the stages learn from. Its texts, and the triples of a 5-column file, lie in `NAME.data.partial/` meanwhile.
 
     They stay there when training is interrupted, or left a state to go on from, and serve the next run on the same data.
     """
-    stages = [stage for _, stage in config.stages()]
-    folder, share = data_folder(output), processes(config)
+    stages = [stage for _, stage in given.stages()]
+    folder, share = data_folder(given.output), processes(given)
     plain, ranked = any(stage.text for stage in stages), any(not stage.text for stage in stages)
     scored = any(stage.needs_scores for stage in stages)
     published = given.scores and not given.candidates and given.scores.suffix != ".parquet"
-    groups = _groups(given, config) if ranked and not published else []
-    sources_of = {
+    groups = _groups(given) if ranked and not published else Groups([])
+    made_from: dict[str, object] = {
         name: [str(value), sources.stamp(str(value)) if value else ""] for name, value in given.for_training().items()
     }
-    made_from = {**sources_of, "plain": plain, "ranked": ranked, "blocks": [config.batch_size, config.seed]}
+    made_from |= {"plain": plain, "ranked": ranked, "blocks": [given.batch_size, given.seed]}
     try:
         with one_after_another(share):
             if share.rank == 0:
                 text_store.build_once(folder, made_from, lambda: _convert(folder, given, groups, plain=plain, ranked=ranked))
-        texts = _sample(Texts(folder / "texts"), config) if plain else []
+        texts = _sample(Texts(folder / "texts"), given) if plain else []
         if ranked and published:
             rows = text_store.load_triples(folder)
             yield Material(rows, rows.queries, rows.docs, rows if scored else None, texts)
@@ -93,9 +87,9 @@ def gather(given: Given, config: TrainConfig, output: Path) -> Iterator[Material
                 ScoreStore(given.scores).check_texts(queries, docs)
             yield Material(groups, queries, docs, scores, texts)
         else:
-            yield Material([], {}, {}, None, texts)
+            yield Material(groups, {}, {}, None, texts)
     except Exception:  # not Ctrl-C
-        if share.rank == 0 and not state_folder(output).exists():
+        if share.rank == 0 and not state_folder(given.output).exists():
             shutil.rmtree(folder, ignore_errors=True)
         raise
     if share.rank == 0:
@@ -112,21 +106,21 @@ def state_folder(output: Path) -> Path:
     return output.with_name(output.name + ".partial")
 
 
-def _groups(given: Given, config: TrainConfig) -> Sequence[Group]:
+def _groups(given: TrainSettings) -> Groups:
     if given.candidates:
         return read_candidates(given.candidates)
     mined = mine(sources.topics(str(given.topics)), sources.qrels(str(given.qrels)), [], sources.collection(given.collection),
-                 negatives=0, shared=config.batch_size, seed=config.seed)  # fmt: skip
+                 negatives=0, shared=given.batch_size, seed=given.seed)  # fmt: skip
     logger.info("%d queries; %s", len(mined.groups), left_out(mined))
-    return mined.groups
+    return as_groups(mined.groups)
 
 
-def _docs(given: Given) -> Iterator[Doc]:
+def _docs(given: TrainSettings) -> Iterator[Doc]:
     docs = sources.collection(given.collection)
     return iter(passages.segment(docs, given.segment) if given.segment else docs)
 
 
-def _convert(folder: Path, given: Given, groups: Sequence[Group], *, plain: bool, ranked: bool) -> None:
+def _convert(folder: Path, given: TrainSettings, groups: Groups, *, plain: bool, ranked: bool) -> None:
     """Write the texts that training needs, and the triples of a 5-column file, in one pass over them."""
     if ranked and groups:
         load_texts(groups, sources.topics(str(given.topics)), _docs(given), folder)
@@ -138,7 +132,7 @@ def _convert(folder: Path, given: Given, groups: Sequence[Group], *, plain: bool
         Texts.build(folder / "texts", ((doc.doc_id, doc.contents) for doc in _docs(given)), "plain texts")
 
 
-def _sample(texts: Texts, config: TrainConfig) -> PlainTexts:
+def _sample(texts: Texts, config: TrainSettings) -> PlainTexts:
     """The texts; with `max_steps` a random sample of as many as will be read."""
     limit = config.max_steps * config.batch_size * config.accumulate if config.max_steps else len(texts)
     rows = np.arange(len(texts), dtype=np.int32)

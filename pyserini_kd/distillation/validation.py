@@ -5,19 +5,19 @@ from __future__ import annotations
 import dataclasses
 import logging
 import os
-import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple, cast
+from typing import TYPE_CHECKING, NamedTuple
 
+import faiss
 from safetensors.torch import load_model, save_model
+from torch.optim.lr_scheduler import LRScheduler
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from pyserini_kd.data import passages, sources
 from pyserini_kd.data.doc_ids import DocIds
 from pyserini_kd.data.runs import Run
 from pyserini_kd.data.types import Doc, Qrels, Query
-from pyserini_kd.distillation.rankers import Ranker, module_of
 from pyserini_kd.distillation.train_settings import Given
 from pyserini_kd.evaluation import engines
 from pyserini_kd.models.rankers import Encoder, ranker
@@ -29,7 +29,6 @@ from pyserini_kd.storage.errors import InputError
 from pyserini_kd.storage.records import read_json, write_json
 
 if TYPE_CHECKING:
-    from pyserini_kd.models.bert_dot import BertDot
     from pyserini_kd.models.loading import Model
 
 logger = logging.getLogger(__name__)
@@ -51,6 +50,10 @@ class Dev(NamedTuple):
     run: Run | None  # whose documents are reranked; None: a bert_dot searches all `docs`
     docs: dict[str, Doc]
     segment: str | None = None  # how documents are cut; their best passage counts
+
+    def fetch(self, doc_ids: Iterable[str]) -> Iterator[Doc]:
+        """The documents with these ids."""
+        return (self.docs[doc_id] for doc_id in doc_ids)
 
 
 def read_dev(given: Given) -> Dev | None:
@@ -83,12 +86,9 @@ def read_dev(given: Given) -> Dev | None:
     return Dev([query for query in queries if query.query_id in first], judged, run, docs, given.segment)
 
 
-def retrieved(model: BertDot, dev: Dev, precision: str = "auto") -> Run:
+def retrieved(encoder: Encoder, dev: Dev) -> Run:
     """The run of a bert_dot that searches all documents of some dev topics exactly."""
-    import faiss
-
     docs = list(passages.segment(dev.docs.values(), dev.segment) if dev.segment else dev.docs.values())
-    encoder = Encoder(model, precision=precision)
     vectors = encoder.encode_docs([doc.contents for doc in docs])
     flat = faiss.IndexFlatIP(vectors.shape[1])
     flat.add(vectors)
@@ -112,15 +112,6 @@ def plateaus(values: Sequence[float]) -> int:
     return count
 
 
-def in_vain(values: Sequence[float]) -> int:
-    """The number of measures since the best (of equal ones the first).
-
-    >>> in_vain([0.1, 0.3, 0.3, 0.2]), in_vain([])
-    (2, 0)
-    """
-    return len(values) - 1 - values.index(max(values)) if values else 0
-
-
 @dataclasses.dataclass(eq=False)
 class Watch(TrainerCallback):
     """Measures the student on dev topics, keeps the best weights, and may slow or stop training.
@@ -128,7 +119,7 @@ class Watch(TrainerCallback):
     Of several processes one (`writes`) measures and keeps files in `folder`; all get its measures, and stop together.
     """
 
-    model: Ranker
+    model: Model
     dev: Dev
     folder: Path
     _: dataclasses.KW_ONLY
@@ -154,7 +145,7 @@ class Watch(TrainerCallback):
         logger.info("step %d: %s %.4f on dev topics%s", step, self.metric, value, " (best)" if best else "")
         if best:
             kept = self.folder / f"best-{step}.safetensors"
-            save_model(module_of(self.model), f"{kept}.partial")
+            save_model(self.model, f"{kept}.partial")
             os.replace(f"{kept}.partial", kept)
             saved = max((_step(path.parent) for path in self.folder.glob("checkpoint-*/saved-*")), default=0)
             for old in [path for path in self._kept() if _step(path) <= saved][:-1]:  # a crash goes back to the last of them
@@ -162,14 +153,12 @@ class Watch(TrainerCallback):
         write_json(self.folder / "dev.json", {"measured": self.measured})
 
     def _value(self) -> float:
-        texts, dev = self.dev.docs.__getitem__, self.dev
+        dev, scorer = self.dev, ranker(self.model, precision=self.precision)
         if dev.run is None:
-            run = retrieved(cast("BertDot", self.model), dev, self.precision)
+            assert isinstance(scorer, Encoder)
+            run = retrieved(scorer, dev)
         else:
-            scorer = ranker(cast("Model", self.model), precision=self.precision)
-            run = reranking.rerank(
-                dev.run, scorer, dev.queries, lambda ids: map(texts, ids), depth=dev.run.depth, segment=dev.segment
-            )
+            run = reranking.rerank(dev.run, scorer, dev.queries, dev.fetch, depth=dev.run.depth, segment=dev.segment)
         return engines.mean(engines.evaluate(run, dev.qrels, [self.metric])[self.metric])
 
     def go_on(self, step: int) -> None:
@@ -187,21 +176,27 @@ class Watch(TrainerCallback):
 
     def is_enough(self) -> bool:
         """Whether training must stop, because `patience` is at its end."""
-        return in_vain(self.values()) >= (self.patience or sys.maxsize)
+        values = self.values()
+        if self.patience is None or not values:
+            return False
+        return len(values) - 1 - values.index(max(values)) >= self.patience  # of equal ones the first is the best
 
     def take_best(self) -> list[dict[str, float]]:
         """Put the best weights into the model; returns the measures."""
         if kept := self._kept():
-            load_model(module_of(self.model), str(kept[-1]))
+            load_model(self.model, str(kept[-1]))
         return self.measured
 
-    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **others: Any) -> None:
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl,
+                    lr_scheduler: LRScheduler | None = None, **_: object) -> None:  # fmt: skip
         """Measure, after every `eval_steps` steps and after the last one."""
         if state.global_step % self.eval_steps and state.global_step != state.max_steps:
             return
         self.measure(state.global_step)
-        if self.plateau:
-            slow_down(self.values(), others["lr_scheduler"])
+        values = self.values()
+        if self.plateau and lr_scheduler is not None and plateaus(values) > plateaus(values[:-1]):
+            lr_scheduler.base_lrs = [FACTOR * rate for rate in lr_scheduler.base_lrs]  # of the next step but one; is saved
+            logger.info("no better for %d evaluations: learning rate %g", PLATEAU + 1, lr_scheduler.base_lrs[0])
         if self.is_enough():
             logger.info("no better for %d evaluations: training stops", self.patience)
             control.should_training_stop = True
@@ -221,10 +216,3 @@ def _of_the_first(value: float) -> float:
 def _step(path: Path) -> int:
     """The step in the name of a file of weights or a saved state."""
     return int(path.stem.rpartition("-")[2])
-
-
-def slow_down(values: Sequence[float], scheduler: Any) -> None:
-    """Multiply the learning rates, from the next step but one, by FACTOR where the measures have reached a plateau."""
-    if plateaus(values) > plateaus(values[:-1]):
-        scheduler.base_lrs = [FACTOR * rate for rate in scheduler.base_lrs]  # part of the saved state
-        logger.info("no better for %d evaluations: learning rate %g", PLATEAU + 1, scheduler.base_lrs[0])

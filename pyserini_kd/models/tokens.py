@@ -28,6 +28,9 @@ class Tokenizer(Protocol):
     def __call__(self, text: str | list[str], text_pair: str | list[str] | None = None, **settings: object) -> Any:
         """A BatchEncoding."""
 
+    def get_vocab(self) -> dict[str, int]:
+        """Token -> id."""
+
     def save_pretrained(self, folder: Path) -> object:
         """Write the files of the tokenizer into a folder."""
 

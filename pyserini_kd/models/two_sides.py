@@ -60,6 +60,10 @@ class TwoSides(nn.Module):
             batch |= {f"{kind}_{name}": tensor for name, tensor in padded.items()}
         return batch
 
+    def pair_scores(self, batch: Mapping[str, Tensor]) -> Tensor:
+        """Scores float32 (P,) of such a batch, with gradients."""
+        raise NotImplementedError
+
 
 class LateInteraction(TwoSides):
     """A model whose documents have vectors of tokens, which are compared with those of a query at the end."""

@@ -10,8 +10,7 @@ from torch import nn
 
 from pyserini_kd.distillation import cpu_training
 from pyserini_kd.distillation.config import TrainConfig
-from pyserini_kd.distillation.rankers import Teachers
-from pyserini_kd.distillation.student import load_student
+from pyserini_kd.distillation.student import Teachers, load_student
 from pyserini_kd.distillation.training import train
 from pyserini_kd.models import loading
 

@@ -11,8 +11,7 @@ from conftest import cross, save_cross, score, stages_of
 from pyserini_kd import train as command
 from pyserini_kd.distillation import batches, candidates, objective
 from pyserini_kd.distillation.config import TrainConfig, shape_of
-from pyserini_kd.distillation.rankers import Teachers
-from pyserini_kd.distillation.student import load_student
+from pyserini_kd.distillation.student import Teachers, load_student
 from pyserini_kd.distillation.teacher_scores import Scores
 from pyserini_kd.distillation.training import train
 from pyserini_kd.models import checkpoint_folder, layers, loading, saving

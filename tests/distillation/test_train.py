@@ -16,7 +16,7 @@ from pyserini_kd.distillation import batches, objective, processes, stages, text
 from pyserini_kd.distillation.candidates import Group, write_candidates
 from pyserini_kd.distillation.config import TrainConfig
 from pyserini_kd.distillation.teacher_scores import Scores
-from pyserini_kd.distillation.train_settings import Given
+from pyserini_kd.distillation.train_settings import TrainSettings
 from pyserini_kd.distillation.trainer import checkpoints, clock, last_state, make_trainer, time
 from pyserini_kd.models import checkpoint_folder, loading, saving
 from pyserini_kd.storage.environment import sha256
@@ -847,14 +847,11 @@ def test_texts_of_an_interrupted_run_on_pydocs_go_when_the_packages_change(
     real, made = training_data._convert, []
     monkeypatch.setattr(training_data, "_convert", lambda *given, **more: made.append(versions) or real(*given, **more))
     write_candidates(data[0], tmp_path / "c.jsonl")
-    config = TrainConfig(recipe="ranknet", init=str(tiny_dot))
-    given = Given(collection="pydocs", topics="pydocs:train", candidates=tmp_path / "c.jsonl")
+    given = TrainSettings(recipe="ranknet", init=str(tiny_dot), collection="pydocs", topics="pydocs:train",
+                          candidates=tmp_path / "c.jsonl", output=tmp_path / "m")  # fmt: skip
     for versions in ("old", "old", "new"):
         monkeypatch.setattr(docstrings, "stamp", lambda versions=versions: versions)
-        with (
-            pytest.raises(KeyboardInterrupt),
-            training_data.gather(given, config, tmp_path / "m"),
-        ):
+        with pytest.raises(KeyboardInterrupt), training_data.gather(given):
             raise KeyboardInterrupt
     assert made == ["old", "new"]
 
