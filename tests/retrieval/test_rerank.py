@@ -9,7 +9,7 @@ from conftest import as_ranker, score
 
 from pyserini_kd import rerank, search
 from pyserini_kd.data.runs import Run
-from pyserini_kd.evaluation import latency
+from pyserini_kd.evaluation import run_records
 from pyserini_kd.models import engine, hardware, loading, rankers
 from pyserini_kd.models.rankers import load_encoder
 from pyserini_kd.retrieval import build, reranking, text_sources
@@ -171,8 +171,8 @@ def test_a_broken_off_reranking_goes_on(tmp_path, invoke, first, files, tiny_cro
     for name in ("whole", "out"):  # what the process that broke off took is not known
         assert json.loads((tmp_path / f"{name}.json").read_text()).get("resumed", False) == (name == "out")
     (tmp_path / "first.json").write_text('{"seconds": 1}')
-    assert latency.seconds_of(tmp_path / "whole.txt")[0] > 1
-    assert latency.seconds_of(tmp_path / "out.txt")[1].endswith("since its reranking was resumed")
+    assert run_records.seconds_of(tmp_path / "whole.txt")[0] > 1
+    assert run_records.seconds_of(tmp_path / "out.txt")[1].endswith("since its reranking was resumed")
 
 
 def test_a_search_that_broke_off_while_reranking_goes_on(tmp_path, invoke, files, bm25_index, tiny_cross, monkeypatch, caplog):
