@@ -6,7 +6,6 @@ import sys
 
 import numpy as np
 import pytest
-from conftest import as_ranker
 
 from pyserini_kd.data import formats, java
 from pyserini_kd.data.runs import Run
@@ -14,6 +13,7 @@ from pyserini_kd.models import QueryEncoder
 from pyserini_kd.models.rankers import load_encoder
 from pyserini_kd.retrieval import bm25_search, searching
 from pyserini_kd.retrieval.dense_index import DenseIndex
+from tests.conftest import as_ranker
 
 LAUNCH = """
 import runpy, sys

@@ -7,7 +7,6 @@ from hypothesis import strategies as st
 
 from pyserini_kd.data import doc_ids
 from pyserini_kd.data.doc_ids import DocIds
-from pyserini_kd.storage.errors import InputError
 
 WORDS = st.lists(st.text(st.characters(exclude_categories=["Z", "C"]), min_size=1, max_size=4), max_size=30)
 
@@ -44,25 +43,3 @@ def test_a_document_is_one_string_however_often_it_is_found():
     assert again[0] is first[1] and again[1] is first[0]
     ids.forget()
     assert ids.take(np.array([0])) == ["a1"] and [one for one in ids._strings if one] == ["a1"]
-
-
-def test_rows_that_are_not_there():
-    ids = of(["a", "b"])
-    for row in (-1, 2):
-        with pytest.raises(IndexError):
-            ids[row]
-    with pytest.raises(ValueError, match="without steps"):
-        ids[::2]
-    assert 5 not in ids and ids.row("") == -1 and of([]).rows(["a"]).tolist() == [-1]
-
-
-def test_files_of_others(tmp_path):
-    """Blanks at the end of a line, Windows' lines, a last line without its end."""
-    for name, lines in (("a", b"x1 \ny\t\r\n"), ("b", b"z\n\xc3\xa4"), ("bad", b"x\n\xff\n")):
-        (tmp_path / name).mkdir()
-        (tmp_path / name / "docid").write_bytes(lines)
-    assert list(DocIds.read(tmp_path / "a", tmp_path / "b")) == ["x1", "y", "z", "ä"]
-    with pytest.raises(InputError, match="docid is not UTF-8 text: invalid start byte at byte 2"):
-        DocIds.read(tmp_path / "bad")
-    with pytest.raises(InputError, match="docid file not found"):
-        DocIds.read(tmp_path / "none")

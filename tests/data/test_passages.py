@@ -35,12 +35,6 @@ def test_every_word_is_in_a_passage_and_none_is_within_the_one_before(length, si
     assert all(set(after) - set(before) for before, after in zip(cut, cut[1:], strict=False))
 
 
-@pytest.mark.parametrize("windows", ["150", "75:150", "0:0", "10:0", "a:b", "-3:1", "3:", "1.5:1"])
-def test_bad_windows(windows):
-    with pytest.raises(InputError, match="WORDS:STRIDE"):
-        list(passages.segment([Doc("d", "", "a")], windows))
-
-
 RUN = Run.from_scores("t", {"q": {"a#0": 1.0, "a#10": 4.0, "a#2": 2.5, "b#3": 3.0, "b#1": 2.0, "c#0": 3.0}, "none": {}})
 
 
@@ -79,13 +73,6 @@ def test_max_passage_splits_as_pyserini_does():
     assert passages.max_passage(run, 2, ".")["q"].doc_ids == ["a#0", "a#1#2"]
     with pytest.raises(InputError, match="delimiter"):
         passages.max_passage(run, delimiter="")
-
-
-def test_what_is_no_passage_is_refused():
-    with pytest.raises(InputError, match="'plain' is not the id of a passage"):
-        passages.aggregate(Run.from_scores("t", {"q": {"plain": 1.0}}))
-    with pytest.raises(InputError, match="one of maxp, firstp, sump, avgp, not 'best'"):
-        passages.aggregate(RUN, "best")
 
 
 def test_passages_of_a_judged_document_have_its_judgement():

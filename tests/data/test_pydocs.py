@@ -7,7 +7,6 @@ import pytest
 
 from pyserini_kd import pydocs
 from pyserini_kd.data import docstrings, formats
-from pyserini_kd.storage.errors import InputError
 
 SOURCE = '''
 """Module docstrings are not taken."""
@@ -119,15 +118,6 @@ def test_entries_are_kept_until_the_packages_change(fake_package, tmp_path, monk
     assert docstrings.entries() == ()
 
 
-def test_missing_package_and_unknown_split(fake_package, monkeypatch):
-    with pytest.raises(InputError, match="no split 'tset'; expected one of train, dev, test"):
-        docstrings.topics("tset")
-    monkeypatch.setattr(docstrings, "PACKAGES", ("no_such_package",))
-    docstrings.entries.cache_clear()
-    with pytest.raises(InputError, match="needs the package no_such_package"):
-        docstrings.entries()
-
-
 def test_command_writes_what_the_readers_read(fake_package, tmp_path, invoke):
     splits = {split: docstrings.topics(split) for split in docstrings.SPLITS}
     done = invoke(pydocs.main, "--output", tmp_path / "out")
@@ -139,17 +129,6 @@ def test_command_writes_what_the_readers_read(fake_package, tmp_path, invoke):
         assert written == "".join(f"{query.query_id}\t{query.text}\n" for query in topics)
         qrels = (tmp_path / "out" / f"qrels.{split}.txt").read_text()
         assert qrels == "".join(f"{query.query_id} 0 {query.query_id} 1\n" for query in topics)
-
-
-def test_command_refuses_to_overwrite_anything(fake_package, tmp_path, invoke):
-    (tmp_path / "out").mkdir()
-    (tmp_path / "out" / "qrels.dev.txt").write_text("mine")
-    done = invoke(pydocs.main, "--output", tmp_path / "out")
-    assert done.exit_code == 2 and "qrels.dev.txt exists; give --overwrite" in done.output
-    assert [path.name for path in (tmp_path / "out").iterdir()] == ["qrels.dev.txt"]
-    assert (tmp_path / "out" / "qrels.dev.txt").read_text() == "mine"
-    assert invoke(pydocs.main, "--output", tmp_path / "out", "--overwrite").exit_code == 0
-    assert (tmp_path / "out" / "qrels.dev.txt").read_text() != "mine"
 
 
 # b2sum -l 64 of the module's name, modulo 11: 0 is dev, 1 is test

@@ -5,7 +5,6 @@ import json
 import pytest
 import torch
 import torch.nn.functional as F
-from conftest import tiny_config
 from torch import nn
 
 from pyserini_kd.distillation import cpu_training
@@ -13,6 +12,7 @@ from pyserini_kd.distillation.config import TrainConfig
 from pyserini_kd.distillation.student import Teachers, load_student
 from pyserini_kd.distillation.training import train
 from pyserini_kd.models import loading
+from tests.conftest import tiny_config
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])

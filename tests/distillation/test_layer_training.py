@@ -6,15 +6,14 @@ import math
 import numpy as np
 import pytest
 import torch
-from conftest import cross, save_cross, score, stages_of
 
 from pyserini_kd import train
-from pyserini_kd.distillation import batches, candidates, layer_losses, objective, stages, text_store, training
+from pyserini_kd.distillation import batches, candidates, layer_losses, objective, stages, training
 from pyserini_kd.distillation.config import TrainConfig
 from pyserini_kd.distillation.student import load_teachers
 from pyserini_kd.distillation.teacher_scores import Scores
-from pyserini_kd.models import checkpoint_folder, fast_bert, loading, saving
-from pyserini_kd.storage.errors import InputError
+from pyserini_kd.models import checkpoint_folder, fast_bert, loading
+from tests.conftest import cross, save_cross, score, stages_of
 
 TOKENS = "input_ids", "token_type_ids", "attention_mask"
 
@@ -78,10 +77,10 @@ def test_the_teacher_sleeps_unless_its_dropout_is_asked_for(tmp_path, data, toke
 @pytest.mark.parametrize("count", [6, 4, 3])
 def test_a_narrower_student_follows_the_right_layers_of_twelve(tokenizer, data, count):
     """One step's loss is that of full recordings: hidden states through the projection, attention head by head."""
-    from conftest import tiny_config
     from transformers import BertForSequenceClassification
 
     from pyserini_kd.models.cross_encoder import CrossEncoder
+    from tests.conftest import tiny_config
 
     torch.manual_seed(3)
     shape = tiny_config(tokenizer, layers=12)
@@ -120,40 +119,6 @@ def test_in_batch_negatives_join_margin_mse(data, scores, tiny_dot):
     expected = float(listwise_ce(torch.tensor(np.stack(own)), None, labels, torch.ones_like(labels, dtype=torch.bool)))
     assert module.terms["in_batch"] == [pytest.approx(expected, rel=1e-4)]
     assert total == pytest.approx(module.terms["margin_mse"][0] + 0.5 * expected, rel=1e-4)
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("where", [(1, 3), (2, 1)], ids=lambda where: f"stage{where[0]}-step{where[1]}")
-def test_a_recipe_of_two_stages_resumes_where_it_was_killed(
-    tmp_path, data, tiny_cross, teacher, whole_tinybert, monkeypatch, where
-):
-    import transformers
-
-    step, begun = transformers.Trainer.training_step, []
-
-    def killed(self, *args, **kwargs):
-        stage = int(str(self.args.output_dir)[-1])
-        begun.append(stage)
-        if (stage, self.state.global_step) == where:
-            raise KeyboardInterrupt
-        return step(self, *args, **kwargs)
-
-    config = cross("tinybert", tiny_cross, teacher=teacher, save_steps=2)
-    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(transformers.Trainer, "training_step", killed)
-        training.train(config, *data, tmp_path / "cut")
-    assert not (tmp_path / "cut").exists() and (tmp_path / "cut.partial" / "000001.done").exists() == (where[0] == 2)
-    begun.clear()
-    with monkeypatch.context() as patch:
-        patch.setattr(
-            transformers.Trainer,
-            "training_step",
-            lambda self, *a, **k: begun.append(self.state.global_step) or step(self, *a, **k),
-        )
-        out = training.train(config, *data, tmp_path / "cut")
-    assert len(begun) == {(1, 3): 6, (2, 1): 4}[where]  # of 8 steps
-    assert checkpoint_folder.fingerprint(out) == checkpoint_folder.fingerprint(whole_tinybert)
-    assert [[entry["step"] for entry in stage["log"]] for stage in stages_of(out)] == [[1, 2, 3, 4]] * 2
 
 
 def test_tinybert_trains_layers_then_scores(whole_tinybert):
@@ -203,83 +168,6 @@ def test_lm_distill_and_fine_tuning_in_one_command_never_sees_a_ranker(tmp_path,
     first, second = stages_of(out)
     assert "hidden" in first["log"][0] and "bce" in second["log"][0] and not {"hidden", "soft_ce"} & set(second["log"][0])
     assert loading.load(str(out)).architecture == "cross_encoder"
-
-
-def made_dot(recipe, init, **settings):
-    return TrainConfig(recipe=recipe, init=str(init), architecture="bert_dot", **settings)
-
-
-def test_refusals_of_layer_distillation(tmp_path, data, tokenizer, tiny_dot, tiny_cross, teacher, lm):
-    def refused(match, recipe, init, make=cross, **settings):
-        with pytest.raises(InputError, match=match):
-            training.train(make(recipe, init, **settings), *data, tmp_path / "x")
-        assert not (tmp_path / "x").exists()
-
-    refused("teacher: recipe tinybert distils layers: name a cross-encoder", "tinybert", tiny_cross)
-    refused("lm_teacher: .*: name one, or start with stage 2", "lm-distill+ft", tiny_cross)
-    refused("and there is none", "lm-distill", tiny_cross, lm_teacher=lm)
-    refused("has 2 stage", "tinybert", tiny_cross, teacher=teacher, start_stage=3)
-    refused("for a cross_encoder student, not a bert_dot", "tinybert", tiny_dot, made_dot, teacher=teacher)
-    refused("is a bert_dot; layers are those of a cross-encoder", "tinybert", tiny_cross, teacher=str(tiny_dot))
-    three = save_cross(tokenizer, tmp_path / "three", layers=3)
-    refused("4 layers cannot be mapped onto a student of 3", "tinybert", three, teacher=teacher)
-    heads = save_cross(tokenizer, tmp_path / "heads", layers=2, heads=8)
-    refused("8 attention heads, the teacher 4", "tinybert", heads, teacher=teacher)
-    training.train(cross("tinybert", heads, teacher=teacher, losses=("attention=0",), max_steps=1), *data, tmp_path / "fine")
-    from transformers import BertTokenizer
-
-    other = BertTokenizer(vocab={word: row for row, word in enumerate(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "cat"])})
-    refused("different vocabularies", "tinybert", tiny_cross, teacher=str(save_cross(other, tmp_path / "other")))
-    short = loading.load(teacher)
-    short.max_len = 20
-    short = saving.save(short, tmp_path / "short")
-    refused("train_len: .* reads 20 tokens a pair, the student 48: .* set 20", "tinybert", tiny_cross, teacher=str(short))
-    training.train(cross("tinybert", tiny_cross, teacher=str(short), train_len=20, max_steps=1), *data, tmp_path / "cut")
-    refused("random:LAYERS/WIDTH", "ranker-distill", "random:4", teacher=teacher)
-    refused("multiple of the teacher's 4 heads", "ranker-distill", "random:2/30", teacher=teacher)
-    refused("tokens at most; a longer length", "ranker-distill", "random:2/16", teacher=teacher, max_doc_len=1000)
-    refused("takes vocabulary and heads", "ranknet", "random:2/16")
-    for number, like in enumerate(({"teacher": teacher}, {"lm_teacher": lm})):  # which teach nothing here
-        training.train(cross("ranknet", "random:2/16", max_steps=1, **like), *data, made := tmp_path / f"like{number}")
-        assert loading.load(str(made)).classifier.config.hidden_size == 16
-    refused("makes a cross_encoder", "ranknet", "random:2/16", made_dot)
-    refused("unknown loss", "uniform", tiny_cross, losses=("magic=1",))
-
-
-def test_bad_input_is_one_line_and_exit_code_2(
-    tmp_path, invoke, files, data, scores, tokenizer, tiny_dot, tiny_cross, teacher, monkeypatch
-):
-    from pyserini_kd.distillation import losses
-
-    candidates.write_candidates(data[0], tmp_path / "c.jsonl")
-    text_store.write_triples(scores.each(data[0]), tmp_path / "s.tsv")
-    three = save_cross(tokenizer, tmp_path / "three", layers=3)
-    heads = save_cross(tokenizer, tmp_path / "heads", layers=2, heads=8)
-    base = [
-        "--collection",
-        files["docs"],
-        "--topics",
-        files["topics"],
-        "--output",
-        tmp_path / "m",
-        "--candidates",
-        tmp_path / "c.jsonl",
-    ]
-    monkeypatch.setitem(losses.LOSSES, "margin_mse", lambda student, *_: student.sum() * float("nan"))
-    for words, message in (
-        (["--recipe", "magic"], "unknown recipe 'magic'; expected one of margin-mse"),
-        (["--recipe", "ranknet", "--student", "gpt"], "unknown student 'gpt'; one of"),
-        (["--recipe", "tinybert", "--init", heads, "--teacher", teacher], "the student has 8 attention heads, the teacher 4"),
-        (["--recipe", "tinybert", "--init", three, "--teacher", teacher], "4 layers cannot be mapped onto a student of 3"),
-        (
-            ["--recipe", "tinybert", "--init", tiny_cross, "--teacher", tiny_dot],
-            "is a bert_dot; layers are those of a cross-encoder",
-        ),
-        (["--recipe", "margin-mse", "--init", tiny_dot, "--scores", tmp_path / "s.tsv"], "the loss is not finite"),
-    ):
-        result = invoke(train.main, *base, *words)
-        assert result.exit_code == 2 and message in result.output, (words, result.output)
-        assert not (tmp_path / "m").exists()
 
 
 def test_what_is_set_reaches_the_losses(tmp_path, data, scores, tokenizer, tiny_cross):
@@ -354,16 +242,6 @@ def test_the_projection_goes_on_from_one_stage_to_the_next(tmp_path, data, teach
     ) == checkpoint_folder.fingerprint(whole)
 
 
-def test_a_ranker_that_reads_less_is_refused_before_the_language_model_is_distilled(tmp_path, data, tokenizer, lm):
-    (short := loading.load(str(save_cross(tokenizer, tmp_path / "short", layers=2)))).max_len = 20
-    saving.save(short, tmp_path / "ranker")
-    config = cross("lm+ranker-distill", "random:2/16", lm_teacher=lm, teacher=str(tmp_path / "ranker"), max_steps=1)
-    with pytest.raises(InputError, match=r"the teacher reads 20 tokens a pair, the student \d+: .* set 20"):
-        training.train(config, *data, tmp_path / "out", texts=list(data[2].values()))
-    assert not list(tmp_path.glob("out*"))
-    training.train(config.but(train_len=20), *data, tmp_path / "out", texts=list(data[2].values()))
-
-
 def test_accumulated_batches_do_not_shorten_an_epoch(tmp_path, data, tiny_cross):
     """Trainer ends an epoch's last group of batches with the epoch."""
     config = cross("ranknet", tiny_cross, batch_size=2, max_steps=None, epochs=3, lr=1e-9)
@@ -371,27 +249,3 @@ def test_accumulated_batches_do_not_shorten_an_epoch(tmp_path, data, tiny_cross)
     for accumulate in (1, 2, n_batches - 1):
         (stage,) = stages_of(training.train(config.but(accumulate=accumulate), *data, tmp_path / "out", overwrite=True))
         assert stage["steps"] == 3 * math.ceil(n_batches / accumulate)
-
-
-def test_settings_that_would_change_nothing_are_refused(tmp_path, data, tiny_dot, tiny_cross):
-    for settings, message in (
-        ({"patience": 2}, "patience: counts measures on dev topics"),
-        ({"temperature": 5.0}, "temperature: is of soft_ranknet"),
-        ({"teacher": str(tiny_cross)}, "teacher: recipe ranknet, as asked for, learns nothing from a ranker"),
-    ):
-        with pytest.raises(InputError, match=message):
-            training.train(cross("ranknet", tiny_cross).but(**settings), *data, tmp_path / "x")
-    for architecture, setting, message in (
-        ("tk", "layers=0", "must be 1 at least"),
-        ("tk", "heads=0", "must be 1 at least"),
-        ("tk", "feed_forward=0", "must be 1 at least"),
-        ("colbert", "width=0", "must be 1 at least"),
-        ("colbert", "masks=600", "a longer length was asked for"),
-    ):
-        with pytest.raises(InputError, match=message):
-            training.train(
-                TrainConfig(recipe="ranknet", init=str(tiny_dot), architecture=architecture, settings=(setting,), max_steps=1),
-                *data,
-                tmp_path / "x",
-            )
-    assert not list(tmp_path.glob("x*"))

@@ -1,6 +1,5 @@
-"""Candidates: contracts of groups, reasons counted, files round trip, bad lines named, memory small."""
+"""Candidates: contracts of groups, reasons counted, files round trip, memory small."""
 
-import gzip
 import tracemalloc
 
 import pytest
@@ -9,7 +8,6 @@ from pyserini_kd import mine
 from pyserini_kd.data.runs import Run
 from pyserini_kd.data.types import Doc, Query
 from pyserini_kd.distillation import candidates, mining
-from pyserini_kd.storage.errors import InputError
 
 DOCS = [Doc(f"d{n}", "", f"text number {n}") for n in range(8)] + [Doc("twin", "", "text  number 0")]
 QUERIES = [Query("a", "x"), Query("b", "y"), Query("c", "z"), Query("none", "w")]
@@ -57,23 +55,6 @@ def test_files_round_trip(tmp_path):
     assert [(g.query_id, *g.doc_ids) for g in triples] == [(g.query_id, *p) for g in groups for p in candidates.pairs(g)]
 
 
-def test_blank_lines_foreign_line_ends_and_packed_files_are_read(tmp_path):
-    text = '\ufeff007\tNA\t1\r\n\n  \n{"query_id": "b", "doc_ids": ["x", "é"], "labels": [1, 0], "block": 3}\n\nc\ty\tz'
-    (tmp_path / "c.tsv").write_text(text, newline="")
-    (tmp_path / "c.tsv.gz").write_bytes(gzip.compress(text.encode()))
-    for name in ("c.tsv", "c.tsv.gz"):
-        read = candidates.read_candidates(tmp_path / name)
-        groups = [
-            candidates.Group("007", ["NA", "1"], [1, 0], -1),
-            candidates.Group("b", ["x", "é"], [1, 0], 3),
-            candidates.Group("c", ["y", "z"], [1, 0], -1),
-        ]
-        assert list(read) == groups and [read[row] for row in (2, 1, 0)] == groups[::-1]
-    (tmp_path / "half.gz").write_bytes(gzip.compress(text.encode())[:-9])
-    with pytest.raises(InputError, match="not a complete gzip file"):
-        candidates.read_candidates(tmp_path / "half.gz")
-
-
 def test_any_group_is_found_among_many(tmp_path):
     lines = [f"q{n}\tp{n}\tn{n}\n" + "\n" * (n % 3) for n in range(71)]
     (tmp_path / "c.tsv").write_text("".join(lines))
@@ -94,27 +75,6 @@ def test_memory_holds_half_a_byte_a_group(tmp_path):
         tracemalloc.stop()
         assert len(read) == count
     assert held[1] - held[0] < 5_000  # as objects a group has 500 bytes
-
-
-@pytest.mark.parametrize(
-    ("text", "message"),
-    [
-        ("a\tb\n", ":1: expected `query_id<TAB>pos_id<TAB>neg_id`, found 2"),
-        ('{"query_id": "a"}\n', ":1: expected an object"),
-        ('{"query_id": "a", "doc_ids": ["x"], "labels": []}\n', ":1: 1 doc_ids but 0 labels"),
-        ('{"query_id": "a", "doc_ids": ["x"], "labels": [0]}\n', ":1: query a has no positive"),
-        ('{"query_id": "a", "doc_ids": ["x"], "labels": [Infinity]}\n', ":1: expected an object"),
-        ('{"query_id": "a", "doc_ids": ["x"], "labels": [0.9]}\n', ":1: expected an object"),
-        ('{"query_id": "a", "doc_ids": "xy", "labels": [1, 0]}\n', ":1: expected an object"),
-        ("a\tb\tc\n\na\tb\tb\n", ":3: query a lists a document twice"),
-        ("\n", "is empty"),
-    ],
-)
-def test_bad_candidates(tmp_path, text, message):
-    (tmp_path / "c").write_text(text)
-    with pytest.raises(InputError) as error:
-        candidates.read_candidates(tmp_path / "c")
-    assert message in str(error.value)
 
 
 def test_command(tmp_path, invoke, files, bm25_index):
@@ -159,33 +119,6 @@ def test_without_judgements_the_first_hit_stands_in_for_the_positive(tmp_path, i
     first = Run.from_scores("first", {"a": {"x": 2.0, "y": 1.0}})
     second = Run.from_scores("second", {"a": {"y": 2.0}, "b": {"z": 1.0}})
     assert mining.first_hits([first, second]) == {"a": {"x": 1}, "b": {"z": 1}}
-
-
-@pytest.mark.parametrize(
-    ("error", "code", "words"),
-    [(KeyboardInterrupt(), 130, "Interrupted"), (OSError(28, "No space left on device"), 2, "No space left on device")],
-)
-def test_mining_that_is_cut_short_leaves_nothing(tmp_path, invoke, files, monkeypatch, error, code, words):
-    def broken(record):
-        if record["query_id"] == "q5":
-            raise error
-        return "{}"
-
-    monkeypatch.setattr(candidates.json, "dumps", broken)
-    before = {path.name for path in tmp_path.iterdir()}
-    base = [
-        "--collection",
-        files["docs"],
-        "--topics",
-        files["topics"],
-        "--qrels",
-        files["qrels"],
-        "--output",
-        tmp_path / "c.jsonl",
-    ]
-    result = invoke(mine.main, *base, "--negatives", 0, "--shared", 5)
-    assert result.exit_code == code and words in result.output, result.output
-    assert {path.name for path in tmp_path.iterdir()} == before
 
 
 def test_negatives_from_whole_documents_are_no_passages(tmp_path, invoke, files):

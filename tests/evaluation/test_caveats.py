@@ -1,13 +1,10 @@
 """Each caveat speaks up where a number misleads, with the right counts, and is silent elsewhere."""
 
-import json
-
 import pytest
 
 from pyserini_kd.data import docstrings, formats
 from pyserini_kd.data.runs import Run
 from pyserini_kd.data.types import Query
-from pyserini_kd.evaluation import caveats
 from pyserini_kd.evaluation.caveats import of_depths, of_levels, of_ranks, of_run, of_training
 from pyserini_kd.storage.records import write_json
 
@@ -191,16 +188,6 @@ def test_the_runs_and_models_behind_a_run_count_too(here):
     ]
 
 
-def test_topics_that_cannot_be_read_are_compared_by_name(here):
-    trained("student", "ir_datasets:far/train")
-    run = written("run.txt", ["1"], encoder="student", topics="ir_datasets:far/train")
-    expected = ["its topics are those that student was trained on (ir_datasets:far/train)"]
-    assert of_training("run.txt", run, "qrels.txt") == expected
-    run = written("run.txt", ["1"], encoder="student", topics="ir_datasets:far/test")
-    assert of_training("run.txt", run, "qrels.txt") == []
-    assert of_training("run.txt", run, "ir_datasets:far/train") == expected
-
-
 def test_embedded_topics(here, monkeypatch):
     monkeypatch.setattr(docstrings, "topics", lambda split: [Query("numpy.sort", f"{split} topic")])
     trained("student", "pydocs:train")
@@ -208,20 +195,3 @@ def test_embedded_topics(here, monkeypatch):
     assert of_training("run.txt", run, "pydocs:train") == ["holds 1 of the topics that student was trained on (pydocs:train)"]
     run = written("run.txt", ["numpy.sort"], encoder="student", topics="pydocs:test")
     assert of_training("run.txt", run, "pydocs:test") == []
-
-
-def test_nothing_is_said_where_nothing_is_known(here):
-    run = written("run.txt", ["1"], encoder="student")
-    (here / "run.json").unlink()
-    assert of_training("run.txt", run, "q") == []  # no record
-    for record in ("{broken", json.dumps([1]), json.dumps({"config": 3}), json.dumps({"config": {"runs": "x", "run": 1}})):
-        (here / "run.json").write_text(record)
-        assert of_training("run.txt", run, "q") == []
-    run = written("run.txt", ["1"], encoder="sentence-transformers/unknown", topics="train.tsv")
-    assert of_training("run.txt", run, "q") == []  # no training.json
-    trained("student", None)
-    run = written("run.txt", ["1"], encoder="student", topics="train.tsv")
-    assert of_training("run.txt", run, "q") == []
-    (here / "train.tsv").write_text("no tab\n")
-    trained("student", "train.tsv")
-    assert caveats.of_training("run.txt", run, "q") == ["its topics are those that student was trained on (train.tsv)"]

@@ -1,4 +1,4 @@
-"""report: the numbers it shows are those of evaluate, foreign text stays text, and a real browser sorts and drills down."""
+"""report: the numbers it shows are those of evaluate, and a real browser sorts and drills down."""
 
 import base64
 import functools
@@ -11,7 +11,6 @@ import subprocess
 import tempfile
 
 import pytest
-from conftest import as_ranker
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -21,21 +20,11 @@ from pyserini_kd.data.types import Doc, Query
 from pyserini_kd.evaluation import figures, significance
 from pyserini_kd.evaluation import page as page_
 from pyserini_kd.evaluation.measures import DEFAULT_MEASURES
-from pyserini_kd.evaluation.page import (
-    DEPTHS,
-    MAX_BYTES,
-    MAX_DOCS,
-    TEMPLATE,
-    System,
-    _cut,
-    _embedded,
-    collect,
-    loss_curves,
-    pareto_front,
-)
+from pyserini_kd.evaluation.page import DEPTHS, MAX_BYTES, MAX_DOCS, TEMPLATE, System, _cut, _embedded, collect, pareto_front
 from pyserini_kd.models.rankers import load_encoder
 from pyserini_kd.retrieval import build
 from pyserini_kd.storage.errors import InputError
+from tests.conftest import as_ranker
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome", "chrome"))), None)
 QRELS = {"q1": {"a": 1, "b": 0}, "q2": {"b": 2}, "q3": {"c": 1}}
@@ -182,23 +171,6 @@ def test_the_same_input_gives_the_same_bytes(made, given_files):
     assert set(found[0]) == {"page", "pareto.pdf", "recall.pdf", "wins.1.strong.pdf", "wins.2.slow.pdf"}
 
 
-STRANGE = {
-    "systems": [{"name": name, "ms": 1.0 + n, "means": [n / 9], "recall": [n / 9, None]} for n, name in enumerate(["$a_{$", "../b", "ü\n"])],
-    "baseline": 0, "measures": ["RR"], "values": [[[0, 5000]]] * 3, "fronts": [[0]], "depths": [1, 2], "level": 1,
-    "training": [{"name": "t", "losses": {"kl": [[1, 2.0]]}, "dev": {}}], "command": "pyserini-kd report <a> & b",
-}  # fmt: skip
-
-
-@pytest.mark.parametrize("style", ["svg", "png"])
-def test_figures_survive_strange_names_and_are_the_same_each_time(style, tmp_path):
-    paths = figures.draw(STRANGE, tmp_path / "f", style)
-    names = ("pareto", "recall", "wins.1...-b", "wins.2.--", "loss.0.t")
-    assert [path.name for path in paths] == [f"{name}.{style}" for name in names]
-    before = [path.read_bytes() for path in paths]
-    figures.draw(STRANGE, tmp_path / "f", style, overwrite=True)
-    assert [path.read_bytes() for path in paths] == before
-
-
 def test_names_stand_beside_their_points_or_all_in_a_legend():
     def pareto(n_systems):
         points = [{"name": f"system {n}", "ms": 10.0 + 40 * (n % 5), "means": [0.4 + n / 100]} for n in range(n_systems)]
@@ -307,66 +279,6 @@ def test_the_page_is_sealed(full_page):
     assert data_of(full_page)["docs"][1][2] == " ".join(EVIL.split())
 
 
-@pytest.mark.parametrize("text", ['{"seconds": 3}\n{"seconds": 4}\n', "[1]", "caf\udce9"])
-def test_a_file_of_somebody_else_s_is_no_record(text, given_files, invoke, monkeypatch):
-    monkeypatch.chdir(given_files)
-    (given_files / "run.x.weak.json").write_bytes(text.encode(errors="surrogateescape"))
-    result = invoke(report.main, "--qrels", "qrels.txt", "run.x.weak.txt", "--output", "page.html")
-    assert result.exit_code == 0 and (given_files / "page.html").exists(), result.output
-
-
-@pytest.mark.parametrize(
-    ("words", "message"),
-    [
-        (("--measures", "nDGC@10"), "unknown measure 'nDGC@10'; did you mean nDCG@10?"),
-        (("--baseline", "gone.txt"), "run file not found: gone.txt"),
-        (("--index", "x", "--collection", "y"), "--index: texts come from a collection or from an index, not from both"),
-        (("--training", "qrels.json"), "training record not found: qrels.json"),
-        (("--training", "run.x.strong.json"), "not a record of training"),
-        (("--output", "old.html"), "old.html exists; give --overwrite"),
-        (("--figures", "old"), "exists; give --overwrite"),
-        (("run.x.weak.txt",), "is named twice"),
-        (("other.txt",), "share no query"),
-        (("elsewhere.txt", "lone.txt"), "share no judged query"),
-        (("empty.txt",), "run file is empty: empty.txt"),
-        (("--test", "wilcoxon"), "name one"),
-    ],
-)
-def test_bad_input_is_one_line_and_leaves_nothing(words, message, given_files, invoke, monkeypatch):
-    monkeypatch.chdir(given_files)
-    (given_files / "old.html").write_text("old")
-    (given_files / "other.txt").write_text("z Q0 d 1 1.0 t\n")
-    (given_files / "lone.txt").write_text("q1 Q0 d 1 1.0 t\n")
-    (given_files / "elsewhere.txt").write_text("q2 Q0 d 1 1.0 t\n")
-    (given_files / "empty.txt").write_text("")
-    (given_files / "old").mkdir()
-    (given_files / "old" / "recall.pdf").write_text("old")
-    before = sorted(given_files.rglob("*"))
-    result = invoke(report.main, "--qrels", "qrels.txt", "run.x.weak.txt", *words)
-    assert result.exit_code == 2 and message in result.output, result.output
-    assert len([line for line in result.output.splitlines() if line.startswith("Error")]) == 1
-    assert sorted(given_files.rglob("*")) == before and (given_files / "old" / "recall.pdf").read_text() == "old"
-
-
-@pytest.mark.parametrize(
-    "log",
-    [
-        '{"stages": [{"name": "x"}]}',
-        '{"log": [3]}',
-        '{"log": [{"kl": 1}]}',
-        '{"stages": [1]}',
-        '{"stages": 5}',
-        '{"stages": [{"log": []}, {"log": []}]}',
-        '{"stages": [{"log": [], "dev": 7}]}',
-        '{"log": [{"step": "one", "kl": 1}]}',
-    ],
-)
-def test_a_bad_training_record_is_named(log, tmp_path):
-    (tmp_path / "training.json").write_text(log)
-    with pytest.raises(InputError, match=r"training.json: "):
-        loss_curves(tmp_path / "training.json")
-
-
 # -------------------------------------------------------------------------------------------------------- browser
 
 
@@ -458,29 +370,6 @@ def test_a_bar_leads_to_its_rankings(full_page, browse):
     dom = browse(full_page, "s=2", script=script)  # slow against weak: q3 +1, q1 -1/6, q2 -1
     assert "<title>−1.0000 (1.0000 → 0.0000) on query q2" in dom and "1 wins (blue, up), 0 ties, 2 losses" in dom
     assert [[d for d, _ in half] for half in sides(dom)] == [["b"], ["c"]]
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("script", ["", "0"])
-def test_foreign_text_is_harmless(script, full_page, browse):
-    dom = browse(full_page, "q=1&a=2&b=1", script=script)  # "0": without the content security policy
-    assert "<title>Runs compared</title>" in dom and "<img" not in dom
-    assert html.escape(" ".join(EVIL.split()), quote=False) in re.sub("</?mark>", "", dom)
-
-
-@pytest.mark.slow
-def test_no_other_script_runs(full_page, browse, tmp_path):
-    page = tmp_path / "more.html"
-    page.write_text(full_page.read_text().replace("</body>", "<script>document.title = 'owned'</script></body>"))
-    assert "<title>Runs compared</title>" in browse(page)
-
-
-@pytest.mark.slow
-def test_what_is_not_there_is_said(made, browse):
-    dom = browse(made(runs=["weak"]), "q=99&a=-5&sort=x&m=7&%zz")
-    for text in ("Name a run with --baseline", "No run has a record", "Give --training", "Only ids are known"):
-        assert text in dom
-    assert order(dom) == [0]
 
 
 @pytest.mark.slow

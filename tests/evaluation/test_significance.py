@@ -19,7 +19,6 @@ from pyserini_kd.evaluation.significance import (
     t_test,
     wilcoxon,
 )
-from pyserini_kd.storage.errors import InputError
 
 
 def differences(seed=0, n_queries=60, n_comparisons=4):
@@ -220,13 +219,3 @@ def test_seeds():
 def test_effect_size_by_hand():
     # mean 0.3, deviations -0.2, 0, 0.2: variance 0.08 / 2
     assert effect_size(np.array([0.1, 0.3, 0.5])) == pytest.approx(0.3 / 0.2)
-
-
-def test_bad_input():
-    results = as_results(differences())
-    with pytest.raises(InputError, match="test must be one of t, wilcoxon, randomisation, not 'z'"):
-        compare(results, "base", "z")
-    with pytest.raises(InputError, match="correction must be one of holm, bonferroni, none, not 'sidak'"):
-        compare(results, "base", correction="sidak")
-    with pytest.raises(ValueError, match="b and the baseline must hold RR of the same queries"):
-        compare({"a": {"RR": {"q1": 1.0}}, "b": {"RR": {"q2": 1.0}}}, "a")

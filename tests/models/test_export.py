@@ -1,28 +1,16 @@
 """ONNX files beside the weights: the outputs of torch in fp32, near them in int8, taken by the engine where they fit."""
 
 import json
-import shutil
 
 import numpy as np
 import pytest
-import torch
-from conftest import encode, precision_of, score
 
 from pyserini_kd import export
 from pyserini_kd.data.runs import Run
 from pyserini_kd.evaluation import int8_loss
-from pyserini_kd.models import (
-    checkpoint_folder,
-    hardware,
-    loading,
-    onnx_export,
-    onnx_runtime,
-    rankers,
-    saving,
-    tokens,
-)
-from pyserini_kd.storage.errors import InputError
-from pyserini_kd.storage.records import read_json, write_json
+from pyserini_kd.models import checkpoint_folder, hardware, loading, onnx_export, onnx_runtime, rankers, tokens
+from pyserini_kd.storage.records import read_json
+from tests.conftest import encode, precision_of, score
 
 
 @pytest.fixture(scope="module")
@@ -140,69 +128,6 @@ def test_a_bi_encoder_read_as_a_colbert_is_not_run_in_int8(folders, vnni):
     assert precision_of(model) == "fp32"
 
 
-def test_refusals(folders, tiny_dot, tmp_path, vnni):
-    _, folder = folders["bert_dot"]
-    with pytest.raises(InputError, match=r"no onnx/model_int8.onnx of ours; make it: pyserini-kd export .* --int8"):
-        rankers.load(str(tiny_dot), precision="int8")
-    with pytest.raises(InputError, match=r"no onnx/model.onnx of ours; make it: pyserini-kd export"):
-        rankers.load(str(tiny_dot), backend="onnx")
-    for clash in ({"precision": "int8", "backend": "torch"}, {"precision": "bf16", "backend": "onnx"}):
-        with pytest.raises(InputError, match="clash"):
-            rankers.load(str(folder), **clash)
-    with pytest.raises(InputError, match="backend: must be one of"):
-        rankers.load(str(folder), backend="tvm")
-    with pytest.raises(InputError, match="was not loaded for int8"):
-        encode(loading.load(str(folder)), ["cat"], "doc", precision="int8")
-    with pytest.raises(InputError, match="loaded to run in int8 by ONNX Runtime, not in bf16"):
-        encode(rankers.load(str(folder), precision="int8"), ["cat"], "doc", precision="bf16")
-    late = saving.save(loading.load(str(tiny_dot), architecture="colbert"), tmp_path / "late")
-    for refused in (lambda: onnx_export.export(str(late), tmp_path / "x"), lambda: rankers.load(str(late), precision="int8")):
-        with pytest.raises(InputError, match="is a colbert; only bert_dot and cross_encoder"):
-            refused()
-    assert not (tmp_path / "x").exists()
-
-
-def test_int8_weights_that_would_overflow_are_refused(folders, tmp_path, monkeypatch):
-    folder = tmp_path / "moved"
-    shutil.copytree(folders["bert_dot"][1], folder)
-    record = read_json(folder / "onnx" / "export.json", "record")
-    monkeypatch.setattr(hardware, "cpu_flags", lambda: {"avx2"})
-    for narrow in (False, True):
-        write_json(folder / "onnx" / "export.json", record | {"reduce_range": narrow})
-        if narrow:
-            assert precision_of(rankers.load(str(folder), precision="int8")) == "int8"
-        else:
-            with pytest.raises(InputError, match="CPUs with VNNI"):
-                rankers.load(str(folder), precision="int8")
-
-
-def test_files_of_other_weights_are_refused(folders, tiny_dot, tmp_path):
-    folder = tmp_path / "mixed"
-    shutil.copytree(folders["bert_dot"][1], folder)
-    model = loading.load(str(tiny_dot))
-    with torch.no_grad():
-        model.encoder.embeddings.word_embeddings.weight.mul_(2)
-    model.encoder.save_pretrained(folder)
-    with pytest.raises(InputError, match="made from other weights"):
-        rankers.load(str(folder), precision="int8")
-
-
-def test_a_file_that_does_not_give_the_outputs_is_not_written(tiny_dot, tmp_path, monkeypatch):
-    written = onnx_export._write_fp32
-
-    def scaled(model, path):
-        with torch.no_grad():
-            model.encoder.embeddings.word_embeddings.weight.mul_(2)
-        written(model, path)
-        with torch.no_grad():
-            model.encoder.embeddings.word_embeddings.weight.div_(2)
-
-    monkeypatch.setattr(onnx_export, "_write_fp32", scaled)
-    with pytest.raises(InputError, match="does not give the outputs of torch"):
-        onnx_export.export(str(tiny_dot), tmp_path / "x")
-    assert not list(tmp_path.iterdir())
-
-
 def test_report_is_the_definition(caplog):
     before = Run.from_scores("fp32", {"q1": {"a": 3.0, "b": 2.0, "c": 1.0}, "q2": {"a": 2.0, "b": 1.0}})
     after = Run.from_scores("int8", {"q1": {"a": 3.0, "b": 1.0, "c": 1.5}, "q2": {"a": 2.0, "b": 1.0}})
@@ -255,9 +180,3 @@ def test_int8_searches_an_fp32_index(invoke, dense_index, folders, files, tmp_pa
         assert read_json(run.with_suffix(".json"), "record")["precision"] == precision
         runs.append(Run.read(run))
     assert runs[0].keys() == runs[1].keys()
-
-
-def test_missing_package_is_named(tiny_dot, tmp_path, monkeypatch):
-    monkeypatch.setitem(__import__("sys").modules, "onnx", None)
-    with pytest.raises(InputError, match=r"pip install 'pyserini-kd\[onnx\]'"):
-        onnx_export.export(str(tiny_dot), tmp_path / "x")

@@ -10,13 +10,13 @@ import threading
 import numpy as np
 import pytest
 import torch
-from conftest import encode, score
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from pyserini_kd.models import engine, fast_bert, hardware, loading, rankers
 from pyserini_kd.models.cross_encoder import CrossEncoder
 from pyserini_kd.storage.errors import InputError
+from tests.conftest import encode, score
 
 
 @pytest.fixture(scope="module")
@@ -405,20 +405,6 @@ models.load({str(tiny_dot)!r}).encode_queries(["cat"])
 assert "transformers.modeling_utils" not in sys.modules
 """
     subprocess.run([sys.executable, "-c", code], check=True)
-
-
-def test_devices():
-    assert hardware.check_device("cpu") == "cpu"
-    for wrong in ("gpu", "cpu:0", "meta", *([] if torch.cuda.is_available() else ["cuda"])):
-        with pytest.raises(InputError, match="--device"):
-            hardware.check_device(wrong)
-
-
-def test_more_processes_than_gpus_are_told_so(tiny_dot, monkeypatch):
-    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
-    monkeypatch.setenv("LOCAL_RANK", "1")
-    with pytest.raises(InputError, match="--device cuda:1: no such GPU"):
-        rankers.load(str(tiny_dot), device="cuda")
 
 
 def test_auto_asks_the_gpu_that_was_named(monkeypatch):

@@ -9,7 +9,6 @@ import math
 import numpy as np
 import pytest
 import torch
-from conftest import score
 from safetensors.torch import save_file
 
 from pyserini_kd.models import checkpoint_folder, loading, saving
@@ -18,6 +17,7 @@ from pyserini_kd.models.cross_encoder import CrossEncoder
 from pyserini_kd.models.prettr import PreTtr, PreTtrSettings
 from pyserini_kd.models.tk import MU, SIGMA, Tk, TkSettings, positions, read_glove
 from pyserini_kd.storage.errors import InputError
+from tests.conftest import score
 
 LENGTHS = {"max_query_len": 12, "max_doc_len": 24}
 SHORT, LONG = "the cat eats", "at night the horse sleeps in the barn and the cow eats hay"
@@ -26,8 +26,9 @@ SHORT, LONG = "the cat eats", "at night the horse sleeps in the barn and the cow
 @pytest.fixture
 def encoder(tokenizer):
     """A random two-layer BERT."""
-    from conftest import tiny_config
     from transformers import BertModel
+
+    from tests.conftest import tiny_config
 
     torch.manual_seed(3)
     return BertModel(tiny_config(tokenizer), add_pooling_layer=False).eval()
@@ -179,13 +180,6 @@ def test_a_documents_states_do_not_depend_on_the_query(students):
     assert torch.equal(*states)
 
 
-def test_prettr_must_fit_into_the_window(encoder, tokenizer):
-    with pytest.raises(ValueError, match="do not fit into the encoder's 64 positions"):
-        PreTtr(encoder, tokenizer, PreTtrSettings(join_layer=1, max_query_len=30, max_doc_len=40))
-    with pytest.raises(InputError, match="join_layer must lie between 0 and 1, not 2"):  # never joined
-        PreTtr(encoder, tokenizer, PreTtrSettings(join_layer=2, **LENGTHS))
-
-
 def test_never_joined_a_query_scores_all_documents_the_same(students):
     """What the refusal is for: with every layer apart a document has no say in its score."""
     model = copy.deepcopy(students["prettr"])
@@ -196,8 +190,9 @@ def test_never_joined_a_query_scores_all_documents_the_same(students):
 
 
 def test_a_new_prettr_joins_half_way(tmp_path, tokenizer, tiny_dot):
-    from conftest import tiny_config
     from transformers import BertModel
+
+    from tests.conftest import tiny_config
 
     assert loading.load(str(tiny_dot), architecture="prettr").settings.join_layer == 1
     deep = BertModel(tiny_config(tokenizer, layers=5))
@@ -206,16 +201,6 @@ def test_a_new_prettr_joins_half_way(tmp_path, tokenizer, tiny_dot):
     load = functools.partial(loading.load, str(tmp_path / "deep"), architecture="prettr")
     joined = [model.settings.join_layer for model in (load(), load(layers=(0, 2, 4)), load(settings={"join_layer": 4}))]
     assert joined == [2, 1, 4]
-
-
-def test_a_prettr_of_foreign_positions_is_refused(tokenizer):
-    from transformers import RobertaConfig, RobertaModel
-
-    shape = RobertaConfig(
-        vocab_size=len(tokenizer), hidden_size=8, num_hidden_layers=2, num_attention_heads=1, intermediate_size=8
-    )
-    with pytest.raises(InputError, match="a prettr is made from bert or distilbert, not from roberta"):
-        PreTtr(RobertaModel(shape), tokenizer, PreTtrSettings(join_layer=1, **LENGTHS))
 
 
 # ------------------------------------------------------------------------------------------------------------- TK
@@ -307,35 +292,6 @@ def test_glove(tmp_path, tiny_dot):
     assert score(again, ["the cat"], ["cat eats"]).tolist() == score(model, ["the cat"], ["cat eats"]).tolist()
 
 
-@pytest.mark.parametrize(
-    ("line", "message"), [("cat 1 2", ":2: 2 numbers, the first line has 3"), ("cat x y z", ":2: expected a word")]
-)
-def test_bad_glove(tmp_path, line, message):
-    (tmp_path / "glove.txt").write_text(f"the 1 0 0\n{line}\n")
-    with pytest.raises(InputError, match=message):
-        read_glove(tmp_path / "glove.txt")
-
-
-def test_words_with_blanks_in_them(tmp_path):
-    (tmp_path / "glove.txt").write_text("the 1 0\n. . . 0.5 0.25\n")
-    vectors, tokenizer = read_glove(tmp_path / "glove.txt")
-    assert vectors[2:].tolist() == [[1, 0], [0.5, 0.25]] and ". . ." in tokenizer.get_vocab()
-
-
-def test_a_text_without_words_is_no_nan(students):
-    model = students["tk"]
-    ids, mask = torch.tensor([[5, 6], [0, 0]]), torch.tensor([[1, 1], [0, 0]])
-    with torch.no_grad():
-        states = model(ids, mask)
-        assert torch.allclose(states[0], model(ids[:1], mask[:1])[0], atol=1e-6) and not states[1].any()
-        assert torch.isfinite(model.late_scores(states, mask, states, mask)).all()
-
-
-def test_heads_must_divide_the_word_vectors(tokenizer):
-    with pytest.raises(ValueError, match="10 attention heads do not divide word vectors of 32"):
-        Tk(torch.zeros(9, 32), tokenizer, TkSettings())
-
-
 # ----------------------------------------------------------------------------------------------- published layouts
 
 
@@ -378,22 +334,6 @@ def test_a_student_may_take_some_layers_of_a_published_one_and_settings_of_its_o
     split = {"_classification_layer.weight": torch.randn(1, 64)}
     folder = published(tmp_path / "p", "PreTTR", distil, tokenizer, **split)
     assert loading.load(folder, layers=(0, 1), settings={"masks": 2}).settings.join_layer == 1
-
-
-def test_what_cannot_be_read_as_a_ranker_is_refused(tmp_path, students, tokenizer):
-    from transformers import GPT2Config, GPT2Model
-
-    tk = str(saving.save(students["tk"], tmp_path / "tk"))
-    with pytest.raises(InputError, match="is a tk and cannot be read as a cross_encoder"):
-        loading.load(tk, architecture="cross_encoder")
-    GPT2Model(GPT2Config(n_layer=1, n_embd=4, n_head=1, vocab_size=len(tokenizer))).save_pretrained(tmp_path / "gpt")
-    tokenizer.save_pretrained(tmp_path / "gpt")
-    for architecture in ("bert_dot", "cross_encoder"):
-        with pytest.raises(InputError, match="is a gpt2; rankers are made from encoders like BERT"):
-            loading.load(str(tmp_path / "gpt"), architecture=architecture, lean=True)
-    narrow = str(saving.save(students["colbert"], tmp_path / "narrow"))
-    with pytest.raises(InputError, match="size mismatch for weight"):  # what torch says, not only where
-        loading.load(narrow, settings={"width": 8})
 
 
 def test_published_cross_encoder(tmp_path, distil, tokenizer):
@@ -453,12 +393,6 @@ def test_published_prettr(tmp_path, tokenizer, prefix, config):
     assert score(model, [SHORT], [LONG], precision="fp32") == pytest.approx(expected.numpy(), rel=1e-4)
     again = loading.load(str(saving.save(model, tmp_path / "ours")))
     assert score(again, [SHORT], [LONG], precision="fp32") == pytest.approx(expected.numpy(), rel=1e-4)
-
-
-def test_a_published_layout_that_does_not_fit(tmp_path, distil, tokenizer):
-    folder = published(tmp_path / "c", "ColBERT", distil, tokenizer, prefix="other.")
-    with pytest.raises(InputError, match="holds no DistilBERT"):
-        loading.load(folder)
 
 
 # The query, the passages and the scores printed in the notebooks beside the published checkpoints.

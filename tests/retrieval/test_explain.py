@@ -3,19 +3,18 @@
 import doctest
 import re
 
-import click
 import pytest
 import yaml
 from click.testing import CliRunner
-from conftest import rerank_by_name, search_by_name
 from hypothesis import given
 from hypothesis import strategies as st
 
 from pyserini_kd import search
 from pyserini_kd.data.runs import Run
-from pyserini_kd.data.types import Doc, Query
+from pyserini_kd.data.types import Query
 from pyserini_kd.retrieval import fusion, show
 from pyserini_kd.storage.errors import InputError
+from tests.conftest import rerank_by_name, search_by_name
 
 QUERY = [Query("1", "what the goose eats")]
 
@@ -28,18 +27,6 @@ def test_the_window_with_the_most_different_words_wins():
     assert abs(len(before) - len(after)) <= 4  # centred
     text = "sorted x y z " + "x " * 40 + "sorted sorted " + "y " * 40  # as many different ones: the most words
     assert "sorted sorted" in show.snippet(text, show.stems("sorted"), 40)
-
-
-def test_snippets_at_the_edges():
-    assert show.snippet("short  text\nof two lines", {"x"}, 30) == "short text of two lines"
-    assert show.snippet("a " * 50, {"nothing"}, 30) == "a " * 10 + "a ..."
-    assert show.snippet("a " * 50, {"nothing"}, 31) == "a " * 11 + "a ..."
-    first = show.snippet("goose x " + "a " * 50 + "goose y", {"goos"}, 30)  # of equals, the first
-    assert first.startswith("goose x a")
-    assert show.snippet("goose " + "a " * 50, {"goos"}, 30).startswith("goose a a")
-    assert show.snippet("a " * 50 + "goose", {"goos"}, 30).endswith(" a a goose")
-    assert show.snippet("x" * 100, {"y"}, 20) == "x" * 12 + " ..."  # no blank to cut at
-    assert show.snippet("", {"y"}) == ""
 
 
 WORDS = st.lists(st.sampled_from(["goose", "geese", "hay", "barn", "x", "long" * 9]), max_size=60)
@@ -115,20 +102,6 @@ def test_matched_words_are_bold_on_a_terminal_and_plain_elsewhere(hybrid, bm25_i
     plain = CliRunner().invoke(search.main, words).output
     assert "\x1b[1mGoose\x1b[0m" in terminal and "the \x1b[1mgoose\x1b[0m \x1b[1meats\x1b[0m hay" in terminal
     assert "\x1b" not in plain and re.sub(r"\x1b\[\d+m", "", terminal) == plain
-
-
-@pytest.mark.parametrize(("columns", "width"), [(80, 80), (20, 60), (500, 160)])
-def test_snippets_fit_the_terminal_and_are_no_orders_to_it(columns, width, monkeypatch, capsys):
-    monkeypatch.setenv("COLUMNS", str(columns))
-    evil = Doc("a", "goose\x1b]0;title\x07", "\x1b[2Jhay " + "goose eats hay " * 40)
-    run = Run.from_scores("t", {"1": {"a": 1.0}})
-    head, shown = click.unstyle(show.hits("goose", run["1"], lambda ids: [evil], {})).splitlines()
-    assert head == "  1     1.0000  a  goose ]0;title" and width - 15 < len(shown) <= width and "\x1b" not in shown
-
-
-def test_explain_needs_a_query(invoke, bm25_index, files):
-    result = invoke(search.main, "--encoder", "bm25", "--index", bm25_index, "--topics", files["topics"], "--explain")
-    assert result.exit_code == 2 and "--explain: needs a --query" in result.output
 
 
 def test_ir_metadata_stands_at_the_top_and_the_run_stays_the_same(invoke, bm25_index, files, tmp_path):

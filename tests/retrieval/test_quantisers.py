@@ -54,8 +54,3 @@ def test_the_graph_over_lists_does_not_depend_on_threads(sample):
 def test_what_faiss_trains_by_itself_is_left_to_it(sample):
     index = trained("IVF8(SQ8),Flat", sample)  # its lists are found by codes
     assert np.array_equal(index.sa_decode(index.sa_encode(sample)), sample)
-
-
-def test_too_few_vectors(sample):
-    with pytest.raises(RuntimeError, match="should be at least as large as number of clusters"):
-        trained("IVF64,Flat", sample[:50])

@@ -1,20 +1,16 @@
 """Reranking: only the top, in the model's order; texts from wherever they are."""
 
-import json
 import math
 
 import numpy as np
 import pytest
-from conftest import as_ranker, score
 
-from pyserini_kd import rerank, search
+from pyserini_kd import rerank
 from pyserini_kd.data.runs import Run
-from pyserini_kd.evaluation import run_records
-from pyserini_kd.models import engine, hardware, loading, rankers
+from pyserini_kd.models import hardware, loading, rankers
 from pyserini_kd.models.rankers import load_encoder
 from pyserini_kd.retrieval import build, reranking, text_sources
-from pyserini_kd.storage.errors import InputError
-from pyserini_kd.storage.files import alone
+from tests.conftest import as_ranker, score
 
 
 @pytest.fixture(scope="module")
@@ -48,16 +44,6 @@ def test_texts_from_every_place_are_the_same(first, queries, corpus, tiny_dot, d
         for query_id in run:
             assert run[query_id].doc_ids == runs[0][query_id].doc_ids
             assert np.allclose(run[query_id].scores, runs[0][query_id].scores, atol=1e-5)
-
-
-def test_missing_documents_and_queries(first, queries, corpus, tiny_dot):
-    model = loading.load(str(tiny_dot))
-    with pytest.raises(InputError, match="1 documents are not in the collection"):
-        reranking.rerank(first, as_ranker(model), queries, text_sources.fetch_from(corpus[1:]), depth=5)
-    with pytest.raises(InputError, match="1 queries of the run are not among the topics, e.g. q0"):
-        reranking.rerank(first, as_ranker(model), queries[1:], text_sources.fetch_from(corpus))
-    with pytest.raises(InputError, match="not found"):
-        reranking.rerank(first, as_ranker(model), queries, text_sources.fetch_from("no-such-index"))
 
 
 def test_vectors_of_a_flat_index_are_not_made_again(tmp_path, invoke, first, files, tiny_dot, corpus, monkeypatch):
@@ -122,73 +108,6 @@ def test_command(tmp_path, invoke, first, files, tiny_dot, dense_index):
     ):
         result = invoke(rerank.main, *base, *wrong)
         assert result.exit_code == 2 and word in result.output, result.output
-
-
-def test_a_broken_off_reranking_goes_on(tmp_path, invoke, first, files, tiny_cross, monkeypatch, caplog):
-    """Chunks of 7 of the 100 pairs; the sixth batch breaks off, other settings or pairs begin anew."""
-    first.write(tmp_path / "first.txt")
-    base = [
-        "--run",
-        tmp_path / "first.txt",
-        "--encoder",
-        tiny_cross,
-        "--topics",
-        files["topics"],
-        "--collection",
-        files["docs"],
-    ]
-    words, work = [*base, "--depth", 10, "--output", tmp_path / "out.txt"], tmp_path / "out.txt.partial"
-    monkeypatch.setattr(engine, "CHUNK", 7)
-    assert invoke(rerank.main, *base, "--depth", 10, "--output", tmp_path / "whole.txt").exit_code == 0
-    computed, pad = [], engine.pad
-
-    def counted(records, *more):
-        if len(computed) == stop:
-            raise MemoryError
-        computed.append(len(records))
-        return pad(records, *more)
-
-    monkeypatch.setattr(engine, "pad", counted)
-    stop = 6
-    assert isinstance(invoke(rerank.main, *words).exception, MemoryError)
-    kept = sum(computed)
-    assert not (tmp_path / "out.txt").exists() and len(list(work.glob("*/*/*.npy"))) == 6 and kept < 100
-    with alone(work, "rerank"):
-        result = invoke(rerank.main, *words)
-        assert result.exit_code == 2 and f"another rerank is at work in {work}" in result.output
-    for other in (["--batch-size", 7], ["--depth", 9]):
-        computed.clear()
-        assert isinstance(invoke(rerank.main, *words, *other).exception, MemoryError) and len(computed) == 6
-    assert len(list(work.glob("*"))) == 2 and len(list(work.glob("*/*"))) == 3
-    computed.clear()
-    stop = None
-    caplog.set_level("INFO")
-    assert invoke(rerank.main, *words).exit_code == 0
-    assert sum(computed) == 100 - kept and f"going on: {kept} of 100 pairs were scored before" in caplog.text
-    assert (tmp_path / "out.txt").read_bytes() == (tmp_path / "whole.txt").read_bytes()
-    assert not list(tmp_path.glob("*.partial"))
-    first.write(tmp_path / "first.txt", overwrite=True)
-    for name in ("whole", "out"):  # what the process that broke off took is not known
-        assert json.loads((tmp_path / f"{name}.json").read_text()).get("resumed", False) == (name == "out")
-    (tmp_path / "first.json").write_text('{"seconds": 1}')
-    assert run_records.seconds_of(tmp_path / "whole.txt")[0] > 1
-    assert run_records.seconds_of(tmp_path / "out.txt")[1].endswith("since its reranking was resumed")
-
-
-def test_a_search_that_broke_off_while_reranking_goes_on(tmp_path, invoke, files, bm25_index, tiny_cross, monkeypatch, caplog):
-    words = ["--encoder", "bm25", "--index", bm25_index, "--topics", files["topics"], "--rerank", tiny_cross, "--output"]
-    monkeypatch.setattr(engine, "CHUNK", 7)
-    assert invoke(search.main, *words, tmp_path / "whole.txt").exit_code == 0
-    with monkeypatch.context() as patch:
-        patch.setattr(Run, "write", lambda *_, **__: 1 / 0)  # the last moment: everything is scored
-        assert isinstance(invoke(search.main, *words, tmp_path / "out.txt").exception, ZeroDivisionError)
-    assert list(tmp_path.glob("out.txt.partial/*/*/*.npy"))
-    monkeypatch.setattr(engine, "pad", lambda *_: 1 / 0)  # nothing is left to compute
-    caplog.set_level("INFO")
-    assert invoke(search.main, *words, tmp_path / "out.txt").exit_code == 0 and "were scored before" in caplog.text
-    assert json.loads((tmp_path / "out.json").read_text())["resumed"] is True
-    assert (tmp_path / "out.txt").read_bytes() == (tmp_path / "whole.txt").read_bytes()
-    assert not list(tmp_path.glob("*.partial"))
 
 
 @pytest.mark.parametrize("architecture", ["cross_encoder", "prettr"])

@@ -1,0 +1,172 @@
+"""Dense indexes against kills, changed collections, folders that do not fit and a replacement while they are open."""
+
+import json
+import shutil
+
+import faiss
+import numpy as np
+import pytest
+
+from pyserini_kd.data.doc_ids import DocIds
+from pyserini_kd.data.types import Doc
+from pyserini_kd.retrieval import build, index_folder
+from pyserini_kd.retrieval.dense_index import DenseIndex
+from pyserini_kd.retrieval.open_index import check_encoder, load_encoder
+from pyserini_kd.retrieval.text_sources import stored_docs
+from pyserini_kd.storage.errors import InputError
+from tests.conftest import as_ranker
+from tests.retrieval.test_index import encoder, halves, vectors
+
+
+def test_an_unfinished_build_goes_on(tmp_path, encoder, tiny_dot, corpus, monkeypatch, interrupted):
+    monkeypatch.setattr(build, "BLOCK", 6)
+    build.build(corpus, as_ranker(encoder, tiny_dot, precision="fp32"), tmp_path / "whole")
+    from pyserini_kd.models import rankers
+
+    calls = interrupted(rankers.Encoder, "encode_docs")
+    with pytest.raises(KeyboardInterrupt):
+        build.build(corpus, as_ranker(encoder, tiny_dot, precision="fp32"), tmp_path / "cut")
+    assert not (tmp_path / "cut").exists()
+    renamed = shutil.copytree(tiny_dot, tmp_path / "renamed")  # the same weights by another name
+    build.build(corpus, as_ranker(encoder, renamed, precision="fp32"), tmp_path / "cut")
+    assert calls == [6, 6, 6, 6, 2]  # the two finished blocks are not encoded again
+    for name in ("index", "docid", "docs.jsonl", "docs.offsets"):
+        assert (tmp_path / "cut" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
+    assert not list(tmp_path.glob(".*"))
+
+
+def test_a_changed_collection_is_encoded_again(tmp_path, encoder, tiny_dot, corpus, monkeypatch):
+    monkeypatch.setattr(build, "BLOCK", 6)
+    merge = index_folder._merge_docs
+    monkeypatch.setattr(index_folder, "_merge_docs", lambda *a: (_ for _ in ()).throw(KeyboardInterrupt))
+    with pytest.raises(KeyboardInterrupt):
+        build.build(corpus, as_ranker(encoder, tiny_dot, precision="fp32"), tmp_path / "x")
+    monkeypatch.setattr(index_folder, "_merge_docs", merge)
+    changed = [corpus[0]._replace(text="the pig sleeps"), *corpus[1:8]]
+    assert build.build(changed, as_ranker(encoder, tiny_dot, precision="fp32"), tmp_path / "x") == 8
+    opened = DenseIndex.load(tmp_path / "x")
+    assert opened.store.count == 8
+    assert np.allclose(opened.store.reconstruct(np.arange(8)), vectors(encoder, changed), atol=1e-5)
+
+
+def test_folders_that_do_not_fit(tmp_path, dense_index, caplog):
+    with pytest.raises(InputError, match="not found"):
+        DenseIndex.load(tmp_path / "nothing")
+    broken = tmp_path / "broken"
+    shutil.copytree(dense_index, broken)
+    (broken / "docid").unlink()
+    with pytest.raises(InputError, match="incomplete: no file `docid`"):
+        DenseIndex.load(broken)
+    (broken / "docid").write_text("a\nb\n")
+    with pytest.raises(InputError, match="20 vectors but 2 document ids"):
+        DenseIndex.load(broken)
+    (broken / "index").write_bytes(b"no index at all")
+    with pytest.raises(InputError, match="not a FAISS index"):
+        DenseIndex.load(broken)
+    foreign = tmp_path / "foreign"
+    foreign.mkdir()
+    other = faiss.IndexFlatL2(4)
+    other.add(np.ones((1, 4), np.float32))
+    faiss.write_index(other, str(foreign / "index"))
+    (foreign / "docid").write_text("a\n")
+    with pytest.raises(InputError, match="L2 distance"):
+        DenseIndex.load(foreign)
+    other = faiss.IndexFlatIP(4)
+    other.add(np.ones((2, 4), np.float32))
+    faiss.write_index(other, str(foreign / "index"))
+    (foreign / "docid").write_text("a\na\n")
+    with pytest.raises(InputError, match="names a document twice"):
+        DenseIndex.load(foreign)
+    (foreign / "docid").write_text("a\nticket 265\n")
+    with pytest.raises(InputError, match="names 'ticket 265', an id is one word"):
+        DenseIndex.load(foreign)
+    (foreign / "docid").write_text("a\nb\n")
+    named = faiss.IndexIDMap(faiss.IndexFlatIP(4))
+    named.add_with_ids(np.ones((2, 4), np.float32), np.array([7, 9]))
+    lists = faiss.index_factory(4, "IVF2,Flat", faiss.METRIC_INNER_PRODUCT)
+    lists.train(np.random.default_rng(0).standard_normal((80, 4)).astype(np.float32))
+    lists.add_with_ids(np.ones((2, 4), np.float32), np.array([0, 2]))
+    for wrong in (named, lists):
+        faiss.write_index(wrong, str(foreign / "index"))
+        for mmap in (False, True):
+            with pytest.raises(InputError, match="has ids of its own"):
+                DenseIndex.load(foreign, mmap=mmap)
+    faiss.write_index(other, str(foreign / "index"))
+    assert DenseIndex.load(foreign).search(np.ones((1, 4), np.float32), 1)[1].tolist() == [[1]]  # b before a
+
+
+def test_a_file_is_never_replaced_by_a_folder(tmp_path, encoder, tiny_dot, corpus):
+    (tmp_path / "x").write_text("mine")
+    with pytest.raises(InputError, match="is a file"):
+        build.build(corpus, as_ranker(encoder, tiny_dot), tmp_path / "x", overwrite=True)
+    assert (tmp_path / "x").read_text() == "mine"
+
+
+def test_an_index_replaced_while_it_is_opened_is_noticed(halves, tmp_path, monkeypatch, encoder, tiny_dot):
+    """Another folder has come to its name, of as many documents, but not the same."""
+    many, _, (a, *_) = halves
+    build.build(many[1:31], as_ranker(encoder, tiny_dot, precision="fp32"), tmp_path / "new")
+    read = DocIds.read
+
+    def late(folder):
+        a.rename(tmp_path / "old")
+        (tmp_path / "new").rename(a)
+        return read(folder)
+
+    fetch = stored_docs(a, known=DocIds.read(tmp_path / "new"))  # ids of the new one, texts of the old one
+    with pytest.raises(InputError, match="was replaced after it was opened"):
+        list(fetch([many[3].doc_id]))
+    monkeypatch.setattr(DocIds, "read", late)
+    with pytest.raises(InputError, match="was replaced while it was opened"):
+        DenseIndex.load(a)
+
+
+def test_folders_that_do_not_go_together(halves, tmp_path, tiny_dot, corpus):
+    _, whole, (a, b, _) = halves
+    with pytest.raises(InputError, match="document 'eat-cat-0' is in more than one index: .*a and .*whole"):
+        DenseIndex.load(a, whole)
+    build.build([Doc("z#0", "", "cat")], as_ranker(load_encoder(str(tiny_dot)), tiny_dot), tmp_path / "cut", segment="5:5")
+    with pytest.raises(
+        InputError, match=r"a holds whole documents, .*cut holds passages \(5:5\): what they find cannot be joined"
+    ):
+        DenseIndex.load(a, tmp_path / "cut")
+    renamed = shutil.copytree(tiny_dot, tmp_path / "renamed")  # the same weights by another name: these do go together
+    build.build([Doc("y", "", "the hen")], as_ranker(load_encoder(str(renamed)), renamed), tmp_path / "y")
+    assert "y" in DenseIndex.load(a, tmp_path / "y").doc_ids
+    build.build([Doc("x", "", "the hen")], as_ranker(load_encoder(str(tiny_dot), pooling="cls"), tiny_dot), tmp_path / "cls")
+    foreign = shutil.copytree(whole, tmp_path / "foreign")  # by nobody knows whom
+    (foreign / "docid").write_text("".join(f"f{n}\n" for n in range(80)))
+    (foreign / "manifest.json").write_text(json.dumps({"encoder": {"name": "unknown"}}))
+    for folders in ((a, tmp_path / "cls"), (foreign, a, tmp_path / "cls"), (a, foreign, tmp_path / "cls")):
+        with pytest.raises(InputError, match="made with different encoders"):
+            DenseIndex.load(*folders)
+    joined = DenseIndex.load(foreign, tmp_path / "cls")
+    with pytest.raises(InputError, match="pooling is mean, the index was made with cls"):
+        check_encoder(joined, as_ranker(load_encoder(str(tiny_dot)), tiny_dot))
+
+
+def test_an_open_index_keeps_its_documents_when_another_takes_its_place(tmp_path, encoder, tiny_dot, corpus):
+    build.build(corpus, as_ranker(encoder, tiny_dot), tmp_path / "x")
+    fetch = stored_docs(tmp_path / "x")
+    build.build(
+        [Doc(doc.doc_id, "", "longer " * 9) for doc in reversed(corpus)],
+        as_ranker(encoder, tiny_dot),
+        tmp_path / "x",
+        overwrite=True,
+    )
+    assert list(fetch([corpus[3].doc_id, corpus[0].doc_id])) == [corpus[3], corpus[0]]
+    for name, data, message in (
+        ("docs.offsets", b"", "offsets is empty"),
+        ("docs.offsets", bytes(16), "`docid` and `docs.offsets` are not of one collection"),
+    ):
+        (tmp_path / "x" / name).write_bytes(data)
+        with pytest.raises(InputError, match=message):
+            stored_docs(tmp_path / "x")
+    build.build(corpus, as_ranker(encoder, tiny_dot), tmp_path / "y")
+    with open(tmp_path / "y" / "docs.jsonl", "r+b") as out:
+        out.truncate(100)
+    with pytest.raises(InputError, match="docs.jsonl is damaged: no document at byte"):
+        list(stored_docs(tmp_path / "y")([corpus[-1].doc_id]))
+    (tmp_path / "y" / "manifest.json").write_text('{"encoder": "minilm"}')
+    with pytest.raises(InputError, match="`encoder` must be a record, not 'minilm'"):
+        DenseIndex.load(tmp_path / "y")
