@@ -63,7 +63,7 @@ def vector_blocks(bench: Bench, count: int) -> list[Path]:
     folder = bench.work / f"vectors.{count}"
     if not (folder / "done").exists():
         folder.mkdir(exist_ok=True)
-        real = DenseIndex.load(dense_index(bench) if bench.data else pydocs_index(bench)).store
+        real = DenseIndex.open(dense_index(bench) if bench.data else pydocs_index(bench)).store
         base, rng = real.reconstruct(np.arange(real.count)), np.random.default_rng(0)
         for number, start in enumerate(range(0, count, BLOCK)):
             rows = np.arange(start, min(start + BLOCK, count)) % len(base)

@@ -390,7 +390,7 @@ def costs(work: Work, seed: int) -> str:
             token_index.build([docs[doc_id] for doc_id in dict.fromkeys(doc_ids)], models[name], folder)
         stored = f"{name}, documents stored"
         models[stored] = models[name]
-        ways[stored] = functools.partial(TokenIndex.load(folder).score, models[name], queries, doc_ids)
+        ways[stored] = functools.partial(TokenIndex.open(folder).score, models[name], queries, doc_ids)
     seconds: dict[str, list[float]] = {name: [] for name in ways}
     for _ in range(4):
         for name, way in ways.items():

@@ -1,7 +1,5 @@
 """The command `index`."""
 
-from __future__ import annotations
-
 import time
 
 import click

@@ -1,7 +1,5 @@
 """The command `rerank`."""
 
-from __future__ import annotations
-
 import click
 
 from pyserini_kd.cli import command

@@ -1,7 +1,5 @@
 """The command `search`: sparse, dense or hybrid search, reranking, measures; with no arguments, the embedded default."""
 
-from __future__ import annotations
-
 import logging
 from collections.abc import Callable
 from pathlib import Path

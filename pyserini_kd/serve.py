@@ -1,7 +1,5 @@
 """The warm search service: what `search` does, over HTTP, with everything loaded once. The API itself is in `service.py`."""
 
-from __future__ import annotations
-
 import click
 
 from pyserini_kd.cli import command

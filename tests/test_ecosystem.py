@@ -48,7 +48,7 @@ def same(run, other, tolerance=1e-4):
 @pytest.fixture(scope="module")
 def ours(dense_index, tiny_dot, queries):
     return searching.dense(
-        DenseIndex.load(dense_index), as_ranker(load_encoder(str(tiny_dot)), precision="fp32"), queries, hits=10
+        DenseIndex.open(dense_index), as_ranker(load_encoder(str(tiny_dot)), precision="fp32"), queries, hits=10
     )
 
 
@@ -79,7 +79,7 @@ def test_we_open_an_index_that_pyserini_encoded(tmp_path, corpus, queries, tiny_
         "--dimension", "32", "--device", "cpu", "--batch-size", "1", "--max-length", "24",
     )  # fmt: skip
     formats.write_topics(queries, tmp_path / "topics.tsv")
-    opened = DenseIndex.load(tmp_path / "faiss")
+    opened = DenseIndex.open(tmp_path / "faiss")
     assert opened.manifest is None
     run = searching.dense(opened, as_ranker(load_encoder(str(tiny_dot)), precision="fp32"), queries, hits=10)
     pyserini(
@@ -119,6 +119,6 @@ def test_folders_named_to_mislead_pyserini_are_fine(tmp_path, tiny_dot, dense_in
     folder = tmp_path / "balanced-dpr-student"
     shutil.copytree(tiny_dot, folder)
     run = searching.dense(
-        DenseIndex.load(dense_index), as_ranker(load_encoder(str(folder)), precision="fp32"), queries, hits=10
+        DenseIndex.open(dense_index), as_ranker(load_encoder(str(folder)), precision="fp32"), queries, hits=10
     )
     same(ours, run)

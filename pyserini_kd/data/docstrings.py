@@ -5,8 +5,6 @@ line of a docstring is the topic, the rest is the document that answers it, so t
 Python developer can judge the results. Train, dev and test are split by module, with a stable hash.
 """
 
-from __future__ import annotations
-
 import ast
 import functools
 import importlib.metadata

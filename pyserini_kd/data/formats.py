@@ -1,7 +1,5 @@
 """Read and write collections, topics and qrels in files. Every reader also takes `.gz`."""
 
-from __future__ import annotations
-
 import html
 import json
 import os

@@ -3,8 +3,6 @@
 Of 16 million, any two have the same hash with a probability of 1 in 100,000.
 """
 
-from __future__ import annotations
-
 import hashlib
 from collections.abc import Callable, Iterable, Iterator
 from itertools import islice

@@ -4,8 +4,6 @@ Two faults of Pyserini 1.6 are worked around here. It asks for a JVM module that
 abort. It builds an OpenAI client at import, which fails without a key.
 """
 
-from __future__ import annotations
-
 import functools
 import glob
 import importlib.util

@@ -1,7 +1,5 @@
 """Read text files line by line: an error names the file and the line. The rules for ids, texts and JSON records are here."""
 
-from __future__ import annotations
-
 import gzip
 import io
 import json

@@ -3,8 +3,6 @@
 Passages are `Doc`s whose ids are `docid#n`, n from 0. All other modules treat them as documents.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Container, Iterable, Iterator
 
 import numpy as np

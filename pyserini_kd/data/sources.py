@@ -4,8 +4,6 @@ Topics may also have the name of a Pyserini topic set (`dl19-passage`). It is lo
 under `PYSERINI_KD_HOME/indexes/topics/`.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any

@@ -1,7 +1,5 @@
 """Queries, documents and relevance judgements. Ids are always strings: `007` stays `007`."""
 
-from __future__ import annotations
-
 from typing import NamedTuple
 
 Qrels = dict[str, dict[str, int]]

@@ -1,7 +1,5 @@
 """Candidates: for each training query a group of documents with labels, and the files they come in."""
 
-from __future__ import annotations
-
 import gzip
 import itertools
 import json

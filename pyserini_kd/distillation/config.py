@@ -1,7 +1,5 @@
 """Settings of a training run, the options that the command makes of them, and all rules that need no model and no data."""
 
-from __future__ import annotations
-
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import BeforeValidator, model_validator

@@ -4,8 +4,6 @@ A step whose result exists is skipped; a step that was cut short starts again (o
 the choices below.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import logging
 import shutil
@@ -155,7 +153,7 @@ def _make_scores(at: Paths) -> None:
     groups = read_candidates(at.training / "candidates.jsonl")
     queries, docs = load_texts(groups, docstrings.topics("train"), docstrings.docs())
     teachers = [Teacher("run", str(bm25), BM25_WEIGHT), Teacher("checkpoint", str(at.teacher), TEACHER_WEIGHT)]
-    taught = teach(groups, queries, docs, teachers, index=DenseIndex.load(at.teacher_index))
+    taught = teach(groups, queries, docs, teachers, index=DenseIndex.open(at.teacher_index))
     _stamp(at.training / "scores.parquet")
     write_scores(taught, at.training / "scores.parquet")
 

@@ -6,8 +6,6 @@ attention layer i follows the last layer of its block, ik + k - 1. The means run
 published code, which pads every batch to one length. BERT-like and DistilBERT encoders.
 """
 
-from __future__ import annotations
-
 import contextlib
 import math
 from collections.abc import Iterator, Sequence

@@ -9,8 +9,6 @@ A cross-encoder here has one logit z. A head with two classes and logits z0, z1 
 softmax is (1 - sigmoid(z), sigmoid(z)).
 """
 
-from __future__ import annotations
-
 import functools
 import inspect
 from collections.abc import Callable

@@ -5,8 +5,6 @@ in blocks that share their documents: with blocks of 32, every query has the pos
 A training batch is then one block, and each document is encoded once for all of its queries.
 """
 
-from __future__ import annotations
-
 import logging
 from collections.abc import Iterable, Sequence
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Several training processes, as torchrun or accelerate start them."""
 
-from __future__ import annotations
-
 import contextlib
 import datetime
 import logging

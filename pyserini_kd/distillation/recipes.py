@@ -1,7 +1,5 @@
 """The papers' training procedures as data: their stages, and the losses, weights and defaults of each stage."""
 
-from __future__ import annotations
-
 import dataclasses
 import math
 from collections.abc import Sequence

@@ -3,8 +3,6 @@
 A teacher is a checkpoint, a run (BM25's, for one) or a file of scores.
 """
 
-from __future__ import annotations
-
 import contextlib
 import hashlib
 import json

@@ -1,7 +1,5 @@
 """Teach from files to files: candidates, texts and teachers in; a score store, and perhaps a published file, out."""
 
-from __future__ import annotations
-
 import contextlib
 import logging
 from collections.abc import Callable, Iterable, Sequence
@@ -102,7 +100,7 @@ def teach_files(config: TeachConfig, say: Callable[[str], None] = logger.info) -
     groups = read_candidates(config.candidates)
     check = _Check.read(config)
     work = output.with_name(f"{output.name}.partial")
-    index = DenseIndex.load(config.index) if config.index else None
+    index = DenseIndex.open(config.index) if config.index else None
 
     scratch = work / "scratch"
 

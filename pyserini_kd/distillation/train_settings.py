@@ -1,7 +1,5 @@
 """The settings of the command `train`: a training configuration, the data that it reads, and where the result goes."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Self
 

@@ -1,7 +1,5 @@
 """What training learns from: candidates with texts and teacher scores, or plain text, kept on disk while it runs."""
 
-from __future__ import annotations
-
 import contextlib
 import hashlib
 import json

@@ -4,8 +4,6 @@ Hofstätter et al. 2020 (arXiv 2010.02666): no projection, no normalisation, no 
 of the checkpoint, so that sentence-transformers models are read as what they are.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 
 import torch

@@ -1,7 +1,5 @@
 """Checkpoints on disk: their names, the folders they stand for, and what a folder says of itself."""
 
-from __future__ import annotations
-
 import dataclasses
 import functools
 import importlib.util

@@ -5,8 +5,6 @@ vectors are not normalised, every token counts ([CLS] and [SEP] included), and a
 also be read off any bi-encoder with mean pooling, whose token states are trained to add up to the text's vector.
 """
 
-from __future__ import annotations
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn

@@ -1,7 +1,5 @@
 """Cross-encoder (BERT_CAT): query and document in one sequence, one logit a pair. Nogueira and Cho 2019."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from typing import Any
 

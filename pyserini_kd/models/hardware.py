@@ -1,7 +1,5 @@
 """Choose device, threads and arithmetic."""
 
-from __future__ import annotations
-
 import contextlib
 import functools
 import logging

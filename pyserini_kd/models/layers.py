@@ -1,7 +1,5 @@
 """The encoder of transformers inside a model of ours, and the stack of layers inside that: found, and thinned out."""
 
-from __future__ import annotations
-
 from typing import Any
 
 from torch import nn

@@ -4,8 +4,6 @@ The folder stays a checkpoint that transformers and sentence-transformers load; 
 int8 is dynamic quantisation of the matrix products: weights per output channel, activations when they are computed.
 """
 
-from __future__ import annotations
-
 import contextlib
 import inspect
 import logging

@@ -1,7 +1,5 @@
 """ONNX files beside a checkpoint's weights, and ONNX Runtime in the place of its PyTorch encoder or classifier."""
 
-from __future__ import annotations
-
 import types
 from pathlib import Path
 from typing import Any

@@ -5,8 +5,6 @@ that they can be stored; for that its positions must not either: queries are pad
 begin there.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 
 import torch

@@ -3,8 +3,6 @@
 Hofstätter et al., ECAI 2020, in the form of Hofstätter et al. 2020 (arXiv 2010.02666): natural logarithm, one branch.
 """
 
-from __future__ import annotations
-
 import math
 from pathlib import Path
 from typing import cast

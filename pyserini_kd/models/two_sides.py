@@ -1,7 +1,5 @@
 """What architectures share that run queries and documents apart: all but the cross-encoder."""
 
-from __future__ import annotations
-
 import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar

@@ -1,7 +1,5 @@
 """Build BM25 indexes with Lucene."""
 
-from __future__ import annotations
-
 import contextlib
 import json
 import logging

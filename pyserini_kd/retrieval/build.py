@@ -5,8 +5,6 @@ LuceneHnswDenseSearcher reads it and `docid`. Beside them lie our `manifest.json
 with `docs.offsets` (the texts, for snippets and reranking).
 """
 
-from __future__ import annotations
-
 import hashlib
 import itertools
 import logging
@@ -213,7 +211,7 @@ def _jsonl(path: Path) -> Iterator[Embedded]:
 
 
 def _index(folder: Path) -> Iterator[Embedded]:
-    index = DenseIndex.load(folder, mmap=True)
+    index = DenseIndex.open(folder, mmap=True)
     for start in range(0, len(index.doc_ids), STEP):
         some: list[str] = index.doc_ids[start : start + STEP]
         found = index.store.reconstruct(np.arange(start, start + len(some)))

@@ -38,7 +38,7 @@ class DenseIndex:
     manifest: Manifest | None  # None for a folder of another program
 
     @classmethod
-    def load(cls, *folders: str | Path, mmap: bool = False) -> DenseIndex:
+    def open(cls, *folders: str | Path, mmap: bool = False) -> DenseIndex:
         """Open an index folder, or several as one (named, or listed as `shards`). Rows are counted through, in that order.
 
         A folder without manifest, of another program, is checked as far as possible. With `mmap` vectors stay on disk and are
@@ -48,11 +48,11 @@ class DenseIndex:
             InputError: a folder is missing or incomplete, its parts do not fit, its metric is not inner product, or the folders
                 differ in width or encoder, or share a document.
         """
-        parts = [cls._load_one(folder, mmap) for folder in shards(*folders)]
+        parts = [cls._open_one(folder, mmap) for folder in shards(*folders)]
         return parts[0] if len(parts) == 1 else cls._join(parts)
 
     @classmethod
-    def _load_one(cls, folder: Path, mmap: bool) -> DenseIndex:
+    def _open_one(cls, folder: Path, mmap: bool) -> DenseIndex:
         from pyserini_kd.retrieval.vector_store import open_store  # only here: importing FAISS takes long
 
         if not folder.is_dir():

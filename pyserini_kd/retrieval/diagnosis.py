@@ -4,8 +4,6 @@ Each check looks at one thing and says in a line what it found. Java is really s
 documents.
 """
 
-from __future__ import annotations
-
 import importlib.metadata
 import importlib.util
 import os

@@ -1,7 +1,5 @@
 """Write the vectors of a collection into an index folder, as a FAISS or a Lucene index; say before what it will take."""
 
-from __future__ import annotations
-
 import contextlib
 import logging
 import os

@@ -1,7 +1,5 @@
 """FAISS kinds by factory string: which are accepted, and what a kind needs in vectors, memory and time."""
 
-from __future__ import annotations
-
 import contextlib
 import math
 import time

@@ -6,8 +6,6 @@ of the runs changes nothing, unless they have different weights. Topics are fuse
 files, and list their topics in the same order, are never held in memory.
 """
 
-from __future__ import annotations
-
 import logging
 import time
 from collections.abc import Callable, Iterator, Sequence

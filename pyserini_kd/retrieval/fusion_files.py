@@ -1,7 +1,5 @@
 """Fuse run files into one, topic by topic."""
 
-from __future__ import annotations
-
 import time
 from itertools import combinations
 from pathlib import Path

@@ -1,7 +1,5 @@
 """The parts of fusion: normalisations, and ways to combine a topic's scores."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from typing import NamedTuple
 

@@ -4,8 +4,6 @@
 the blocks that are missing, or whose documents have changed. A second process shares the work.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import hashlib
 import json

@@ -1,7 +1,5 @@
 """Index a collection as the command `index` asks for it: BM25, dense vectors, or token representations."""
 
-from __future__ import annotations
-
 import os
 from pathlib import Path
 from typing import Literal, Self

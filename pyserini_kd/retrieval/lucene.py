@@ -1,7 +1,5 @@
 """What BM25 and vector search share of Lucene: index folders, prebuilt indexes, hits as JSON."""
 
-from __future__ import annotations
-
 import concurrent.futures
 import contextlib
 import difflib

@@ -6,8 +6,6 @@ product back. Fields and codecs are Anserini's: Pyserini's `LuceneHnswDenseSearc
 folders too. Row n of an index is Lucene's document n.
 """
 
-from __future__ import annotations
-
 import logging
 import os
 import shutil

@@ -1,7 +1,5 @@
 """Open an index together with the ranker that made it."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -37,7 +35,7 @@ def open_with_encoder(
     `settings` are those of `models.load`. Pooling, normalisation and prefixes come from them, else from the index's manifest
     where this checkpoint made it, else from the checkpoint.
     """
-    index = DenseIndex.load(*([folders] if isinstance(folders, str | Path) else folders), mmap=mmap)
+    index = DenseIndex.open(*([folders] if isinstance(folders, str | Path) else folders), mmap=mmap)
     made_by = index.made_by
     if made_by and made_by["sha256"] == checkpoint_folder.fingerprint(checkpoint_folder.resolve(name)):
         kept = {field: made_by.get(field) for field in ("pooling", "l2_norm", "query_prefix", "doc_prefix")}

@@ -1,7 +1,5 @@
 """Rerank a run file as the command `rerank` asks for it."""
 
-from __future__ import annotations
-
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path

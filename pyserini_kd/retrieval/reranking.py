@@ -1,7 +1,5 @@
 """Reranking: rescore the top of a Run with a checkpoint. Documents below `depth` are dropped, never mixed in."""
 
-from __future__ import annotations
-
 import contextlib
 import hashlib
 import json
@@ -138,7 +136,7 @@ def open_source(encoder: str, indexes: Sequence[str], *, segment: str | None = N
     if not same:
         logger.info("the indexes are of several kinds: documents are scored from their texts")
     if architecture and same:
-        index = TokenIndex.load(*folders)
+        index = TokenIndex.open(*folders)
         made_by = index.manifest.encoder
         if made_by["sha256"] == fingerprint(resolve(encoder)):
             kept = {name: made_by[name] for name in ("l2_norm", "doc_prefix", "max_doc_len")}
@@ -153,7 +151,7 @@ def open_source(encoder: str, indexes: Sequence[str], *, segment: str | None = N
     scorer = rankers.load(encoder, **settings)
     if isinstance(scorer, Encoder) and not segment and all(_has_vectors(folder, scorer) for folder in folders):
         logger.info("the documents' vectors are taken from the index")
-        return scorer, DenseIndex.load(*folders, mmap=True)
+        return scorer, DenseIndex.open(*folders, mmap=True)
     return scorer, fetch_from(*map(str, folders))
 
 

@@ -1,7 +1,5 @@
 """Search as the command `search` asks for it: the embedded default where no index is named, the run and its record."""
 
-from __future__ import annotations
-
 import contextlib
 import time
 from collections.abc import Callable

@@ -1,7 +1,5 @@
 """The settings of a search, and the rules for them."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Literal, Self
 

@@ -1,7 +1,5 @@
 """Search an open index: queries in, a Run out."""
 
-from __future__ import annotations
-
 import logging
 from collections.abc import Sequence
 

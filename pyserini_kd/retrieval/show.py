@@ -1,7 +1,5 @@
 """Show the hits of one query on a terminal, each with the piece of its text that shows best why the query found it."""
 
-from __future__ import annotations
-
 import itertools
 import logging
 import re

@@ -1,7 +1,5 @@
 """The texts of documents by their ids: those that an index folder stores, or a collection."""
 
-from __future__ import annotations
-
 import json
 import os
 from bisect import bisect_right

@@ -64,7 +64,7 @@ class TokenIndex:
     manifest: TokenManifest
 
     @classmethod
-    def load(cls, *folders: str | Path) -> TokenIndex:
+    def open(cls, *folders: str | Path) -> TokenIndex:
         """Open a folder, or several as one.
 
         Raises:

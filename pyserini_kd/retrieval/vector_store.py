@@ -1,7 +1,5 @@
 """Stores of document vectors: in FAISS, in Lucene, or several stores joined. `open_store` opens the one of an index folder."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Protocol

@@ -1,7 +1,5 @@
 """Arrays of numbers. They may lie in files, so that memory holds only the rows in work."""
 
-from __future__ import annotations
-
 import itertools
 import mmap
 import tempfile

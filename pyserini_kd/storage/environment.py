@@ -1,7 +1,5 @@
 """Where a result was made, for its record: versions, commit, hardware, energy, checksums."""
 
-from __future__ import annotations
-
 import contextlib
 import functools
 import hashlib

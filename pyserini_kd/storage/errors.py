@@ -1,7 +1,5 @@
 """The one error for wrong user input."""
 
-from __future__ import annotations
-
 
 class InputError(ValueError):
     """The user's input is wrong. The message says what is wrong, where, and what to do; commands exit with code 2.

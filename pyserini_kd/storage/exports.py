@@ -1,7 +1,5 @@
 """Names that a package exports without importing their modules: `--help` must not wait for torch."""
 
-from __future__ import annotations
-
 import importlib
 from collections.abc import Callable, Mapping
 

@@ -4,8 +4,6 @@ What is written goes into a temporary sibling first, which gets the final name o
 from writing the same thing at the same time.
 """
 
-from __future__ import annotations
-
 import contextlib
 import errno
 import fcntl

@@ -8,8 +8,6 @@ shared lock on the file `users`; who makes part n holds byte n of the file `bloc
 behind them all.
 """
 
-from __future__ import annotations
-
 import contextlib
 import dataclasses
 import fcntl

@@ -1,7 +1,5 @@
 """The manifest of an index folder: which encoder made it, from which collection, how."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Self

@@ -1,7 +1,5 @@
 """Records: JSON files beside results that say how the results were made."""
 
-from __future__ import annotations
-
 import hashlib
 import json
 import os

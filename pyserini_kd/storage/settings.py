@@ -3,8 +3,6 @@
 `cli.command` turns the fields of a model that are declared by `option` into options.
 """
 
-from __future__ import annotations
-
 import dataclasses
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self, TypedDict, TypeVar, Unpack, get_args

@@ -78,7 +78,7 @@ def test_a_weight_follows_the_last_at():
 
 def test_vectors_of_an_index_give_the_same_scores(groups, texts, tiny_dot, dense_index):
     fresh = teaching.teach(groups, *texts, checkpoints(tiny_dot), precision="fp32")
-    stored = teaching.teach(groups, *texts, checkpoints(tiny_dot), precision="fp32", index=DenseIndex.load(dense_index))
+    stored = teaching.teach(groups, *texts, checkpoints(tiny_dot), precision="fp32", index=DenseIndex.open(dense_index))
     assert np.allclose(fresh.score, stored.score, atol=1e-4)
 
 
@@ -160,7 +160,7 @@ def test_blocks_change_nothing(tmp_path, groups, queries, corpus, tiny_dot, dens
     texts = text_store.load_texts(groups, queries, corpus)
     on_disk = text_store.load_texts(groups, queries, corpus, tmp_path / "texts")
     assert [dict(some) for some in on_disk] == [{q: texts[0][q] for q in on_disk[0]}, texts[1]]
-    stored = {"index": DenseIndex.load(dense_index)}
+    stored = {"index": DenseIndex.open(dense_index)}
     teachers = [Teacher("run", run_file), *checkpoints(tiny_dot)]
     whole = [teaching.teach(groups, *texts, teachers, precision="fp32", **more) for more in ({}, stored)]
     monkeypatch.setattr(teaching, "BLOCK", 7)

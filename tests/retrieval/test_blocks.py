@@ -173,7 +173,7 @@ def test_each_kind_finds_what_brute_force_finds(tmp_path, kind, nprobe, recall):
     faiss_build.write(paths, 16, kind, tmp_path / "again")
     assert (tmp_path / "index").read_bytes() == (tmp_path / "again" / "index").read_bytes()
     (tmp_path / "docid").write_text("".join(f"d{n}\n" for n in range(800)))
-    opened = DenseIndex.load(tmp_path)
+    opened = DenseIndex.open(tmp_path)
     scores, rows = opened.search(queries, 10, nprobe=nprobe)
     exact = np.argsort(-(queries @ vectors.T), axis=1, kind="stable")[:, :10]
     found = np.mean([len(set(a) & set(b)) / 10 for a, b in zip(exact, rows, strict=True)])
@@ -182,7 +182,7 @@ def test_each_kind_finds_what_brute_force_finds(tmp_path, kind, nprobe, recall):
     assert found > 0.1 + np.mean([len(set(a) & set(b)) / 10 for a, b in zip(nearest, rows, strict=True)])
     if recall == 1:
         assert np.allclose(scores, np.take_along_axis(queries @ vectors.T, exact, 1), atol=1e-4)
-    mapped = DenseIndex.load(tmp_path, mmap=True)
+    mapped = DenseIndex.open(tmp_path, mmap=True)
     assert np.array_equal(mapped.search(queries, 10, nprobe=nprobe)[1], rows)
 
 
@@ -266,7 +266,7 @@ def test_fast_scan_codes_are_searched_but_not_read_back(tmp_path):
     np.save(tmp_path / "0.npy", vectors)
     (tmp_path / "docid").write_text("".join(f"d{n}\n" for n in range(300)))
     faiss_build.write([tmp_path / "0.npy"], 16, "IVF4,PQ8x4fs", tmp_path)
-    opened = DenseIndex.load(tmp_path)
+    opened = DenseIndex.open(tmp_path)
     assert opened.search(vectors[:3], 5)[1].shape == (3, 5)
     with pytest.raises(InputError, match="vectors cannot be read back"):
         opened.vectors(["d1"])

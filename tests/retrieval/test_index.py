@@ -30,7 +30,7 @@ def vectors(encoder, corpus):
 
 
 def test_search_is_brute_force(dense_index, encoder, corpus, queries):
-    run = searching.dense(DenseIndex.load(dense_index), as_ranker(encoder, precision="fp32"), queries, hits=7)
+    run = searching.dense(DenseIndex.open(dense_index), as_ranker(encoder, precision="fp32"), queries, hits=7)
     doc_vecs = vectors(encoder, corpus)
     query_vecs = encode(encoder, [q.text for q in queries], "query", precision="fp32")
     for query, scores in zip(queries, query_vecs @ doc_vecs.T, strict=True):
@@ -41,13 +41,13 @@ def test_search_is_brute_force(dense_index, encoder, corpus, queries):
 
 def test_more_hits_than_documents_and_blank_queries(dense_index, encoder, caplog):
     queries = [Query("full", "the cat"), Query("blank", "  ")]
-    opened = DenseIndex.load(dense_index)
+    opened = DenseIndex.open(dense_index)
     run = searching.dense(opened, as_ranker(encoder), queries, hits=1000)
     assert not opened.doc_ids._strings.any()  # a service keeps none of what it has found
     assert len(run["full"].doc_ids) == 20
     assert run["blank"].doc_ids == []
     with pytest.raises(InputError, match="1 queries have an id that another has too"):
-        searching.dense(DenseIndex.load(dense_index), as_ranker(encoder), [*queries, queries[0]])
+        searching.dense(DenseIndex.open(dense_index), as_ranker(encoder), [*queries, queries[0]])
     searching.warn_blank(queries)
     assert "1 blank queries get no hits: blank" in caplog.text
 
@@ -56,7 +56,7 @@ def test_more_hits_than_documents_and_blank_queries(dense_index, encoder, caplog
 def test_kinds_keep_inner_product_order(tmp_path, encoder, tiny_dot, corpus, queries, kind):
     many = [Doc(f"{doc.doc_id}-{n}", doc.title, f"{doc.text} {n * 'hay '}") for n in range(10) for doc in corpus]
     build.build(many, as_ranker(encoder, tiny_dot, precision="fp32"), tmp_path / "x", kind=kind)
-    opened = DenseIndex.load(tmp_path / "x")
+    opened = DenseIndex.open(tmp_path / "x")
     assert faiss.read_index(str(tmp_path / "x" / "index")).metric_type == faiss.METRIC_INNER_PRODUCT
     query_vecs = encode(encoder, [q.text for q in queries], "query", precision="fp32")
     exact = np.argsort(-(query_vecs @ vectors(encoder, many).T), axis=1)[:, :10]
@@ -66,7 +66,7 @@ def test_kinds_keep_inner_product_order(tmp_path, encoder, tiny_dot, corpus, que
 
 
 def test_manifest_and_stored_documents(dense_index, corpus):
-    opened = DenseIndex.load(dense_index)
+    opened = DenseIndex.open(dense_index)
     assert opened.manifest.n_docs == 20 and opened.manifest.encoder["pooling"] == "mean"
     fetch = stored_docs(dense_index)
     assert list(fetch(["sleep-cat", "eat-dog"])) == [corpus[10], corpus[1]]
@@ -76,7 +76,7 @@ def test_manifest_and_stored_documents(dense_index, corpus):
 
 
 def test_encoder_must_match(dense_index, tiny_dot, tmp_path, encoder):
-    opened = DenseIndex.load(dense_index)
+    opened = DenseIndex.open(dense_index)
     check_encoder(opened, as_ranker(encoder, tiny_dot))
     other = load_encoder(str(tiny_dot), pooling="cls")
     with pytest.raises(InputError, match="pooling is cls, the index was made with mean"):
@@ -133,7 +133,7 @@ def halves(tmp_path, encoder, tiny_dot, corpus):
 
 def test_several_folders_search_as_one(halves, encoder, queries):
     many, whole, parts = halves
-    one, joined = DenseIndex.load(whole), DenseIndex.load(*parts)
+    one, joined = DenseIndex.open(whole), DenseIndex.open(*parts)
     assert list(joined.doc_ids) == [doc.doc_id for doc in many]
     for hits in (1, 3, 10, 100):
         a, b = (searching.dense(opened, as_ranker(encoder, precision="fp32"), queries, hits=hits) for opened in (one, joined))
@@ -157,9 +157,9 @@ def test_a_manifest_of_shards_is_those_folders(halves, encoder, queries, tmp_pat
     )  # beside it, or with the whole path
     (tmp_path / "as-folder").mkdir()
     (tmp_path / "as-folder" / "manifest.json").write_text(json.dumps({"shards": ["../a", "../b", "../c"]}))
-    expected = searching.dense(DenseIndex.load(whole), as_ranker(encoder, precision="fp32"), queries, hits=9)
+    expected = searching.dense(DenseIndex.open(whole), as_ranker(encoder, precision="fp32"), queries, hits=9)
     for name in ("shards.json", "as-folder"):
-        opened = DenseIndex.load(tmp_path / name)
+        opened = DenseIndex.open(tmp_path / name)
         assert list(opened.doc_ids) == [doc.doc_id for doc in many]
         run = searching.dense(opened, as_ranker(encoder, precision="fp32"), queries, hits=9)
         assert {q: run[q].doc_ids for q in run} == {q: expected[q].doc_ids for q in expected}
@@ -178,9 +178,9 @@ def test_a_manifest_of_shards_is_those_folders(halves, encoder, queries, tmp_pat
     ):
         (tmp_path / "shards.json").write_bytes(text if isinstance(text, bytes) else text.encode())
         with pytest.raises(InputError, match=message):
-            DenseIndex.load(tmp_path / "shards.json")
+            DenseIndex.open(tmp_path / "shards.json")
     with pytest.raises(InputError, match="index is a file; name the index folder"):
-        DenseIndex.load(tmp_path / "a" / "index")
+        DenseIndex.open(tmp_path / "a" / "index")
 
 
 def test_search_command_over_several_folders(halves, invoke, files, tiny_dot, tmp_path):

@@ -25,7 +25,7 @@ def folder_of(path, vectors, kind, cuts=(300, 550), ids=None):
         np.save(path / f"{number}.npy", block)
     (path / "docid").write_text("".join(f"{doc_id}\n" for doc_id in ids or [f"d{n}" for n in range(len(vectors))]))
     faiss_build.write(sorted(path.glob("*.npy")), vectors.shape[1], kind, path)
-    return DenseIndex.load(path)
+    return DenseIndex.open(path)
 
 
 @pytest.fixture(scope="module")
@@ -108,7 +108,7 @@ def test_ties_at_the_end_are_cut_by_id_and_faiss_and_lucene_join(tmp_path, opene
         assert np.array_equal(np.sort(rows), np.sort(expected))
     shutil.copytree(opened["lucene-hnsw"].folder, tmp_path / "hnsw")
     (tmp_path / "hnsw" / "docid").write_text("".join(f"e{n}\n" for n in range(800)))
-    joined = DenseIndex.load(tmp_path / "Flat", tmp_path / "hnsw")
+    joined = DenseIndex.open(tmp_path / "Flat", tmp_path / "hnsw")
     _, rows = joined.search(lengths[1], 1000)
     products = lengths[1] @ np.concatenate([vectors, lengths[0]]).T
     assert np.array_equal(np.sort(rows), np.tile(np.arange(1000), (40, 1)))
@@ -175,7 +175,7 @@ def test_the_same_commands(by_command, dense_index, bm25_index, tiny_dot, tiny_c
 def test_query_texts_manifest_and_service(by_command, tiny_dot, corpus, invoke):
     result = invoke(search.main, "--index", by_command, "--encoder", tiny_dot, "--query", "what the goose eats", "--hits", 3)
     assert result.exit_code == 0 and len(result.output.splitlines()) == 6, result.output
-    manifest = DenseIndex.load(by_command).manifest
+    manifest = DenseIndex.open(by_command).manifest
     assert manifest.index == "lucene-flat" and manifest.n_docs == 20 and manifest.encoder["pooling"] == "mean"
     assert list(stored_docs(by_command)(["sleep-cat"])) == [corpus[10]]
     assert list(text_sources.fetch_from(str(by_command))(["eat-dog"])) == [corpus[1]]

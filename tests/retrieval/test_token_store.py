@@ -49,7 +49,7 @@ def test_stored_scores_are_fresh_scores(saved, name, dtype, atol, corpus, querie
     assert token_index.build(corpus, as_ranker(model, saved[name], precision="fp32"), tmp_path / "i", dtype=dtype) == len(
         corpus
     )
-    stored = token_index.TokenIndex.load(tmp_path / "i")
+    stored = token_index.TokenIndex.open(tmp_path / "i")
     pairs = [(query.text, doc) for query in queries[:3] for doc in reversed(corpus)]
     texts = [text for text, _ in pairs]
     fresh = score(model, texts, [doc.contents for _, doc in pairs], precision="fp32")
@@ -101,7 +101,7 @@ def test_memory_does_not_grow_with_the_collection(saved, tmp_path, monkeypatch):
     peak(600)  # what is imported and cached by the first
     # A document has 800 bytes here as states and text; more or fewer wait for the writing thread
     assert peak(4_000) - peak(1_000) < 3_000 * 40
-    assert token_index.TokenIndex.load(tmp_path / "4000").offsets[0][-1] == 4_000 * 9
+    assert token_index.TokenIndex.open(tmp_path / "4000").offsets[0][-1] == 4_000 * 9
 
 
 def test_several_folders_are_read_as_one(saved, corpus, queries, tmp_path):
@@ -112,8 +112,8 @@ def test_several_folders_are_read_as_one(saved, corpus, queries, tmp_path):
     renamed = shutil.copytree(saved["colbert"], tmp_path / "renamed")  # the same weights by another name
     token_index.build(parts["two"], as_ranker(model, renamed, precision="fp32"), tmp_path / "two", overwrite=True)
     joined, whole = (
-        token_index.TokenIndex.load(tmp_path / "two", tmp_path / "one"),
-        token_index.TokenIndex.load(tmp_path / "whole"),
+        token_index.TokenIndex.open(tmp_path / "two", tmp_path / "one"),
+        token_index.TokenIndex.open(tmp_path / "whole"),
     )
     for doc in corpus:
         assert np.array_equal(joined.of(doc.doc_id), whole.of(doc.doc_id))
@@ -121,10 +121,10 @@ def test_several_folders_are_read_as_one(saved, corpus, queries, tmp_path):
         with pytest.raises(KeyError, match="nobody"):
             stored.of("nobody")
     with pytest.raises(InputError, match="is stored more than once: .*whole and .*one"):
-        token_index.TokenIndex.load(tmp_path / "whole", tmp_path / "one")
+        token_index.TokenIndex.open(tmp_path / "whole", tmp_path / "one")
     token_index.build(corpus[:7], as_ranker(model, saved["colbert"]), tmp_path / "cut", segment="3:2")
     with pytest.raises(InputError, match=r"whole and .*cut were made with different settings \(segment\)"):
-        token_index.TokenIndex.load(tmp_path / "whole", tmp_path / "cut")
+        token_index.TokenIndex.open(tmp_path / "whole", tmp_path / "cut")
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -33,7 +33,7 @@ def test_every_source_gives_the_same_index(made, monkeypatch):
         build.build_from_vectors(folder / source, None, folder / name)
         for file in ("index", "docid"):
             assert (folder / name / file).read_bytes() == (folder / "a" / file).read_bytes()
-    opened = DenseIndex.load(folder / "a")
+    opened = DenseIndex.open(folder / "a")
     assert opened.manifest.encoder == {"name": "unknown"}
     assert np.array_equal(opened.vectors(IDS), found)
     assert np.array_equal(opened.search(found[:5], 4)[1], np.argsort(-(found[:5] @ found.T), axis=1)[:, :4])

@@ -35,12 +35,12 @@ def test_scores_that_are_not_finite_are_not_kept(tmp_path, groups, texts, tiny_d
 def test_vectors_that_are_not_exact_are_no_teacher_s(tmp_path, groups, texts, tiny_dot, corpus):
     build.build(corpus, as_ranker(load_encoder(str(tiny_dot)), tiny_dot), tmp_path / "x", kind="SQ8")
     with pytest.raises(InputError, match="does not hold exact vectors; a teacher needs a Flat one"):
-        teaching.teach(groups, *texts, checkpoints(tiny_dot), index=DenseIndex.load(tmp_path / "x"))
+        teaching.teach(groups, *texts, checkpoints(tiny_dot), index=DenseIndex.open(tmp_path / "x"))
     build.build([Doc("more", "", "the hen")], as_ranker(load_encoder(str(tiny_dot)), tiny_dot), tmp_path / "y")
     (tmp_path / "x" / "manifest.json").unlink()  # nobody says what it is
     for folders in ((tmp_path / "x",), (tmp_path / "y", tmp_path / "x")):
         with pytest.raises(InputError, match="does not hold exact vectors"):
-            teaching.teach(groups, *texts, checkpoints(tiny_dot), index=DenseIndex.load(*folders))
+            teaching.teach(groups, *texts, checkpoints(tiny_dot), index=DenseIndex.open(*folders))
 
 
 @pytest.mark.parametrize(

@@ -342,7 +342,7 @@ def test_what_is_written_there_meanwhile_stays(tmp_path):
     assert (tmp_path / "x" / "precious").read_text() == "mine"
     (tmp_path / "x").rename(tmp_path / "y")
     build(docs(), tmp_path / "x")  # from the vectors made before
-    assert DenseIndex.load(tmp_path / "x").store.count == N
+    assert DenseIndex.open(tmp_path / "x").store.count == N
 
 
 def test_a_shard_of_another_index_is_refused(tmp_path):

@@ -44,25 +44,25 @@ def test_a_changed_collection_is_encoded_again(tmp_path, encoder, tiny_dot, corp
     monkeypatch.setattr(index_folder, "_merge_docs", merge)
     changed = [corpus[0]._replace(text="the pig sleeps"), *corpus[1:8]]
     assert build.build(changed, as_ranker(encoder, tiny_dot, precision="fp32"), tmp_path / "x") == 8
-    opened = DenseIndex.load(tmp_path / "x")
+    opened = DenseIndex.open(tmp_path / "x")
     assert opened.store.count == 8
     assert np.allclose(opened.store.reconstruct(np.arange(8)), vectors(encoder, changed), atol=1e-5)
 
 
 def test_folders_that_do_not_fit(tmp_path, dense_index, caplog):
     with pytest.raises(InputError, match="not found"):
-        DenseIndex.load(tmp_path / "nothing")
+        DenseIndex.open(tmp_path / "nothing")
     broken = tmp_path / "broken"
     shutil.copytree(dense_index, broken)
     (broken / "docid").unlink()
     with pytest.raises(InputError, match="incomplete: no file `docid`"):
-        DenseIndex.load(broken)
+        DenseIndex.open(broken)
     (broken / "docid").write_text("a\nb\n")
     with pytest.raises(InputError, match="20 vectors but 2 document ids"):
-        DenseIndex.load(broken)
+        DenseIndex.open(broken)
     (broken / "index").write_bytes(b"no index at all")
     with pytest.raises(InputError, match="not a FAISS index"):
-        DenseIndex.load(broken)
+        DenseIndex.open(broken)
     foreign = tmp_path / "foreign"
     foreign.mkdir()
     other = faiss.IndexFlatL2(4)
@@ -70,16 +70,16 @@ def test_folders_that_do_not_fit(tmp_path, dense_index, caplog):
     faiss.write_index(other, str(foreign / "index"))
     (foreign / "docid").write_text("a\n")
     with pytest.raises(InputError, match="L2 distance"):
-        DenseIndex.load(foreign)
+        DenseIndex.open(foreign)
     other = faiss.IndexFlatIP(4)
     other.add(np.ones((2, 4), np.float32))
     faiss.write_index(other, str(foreign / "index"))
     (foreign / "docid").write_text("a\na\n")
     with pytest.raises(InputError, match="names a document twice"):
-        DenseIndex.load(foreign)
+        DenseIndex.open(foreign)
     (foreign / "docid").write_text("a\nticket 265\n")
     with pytest.raises(InputError, match="names 'ticket 265', an id is one word"):
-        DenseIndex.load(foreign)
+        DenseIndex.open(foreign)
     (foreign / "docid").write_text("a\nb\n")
     named = faiss.IndexIDMap(faiss.IndexFlatIP(4))
     named.add_with_ids(np.ones((2, 4), np.float32), np.array([7, 9]))
@@ -90,9 +90,9 @@ def test_folders_that_do_not_fit(tmp_path, dense_index, caplog):
         faiss.write_index(wrong, str(foreign / "index"))
         for mmap in (False, True):
             with pytest.raises(InputError, match="has ids of its own"):
-                DenseIndex.load(foreign, mmap=mmap)
+                DenseIndex.open(foreign, mmap=mmap)
     faiss.write_index(other, str(foreign / "index"))
-    assert DenseIndex.load(foreign).search(np.ones((1, 4), np.float32), 1)[1].tolist() == [[1]]  # b before a
+    assert DenseIndex.open(foreign).search(np.ones((1, 4), np.float32), 1)[1].tolist() == [[1]]  # b before a
 
 
 def test_a_file_is_never_replaced_by_a_folder(tmp_path, encoder, tiny_dot, corpus):
@@ -118,29 +118,29 @@ def test_an_index_replaced_while_it_is_opened_is_noticed(halves, tmp_path, monke
         list(fetch([many[3].doc_id]))
     monkeypatch.setattr(DocIds, "read", late)
     with pytest.raises(InputError, match="was replaced while it was opened"):
-        DenseIndex.load(a)
+        DenseIndex.open(a)
 
 
 def test_folders_that_do_not_go_together(halves, tmp_path, tiny_dot, corpus):
     _, whole, (a, b, _) = halves
     with pytest.raises(InputError, match="document 'eat-cat-0' is in more than one index: .*a and .*whole"):
-        DenseIndex.load(a, whole)
+        DenseIndex.open(a, whole)
     build.build([Doc("z#0", "", "cat")], as_ranker(load_encoder(str(tiny_dot)), tiny_dot), tmp_path / "cut", segment="5:5")
     with pytest.raises(
         InputError, match=r"a holds whole documents, .*cut holds passages \(5:5\): what they find cannot be joined"
     ):
-        DenseIndex.load(a, tmp_path / "cut")
+        DenseIndex.open(a, tmp_path / "cut")
     renamed = shutil.copytree(tiny_dot, tmp_path / "renamed")  # the same weights by another name: these do go together
     build.build([Doc("y", "", "the hen")], as_ranker(load_encoder(str(renamed)), renamed), tmp_path / "y")
-    assert "y" in DenseIndex.load(a, tmp_path / "y").doc_ids
+    assert "y" in DenseIndex.open(a, tmp_path / "y").doc_ids
     build.build([Doc("x", "", "the hen")], as_ranker(load_encoder(str(tiny_dot), pooling="cls"), tiny_dot), tmp_path / "cls")
     foreign = shutil.copytree(whole, tmp_path / "foreign")  # by nobody knows whom
     (foreign / "docid").write_text("".join(f"f{n}\n" for n in range(80)))
     (foreign / "manifest.json").write_text(json.dumps({"encoder": {"name": "unknown"}}))
     for folders in ((a, tmp_path / "cls"), (foreign, a, tmp_path / "cls"), (a, foreign, tmp_path / "cls")):
         with pytest.raises(InputError, match="made with different encoders"):
-            DenseIndex.load(*folders)
-    joined = DenseIndex.load(foreign, tmp_path / "cls")
+            DenseIndex.open(*folders)
+    joined = DenseIndex.open(foreign, tmp_path / "cls")
     with pytest.raises(InputError, match="pooling is mean, the index was made with cls"):
         check_encoder(joined, as_ranker(load_encoder(str(tiny_dot)), tiny_dot))
 
@@ -169,4 +169,4 @@ def test_an_open_index_keeps_its_documents_when_another_takes_its_place(tmp_path
         list(stored_docs(tmp_path / "y")([corpus[-1].doc_id]))
     (tmp_path / "y" / "manifest.json").write_text('{"encoder": "minilm"}')
     with pytest.raises(InputError, match="`encoder` must be a record, not 'minilm'"):
-        DenseIndex.load(tmp_path / "y")
+        DenseIndex.open(tmp_path / "y")

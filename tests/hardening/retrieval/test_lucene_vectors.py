@@ -32,7 +32,7 @@ def test_an_interrupted_assembly_encodes_nothing_again(tmp_path, corpus, tiny_do
     monkeypatch.setattr(lucene_vectors, "_add", add)
     monkeypatch.setattr(rankers.Encoder, "encode_docs", lambda *a, **k: pytest.fail("encoded again"))
     assert build.build(corpus, as_ranker(encoder, tiny_dot), tmp_path / "x", **settings) == 20
-    assert DenseIndex.load(tmp_path / "x").store.count == 20
+    assert DenseIndex.open(tmp_path / "x").store.count == 20
     assert not list(tmp_path.glob(".*")) and not (tmp_path / "x" / "write.lock").exists()
 
 
@@ -125,4 +125,4 @@ def test_what_does_not_fit_is_refused(tmp_path, by_command, opened, bm25_index, 
     broken = shutil.copytree(by_command, tmp_path / "broken")
     (broken / "docid").write_text("a\n")
     with pytest.raises(InputError, match="20 vectors but 1 document ids"):
-        DenseIndex.load(broken)
+        DenseIndex.open(broken)

@@ -33,7 +33,7 @@ def test_cut_short_or_shared_the_bytes_are_those_of_one_run(saved, name, corpus,
         )
 
     assert build("whole") == len(corpus)
-    stored = token_index.TokenIndex.load(tmp_path / "whole")
+    stored = token_index.TokenIndex.open(tmp_path / "whole")
     for doc in corpus:
         (alone,) = represent(model, [doc.contents], "doc", label="", precision="fp32")
         np.testing.assert_allclose(stored.of(doc.doc_id), alone.numpy(), atol=1e-2)
@@ -143,7 +143,7 @@ def test_options_that_do_not_go_with_stored_states(saved, files, invoke, tmp_pat
 def test_refusals(saved, corpus, tmp_path):
     model = token_index.load_scorer(str(saved["colbert"]), "colbert")
     token_index.build(corpus, as_ranker(model, saved["colbert"]), tmp_path / "i")
-    stored = token_index.TokenIndex.load(tmp_path / "i")
+    stored = token_index.TokenIndex.open(tmp_path / "i")
     with pytest.raises(InputError, match="sha256 is"):
         stored.check(as_ranker(model, saved["prettr"]))
     shorter = token_index.load_scorer(str(saved["colbert"]), "colbert", max_doc_len=10)
@@ -163,4 +163,4 @@ def test_refusals(saved, corpus, tmp_path):
     assert not (tmp_path / "empty").exists()
     (tmp_path / "i" / "docid").write_text("one\n")
     with pytest.raises(InputError, match="does not fit"):
-        token_index.TokenIndex.load(tmp_path / "i")
+        token_index.TokenIndex.open(tmp_path / "i")
