@@ -27,8 +27,8 @@ from pyserini_kd.distillation.trainer import TERMS, Collate, Progress, clock, la
 from pyserini_kd.distillation.training_data import Material
 from pyserini_kd.distillation.validation import Watch
 from pyserini_kd.models.bert_dot import BertDot
+from pyserini_kd.models.checkpoint_folder import quiet_transformers
 from pyserini_kd.models.colbert import ColBert
-from pyserini_kd.models.saving import quiet_transformers
 from pyserini_kd.models.tokens import tokenize
 from pyserini_kd.storage.job import Job
 from pyserini_kd.storage.records import read_json, write_json

@@ -233,7 +233,7 @@ def _export(model: Model, last: Stage, output: Path, record: dict[str, object], 
         if not last.text:
             saving.save(model, output, record=record, overwrite=overwrite)
             return
-        with atomic_folder(output, overwrite=overwrite) as folder, saving.quiet_transformers():
+        with atomic_folder(output, overwrite=overwrite) as folder, checkpoint_folder.quiet_transformers():
             encoder_of(model).save_pretrained(folder)
             model.tokenizer.save_pretrained(folder)
             write_json(folder / "training.json", record)

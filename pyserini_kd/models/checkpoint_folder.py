@@ -1,10 +1,12 @@
 """Checkpoints on disk: their names, the folders they stand for, and what a folder says of itself."""
 
+import contextlib
 import dataclasses
 import functools
 import importlib.util
 import json
 import logging
+from collections.abc import Iterator
 from pathlib import Path
 from typing import ClassVar, NamedTuple, TypeVar
 
@@ -257,3 +259,18 @@ def settings_of(folder: Path, window: int = 512) -> EncoderSettings:
     if (folder / "sentence_bert_config.json").exists():
         max_len = read_json(folder / "sentence_bert_config.json", "config").get("max_seq_length") or max_len
     return EncoderSettings(pooling, l2_norm, max_query_len=min(64, max_len), max_doc_len=min(max_len, window))
+
+
+@contextlib.contextmanager
+def quiet_transformers() -> Iterator[None]:
+    """No bars and no report about poolers that rankers do not use, while a checkpoint is read or written."""
+    from transformers.utils import logging as transformers_logging
+
+    level = transformers_logging.get_verbosity()
+    transformers_logging.set_verbosity_error()
+    transformers_logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        transformers_logging.set_verbosity(level)
+        transformers_logging.enable_progress_bar()

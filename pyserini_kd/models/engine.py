@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from tqdm import tqdm
 
-from pyserini_kd.models import checkpoint_folder, hardware, tokens
+from pyserini_kd.models import checkpoint_folder, hardware
 from pyserini_kd.models.tokens import TokenRecord, pad
 from pyserini_kd.storage.arrays import Floats, Rows, keep
 from pyserini_kd.storage.errors import InputError
@@ -270,7 +270,7 @@ class SideScorer(Scorer):
         first = int(self.module.joins and side == "doc")  # documents that are joined to a query drop their own [CLS]
 
         def tokenise(rows: list[int]) -> tuple[list[TokenRecord], int]:
-            records, n_cut = tokens.side_records(self.module, [texts[row] for row in rows], side)
+            records, n_cut = self.module.side_records([texts[row] for row in rows], side)
             return [{"input_ids": record["input_ids"][first:]} for record in records], n_cut
 
         one_by_one = side == "query" and self.depends_on_batch  # a query has one vector, whatever else is asked for

@@ -8,8 +8,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 from pyserini_kd.models import checkpoint_folder
-from pyserini_kd.models.checkpoint_folder import architecture_of, fingerprint, published_layout, resolve, settings_with
-from pyserini_kd.models.saving import quiet_transformers
+from pyserini_kd.models.checkpoint_folder import (
+    architecture_of,
+    fingerprint,
+    published_layout,
+    quiet_transformers,
+    resolve,
+    settings_with,
+)
 from pyserini_kd.storage.errors import InputError
 from pyserini_kd.storage.records import Record
 

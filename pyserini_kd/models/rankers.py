@@ -83,7 +83,7 @@ class Encoder(SideScorer):
             scores[rows] = np.einsum("ph,ph->p", query_vecs[query_rows[rows]], output.numpy())
 
         def tokenise(rows: list[int]) -> tuple[list[TokenRecord], int]:
-            return tokens.side_records(self.module, [texts[row] for row in rows], "doc")
+            return self.module.side_records([texts[row] for row in rows], "doc")
 
         n_cut = self.run(engine.chunks_by_query(query_rows, texts), tokenise, use, "encode documents")
         self.count_cut(n_cut, len(texts), "doc texts")

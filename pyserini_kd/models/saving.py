@@ -5,14 +5,12 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import json
-from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pyserini_kd.models.checkpoint_folder import HEAD, OURS, resolve
+from pyserini_kd.models.checkpoint_folder import HEAD, OURS, quiet_transformers, resolve
 from pyserini_kd.storage.files import atomic_folder
 from pyserini_kd.storage.records import Record, write_json
 
@@ -21,21 +19,6 @@ if TYPE_CHECKING:
     from pyserini_kd.models.cross_encoder import CrossEncoder
     from pyserini_kd.models.loading import Model
     from pyserini_kd.models.two_sides import TwoSides
-
-
-@contextlib.contextmanager
-def quiet_transformers() -> Iterator[None]:
-    """No bars and no report about poolers that rankers do not use, while a checkpoint is read or written."""
-    from transformers.utils import logging as transformers_logging
-
-    level = transformers_logging.get_verbosity()
-    transformers_logging.set_verbosity_error()
-    transformers_logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        transformers_logging.set_verbosity(level)
-        transformers_logging.enable_progress_bar()
 
 
 def save(model: Model, folder: str | Path, *, record: Record | None = None, overwrite: bool = False) -> Path:

@@ -12,8 +12,6 @@ import numpy as np
 if TYPE_CHECKING:
     import torch
 
-    from pyserini_kd.models.two_sides import TwoSides
-
 TokenRecord = dict[str, list[int]]
 """The `input_ids` of a text or pair, and its `token_type_ids` if the model takes them."""
 
@@ -126,18 +124,3 @@ def pad(records: Sequence[TokenRecord], pad_id: int, device: str | torch.device)
         batch[name] = np.full(mask.shape, pad_id if name == "input_ids" else 0, dtype=np.int64)
         batch[name][mask] = np.fromiter(chain.from_iterable(record[name] for record in records), np.int64, lengths.sum())
     return {name: torch.from_numpy(values).to(device) for name, values in batch.items()}
-
-
-def side_records(
-    model: TwoSides, texts: Sequence[str], kind: str, max_doc_len: int | None = None
-) -> tuple[list[TokenRecord], int]:
-    """Token records of queries or documents, with the model's prefix, length and [MASK] tokens; how many were cut."""
-    settings = model.settings
-    if kind == "query":
-        records, cut = tokenize(model.tokenizer, [settings.query_prefix + text for text in texts], settings.max_query_len)
-        masks = [model.tokenizer.mask_token_id] * getattr(settings, "masks", 0)
-        return [{**record, "input_ids": [*record["input_ids"], *masks]} for record in records], cut
-    if kind != "doc":
-        raise ValueError(f"kind must be query or doc, not {kind!r}")
-    length = min(max_doc_len or settings.max_doc_len, settings.max_doc_len)
-    return tokenize(model.tokenizer, [settings.doc_prefix + text for text in texts], length)

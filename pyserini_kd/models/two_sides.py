@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from pyserini_kd.models.checkpoint_folder import EncoderSettings
-from pyserini_kd.models.tokens import Tokenizer, pad, side_records
+from pyserini_kd.models.tokens import Tokenizer, TokenRecord, pad, tokenize
 from pyserini_kd.storage.records import Record
 
 
@@ -47,13 +47,25 @@ class TwoSides(nn.Module):
         """How the model reads and scores texts, for manifests and score stores."""
         return dataclasses.asdict(self.settings)
 
+    def side_records(self, texts: Sequence[str], kind: str, max_doc_len: int | None = None) -> tuple[list[TokenRecord], int]:
+        """Token records of queries or documents, with the model's prefix, length and [MASK] tokens; how many were cut."""
+        settings = self.settings
+        if kind == "query":
+            records, cut = tokenize(self.tokenizer, [settings.query_prefix + text for text in texts], settings.max_query_len)
+            masks = [self.tokenizer.mask_token_id] * getattr(settings, "masks", 0)
+            return [{**record, "input_ids": [*record["input_ids"], *masks]} for record in records], cut
+        if kind != "doc":
+            raise ValueError(f"kind must be query or doc, not {kind!r}")
+        length = min(max_doc_len or settings.max_doc_len, settings.max_doc_len)
+        return tokenize(self.tokenizer, [settings.doc_prefix + text for text in texts], length)
+
     def pair_batch(
         self, queries: Sequence[str], docs: Sequence[str], pairs: Sequence[tuple[int, int]], max_doc_len: int | None = None
     ) -> dict[str, Tensor]:
         """Queries and documents tokenised, each once: `query_*` (Q, T), `doc_*` (N, D), and `pairs` int (P, 2) of rows."""
         batch = {"pairs": torch.tensor(list(pairs), dtype=torch.long).reshape(-1, 2)}
         for kind, texts in (("query", queries), ("doc", docs)):
-            records, _ = side_records(self, texts, kind, max_doc_len)
+            records, _ = self.side_records(texts, kind, max_doc_len)
             padded = pad(records, self.tokenizer.pad_token_id or 0, "cpu")
             batch |= {f"{kind}_{name}": tensor for name, tensor in padded.items()}
         return batch

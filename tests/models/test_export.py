@@ -8,7 +8,8 @@ import pytest
 from pyserini_kd import export
 from pyserini_kd.data.runs import Run
 from pyserini_kd.evaluation import int8_loss
-from pyserini_kd.models import checkpoint_folder, hardware, loading, onnx_export, onnx_runtime, rankers, tokens
+from pyserini_kd.models import checkpoint_folder, hardware, loading, onnx_export, onnx_runtime, rankers
+from pyserini_kd.models.bert_dot import BertDot
 from pyserini_kd.storage.records import read_json
 from tests.conftest import encode, precision_of, score
 
@@ -60,8 +61,8 @@ def test_batching_and_masks_change_nothing_in_fp32(folders, corpus):
 def test_int8_scores_a_pair_that_is_asked_twice_once(folders, monkeypatch):
     encoder = rankers.load(str(folders["bert_dot"][1]), precision="int8")
     once = score(encoder, ["cat"] * 2 + ["dog"], ["a goose", "a hen", "a hen"])
-    seen, records = [], tokens.side_records
-    monkeypatch.setattr(tokens, "side_records", lambda model, texts, kind: seen.extend(texts) or records(model, texts, kind))
+    seen, records = [], BertDot.side_records
+    monkeypatch.setattr(BertDot, "side_records", lambda model, texts, kind: seen.extend(texts) or records(model, texts, kind))
     again = score(encoder, ["cat"] * 4 + ["dog"] * 2, ["a goose", "a hen", "a goose", "a hen", "a hen", "a hen"])
     assert sorted(seen) == ["a goose", "a hen", "a hen", "cat", "dog"]
     assert np.array_equal(again, once[[0, 1, 0, 1, 2, 2]])
