@@ -1,5 +1,6 @@
 """Stored representations score as fresh ones do, and only with the checkpoint that made them."""
 
+import dataclasses
 import shutil
 import tracemalloc
 
@@ -82,6 +83,9 @@ class Sized(torch.nn.Module):
     def __init__(self):
         super().__init__()
         self.place = torch.nn.Parameter(torch.empty(0))
+
+    def described(self):
+        return dataclasses.asdict(self.settings)
 
 
 @pytest.mark.slow
