@@ -40,7 +40,7 @@ def typed(parameter: str) -> bool:
 def command(
     name: str, example: str, epilog: str = "", *, settings: type[Settings] | None = None
 ) -> Callable[[Callable[..., object]], click.Command]:
-    """A click command whose help ends with an example and which turns InputError and OSError into UserError.
+    """Make a click command. Its help ends with an example. It turns InputError and OSError into UserError.
 
     With `settings` its options are the fields of that model, and the function gets the model. Only what was typed is given to
     the model: `Settings.given` tells it from a default.

@@ -120,7 +120,7 @@ def group_hashes(groups: Sequence[Group], folder: Path | None = None) -> Hashes:
 
 
 class TeacherScores(Protocol):
-    """Teacher scores of the documents of groups. `Scores` and `text_store.Triples` are such."""
+    """Teacher scores of the documents of groups. `Scores` and `text_store.Triples` implement this protocol."""
 
     def of(self, group: Group) -> list[float]:
         """The scores of a group's documents; NaN where there is none."""

@@ -1,4 +1,4 @@
-"""Checkpoints on disk: their names, the folders they stand for, and what a folder says of itself."""
+"""Checkpoints on disk: names, folders, and the settings that a folder records."""
 
 import contextlib
 import dataclasses

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -140,7 +141,7 @@ def resumed(folder: Path, chunks: list[list[int]], scores: Floats) -> tuple[list
     return [chunks[number] for number in missing], finished
 
 
-class Scorer:
+class Scorer(ABC):
     """A loaded ranker; `score` is the same for all architectures.
 
     Attributes:
@@ -209,8 +210,9 @@ class Scorer:
             raise ValueError(f"{len(queries)} queries but {len(docs)} documents")
         return self._score(queries, docs, work) if queries else np.empty(0, dtype=np.float32)
 
+    @abstractmethod
     def _score(self, queries: Sequence[str], docs: Sequence[str], work: Path | None) -> Floats:
-        raise NotImplementedError
+        """Scores float32 (P,) of at least one pair."""
 
     def run(
         self,

@@ -1,6 +1,7 @@
-"""What architectures share that run queries and documents apart: all but the cross-encoder."""
+"""Base classes of the architectures that run queries and documents separately: all except the cross-encoder."""
 
 import dataclasses
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
@@ -12,7 +13,7 @@ from pyserini_kd.models.tokens import Tokenizer, TokenRecord, pad, tokenize
 from pyserini_kd.storage.records import Record
 
 
-class TwoSides(nn.Module):
+class TwoSides(nn.Module, ABC):
     """A tokenizer, settings, and mostly an encoder of transformers, around which an architecture is built.
 
     Attributes:
@@ -70,17 +71,17 @@ class TwoSides(nn.Module):
             batch |= {f"{kind}_{name}": tensor for name, tensor in padded.items()}
         return batch
 
+    @abstractmethod
     def pair_scores(self, batch: Mapping[str, Tensor]) -> Tensor:
         """Scores float32 (P,) of such a batch, with gradients."""
-        raise NotImplementedError
 
 
 class LateInteraction(TwoSides):
-    """A model whose documents have vectors of tokens, which are compared with those of a query at the end."""
+    """A model that makes one vector for each token, and compares the token vectors of query and document at the end."""
 
+    @abstractmethod
     def late_scores(self, query_vecs: Tensor, query_mask: Tensor, doc_vecs: Tensor, doc_mask: Tensor) -> Tensor:
         """Scores float32 (Q, N) of token vectors (Q, T, H) and (N, D, H) with masks (Q, T) and (N, D)."""
-        raise NotImplementedError
 
     def pair_scores(self, batch: Mapping[str, Tensor]) -> Tensor:
         """Scores float32 (P,) with gradients: each query is compared with its own documents, not with all."""

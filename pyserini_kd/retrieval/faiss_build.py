@@ -225,7 +225,7 @@ def _write_index(index: FaissIndex, out: IO[bytes]) -> None:
 
 
 def _last_line(error: RuntimeError) -> str:
-    """What FAISS says happened, without where in its code."""
+    """The message of an error of FAISS, without its source lines."""
     return str(error).strip().splitlines()[-1]
 
 

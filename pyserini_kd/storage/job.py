@@ -25,16 +25,16 @@ from pyserini_kd.storage.records import Record, comparable, difference, read_jso
 logger = logging.getLogger(__name__)
 
 RECORD = "made_from.json"
-LOCKS = ("lock", "users", "blocks")  # files that processes hold while they work
+LOCKS = ("lock", "users", "blocks")  # lock files of running processes
 FINAL = "final"  # where the result is put together
 ASSEMBLY = 1 << 40  # the byte of `blocks` that stands for the assembly
 
 
 class Job:
-    """Work in numbered parts in `folder`; `begin` comes first. Files of a part have its number and an ending of their own.
+    """Work in numbered parts, kept in `folder`. Call `begin` first. The name of a file is the number of its part and an ending.
 
-    `states` is the pattern of saved states inside the folder: what has been done of a part. `begin` counts them as parts.
-    `leavings` are beginnings of names that a kill may leave in a folder without a record.
+    `states` is a pattern of files in the folder that hold the state of an unfinished part. `begin` counts them as parts.
+    `leavings` are prefixes of names. A killed process may leave such files in a folder that has no record yet.
     """
 
     def __init__(self, folder: Path, made_from: Mapping[str, object], states: str = "", leavings: tuple[str, ...] = ()) -> None:
@@ -60,7 +60,7 @@ class Job:
         if done and not overwrite:
             raise InputError(f"{self.folder} holds {done} finished parts made with {difference(self.made_from, known)}; go on "
                              f"with the same, or remove that folder (or give --overwrite) to start anew")  # fmt: skip
-        for part in self.parts():  # first: what a kill leaves here must not look finished
+        for part in self.parts():  # first, so that no part looks finished if the process is killed here
             self.start(part)
         for path in self.folder.iterdir():
             if path.is_dir():
@@ -106,7 +106,7 @@ class Job:
 
 @contextlib.contextmanager
 def open_job(folder: Path, made_from: Mapping[str, object], who: str, *, overwrite: bool = False) -> Iterator[Job]:
-    """A job that no other process works on; InputError if one (`who` it is) does, or `begin` refuses what lies there."""
+    """A job for this process alone. InputError if another `who` works on it, or if `begin` refuses the folder."""
     with alone(folder, who):
         job = Job(folder, made_from)
         job.begin(overwrite=overwrite)
@@ -198,7 +198,7 @@ def open_shared(
 
 
 def mend(result: Path) -> None:
-    """Finish what a process that was killed in its last moments had begun: nothing of ours stays under another name."""
+    """Finish the last renames of a process that was killed: no temporary file of ours stays."""
     work = _work(result)
     gone = _gone(work)
     with contextlib.ExitStack() as stack:

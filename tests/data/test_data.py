@@ -89,7 +89,7 @@ def test_ms_marco_tsv_with_two_and_four_columns(save):
 
 
 def test_collections_are_streamed(tmp_path):
-    """The first documents come before a bad line further on is read."""
+    """A reader yields the first documents before it reads a bad line further down."""
     (tmp_path / "d.tsv").write_text("1\ta\n2\tb\nbad\n")
     docs = formats.read_collection(tmp_path / "d.tsv")
     assert [next(docs).doc_id, next(docs).doc_id] == ["1", "2"]

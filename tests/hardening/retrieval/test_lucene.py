@@ -1,4 +1,4 @@
-"""Lucene against any text, damaged and foreign indexes, documents that it refuses, Ctrl-C and odd Javas."""
+"""Lucene with any text, damaged and foreign indexes, refused documents, Ctrl-C, and wrong or missing Java versions."""
 
 import importlib.util
 import json
