@@ -2,6 +2,8 @@
 # make test       unit and integration tests: a few minutes
 # make test-all   every test, also the slow ones: crashes, browser, several processes, memory
 # make lint       ruff check, ruff format --check, mypy
+# make docs       builds the documentation into build/site; a broken link is an error
+# make release    builds the sdist and the wheel into dist/, and checks both
 # make bench      a table of this package's speed beside its peers', side by side (docs/benchmarks.md); DATA=folder of the collections
 # Each sets up .venv first if it is missing. Each can be run again and reuses what is there.
 
@@ -10,7 +12,7 @@ BIN := .venv/bin
 # one thread per worker: the models of the tests are tiny, and threads of several workers would wait for each other
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n logical --maxprocesses 4 --dist loadfile
 
-.PHONY: demo test test-all lint bench clean
+.PHONY: demo test test-all lint docs release bench clean
 
 demo: .venv/.installed
 	$(BIN)/python -m pyserini_kd.demo
@@ -25,6 +27,18 @@ lint: .venv/.installed
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+docs: .venv/.installed
+	$(BIN)/mkdocs build --quiet
+
+# The wheel is unpacked into a folder of its own and run from there, so that files missing from it are noticed
+release: .venv/.installed
+	rm -rf dist build/wheel
+	$(BIN)/python -m build --no-isolation
+	$(BIN)/twine check --strict dist/*
+	$(BIN)/pip install --disable-pip-version-check --quiet --no-deps --target build/wheel dist/*.whl
+	cd build && PYTHONPATH=wheel ../$(BIN)/python -m pyserini_kd --version
+	cd build && PYTHONPATH=wheel ../$(BIN)/python -m pyserini_kd reproduce --list > /dev/null
 
 bench: .venv/.installed-bench
 	$(BIN)/python -m benchmarks.table $(if $(DATA),--data $(DATA))

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from pyserini_kd.data.types import Doc, Qrels, Query
     from pyserini_kd.storage.errors import InputError
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 _HOMES = {
     "Doc": "pyserini_kd.data.types",

@@ -1,4 +1,4 @@
-"""The command `export`."""
+"""The command `export`: ONNX and int8 files of a checkpoint, and the upload to a hub."""
 
 import logging
 from pathlib import Path
@@ -11,12 +11,13 @@ from pyserini_kd.cli import command
 from pyserini_kd.data import sources
 from pyserini_kd.data.runs import Run
 from pyserini_kd.evaluation.int8_loss import MEASURE, WORST_CHANGE, WORST_CORRELATION, quality
+from pyserini_kd.models.hub import push
 from pyserini_kd.models.onnx_export import export
 from pyserini_kd.storage import settings as shared
 from pyserini_kd.storage.errors import InputError
 from pyserini_kd.storage.files import refuse_existing
 from pyserini_kd.storage.records import write_json
-from pyserini_kd.storage.settings import CheckpointFolder, Overwrite, option
+from pyserini_kd.storage.settings import Overwrite, option
 
 logger = logging.getLogger(__name__)
 
@@ -25,7 +26,7 @@ class Settings(shared.Settings):
     """The options of `export`."""
 
     encoder: str = option("--encoder", help="Checkpoint: name, folder or hub id; a bi-encoder or a cross-encoder.")
-    output: CheckpointFolder
+    output: Path | None = option("--output", None, "Checkpoint folder to write: a copy with ONNX files.")
     int8: bool = option("--int8", False, "Add an int8 file, which --precision auto then takes on CPUs without AMX.")
     run: Path | None = option("--run", None, "With --int8: report the loss on this run's top.")
     collection: str | None = option(
@@ -34,12 +35,19 @@ class Settings(shared.Settings):
     topics: str | None = option("--topics", None, "The run's topics.")
     qrels: str | None = option("--qrels", None, "Judgements, for nDCG@10 before and after.")
     depth: int = option("--depth", 100, "Documents a query in the report.", ge=2)
+    push: str | None = option("--push", None, "Upload the folder to this repository (owner/name) of the model hub.", metavar="REPO")
+    private: bool = option("--private", False, "With --push: create the repository as a private one.")
     overwrite: Overwrite = False
 
     @model_validator(mode="after")
     def rules(self) -> Self:
         """The output can be written; the report has all that it needs."""
-        refuse_existing(self.output, self.overwrite, folder=True)
+        if self.output is None and self.push is None:
+            raise InputError("`output` or `push` is needed")
+        self.only("int8 overwrite", self.output, "goes with `output`")
+        self.only("private", self.push, "goes with `push`")
+        if self.output is not None:
+            refuse_existing(self.output, self.overwrite, folder=True)
         report = [self.run, self.collection, self.topics, self.qrels]
         if any(report) and not (self.int8 and all(report)):
             raise InputError("the report of what int8 costs needs --int8 with all of --run, --collection, --topics and --qrels")
@@ -53,11 +61,18 @@ class Settings(shared.Settings):
     settings=Settings,
 )
 def main(settings: Settings) -> None:
-    """Write a checkpoint with ONNX files, for --backend onnx and --precision int8."""
+    """Write a checkpoint with ONNX files, for --backend onnx and --precision int8; upload a checkpoint with --push."""
+    if settings.output is not None:
+        _export(settings, settings.output)
+    if settings.push is not None:
+        click.echo(push(settings.output or settings.encoder, settings.push, private=settings.private))
+
+
+def _export(settings: Settings, output: Path) -> None:
     run = Run.read(settings.run) if settings.run else None
     queries = sources.topics(settings.topics) if settings.topics else []  # their faults are found before the work
     judged = sources.qrels(settings.qrels) if settings.qrels else {}
-    folder = export(settings.encoder, settings.output, int8=settings.int8, overwrite=settings.overwrite)
+    folder = export(settings.encoder, output, int8=settings.int8, overwrite=settings.overwrite)
     sizes = [f"{path.relative_to(folder)} {path.stat().st_size / 2**20:.1f} MiB" for path in sorted(folder.glob("onnx/*.onnx"))]
     click.echo(f"{folder}: {', '.join(sizes)}")
     if run is None or settings.collection is None:
