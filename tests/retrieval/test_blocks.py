@@ -40,7 +40,7 @@ def encode(texts):
 
 loaded = faiss_build._loaded
 faiss_build._loaded = lambda *args: (time.sleep(pause) or block for block in loaded(*args))
-faiss_build.KEEP = 0.05  # seconds
+faiss_build.SAVE_INTERVAL = 0.05  # seconds
 docs = (Doc(f"d{n}", "", str(n)) for n in range(230))
 print("ready", flush=True)
 count = build.build_from(docs, encode, 8, folder, {}, block=10, kind=kind, overwrite=False,
@@ -257,7 +257,7 @@ def test_opq_asks_for_as_many_documents_as_its_rotation_needs(tmp_path):
         == 16
     )
     np.save(tmp_path / "0.npy", clustered(255))
-    with pytest.raises(InputError, match="needs at least 256 documents .OPQ, whose rotation"):
+    with pytest.raises(InputError, match="needs at least 256 documents .OPQ, trained with 256"):
         faiss_build.write([tmp_path / "0.npy"], 16, "OPQ4,IVF4,PQ4x4", tmp_path)
 
 
@@ -297,7 +297,9 @@ def test_the_first_block_says_what_a_million_documents_take(tmp_path, caplog, mo
         kind="Flat", overwrite=False, shard=(0, 1), collection="",
     )  # fmt: skip
     (told,) = [record.message for record in caplog.records if record.message.startswith("a million")]
-    found = re.fullmatch("a million documents like the first 100 take (.*) hours here, and 10.1 GB, twice while .*", told)
+    found = re.fullmatch(
+        "a million documents like the first 100 take (.*) hours here and 10.1 GB .twice that during assembly.", told
+    )
     assert found and found[1] == "2.5"  # 0.9 s a hundred
 
 

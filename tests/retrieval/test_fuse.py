@@ -273,7 +273,9 @@ def test_whatever_is_fused_each_document_gets_a_number(runs, method, norm):
 
 def test_raw_scores_below_zero_are_warned_of(caplog):
     below = Run.from_scores("below", {"q": {"x": -1.0}, "r": {"x": -2.0}})
-    warning = "query q: summed scores lie below 0, less than the 0 of documents that a run lacks; method wsum with norm minmax avoids this"
+    warning = (
+        "query q: some scores are below 0 and count less than missing documents (0); method wsum with norm minmax avoids this"
+    )
     for fused in (
         lambda: interpolation(below, A), lambda: fusion.combine([below, A], "average"), lambda: fusion.combine([A, below], "combsum"),
         lambda: fusion.combine([A, below], "wsum", norm="none"), lambda: fusion.combine([A, below], "combmnz"),

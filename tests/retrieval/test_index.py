@@ -46,7 +46,7 @@ def test_more_hits_than_documents_and_blank_queries(dense_index, encoder, caplog
     assert not opened.doc_ids._strings.any()  # a service keeps none of what it has found
     assert len(run["full"].doc_ids) == 20
     assert run["blank"].doc_ids == []
-    with pytest.raises(InputError, match="1 queries have an id that another has too"):
+    with pytest.raises(InputError, match="1 queries have a duplicate id"):
         searching.dense(DenseIndex.open(dense_index), as_ranker(encoder), [*queries, queries[0]])
     searching.warn_blank(queries)
     assert "1 blank queries get no hits: blank" in caplog.text
@@ -86,7 +86,7 @@ def test_encoder_must_match(dense_index, tiny_dot, tmp_path, encoder):
     manifest.encoder["sha256"] = "0" * 64
     with pytest.raises(InputError, match="sha256"):
         check_encoder(dataclasses.replace(opened, manifest=manifest), as_ranker(encoder, tiny_dot))
-    with pytest.raises(InputError, match="vectors of 384"):
+    with pytest.raises(InputError, match="vectors of width 384"):
         check_encoder(opened, as_ranker(load_encoder("minilm"), tiny_dot))
 
 
@@ -108,7 +108,7 @@ def test_command(tmp_path, invoke, files, tiny_dot, tiny_cross):
     for wrong, word in (
         (["--faiss", "Magic7"], "factory string"),
         (["--collection-class", "HtmlCollection"], "bm25"),
-        (["--dtype", "fp16"], "--dtype: is of what --for stores"),
+        (["--dtype", "fp16"], "--dtype: requires --for"),
         (["--collection", tmp_path / "nowhere"], "not found"),
         (["--encoder", tiny_cross], "bert_dot"),
         (["--encoder", "unheard-of"], "cannot be had"),

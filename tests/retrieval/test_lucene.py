@@ -167,7 +167,7 @@ def test_ties_are_parted_as_by_the_slow_loop(top, seed):
     steps = np.random.default_rng(seed).choice([0, 3e-6, 5e-5, 1e-4, 1.5e-4, 3e-4, 0.01], size=400)
     steps[:150] = 0  # a long row of ties grows wider than the gap
     scores = (top - np.cumsum(steps)).astype(np.float32)
-    np.testing.assert_array_equal(bm25_search._part_ties(scores), parted_slowly(scores))
+    np.testing.assert_array_equal(bm25_search._separate_ties(scores), parted_slowly(scores))
 
 
 def test_blank_queries_threads_and_order(scifact, shared_data):

@@ -104,7 +104,7 @@ def test_command(tmp_path, invoke, first, files, tiny_dot, dense_index):
         (["--overwrite", "--index", dense_index, "--device", "tpu0"], "--device"),
         (["--overwrite", "--index", dense_index, "--ir-metadata", "--output-format", "msmarco"], "--ir-metadata: is for"),
         (["--overwrite", "--index", dense_index, "--runtag", "two words"], "one word without blanks"),
-        (["--overwrite", "--index", dense_index, "--index", "elsewhere"], "several --index are folders that"),
+        (["--overwrite", "--index", dense_index, "--index", "elsewhere"], "several indexes must be folders from"),
     ):
         result = invoke(rerank.main, *base, *wrong)
         assert result.exit_code == 2 and word in result.output, result.output

@@ -169,7 +169,7 @@ def test_stored_passages_come_back_as_documents(saved, name, files, corpus, quer
     ]
     result = invoke(rerank.main, *common, folders[1], "--segment", "4:2", "--output", tmp_path / "out.txt")
     assert result.exit_code == 0 and "2 queries, 21 lines" in result.output, result.output
-    for wrong, word in ((["--segment", "3:2"], "passages of 4:2, not --segment 3:2"), ([], "give --segment 4:2")):
+    for wrong, word in ((["--segment", "3:2"], "passages of 4:2, not passages of 3:2"), ([], "set --segment to 4:2")):
         result = invoke(rerank.main, *common, folders[1], *wrong, "--output", tmp_path / "x.txt")
         assert result.exit_code == 2 and word in result.output, result.output
 
@@ -186,7 +186,7 @@ def test_another_checkpoint_reranks_from_the_texts(saved, tiny_cross, files, cor
         assert result.exit_code == 0, result.output
     assert (tmp_path / "a.txt").read_bytes() == (tmp_path / "b.txt").read_bytes()
     result = invoke(rerank.main, *common, "--index", tmp_path / "bare", "--output", tmp_path / "c.txt")
-    assert result.exit_code == 2 and "holds what tk makes of documents, nothing of" in result.output, result.output
+    assert result.exit_code == 2 and "holds representations of tk, not of" in result.output, result.output
 
 
 def test_the_api_takes_what_an_index_stores_and_cuts_texts_where_asked(tmp_path, tiny_dot, corpus, queries, monkeypatch):

@@ -68,7 +68,7 @@ def test_cut_short_while_it_is_put_together(tmp_path, monkeypatch, kind, after, 
                 raise SystemExit
             yield block
 
-    monkeypatch.setattr(faiss_build, "KEEP", -1)  # as soon as it is worth while
+    monkeypatch.setattr(faiss_build, "SAVE_INTERVAL", -1)  # as soon as it is worth while
     monkeypatch.setattr(faiss_build, "_loaded", dying)
     for _ in range(2):
         with pytest.raises(SystemExit):
@@ -90,10 +90,10 @@ def test_no_room_to_keep_a_graph_on_the_way(tmp_path, monkeypatch, caplog, one_t
         raise OSError(28, "No space left on device")
 
     build(docs(), tmp_path / "whole", "HNSW8")
-    monkeypatch.setattr(faiss_build, "KEEP", -1)
+    monkeypatch.setattr(faiss_build, "SAVE_INTERVAL", -1)
     monkeypatch.setattr(faiss_build, "_keep", full)
     assert build(docs(), tmp_path / "cut", "HNSW8") == N and same(tmp_path / "cut", tmp_path / "whole")
-    assert "could not be kept, a kill would cost it: [Errno 28] No space left on device" in caplog.text
+    assert "could not be saved; a kill would lose it: [Errno 28] No space left on device" in caplog.text
 
 
 @pytest.mark.parametrize("segment", [None, "4:2"])
@@ -220,9 +220,9 @@ def test_few_vectors_to_train_on_are_said_once(tmp_path, capfd, caplog, kind):
     np.save(tmp_path / "0.npy", clustered(300))
     faiss_build.write([tmp_path / "0.npy"], 16, kind, tmp_path)
     assert "clustering" not in "".join(capfd.readouterr())
-    few = [record.getMessage() for record in caplog.records if "advised" in record.getMessage()]
-    what = "8 inverted lists): 312" if kind.startswith("IVF") else "256 centroids): 9984"
-    assert len(few) == 1 and few[0].startswith(f"300 documents are few to train {kind} on") and f"{what} or more" in few[0]
+    few = [record.getMessage() for record in caplog.records if "are few for" in record.getMessage()]
+    what = "8 inverted lists); use 312" if kind.startswith("IVF") else "256 centroids); use 9984"
+    assert len(few) == 1 and few[0].startswith(f"300 documents are few for training {kind} (") and f"{what} or more" in few[0]
 
 
 def test_a_kill_in_the_last_moment_is_mended_by_the_next_start(tmp_path, monkeypatch):
@@ -270,7 +270,7 @@ def test_who_waits_for_a_process_that_is_killed_in_its_last_moment_does_not_repo
         build(docs(), tmp_path / "x")
     gone.set()
     thread.join()
-    assert said == [f"the process that was putting {tmp_path / 'x'} together was killed; start again"]
+    assert said == [f"the process that assembled {tmp_path / 'x'} was killed; start again"]
     assert build(docs(), tmp_path / "x") == N and not list(tmp_path.glob(".*"))
 
 
@@ -316,7 +316,7 @@ def test_too_few_documents_for_a_kind(tmp_path, kind, message):
         ("HNSW32,PQ4", "no such index for inner products"),
         ("HNSW1", "2 links"),
         ("IVF0,Flat", "one inverted list"),
-        ("NSG16", "at once or not at all"),
+        ("NSG16", "cannot fill an NSG in blocks"),
         ("IDMap,Flat", "leave IDMap out"),
         ("IVF4,SQ8_direct", "whole numbers from 0 to 255"),
         ("RQ2x8", "cannot be trained on 50 documents: .*"),

@@ -55,7 +55,7 @@ def test_folders_that_do_not_fit(tmp_path, dense_index, caplog):
     broken = tmp_path / "broken"
     shutil.copytree(dense_index, broken)
     (broken / "docid").unlink()
-    with pytest.raises(InputError, match="incomplete: no file `docid`"):
+    with pytest.raises(InputError, match="incomplete: no file docid"):
         DenseIndex.open(broken)
     (broken / "docid").write_text("a\nb\n")
     with pytest.raises(InputError, match="20 vectors but 2 document ids"):
@@ -89,7 +89,7 @@ def test_folders_that_do_not_fit(tmp_path, dense_index, caplog):
     for wrong in (named, lists):
         faiss.write_index(wrong, str(foreign / "index"))
         for mmap in (False, True):
-            with pytest.raises(InputError, match="has ids of its own"):
+            with pytest.raises(InputError, match="has its own ids"):
                 DenseIndex.open(foreign, mmap=mmap)
     faiss.write_index(other, str(foreign / "index"))
     assert DenseIndex.open(foreign).search(np.ones((1, 4), np.float32), 1)[1].tolist() == [[1]]  # b before a
@@ -157,7 +157,7 @@ def test_an_open_index_keeps_its_documents_when_another_takes_its_place(tmp_path
     assert list(fetch([corpus[3].doc_id, corpus[0].doc_id])) == [corpus[3], corpus[0]]
     for name, data, message in (
         ("docs.offsets", b"", "offsets is empty"),
-        ("docs.offsets", bytes(16), "`docid` and `docs.offsets` are not of one collection"),
+        ("docs.offsets", bytes(16), "docid and docs.offsets do not belong to one collection"),
     ):
         (tmp_path / "x" / name).write_bytes(data)
         with pytest.raises(InputError, match=message):

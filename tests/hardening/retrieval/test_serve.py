@@ -109,7 +109,7 @@ def test_a_full_queue_is_429_and_clients_that_leave_are_passed_over(dense_index,
             go.set()
             said = sorted(answer.result() for answer in answers)
         assert [status for status, _ in said] == [200] * 3 + [429] * 5
-        assert said[-1][1] == {"detail": "4 requests are waiting; come again"}
+        assert said[-1][1] == {"detail": "4 requests are waiting; try again later"}
         assert ask(port, "/health")[1]["waiting"] == 0 and ask(port, "/search?query=goose")[0] == 200
         go.clear()
         monkeypatch.setattr(service, "MAX_WAITING", 64)
@@ -141,7 +141,9 @@ def test_many_queries_at_once_are_answered_or_told_to_come_again(port):
         for connection in some:
             response = connection.getresponse()
             said = json.loads(response.read())
-            assert (response.status == 200 and said["results"]) or (response.status == 429 and "come again" in said["detail"])
+            assert (response.status == 200 and said["results"]) or (
+                response.status == 429 and "try again later" in said["detail"]
+            )
             statuses.append(response.status)
 
     with concurrent.futures.ThreadPoolExecutor(4) as pool:
@@ -160,7 +162,7 @@ def test_what_a_request_may_have_reranked_is_bounded(dense_index, tiny_dot, tiny
     ) as port:
         assert ask(port, "/search", {"query": ["goose"] * 10})[0] == 200
         status, said = ask(port, "/search", {"query": ["goose"] * 11})
-        assert (status, said["detail"]) == (422, "11 queries; 1000 documents are reranked for each: ask for 10")
+        assert (status, said["detail"]) == (422, "11 queries with 1000 reranked documents each; send at most 10 queries")
 
 
 def test_bodies_are_bounded_all_together(port, monkeypatch):

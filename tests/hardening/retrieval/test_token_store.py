@@ -156,11 +156,11 @@ def test_refusals(saved, corpus, tmp_path):
     large = [Doc("d", "", "cat")]
     with torch.no_grad():
         (model.module if hasattr(model, "module") else model).head.bias[0] = 1e6
-    with pytest.raises(InputError, match="'d' has values that fp16 cannot hold; take --dtype fp32"):
+    with pytest.raises(InputError, match="'d' has values that fp16 cannot hold; set `dtype` to fp32"):
         token_index.build(large, as_ranker(model, saved["colbert"]), tmp_path / "large")
     with pytest.raises(InputError, match="no documents"):
         token_index.build([], as_ranker(model, saved["colbert"]), tmp_path / "empty")
     assert not (tmp_path / "empty").exists()
     (tmp_path / "i" / "docid").write_text("one\n")
-    with pytest.raises(InputError, match="does not fit"):
+    with pytest.raises(InputError, match="is inconsistent"):
         token_index.TokenIndex.open(tmp_path / "i")

@@ -48,9 +48,9 @@ def test_no_vectors_are_no_index(made):
 @pytest.mark.parametrize(
     ("line", "message"),
     [
-        ('{"id": "x", "vector": [1, 2]}', r"embeddings.jsonl:31: vector of \(2,\), those before are of 32"),
-        ('{"id": "x", "vector": [' + ", ".join(["NaN"] * 32) + "]}", r"embeddings.jsonl:31: .*'x' holds NaN"),
-        ('{"id": "x", "vector": [' + ", ".join(["1e39"] * 32) + "]}", r"embeddings.jsonl:31: .*holds NaN"),
+        ('{"id": "x", "vector": [1, 2]}', r"embeddings.jsonl:31: vector of shape \(2,\), earlier vectors have width 32"),
+        ('{"id": "x", "vector": [' + ", ".join(["NaN"] * 32) + "]}", r"embeddings.jsonl:31: .*'x' has NaN"),
+        ('{"id": "x", "vector": [' + ", ".join(["1e39"] * 32) + "]}", r"embeddings.jsonl:31: .*has NaN"),
         ('{"id": "x"}', 'embeddings.jsonl:31: expected {"id"'),
         ('{"id": "two words", "vector": [1]}', "embeddings.jsonl:31: an id must be one word"),
         ("nonsense", "embeddings.jsonl:31: not valid JSON"),
