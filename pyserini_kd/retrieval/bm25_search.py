@@ -99,7 +99,7 @@ class BM25Index:
         threads: int = 1,
         tag: str = "bm25",
     ) -> Run:
-        """Search with BM25 (and RM3) as Pyserini's LuceneSearcher does: at most `hits` documents a query, none for a blank one.
+        """Search with BM25 (and RM3) as Pyserini's LuceneSearcher does; at most `hits` documents per query, none if blank.
 
         `k1` and `b` default to 0.9 and 0.4, or to Pyserini's values for a prebuilt index. `threads` search in parallel.
 

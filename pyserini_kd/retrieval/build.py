@@ -141,7 +141,7 @@ def read(path: Path, ids: Path | None) -> Iterator[Embedded]:
 
     Args:
         path: an `.npy` array (N, H); Pyserini's `embeddings.jsonl`, or a folder of such files; or an index folder with `docid`.
-        ids: for an `.npy` array, a file with one id a line.
+        ids: for an `.npy` array, a file with one id per line.
 
     Raises:
         InputError: with file and line (for `.npy`, the line of the id).

@@ -120,7 +120,7 @@ def _announce_size(kind: str, count: int, size: int, disk: Path | None, more: st
 
 
 def _extra_memory(index: FaissIndex, count: int) -> int:
-    """Bytes of memory, beside the index, to build it: the sample, or 12 a vector to sort inverted lists.
+    """Bytes of memory to build an index, beside it: the sample, or 12 per vector to sort inverted lists if larger.
 
     FAISS holds a second sample if vectors are transformed, or quantised as residuals of a list's centroid.
     """
@@ -247,7 +247,7 @@ def _without_transform(index: FaissIndex) -> FaissIndex:
 def write_streamed(index: FaissIndex, blocks: Iterable[Floats], total: int, path: Path) -> None:
     """Write an empty, trained index with the `total` vectors of the blocks.
 
-    Memory holds one block, and 12 bytes a vector while inverted lists are sorted; the disk then holds their codes twice.
+    Memory holds one block, and 12 bytes per vector while inverted lists are sorted; the disk then holds their codes twice.
     """
     if not _is_plain(index):
         _write_lists(index, _without_transform(index), blocks, total, path)

@@ -45,7 +45,7 @@ def _unfit(index: FaissIndex) -> str:
     if has_graph(inner):
         storage = faiss.downcast_index(inner.storage)
         if inner.hnsw.cum_nneighbor_per_level.size() < 3 or inner.hnsw.nb_neighbors(1) < 2:
-            return "a graph needs at least 2 links a document; use HNSW32"
+            return "a graph needs at least 2 links per document; use HNSW32"
     if getattr(inner, "nlist", 1) < 1:
         return "there must be at least one inverted list"
     if getattr(getattr(storage, "sq", None), "qtype", None) == faiss.ScalarQuantizer.QT_8bit_direct:

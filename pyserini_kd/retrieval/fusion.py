@@ -40,7 +40,7 @@ class Ways(TypedDict, total=False):
     rrf_k: int  # rrf's constant, 60 by default: larger values favour the first ranks less
     alpha: float  # interpolation's weight of the first run, 0.5 by default
     norm: str | None  # normalisation of scores, one of `NORMS`; None is `none`
-    weights: Sequence[float] | None  # for wsum, one a run; None is all 1
+    weights: Sequence[float] | None  # for wsum, one per run; None is all 1
     rbp_p: float  # rbp's persistence, 0.8 by default
 
 
@@ -221,7 +221,7 @@ def _rrf_by_trectools(runs: Sequence[Run], rrf_k: int, depth: int | None, k: int
     """Compute all scores with trectools; we sort and cut."""
     if _read_depth(runs, depth) > trectools_adapter.MAX_DEPTH:
         raise InputError(
-            f"trectools fuses at most {trectools_adapter.MAX_DEPTH} hits a query, but a run has {_read_depth(runs, depth)}; "
+            f"trectools fuses at most {trectools_adapter.MAX_DEPTH} hits per query, but a run has {_read_depth(runs, depth)}; "
             f"give a depth of at most {trectools_adapter.MAX_DEPTH}, or another engine"
         )
     found = trectools_adapter.reciprocal_rank_fusion(runs, rrf_k, depth)

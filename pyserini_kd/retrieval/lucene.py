@@ -73,7 +73,7 @@ def prebuilt_index(name: str, kind: str = "BM25") -> Path:
         hint = f"; did you mean {', '.join(near)}?" if near else ""
         raise InputError(f"index not found: {name} is neither a folder nor a prebuilt {kind} index of Pyserini{hint}")
     try:
-        with contextlib.redirect_stdout(sys.stderr):  # Pyserini prints
+        with contextlib.redirect_stdout(sys.stderr):  # Pyserini prints to stdout
             return Path(download_prebuilt_index(name))
     except Exception as error:  # no network, wrong checksum, full disk: Pyserini has no common exception
         raise InputError(f"prebuilt index {name} could not be downloaded from {known[name]['urls'][0]}: {error}") from error

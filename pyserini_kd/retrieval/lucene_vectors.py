@@ -28,7 +28,7 @@ LINKS = 16  # HNSW's M: links of a document on upper levels; the lowest level ha
 BEAM = 100  # HNSW's efConstruction
 EF_SEARCH = 100  # Anserini's default
 BUFFER = 512  # MiB of vectors and links in memory during indexing; Java uses at most a quarter of the memory
-OVERHEAD = 400  # about how many more bytes a document needs there
+OVERHEAD = 400  # further bytes per document in this buffer, about
 STEP = 16  # queries per task of a thread
 FIELD = "vector"
 

@@ -152,7 +152,7 @@ def test_trectools_is_never_asked_for_more_than_it_reads():
     deep = Run.from_scores("deep", {"q": {f"d{i}": -float(i) for i in range(1, 1201)}})
     fused = rrf([deep, A], k=None)
     assert scores(fused, "q")["d1200"] == pytest.approx(1 / 1260)
-    with pytest.raises(InputError, match="at most 1000 hits a query, but a run has 1200"):
+    with pytest.raises(InputError, match="at most 1000 hits per query, but a run has 1200"):
         rrf([deep, A], engine="trectools")
     assert content(rrf([deep, A], depth=1000, engine="trectools")) == content(rrf([deep, A], depth=1000, engine="fast"))
 
