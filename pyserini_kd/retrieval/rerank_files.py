@@ -58,7 +58,7 @@ class RerankSettings(Settings):
             raise InputError("give either `collection` or `index` for the texts")
         if self.segment:
             passages.parse(self.segment)
-        self.only("aggregate", self.segment, "aggregates passage scores; it requires `segment`")
+        self.only("aggregate", self.segment, "requires `segment`: it aggregates passage scores")
         return self
 
 

@@ -1,4 +1,4 @@
-"""Vectors made elsewhere: every source gives the same index."""
+"""Existing vectors: every source gives the same index."""
 
 import json
 

@@ -1,4 +1,4 @@
-"""Fusion of empty runs, equal scores and faulty files; wrong arguments; outputs that are already there."""
+"""Fusion of empty runs, equal scores and faulty files; wrong arguments; existing outputs."""
 
 import numpy as np
 import pytest
@@ -91,7 +91,7 @@ def test_an_input_is_not_overwritten(files):
 def test_an_existing_output_is_kept_unless_told(files):
     (files / "c.txt").write_text("mine")
     result = run_command("--runs", "a.txt", "none.txt", "--output", "c.txt")
-    assert result.exit_code == 2 and "c.txt exists" in result.stderr  # said before any run is read
+    assert result.exit_code == 2 and "c.txt exists" in result.stderr  # checked before any run is read
     assert (files / "c.txt").read_text() == "mine"
     assert run_command("--runs", "a.txt", "b.txt", "--output", "c.txt", "--overwrite").exit_code == 0
     assert (files / "c.txt").read_text().startswith("q1 Q0 y 1 ")
@@ -100,7 +100,7 @@ def test_an_existing_output_is_kept_unless_told(files):
 # ------------------------------------------------------------------------------------------------- other methods
 
 
-def test_equal_numbers_whose_deviation_is_rounding_have_no_z_score():
+def test_equal_scores_with_rounded_deviation_have_z_score_zero():
     same = np.full(3, 0.1)
     assert same.std() > 0 and fusion_methods.z_score(same).tolist() == [0, 0, 0]
 

@@ -1,4 +1,4 @@
-"""Vectors in Lucene against kills at each stage and input that does not fit."""
+"""Vectors in Lucene against kills at each stage and wrong input."""
 
 import shutil
 
@@ -37,14 +37,14 @@ def test_an_interrupted_assembly_encodes_nothing_again(tmp_path, corpus, tiny_do
 
 
 class Cut(Exception):
-    """What happens to a process, in its middle."""
+    """Stands for a kill."""
 
 
 @pytest.mark.parametrize("row", [0, 204, 205, 500, 799, "merging", "moving"])
-def test_cut_short_and_gone_on_with_to_the_same_graph(tmp_path, monkeypatch, caplog, lengths, row):
+def test_a_killed_build_resumes_to_the_same_graph(tmp_path, monkeypatch, caplog, lengths, row):
     caplog.set_level("INFO")
     monkeypatch.setattr(lucene_vectors, "BUFFER", 1)
-    monkeypatch.setattr(lucene_vectors, "OVERHEAD", 5000)  # 205 documents a segment: 1 MiB / (16 * 4 + 16 * 4 + 5000) + 1
+    monkeypatch.setattr(lucene_vectors, "OVERHEAD", 5000)  # 205 documents per segment: 1 MiB / (16 * 4 + 16 * 4 + 5000) + 1
     vectors, queries = lengths
     ids, whole, cut, kept = [f"d{n}" for n in range(800)], tmp_path / "whole", tmp_path / "cut", tmp_path / "kept"
 
@@ -79,7 +79,7 @@ def test_cut_short_and_gone_on_with_to_the_same_graph(tmp_path, monkeypatch, cap
     assert not kept.exists() and not (cut / "write.lock").exists()
 
 
-def test_segments_half_moved_away_are_made_anew(tmp_path, lengths):
+def test_partly_moved_segments_are_made_again(tmp_path, lengths):
     folder, kept = tmp_path / "x", tmp_path / "kept"
     folder.mkdir()
     kept.mkdir()
@@ -92,7 +92,7 @@ def test_segments_half_moved_away_are_made_anew(tmp_path, lengths):
     )
 
 
-def test_what_does_not_fit_is_refused(tmp_path, by_command, opened, bm25_index, tiny_dot, files, invoke, corpus):
+def test_wrong_input_is_refused(tmp_path, by_command, opened, bm25_index, tiny_dot, files, invoke, corpus):
     dense = ["--encoder", tiny_dot, "--topics", files["topics"], "--output", tmp_path / "no"]
     for words, message in (
         ([*dense, "--index", by_command, "--ef-search", 5], "--ef-search: is for HNSW"),
