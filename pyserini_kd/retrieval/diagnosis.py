@@ -191,7 +191,7 @@ def _caches() -> Iterator[Finding]:
         "ir_datasets home": Path(os.environ.get("IR_DATASETS_HOME") or user / ".ir_datasets"),
     }
     for name, place in places.items():
-        yield Finding(name, "OK", f"{place} ({_size(place) if place.exists() else 'not there'})")
+        yield Finding(name, "OK", f"{place} ({_size(place) if place.exists() else 'does not exist'})")
 
 
 CHECKS: tuple[Callable[[], Iterator[Finding]], ...] = (

@@ -85,9 +85,9 @@ def _writer(kind: str, folder: Path) -> JavaObject:
         args.index, args.quiet = elsewhere, True
         if kind == "lucene-hnsw":
             args.M, args.efC = LINKS, BEAM
-        theirs = java_class(f"io.anserini.index.{INDEXERS[kind]}")(args).writer
-        codec = theirs.getConfig().getCodec()
-        theirs.rollback()
+        anserini_writer = java_class(f"io.anserini.index.{INDEXERS[kind]}")(args).writer
+        codec = anserini_writer.getConfig().getCodec()
+        anserini_writer.rollback()
     config = java_class("org.apache.lucene.index.IndexWriterConfig")()
     config.setCodec(codec)
     config.setRAMBufferSizeMB(2 * BUFFER)  # reached only with very long ids

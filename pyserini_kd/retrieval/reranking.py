@@ -157,7 +157,7 @@ def open_source(encoder: str, indexes: Sequence[str], *, segment: str | None = N
 
 def _has_vectors(folder: Path, encoder: Encoder) -> bool:
     """Whether a folder holds exactly this encoder's vectors."""
-    manifest, mine = Manifest.find(folder), encoder.record()
+    manifest, record = Manifest.find(folder), encoder.record()
     if manifest is None or manifest.index != "Flat" or manifest.precision != encoder.precision:
         return False
-    return all(manifest.encoder.get(name) == mine[name] for name in (*SIDES, "max_doc_len"))
+    return all(manifest.encoder.get(name) == record[name] for name in (*SIDES, "max_doc_len"))

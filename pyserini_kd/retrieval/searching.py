@@ -53,14 +53,14 @@ def dense(
     tag: str = "dense",
 ) -> Run:
     """Search all queries; blank queries get no hits. `cache` (of this encoder) supplies known vectors and stores new ones."""
-    asked = [query for query in queries if query.text.strip()]
-    texts = [query.text for query in asked]
+    nonblank = [query for query in queries if query.text.strip()]
+    texts = [query.text for query in nonblank]
     vectors = cache.encode(texts, encoder.encode_queries) if cache else encoder.encode_queries(texts)
     hits_of = {query.query_id: Hits([], np.empty(0, np.float32)) for query in queries}
     if len(hits_of) < len(queries):
         raise InputError(f"{len(queries) - len(hits_of)} queries have a duplicate id")
-    for start in range(0, len(asked), SEARCH_BLOCK):
-        block = asked[start : start + SEARCH_BLOCK]
+    for start in range(0, len(nonblank), SEARCH_BLOCK):
+        block = nonblank[start : start + SEARCH_BLOCK]
         scores, rows = index.search(vectors[start : start + SEARCH_BLOCK], hits, ef_search=ef_search, nprobe=nprobe)
         found = (rows >= 0).sum(axis=1).tolist()  # approximate indexes may find fewer than `hits`
         for query, query_scores, query_rows, count in zip(block, scores, rows, found, strict=True):

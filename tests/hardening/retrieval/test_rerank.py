@@ -69,7 +69,7 @@ def test_a_killed_reranking_resumes(tmp_path, invoke, first, files, tiny_cross, 
     assert (tmp_path / "out.txt").read_bytes() == (tmp_path / "whole.txt").read_bytes()
     assert not list(tmp_path.glob("*.partial"))
     first.write(tmp_path / "first.txt", overwrite=True)
-    for name in ("whole", "out"):  # the killed process recorded no time
+    for name in ("whole", "out"):  # the time of the killed process is unknown
         assert json.loads((tmp_path / f"{name}.json").read_text()).get("resumed", False) == (name == "out")
     (tmp_path / "first.json").write_text('{"seconds": 1}')
     assert run_records.seconds_of(tmp_path / "whole.txt")[0] > 1
