@@ -131,7 +131,7 @@ def test_killed_at_every_stage_and_started_again(tmp_path):
 def test_options_that_conflict_with_stored_states(saved, files, invoke, tmp_path):
     words = ["--collection", files["docs"], "--encoder", saved["tk"], "--for", "tk", "--index", tmp_path / "x"]
     for wrong, word in (
-        (["--faiss", "SQ8"], "not with --for"),
+        (["--faiss", "SQ8"], "conflicts with --for"),
         (["--precision", "int8"], "only bert_dot and cross_encoder"),
         (["--backend", "onnx"], "only bert_dot and cross_encoder"),
     ):
