@@ -19,7 +19,7 @@ def main(settings: IndexSettings) -> None:
     count = index(settings)
     if settings.vectors:
         click.echo(f"{settings.index}: {count} vectors")
-    elif count is not None:  # None: other processes have work left
+    elif count is not None:  # None: other processes are not finished
         seconds = time.monotonic() - started
         click.echo(f"{settings.index}: {count} documents in {seconds:.0f} s ({count / seconds:.0f} a second)")
 

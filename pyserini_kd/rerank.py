@@ -10,8 +10,8 @@ from pyserini_kd.retrieval.rerank_files import RerankSettings, rerank_files
     name="rerank",
     example="pyserini-kd rerank --run runs/run.docs.bm25.test.txt --encoder models/reranker --collection docs.jsonl "
     "--topics test.tsv --depth 100 --output runs/run.docs.reranked.test.txt",
-    epilog="A killed reranking by a cross-encoder that is started again goes on where it was. For other architectures `index` "
-    "keeps what they make of documents.",
+    epilog="After a kill, the same command resumes a cross-encoder's reranking. For other architectures, `index` can store "
+    "document representations for reuse.",
     settings=RerankSettings,
 )
 def main(settings: RerankSettings) -> None:

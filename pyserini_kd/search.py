@@ -25,7 +25,7 @@ ELSEWHERE = {
         "--faiss-device --pca-model --searcher --binary-hits",
     ),
 }
-"""Options (flags, and those with a value) of Pyserini's commands that this one does not have: it names the place to go."""
+"""Pyserini module -> (flags, options with a value) that this command lacks; the error names the module."""
 
 
 def _refuse_elsewhere(context: click.Context, parameter: click.Parameter, value: object) -> None:
@@ -57,7 +57,7 @@ More: pyserini-kd search --index indexes/docs.student --encoder models/student -
 def main(settings: SearchSettings) -> None:
     """Search sparse, dense or hybrid, rerank, write a TREC run, print measures.
 
-    With `--encoder student` and nothing else: prepares what is missing of the embedded default and searches it.
+    `--encoder student` alone searches the embedded collection; missing parts are prepared first.
     """
     from pyserini_kd.evaluation import caveats, engines, tables
     from pyserini_kd.retrieval import show
@@ -83,7 +83,7 @@ def main(settings: SearchSettings) -> None:
 
 
 def _prepare() -> None:
-    from pyserini_kd.distillation import embedded  # heavy, and most searches do without
+    from pyserini_kd.distillation import embedded  # slow import, rarely needed
 
     embedded.prepare()
 

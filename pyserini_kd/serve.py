@@ -1,4 +1,4 @@
-"""The warm search service: what `search` does, over HTTP, with everything loaded once. The API itself is in `service.py`."""
+"""The command `serve`: search over HTTP, with everything loaded once. `service.py` has the API."""
 
 import click
 
@@ -8,9 +8,11 @@ from pyserini_kd.storage.settings import option
 
 
 class ServeSettings(SystemSettings):
-    """What is served, and where."""
+    """The served system and its address."""
 
-    host: str = option("--host", "127.0.0.1", "Address to listen on; any but loopback lets others in, unencrypted.")
+    host: str = option(
+        "--host", "127.0.0.1", "Address to listen on. A non-loopback address accepts other machines, unencrypted."
+    )
     port: int = option("--port", 8080, "Port to listen on; 0 takes a free one.", ge=0, le=65535)
 
 
@@ -24,7 +26,7 @@ Ask:  curl 'http://127.0.0.1:8080/search?query=merge+two+sorted+arrays&hits=5&do
     settings=ServeSettings,
 )
 def main(settings: ServeSettings) -> None:
-    """Answer searches over HTTP (JSON) from memory, as the command `search` would; Ctrl-C ends it."""
+    """Serve search over HTTP (JSON), with the same results as `search`. Ctrl-C stops the service."""
     from pyserini_kd.retrieval import service
     from pyserini_kd.retrieval.search_files import embedded_index
 

@@ -9,7 +9,7 @@ from pyserini_kd.evaluation.tuning import TuneConfig, tune_files
 @command(
     "tune",
     "tune --runs run.bm25.dev.txt run.student.dev.txt --qrels qrels.dev.txt --method interpolation --measure RR@10",
-    "The gain on unseen folds is what to expect elsewhere: each topic is measured under the setting chosen without its fold.",
+    "Expect the gain on unseen folds for other topics: each topic is measured with the setting chosen without its fold.",
     settings=TuneConfig,
 )
 def main(settings: TuneConfig) -> None:

@@ -33,10 +33,10 @@ def build_index(
     collection_stamp: str = "",
     segment: str | None = None,
 ) -> int:
-    """Index a stream of documents for BM25 (positions, vectors and raw text stored); returns how many were indexed.
+    """Index a stream of documents for BM25 (positions, vectors and raw text stored); returns the number indexed.
 
-    Lucene takes no empty documents: they are left out, and a warning counts them. The folder appears only when it is complete.
-    Its manifest keeps the stamp of the collection, which changes when the collection does, and how it was cut (`segment`).
+    Empty documents are skipped, and a warning counts them. The folder appears only when it is complete. Its manifest stores
+    the collection's stamp, which changes with the collection, and the `segment` size. InputError if there are no documents.
     """
     start_jvm()
     from pyserini.index.lucene import LuceneIndexer
@@ -57,7 +57,7 @@ def build_index(
         for batch in chunks(records(), BATCH):
             indexer.add_batch_raw(batch)
         indexer.close()
-        quiet_java()  # Anserini has changed the log level
+        quiet_java()  # Anserini changes the log level
         if count == 0:
             raise InputError("the collection has no documents")
         if empty:
@@ -65,7 +65,7 @@ def build_index(
         with _reader(partial) as reader:
             indexed = int(reader.numDocs())
         if lost := count - empty - indexed:
-            logger.warning("WARNING: Lucene refused %d documents (ids longer than 32,766 bytes, texts without a letter)", lost)
+            logger.warning("Lucene refused %d documents (ids longer than 32,766 bytes, texts without a letter)", lost)
         record = {"kind": "bm25", "n_docs": indexed, "collection_stamp": collection_stamp, "segment": segment or ""}
         write_json(partial / manifest.NAME, record)
     return indexed
@@ -76,7 +76,7 @@ def build_index_with_reader(
 ) -> int:
     """Index a folder with one of Anserini's own collection readers (`HtmlCollection`, `TrecCollection`, ...)."""
     if not collection.is_dir():
-        raise InputError(f"{collection_class} needs a folder, but {collection} is none")
+        raise InputError(f"{collection_class} needs a folder; {collection} is not a folder")
     start_jvm()
     with atomic_folder(index_dir, overwrite=overwrite) as partial:
         args = java_class("io.anserini.index.IndexCollection$Args")()
@@ -88,7 +88,7 @@ def build_index_with_reader(
                 indexer = java_class("io.anserini.index.IndexCollection")(args)
                 indexer.run()
         finally:
-            quiet_java()  # Anserini has changed the log level
+            quiet_java()  # Anserini changes the log level
         counters = indexer.getCounters()
         count = int(counters.indexed.get())
         if counters.errors.get():
@@ -110,15 +110,15 @@ def _reader(folder: Path) -> Iterator[lucene.JavaObject]:
 
 
 def _check_ids(folder: Path, count: int, collection_class: str, collection: Path) -> None:
-    """InputError if a reader of Anserini gave two of `count` documents the same id, or one an id of several words."""
+    """Refuse duplicate ids, and ids with white space, from an Anserini reader."""
     blank = java_class("org.apache.lucene.search.RegexpQuery")(java_class("org.apache.lucene.index.Term")("id", r".*\s.*"))
     with _reader(folder) as reader:
         if lost := count - int(reader.numDocs()):
             raise InputError(
-                f"{collection_class} gives {lost} of {count} documents of {collection} an id that another has (HtmlCollection "
-                "takes the name of a file as its id, without the folder); rename them"
+                f"{collection_class}: {lost} of {count} documents of {collection} have duplicate ids (HtmlCollection "
+                "uses the file name without its folder); rename them"
             )
         found = lucene.searcher_of(reader).search(blank, 1).scoreDocs
         if found:
             doc_id = reader.storedFields().document(found[0].doc).get("id")
-            raise InputError(f"{collection_class} gives a document of {collection} the id {doc_id!r}: runs need one word")
+            raise InputError(f"{collection_class}: {collection} has the document id {doc_id!r}; an id is one word")

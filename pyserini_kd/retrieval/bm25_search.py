@@ -35,11 +35,10 @@ from pyserini_kd.storage.manifest import Manifest
 Found = tuple[list[str], Scores]
 """One query's document ids and scores, best first."""
 Find = Callable[[JavaObject, int, Iterable[Query]], dict[str, Found]]
-"""(Anserini's searcher, hits, queries) -> what is found for each query id."""
+"""(Anserini's searcher, hits, queries) -> hits by query id."""
 
 DEFAULT_K1, DEFAULT_B = 0.9, 0.4
-# Pyserini tunes BM25 for some prebuilt indexes by their name; so do we.
-_TUNED = {  # (k1, b) -> names, from Pyserini's set_bm25_parameters
+_TUNED = {  # (k1, b) -> prebuilt indexes, as in Pyserini's set_bm25_parameters
     (0.82, 0.68): ("msmarco-v1-passage", "msmarco-v1-passage-slim", "msmarco-v1-passage-full", "msmarco-passage"),
     (2.18, 0.86): ("msmarco-v1-passage.d2q-t5", "msmarco-v1-passage.d2q-t5-docvectors", "msmarco-v1-passage-d2q-t5"),
     (4.46, 0.82): ("msmarco-v1-doc", "msmarco-v1-doc-slim", "msmarco-v1-doc-full"),
@@ -48,7 +47,7 @@ _TUNED = {  # (k1, b) -> names, from Pyserini's set_bm25_parameters
     (2.56, 0.59): ("msmarco-v1-doc-segmented.d2q-t5", "msmarco-v1-doc-segmented.d2q-t5-docvectors"),
 }
 TUNED_BM25 = {name: values for values, names in _TUNED.items() for name in names}
-RAW_TEXTS = {  # prebuilt indexes without document vectors -> the form of their stored texts, which RM3 reads instead
+RAW_TEXTS = {  # prebuilt index without document vectors -> class of its stored texts, which RM3 parses
     "msmarco-v1-passage": "JsonCollection",
     "msmarco-v1-doc": "JsonCollection",
     "msmarco-v1-doc-segmented": "JsonCollection",
@@ -60,32 +59,32 @@ RAW_TEXTS = {  # prebuilt indexes without document vectors -> the form of their 
 
 
 class BM25Index:
-    """An open BM25 index: a folder, or a prebuilt index of Pyserini. A program keeps it for any number of searches."""
+    """An open BM25 index (a folder or a Pyserini prebuilt index) for any number of searches."""
 
     def __init__(self, name: str, searcher: JavaObject) -> None:
-        """Take Anserini's SimpleSearcher (Java) of the index; programs call `open`."""
+        """Wrap Anserini's SimpleSearcher (Java); use `open` instead."""
         self.name = name
         self._searcher = searcher
-        self._lock = threading.Lock()  # the searcher holds the settings of the search at work
+        self._lock = threading.Lock()  # the searcher stores the current search's settings
 
     @classmethod
     def open(cls, name: str | Path) -> BM25Index:
-        """Open the index of a folder, or of a prebuilt index of Pyserini by its name (downloaded if it is missing).
+        """Open an index folder, or a Pyserini prebuilt index by name (downloaded if missing).
 
         Raises:
-            InputError: there is no such index, it is no index of words, or Lucene cannot read it.
+            InputError: the index does not exist, is not a text index, or Lucene cannot read it.
         """
         path = Path(name)
         if not path.exists():
             path = prebuilt_index(str(name))
         if not is_lucene_index(path):
-            raise InputError(f"{path} is not a Lucene index (no segments file); an interrupted copy, or a FAISS folder?")
+            raise InputError(f"{path} is not a Lucene index (no segments file); is it an incomplete copy or a FAISS folder?")
         manifest = Manifest.find(path)
         if manifest is not None and manifest.kind == "dense":
-            raise InputError(f"{path} holds vectors, no words; search it with the encoder that made it")
+            raise InputError(f"{path} holds vectors, not text; search it with the encoder that made it")
         start_jvm()
-        with java_errors(f"{path} cannot be opened"):  # written by another Lucene, or damaged
-            # the Java object inside Pyserini's LuceneSearcher; importing that class would take seven seconds
+        with java_errors(f"{path} cannot be opened"):  # another Lucene version, or damaged
+            # the Java object inside Pyserini's LuceneSearcher; importing that class takes seven seconds
             searcher = java_class("io.anserini.search.SimpleSearcher")(str(path.resolve()))
         return cls(str(name), searcher)
 
@@ -100,12 +99,12 @@ class BM25Index:
         threads: int = 1,
         tag: str = "bm25",
     ) -> Run:
-        """BM25 (with `rm3`, RM3) as in Pyserini's LuceneSearcher; at most `hits` documents a query, none for a blank one.
+        """Search with BM25 (and RM3) as Pyserini's LuceneSearcher does; at most `hits` documents per query, none if blank.
 
-        `k1` and `b` are by default 0.9 and 0.4, or Pyserini's values for this prebuilt index. `threads` search side by side.
+        `k1` and `b` default to 0.9 and 0.4, or to Pyserini's values for a prebuilt index. `threads` search in parallel.
 
         Raises:
-            InputError: a setting is below 1, the index lacks what RM3 needs, or an id of a document is more than one word.
+            InputError: `hits` or `threads` is below 1, the index lacks what RM3 needs, or a document id is not one word.
         """
         if hits < 1 or threads < 1:
             raise InputError(f"hits and threads must be at least 1, found {hits} and {threads}")
@@ -118,12 +117,12 @@ class BM25Index:
                 self._searcher.unset_rm3()
             find = _find_with_anserini if rm3 or self._searcher.backwardsCompatibilityLucene8 else _find
             found = self._search_all(find, [query for query in queries if query.text.strip()], hits, threads)
-        none: Found = ([], np.empty(0, np.float32))
-        return Run.from_hits(tag, ((q.query_id, *found.get(q.query_id, none)) for q in queries))
+        nothing: Found = ([], np.empty(0, np.float32))
+        return Run.from_hits(tag, ((q.query_id, *found.get(q.query_id, nothing)) for q in queries))
 
     def _set_rm3(self) -> None:
-        """Set Pyserini's RM3: terms come from document vectors, or from the texts of the known MS MARCO indexes."""
-        # Pyserini asks for the vectors of document 0, which has none if it has no words
+        """Enable Pyserini's RM3; terms come from document vectors, or from texts in known MS MARCO indexes."""
+        # Pyserini checks document 0 only, which has no vectors if it has no words
         infos = java_class("org.apache.lucene.index.FieldInfos").getMergedFieldInfos(self._searcher.reader)
         contents = infos.fieldInfo("contents")
         vectors = contents is not None and contents.hasVectors()
@@ -132,25 +131,25 @@ class BM25Index:
         self._searcher.set_rm3(None if vectors else RAW_TEXTS[self.name], 10, 10, 0.5, False, True)
 
     def _search_all(self, find: Find, queries: Sequence[Query], hits: int, threads: int) -> dict[str, Found]:
-        """Search in threads, some queries at a time: the number of documents in memory is bounded."""
+        """Search in threads, in chunks of queries that bound the hits in memory."""
         size = max(1, min(100_000 // hits, len(queries) // threads + 1))
         chunks = [queries[start : start + size] for start in range(0, len(queries), size)]
         found: dict[str, Found] = {}
-        json_mapper(), _generator()  # here, not in the threads: jnius may load a class in one thread at a time
-        if len(chunks) > 1:  # the classes of what a search returns, too: one thread alone meets them first
+        json_mapper(), _generator()  # load Java classes here: jnius cannot load one in several threads at once
+        if len(chunks) > 1:  # one search in one thread loads the classes of its results
             list(in_threads(functools.partial(find, self._searcher, 1), [queries[:1]], 1))
         with tqdm(total=len(queries), desc="BM25", unit=" queries", disable=None) as bar:
             for part in in_threads(functools.partial(find, self._searcher, hits), chunks, threads):
                 found.update(part)
                 bar.update(len(part))
         for doc_ids, _ in found.values():
-            if len(" ".join(doc_ids).split()) != len(doc_ids):  # no run could hold such ids
+            if len(" ".join(doc_ids).split()) != len(doc_ids):  # a run cannot hold such ids
                 wrong = next(doc_id for doc_id in doc_ids if len(doc_id.split()) != 1)
-                raise InputError(f"{self.name}: an id is one word, not {wrong!r}")
+                raise InputError(f"{self.name}: document id {wrong!r} is not one word")
         return found
 
     def fetch_docs(self, doc_ids: Iterable[str]) -> Iterator[Doc]:
-        """Stored documents by id, in the order asked; InputError for an id that is not there or has no stored text."""
+        """Stored documents in the order of the ids; InputError for an unknown id or a document without stored text."""
         for doc_id in doc_ids:
             document = self._searcher.doc(doc_id)
             if document is None:
@@ -169,10 +168,10 @@ def search(index: str | Path, queries: Sequence[Query], **settings: Any) -> Run:
 
 
 def _find(searcher: JavaObject, hits: int, queries: Iterable[Query]) -> dict[str, Found]:
-    """What LuceneSearcher finds, faster.
+    """Hits as from LuceneSearcher, but faster.
 
-    LuceneSearcher reads the stored text of every hit to learn its id, which the sort by (score, id) knows already, and jnius
-    needs ten microseconds for each Java object that Python touches. So Java hands over one string a query.
+    LuceneSearcher reads each hit's stored text only to get its id, but the sort by (score, id) already has the id. Each Java
+    object costs jnius ten microseconds, so Java returns one string per query.
     """
     mapper, generator = json_mapper(), _generator()
     analyzer, lucene, order = searcher.get_analyzer(), searcher.searcher, searcher.BREAK_SCORE_TIES_BY_DOCID
@@ -184,7 +183,7 @@ def _find(searcher: JavaObject, hits: int, queries: Iterable[Query]) -> dict[str
 
 
 def _find_with_anserini(searcher: JavaObject, hits: int, queries: Iterable[Query]) -> dict[str, Found]:
-    """Hits by LuceneSearcher itself: for RM3, and for indexes of Lucene 8."""
+    """Hits from LuceneSearcher itself, for RM3 and for Lucene 8 indexes."""
     found = {}
     for query in queries:
         rows = json.loads(json_mapper().writeValueAsString(searcher.search(query.text, hits)))
@@ -203,25 +202,25 @@ def _parse_hits(text: str) -> Found:
         return [], np.empty(0, np.float32)
     ids = zip(flat[1::3], flat[2::3], strict=True)
     doc_ids = [binascii.a2b_base64(coded)[: int(length)].decode() for coded, length in ids]
-    return doc_ids, _part_ties(np.array(flat[0::3], dtype=np.float64).astype(np.float32))
+    return doc_ids, _separate_ties(np.array(flat[0::3], dtype=np.float64).astype(np.float32))
 
 
-def _part_ties(scores: Scores) -> Scores:
-    """Anserini's adjustment of tied scores (ScoreTiesAdjusterReranker): four decimals, then 1e-6 less at each tie."""
-    parted = (np.floor(scores.astype(np.float64) * 10_000 + 0.5) / 10_000).astype(np.float32)
+def _separate_ties(scores: Scores) -> Scores:
+    """Separate tied scores as Anserini's ScoreTiesAdjusterReranker: four decimals, then 1e-6 less at each tie."""
+    rounded = (np.floor(scores.astype(np.float64) * 10_000 + 0.5) / 10_000).astype(np.float32)
     gap = float(np.float32(1e-4))
     step = np.float32(1e-6)
-    near = np.flatnonzero(parted[:-1] - parted[1:] <= gap + 2e-6 * len(parted)) + 1  # all others are no ties
+    near = np.flatnonzero(rounded[:-1] - rounded[1:] <= gap + 2e-6 * len(rounded)) + 1  # only these may be ties
     last, ties = -1, 0
     for row in near.tolist():
         ties = ties if row == last + 1 else 0
         last = row
-        if parted[row - 1] - parted[row] > gap:
+        if rounded[row - 1] - rounded[row] > gap:
             ties = 0
         else:
             ties += 1
-            parted[row] -= step * np.float32(ties)
-    return parted
+            rounded[row] -= step * np.float32(ties)
+    return rounded
 
 
 def _stored_doc(doc_id: str, raw: str) -> Doc:
@@ -229,7 +228,7 @@ def _stored_doc(doc_id: str, raw: str) -> Doc:
         record = json.loads(raw)
     except json.JSONDecodeError:
         record = None
-    if not isinstance(record, dict):  # HTML or TREC: tags go, the title stays
+    if not isinstance(record, dict):  # HTML or TREC: remove tags, keep the title
         head = re.search(r"<title>(.*?)</title>", raw, re.IGNORECASE | re.DOTALL)
         body = raw if head is None else raw[: head.start()] + " " + raw[head.end() :]
         return Doc(doc_id, _bare(head.group(1)) if head else "", _bare(body))
@@ -237,7 +236,7 @@ def _stored_doc(doc_id: str, raw: str) -> Doc:
     text = next((record[n] for n in ("contents", "text", "body", "passage", "segment") if record.get(n)), "")
     if title and text.startswith(title) and not text[len(title) : len(title) + 1].strip():  # not `Cats` after `Cat`
         text = text[len(title) :]
-    if title or "title" in record:  # as in our own indexes: one without a title has none
+    if title or "title" in record:  # our indexes always store a title, maybe empty
         return Doc(doc_id, title, text.strip())
     return Doc(doc_id, *split_contents(text))
 

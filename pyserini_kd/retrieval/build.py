@@ -1,8 +1,7 @@
-"""Build dense indexes: encode a collection in resumable blocks, or read vectors made elsewhere, then write FAISS or Lucene.
+"""Build dense indexes in FAISS or Lucene: encode a collection in resumable blocks, or read existing vectors.
 
-An index folder holds `index` and `docid` as Pyserini's FaissSearcher reads them, or a Lucene index as Pyserini's
-LuceneHnswDenseSearcher reads it and `docid`. Beside them lie our `manifest.json` (who encoded it, and how) and `docs.jsonl`
-with `docs.offsets` (the texts, for snippets and reranking).
+An index folder holds `docid`, and `index` (for Pyserini's FaissSearcher) or a Lucene index (for LuceneHnswDenseSearcher). It
+also holds `manifest.json` (encoder and settings) and `docs.jsonl` with `docs.offsets` (texts for snippets and reranking).
 """
 
 import hashlib
@@ -31,18 +30,16 @@ from pyserini_kd.storage.records import Record
 
 logger = logging.getLogger(__name__)
 
-BLOCK = 8192  # documents in a block: what a crash can cost
+BLOCK = 8192  # documents in a block; a crash loses one block at most
 
 
 def build(
     docs: Iterable[Doc], encoder: Encoder, folder: str | Path, *, kind: str = "Flat", **options: Unpack[Options]
 ) -> int | None:
-    """Encode a stream of documents and write an index folder; returns the number of documents.
+    """Encode a stream of documents and write an index folder; result and errors as in `index_folder.build`.
 
-    The bytes written do not depend on how often the work was cut short or shared, except `manifest.json`, which holds the
-    time, and Lucene's files, which hold random names.
-
-    `kind` is a FAISS factory string, `lucene-hnsw` or `lucene-flat`; see `index_folder.Options` for the other options.
+    Interrupted and sharded builds write the same bytes, except `manifest.json` (time) and Lucene's files (random names).
+    `kind` is a FAISS factory string, `lucene-hnsw` or `lucene-flat`; `index_folder.Options` has the other options.
     """
     cut: list[int] = []
 
@@ -65,7 +62,7 @@ def build_from(
     kind: str = "Flat",
     **options: Unpack[Options],
 ) -> int | None:
-    """`build` with any function from texts to vectors float32 (N, H); `made_from` is what the vectors depend on."""
+    """Like `build`, with any function from texts to vectors float32 (N, H); `made_from` records what the vectors depend on."""
     logger.info("%s", faiss_build.estimate(width, kind))
     empty = 0
 
@@ -75,14 +72,14 @@ def build_from(
         found = encode([doc.contents for doc in block])
         if not np.isfinite(found).all():
             lost = next(doc.doc_id for doc, vector in zip(block, found, strict=True) if not np.isfinite(vector).all())
-            raise InputError(f"the vector of document {lost!r} is not finite; these weights are of no use in this precision")
+            raise InputError(f"the vector of document {lost!r} is not finite; choose another precision or checkpoint")
         arrays.keep(job.path(number, "npy"), found)
 
     count = index_folder.build(
         docs, Path(folder), made_from, make, _assembler(kind, width), index=kind, default_block=BLOCK, **options
     )
     if empty:
-        logger.warning("%d of the documents encoded now are empty, and may be found like others", empty)
+        logger.warning("%d of the documents just encoded are empty; searches may return them", empty)
     return count
 
 
@@ -95,15 +92,15 @@ def build_from_vectors(
     encoder: Encoder | None = None,
     overwrite: bool = False,
 ) -> int | None:
-    """Write an index folder of vectors made elsewhere (see `read`); `encoder` is said to have made them.
+    """Write an index folder from existing vectors (see `read`); the manifest names `encoder` as their source.
 
-    No texts are stored. A killed run is resumed, as in `build`. InputError where the encoder makes vectors of another width.
+    No texts are stored. A killed run resumes, as in `build`. InputError if the encoder has another width.
     """
 
     def make(job: Job, number: int, block: list[Embedded]) -> None:
         found = np.stack([one.vector for one in block])
         if encoder is not None and found.shape[1] != encoder.width:
-            raise InputError(f"{path} holds vectors of {found.shape[1]}, the encoder makes vectors of {encoder.width}")
+            raise InputError(f"{path} holds vectors of width {found.shape[1]}, the encoder has width {encoder.width}")
         arrays.keep(job.path(number, "npy"), found)
 
     made_from = {"encoder": {"name": "unknown"} if encoder is None else encoder.record(), "vectors": str(path)}
@@ -114,25 +111,25 @@ def build_from_vectors(
 
 
 def _assembler(kind: str, width: int | None = None) -> Assemble:
-    """Writes the vectors of all blocks into an index of a kind; `width` is theirs where None."""
+    """Writer of all blocks into an index of a kind; a `width` of None is read from the first block."""
 
     def assemble(blocks: Blocks, new: Path) -> Record:
         files = blocks.paths("npy")
-        own = int(np.load(files[0], mmap_mode="r").shape[1]) if width is None else width
+        actual = int(np.load(files[0], mmap_mode="r").shape[1]) if width is None else width
         digest = hashlib.sha256(" ".join([kind, *blocks.sums]).encode()).hexdigest()
-        faiss_build.write(files, own, kind, new, blocks.job.folder / f"{digest[:16]}.unfinished")
-        return {"kind": "dense", "metric": "inner_product", "width": own}
+        faiss_build.write(files, actual, kind, new, blocks.job.folder / f"{digest[:16]}.unfinished")
+        return {"kind": "dense", "metric": "inner_product", "width": actual}
 
     return assemble
 
 
-# Vectors made elsewhere
+# Existing vectors
 
 STEP = 8192  # vectors read from an index at a time
 
 
 class Embedded(NamedTuple):
-    """A document's id, its vector float32 (H,), and where it was read."""
+    """A document's id, its vector float32 (H,) and its place in the input."""
 
     doc_id: str
     vector: Floats
@@ -140,23 +137,23 @@ class Embedded(NamedTuple):
 
 
 def read(path: Path, ids: Path | None) -> Iterator[Embedded]:
-    """Stream vectors, checked: one width, no NaN or infinity, as many ids as vectors, no id twice.
+    """Stream checked vectors: one width, finite, one id each, no duplicate id.
 
     Args:
         path: an `.npy` array (N, H); Pyserini's `embeddings.jsonl`, or a folder of such files; or an index folder with `docid`.
-        ids: with an `.npy` array, a file with the id of each row, one a line.
+        ids: for an `.npy` array, a file with one id per line.
 
     Raises:
-        InputError: naming file and line (`.npy`: the line of the id).
+        InputError: with file and line (for `.npy`, the line of the id).
     """
 
     def opened() -> Iterator[Embedded]:
         if path.suffix == ".npy":
             if ids is None:
-                raise InputError(f"{path} needs a file with the id of each row, one a line", "ids")
+                raise InputError(f"{path} needs a file with the id of each row, one per line", "ids")
             return _npy(path, ids)
         if ids is not None:
-            raise InputError(f"goes with an .npy file; {path} holds its own ids", "ids")
+            raise InputError(f"is for an .npy file only; {path} has its own ids", "ids")
         return _index(path) if (path / "docid").is_file() else _jsonl(path)
 
     def places(doc_id: str) -> Iterator[str]:
@@ -170,9 +167,9 @@ def _checked(path: Path, found: Iterator[Embedded]) -> Iterator[Embedded]:
     for one in found:
         width = width or len(one.vector)
         if one.vector.shape != (width,) or not width:
-            raise InputError(f"{one.where}: vector of {one.vector.shape}, those before are of {width}")
+            raise InputError(f"{one.where}: vector of shape {one.vector.shape}, earlier vectors have width {width}")
         if not np.isfinite(one.vector).all():
-            raise InputError(f"{one.where}: the vector of {one.doc_id!r} holds NaN, infinity or more than float32 can")
+            raise InputError(f"{one.where}: the vector of {one.doc_id!r} has NaN, infinity or a number too large for float32")
         yield one
     if width is None:
         raise InputError(f"{path} holds no vectors")
@@ -189,7 +186,7 @@ def _npy(path: Path, ids: Path) -> Iterator[Embedded]:
     for row, line in enumerate(itertools.zip_longest(range(len(array)), numbered_lines(ids, "ids"))):
         if None in line:
             count = sum(1 for _ in numbered_lines(ids, "ids"))
-            raise InputError(f"{path} has {len(array)} vectors, but {ids} {count} ids")
+            raise InputError(f"{path} has {len(array)} vectors, but {ids} has {count} ids")
         where, doc_id = line[1]
         yield Embedded(one_word(doc_id, where), _float32(array[row]), where)
 
@@ -197,7 +194,7 @@ def _npy(path: Path, ids: Path) -> Iterator[Embedded]:
 def _jsonl(path: Path) -> Iterator[Embedded]:
     files = sorted(path.glob("*.json*")) if path.is_dir() else [path]
     if not files:
-        raise InputError(f"{path}: a folder without .jsonl files, and without `index` and `docid`")
+        raise InputError(f"{path}: the folder has no .jsonl files, and no index with docid")
     for file in files:
         for where, line in numbered_lines(file, "vectors"):
             record = json_line(line, where)
@@ -213,9 +210,9 @@ def _jsonl(path: Path) -> Iterator[Embedded]:
 def _index(folder: Path) -> Iterator[Embedded]:
     index = DenseIndex.open(folder, mmap=True)
     for start in range(0, len(index.doc_ids), STEP):
-        some: list[str] = index.doc_ids[start : start + STEP]
-        found = index.store.reconstruct(np.arange(start, start + len(some)))
-        for row, (doc_id, vector) in enumerate(zip(some, found, strict=True), start=start + 1):
+        chunk: list[str] = index.doc_ids[start : start + STEP]
+        found = index.store.reconstruct(np.arange(start, start + len(chunk)))
+        for row, (doc_id, vector) in enumerate(zip(chunk, found, strict=True), start=start + 1):
             yield Embedded(doc_id, vector, f"{folder / 'docid'}:{row}")
 
 

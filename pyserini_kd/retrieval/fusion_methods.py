@@ -1,4 +1,4 @@
-"""The parts of fusion: normalisations, and ways to combine a topic's scores."""
+"""Fusion methods: normalisations, and combinations of a topic's scores."""
 
 from collections.abc import Callable
 from typing import NamedTuple
@@ -32,7 +32,7 @@ def pyserini_min_max(hits: Hits) -> Parts:
 
 
 def min_max(scores: Parts) -> Parts:
-    """To [0, 1]; all-equal scores become 0.
+    """Scale scores to [0, 1]; all-equal scores become 0.
 
     >>> min_max(np.array([5.0, 4.0, 1.0])).tolist()
     [1.0, 0.75, 0.0]
@@ -42,7 +42,7 @@ def min_max(scores: Parts) -> Parts:
 
 
 def sum_to_one(scores: Parts) -> Parts:
-    """Shifted to a minimum of 0, then divided by their sum; all-equal scores become 0.
+    """Shift scores to a minimum of 0 and divide by their sum; all-equal scores become 0.
 
     >>> sum_to_one(np.array([5.0, 4.0, 1.0])).round(4).tolist()
     [0.5714, 0.4286, 0.0]
@@ -53,20 +53,20 @@ def sum_to_one(scores: Parts) -> Parts:
 
 
 def z_score(scores: Parts) -> Parts:
-    """Minus their mean, divided by their (population) standard deviation; all-equal scores become 0.
+    """Subtract the mean and divide by the population standard deviation; all-equal scores become 0.
 
-    A document that a run lacks then counts as an average hit of that run, more than its lower half.
+    A missing document then counts as an average hit of that run, above its lower half.
 
     >>> z_score(np.array([3.0, 1.0])).tolist()
     [1.0, -1.0]
     """
-    if not np.ptp(scores):  # not the deviation: rounding may keep it from 0
+    if not np.ptp(scores):  # not std(): rounding may keep it above 0
         return np.zeros_like(scores)
     return np.asarray((scores - scores.mean()) / scores.std())
 
 
 def rank_score(scores: Parts) -> Parts:
-    """1 - (rank - 1) / n: from 1 for the first of n down to 1/n.
+    """1 - (rank - 1) / n, from 1 down to 1/n.
 
     >>> rank_score(np.array([9.0, 8.0, 0.5, 0.1])).tolist()
     [1.0, 0.75, 0.5, 0.25]
@@ -81,11 +81,11 @@ NORMS: dict[str, Callable[[Parts], Parts]] = {
     "zscore": z_score,
     "rank": rank_score,
 }
-"""How one ranking's scores (best first) are made comparable to another's."""
+"""Normalisations that make the scores of rankings (best first) comparable."""
 
 
 def add(parts: Parts) -> Parts:
-    """The sum of a document's parts, three or more sorted first: floating-point sums depend on the order."""
+    """Sum of a document's parts; three or more are sorted first, as floating-point sums depend on the order."""
     filled = np.where(np.isnan(parts), 0.0, parts)
     if len(filled) > 2:
         filled.sort(axis=0)
@@ -96,14 +96,14 @@ def add(parts: Parts) -> Parts:
 
 
 def count(parts: Parts) -> Parts:
-    """How many runs have each document."""
+    """The number of runs with each document."""
     return np.asarray((~np.isnan(parts)).sum(axis=0), np.float64)
 
 
 def borda(parts: Parts) -> Parts:
-    """Borda count: of n documents the first gets n points, the next n - 1; those that a run lacks share its other points.
+    """Borda count (Aslam and Montague 2001); `parts` are 1-based ranks.
 
-    `parts` are 1-based ranks. Aslam and Montague 2001.
+    Of n documents, the first gets n points and the next n - 1. Documents that a run lacks share its remaining points.
     """
     n = parts.shape[1]
     listed = (~np.isnan(parts)).sum(axis=1, keepdims=True)
@@ -111,10 +111,10 @@ def borda(parts: Parts) -> Parts:
 
 
 def condorcet(parts: Parts) -> Parts:
-    """Condorcet's pairwise majorities, counted as Copeland does: documents beaten, and half of those tied with.
+    """Condorcet's pairwise majorities by Copeland's count: documents beaten, plus half of the ties.
 
-    `parts` are 1-based ranks; a run prefers what it lists to what it lacks. Montague and Aslam 2002 sort by the majority
-    relation, which may have cycles; without cycles the count of wins gives the same order.
+    `parts` are 1-based ranks; a run prefers listed to missing documents. Montague and Aslam (2002) sort by the majority
+    relation, which may have cycles; without cycles the order is the same.
     """
     ranks = np.where(np.isnan(parts), np.inf, parts)
     votes = np.zeros((ranks.shape[1], ranks.shape[1]), dtype=np.int32)
@@ -124,7 +124,7 @@ def condorcet(parts: Parts) -> Parts:
 
 
 class Method(NamedTuple):
-    """A way to fuse: the part that a hit gets, and how parts become a score."""
+    """A fusion method: the part of each hit, and the combination of parts into a score."""
 
     what: str
     combine: Combine
@@ -150,4 +150,4 @@ METHODS = {
 }
 SUMS = ("combsum", "combmnz", "wsum")
 OWN_METHODS = ("rrf", "interpolation", "average", "normalize")
-"""Methods with a function of their own, computed as in pyserini.fusion."""
+"""Other methods: rrf, and those computed as in pyserini.fusion."""

@@ -1,7 +1,7 @@
 """Build an index folder from a stream of documents, block by block.
 
-`.NAME.partial/` beside the folder holds the files of finished blocks. After a crash, a kill or Ctrl-C the same command makes
-the blocks that are missing, or whose documents have changed. A second process shares the work.
+`.NAME.partial/` beside the folder holds finished blocks. After a crash, a kill or Ctrl-C, the same command makes the missing or
+changed blocks. Several processes can share the work.
 """
 
 import dataclasses
@@ -29,21 +29,21 @@ from pyserini_kd.storage.records import Record, write_json
 
 logger = logging.getLogger(__name__)
 
-ENOUGH = 100  # documents that tell how long a million take
+MIN_ESTIMATE = 100  # smallest block for an estimate of time and size
 
 Shard = tuple[int, int]
-"""(I, N): this is process I of N that share the work."""
+"""(I, N): this is process I (from 0) of the N that share the work."""
 
 
 class Options(TypedDict, total=False):
-    """How an index folder is written, whatever is stored of the documents."""
+    """Options of every index folder."""
 
-    store_docs: bool  # keep the texts in the folder; the default
+    store_docs: bool  # store the texts; the default
     overwrite: bool  # replace the folder if it exists
     block: int | None  # documents in a block
-    shard: Shard  # only every N-th block is made here; the process that ends last writes the index, the others return None
-    collection: str  # its name, for the manifest
-    segment: str | None  # how the documents were cut into passages, for the manifest
+    shard: Shard  # make every N-th block; the last process writes the index, the others return None
+    collection: str  # name, for the manifest
+    segment: str | None  # passage size, for the manifest
 
 
 class HasId(Protocol):
@@ -56,14 +56,14 @@ class HasId(Protocol):
 
 Item = TypeVar("Item", bound=HasId)
 Make = Callable[[Job, int, list[Item]], None]
-"""Writes the files of a block, part of a job, with this number and these documents."""
+"""Writes the files of a block: (job, block number, documents)."""
 Assemble = Callable[["Blocks", Path], Record]
-"""Puts the blocks together in a new folder, which has the ids already; gives what the manifest says besides."""
+"""Writes the result from all blocks into a new folder with ids and texts; returns further manifest fields."""
 
 
 @dataclasses.dataclass
 class Blocks:
-    """The blocks of a collection as parts of a job; `sums` has the checksum of every block's records, in order."""
+    """The blocks of a collection as parts of a job; `sums` are the checksums of their records, in order."""
 
     shared: SharedJob
     sums: list[str] = dataclasses.field(default_factory=list)
@@ -75,21 +75,21 @@ class Blocks:
         return self.shared.job
 
     def paths(self, ending: str) -> list[Path]:
-        """One file of each block, in order."""
+        """The file with this ending of each block, in order."""
         return [self.job.path(number, ending) for number in range(len(self.sums))]
 
     def is_done(self, number: int) -> bool:
-        """Whether a block was finished, with the records that it has now."""
+        """Whether a block is finished for its current records."""
         return self.job.is_done(number, self.sums[number])
 
     def left(self) -> int:
-        """How many blocks are not done."""
+        """The number of unfinished blocks."""
         return sum(not self.is_done(number) for number in range(len(self.sums)))
 
     def run(self, docs: Iterable[Item], size: int, make: Make[Item], shard: Shard = (0, 1)) -> None:
-        """Make every block that is not done and that no other process has in hand; then wait for those that one has.
+        """Make every unfinished block that no other process is making, then wait for those processes.
 
-        Of `shard` = (I, N), only blocks I, I + N, I + 2N ... are ours. Memory holds one block and those in others' hands.
+        With `shard` = (I, N), only blocks I, I + N, I + 2N ... are made. Memory holds one block and those of other processes.
         """
         waiting: dict[int, list[Item]] = {}
         with tqdm(desc="index", unit=" docs", disable=None) as bar:
@@ -101,12 +101,12 @@ class Blocks:
                 waiting = {other: held for other, held in waiting.items() if not self.is_done(other)}
                 bar.update(len(block))
         if waiting:
-            logger.info("waiting for %d blocks that another process has in hand", len(waiting))
+            logger.info("waiting for %d blocks of another process", len(waiting))
         for number, block in waiting.items():
             self._make(number, block, make, wait=True)
 
     def _make(self, number: int, block: list[Item], make: Make[Item], wait: bool) -> bool:
-        """Make a block unless it is done; False where another process has it in hand and we do not wait."""
+        """Make a block unless it is done; False if another process makes it and `wait` is False."""
         if self.is_done(number):
             return True
         with self.shared.lock(number, wait) as ours:
@@ -128,23 +128,23 @@ def build(
     default_block: int,
     **options: Unpack[Options],
 ) -> int | None:
-    """Make an index folder of a stream of documents; returns their number, or None where other shards have work left.
+    """Build an index folder from a stream of documents; returns their number, or None while other shards have work left.
 
-    The folder gets `docid`, `docs.jsonl`, `docs.offsets` (unless texts are refused), `manifest.json`, and what `assemble` adds.
-    Every process reads all documents, whatever its share.
+    The folder gets `docid`, `docs.jsonl` and `docs.offsets` (if texts are stored), `manifest.json`, and the files of
+    `assemble`. Every process reads all documents.
 
     Args:
         docs: the collection.
-        folder: what to write.
-        made_from: what a block depends on, besides its documents, its size and whether texts are stored.
-        make: makes the files of a block.
-        assemble: makes the result of them.
-        index: the kind of the vector index, on which no block depends.
-        default_block: documents in a block, unless the options say it.
-        options: how the folder is written.
+        folder: the output.
+        made_from: settings that a block depends on, besides its documents, block size and stored texts.
+        make: writes the files of a block.
+        assemble: writes the result from all blocks.
+        index: the kind of vector index; blocks do not depend on it.
+        default_block: documents in a block, unless `options` has it.
+        options: see `Options`.
 
     Raises:
-        InputError: the folder exists, the collection is empty or changes meanwhile, another process works with other settings.
+        InputError: the folder exists, the collection is empty or changes meanwhile, or another process uses other settings.
     """
     started = time.monotonic()
     shard, overwrite = options.get("shard", (0, 1)), options.get("overwrite", False)
@@ -153,9 +153,9 @@ def build(
     made_from = made_from | {"block": size, "store_docs": store_docs}
     only_result = {"index": index, "collection": collection, "segment": options.get("segment")}
     only_result["collection_stamp"] = sources.stamp(collection)
-    said = made_from | {name: value for name, value in only_result.items() if value}
+    described = made_from | {name: value for name, value in only_result.items() if value}
     mend(folder)
-    if shard[1] > 1 and (there := Manifest.find(folder)) and there.says(said):  # the other processes were quicker
+    if shard[1] > 1 and (existing := Manifest.find(folder)) and existing.says(described):  # other processes finished it
         logger.info("%s is complete", folder)
         return None
     refuse_existing(folder, overwrite, folder=True)
@@ -166,7 +166,7 @@ def build(
             if blocks.count == 0:
                 raise InputError("the collection has no documents")
         except InputError:
-            if not blocks.job.parts() and shared.is_ours_alone():  # nothing to go on with
+            if not blocks.job.parts() and shared.is_ours_alone():  # nothing to resume
                 shared.remove()
             raise
         if shard[1] > 1 and (left := blocks.left()):
@@ -175,26 +175,26 @@ def build(
         with shared.lock(ASSEMBLY, wait=True):
             if not shared.is_there():
                 if not (folder / manifest.NAME).is_file():
-                    raise InputError(f"the process that was putting {folder} together was killed; start again")
+                    raise InputError(f"the process that assembled {folder} was killed; start again")
                 logger.info("another process has written %s", folder)
                 return blocks.count
             if blocks.left():
-                raise InputError("the collection has changed while it was indexed; start again")
+                raise InputError("the collection has changed during indexing; start again")
             new = blocks.job.folder / FINAL
             record = _assemble(blocks, new, assemble, store_docs)
-            record |= said | {"n_docs": blocks.count, "seconds": round(time.monotonic() - started, 1)}
+            record |= described | {"n_docs": blocks.count, "seconds": round(time.monotonic() - started, 1)}
             write_json(new / manifest.NAME, record | {"command": command_line(), **environment()})
-            refuse_existing(folder, overwrite, folder=True)  # somebody may have written there meanwhile
+            refuse_existing(folder, overwrite, folder=True)  # another process may have written it meanwhile
             shared.remove(folder)
     return blocks.count
 
 
 def _with_docs(make: Make[Item], store_docs: bool) -> Make[Item]:
-    """Writes the ids and texts of a block, then the rest by `make`; the first large block tells what a million cost."""
-    told = False
+    """Also write a block's ids and texts; the first large block gives an estimate for a million documents."""
+    logged = False
 
     def make_block(job: Job, number: int, block: list[Item]) -> None:
-        nonlocal told
+        nonlocal logged
         begun = time.monotonic()
         with atomic_file(job.path(number, "ids")) as out:
             out.writelines(f"{doc.doc_id}\n" for doc in block)
@@ -202,30 +202,30 @@ def _with_docs(make: Make[Item], store_docs: bool) -> Make[Item]:
             with atomic_file(job.path(number, "docs"), binary=True) as out:
                 out.writelines(json.dumps(doc, ensure_ascii=False).encode() + b"\n" for doc in block)
         make(job, number, block)
-        if not told and len(block) >= ENOUGH:
-            told = True
+        if not logged and len(block) >= MIN_ESTIMATE:
+            logged = True
             hours = (time.monotonic() - begun) / len(block) * 1e6 / 3600
             gigabytes = sum(path.stat().st_size for path in job.folder.glob(f"{number:06d}.*")) / len(block) * 1e6 / 1e9
-            logger.info("a million documents like the first %d take %.1f hours here, and %.1f GB, twice while they are "
-                        "put together", len(block), hours, gigabytes)  # fmt: skip
+            logger.info("a million documents like the first %d take %.1f hours here and %.1f GB (twice that during assembly)",
+                        len(block), hours, gigabytes)  # fmt: skip
 
     return make_block
 
 
 def _assemble(blocks: Blocks, new: Path, assemble: Assemble, store_docs: bool) -> Record:
-    """Put the blocks together in a folder that is still among the unfinished work."""
+    """Assemble the blocks in a folder inside the unfinished work."""
     shutil.rmtree(new, ignore_errors=True)
     new.mkdir()
     _merge_docs(blocks, new, store_docs)
     try:
         return assemble(blocks, new)
     except OSError as error:
-        error.filename = error.filename or str(new)  # a full disk does not say where
+        error.filename = error.filename or str(new)  # missing when the disk is full
         raise
 
 
 def _merge_docs(blocks: Blocks, new: Path, store_docs: bool) -> None:
-    """Merge the ids and the texts of the blocks, a block at a time in memory."""
+    """Concatenate ids and texts, with one block in memory."""
     with open(new / "docid", "wb") as out:
         for path in blocks.paths("ids"):
             out.write(path.read_bytes())

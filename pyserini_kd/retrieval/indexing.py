@@ -1,4 +1,4 @@
-"""Index a collection as the command `index` asks for it: BM25, dense vectors, or token representations."""
+"""Settings and work of the command `index`: BM25, dense vectors, or token representations."""
 
 import os
 from pathlib import Path
@@ -18,38 +18,40 @@ from pyserini_kd.storage.settings import Settings, option
 
 
 class IndexSettings(Settings):
-    """What is indexed, with what, and where the index goes."""
+    """Collection, encoder and output of an index."""
 
     collection: shared.Collection[str | None] = None
     encoder: str | None = option("--encoder", None, "Checkpoint (name, folder or hub id), or bm25 for a Lucene index.")
     vectors: Path | None = option(
-        "--vectors", None, "Instead of --collection: vectors made elsewhere, .npy, Pyserini's embeddings.jsonl, an index."
+        "--vectors", None, "Instead of --collection: existing vectors (.npy, Pyserini's embeddings.jsonl, an index)."
     )
-    ids: Path | None = option("--ids", None, "With --vectors X.npy: ids of the rows, one a line.")
+    ids: Path | None = option("--ids", None, "With --vectors X.npy: file with one id per line.")
     index: Path = option("--index", help="Index folder to write.")
     architecture: Literal["colbert", "prettr", "tk"] | None = option(
-        "--for", None, "Store what this architecture's reranking reuses of a document, instead of a FAISS index."
+        "--for", None, "Store document representations for reranking with this architecture, instead of a vector index."
     )
-    dtype: Literal["fp16", "fp32"] = option("--dtype", "fp16", "With --for: numbers stored.")
+    dtype: Literal["fp16", "fp32"] = option("--dtype", "fp16", "With --for: number format.")
     faiss: str | None = option(
         "--faiss", None, "FAISS factory string: HNSW32, SQ8, IVF4096,PQ64 ...  [default: Flat]", metavar="KIND"
     )
-    lucene_hnsw: bool = option("--lucene-hnsw", False, "Vectors in Lucene, with an HNSW graph.")
-    lucene_flat: bool = option("--lucene-flat", False, "Vectors in Lucene, every one compared.")
+    lucene_hnsw: bool = option("--lucene-hnsw", False, "Store vectors in Lucene, with an HNSW graph.")
+    lucene_flat: bool = option("--lucene-flat", False, "Store vectors in Lucene, for exhaustive search.")
     segment: shared.Segment = None
     collection_class: str | None = option(
-        "--collection-class", None, "With bm25: one of Anserini's readers (HtmlCollection, ...) for a folder."
+        "--collection-class", None, "With bm25: Anserini's reader for a folder (HtmlCollection, ...)."
     )
     batch_size: shared.BatchSize = None
-    max_length: int | None = option("--max-length", None, "Tokens a document [default: from the checkpoint].", ge=3)
+    max_length: int | None = option("--max-length", None, "Tokens per document [default: from the checkpoint].", ge=3)
     pooling: shared.Pooling = None
     l2_norm: shared.L2Norm = None
     doc_prefix: str | None = option("--doc-prefix", None, "[default: from the checkpoint]")
     precision: shared.Precision = "auto"
     backend: shared.Backend = "auto"
-    shard_num: int | None = option("--shard-num", None, "Processes that share the work, one command each [default: 1].", ge=1)
-    shard_id: int | None = option("--shard-id", None, "Which of them this is, from 0 [default: torchrun's RANK].", ge=0)
-    block: int | None = option("--block", None, "Documents a block.", ge=1, hidden=True)
+    shard_num: int | None = option(
+        "--shard-num", None, "Number of processes that share the work, one command each [default: 1].", ge=1
+    )
+    shard_id: int | None = option("--shard-id", None, "Number of this process, from 0 [default: torchrun's RANK].", ge=0)
+    block: int | None = option("--block", None, "Documents per block.", ge=1, hidden=True)
     device: shared.Device = "cpu"
     threads: shared.Threads = None
     store_docs: bool = option("--store-docs/--no-store-docs", True, "Keep the texts in the index folder.")
@@ -57,55 +59,51 @@ class IndexSettings(Settings):
 
     @property
     def kind(self) -> str:
-        """Where vectors go: a FAISS factory string, or Lucene."""
+        """Kind of vector index: a FAISS factory string, `lucene-hnsw` or `lucene-flat`."""
         return "lucene-hnsw" if self.lucene_hnsw else "lucene-flat" if self.lucene_flat else self.faiss or "Flat"
 
     @property
     def shard(self) -> Shard:
-        """(I, N) from the options, else from what `torchrun` and `accelerate launch` tell each process."""
+        """(I, N) from the options, else from the variables of `torchrun` and `accelerate launch`."""
         if self.shard_num is None and self.shard_id is None:
             return int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
         return self.shard_id or 0, self.shard_num or 1
 
     @model_validator(mode="after")
     def rules(self) -> Self:
-        """InputError where settings do not go together."""
-        sparse, tokens, one_home = self.encoder == "bm25", self.architecture is not None, "vectors have one home"
-        self.only("lucene_hnsw lucene_flat", not self.faiss, f"does not go with `faiss`: {one_home}")
-        self.only("lucene_flat", not self.lucene_hnsw, one_home)
-        self.only(
-            "faiss lucene_hnsw lucene_flat",
-            not (tokens or sparse),
-            "says where the vectors of a dense index live; not with `architecture` or bm25",
-        )
-        self.only("dtype", tokens, "is of what `architecture` stores")
-        self.only(
-            "architecture",
-            not sparse and not self.collection_class,
-            "stores what a checkpoint computes; it does not go with bm25 or `collection_class`",
-        )
+        """InputError if settings conflict."""
+        sparse, tokens = self.encoder == "bm25", self.architecture is not None
+        self.only("lucene_hnsw lucene_flat", not self.faiss, "conflicts with `faiss`; choose one kind of index")
+        self.only("lucene_flat", not self.lucene_hnsw, "conflicts with `lucene_hnsw`; choose one kind of index")
+        dense_only = "is for dense indexes only; conflicts with `architecture` and bm25"
+        self.only("faiss lucene_hnsw lucene_flat", not (tokens or sparse), dense_only)
+        self.only("dtype", tokens, "requires `architecture`")
+        of_checkpoint = not sparse and not self.collection_class
+        self.only("architecture", of_checkpoint, "needs a checkpoint; conflicts with bm25 and `collection_class`")
         self.only("collection_class", sparse or self.vectors, "is for `encoder` bm25")
-        self.only("segment", not self.collection_class, "cuts what we read ourselves, not what a `collection_class` reads")
-        self.only("ids", self.vectors, "goes with `vectors`")
+        self.only("segment", not self.collection_class, "conflicts with `collection_class`")
+        self.only("ids", self.vectors, "requires `vectors`")
         if self.segment:
             passages.parse(self.segment)
         if (self.shard_num is None) != (self.shard_id is None) or self.shard[0] >= self.shard[1]:
-            raise InputError("`shard_id` and `shard_num` go together: shards of N are counted from 0 to N - 1")
+            raise InputError("`shard_id` and `shard_num` go together; shards of N are numbered from 0 to N - 1")
         if self.shard[1] > 1:
-            self.only("overwrite", False, "does not go with several processes: one could remove what another has just finished")
+            self.only("overwrite", False, "does not go with several processes: one could delete another's result")
             if sparse:
-                raise InputError("several processes share the work of what a checkpoint computes, not that of bm25")
+                raise InputError("several processes can share the work of a checkpoint, but not of bm25")
         if self.vectors:
             if self.collection or self.segment or tokens or self.collection_class or sparse or self.shard[1] > 1:
-                raise InputError("goes with `index`, `ids`, a kind and the name of the `encoder` only", "vectors")
+                raise InputError(
+                    "goes only with `index`, `ids`, a kind of index and a checkpoint as `encoder`, in one process", "vectors"
+                )
         elif self.collection is None or self.encoder is None:
-            raise InputError("`collection` and `encoder` are needed, or else `vectors`")
+            raise InputError("give `collection` and `encoder`, or `vectors`")
         return self
 
 
 def index(settings: IndexSettings) -> int | None:
-    """Write the index; returns the number of documents, or None where other processes have work left."""
-    from pyserini_kd.retrieval import bm25_build, build, token_index  # only here: importing FAISS takes long
+    """Write the index; returns the number of documents, or None while other processes have work left."""
+    from pyserini_kd.retrieval import bm25_build, build, token_index  # lazy: importing FAISS is slow
 
     overwrite, folder = settings.overwrite, settings.index
     mend(folder)

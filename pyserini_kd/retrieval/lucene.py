@@ -1,4 +1,4 @@
-"""What BM25 and vector search share of Lucene: index folders, prebuilt indexes, hits as JSON."""
+"""Lucene for BM25 and vector search: index folders, prebuilt indexes, hits as JSON."""
 
 import concurrent.futures
 import contextlib
@@ -18,7 +18,7 @@ from pyserini_kd.storage.errors import InputError
 Chunk = TypeVar("Chunk")
 Result = TypeVar("Result")
 JavaObject = Any
-"""An object of Java, which jnius does not type."""
+"""A Java object, which jnius does not type."""
 
 
 def is_lucene_index(path: Path) -> bool:
@@ -27,7 +27,7 @@ def is_lucene_index(path: Path) -> bool:
 
 
 def java_class(name: str) -> JavaObject:
-    """A class of Java by its full name; Java must have been started."""
+    """A Java class by its full name; Java must be running."""
     from jnius import autoclass
 
     return autoclass(name)
@@ -35,7 +35,7 @@ def java_class(name: str) -> JavaObject:
 
 @contextlib.contextmanager
 def java_errors(what: str) -> Iterator[None]:
-    """Make an exception of Java an InputError: `what` went wrong, and what Java says of it."""
+    """Turn a Java exception into an InputError: `what` failed, and Java's message."""
     from jnius import JavaException
 
     try:
@@ -45,7 +45,7 @@ def java_errors(what: str) -> Iterator[None]:
 
 
 def directory(folder: Path) -> JavaObject:
-    """Lucene's object for an index folder."""
+    """Lucene's directory object for an index folder."""
     return java_class("org.apache.lucene.store.FSDirectory").open(java_class("java.io.File")(str(folder)).toPath())
 
 
@@ -62,8 +62,8 @@ def searcher_of(reader: JavaObject) -> JavaObject:
 
 
 def prebuilt_index(name: str, kind: str = "BM25") -> Path:
-    """The folder of one of Pyserini's prebuilt indexes (`BM25` or `FAISS`), downloaded if it is missing."""
-    start_jvm()  # before Pyserini does, in its own way
+    """The folder of a Pyserini prebuilt index (`BM25` or `FAISS`), downloaded if missing; InputError if that fails."""
+    start_jvm()  # before Pyserini starts it with other options
     from pyserini import prebuilt_index_info
     from pyserini.util import download_prebuilt_index
 
@@ -73,14 +73,14 @@ def prebuilt_index(name: str, kind: str = "BM25") -> Path:
         hint = f"; did you mean {', '.join(near)}?" if near else ""
         raise InputError(f"index not found: {name} is neither a folder nor a prebuilt {kind} index of Pyserini{hint}")
     try:
-        with contextlib.redirect_stdout(sys.stderr):  # Pyserini prints
+        with contextlib.redirect_stdout(sys.stderr):  # Pyserini prints to stdout
             return Path(download_prebuilt_index(name))
-    except Exception as error:  # no network, wrong checksum, full disk: Pyserini has no common class for them
+    except Exception as error:  # no network, wrong checksum, full disk: Pyserini has no common exception
         raise InputError(f"prebuilt index {name} could not be downloaded from {known[name]['urls'][0]}: {error}") from error
 
 
 def in_threads(function: Callable[[Chunk], Result], chunks: Iterable[Chunk], threads: int) -> Iterator[Result]:
-    """What a function that searches with Lucene returns for each chunk; several chunks are searched side by side.
+    """Results of a Lucene search function for each chunk, in order, with chunks searched in parallel.
 
     Raises:
         InputError: Lucene refuses a search.
@@ -91,7 +91,7 @@ def in_threads(function: Callable[[Chunk], Result], chunks: Iterable[Chunk], thr
         try:
             return function(chunk)
         finally:
-            jnius.detach()  # else Java keeps a record of the thread
+            jnius.detach()  # otherwise Java keeps a record of the thread
 
     pool = concurrent.futures.ThreadPoolExecutor(threads)
     try:
@@ -103,10 +103,10 @@ def in_threads(function: Callable[[Chunk], Result], chunks: Iterable[Chunk], thr
 
 @functools.cache
 def json_mapper() -> JavaObject:
-    """Jackson's JSON writer, told to write hits as bare arrays.
+    """Jackson's JSON writer, configured to write hits as bare arrays.
 
-    A sorted search gives `[[[score,["id in base64",length]],...]]`, a plain one `[[[score,document number],...]]`, Anserini's
-    own `[["id",score],...]`.
+    A sorted search gives `[[[score,["id in base64",length]],...]]`, a plain search `[[[score,document number],...]]`, and
+    Anserini's search `[["id",score],...]`.
     """
     mapper = java_class("com.fasterxml.jackson.databind.ObjectMapper")()
     array = java_class("com.fasterxml.jackson.annotation.JsonFormat$Value").forShape(

@@ -1,4 +1,4 @@
-"""Open an index together with the ranker that made it."""
+"""Open an index with the encoder that made it."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -10,30 +10,30 @@ from pyserini_kd.retrieval.dense_index import DenseIndex
 from pyserini_kd.storage.errors import InputError
 
 SIDES = ("sha256", "pooling", "l2_norm", "doc_prefix")
-"""What decides a document's vector, besides its length and rounding."""
+"""Settings that determine a document's vector, besides text length and precision."""
 
 
 def check_encoder(index: DenseIndex, encoder: Encoder, *, ignore: bool = False) -> None:
-    """InputError where the encoder is not the one that made the index; with `ignore` only its width is checked."""
+    """InputError if the encoder did not make the index; with `ignore`, only its width is checked."""
     if encoder.width != index.width:
         raise InputError(
-            f"encoder does not match index {index.folder}: {encoder.folder} gives vectors of {encoder.width}, "
-            f"the index holds {index.width}"
+            f"encoder does not match index {index.folder}: {encoder.folder} has vectors of width {encoder.width}, "
+            f"the index of width {index.width}"
         )
     if not ignore and index.manifest is not None and index.made_by:
         try:
             index.manifest.refuse_other(encoder.record(), SIDES)
         except InputError as error:
-            raise InputError(f"{error}; --ignore-encoder-mismatch if that is meant") from None
+            raise InputError(f"{error}; to search anyway, set `ignore_encoder_mismatch`") from None
 
 
 def open_with_encoder(
     folders: str | Path | Sequence[str | Path], name: str, *, mmap: bool = False, ignore_mismatch: bool = False, **settings: Any
 ) -> tuple[DenseIndex, Encoder]:
-    """Open an index folder, or several as one, with the query encoder `name`; InputError where they do not match.
+    """Open an index folder, or several as one, with the query encoder `name`; InputError if they do not match.
 
-    `settings` are those of `models.load`. Pooling, normalisation and prefixes come from them, else from the index's manifest
-    where this checkpoint made it, else from the checkpoint.
+    `settings` as for `models.load`. Pooling, normalisation and prefixes come from `settings`, else from the index's manifest if
+    this checkpoint made it, else from the checkpoint.
     """
     index = DenseIndex.open(*([folders] if isinstance(folders, str | Path) else folders), mmap=mmap)
     made_by = index.made_by

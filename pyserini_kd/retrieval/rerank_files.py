@@ -1,4 +1,4 @@
-"""Rerank a run file as the command `rerank` asks for it."""
+"""Settings and work of the command `rerank`."""
 
 import time
 from collections.abc import Iterator, Sequence
@@ -21,7 +21,7 @@ from pyserini_kd.storage.settings import Settings, option
 
 
 class RerankSettings(Settings):
-    """A run, the ranker that rescores it, and where the texts are."""
+    """First-stage run, ranker, texts and output."""
 
     run: Path = option("--run", help="First-stage run to rescore.")
     encoder: str = option("--encoder", help="Checkpoint: name, folder or hub id; any architecture.")
@@ -29,19 +29,19 @@ class RerankSettings(Settings):
     index: tuple[str, ...] = option(
         "--index",
         (),
-        "Instead: an index with texts (Lucene, a prebuilt name, ours), or with what this checkpoint stored; may be repeated.",
+        "Instead: an index with texts (folder or prebuilt name) or with this checkpoint's representations; may be repeated.",
     )
     topics: str = option("--topics", help="Topics of the run: a file, ir_datasets:<id>, pydocs:SPLIT, a Pyserini set.")
-    depth: int = option("--depth", 100, "Documents rescored a query; the others are dropped.", ge=1)
+    depth: int = option("--depth", 100, "Documents rescored per query; the others are dropped.", ge=1)
     segment: shared.Segment = None
     aggregate: Literal["maxp", "firstp", "sump", "avgp"] = option(
-        "--aggregate", "maxp", "With --segment: how passages' scores become their document's."
+        "--aggregate", "maxp", "With --segment: how passage scores give a document score."
     )
     output: Path = option("--output", help="Run to write.")
     output_format: shared.OutputFormat = "trec"
     runtag: shared.RunTag = None
     batch_size: shared.BatchSize = None
-    max_length: int | None = option("--max-length", None, "Tokens a document or pair [default: from the checkpoint].", ge=3)
+    max_length: int | None = option("--max-length", None, "Tokens per document or pair [default: from the checkpoint].", ge=3)
     precision: shared.Precision = "auto"
     backend: shared.Backend = "auto"
     device: shared.Device = "cpu"
@@ -50,34 +50,34 @@ class RerankSettings(Settings):
 
     @model_validator(mode="after")
     def rules(self) -> Self:
-        """InputError where settings do not go together."""
+        """InputError if settings conflict."""
         if self.runtag is not None:
             check_tag(self.runtag)
         self.only("ir_metadata", self.output_format == "trec", "is for `output_format` trec")
         if (self.collection is None) == (not self.index):
-            raise InputError("say where the texts are: `collection` or `index` (one of them)")
+            raise InputError("give either `collection` or `index` for the texts")
         if self.segment:
             passages.parse(self.segment)
-        self.only("aggregate", self.segment, "brings passages back as documents: it needs `segment`")
+        self.only("aggregate", self.segment, "requires `segment`: it aggregates passage scores")
         return self
 
 
 def rerank_files(settings: RerankSettings) -> Run:
     """Rescore a run file and write the result, with a record beside it; returns the new run.
 
-    A killed reranking by a cross-encoder that is started again goes on where it was.
+    After a kill, the next call resumes a cross-encoder's reranking.
     """
     output, depth, segment, aggregate = settings.output, settings.depth, settings.segment, settings.aggregate
     refuse_existing_run(output, settings.overwrite)
     started = time.monotonic()
     run, queries = Run.read(settings.run), sources.topics(settings.topics)
-    own: dict[str, Any] = {name: getattr(settings, name) for name in ("device", "precision", "backend", "batch_size")}
-    own["max_doc_len"] = settings.max_length
+    loading: dict[str, Any] = {name: getattr(settings, name) for name in ("device", "precision", "backend", "batch_size")}
+    loading["max_doc_len"] = settings.max_length
     source: reranking.Source
     if settings.collection is not None:
-        scorer, source = rankers.load(settings.encoder, **own), fetch_from(settings.collection)
+        scorer, source = rankers.load(settings.encoder, **loading), fetch_from(settings.collection)
     else:
-        scorer, source = reranking.open_source(settings.encoder, settings.index, segment=segment, **own)
+        scorer, source = reranking.open_source(settings.encoder, settings.index, segment=segment, **loading)
     clock = {"open": time.monotonic() - started, "fetch": 0.0}
     begun, record = time.monotonic(), scorer.record()
     source = _timed(source, clock) if callable(source) else source
@@ -101,7 +101,7 @@ def rerank_files(settings: RerankSettings) -> Run:
 
 
 def _timed(fetch: Fetch, clock: dict[str, float]) -> Fetch:
-    """The same way to documents; the seconds that it takes are added to the clock's `fetch`."""
+    """Wrap `fetch`; its seconds are added to the clock's `fetch`."""
 
     def timed(doc_ids: Sequence[str]) -> Iterator[Doc]:
         begun = time.monotonic()

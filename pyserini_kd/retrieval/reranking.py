@@ -1,4 +1,4 @@
-"""Reranking: rescore the top of a Run with a checkpoint. Documents below `depth` are dropped, never mixed in."""
+"""Reranking: rescore the top of a Run with a checkpoint. Documents below `depth` are dropped."""
 
 import contextlib
 import hashlib
@@ -30,7 +30,7 @@ from pyserini_kd.storage.records import comparable
 logger = logging.getLogger(__name__)
 
 Source = Fetch | TokenIndex | DenseIndex
-"""What gives documents: a function from ids to texts, or an index that holds what the reranker makes of them."""
+"""A function from ids to texts, or an index with the reranker's representations of documents."""
 LOGITS = "cross_encoder", "prettr"  # architectures whose scores are logits
 
 
@@ -52,21 +52,21 @@ def rerank(
         run: a first-stage run.
         scorer: a ranker of any architecture.
         queries: texts of the run's queries.
-        source: gives the documents, or holds what this ranker stored of them.
+        source: gives the documents' texts, or this ranker's stored representations.
         depth: documents rescored for each query.
-        segment: `WORDS:STRIDE` cuts documents into passages (or finds them in the index), each scored with the query.
-        aggregate: how the scores of passages become their document's: maxp, firstp, sump or avgp. The last two add the
-            probabilities of a cross-encoder or PreTTR, not their logits, as Dai and Callan, and Chen et al., do: a sum of
-            logits would count each irrelevant passage against its document. A TK's scores, negative too, are not summed.
+        segment: `WORDS:STRIDE` cuts documents into passages (or finds them in the index) and scores each passage.
+        aggregate: how passage scores give a document score: maxp, firstp, sump or avgp. For a cross-encoder or PreTTR, the
+            last two add probabilities, as do Dai and Callan, and Chen et al.: in a sum of logits, each irrelevant passage
+            would lower its document. A TK is refused with sump, as its scores may be negative.
         tag: the new run's tag.
         work: folder for finished scores, as in `Scorer.score`.
 
     Raises:
-        InputError: a query of the run has no text, a document cannot be had, or the settings do not fit the ranker.
+        InputError: a query of the run has no text, a document is missing, or the settings do not fit the ranker.
     """
     if segment and aggregate == "sump" and scorer.architecture == "tk":
-        raise InputError("a tk's scores may be negative, and a document's further passages would count against it; "
-                         "take maxp, firstp or avgp", "aggregate")  # fmt: skip
+        raise InputError("a tk's scores may be negative, so further passages could lower a document's score; "
+                         "use maxp, firstp or avgp", "aggregate")  # fmt: skip
     texts = {query.query_id: query.text for query in queries}
     missing = [query_id for query_id in run if query_id not in texts]
     if missing:
@@ -87,7 +87,7 @@ def rerank(
 
 
 def _parts(source: Source, wanted: Sequence[str], segment: str | None) -> tuple[dict[str, list[str]], dict[str, str]]:
-    """(document -> itself or its passages, their contents where texts are scored)."""
+    """(document -> itself or its passages, contents of each if texts are scored)."""
     if isinstance(source, TokenIndex):
         return source.parts(wanted, segment), {}
     if isinstance(source, DenseIndex):
@@ -102,7 +102,7 @@ def _parts(source: Source, wanted: Sequence[str], segment: str | None) -> tuple[
 def _scores(
     scorer: Scorer, source: Source, pairs: Sequence[tuple[str, str]], contents: dict[str, str], work: Path | None
 ) -> Floats:
-    """Scores float32 (P,) of (query, doc_id) pairs, from what is stored or from the documents' contents."""
+    """Scores float32 (P,) of (query, doc_id) pairs, from stored representations or from contents."""
     queries, doc_ids = [query for query, _ in pairs], [doc_id for _, doc_id in pairs]
     if isinstance(source, TokenIndex) and isinstance(scorer, TokenScorer):
         return source.score(scorer, queries, doc_ids)
@@ -113,9 +113,9 @@ def _scores(
 
 @contextlib.contextmanager
 def unfinished(output: Path, scorer: Scorer) -> Iterator[Path]:
-    """A folder beside a run for the finished scores of this ranker. It goes when the run is written, and not before.
+    """Folder beside a run for this ranker's finished scores; removed once the run is written.
 
-    InputError where another process reranks for the same output.
+    InputError if another process reranks for the same output.
     """
     work = output.with_name(f"{output.name}.partial")
     how = [scorer.record(), scorer.arithmetic(), scorer.batch_size]
@@ -125,17 +125,17 @@ def unfinished(output: Path, scorer: Scorer) -> Iterator[Path]:
 
 
 def open_source(encoder: str, indexes: Sequence[str], *, segment: str | None = None, **settings: Any) -> tuple[Scorer, Source]:
-    """A ranker, and the best that indexes have for it: its own representations or vectors, else texts.
+    """A ranker and its best source in the indexes: its own representations or vectors, else texts.
 
-    Vectors are reused for whole documents, where they are exact (Flat) and are what this checkpoint would make. `settings` as
-    for `models.load`; lengths, prefix and normalisation of stored representations are those of their index.
+    Vectors are reused for whole documents if they are exact (Flat) and equal to this checkpoint's. `settings` as for
+    `models.load`; length, prefix and normalisation of stored representations default to those of their index.
     """
     folders = shards(*indexes)
     architecture = token_index.architecture_in(folders[0])
-    same = len({token_index.architecture_in(folder) for folder in folders}) == 1
-    if not same:
+    same_kind = len({token_index.architecture_in(folder) for folder in folders}) == 1
+    if not same_kind:
         logger.info("the indexes are of several kinds: documents are scored from their texts")
-    if architecture and same:
+    if architecture and same_kind:
         index = TokenIndex.open(*folders)
         made_by = index.manifest.encoder
         if made_by["sha256"] == fingerprint(resolve(encoder)):
@@ -145,19 +145,19 @@ def open_source(encoder: str, indexes: Sequence[str], *, segment: str | None = N
             index.check(reader)
             return reader, index
         if not has_docs(*folders):
-            raise InputError(f"{folders[0]} holds what {made_by['name']} makes of documents, nothing of {encoder}, and no "
-                             f"texts: name the --collection, or make an index --for this checkpoint")  # fmt: skip
-        logger.info("%s is not %s, which made the index: documents are scored from its texts", encoder, made_by["name"])
+            raise InputError(f"{folders[0]} holds representations of {made_by['name']}, not of {encoder}, and no texts; give "
+                             "a `collection`, or an index of this checkpoint")  # fmt: skip
+        logger.info("%s is not %s, which made the index: documents are scored from the index's texts", encoder, made_by["name"])
     scorer = rankers.load(encoder, **settings)
     if isinstance(scorer, Encoder) and not segment and all(_has_vectors(folder, scorer) for folder in folders):
-        logger.info("the documents' vectors are taken from the index")
+        logger.info("document vectors are read from the index")
         return scorer, DenseIndex.open(*folders, mmap=True)
     return scorer, fetch_from(*map(str, folders))
 
 
 def _has_vectors(folder: Path, encoder: Encoder) -> bool:
-    """Whether a folder holds exactly the vectors that the encoder would make."""
-    manifest, mine = Manifest.find(folder), encoder.record()
+    """Whether a folder holds exactly this encoder's vectors."""
+    manifest, record = Manifest.find(folder), encoder.record()
     if manifest is None or manifest.index != "Flat" or manifest.precision != encoder.precision:
         return False
-    return all(manifest.encoder.get(name) == mine[name] for name in (*SIDES, "max_doc_len"))
+    return all(manifest.encoder.get(name) == record[name] for name in (*SIDES, "max_doc_len"))

@@ -1,4 +1,4 @@
-"""Search as the command `search` asks for it: the embedded default where no index is named, the run and its record."""
+"""The work of the command `search`: the embedded default, the search, its run and record."""
 
 import contextlib
 import time
@@ -22,20 +22,20 @@ EMBEDDED = "pydocs"
 
 
 class Searched(NamedTuple):
-    """What a search found, and what is known about it."""
+    """The result of a search."""
 
     run: Run
     judged: Qrels | None
-    stages: dict[str, Run]  # the run of each stage, where they are to be explained
-    fetch: Fetch | None  # the way to texts, where one query was asked
-    timing: dict[str, Any]  # seconds of each stage, and what they ran with
-    record: dict[str, Any]  # of the run that was written; empty where none was
+    stages: dict[str, Run]  # the run of each stage, to explain hits
+    fetch: Fetch | None  # source of texts, for a single query
+    timing: dict[str, Any]  # seconds of each stage, precision and fusion
+    record: dict[str, Any]  # of the written run; empty if none was written
 
 
 def with_defaults(settings: SearchSettings, prepare: Callable[[], object]) -> SearchSettings:
-    """Fill in the embedded default where no index is named; a search of topics by `student` prepares what is missing first.
+    """Fill in the embedded default if no index is given; for topics and `student`, `prepare` makes missing parts first.
 
-    InputError where the output exists, before anything is prepared.
+    InputError if the output exists, before anything is prepared.
     """
     if settings.output:
         refuse_existing_run(settings.output, settings.overwrite)
@@ -51,39 +51,39 @@ def with_defaults(settings: SearchSettings, prepare: Callable[[], object]) -> Se
 
 
 def embedded_index(settings: SystemSettings, prepare: Callable[[], object] | None = None) -> str:
-    """The index of the embedded collection by the encoder; `prepare` makes what is missing of the student first."""
+    """The encoder's index of the embedded collection; `prepare` makes missing parts of the student first."""
     encoder = "bm25" if settings.is_sparse else settings.encoder
     index = home() / "indexes" / f"{EMBEDDED}.{Path(encoder).name}"
     if encoder == "student" and prepare:
         prepare()
     elif encoder == "student" and not index.exists():
-        raise InputError("the embedded student is not there yet; `python -m pyserini_kd.search --encoder student` prepares it")
+        raise InputError("the embedded student does not exist yet; `python -m pyserini_kd.search --encoder student` creates it")
     elif not index.exists():
-        cure = f"pyserini-kd index --collection {EMBEDDED} --encoder {encoder} --index {index}"
-        raise InputError(f"no index given and {index} is not there; make it: {cure}")
+        fix = f"pyserini-kd index --collection {EMBEDDED} --encoder {encoder} --index {index}"
+        raise InputError(f"no index given and {index} does not exist; create it: {fix}")
     return str(index)
 
 
 def search_files(settings: SearchSettings) -> Searched:
-    """Search, and write the run where it was not one query without an output. Its record is not written.
+    """Search and write the run, unless one query has no output; the caller writes the record.
 
-    A search that was killed while a cross-encoder reranked goes on where it was.
+    After a kill, the next search resumes a cross-encoder's reranking.
     """
     one_query = settings.query is not None
     output, overwrite = settings.output or _default_output(settings), settings.overwrite or settings.output is None
     if not one_query:
         refuse_existing_run(output, overwrite)
     started = time.monotonic()
-    queries, judged = _asked(settings)
+    queries, judged = _read_inputs(settings)
     searching.warn_blank(queries)
     begun = time.monotonic()
     system = System.open(settings, texts=one_query, query_cache=settings.query_cache)
     timing: dict[str, Any] = {"open_seconds": round(time.monotonic() - begun, 3)}
     if system.encoder is not None:
         timing["precision"] = system.encoder.precision
-    kept = None if one_query else system.reranker
+    resumable = None if one_query else system.reranker
     stages: dict[str, Run] = {}
-    with reranking.unfinished(output, kept) if kept else contextlib.nullcontext() as work:
+    with reranking.unfinished(output, resumable) if resumable else contextlib.nullcontext() as work:
         timing |= {"resumed": True} if work is not None and work.exists() else {}
         max_passage = (settings.max_passage_hits, settings.max_passage_delimiter) if settings.max_passage else None
         run, spent = system.search(
@@ -107,8 +107,8 @@ def search_files(settings: SearchSettings) -> Searched:
     return Searched(run, judged, stages, system.fetch, timing, record)
 
 
-def _asked(settings: SearchSettings) -> tuple[list[Query], Qrels | None]:
-    """Queries and judgements, read before the search, so that a wrong file costs no search."""
+def _read_inputs(settings: SearchSettings) -> tuple[list[Query], Qrels | None]:
+    """Queries and judgements, read first so that a wrong file costs no search."""
     if settings.query is not None:
         return [Query("1", " ".join(settings.query.split()))], None
     queries = sources.topics(settings.topics or "")
@@ -119,7 +119,7 @@ def _asked(settings: SearchSettings) -> tuple[list[Query], Qrels | None]:
 
 
 def _default_output(settings: SearchSettings) -> Path:
-    """A name under runs/ that says what was searched, how, and for which topics."""
+    """A file under runs/ named by collection, system and topics."""
     topics = "query" if settings.query is not None else sources.short_name(settings.topics or "").removeprefix(f"{EMBEDDED}-")
     system = default_tag("bm25" if settings.is_sparse else settings.encoder)
     collection = Path(settings.index[0] if settings.index else "").name.removesuffix(f".{system}")

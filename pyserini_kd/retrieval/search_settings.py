@@ -1,4 +1,4 @@
-"""The settings of a search, and the rules for them."""
+"""Search settings and their rules."""
 
 from pathlib import Path
 from typing import Literal, Self
@@ -10,51 +10,51 @@ from pyserini_kd.storage import settings as shared
 from pyserini_kd.storage.errors import InputError
 from pyserini_kd.storage.settings import Settings, option
 
-QUERY_HITS, RUN_HITS = 10, 1000  # of a query typed here, and of each topic of a file
+QUERY_HITS, RUN_HITS = 10, 1000  # defaults for `query`, and for each topic
 
 
 class SystemSettings(Settings):
-    """What is searched, and how: the options that `search` and `serve` share."""
+    """The options that `search` and `serve` share."""
 
     encoder: str = option("--encoder", "student", "Checkpoint (name, folder or hub id), or bm25 for sparse search.")
     index: tuple[str, ...] = option(
         "--index",
         (),
-        "Index: a folder, or a Pyserini prebuilt name [default: the embedded one]; several dense ones, or a JSON file "
-        'that lists them as "shards", search as one.',
+        "Index: a folder, or a Pyserini prebuilt name [default: the embedded one]; several dense indexes, or a JSON file "
+        'that lists them as "shards", are searched as one.',
     )
     sparse_index: str | None = option("--sparse-index", None, "Hybrid: fuse with BM25 over this index.")
     fusion: Literal["rrf", "interpolation"] = option("--fusion", "rrf", "How to fuse.")
-    rrf_k: int = option("--rrf.k", 60, "RRF's constant.", ge=1)
-    alpha: float = option("--alpha", 0.5, "Interpolated: alpha sparse + (1-alpha) dense.", ge=0, le=1)
+    rrf_k: int = option("--rrf.k", 60, "The constant of RRF.", ge=1)
+    alpha: float = option("--alpha", 0.5, "Interpolation: alpha sparse + (1-alpha) dense.", ge=0, le=1)
     k1: float | None = option("--k1", None, "BM25's k1 [default: 0.9, or Pyserini's for its prebuilt indexes].", ge=0)
     b: float | None = option("--b", None, "BM25's b [default: 0.4, or Pyserini's for its prebuilt indexes].", ge=0, le=1)
     bm25: bool = option("--bm25", False, "The same as --encoder bm25.", hidden=True)
-    rm3: bool = option("--rm3", False, "Expand sparse queries by RM3.")
+    rm3: bool = option("--rm3", False, "Expand sparse queries with RM3.")
     rerank: str | None = option("--rerank", None, "Rerank with this checkpoint.")
     rerank_index: str | None = option(
-        "--rerank-index", None, "What that checkpoint stored of documents (index --for).", metavar="DIR"
+        "--rerank-index", None, "Index of that checkpoint's document representations (index --for).", metavar="DIR"
     )
-    depth: int = option("--depth", 100, "Documents reranked a query; the others are dropped.", ge=1)
+    depth: int = option("--depth", 100, "Documents reranked per query; the others are dropped.", ge=1)
     batch_size: shared.BatchSize = None
     threads: shared.Threads = None
     device: shared.Device = "cpu"
     precision: shared.Precision = "auto"
     backend: shared.Backend = "auto"
-    max_length: int | None = option("--max-length", None, "Tokens a query [default: from the checkpoint].", ge=3)
-    ef_search: int | None = option("--ef-search", None, "HNSW's efSearch.", ge=1)
-    nprobe: int | None = option("--nprobe", None, "IVF's lists visited a query.", ge=1)
-    mmap: bool = option("--mmap", False, "Leave the dense index on disk, for one larger than memory.")
+    max_length: int | None = option("--max-length", None, "Tokens per query [default: from the checkpoint].", ge=3)
+    ef_search: int | None = option("--ef-search", None, "efSearch of HNSW indexes.", ge=1)
+    nprobe: int | None = option("--nprobe", None, "Lists visited per query in IVF indexes.", ge=1)
+    mmap: bool = option("--mmap", False, "Keep the dense index on disk, e.g. if it is larger than memory.")
     pooling: shared.Pooling = None
     l2_norm: shared.L2Norm = None
     query_prefix: str | None = option("--query-prefix", None, "[default: from the checkpoint]")
-    doc_prefix: str | None = option("--doc-prefix", None, "What the index was made with [default: from its manifest].")
+    doc_prefix: str | None = option("--doc-prefix", None, "Document prefix of the index [default: from its manifest].")
     encoder_class: Literal["auto"] = option("--encoder-class", "auto", hidden=True)
     ignore_encoder_mismatch: bool = option("--ignore-encoder-mismatch", False, "Search an index that another encoder made.")
 
     @property
     def is_sparse(self) -> bool:
-        """Whether BM25 alone searches, without an encoder."""
+        """Whether only BM25 searches, without an encoder."""
         return self.encoder == "bm25" or self.bm25
 
     @property
@@ -64,7 +64,7 @@ class SystemSettings(Settings):
 
     @model_validator(mode="after")
     def rules(self) -> Self:
-        """InputError where settings do not go together."""
+        """InputError if settings conflict."""
         dense, fused = not self.is_sparse, self.is_hybrid
         self.only("fusion", fused, "needs a dense `encoder` and a `sparse_index`")
         self.only("alpha", fused and self.fusion == "interpolation", "is for `fusion` interpolation")
@@ -75,41 +75,43 @@ class SystemSettings(Settings):
         self.only("rm3 k1 b", not dense or fused, "is for `encoder` bm25 or a `sparse_index`")
         self.only("rerank_index depth", self.rerank, "is for `rerank`")
         if not dense and len(self.index) > 1:
-            raise InputError("several are for a dense `encoder`", "index")
+            raise InputError("several indexes need a dense `encoder`", "index")
         return self
 
 
 class SearchSettings(SystemSettings):
-    """One search: what is asked, and what becomes of the results."""
+    """One search: topics or a query, and the output."""
 
     topics: str | None = option("--topics", None, "A file, ir_datasets:<id>, a Pyserini topic set [default: pydocs:test].")
-    query: str | None = option("--query", None, "Search one query typed here and show the hits.")
+    query: str | None = option("--query", None, "Search for this query and show the hits.")
     explain: bool = option("--explain", False, "With --query: each hit's rank and score in every stage.")
     qrels: str | None = option("--qrels", None, "Print measures at the end: a file, ir_datasets:<id> or pydocs:SPLIT.")
     output: Path | None = option("--output", None, "Run to write [default: under runs/].")
     output_format: shared.OutputFormat = "trec"
     runtag: shared.RunTag = None
     hits: int | None = option(
-        "--hits", None, f"Hits a query [default: {RUN_HITS}, with --query {QUERY_HITS}].", ge=1, le=(1 << 31) - 1
+        "--hits", None, f"Hits per query [default: {RUN_HITS}, with --query {QUERY_HITS}].", ge=1, le=(1 << 31) - 1
     )
     query_cache: str | None = option(
-        "--query-cache", None, "Folder that keeps query vectors: each query is encoded once.", metavar="DIR"
+        "--query-cache", None, "Folder that caches query vectors: each query is encoded once.", metavar="DIR"
     )
-    remove_query: bool = option("--remove-query", False, "Drop the document whose id is the query's.")
-    max_passage: bool = option("--max-passage", False, "Bring passages back as documents, each with its best passage's score.")
-    max_passage_hits: int = option("--max-passage-hits", 100, "With --max-passage: documents a query.", ge=1)
-    max_passage_delimiter: str = option("--max-passage-delimiter", "#", "What ends the document's id in a passage's.")
+    remove_query: bool = option("--remove-query", False, "Drop the document with the query's id.")
+    max_passage: bool = option(
+        "--max-passage", False, "Return documents instead of passages, each with its best passage's score."
+    )
+    max_passage_hits: int = option("--max-passage-hits", 100, "With --max-passage: documents per query.", ge=1)
+    max_passage_delimiter: str = option("--max-passage-delimiter", "#", "Separator after the document id in a passage id.")
     ir_metadata: shared.IrMetadata = False
     overwrite: shared.Overwrite = False
 
     @property
     def n_hits(self) -> int:
-        """Hits of each query."""
+        """Hits per query."""
         return self.hits or (RUN_HITS if self.query is None else QUERY_HITS)
 
     @model_validator(mode="after")
     def search_rules(self) -> Self:
-        """InputError where settings do not go together."""
+        """InputError if settings conflict."""
         if self.runtag is not None:
             check_tag(self.runtag)
         self.only("query_cache", not self.is_sparse, "is for a dense `encoder`")

@@ -17,7 +17,7 @@ from pyserini_kd.storage.errors import InputError
 logger = logging.getLogger(__name__)
 
 
-SEARCH_BLOCK = 1024  # queries searched at a time: bounds the (Q, K) arrays
+SEARCH_BLOCK = 1024  # queries per search, to bound the (Q, K) arrays
 
 
 def search(
@@ -28,11 +28,11 @@ def search(
     `DenseIndex.search` takes vectors, `BM25Index.search` takes BM25's parameters.
 
     Raises:
-        InputError: the encoder is missing, has no use, or did not make the index; two queries have one id.
+        InputError: the encoder is missing, not needed, or did not make the index, or two queries share an id.
     """
     if isinstance(index, BM25Index):
         if encoder is not None:
-            raise InputError("is for a dense index; BM25 needs none", "encoder")
+            raise InputError("is for a dense index; BM25 takes no encoder", "encoder")
         return index.search(queries, hits=hits, tag=tag or "bm25")
     if not isinstance(encoder, Encoder):
         found = "none" if encoder is None else f"a {encoder.architecture}"
@@ -52,18 +52,18 @@ def dense(
     cache: QueryCache | None = None,
     tag: str = "dense",
 ) -> Run:
-    """Search all queries; blank queries get no hits. A `cache` of this encoder's gives what it has, and keeps the rest."""
-    asked = [query for query in queries if query.text.strip()]
-    texts = [query.text for query in asked]
+    """Search all queries; blank queries get no hits. `cache` (of this encoder) supplies known vectors and stores new ones."""
+    nonblank = [query for query in queries if query.text.strip()]
+    texts = [query.text for query in nonblank]
     vectors = cache.encode(texts, encoder.encode_queries) if cache else encoder.encode_queries(texts)
     hits_of = {query.query_id: Hits([], np.empty(0, np.float32)) for query in queries}
     if len(hits_of) < len(queries):
-        raise InputError(f"{len(queries) - len(hits_of)} queries have an id that another has too")
-    for start in range(0, len(asked), SEARCH_BLOCK):
-        some = asked[start : start + SEARCH_BLOCK]
+        raise InputError(f"{len(queries) - len(hits_of)} queries have a duplicate id")
+    for start in range(0, len(nonblank), SEARCH_BLOCK):
+        block = nonblank[start : start + SEARCH_BLOCK]
         scores, rows = index.search(vectors[start : start + SEARCH_BLOCK], hits, ef_search=ef_search, nprobe=nprobe)
-        found = (rows >= 0).sum(axis=1).tolist()  # approximate indexes may find fewer
-        for query, query_scores, query_rows, count in zip(some, scores, rows, found, strict=True):
+        found = (rows >= 0).sum(axis=1).tolist()  # approximate indexes may find fewer than `hits`
+        for query, query_scores, query_rows, count in zip(block, scores, rows, found, strict=True):
             doc_ids = index.doc_ids.take(query_rows[:count])
             hits_of[query.query_id] = ordered(doc_ids, query_scores[:count], f"query {query.query_id}")
     index.doc_ids.forget()
@@ -71,7 +71,7 @@ def dense(
 
 
 def warn_blank(queries: Sequence[Query]) -> None:
-    """Say which queries are blank: they retrieve nothing."""
+    """Warn about blank queries, which get no hits."""
     blank = [query.query_id for query in queries if not query.text.strip()]
     if blank:
         listed = ", ".join(blank[:10]) + (" ..." if len(blank) > 10 else "")

@@ -1,9 +1,8 @@
-"""The HTTP JSON API of `serve`: bounded requests, answered one after the other by one thread that owns the models.
+"""The HTTP JSON API of `serve`: bounded requests, answered in turn by one thread that owns the models.
 
-GET and POST `/search` take the same fields (`Asked`); `/health` says what is served. A request that is wrong or too large
-gets a 4xx and one line under `detail`. When the queue is full, requests get 429; disconnected clients are skipped. Nothing of a
-query is logged or kept. Clients that are slow or silent on purpose are not handled here: put a public service behind a reverse
-proxy.
+GET and POST `/search` take the fields of `Asked`; `/health` describes the system. Invalid and too large requests get a 4xx and
+one line under `detail`. When the queue is full, requests get 429; disconnected clients are skipped. Queries are not logged or
+stored. There is no protection from deliberately slow clients: put a public service behind a reverse proxy.
 """
 
 from __future__ import annotations
@@ -31,14 +30,14 @@ from pyserini_kd.retrieval.search_settings import QUERY_HITS, SystemSettings
 from pyserini_kd.retrieval.system import System
 from pyserini_kd.storage.errors import InputError
 
-MAX_QUERIES = 64  # a request
-MAX_CHARS = 8192  # a query
-MAX_HITS = 1000  # a query
-MAX_ANSWERS = 10_000  # hits a request, of all its queries
-MAX_DOCS = 1000  # hits a request, if their texts are sent too
-MAX_PAIRS = 10_000  # documents reranked for a request
+MAX_QUERIES = 64  # per request
+MAX_CHARS = 8192  # per query
+MAX_HITS = 1000  # per query
+MAX_ANSWERS = 10_000  # hits per request, over all its queries
+MAX_DOCS = 1000  # hits per request with texts
+MAX_PAIRS = 10_000  # documents reranked per request
 MAX_BODY = 1 << 20  # bytes
-LONGEST_NAME = 40  # characters of a wrong field's name that an answer repeats
+LONGEST_NAME = 40  # characters of a wrong field's name in an error
 MAX_BODIES = 64 << 20  # bytes of all requests that are being received
 MAX_WAITING = 64  # requests
 
@@ -47,7 +46,7 @@ Texts = Annotated[list[Text], BeforeValidator(lambda value: [value] if isinstanc
 
 
 class Asked(BaseModel):
-    """A request: one query or several, how many hits of each, and whether with titles and texts."""
+    """A request: queries, hits per query, and whether to return titles and texts."""
 
     model_config = ConfigDict(extra="forbid")
 
@@ -59,12 +58,12 @@ class Asked(BaseModel):
     def _bounded(self) -> Asked:
         most, what = (MAX_DOCS, "hits with their texts") if self.docs else (MAX_ANSWERS, "hits")
         if len(self.query) * self.hits > most:
-            raise ValueError(f"{len(self.query)} queries of {self.hits} hits; at most {most} {what} in all")
+            raise ValueError(f"{len(self.query)} queries with {self.hits} hits each; at most {most} {what} in all")
         return self
 
 
 def answer(system: System, asked: Asked) -> bytes:
-    """The JSON of an answer: for each query, in the order asked, its hits as the command `search` finds them."""
+    """The JSON answer: the hits of each query, in request order, as the command `search` finds them."""
     if asked.docs and system.fetch is None:
         raise InputError("docs: this index stores no texts")
     queries = [types.Query(str(row), " ".join(text.split())) for row, text in enumerate(asked.query)]
@@ -84,24 +83,24 @@ def answer(system: System, asked: Asked) -> bytes:
 
 
 class Worker:
-    """One thread that calls `function`, first come first served; at most MAX_WAITING requests wait."""
+    """One thread that calls `function` in request order; at most MAX_WAITING requests wait."""
 
     def __init__(self, function: Callable[[Asked], bytes], threads: int | None) -> None:
         self.function = function
-        prepare = functools.partial(hardware.use_threads, threads) if threads else None  # FAISS's are each thread's own
+        prepare = functools.partial(hardware.use_threads, threads) if threads else None  # FAISS counts per thread
         self.pool = concurrent.futures.ThreadPoolExecutor(1, initializer=prepare)
         self.turn = asyncio.Lock()
-        self.waiting = 0  # changed by the event loop's thread only
+        self.waiting = 0  # only the event loop changes it
 
     async def __call__(self, request: Request, asked: Asked) -> Response:
-        """The answer to one request; 429 if too many wait."""
+        """Answer one request; 429 if too many wait."""
         if self.waiting >= MAX_WAITING:
-            raise HTTPException(429, f"{MAX_WAITING} requests are waiting; come again", headers={"Retry-After": "1"})
+            raise HTTPException(429, f"{MAX_WAITING} requests are waiting; try again later", headers={"Retry-After": "1"})
         self.waiting += 1
         try:
             async with self.turn:
                 if await request.is_disconnected():
-                    return Response(status_code=499)  # to nobody
+                    return Response(status_code=499)  # the client is gone
                 body = await asyncio.get_running_loop().run_in_executor(self.pool, self.function, asked)
         finally:
             self.waiting -= 1
@@ -109,14 +108,14 @@ class Worker:
 
 
 class BoundedBody:
-    """ASGI middleware: 413 once a body has more than MAX_BODY bytes, 429 once all bodies have more than MAX_BODIES."""
+    """ASGI middleware: 413 for a body over MAX_BODY bytes, 429 if all bodies together exceed MAX_BODIES bytes."""
 
     def __init__(self, app: ASGIApp) -> None:
         self.app = app
-        self.held = 0  # bytes, of all requests at work
+        self.held = 0  # bytes of all requests in progress
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Pass the request on with a `receive` that counts."""
+        """Pass the request on with a `receive` that counts bytes."""
         size = 0
 
         async def counted() -> Message:
@@ -127,7 +126,7 @@ class BoundedBody:
             if size > MAX_BODY:
                 raise HTTPException(413, f"the request has more than {MAX_BODY} bytes")
             if self.held > MAX_BODIES:
-                raise HTTPException(429, "too much is being sent at once; come again", headers={"Retry-After": "1"})
+                raise HTTPException(429, "too many bytes are being received; try again later", headers={"Retry-After": "1"})
             return message
 
         try:
@@ -137,9 +136,9 @@ class BoundedBody:
 
 
 def bind(host: str, port: int) -> socket.socket:
-    """A socket bound to an address, before anything is loaded: a port in use is known at once; InputError if it is."""
+    """Bind a socket before anything is loaded, so that a used port fails at once with InputError."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    listener = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)  # named: else asyncio leaves Nagle's delay on
+    listener = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)  # explicit: otherwise asyncio keeps Nagle's delay
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
         listener.bind((host, port))
@@ -149,11 +148,11 @@ def bind(host: str, port: int) -> socket.socket:
 
 
 def serve(settings: SystemSettings, listener: socket.socket, ready: Callable[[str], object]) -> None:
-    """Load what the settings name and answer searches on a bound socket until Ctrl-C; `ready` is told the address to ask."""
+    """Load the system and answer searches on a bound socket until Ctrl-C; `ready` is called with the URL."""
     if settings.rerank and settings.depth > MAX_PAIRS:
         raise InputError(f"{settings.depth}: at most {MAX_PAIRS} documents are reranked for a request", "depth")
     api = app(System.open(settings, texts=True))
-    tqdm.__init__ = functools.partialmethod(tqdm.__init__, delay=3600)  # no bar a request
+    tqdm.__init__ = functools.partialmethod(tqdm.__init__, delay=3600)  # no progress bar per request
     listener.listen()
     address, port = listener.getsockname()[:2]
     ready(f"http://{f'[{address}]' if ':' in address else address}:{port}/search?query=")
@@ -161,12 +160,12 @@ def serve(settings: SystemSettings, listener: socket.socket, ready: Callable[[st
 
 
 def config(api: FastAPI) -> uvicorn.Config:
-    """How uvicorn runs the application: it logs no requests."""
+    """Configuration of uvicorn, without a log of requests."""
     return uvicorn.Config(api, log_config=None, log_level="warning", access_log=False, backlog=128, http="h11")
 
 
 def app(system: System) -> FastAPI:
-    """The ASGI application over an opened system."""
+    """The ASGI application for an open system."""
     settings = system.settings
     worker = Worker(lambda asked: answer(system, asked), settings.threads)
     api = FastAPI(title="pyserini-kd", version=pyserini_kd.__version__, docs_url=None, redoc_url=None)
@@ -189,12 +188,14 @@ def app(system: System) -> FastAPI:
     async def search_for(request: Request, asked: Asked) -> Response:
         if settings.rerank and len(asked.query) * settings.depth > MAX_PAIRS:
             most = MAX_PAIRS // settings.depth
-            raise InputError(f"{len(asked.query)} queries; {settings.depth} documents are reranked for each: ask for {most}")
+            raise InputError(
+                f"{len(asked.query)} queries with {settings.depth} reranked documents each; send at most {most} queries"
+            )
         return await worker(request, asked)
 
     @api.exception_handler(RequestValidationError)
     async def invalid(_: Request, error: RequestValidationError) -> JSONResponse:
-        first = error.errors()[0]  # its `input` stays here: it may be as large as the request
+        first = error.errors()[0]  # without its `input`, which may be as large as the request
         where = ".".join(str(part)[:LONGEST_NAME] for part in first["loc"][1:] if first["type"] != "json_invalid")
         return JSONResponse({"detail": f"{where}: {first['msg']}" if where else first["msg"]}, 422)
 

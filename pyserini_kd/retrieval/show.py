@@ -1,4 +1,4 @@
-"""Show the hits of one query on a terminal, each with the piece of its text that shows best why the query found it."""
+"""Show one query's hits on a terminal, each with the snippet that matches the query best."""
 
 import itertools
 import logging
@@ -25,14 +25,13 @@ STOP = frozenset(
 
 
 def hits(query: str, found: Hits, fetch: Fetch | None, stages: Mapping[str, Run]) -> str:
-    """Rank, score, id, title and the best piece of the text of each hit; the query's words are bold on a terminal.
+    """Rank, score, id, title and best snippet of each hit; the query's words are bold on a terminal.
 
-    `stages` has the run of each stage, of which the query is the only one; where it is not empty, a line says where each
-    stage put the hit.
+    `stages` has each stage's run of this query alone; if it is not empty, a line shows the hit's rank in each stage.
     """
     try:
         docs = {doc.doc_id: doc for doc in fetch(found.doc_ids)} if fetch else {}
-    except InputError as error:  # an index without stored texts: ids and scores are still an answer
+    except InputError as error:  # without texts, ids and scores are still useful
         logger.warning("no texts to show: %s", error)
         docs = {}
     wanted = stems(query)
@@ -55,7 +54,7 @@ def hits(query: str, found: Hits, fetch: Fetch | None, stages: Mapping[str, Run]
 
 
 def _place(name: str, stage: Run, doc_id: str) -> str:
-    """Where a stage put a document: `BM25 3 (12.4103)`, or `BM25 -` where it did not find it."""
+    """A document's rank in a stage, `BM25 3 (12.4103)`, or `BM25 -` if not found."""
     (ranking,) = stage.values()
     if doc_id not in ranking.doc_ids:
         return f"{name} -"
@@ -64,7 +63,7 @@ def _place(name: str, stage: Run, doc_id: str) -> str:
 
 
 def stem(word: str) -> str:
-    """A word without its English ending, roughly.
+    """A word without its English ending, approximately.
 
     >>> [stem(word) for word in ("Sorted", "sorting", "sorts", "queries", "query", "classes", "class", "merge", "merging")]
     ['sort', 'sort', 'sort', 'queri', 'queri', 'clas', 'clas', 'merg', 'merg']
@@ -76,7 +75,7 @@ def stem(word: str) -> str:
 
 
 def stems(query: str) -> set[str]:
-    """Stems of a query's words, without stop words unless it has no others.
+    """Stems of a query's words, without stop words unless there are no others.
 
     >>> sorted(stems("the merge of two sorted arrays")), stems("to be")  == {"to", "be"}
     (['arrai', 'merg', 'sort', 'two'], True)
@@ -86,7 +85,7 @@ def stems(query: str) -> set[str]:
 
 
 def plain(text: str) -> str:
-    r"""The text on one line, without control characters for a terminal.
+    r"""The text on one line, without terminal control characters.
 
     >>> plain("red \x1b[31malert\n  now")
     'red [31malert now'
@@ -95,7 +94,7 @@ def plain(text: str) -> str:
 
 
 def snippet(text: str, wanted: set[str], width: int = 110) -> str:
-    """At most `width` characters around the window with the most different words of the query; then the most words decide.
+    """At most `width` characters around the window with most distinct query words; ties go to most words.
 
     >>> snippet("one two three four five six seven eight nine ten eleven twelve", {"seven"}, 36)
     '... five six seven eight nine ...'

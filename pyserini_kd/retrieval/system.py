@@ -1,4 +1,4 @@
-"""A search system: indexes and rankers, opened together once and used for any number of queries."""
+"""A search system: indexes and rankers, opened once for any number of queries."""
 
 from __future__ import annotations
 
@@ -25,32 +25,32 @@ from pyserini_kd.retrieval.text_sources import Fetch, fetch_from, has_docs, stor
 from pyserini_kd.storage.errors import InputError
 from pyserini_kd.storage.manifest import Manifest
 
-MODEL = {"device", "precision", "backend", "batch_size"}  # settings of every model that is loaded
-FUSION_DEPTH = 1000  # hits of each run that fusion sees, at least
+MODEL = {"device", "precision", "backend", "batch_size"}  # settings of every loaded model
+FUSION_DEPTH = 1000  # minimum hits of each run for fusion
 
 Timing = dict[str, float | str]
-"""Seconds of each stage, and how results were fused."""
+"""Seconds of each stage, and the fusion formula."""
 
 
 @dataclasses.dataclass(frozen=True)
 class System:
-    """What a search holds in memory; None where the settings do not need it."""
+    """The loaded parts of a search; None if the settings do not need a part."""
 
     settings: SystemSettings
     index: DenseIndex | None
     encoder: Encoder | None
     sparse: BM25Index | None
     reranker: Scorer | None
-    source: Source | None  # where the reranker takes documents from
+    source: Source | None  # of the reranker's documents
     fetch: Fetch | None
     cache: QueryCache | None
 
     @classmethod
     def open(cls, settings: SystemSettings, *, texts: bool = False, query_cache: str | None = None) -> System:
-        """Load what the settings name: indexes, encoder, reranker; and with `texts` (or a reranker) the way to texts.
+        """Load indexes, encoder, reranker and (with `texts` or a reranker) a source of texts.
 
         Raises:
-            InputError: something cannot be opened, or the parts do not fit together.
+            InputError: a part cannot be opened, or the parts do not fit together.
         """
         if settings.threads and (not settings.is_sparse or settings.rerank):
             hardware.use_threads(settings.threads)
@@ -70,17 +70,17 @@ class System:
             sparse = BM25Index.open(sparse_index)
             if index is not None:
                 passages.refuse_mixture(index.manifest, Manifest.find(sparse_index))
-        own = settings.model_dump(include=MODEL)
+        loading = settings.model_dump(include=MODEL)
         reranker, source = None, None
         fetch = _fetch(settings, index) if texts or (settings.rerank and not settings.rerank_index) else None
         if settings.rerank and settings.rerank_index:
-            reranker, source = reranking.open_source(settings.rerank, [settings.rerank_index], **own)
+            reranker, source = reranking.open_source(settings.rerank, [settings.rerank_index], **loading)
         elif settings.rerank:
             if fetch is None:
                 raise InputError(
-                    "needs texts: an index of ours that stores them, a `sparse_index`, or a `rerank_index`", "rerank"
+                    "needs texts: give an index folder that stores them, a `sparse_index` or a `rerank_index`", "rerank"
                 )
-            reranker, source = rankers.load(settings.rerank, **own), fetch
+            reranker, source = rankers.load(settings.rerank, **loading), fetch
         return cls(settings, index, encoder, sparse, reranker, source, fetch, cache)
 
     def search(
@@ -98,18 +98,18 @@ class System:
         """Retrieve, fuse and rerank; returns the run, and the seconds of each stage.
 
         Args:
-            queries: what is asked.
-            hits: documents for each query; earlier stages look deeper where something is fused or reranked.
-            tag: the run's; by default the encoder's (or reranker's) name.
-            remove_query: drop the document whose id is the query's.
-            max_passage: (documents, delimiter) brings passages back as documents.
-            one_query: somebody waits for one query: do not load trectools.
-            stages: takes the run of each stage.
+            queries: the queries.
+            hits: documents per query; stages before fusion or reranking retrieve more.
+            tag: the run's tag; by default the encoder's (or reranker's) name.
+            remove_query: drop the document with the query's id.
+            max_passage: (documents, delimiter) returns documents instead of passages.
+            one_query: the search is interactive: do not load trectools.
+            stages: gets the run of each stage.
             work: folder for a reranker's finished scores.
         """
         settings, timing = self.settings, Timing()
         deep = max(hits, FUSION_DEPTH if settings.is_hybrid else 0, settings.depth if self.reranker else 0)
-        own_tag = tag or default_tag("bm25" if settings.is_sparse else settings.encoder)
+        first_tag = tag or default_tag("bm25" if settings.is_sparse else settings.encoder)
 
         def timed(stage: str, find: Callable[[], Run]) -> Run:
             begun, result = time.monotonic(), find()
@@ -122,15 +122,15 @@ class System:
         if self.index is not None and self.encoder is not None:
             run = timed("dense", partial(
                 dense, self.index, self.encoder, queries,
-                hits=deep, ef_search=settings.ef_search, nprobe=settings.nprobe, cache=self.cache, tag=own_tag,
+                hits=deep, ef_search=settings.ef_search, nprobe=settings.nprobe, cache=self.cache, tag=first_tag,
             ))  # fmt: skip
         if self.sparse is not None:
             threads = settings.threads or hardware.threads()
             sparse = timed("sparse", partial(
                 self.sparse.search, queries,
-                hits=deep, k1=settings.k1, b=settings.b, rm3=settings.rm3, threads=threads, tag=own_tag,
+                hits=deep, k1=settings.k1, b=settings.b, rm3=settings.rm3, threads=threads, tag=first_tag,
             ))  # fmt: skip
-            run = sparse if run is None else timed("fuse", partial(self._fuse, sparse, run, deep, own_tag, one_query, timing))
+            run = sparse if run is None else timed("fuse", partial(self._fuse, sparse, run, deep, first_tag, one_query, timing))
         assert run is not None
         if remove_query:
             run = run.without_query_docs(max_passage[1] if max_passage else None)
@@ -152,7 +152,7 @@ class System:
 
 
 def _fetch(settings: SystemSettings, index: DenseIndex | None) -> Fetch | None:
-    """Where texts come from: our dense index, else the sparse one; None where neither is there to have them."""
+    """The source of texts: the dense index if it stores texts, else the sparse index; None without either."""
     if settings.is_sparse:
         return fetch_from(settings.index[0])
     folders = [Path(name) for name in settings.index]

@@ -1,4 +1,4 @@
-"""The texts of documents by their ids: those that an index folder stores, or a collection."""
+"""Texts of documents by id, from an index folder or a collection."""
 
 import json
 import os
@@ -18,14 +18,14 @@ from pyserini_kd.storage.files import require_file
 from pyserini_kd.storage.records import read_json
 
 Fetch = Callable[[Sequence[str]], Iterator[Doc]]
-"""A function from ids to documents, in the order asked."""
+"""A function from ids to documents, in the order of the ids."""
 
 
 def shards(*paths: str | Path) -> list[Path]:
-    """The index folders that stand behind some paths: folders themselves, and what a manifest of shards lists.
+    """Resolve paths to index folders: folders themselves, and the folders in a manifest of shards.
 
-    Such a manifest is a JSON file `{"shards": ["a", "b", ...]}`, folders beside it or with their whole path, or a folder that
-    holds it as `manifest.json`.
+    A manifest of shards is a JSON file `{"shards": ["a", "b", ...]}`, or a folder with it as `manifest.json`. Its paths are
+    absolute or relative to the manifest. InputError for another file.
     """
     found: list[Path] = []
     for path in map(Path, paths):
@@ -43,22 +43,22 @@ def shards(*paths: str | Path) -> list[Path]:
 
 
 def has_docs(*paths: Path) -> bool:
-    """Whether all index folders are ours and hold the texts."""
+    """Whether all index folders are ours and store texts."""
     return all((folder / name).is_file() for folder in shards(*paths) for name in ("docid", "docs.jsonl", "docs.offsets"))
 
 
 def stored_docs(*paths: Path, known: DocIds | None = None) -> Fetch:
-    """A function from ids to stored documents of one index folder or several, in the order asked; no vectors are loaded.
+    """A function from ids to stored documents of our index folders, without loading vectors.
 
-    `known` are the ids of the folders where an index of them is open: they then are in memory once.
+    `known` are the folders' ids if an open index has them, so that memory holds them once.
     """
     folders = shards(*paths)
     texts = [_Lines(folder) for folder in folders]
     starts = np.cumsum([0, *map(len, texts)]).tolist()
     ids = DocIds.read(*folders) if known is None else known
-    ids.get_ready()  # while everything is opened, not at the first request
+    ids.get_ready()  # now, not at the first request
     if starts[-1] != len(ids):
-        raise InputError(f"{' and '.join(map(str, folders))}: `docid` and `docs.offsets` are not of one collection")
+        raise InputError(f"{' and '.join(map(str, folders))}: docid and docs.offsets do not belong to one collection")
 
     def fetch(doc_ids: Sequence[str]) -> Iterator[Doc]:
         for doc_id in doc_ids:
@@ -75,11 +75,11 @@ def stored_docs(*paths: Path, known: DocIds | None = None) -> Fetch:
 
 
 class _Lines:
-    """The stored documents of a folder by row; opened once, so that an index that takes its place changes nothing here."""
+    """Stored documents of a folder by row; the file stays open, so a new index in its place changes nothing."""
 
     def __init__(self, folder: Path) -> None:
         self._path = folder / "docs.jsonl"
-        self._file = open(self._path, "rb", buffering=0)  # noqa: SIM115 - open as long as this lives
+        self._file = open(self._path, "rb", buffering=0)  # noqa: SIM115 - open for the object's lifetime
         starts = np.memmap(require_file(folder / "docs.offsets", "offsets"), dtype="<u8", mode="r")
         self._starts, self._end = starts, os.fstat(self._file.fileno()).st_size
 
@@ -96,9 +96,9 @@ class _Lines:
 
 
 def fetch_from(source: str | Iterable[Doc], *more: str) -> Fetch:
-    """How to get documents by id: from an index folder (Lucene or ours), a prebuilt index, or a collection (read once).
+    """A function from ids to documents of an index folder (Lucene or ours), a prebuilt index, or a collection.
 
-    More sources are further index folders of ours.
+    A collection is read once for each call. `more` are further index folders, all of ours.
     """
     if isinstance(source, str):
         folders = [Path(source), *map(Path, more)]
@@ -106,9 +106,9 @@ def fetch_from(source: str | Iterable[Doc], *more: str) -> Fetch:
             return stored_docs(*folders)
         for path in folders:
             if (path / "docid").exists() and not has_docs(path):
-                raise InputError(f"index {path} stores no text; name the --collection instead")
+                raise InputError(f"index {path} stores no text; name the collection instead")
         if more:
-            raise InputError(f"several --index are folders that `pyserini-kd index` wrote, not {source} and {', '.join(more)}")
+            raise InputError(f"several indexes must be folders from `pyserini-kd index`, found {source} and {', '.join(more)}")
         path = folders[0]
         if lucene.is_lucene_index(path) or not _is_collection(source):
             return BM25Index.open(source).fetch_docs

@@ -1,8 +1,7 @@
 """Stored document representations: token vectors for ColBERT and TK, states at the join layer for PreTTR.
 
-An index folder holds `vectors` (little-endian, M tokens x H, read through memory mapping), `offsets` (document n has tokens
-`offsets[n]` to `offsets[n + 1]`), `docid`, the texts unless that was refused, and `manifest.json`, which says what checkpoint
-made it, and how.
+An index folder holds `vectors` (little-endian, M tokens x H, memory-mapped), `offsets` (document n has tokens `offsets[n]` to
+`offsets[n + 1]`), `docid`, the texts if stored, and `manifest.json` (checkpoint and settings).
 """
 
 from __future__ import annotations
@@ -41,11 +40,11 @@ logger = logging.getLogger(__name__)
 
 ARCHITECTURES = ("colbert", "prettr", "tk")
 DTYPES = {"fp16": "<f2", "fp32": "<f4"}
-BLOCK = 512  # documents in a block: what a crash can cost, and what memory holds
+BLOCK = 512  # documents in a block: memory holds one block, and a crash loses one at most
 
 
 class TokenManifest(Manifest):
-    """The manifest of stored representations: (M, `width`) numbers of type `dtype`, for rankers of an architecture."""
+    """The manifest of stored representations: (M, `width`) numbers of `dtype` for an `architecture`."""
 
     architecture: str
     dtype: Literal["fp16", "fp32"]
@@ -54,12 +53,12 @@ class TokenManifest(Manifest):
 
 @dataclasses.dataclass(frozen=True)
 class TokenIndex:
-    """Stored representations of documents, of one folder or several: (M, H) each, and where each document's begin."""
+    """Stored representations (M, H) and document offsets, of one folder or several."""
 
     folders: tuple[Path, ...]
     vectors: tuple[AnyArray, ...]
     offsets: tuple[npt.NDArray[np.int64], ...]
-    starts: tuple[int, ...]  # the first row of each folder; rows are counted through
+    starts: tuple[int, ...]  # the first row of each folder; row numbers continue across folders
     doc_ids: DocIds
     manifest: TokenManifest
 
@@ -68,7 +67,7 @@ class TokenIndex:
         """Open a folder, or several as one.
 
         Raises:
-            InputError: the parts of a folder do not fit, or the folders are not of one encoder, or share a document.
+            InputError: a folder is inconsistent, or the folders differ in encoder or settings, or share a document.
         """
         manifests = [TokenManifest.read(folder) for folder in folders]
         for manifest in manifests[1:]:
@@ -76,26 +75,26 @@ class TokenIndex:
                 if comparable(getattr(manifest, name)) != comparable(getattr(manifests[0], name)):
                     raise InputError(f"{folders[0]} and {manifest.folder} were made with different settings ({name})")
         vectors, offsets, starts = [], [], []
-        every: list[DocIds] = []
+        ids: list[DocIds] = []
         for manifest in manifests:
             folder, width, dtype = manifest.folder, manifest.width, np.dtype(DTYPES[manifest.dtype])
             doc_ids = DocIds.read(folder)
             offsets.append(np.fromfile(require_file(folder / "offsets", "offsets"), dtype="<i8"))
             size = require_file(folder / "vectors", "vectors").stat().st_size
             if len(offsets[-1]) != len(doc_ids) + 1 or size != int(offsets[-1][-1]) * width * dtype.itemsize:
-                raise InputError(f"index folder {folder} does not fit: docid, offsets and vectors are not of one collection")
+                raise InputError(f"index folder {folder} is inconsistent: docid, offsets and vectors are not of one collection")
             shape = (int(offsets[-1][-1]), width)
             vectors.append(np.memmap(folder / "vectors", dtype=dtype, mode="r", shape=shape))
-            starts.append(sum(map(len, every)))
-            every.append(doc_ids)
-        joined = DocIds.join(every)
+            starts.append(sum(map(len, ids)))
+            ids.append(doc_ids)
+        joined = DocIds.join(ids)
         if (twice := joined.twice()) is not None:
-            where = " and ".join(str(folder) for folder, own in zip(folders, every, strict=True) if twice in own)
+            where = " and ".join(str(folder) for folder, here in zip(folders, ids, strict=True) if twice in here)
             raise InputError(f"document {twice!r} is stored more than once: {where}")
         return cls(tuple(map(Path, folders)), tuple(vectors), tuple(offsets), tuple(starts), joined, manifests[0])
 
     def of(self, doc_id: str) -> Floats:
-        """Representation float32 (D, H) of a document."""
+        """Representation float32 (D, H) of a document; KeyError for an unknown id."""
         row = self.doc_ids.row(doc_id)
         if row < 0:
             raise KeyError(doc_id)
@@ -104,12 +103,12 @@ class TokenIndex:
         return self.vectors[part][begin:end].astype(np.float32)
 
     def check(self, scorer: TokenScorer) -> None:
-        """InputError where the ranker, read as it is now, is not the one that made the index."""
+        """InputError if the ranker with its settings did not make the index."""
         record = scorer.record()
         self.manifest.refuse_other(record, [name for name in record if name != "name"])
 
     def score(self, scorer: TokenScorer, queries: Sequence[str], doc_ids: Sequence[str]) -> Floats:
-        """Raw scores float32 (P,) of (query, stored document) pairs: `Scorer.score` up to what `dtype` rounds."""
+        """Raw scores float32 (P,) of (query, stored document) pairs, as `Scorer.score` up to rounding by `dtype`."""
         import torch
 
         self.parts(doc_ids, None)
@@ -119,34 +118,34 @@ class TokenIndex:
         )
 
     def parts(self, doc_ids: Iterable[str], segment: str | None) -> dict[str, list[str]]:
-        """What is stored of each document: itself, or with `segment` its passages, in the order of the text.
+        """The stored ids of each document: itself, or with `segment` its passages, in text order.
 
         Raises:
-            InputError: the index holds passages of another size, or none, or does not hold a document.
+            InputError: the index has no passages of this size, or lacks a document.
         """
         stored = self.manifest.segment
         where = " and ".join(map(str, self.folders))
         if segment and segment != stored:
-            holds = f"passages of {stored}" if stored else "whole documents, no passages"
-            raise InputError(f"{where} holds {holds}, not --segment {segment}; name the --collection to cut texts anew")
+            holds = f"passages of {stored}" if stored else "whole documents"
+            raise InputError(f"{where} holds {holds}, not passages of {segment}; give a `collection` to cut its texts")
         found = {d: passages.stored_parts(d, self.doc_ids) if segment else [d] * (d in self.doc_ids) for d in doc_ids}
         missing = [doc_id for doc_id, parts in found.items() if not parts]
         if missing:
-            hint = f"; it holds passages: give --segment {stored} to rerank their documents" if stored and not segment else ""
+            hint = f"; it holds passages: set `segment` to {stored} to rerank their documents" if stored and not segment else ""
             raise InputError(f"{len(missing)} documents are not in the index {where}, e.g. {missing[0]}{hint}")
         return found
 
 
 def architecture_in(folder: str | Path) -> str | None:
-    """The architecture whose representations a folder holds; None where it is no such folder."""
+    """The architecture of the representations in a folder; None if it has none."""
     manifest = Manifest.find(folder)
     return TokenManifest.read(folder).architecture if manifest and manifest.kind == "tokens" else None
 
 
 def load_scorer(name: str, architecture: str, **settings: Any) -> TokenScorer:
-    """A checkpoint of the architecture (`settings` as for `models.load`).
+    """Load a checkpoint as an architecture; `settings` as for `models.load`.
 
-    A bi-encoder can be read as a ColBERT; nothing else can be read as something it is not.
+    A bert_dot can be loaded as a ColBERT; any other mismatch is an InputError.
     """
     saved = checkpoint_folder.architecture_of(checkpoint_folder.resolve(name))
     if saved != architecture and (saved, architecture) != ("bert_dot", "colbert"):
@@ -164,15 +163,15 @@ def build(
     dtype: Literal["fp16", "fp32"] = "fp16",
     **options: Unpack[Options],
 ) -> int | None:
-    """Store the representations of a stream of documents, numbers as `dtype`; arguments and result as in `build.build`."""
+    """Store representations of documents as `dtype` numbers; other arguments and result as in `build.build`."""
     made_from = {"architecture": scorer.architecture, "encoder": scorer.record(), **scorer.arithmetic()}
     made_from |= {"dtype": dtype, "segment": options.get("segment")}
     cut: list[int] = []
 
-    def make(job: Job, number: int, some: list[Doc]) -> None:
-        found = scorer.encode_docs([doc.contents for doc in some], cut=cut, label="encode")
+    def make(job: Job, number: int, block: list[Doc]) -> None:
+        found = scorer.encode_docs([doc.contents for doc in block], cut=cut, label="encode")
         with atomic_file(job.path(number, "tokens"), binary=True) as out:
-            for doc, states in zip(some, found, strict=True):
+            for doc, states in zip(block, found, strict=True):
                 out.write(_stored(doc, states, dtype))
         with atomic_file(job.path(number, "lengths"), binary=True) as out:
             out.write(np.array([len(states) for states in found], dtype="<i8").tobytes())
@@ -198,5 +197,5 @@ def _stored(doc: Doc, states: torch.Tensor, dtype: Literal["fp16", "fp32"]) -> b
     with np.errstate(over="ignore"):
         stored = states.numpy().astype(DTYPES[dtype])
     if not np.isfinite(stored).all():
-        raise InputError(f"document {doc.doc_id!r} has values that {dtype} cannot hold; take --dtype fp32")
+        raise InputError(f"document {doc.doc_id!r} has values that {dtype} cannot hold; set `dtype` to fp32")
     return stored.tobytes()

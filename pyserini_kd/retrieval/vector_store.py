@@ -1,4 +1,4 @@
-"""Stores of document vectors: in FAISS, in Lucene, or several stores joined. `open_store` opens the one of an index folder."""
+"""Stores of document vectors: FAISS, Lucene, or several joined. `open_store` opens the store of an index folder."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,7 +13,7 @@ from pyserini_kd.retrieval.lucene_vectors import LuceneStore
 from pyserini_kd.storage.arrays import Floats, Nearest, Rows
 from pyserini_kd.storage.errors import InputError
 
-FAISS: Any = faiss  # the stubs of the library lack the arguments of search parameters
+FAISS: Any = faiss  # the stubs lack the arguments of search parameters
 
 
 class VectorStore(Protocol):
@@ -21,7 +21,7 @@ class VectorStore(Protocol):
 
     width: int  # H, the length of a vector
     count: int  # N, the number of vectors
-    is_exact: bool  # the vectors are kept as they were made, not quantised
+    is_exact: bool  # vectors are not quantised
 
     def search(self, query_vecs: Floats, k: int, *, ef_search: int | None = None, nprobe: int | None = None) -> Nearest:
         """The k best vectors for each query (Q, H): scores float32 (Q, k) and rows int64 (Q, k), best first.
@@ -53,9 +53,9 @@ class FaissStore:
         has_lists = isinstance(inner, faiss.IndexIVF)
         graph = faiss.downcast_index(inner.quantizer) if has_lists else inner
         if ef_search is not None and not has_graph(graph):
-            raise InputError(f"is for HNSW indexes; {self._name} is none", "ef_search")
+            raise InputError(f"is for HNSW indexes; {self._name} is not one", "ef_search")
         if nprobe is not None and not has_lists:
-            raise InputError(f"is for IVF indexes; {self._name} is none", "nprobe")
+            raise InputError(f"is for IVF indexes; {self._name} is not one", "nprobe")
         depth: object = None
         if ef_search is not None:
             depth = FAISS.SearchParametersHNSW(efSearch=ef_search)
@@ -74,7 +74,7 @@ class FaissStore:
 
 
 def _wrapped(index: FaissIndex, depth: object) -> object:
-    """Search parameters of the innermost index, in the parameters of the indexes around it (OPQ, refinement)."""
+    """Wrap parameters of the innermost index in those of its outer indexes (OPQ, refinement)."""
     if isinstance(index, faiss.IndexPreTransform):
         return FAISS.SearchParametersPreTransform(index_params=_wrapped(faiss.downcast_index(index.index), depth))
     if isinstance(index, faiss.IndexRefine):
@@ -84,7 +84,7 @@ def _wrapped(index: FaissIndex, depth: object) -> object:
 
 
 class JoinedStore:
-    """Several stores as one. Rows are counted through, in the order of the stores."""
+    """Several stores as one; row numbers continue across stores."""
 
     def __init__(self, parts: Sequence[VectorStore]) -> None:
         self._parts = parts
@@ -110,29 +110,29 @@ class JoinedStore:
 
 
 def open_store(folder: Path, mmap: bool = False, foreign: bool = True) -> VectorStore:
-    """Open the vectors of an index folder, which holds `index` (FAISS) or a Lucene index.
+    """Open the vectors of an index folder: `index` (FAISS) or a Lucene index.
 
-    With `mmap` FAISS's vectors stay on disk, as Lucene's always do. A `foreign` folder, which another program may have written,
-    is searched for row numbers that `docid` does not name.
+    With `mmap`, FAISS's vectors stay on disk, as Lucene's always do. In a `foreign` folder, perhaps from another program, row
+    numbers are checked.
 
     Raises:
-        InputError: there are no vectors, they are not compared by inner product, or they have row numbers of their own.
+        InputError: there are no vectors, their metric is not inner product, or they have their own row numbers.
     """
     path = folder / "index"
     if not path.is_file():
         if lucene.is_lucene_index(folder):
             return LuceneStore(folder)
-        raise InputError(f"index folder {folder} is incomplete: no file `index` (expected `index` and `docid`)")
+        raise InputError(f"index folder {folder} is incomplete: no file index (expected index and docid)")
     index = read_faiss(path, mmap)
     if index.metric_type != faiss.METRIC_INNER_PRODUCT:
-        raise InputError(f"{path} measures L2 distance; only inner-product indexes are searched")
+        raise InputError(f"{path} uses L2 distance; only inner-product indexes can be searched")
     if foreign and (isinstance(index, faiss.IndexIDMap) or _has_own_rows(index)):
-        raise InputError(f"{path} has ids of its own; only rows that `docid` names in their order are searched")
+        raise InputError(f"{path} has its own ids; only rows in the order of the docid file can be searched")
     return FaissStore(index, str(folder))
 
 
 def _has_own_rows(index: FaissIndex) -> bool:
-    """Whether inverted lists name a row that the index does not have."""
+    """Whether inverted lists have row numbers beyond the index."""
     ivf: FaissIndex = faiss.try_extract_index_ivf(index)
     if ivf is None:
         return False
@@ -142,9 +142,9 @@ def _has_own_rows(index: FaissIndex) -> bool:
 
 
 def read_faiss(path: Path, mmap: bool = False) -> FaissIndex:
-    """Read a FAISS index file; InputError if it is none."""
+    """Read a FAISS index file; InputError if it is not one."""
     flags = [0]
-    if mmap:  # the first maps everything, but refuses inverted lists; the second maps those alone
+    if mmap:  # the first maps all but inverted lists, where it fails; the second maps only those
         flags = [faiss.IO_FLAG_MMAP_IFC | faiss.IO_FLAG_MMAP, faiss.IO_FLAG_MMAP]
     for flag in flags:
         try:

@@ -1,4 +1,4 @@
-"""Work in blocks: several processes and shards, kinds, estimates; the bytes are always those of one process."""
+"""Work in blocks: several processes and shards, kinds, estimates; the bytes always equal those of one process."""
 
 import os
 import random
@@ -23,7 +23,7 @@ from pyserini_kd.storage.errors import InputError
 FILES = ("index", "docid", "docs.jsonl", "docs.offsets")
 N, WIDTH = 230, 8
 
-# A process that builds an index of N documents, whose vectors come from a generator: as long as a process is easily killed.
+# A process that builds an index of N documents with random vectors, slowly enough to be killed.
 SCRIPT = r"""
 import sys, time
 import numpy as np
@@ -40,7 +40,7 @@ def encode(texts):
 
 loaded = faiss_build._loaded
 faiss_build._loaded = lambda *args: (time.sleep(pause) or block for block in loaded(*args))
-faiss_build.KEEP = 0.05  # seconds
+faiss_build.SAVE_INTERVAL = 0.05  # seconds
 docs = (Doc(f"d{n}", "", str(n)) for n in range(230))
 print("ready", flush=True)
 count = build.build_from(docs, encode, 8, folder, {}, block=10, kind=kind, overwrite=False,
@@ -93,7 +93,7 @@ def test_shards_one_after_the_other_and_at_once(tmp_path):
     assert build(docs(), tmp_path / "a", shard=(0, 3)) is None
     assert build(docs(), tmp_path / "a", shard=(1, 3)) == N
     assert same(tmp_path / "a", tmp_path / "whole")
-    assert build(docs(), tmp_path / "a", shard=(0, 3)) is None  # late, and nothing to do
+    assert build(docs(), tmp_path / "a", shard=(0, 3)) is None  # late: nothing to do
 
 
 def test_shards_at_once(tmp_path):
@@ -178,7 +178,7 @@ def test_each_kind_finds_what_brute_force_finds(tmp_path, kind, nprobe, recall):
     exact = np.argsort(-(queries @ vectors.T), axis=1, kind="stable")[:, :10]
     found = np.mean([len(set(a) & set(b)) / 10 for a, b in zip(exact, rows, strict=True)])
     assert found >= recall, found
-    nearest = np.argsort(((queries[:, None] - vectors) ** 2).sum(2), axis=1)[:, :10]  # what another metric finds
+    nearest = np.argsort(((queries[:, None] - vectors) ** 2).sum(2), axis=1)[:, :10]  # neighbours by another metric
     assert found > 0.1 + np.mean([len(set(a) & set(b)) / 10 for a, b in zip(nearest, rows, strict=True)])
     if recall == 1:
         assert np.allclose(scores, np.take_along_axis(queries @ vectors.T, exact, 1), atol=1e-4)
@@ -197,7 +197,7 @@ def test_each_kind_finds_what_brute_force_finds(tmp_path, kind, nprobe, recall):
         ("IVF4,PQ8x4fs", {"nprobe": 2}),
     ],
 )
-def test_the_depth_of_a_search_is_that_of_faiss_and_does_not_stick(tmp_path, kind, depth):
+def test_search_parameters_equal_faiss_and_last_one_search(tmp_path, kind, depth):
     vectors, queries = clustered(800), clustered(100, seed=1)
     np.save(tmp_path / "0.npy", vectors)
     faiss_build.write([tmp_path / "0.npy"], 16, kind, tmp_path)
@@ -216,7 +216,7 @@ STREAMED = ["Flat", "SQ8", "SQ4", "SQfp16", "IVF8,Flat", "IVF299,Flat", "IVF8,SQ
 
 
 @pytest.mark.parametrize("kind", STREAMED)
-def test_streamed_files_are_those_that_faiss_writes(tmp_path, kind):
+def test_streamed_files_equal_faiss_files(tmp_path, kind):
     vectors = clustered(300)
     np.save(tmp_path / "0.npy", vectors[:200])
     np.save(tmp_path / "1.npy", vectors[200:])
@@ -231,7 +231,7 @@ def test_streamed_files_are_those_that_faiss_writes(tmp_path, kind):
     if not kind.startswith("RR"):
         assert written == whole
         return
-    # A product's last bits depend on how many vectors are multiplied at once, on some processors
+    # On some processors, a product's last bits depend on the number of vectors multiplied at once
     ours, theirs = (faiss.read_index(str(tmp_path / name)) for name in ("index", "held"))
     assert len(written) == len(whole)
     for found, known in zip(ours.search(vectors[:50], 300), theirs.search(vectors[:50], 300), strict=True):
@@ -239,7 +239,7 @@ def test_streamed_files_are_those_that_faiss_writes(tmp_path, kind):
 
 
 @pytest.mark.parametrize("kind", ["IVF8,FlatPanorama2", "IVF8,FlatDedup"])
-def test_kinds_derived_from_those_that_stream_are_written_by_faiss(tmp_path, kind):
+def test_subclasses_of_streamed_kinds_are_written_by_faiss(tmp_path, kind):
     vectors = clustered(300)
     vectors[7] = vectors[3]
     np.save(tmp_path / "0.npy", vectors)
@@ -249,7 +249,7 @@ def test_kinds_derived_from_those_that_stream_are_written_by_faiss(tmp_path, kin
     assert vector_store.open_store(tmp_path).count == 300
 
 
-def test_opq_asks_for_as_many_documents_as_its_rotation_needs(tmp_path):
+def test_opq_needs_enough_documents_for_its_rotation(tmp_path):
     assert (
         faiss_kinds.needed(faiss_kinds.new(16, "OPQ4,IVF4,PQ4x4"))[0]
         == 256
@@ -257,11 +257,11 @@ def test_opq_asks_for_as_many_documents_as_its_rotation_needs(tmp_path):
         == 16
     )
     np.save(tmp_path / "0.npy", clustered(255))
-    with pytest.raises(InputError, match="needs at least 256 documents .OPQ, whose rotation"):
+    with pytest.raises(InputError, match="needs at least 256 documents .OPQ, trained with 256"):
         faiss_build.write([tmp_path / "0.npy"], 16, "OPQ4,IVF4,PQ4x4", tmp_path)
 
 
-def test_fast_scan_codes_are_searched_but_not_read_back(tmp_path):
+def test_fast_scan_codes_can_be_searched_but_not_read_back(tmp_path):
     vectors = clustered(300)
     np.save(tmp_path / "0.npy", vectors)
     (tmp_path / "docid").write_text("".join(f"d{n}\n" for n in range(300)))
@@ -283,7 +283,7 @@ def test_the_sample_is_of_rows_in_order_and_of_every_block(tmp_path):
     assert some == sorted(random.Random(0).sample(range(100), 40))
 
 
-def test_the_first_block_says_what_a_million_documents_take(tmp_path, caplog, monkeypatch):
+def test_the_first_block_gives_an_estimate_for_a_million_documents(tmp_path, caplog, monkeypatch):
     caplog.set_level("INFO")
     clock = [0.0]
     monkeypatch.setattr(index_folder, "time", SimpleNamespace(monotonic=lambda: clock[0]))
@@ -297,12 +297,14 @@ def test_the_first_block_says_what_a_million_documents_take(tmp_path, caplog, mo
         kind="Flat", overwrite=False, shard=(0, 1), collection="",
     )  # fmt: skip
     (told,) = [record.message for record in caplog.records if record.message.startswith("a million")]
-    found = re.fullmatch("a million documents like the first 100 take (.*) hours here, and 10.1 GB, twice while .*", told)
-    assert found and found[1] == "2.5"  # 0.9 s a hundred
+    found = re.fullmatch(
+        "a million documents like the first 100 take (.*) hours here and 10.1 GB .twice that during assembly.", told
+    )
+    assert found and found[1] == "2.5"  # 0.9 s per hundred
 
 
 @pytest.mark.parametrize("kind", ["Flat", "HNSW8", "IVF4,Flat", "lucene-flat"])
-def test_what_an_index_takes_is_said_before(tmp_path, caplog, monkeypatch, kind):
+def test_the_size_of_an_index_is_logged_first(tmp_path, caplog, monkeypatch, kind):
     caplog.set_level("INFO")
     monkeypatch.setattr(faiss_build, "free_memory", lambda: 100)
     monkeypatch.setattr(faiss_build.shutil, "disk_usage", lambda folder: shutil._ntuple_diskusage(100, 0, 100))
@@ -315,7 +317,7 @@ def test_what_an_index_takes_is_said_before(tmp_path, caplog, monkeypatch, kind)
 
 
 @pytest.mark.parametrize(("kind", "enough"), [("Flat", 20_000), ("IVF4,Flat", 44_000)])
-def test_lists_need_their_room_twice_while_they_are_put_in_order(tmp_path, caplog, monkeypatch, kind, enough):
+def test_lists_need_twice_their_space_while_they_are_sorted(tmp_path, caplog, monkeypatch, kind, enough):
     caplog.set_level("INFO")
     np.save(tmp_path / "0.npy", clustered(300))  # 64 bytes each, 8 more in a list
     for free in (enough, enough - 1000):
@@ -327,7 +329,7 @@ def test_lists_need_their_room_twice_while_they_are_put_in_order(tmp_path, caplo
 
 
 def test_time_is_estimated_by_a_trial(monkeypatch):
-    """Twice the documents take twice the comparisons; a graph, which is searched for each new one, a little more."""
+    """Twice the documents take twice the comparisons; a graph takes a little more."""
     sample = clustered(200)
     graph, lists = faiss_kinds.new(16, "HNSW8"), faiss_kinds.new(16, "IVF64,PQ4x4")
     assert min(faiss_kinds.forecast(graph, sample, 10), faiss_kinds.forecast(lists, sample, 10**6)) > 0
@@ -335,7 +337,7 @@ def test_time_is_estimated_by_a_trial(monkeypatch):
     monkeypatch.setattr(faiss_kinds, "time", SimpleNamespace(perf_counter=lambda: next(clock)))  # each trial takes a second
     assert faiss_kinds.forecast(graph, sample, 200) == pytest.approx(1)
     assert faiss_kinds.forecast(graph, sample, 400) == pytest.approx(2 * np.log(401) / np.log(201))
-    trial = 8 * 200 * 200  # comparisons, in the second
+    trial = 8 * 200 * 200  # comparisons per second
     work = 64 * (10 * 100_000 + 10**6)  # 10 rounds with the training sample, then each vector once
     codes = 4 * 16 * (25 * 256 * 16 + 10**6)  # 4 parts of 16 centroids, trained with at most 256 vectors each
     assert faiss_kinds.forecast(lists, sample, 10**6) == pytest.approx((work + codes) / trial)
@@ -350,5 +352,5 @@ def test_time_is_estimated_by_a_trial(monkeypatch):
 
 @pytest.mark.parametrize(("kind", "size"), [("Flat", 64), ("SQ8", 16), ("IVF4,Flat", 72), ("IVF4,PQ8", 16), ("HNSW8", 160)])
 def test_memory_is_estimated(kind, size):
-    """Width 16. HNSW8: 64 for the vector, 16 links of 4 bytes on the ground floor, 8 on the next."""
+    """Width 16. HNSW8: 64 for the vector, 16 links of 4 bytes on the lowest level, 8 on the next."""
     assert faiss_kinds.vector_bytes(faiss_kinds.new(16, kind)) == size

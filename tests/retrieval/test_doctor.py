@@ -1,4 +1,4 @@
-"""doctor.py: finds what works and what does not, says what to do, and exits accordingly."""
+"""doctor.py: reports what works, gives advice on faults, and sets the exit code."""
 
 import http.server
 import json
@@ -13,7 +13,7 @@ from pyserini_kd.retrieval.diagnosis import Finding
 
 @pytest.fixture
 def only(monkeypatch):
-    """Run some of the checks only."""
+    """Run only some of the checks."""
     return lambda *checks: monkeypatch.setattr(diagnosis, "CHECKS", checks)
 
 
@@ -37,7 +37,7 @@ def test_everything_works_here(invoke, tmp_path, monkeypatch):
     assert {"cuda", "hub", "models", "disk", "pyserini cache", "hub cache", "ir_datasets home"} <= set(found)
 
 
-def test_notes_are_no_faults(invoke, only):
+def test_notes_are_not_faults(invoke, only):
     only(lambda: iter([Finding("a", "OK", "fine"), Finding("b", "note", "slow")]))
     done = invoke(doctor.main)
     assert done.exit_code == 0
@@ -48,7 +48,7 @@ def test_notes_are_no_faults(invoke, only):
     ]
 
 
-def test_a_fault_says_what_to_do_and_exits_1(invoke, only):
+def test_a_fault_gives_advice_and_exit_code_1(invoke, only):
     only(lambda: iter([Finding("a", "FAULT", "broken", "mend it"), Finding("b", "OK", "fine")]))
     done = invoke(doctor.main)
     assert done.exit_code == 1
@@ -90,7 +90,7 @@ def test_hub_that_answers(hub, status, mark):
     assert finding.mark == mark
 
 
-def test_hub_out_of_reach_or_not_wanted(hub, monkeypatch):
+def test_hub_unreachable_or_switched_off(hub, monkeypatch):
     from huggingface_hub import constants
 
     monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")

@@ -1,4 +1,4 @@
-"""One query in the terminal: the snippet is the densest window, its words are marked, --explain tells the truth; ir_metadata."""
+"""One query in the terminal: the snippet is the densest window with marked words; --explain; ir_metadata."""
 
 import doctest
 import re
@@ -19,13 +19,13 @@ from tests.conftest import rerank_by_name, search_by_name
 QUERY = [Query("1", "what the goose eats")]
 
 
-def test_the_window_with_the_most_different_words_wins():
+def test_the_window_with_most_distinct_words_wins():
     text = "merge merge merge " + "x " * 40 + "sorted merge " + "y " * 40
     shown = show.snippet(text, show.stems("merge sorted"), 40)
     assert shown.startswith("... x x") and shown.endswith("y y ...") and "sorted merge" in shown and len(shown) <= 40
     before, after = shown.split("sorted merge")
     assert abs(len(before) - len(after)) <= 4  # centred
-    text = "sorted x y z " + "x " * 40 + "sorted sorted " + "y " * 40  # as many different ones: the most words
+    text = "sorted x y z " + "x " * 40 + "sorted sorted " + "y " * 40  # equally many distinct words: most words in all win
     assert "sorted sorted" in show.snippet(text, show.stems("sorted"), 40)
 
 
@@ -33,7 +33,7 @@ WORDS = st.lists(st.sampled_from(["goose", "geese", "hay", "barn", "x", "long" *
 
 
 @given(words=WORDS, width=st.integers(20, 80))
-def test_a_snippet_is_a_piece_of_the_text_no_wider_than_asked_and_the_best_one(words, width):
+def test_a_snippet_is_the_best_part_of_the_text_within_the_width(words, width):
     text = " ".join(words)
     wanted = {"goos", "hai", "barn"}
     shown = show.snippet(text, wanted, width)
@@ -57,7 +57,7 @@ def test_marks_are_whole_words_by_stem():
         show.mark("Sorted sorting unsorted sort_keys", show.stems("sorts"), "<{}>".format)
         == "<Sorted> <sorting> unsorted <sort>_keys"
     )
-    assert show.stems("the of") == {"the", "of"}  # nothing but stop words: they count
+    assert show.stems("the of") == {"the", "of"}  # only stop words: they count
 
 
 @pytest.fixture
@@ -89,7 +89,7 @@ def test_explain_shows_every_stage(invoke, hybrid, dense_index, bm25_index, tiny
     assert "fusion sum of 1 / (60 + rank)" in lines[-1] and "rerank_seconds" in lines[-1]
 
 
-def test_explain_says_what_a_stage_did_not_find(invoke, hybrid):
+def test_explain_shows_documents_that_a_stage_did_not_find(invoke, hybrid):
     result = invoke(search.main, *hybrid[:-4], "--hits", 20, "--explain", "--query", "goose")  # BM25 finds two documents only
     assert result.exit_code == 0 and result.output.count("BM25 -") == 18 and "reranked" not in result.output
     result = invoke(search.main, *hybrid[:-4])
@@ -104,7 +104,7 @@ def test_matched_words_are_bold_on_a_terminal_and_plain_elsewhere(hybrid, bm25_i
     assert "\x1b" not in plain and re.sub(r"\x1b\[\d+m", "", terminal) == plain
 
 
-def test_ir_metadata_stands_at_the_top_and_the_run_stays_the_same(invoke, bm25_index, files, tmp_path):
+def test_ir_metadata_comes_first_and_the_run_stays_the_same(invoke, bm25_index, files, tmp_path):
     words = ["--encoder", "bm25", "--index", bm25_index, "--topics", files["topics"], "--hits", 3, "--output"]
     assert invoke(search.main, *words, tmp_path / "plain.txt").exit_code == 0
     result = invoke(search.main, *words, tmp_path / "run.txt", "--ir-metadata")
@@ -117,7 +117,7 @@ def test_ir_metadata_stands_at_the_top_and_the_run_stays_the_same(invoke, bm25_i
     assert metadata["platform"]["hardware"]["cpu"]["number of cores"] >= 1
     run, plain = Run.read(tmp_path / "run.txt"), Run.read(tmp_path / "plain.txt")
     assert {q: hits.doc_ids for q, hits in run.items()} == {q: hits.doc_ids for q, hits in plain.items()} and run.tag == "bm25"
-    (tmp_path / "tabs.txt").write_text("".join(lines).replace(" Q0 ", "\tQ0\t"))  # what the fast reader does not take
+    (tmp_path / "tabs.txt").write_text("".join(lines).replace(" Q0 ", "\tQ0\t"))  # not for the fast reader
     assert {q: hits.doc_ids for q, hits in Run.read(tmp_path / "tabs.txt").items()} == {
         q: hits.doc_ids for q, hits in plain.items()
     }

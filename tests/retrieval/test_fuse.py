@@ -1,4 +1,4 @@
-"""Fusion: formulas worked by hand, pyserini.fusion as the oracle, and no dependence on the order of the runs."""
+"""Fusion: formulas by hand, pyserini.fusion as oracle, independence of the order of runs."""
 
 import json
 import math
@@ -148,16 +148,16 @@ def test_the_order_of_the_runs_changes_nothing(runs, random):
 # ---------------------------------------------------------------------------------------------------- engine's choice
 
 
-def test_trectools_is_never_asked_for_more_than_it_reads():
+def test_trectools_is_not_used_beyond_its_depth():
     deep = Run.from_scores("deep", {"q": {f"d{i}": -float(i) for i in range(1, 1201)}})
     fused = rrf([deep, A], k=None)
     assert scores(fused, "q")["d1200"] == pytest.approx(1 / 1260)
-    with pytest.raises(InputError, match="at most 1000 hits a query, but a run has 1200"):
+    with pytest.raises(InputError, match="at most 1000 hits per query, but a run has 1200"):
         rrf([deep, A], engine="trectools")
     assert content(rrf([deep, A], depth=1000, engine="trectools")) == content(rrf([deep, A], depth=1000, engine="fast"))
 
 
-def test_large_runs_are_left_to_the_kernel(monkeypatch):
+def test_large_runs_use_the_kernel(monkeypatch):
     monkeypatch.setattr(fusion, "_rrf_by_trectools", lambda *_: "trectools")
     assert rrf([A, B]) == "trectools"
     monkeypatch.setattr(fusion, "TRECTOOLS_WORK", 3 * 8 - 1)  # three queries, eight rows
@@ -218,7 +218,7 @@ THIRD = Run.from_scores("c", {"q": {"y": 2.0}, "r": {"w": 1.0}})
         ("combmin", {"x": 3, "y": 1, "z": 5}),
         ("combmed", {"x": 3, "y": 2, "z": 5}),
         ("rbp", {"x": 0.2, "y": 0.2 * 0.8 + 0.2 + 0.2, "z": 0.2 * 0.8}),
-        # three documents: 3, 2, 1 points; what a run lacks shares the rest: a gives z 1, b gives x 1, c gives x and z 1.5
+        # three documents: 3, 2, 1 points; missing documents share the rest: a gives z 1, b gives x 1, c gives x and z 1.5
         ("borda", {"x": 3 + 1 + 1.5, "y": 2 + 3 + 3, "z": 1 + 2 + 1.5}),
         # y beats x (b, c against a) and z (all); x and z: a against b, a tie
         ("condorcet", {"x": 0.5, "y": 2, "z": 0.5}),
@@ -227,7 +227,7 @@ THIRD = Run.from_scores("c", {"q": {"y": 2.0}, "r": {"w": 1.0}})
 def test_methods_by_hand(method, expected):
     fused = fusion.combine([FIRST, SECOND, THIRD], method)
     assert scores(fused, "q") == pytest.approx(expected)
-    assert list(fused) == ["q", "r"] and fused["r"].doc_ids == ["w"]  # a topic of one run alone still appears
+    assert list(fused) == ["q", "r"] and fused["r"].doc_ids == ["w"]  # topics of one run only are kept
 
 
 @pytest.mark.parametrize(
@@ -245,7 +245,7 @@ def test_normalised_sums_by_hand(norm, expected):
 
 @pytest.mark.parametrize("norm", ["minmax", "sum", "zscore"])
 @pytest.mark.parametrize("flat", [{"x": 7.0, "y": 7.0}, {"x": -7.0}])
-def test_equal_scores_normalise_to_nothing(norm, flat):
+def test_equal_scores_normalise_to_zero(norm, flat):
     flat = Run.from_scores("flat", {"q": flat})
     assert scores(fusion.combine([flat, flat], "combsum", norm=norm), "q") == dict.fromkeys(flat["q"].doc_ids, 0.0)
 
@@ -261,8 +261,8 @@ def test_negative_scores_normalise_as_others_do():
 
 @settings(max_examples=100, deadline=None)
 @given(RUNS, st.sampled_from(sorted(fusion_methods.METHODS)), st.sampled_from(sorted(fusion_methods.NORMS)))
-def test_whatever_is_fused_each_document_gets_a_number(runs, method, norm):
-    """Topics that some run lacks, empty rankings, one document, equal scores, scores below 0."""
+def test_every_fused_document_gets_a_finite_score(runs, method, norm):
+    """Topics missing in a run, empty rankings, one document, equal scores, scores below 0."""
     by_rank = fusion_methods.METHODS[method].by_rank is not None
     fused = fusion.combine(runs, method, norm=None if by_rank else norm, k=None)
     assert set(fused) == set().union(*runs)
@@ -271,9 +271,11 @@ def test_whatever_is_fused_each_document_gets_a_number(runs, method, norm):
         assert np.isfinite(hits.scores).all()
 
 
-def test_raw_scores_below_zero_are_warned_of(caplog):
+def test_raw_scores_below_zero_give_a_warning(caplog):
     below = Run.from_scores("below", {"q": {"x": -1.0}, "r": {"x": -2.0}})
-    warning = "query q: summed scores lie below 0, less than the 0 of documents that a run lacks; method wsum with norm minmax avoids this"
+    warning = (
+        "query q: some scores are below 0 and count less than missing documents (0); method wsum with norm minmax avoids this"
+    )
     for fused in (
         lambda: interpolation(below, A), lambda: fusion.combine([below, A], "average"), lambda: fusion.combine([A, below], "combsum"),
         lambda: fusion.combine([A, below], "wsum", norm="none"), lambda: fusion.combine([A, below], "combmnz"),
@@ -314,7 +316,7 @@ def overlapping(n_runs, n_queries=3, n_docs=40):
 
 
 def same(ours, theirs, tolerance=1e-6):
-    """Equal rankings and scores; the other side's ties may lie in any order."""
+    """Equal rankings and scores; the other side may order ties differently."""
     assert set(ours) == set(theirs)
     for query_id in ours:
         assert scores(ours, query_id) == pytest.approx(scores(theirs, query_id), rel=tolerance)
@@ -322,7 +324,7 @@ def same(ours, theirs, tolerance=1e-6):
 
 @pytest.mark.parametrize("method", ["sum", "max", "min", "anz", "mnz", "med"])
 def test_equals_trectools(method):
-    """Of two runs; on three, trectools' combos fail."""
+    """Two runs only: trectools' combos fail on three."""
     import trectools.fusion
 
     runs = overlapping(2)
@@ -352,7 +354,7 @@ RANX += [
 @pytest.mark.slow
 @pytest.mark.parametrize(("method", "theirs", "norm", "their_norm"), RANX)
 def test_equals_ranx(method, theirs, norm, their_norm):
-    import ranx  # compiles for seconds
+    import ranx  # slow import: it compiles
 
     runs = overlapping(3)
     inputs = [
@@ -366,7 +368,7 @@ def test_equals_ranx(method, theirs, norm, their_norm):
 
 
 def agreeing(n_docs=20):
-    """Three rankings, each with one pair of neighbours swapped: each pair has a majority, and they make one order."""
+    """Three rankings, each with one pair of neighbours swapped: the majorities form one order."""
     found = []
     for swapped in (3, 8, 15):
         docs = [f"d{n}" for n in range(n_docs)]
@@ -382,9 +384,9 @@ def test_condorcet_finds_the_order_of_the_majorities():
 
 
 @pytest.mark.slow
-def test_condorcet_is_ranxs_where_majorities_make_an_order():
-    """ranx sorts by the majority relation; where that runs in circles, its result depends on the sort."""
-    import ranx  # compiles for seconds
+def test_condorcet_equals_ranx_without_cycles():
+    """ranx sorts by the majority relation; with cycles, its result depends on the sort."""
+    import ranx  # slow import: it compiles
 
     inputs = [ranx.Run({"q": dict(zip(*(run["q"].doc_ids, run["q"].scores.astype(float)), strict=True))}) for run in agreeing()]
     theirs = Run.from_scores("ranx", ranx.fuse(inputs, norm=None, method="condorcet").to_dict())
@@ -446,7 +448,7 @@ def test_files_fuse_topic_by_topic_as_runs_do(method, files, tmp_path, monkeypat
     assert set(record["sha256"]) == {"a.txt", "b.txt", str(tmp_path / "o.txt")} and record["command"] and record["hardware"]
 
 
-def test_runs_in_the_same_order_are_never_held(tmp_path):
+def test_runs_in_the_same_order_are_not_held_in_memory(tmp_path):
     topics = [f"q{n}" for n in range(50)]
     for name, lacking in (("a", "q7"), ("b", "q30")):
         Run.from_scores(name, {q: {"x": 1.0, name: 2.0} for q in topics if q != lacking}).write(tmp_path / name)
@@ -454,4 +456,4 @@ def test_runs_in_the_same_order_are_never_held(tmp_path):
     held = [
         sum(len(run._passed) for run in opened) for _ in fusion.read_topics_of(opened, fusion.make_way("rrf", 2), None, None)
     ]
-    assert len(held) == 50 and max(held) == 1  # q7, which the first run lacks, waits for its turn
+    assert len(held) == 50 and max(held) == 1  # q7 is missing in the first run

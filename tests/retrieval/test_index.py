@@ -43,10 +43,10 @@ def test_more_hits_than_documents_and_blank_queries(dense_index, encoder, caplog
     queries = [Query("full", "the cat"), Query("blank", "  ")]
     opened = DenseIndex.open(dense_index)
     run = searching.dense(opened, as_ranker(encoder), queries, hits=1000)
-    assert not opened.doc_ids._strings.any()  # a service keeps none of what it has found
+    assert not opened.doc_ids._strings.any()  # a service stores no found ids
     assert len(run["full"].doc_ids) == 20
     assert run["blank"].doc_ids == []
-    with pytest.raises(InputError, match="1 queries have an id that another has too"):
+    with pytest.raises(InputError, match="1 queries have a duplicate id"):
         searching.dense(DenseIndex.open(dense_index), as_ranker(encoder), [*queries, queries[0]])
     searching.warn_blank(queries)
     assert "1 blank queries get no hits: blank" in caplog.text
@@ -86,11 +86,11 @@ def test_encoder_must_match(dense_index, tiny_dot, tmp_path, encoder):
     manifest.encoder["sha256"] = "0" * 64
     with pytest.raises(InputError, match="sha256"):
         check_encoder(dataclasses.replace(opened, manifest=manifest), as_ranker(encoder, tiny_dot))
-    with pytest.raises(InputError, match="vectors of 384"):
+    with pytest.raises(InputError, match="vectors of width 384"):
         check_encoder(opened, as_ranker(load_encoder("minilm"), tiny_dot))
 
 
-def test_prefixes_of_the_index_are_known_to_the_search(tmp_path, tiny_dot, corpus, queries):
+def test_search_uses_the_prefixes_of_the_index(tmp_path, tiny_dot, corpus, queries):
     made = load_encoder(str(tiny_dot), doc_prefix="barn ", pooling="cls")
     build.build(corpus, as_ranker(made, tiny_dot, precision="fp32"), tmp_path / "x")
     opened, encoder = open_with_encoder(tmp_path / "x", str(tiny_dot))
@@ -108,7 +108,7 @@ def test_command(tmp_path, invoke, files, tiny_dot, tiny_cross):
     for wrong, word in (
         (["--faiss", "Magic7"], "factory string"),
         (["--collection-class", "HtmlCollection"], "bm25"),
-        (["--dtype", "fp16"], "--dtype: is of what --for stores"),
+        (["--dtype", "fp16"], "--dtype: requires --for"),
         (["--collection", tmp_path / "nowhere"], "not found"),
         (["--encoder", tiny_cross], "bert_dot"),
         (["--encoder", "unheard-of"], "cannot be had"),
@@ -131,7 +131,7 @@ def halves(tmp_path, encoder, tiny_dot, corpus):
     return many, tmp_path / "whole", [tmp_path / name for name in "abc"]
 
 
-def test_several_folders_search_as_one(halves, encoder, queries):
+def test_several_folders_are_searched_as_one(halves, encoder, queries):
     many, whole, parts = halves
     one, joined = DenseIndex.open(whole), DenseIndex.open(*parts)
     assert list(joined.doc_ids) == [doc.doc_id for doc in many]
@@ -147,14 +147,12 @@ def test_several_folders_search_as_one(halves, encoder, queries):
         list(stored_docs(*parts)(["nobody"]))
 
 
-def test_a_manifest_of_shards_is_those_folders(halves, encoder, queries, tmp_path, invoke, files, tiny_dot):
+def test_a_manifest_of_shards_opens_its_folders(halves, encoder, queries, tmp_path, invoke, files, tiny_dot):
     from pyserini_kd import search
     from pyserini_kd.retrieval import text_sources
 
     many, whole, parts = halves
-    (tmp_path / "shards.json").write_text(
-        json.dumps({"shards": ["a", str(parts[1]), "c"]})
-    )  # beside it, or with the whole path
+    (tmp_path / "shards.json").write_text(json.dumps({"shards": ["a", str(parts[1]), "c"]}))  # relative or absolute
     (tmp_path / "as-folder").mkdir()
     (tmp_path / "as-folder" / "manifest.json").write_text(json.dumps({"shards": ["../a", "../b", "../c"]}))
     expected = searching.dense(DenseIndex.open(whole), as_ranker(encoder, precision="fp32"), queries, hits=9)

@@ -1,4 +1,4 @@
-"""lucene.py: our BM25 is Pyserini's, on real collections too; which Java is used; a quiet stdout."""
+"""lucene.py: our BM25 equals Pyserini's, also on real collections; choice of Java; a quiet stdout."""
 
 import os
 import shutil
@@ -118,7 +118,7 @@ def test_cacm_topics_are_anserinis(shared_data):
 
 @pytest.mark.parametrize("rm3", [False, True], ids=["bm25", "rm3"])
 def test_same_hits_as_pyserini(scifact, shared_data, rm3):
-    """Ids, order and float32 scores, ties parted as Anserini parts them."""
+    """Ids, order and float32 scores, ties separated as in Anserini."""
     topics = formats.read_topics(shared_data / "beir" / "scifact" / "queries.jsonl")[:12]
     run = bm25_search.search(scifact, topics, hits=300, rm3=rm3, threads=2)
     for query in topics:
@@ -149,7 +149,7 @@ def test_ties_keep_anserinis_order_and_cut(odd_index):
     assert cut.doc_ids == ["tie-1", "tie-2"]
 
 
-def parted_slowly(scores):
+def separated_slowly(scores):
     """ScoreTiesAdjusterReranker line by line, every step in float32."""
     scores, ties = [np.float32(np.floor(float(s) * 10000 + 0.5) / 10000) for s in scores], 0
     for i in range(1, len(scores)):
@@ -163,11 +163,11 @@ def parted_slowly(scores):
 
 @pytest.mark.parametrize("top", [0.5, 7.0, 33.0, 400.0])
 @pytest.mark.parametrize("seed", range(5))
-def test_ties_are_parted_as_by_the_slow_loop(top, seed):
+def test_ties_are_separated_as_by_the_slow_loop(top, seed):
     steps = np.random.default_rng(seed).choice([0, 3e-6, 5e-5, 1e-4, 1.5e-4, 3e-4, 0.01], size=400)
-    steps[:150] = 0  # a long row of ties grows wider than the gap
+    steps[:150] = 0  # a long row of ties exceeds the gap
     scores = (top - np.cumsum(steps)).astype(np.float32)
-    np.testing.assert_array_equal(bm25_search._part_ties(scores), parted_slowly(scores))
+    np.testing.assert_array_equal(bm25_search._separate_ties(scores), separated_slowly(scores))
 
 
 def test_blank_queries_threads_and_order(scifact, shared_data):
@@ -182,13 +182,13 @@ def test_blank_queries_threads_and_order(scifact, shared_data):
     assert len(bm25_search.search(scifact, [Query("b", "")])["b"].doc_ids) == 0
 
 
-def test_rm3_does_not_stick(scifact):
+def test_rm3_lasts_one_search(scifact):
     query = [Query("q", "zero-dimensional biomaterials show inductive properties")]
     before, expanded, after = (bm25_search.search(scifact, query, rm3=rm3)["q"] for rm3 in (False, True, False))
     assert before.doc_ids == after.doc_ids != expanded.doc_ids
 
 
-def test_settings_of_one_search_do_not_stick_to_an_open_index(odd_index):
+def test_search_settings_last_one_search(odd_index):
     opened, query = BM25Index.open(odd_index), [Query("q", "apple")]
     before, other, after = (opened.search(query, **settings)["q"] for settings in ({}, {"k1": 2.0, "b": 1.0, "rm3": True}, {}))
     assert before.doc_ids == after.doc_ids and before.scores.tolist() == after.scores.tolist() != other.scores.tolist()
@@ -234,7 +234,7 @@ def test_prebuilt_index(monkeypatch, capsys, odd_index):
         InputError, match="prebuilt index msmarco-v1-doc could not be downloaded from https://.*: Unable to download"
     ):
         BM25Index.open("msmarco-v1-doc")
-    tuned = bm25_search.search("msmarco-v1-passage", [Query("q", "apple")])["q"]  # BM25 as Pyserini tunes it for the name
+    tuned = bm25_search.search("msmarco-v1-passage", [Query("q", "apple")])["q"]  # with Pyserini's BM25 parameters for the name
     assert capsys.readouterr().out == ""
     as_tuned, usual = (
         bm25_search.search(odd_index, [Query("q", "apple")], k1=k1, b=b)["q"] for k1, b in ((0.82, 0.68), (0.9, 0.4))
@@ -257,8 +257,8 @@ autoclass("java.lang.System").out.println("what Java prints")
 """
 
 
-def test_java_says_nothing_and_topic_sets_need_no_network_where_the_file_is(tmp_path):
-    """Log lines of Java neither on stdout nor on stderr. Anserini looks for a topic file in the working folder first."""
+def test_java_prints_nothing_and_local_topic_files_need_no_network(tmp_path):
+    """No Java log lines on stdout or stderr. Anserini looks for topic files in the working folder first."""
     (tmp_path / "html").mkdir()
     (tmp_path / "html" / "a.html").write_text("<html><pre>apple</pre></html>")
     (tmp_path / "topics.dl19-passage.txt").write_text("104861\tcost of  interior concrete flooring\n19335\tanthropological\n")
@@ -301,7 +301,7 @@ def java_home(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("version", ["21", "21.0.8", "25.0.1"])
-def test_a_new_enough_java_of_the_users_is_preferred(java_home, version):
+def test_the_users_java_is_preferred_if_new_enough(java_home, version):
     home = java_home(version)
     assert find_java() == ((home, int(version[:2]), "JAVA_HOME"), ())
 
@@ -315,7 +315,7 @@ def test_java_from_the_wheel_needs_no_variable(monkeypatch):
 
 
 def test_a_real_older_java_on_this_machine(java_home, monkeypatch):
-    """Its version is asked of the program itself where there is no release file."""
+    """Without a release file, the program itself gives its version."""
     program = shutil.which("java", path="/usr/bin:/usr/local/bin")
     home = Path(os.path.realpath(program)).parents[1] if program else None
     if home is None or (version := _java_version(home)) is None or version >= 21:

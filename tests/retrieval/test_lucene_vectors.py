@@ -46,10 +46,8 @@ def opened(tmp_path_factory, lengths):
 def test_products_and_order_are_those_of_brute_force(opened, lengths, kind):
     vectors, queries = lengths
     products = queries @ vectors.T
-    rounding = (
-        2e-6 * np.abs(queries) @ np.abs(vectors).T
-    )  # of sums whose terms may cancel out, in an order that is the processor's
-    scores, rows = opened[kind].search(queries, 800)  # all of them, those far below -1 too
+    rounding = 2e-6 * np.abs(queries) @ np.abs(vectors).T  # terms may cancel out, in an order that depends on the processor
+    scores, rows = opened[kind].search(queries, 800)  # all of them, also those far below -1
     assert np.array_equal(rows, np.argsort(-products, axis=1, kind="stable"))
     assert (np.abs(scores - np.take_along_axis(products, rows, 1)) < np.take_along_axis(rounding, rows, 1)).all()
     scores, rows = opened[kind].search(queries, 10)
@@ -66,14 +64,14 @@ def test_numbers_of_json():
 
 
 def test_products_from_scores():
-    """Lucene's scaleMaxInnerProductScore, turned round: 1 + x for x >= 0, 1 / (1 - x) below."""
+    """The inverse of Lucene's scaleMaxInnerProductScore: 1 + x for x >= 0, 1 / (1 - x) below."""
     products = np.array([0, 0.5, 99, -0.25, -3, -1e6])
     scores = np.where(products >= 0, 1 + products, 1 / (1 - np.minimum(products, 0)))
     assert np.allclose(lucene_vectors._products(scores), products, rtol=1e-9)
 
 
 def test_rows_stay_in_order_over_many_segments(tmp_path, monkeypatch):
-    """Segments of 1 MiB; long ids make the first the smallest on disk, which Lucene's usual merging would bring to the end."""
+    """Segments of 1 MiB; the first is the smallest on disk, and Lucene's default merge would move it to the end."""
     monkeypatch.setattr(lucene_vectors, "BUFFER", 1)
     vectors = np.random.default_rng(1).standard_normal((400, 1024)).astype(np.float32)
     ids = [f"d{n}{'x' * (20_000 if n < 50 else 0)}" for n in range(400)]
@@ -118,8 +116,8 @@ def test_ties_at_the_end_are_cut_by_id_and_faiss_and_lucene_join(tmp_path, opene
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_anserini_searches_it_too(opened, lengths, kind):
-    """Pyserini's Lucene*DenseSearcher is a thin cover of this class; its scores are Lucene's: 1 + x, or 1 / (1 - x)."""
+def test_anserini_can_search_it(opened, lengths, kind):
+    """Pyserini's Lucene*DenseSearcher is a thin wrapper of this class; its scores are Lucene's: 1 + x, or 1 / (1 - x)."""
     from jnius import autoclass
 
     name = f"io.anserini.search.{'Hnsw' if 'hnsw' in kind else 'Flat'}DenseSearcher"
@@ -135,7 +133,7 @@ def test_anserini_searches_it_too(opened, lengths, kind):
 
 @pytest.fixture(scope="module")
 def by_command(tmp_path_factory, corpus, tiny_dot):
-    """The corpus as `index --lucene-flat` writes it."""
+    """The corpus as indexed by `index --lucene-flat`."""
     from click.testing import CliRunner
 
     from pyserini_kd.data import formats

@@ -1,4 +1,4 @@
-"""Training of FAISS indexes: what FAISS itself learns, always the same, without its warnings."""
+"""Training of FAISS indexes: equal to FAISS's own, reproducible, without its warnings."""
 
 import faiss
 import numpy as np
@@ -35,7 +35,7 @@ KINDS += ["IVF8_HNSW4,Flat", "OPQ4,IVF8,PQ4x4,RFlat"]
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_what_is_learnt_is_that_of_faiss_bit_for_bit(sample, kind, capfd):
+def test_training_equals_faiss_bit_for_bit(sample, kind, capfd):
     ours, theirs = trained(kind, sample), faiss_kinds.new(WIDTH, kind)
     assert "WARNING" not in "".join(capfd.readouterr())
     theirs.train(sample)
@@ -51,6 +51,6 @@ def test_the_graph_over_lists_does_not_depend_on_threads(sample):
     assert np.array_equal(*levels) and links[0].shape == links[1].shape
 
 
-def test_what_faiss_trains_by_itself_is_left_to_it(sample):
-    index = trained("IVF8(SQ8),Flat", sample)  # its lists are found by codes
+def test_a_quantised_coarse_index_is_trained_by_faiss(sample):
+    index = trained("IVF8(SQ8),Flat", sample)  # a quantised coarse index
     assert np.array_equal(index.sa_decode(index.sa_encode(sample)), sample)

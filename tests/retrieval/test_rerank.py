@@ -34,7 +34,7 @@ def test_top_is_rescored_and_the_rest_dropped(first, queries, corpus, tiny_dot, 
         assert np.allclose(run[query.query_id].scores, np.sort(expected)[::-1], atol=1e-4)
 
 
-def test_texts_from_every_place_are_the_same(first, queries, corpus, tiny_dot, dense_index, bm25_index, files):
+def test_every_source_gives_the_same_texts(first, queries, corpus, tiny_dot, dense_index, bm25_index, files):
     model = loading.load(str(tiny_dot))
     runs = [
         reranking.rerank(first, as_ranker(model, precision="fp32"), queries, text_sources.fetch_from(source), depth=20)
@@ -46,8 +46,8 @@ def test_texts_from_every_place_are_the_same(first, queries, corpus, tiny_dot, d
             assert np.allclose(run[query_id].scores, runs[0][query_id].scores, atol=1e-5)
 
 
-def test_vectors_of_a_flat_index_are_not_made_again(tmp_path, invoke, first, files, tiny_dot, corpus, monkeypatch):
-    """What lies in the index, with nothing but queries to encode: the run of encoding the documents again."""
+def test_vectors_of_a_flat_index_are_reused(tmp_path, invoke, first, files, tiny_dot, corpus, monkeypatch):
+    """Stored vectors give the same run as encoding the documents again; only queries are encoded."""
     monkeypatch.setattr(hardware, "cpu_flags", lambda: set())  # fp32
     first.write(tmp_path / "first.txt")
     parts = []
@@ -68,7 +68,7 @@ def test_vectors_of_a_flat_index_are_not_made_again(tmp_path, invoke, first, fil
         encoded.clear()
         result = invoke(rerank.main, *base, *source, "--output", tmp_path / f"{name}.txt")
         assert result.exit_code == 0, result.output
-        assert encoded == (["query"] if name == "stored" else ["query", "doc"])  # SQ8 holds them roughly: its texts are encoded
+        assert encoded == (["query"] if name == "stored" else ["query", "doc"])  # SQ8 is not exact: texts are encoded
         runs[name] = Run.read(tmp_path / f"{name}.txt")
     for query_id in runs["fresh"]:
         for name in ("stored", "rough"):
@@ -104,7 +104,7 @@ def test_command(tmp_path, invoke, first, files, tiny_dot, dense_index):
         (["--overwrite", "--index", dense_index, "--device", "tpu0"], "--device"),
         (["--overwrite", "--index", dense_index, "--ir-metadata", "--output-format", "msmarco"], "--ir-metadata: is for"),
         (["--overwrite", "--index", dense_index, "--runtag", "two words"], "one word without blanks"),
-        (["--overwrite", "--index", dense_index, "--index", "elsewhere"], "several --index are folders that"),
+        (["--overwrite", "--index", dense_index, "--index", "elsewhere"], "several indexes must be folders from"),
     ):
         result = invoke(rerank.main, *base, *wrong)
         assert result.exit_code == 2 and word in result.output, result.output
@@ -128,7 +128,7 @@ def test_long_documents_are_scored_by_passage(first, queries, corpus, tiny_cross
         assert found == pytest.approx(expected, abs=1e-4) and run.tag == "t"
     whole = reranking.rerank(first, as_ranker(model, precision="fp32"), queries, fetch, depth=4)
     cut = reranking.rerank(first, as_ranker(model, precision="fp32"), queries, fetch, depth=4, segment="999:999")
-    assert all(cut[q].doc_ids == whole[q].doc_ids for q in whole)  # one passage is the document
+    assert all(cut[q].doc_ids == whole[q].doc_ids for q in whole)  # one passage per document
 
 
 def windows(words, size, stride):
@@ -154,7 +154,7 @@ def test_segment_options(tmp_path, invoke, first, files, tiny_dot, dense_index):
         tmp_path / "out.txt",
     ]
     base += ["--index", dense_index, "--depth", 3]
-    for wrong, word in ((["--segment", "3:4"], "WORDS:STRIDE"), (["--aggregate", "sump"], "needs --segment")):
+    for wrong, word in ((["--segment", "3:4"], "WORDS:STRIDE"), (["--aggregate", "sump"], "requires --segment")):
         result = invoke(rerank.main, *base, *wrong)
         assert result.exit_code == 2 and word in result.output, result.output
     result = invoke(rerank.main, *base, "--segment", "3:2", "--aggregate", "avgp")

@@ -48,7 +48,7 @@ def test_sparse(invoke, files, bm25_index, tmp_path, queries):
     result = invoke(search.main, *words, "--qrels", files["qrels"])
     assert result.exit_code == 0, result.output
     run = Run.read(tmp_path / "b.txt")
-    assert [run[f"q{n}"].doc_ids[0] for n in range(10)] == EATS  # the animal's name is in one such document
+    assert [run[f"q{n}"].doc_ids[0] for n in range(10)] == EATS  # one such document has the animal's name
     assert invoke(search.main, *words, "--overwrite", "--rm3", "--k1", 1.2, "--b", 0.75).exit_code == 0
 
 
@@ -69,7 +69,7 @@ def test_hybrid_is_the_fusion_of_both(invoke, dense, bm25_index, dense_index, ti
     assert "0.3 * sparse" in (tmp_path / "run.json").read_text() or method == "rrf"
 
 
-def test_who_waits_for_one_query_does_not_wait_for_trectools(invoke, dense_index, bm25_index, tiny_dot, tmp_path, monkeypatch):
+def test_a_single_query_does_not_load_trectools(invoke, dense_index, bm25_index, tiny_dot, tmp_path, monkeypatch):
     words = ["--index", dense_index, "--encoder", tiny_dot, "--sparse-index", bm25_index, "--hits", 5]
     (tmp_path / "one.tsv").write_text("1\twhat the cat eats\n")
     assert invoke(search.main, *words, "--topics", tmp_path / "one.tsv", "--output", tmp_path / "topics.txt").exit_code == 0
@@ -128,8 +128,8 @@ def test_deliberate_mismatch_is_allowed(invoke, dense):
 
 
 @pytest.mark.slow
-def test_the_embedded_default_needs_no_arguments_once_it_is_there(tmp_path, tiny_dot, monkeypatch):
-    """`python -m pyserini_kd.search --encoder student` over a small stand-in for what the demo prepares."""
+def test_an_existing_embedded_default_needs_no_arguments(tmp_path, tiny_dot, monkeypatch):
+    """`python -m pyserini_kd.search --encoder student` with a small replacement for the demo's models."""
     from pyserini_kd.data import docstrings
     from pyserini_kd.models.rankers import load_encoder
     from pyserini_kd.retrieval import build
@@ -148,7 +148,7 @@ def test_the_embedded_default_needs_no_arguments_once_it_is_there(tmp_path, tiny
     assert "RR@10" in done.stdout
 
 
-def test_the_folder_one_stands_in_has_a_name_in_runs_too(dense_index, tiny_dot, files, invoke, monkeypatch, tmp_path):
+def test_the_current_folder_has_a_name_in_run_names(dense_index, tiny_dot, files, invoke, monkeypatch, tmp_path):
     monkeypatch.setenv("PYSERINI_KD_HOME", str(tmp_path))
     shutil.copytree(tiny_dot, tmp_path / "my student")
     monkeypatch.chdir(tmp_path / "my student")
@@ -158,14 +158,14 @@ def test_the_folder_one_stands_in_has_a_name_in_runs_too(dense_index, tiny_dot, 
     assert ".my_student." in path.name and Run.read(path).tag == "my_student"
 
 
-def test_topic_sets_of_pyserini_may_have_dots_in_their_names(tmp_path, monkeypatch):
+def test_names_of_pyserini_topic_sets_may_have_dots(tmp_path, monkeypatch):
     monkeypatch.setenv("PYSERINI_KD_HOME", str(tmp_path))
     asked = []
     monkeypatch.setattr(sources, "read_topic_set", lambda name: asked.append(name) or [Query("1", "what is this")])
     for name in ("msmarco-v1-passage.dev", "beir-v1.0.0-scifact-test"):
         assert sources.topics(name) == sources.topics(name) == [Query("1", "what is this")]  # once from Java, then from disk
     assert asked == ["msmarco-v1-passage.dev", "beir-v1.0.0-scifact-test"]
-    with pytest.raises(InputError, match="topics not found: topics.dev.tsv"):  # a file that is not there needs no Java
+    with pytest.raises(InputError, match="topics not found: topics.dev.tsv"):  # a missing file needs no Java
         sources.topics("topics.dev.tsv")
     assert len(asked) == 2
 

@@ -22,7 +22,7 @@ from pyserini_kd.retrieval.system import System
 
 
 def opened(*words, texts=False):
-    """The system that the command serves for these words."""
+    """The system that the command opens for these arguments."""
     with serve.main.make_context("serve", [str(word) for word in words]) as context:
         given = {name: value for name, value in context.params.items() if cli.typed(name)}
     return System.open(serve.ServeSettings(**given), texts=texts)
@@ -67,7 +67,7 @@ def port(dense_index, tiny_dot):
         yield number
 
 
-def test_answers_are_the_commands(port, invoke, files, queries, dense_index, tiny_dot, tmp_path):
+def test_answers_equal_those_of_the_command(port, invoke, files, queries, dense_index, tiny_dot, tmp_path):
     words = ["--index", dense_index, "--encoder", tiny_dot, "--topics", files["topics"], "--output", tmp_path / "run.txt"]
     assert invoke(search.main, *words, "--hits", 7).exit_code == 0
     run = Run.read(tmp_path / "run.txt")
@@ -161,6 +161,6 @@ def test_the_command_serves_on_loopback_until_ctrl_c(dense_index, tiny_dot):
 
 
 def test_answers_do_not_wait_for_nagle():
-    """asyncio turns Nagle's delay (40 ms an answer) off only where the socket says it is TCP."""
+    """asyncio turns Nagle's delay (40 ms per answer) off only for explicit TCP sockets."""
     with service.bind("127.0.0.1", 0) as listener:
         assert listener.proto == socket.IPPROTO_TCP

@@ -1,4 +1,4 @@
-"""Stored representations score as fresh ones do, and only with the checkpoint that made them."""
+"""Stored representations give the scores of fresh ones, and only with their own checkpoint."""
 
 import dataclasses
 import shutil
@@ -46,7 +46,7 @@ def saved(tokenizer, tmp_path_factory):
 @pytest.mark.parametrize("name", NAMES)
 def test_stored_scores_are_fresh_scores(saved, name, dtype, atol, corpus, queries, tmp_path):
     model = token_index.load_scorer(str(saved[name]), name)
-    corpus = [*corpus, Doc("short", "", "hay"), Doc("long", "", "the cat eats hay " * 5)]  # or nothing would be padded
+    corpus = [*corpus, Doc("short", "", "hay"), Doc("long", "", "the cat eats hay " * 5)]  # to need padding
     assert token_index.build(corpus, as_ranker(model, saved[name], precision="fp32"), tmp_path / "i", dtype=dtype) == len(
         corpus
     )
@@ -55,7 +55,7 @@ def test_stored_scores_are_fresh_scores(saved, name, dtype, atol, corpus, querie
     texts = [text for text, _ in pairs]
     fresh = score(model, texts, [doc.contents for _, doc in pairs], precision="fp32")
     found = stored.score(as_ranker(model, precision="fp32"), texts, [doc.doc_id for _, doc in pairs])
-    assert np.ptp(fresh) > 10 * 1e-4  # or the comparison would say nothing
+    assert np.ptp(fresh) > 10 * 1e-4  # so that the comparison is meaningful
     np.testing.assert_allclose(found, fresh, atol=atol)
 
 
@@ -76,7 +76,7 @@ def test_commands(saved, name, files, corpus, queries, invoke, tmp_path):
 
 
 class Sized(torch.nn.Module):
-    """As much of a model as building an index asks for."""
+    """A minimal model for building an index."""
 
     architecture, width, settings = "colbert", 16, ColBertSettings()
 
@@ -102,8 +102,8 @@ def test_memory_does_not_grow_with_the_collection(saved, tmp_path, monkeypatch):
         tracemalloc.stop()
         return most
 
-    peak(600)  # what is imported and cached by the first
-    # A document has 800 bytes here as states and text; more or fewer wait for the writing thread
+    peak(600)  # warm up imports and caches
+    # A document has 800 bytes here as states and text; the number that waits for the writing thread varies
     assert peak(4_000) - peak(1_000) < 3_000 * 40
     assert token_index.TokenIndex.open(tmp_path / "4000").offsets[0][-1] == 4_000 * 9
 
@@ -113,7 +113,7 @@ def test_several_folders_are_read_as_one(saved, corpus, queries, tmp_path):
     parts = {"one": corpus[:7], "two": corpus[7:], "whole": corpus}
     for name, docs in parts.items():
         token_index.build(docs, as_ranker(model, saved["colbert"], precision="fp32"), tmp_path / name)
-    renamed = shutil.copytree(saved["colbert"], tmp_path / "renamed")  # the same weights by another name
+    renamed = shutil.copytree(saved["colbert"], tmp_path / "renamed")  # the same weights under another name
     token_index.build(parts["two"], as_ranker(model, renamed, precision="fp32"), tmp_path / "two", overwrite=True)
     joined, whole = (
         token_index.TokenIndex.open(tmp_path / "two", tmp_path / "one"),
@@ -133,7 +133,7 @@ def test_several_folders_are_read_as_one(saved, corpus, queries, tmp_path):
 
 @pytest.mark.parametrize("name", NAMES)
 def test_stored_passages_come_back_as_documents(saved, name, files, corpus, queries, invoke, tmp_path):
-    """Two folders of passages, documents aggregated: the scores of cutting and scoring the texts anew."""
+    """Two folders of passages give the document scores of freshly cut texts."""
     run = Run.from_scores("bm25", {"q0": {doc.doc_id: 1.0 for doc in corpus}, "q3": {"eat-cow": 1.0}})
     lines = (tmp_path / "docs.jsonl").read_text().splitlines(keepends=True)
     folders = [tmp_path / "part0", tmp_path / "part1"]
@@ -169,7 +169,7 @@ def test_stored_passages_come_back_as_documents(saved, name, files, corpus, quer
     ]
     result = invoke(rerank.main, *common, folders[1], "--segment", "4:2", "--output", tmp_path / "out.txt")
     assert result.exit_code == 0 and "2 queries, 21 lines" in result.output, result.output
-    for wrong, word in ((["--segment", "3:2"], "passages of 4:2, not --segment 3:2"), ([], "give --segment 4:2")):
+    for wrong, word in ((["--segment", "3:2"], "passages of 4:2, not passages of 3:2"), ([], "set --segment to 4:2")):
         result = invoke(rerank.main, *common, folders[1], *wrong, "--output", tmp_path / "x.txt")
         assert result.exit_code == 2 and word in result.output, result.output
 
@@ -186,10 +186,10 @@ def test_another_checkpoint_reranks_from_the_texts(saved, tiny_cross, files, cor
         assert result.exit_code == 0, result.output
     assert (tmp_path / "a.txt").read_bytes() == (tmp_path / "b.txt").read_bytes()
     result = invoke(rerank.main, *common, "--index", tmp_path / "bare", "--output", tmp_path / "c.txt")
-    assert result.exit_code == 2 and "holds what tk makes of documents, nothing of" in result.output, result.output
+    assert result.exit_code == 2 and "holds representations of tk, not of" in result.output, result.output
 
 
-def test_the_api_takes_what_an_index_stores_and_cuts_texts_where_asked(tmp_path, tiny_dot, corpus, queries, monkeypatch):
+def test_the_api_uses_stored_representations_or_cuts_texts(tmp_path, tiny_dot, corpus, queries, monkeypatch):
     build_.build(corpus, as_ranker(load_encoder(str(tiny_dot)), tiny_dot, precision="fp32"), tmp_path / "i")
     run = Run.from_scores("bm25", {"q0": {doc.doc_id: 1.0 for doc in corpus}})
     opened = reranking.open_source(str(tiny_dot), [str(tmp_path / "i")], segment="3:2", precision="fp32")
@@ -208,7 +208,7 @@ def test_the_api_takes_what_an_index_stores_and_cuts_texts_where_asked(tmp_path,
     assert kinds == ["query"]
 
 
-def test_what_the_index_was_made_with_is_known_to_the_reranking(tiny_dot, files, corpus, invoke, tmp_path):
+def test_reranking_uses_the_settings_of_the_index(tiny_dot, files, corpus, invoke, tmp_path):
     folder, run_path = tmp_path / "stored", tmp_path / "run.txt"
     Run.from_scores("bm25", {"q0": {doc.doc_id: 1.0 for doc in corpus}}).write(run_path)
     words = ["--collection", files["docs"], "--encoder", tiny_dot, "--for", "colbert", "--max-length", 6, "--l2-norm"]
@@ -228,7 +228,9 @@ def test_what_the_index_was_made_with_is_known_to_the_reranking(tiny_dot, files,
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_search_reranks_from_what_is_stored(saved, name, corpus, files, invoke, dense_index, tiny_dot, tmp_path, monkeypatch):
+def test_search_reranks_from_stored_representations(
+    saved, name, corpus, files, invoke, dense_index, tiny_dot, tmp_path, monkeypatch
+):
     from pyserini_kd import search
 
     model = token_index.load_scorer(str(saved[name]), name, precision="fp32")

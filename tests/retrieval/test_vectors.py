@@ -1,4 +1,4 @@
-"""Vectors made elsewhere: every source gives the same index."""
+"""Existing vectors: every source gives the same index."""
 
 import json
 
@@ -48,9 +48,9 @@ def test_command(made, invoke, tiny_dot):
     assert opened.manifest.index == "SQ8" and opened.manifest.encoder == encoder.record()
     for wrong, message in (
         (["--vectors", folder / "v.npy"], "--ids: "),
-        (["--vectors", folder / "v.npy", "--collection", "pydocs"], "--vectors: goes with"),
-        (["--collection", "pydocs"], "--collection and --encoder are needed"),
-        (["--vectors", folder / "v.npy", "--ids", folder / "ids.txt", "--encoder", "minilm"], "makes vectors of 384"),
+        (["--vectors", folder / "v.npy", "--collection", "pydocs"], "--vectors: goes only with"),
+        (["--collection", "pydocs"], "give --collection and --encoder, or --vectors"),
+        (["--vectors", folder / "v.npy", "--ids", folder / "ids.txt", "--encoder", "minilm"], "the encoder has width 384"),
     ):
         result = invoke(index.main, *wrong, "--index", folder / "y")
         assert result.exit_code == 2 and message in result.output, result.output

@@ -37,7 +37,7 @@ def test_killed_at_any_moment_and_started_again(tmp_path, kind, one_thread):
     cut, seed = tmp_path / "cut", random.randrange(1 << 30)
     rng = random.Random(seed)
     (tmp_path / "encoded.log").touch()
-    for part in (".cut.partial", ".cut.partial/final"):  # while blocks are encoded, while they are put together
+    for part in (".cut.partial", ".cut.partial/final"):  # during encoding, during assembly
         process = start(cut, kind, pause=0.04)  # 23 blocks: .9 s for either part
         assert process.stdout.readline() == "ready\n"
         while not (tmp_path / part).exists():
@@ -57,7 +57,7 @@ def test_killed_at_any_moment_and_started_again(tmp_path, kind, one_thread):
 
 @pytest.mark.parametrize("kind", ["Flat", "SQ8", "IVF8,Flat", "IVF8,PQ4x4", "PQ4x4", "HNSW8", "HNSW8_SQ8", "RR8,HNSW8,RFlat"])
 @pytest.mark.parametrize("after", [0, 3])
-def test_cut_short_while_it_is_put_together(tmp_path, monkeypatch, kind, after, one_thread):
+def test_killed_during_assembly(tmp_path, monkeypatch, kind, after, one_thread):
     build(docs(), tmp_path / "whole", kind)
     loaded, begun = faiss_build._loaded, []
 
@@ -68,7 +68,7 @@ def test_cut_short_while_it_is_put_together(tmp_path, monkeypatch, kind, after, 
                 raise SystemExit
             yield block
 
-    monkeypatch.setattr(faiss_build, "KEEP", -1)  # as soon as it is worth while
+    monkeypatch.setattr(faiss_build, "SAVE_INTERVAL", -1)  # save as often as allowed
     monkeypatch.setattr(faiss_build, "_loaded", dying)
     for _ in range(2):
         with pytest.raises(SystemExit):
@@ -80,24 +80,24 @@ def test_cut_short_while_it_is_put_together(tmp_path, monkeypatch, kind, after, 
     monkeypatch.setattr(faiss_build, "_sample", lambda *args: sampled.append(args[-1]) or sample(*args))
     monkeypatch.setattr(build_, "np", None)  # no block is made again
     assert build(docs(), tmp_path / "cut", kind) == N and same(tmp_path / "cut", tmp_path / "whole")
-    assert sampled == [faiss_build.TRIAL]  # to tell the time; it is not trained again
+    assert sampled == [faiss_build.TRIAL]  # for the time estimate; it is not trained again
     assert begun == sorted(begun) and all(begun[1:]) == in_memory
     assert not list(tmp_path.glob(".*"))
 
 
-def test_no_room_to_keep_a_graph_on_the_way(tmp_path, monkeypatch, caplog, one_thread):
+def test_a_full_disk_does_not_stop_the_build_of_a_graph(tmp_path, monkeypatch, caplog, one_thread):
     def full(*args):
         raise OSError(28, "No space left on device")
 
     build(docs(), tmp_path / "whole", "HNSW8")
-    monkeypatch.setattr(faiss_build, "KEEP", -1)
+    monkeypatch.setattr(faiss_build, "SAVE_INTERVAL", -1)
     monkeypatch.setattr(faiss_build, "_keep", full)
     assert build(docs(), tmp_path / "cut", "HNSW8") == N and same(tmp_path / "cut", tmp_path / "whole")
-    assert "could not be kept, a kill would cost it: [Errno 28] No space left on device" in caplog.text
+    assert "could not be saved; a kill would lose it: [Errno 28] No space left on device" in caplog.text
 
 
 @pytest.mark.parametrize("segment", [None, "4:2"])
-def test_a_late_shard_knows_its_collection_by_more_than_its_name(tmp_path, segment):
+def test_a_late_shard_checks_more_than_the_name_of_the_collection(tmp_path, segment):
     folder = tmp_path / "docs"
     folder.mkdir()
     (folder / "docs.jsonl").write_text("one")
@@ -112,7 +112,7 @@ def test_a_late_shard_knows_its_collection_by_more_than_its_name(tmp_path, segme
         build(docs(7), folder / "index", **given, shard=(0, 3))
 
 
-def test_others_with_other_settings_are_refused_while_one_is_alive(tmp_path):
+def test_processes_with_other_settings_are_refused(tmp_path):
     folder = tmp_path / "x"
     with open_shared(folder, {"precision": "fp32"}, {"faiss": "Flat"}):
         for settings, other, word in (
@@ -122,11 +122,11 @@ def test_others_with_other_settings_are_refused_while_one_is_alive(tmp_path):
             with pytest.raises(InputError, match=f"another process is writing .* with another {word}"):
                 with open_shared(folder, settings, {"faiss": other}):
                     pass
-    with open_shared(folder, {"precision": "bf16"}, {"faiss": "Flat"}) as work:  # nobody there any more
+    with open_shared(folder, {"precision": "bf16"}, {"faiss": "Flat"}) as work:  # no other process is left
         assert work.job.parts() == []
 
 
-def test_blocks_of_other_settings_are_kept_until_the_user_says_otherwise(tmp_path):
+def test_blocks_of_other_settings_are_refused_and_kept(tmp_path):
     folder, settings = tmp_path / "x", {"block": 10, "store_docs": True, "encoder": {"name": "a", "sha256": "1"}}
     with pytest.raises(KeyboardInterrupt), open_shared(folder, settings, {}) as work:
         (work.job.folder / "000000.done").write_text("0")
@@ -183,7 +183,7 @@ def test_a_full_disk_is_noticed_at_the_end_of_a_file(tmp_path):
             out.close()
 
 
-def test_what_a_kill_left_in_its_last_moment_goes_when_the_command_runs_again(tmp_path, invoke, tiny_dot, files):
+def test_leftovers_of_a_late_kill_are_removed_by_the_next_run(tmp_path, invoke, tiny_dot, files):
     words = ["--collection", files["docs"], "--encoder", tiny_dot, "--index", tmp_path / "x"]
     assert invoke(index.main, *words).exit_code == 0
     gone = tmp_path / ".x.partial.gone"
@@ -215,17 +215,17 @@ def test_kinds_that_change_inner_products_are_refused(kind):
 
 
 @pytest.mark.parametrize("kind", ["OPQ4,IVF4,PQ4x4", "OPQ4,IVF4,PQ4,RFlat", "IVF8,Flat"])
-def test_few_vectors_to_train_on_are_said_once(tmp_path, capfd, caplog, kind):
-    """FAISS would say it for each part in each round, thousands of times for OPQ."""
+def test_few_training_vectors_give_one_warning(tmp_path, capfd, caplog, kind):
+    """FAISS would warn for each part in each round, thousands of times for OPQ."""
     np.save(tmp_path / "0.npy", clustered(300))
     faiss_build.write([tmp_path / "0.npy"], 16, kind, tmp_path)
     assert "clustering" not in "".join(capfd.readouterr())
-    few = [record.getMessage() for record in caplog.records if "advised" in record.getMessage()]
-    what = "8 inverted lists): 312" if kind.startswith("IVF") else "256 centroids): 9984"
-    assert len(few) == 1 and few[0].startswith(f"300 documents are few to train {kind} on") and f"{what} or more" in few[0]
+    few = [record.getMessage() for record in caplog.records if "are few for" in record.getMessage()]
+    what = "8 inverted lists); use 312" if kind.startswith("IVF") else "256 centroids); use 9984"
+    assert len(few) == 1 and few[0].startswith(f"300 documents are few for training {kind} (") and f"{what} or more" in few[0]
 
 
-def test_a_kill_in_the_last_moment_is_mended_by_the_next_start(tmp_path, monkeypatch):
+def test_a_late_kill_is_repaired_by_the_next_run(tmp_path, monkeypatch):
     build(docs(), tmp_path / "whole")
     with monkeypatch.context() as patch, pytest.raises(SystemExit):
         patch.setattr(job, "replace_folder", lambda *_: (_ for _ in ()).throw(SystemExit))
@@ -233,7 +233,7 @@ def test_a_kill_in_the_last_moment_is_mended_by_the_next_start(tmp_path, monkeyp
     assert sorted(p.name for p in tmp_path.glob(".*")) == [".x.partial.gone"]
     assert build(docs(), tmp_path / "x") == N and same(tmp_path / "x", tmp_path / "whole") and not list(tmp_path.glob(".*"))
     with monkeypatch.context() as patch:
-        patch.setattr(shutil, "rmtree", lambda *_, **__: None)  # killed before the blocks had gone
+        patch.setattr(shutil, "rmtree", lambda *_, **__: None)  # killed before the blocks were removed
         build(docs(), tmp_path / "y")
     (tmp_path / ".y.partial.gone" / "users").unlink()
     with pytest.raises(InputError, match="exists; give --overwrite"):
@@ -241,7 +241,7 @@ def test_a_kill_in_the_last_moment_is_mended_by_the_next_start(tmp_path, monkeyp
     assert same(tmp_path / "y", tmp_path / "whole") and not list(tmp_path.glob(".*"))
 
 
-def test_who_waits_for_a_process_that_is_killed_in_its_last_moment_does_not_report_success(tmp_path, monkeypatch):
+def test_waiting_for_a_process_that_is_killed_late_is_no_success(tmp_path, monkeypatch):
     waiting, gone = threading.Event(), threading.Event()
     lock = SharedJob.lock
 
@@ -270,11 +270,11 @@ def test_who_waits_for_a_process_that_is_killed_in_its_last_moment_does_not_repo
         build(docs(), tmp_path / "x")
     gone.set()
     thread.join()
-    assert said == [f"the process that was putting {tmp_path / 'x'} together was killed; start again"]
+    assert said == [f"the process that assembled {tmp_path / 'x'} was killed; start again"]
     assert build(docs(), tmp_path / "x") == N and not list(tmp_path.glob(".*"))
 
 
-def test_a_kill_while_old_blocks_are_cleared_away_leaves_nothing_that_seems_whole(tmp_path, monkeypatch):
+def test_a_kill_during_removal_of_old_blocks_leaves_no_seemingly_complete_work(tmp_path, monkeypatch):
     folder = tmp_path / "x"
     build(docs(), tmp_path / "whole")
     with pytest.raises(KeyboardInterrupt):
@@ -307,7 +307,7 @@ def test_too_few_documents_for_a_kind(tmp_path, kind, message):
         docs(), calls.append, WIDTH, tmp_path / "x", {}, block=10,
         kind="Flat", overwrite=False, shard=(0, 1), collection="",
     )  # fmt: skip
-    assert calls == []  # the vectors were there
+    assert calls == []  # the vectors existed
 
 
 @pytest.mark.parametrize(
@@ -316,14 +316,14 @@ def test_too_few_documents_for_a_kind(tmp_path, kind, message):
         ("HNSW32,PQ4", "no such index for inner products"),
         ("HNSW1", "2 links"),
         ("IVF0,Flat", "one inverted list"),
-        ("NSG16", "at once or not at all"),
+        ("NSG16", "cannot fill an NSG in blocks"),
         ("IDMap,Flat", "leave IDMap out"),
         ("IVF4,SQ8_direct", "whole numbers from 0 to 255"),
         ("RQ2x8", "cannot be trained on 50 documents: .*"),
         ("Flt", "not a FAISS factory string"),
     ],
 )
-def test_a_kind_that_cannot_be_loses_no_vectors(tmp_path, kind, message):
+def test_an_impossible_kind_loses_no_vectors(tmp_path, kind, message):
     with pytest.raises(InputError, match=message):
         build(list(docs())[:50], tmp_path / "x", kind)
     assert not (tmp_path / "x").exists()
@@ -331,7 +331,7 @@ def test_a_kind_that_cannot_be_loses_no_vectors(tmp_path, kind, message):
         assert len(list((tmp_path / ".x.partial").glob("*.npy"))) == 5
 
 
-def test_what_is_written_there_meanwhile_stays(tmp_path):
+def test_a_folder_written_meanwhile_is_kept(tmp_path):
     def slowly():
         yield from docs()
         (tmp_path / "x").mkdir()
@@ -341,7 +341,7 @@ def test_what_is_written_there_meanwhile_stays(tmp_path):
         build(slowly(), tmp_path / "x")
     assert (tmp_path / "x" / "precious").read_text() == "mine"
     (tmp_path / "x").rename(tmp_path / "y")
-    build(docs(), tmp_path / "x")  # from the vectors made before
+    build(docs(), tmp_path / "x")  # from existing vectors
     assert DenseIndex.open(tmp_path / "x").store.count == N
 
 

@@ -6,7 +6,7 @@ from pyserini_kd.retrieval.diagnosis import Finding
 from tests.retrieval.test_doctor import only
 
 
-def test_a_check_that_breaks_does_not_end_the_report(only):
+def test_a_broken_check_does_not_end_the_report(only):
     def _broken():
         yield Finding("first", "OK", "seen")
         raise ZeroDivisionError("oops")
@@ -29,7 +29,7 @@ def test_altered_and_missing_checkpoint(tmp_path, monkeypatch):
     assert altered.mark == "FAULT" and "expected 53aa5117" in altered.found
 
 
-def test_java_that_was_passed_over_and_java_that_is_missing(tmp_path, monkeypatch):
+def test_skipped_and_missing_java(tmp_path, monkeypatch):
     (tmp_path / "release").write_text('JAVA_VERSION="17.0.1"\n')
     monkeypatch.setenv("JAVA_HOME", str(tmp_path))
     java.find_java.cache_clear()
@@ -45,7 +45,7 @@ def test_java_that_was_passed_over_and_java_that_is_missing(tmp_path, monkeypatc
 
 
 def test_a_java_that_cannot_start_is_a_fault_not_the_end(tmp_path, monkeypatch):
-    """JAVA_HOME with the right version and a broken library: the process that loads it dies, the report goes on."""
+    """JAVA_HOME with the right version and a broken library: the subprocess dies, the report continues."""
     (tmp_path / "lib" / "server").mkdir(parents=True)
     (tmp_path / "lib" / "server" / "libjvm.so").write_bytes(b"no library")
     (tmp_path / "release").write_text('JAVA_VERSION="21.0.1"\n')

@@ -1,4 +1,4 @@
-"""Snippets of odd texts, and text that would give orders to the terminal."""
+"""Snippets of unusual texts, and terminal control characters in texts."""
 
 import click
 import pytest
@@ -13,7 +13,7 @@ def test_snippets_at_the_edges():
     assert show.snippet("short  text\nof two lines", {"x"}, 30) == "short text of two lines"
     assert show.snippet("a " * 50, {"nothing"}, 30) == "a " * 10 + "a ..."
     assert show.snippet("a " * 50, {"nothing"}, 31) == "a " * 11 + "a ..."
-    first = show.snippet("goose x " + "a " * 50 + "goose y", {"goos"}, 30)  # of equals, the first
+    first = show.snippet("goose x " + "a " * 50 + "goose y", {"goos"}, 30)  # of equal windows, the first
     assert first.startswith("goose x a")
     assert show.snippet("goose " + "a " * 50, {"goos"}, 30).startswith("goose a a")
     assert show.snippet("a " * 50 + "goose", {"goos"}, 30).endswith(" a a goose")
@@ -22,7 +22,7 @@ def test_snippets_at_the_edges():
 
 
 @pytest.mark.parametrize(("columns", "width"), [(80, 80), (20, 60), (500, 160)])
-def test_snippets_fit_the_terminal_and_are_no_orders_to_it(columns, width, monkeypatch, capsys):
+def test_snippets_fit_the_terminal_and_hold_no_control_characters(columns, width, monkeypatch, capsys):
     monkeypatch.setenv("COLUMNS", str(columns))
     evil = Doc("a", "goose\x1b]0;title\x07", "\x1b[2Jhay " + "goose eats hay " * 40)
     run = Run.from_scores("t", {"1": {"a": 1.0}})

@@ -1,4 +1,4 @@
-"""Fusion of empty runs, equal scores and faulty files; wrong arguments; outputs that are already there."""
+"""Fusion of empty runs, equal scores and faulty files; wrong arguments; existing outputs."""
 
 import numpy as np
 import pytest
@@ -50,7 +50,7 @@ def test_wrong_arguments(call, message):
         (["--runs", "a.txt", "none.txt"], "run file not found: none.txt"),
         (["--runs", "a.txt", "b.txt", "far.txt"], "runs a.txt and far.txt have no topic in common"),
         (["--runs", "a.txt", "empty.txt"], "run file is empty: empty.txt"),
-        (["--runs", "a.txt", "b.txt", "--method", "wsum", "--weights", "1"], "one finite weight a run: 2 runs, weights 1.0"),
+        (["--runs", "a.txt", "b.txt", "--method", "wsum", "--weights", "1"], "one finite weight per run: 2 runs, weights 1.0"),
         (["--runs", "a.txt", "faulty.txt"], "faulty.txt:2: score nan is not finite"),
         (["--runs", "a.txt", "b.txt", "--method", "interpolation", "--alpha", "2"], "--alpha: must lie between 0 and 1"),
         (["--runs", "a.txt", "b.txt", "faulty.txt", "--method", "interpolation"], "exactly two runs, found 3"),
@@ -91,7 +91,7 @@ def test_an_input_is_not_overwritten(files):
 def test_an_existing_output_is_kept_unless_told(files):
     (files / "c.txt").write_text("mine")
     result = run_command("--runs", "a.txt", "none.txt", "--output", "c.txt")
-    assert result.exit_code == 2 and "c.txt exists" in result.stderr  # said before any run is read
+    assert result.exit_code == 2 and "c.txt exists" in result.stderr  # checked before any run is read
     assert (files / "c.txt").read_text() == "mine"
     assert run_command("--runs", "a.txt", "b.txt", "--output", "c.txt", "--overwrite").exit_code == 0
     assert (files / "c.txt").read_text().startswith("q1 Q0 y 1 ")
@@ -100,7 +100,7 @@ def test_an_existing_output_is_kept_unless_told(files):
 # ------------------------------------------------------------------------------------------------- other methods
 
 
-def test_equal_numbers_whose_deviation_is_rounding_have_no_z_score():
+def test_equal_scores_with_rounded_deviation_have_z_score_zero():
     same = np.full(3, 0.1)
     assert same.std() > 0 and fusion_methods.z_score(same).tolist() == [0, 0, 0]
 
@@ -112,8 +112,8 @@ def test_equal_numbers_whose_deviation_is_rounding_have_no_z_score():
         ({"method": "combsum", "norm": "max"}, "norm must be one of none, minmax"),
         ({"method": "borda", "norm": "minmax"}, "uses ranks only"),
         ({"method": "combsum", "weights": [1, 2]}, "weights are for wsum"),
-        ({"method": "wsum", "weights": [1, 2, 3]}, "one finite weight a run: 2 runs, weights 1 2 3"),
-        ({"method": "wsum", "weights": [1, float("nan")]}, "one finite weight a run"),
+        ({"method": "wsum", "weights": [1, 2, 3]}, "one finite weight per run: 2 runs, weights 1 2 3"),
+        ({"method": "wsum", "weights": [1, float("nan")]}, "one finite weight per run"),
         ({"method": "rbp", "rbp_p": 1.0}, "rbp_p: must lie between 0 and 1"),
     ],
 )

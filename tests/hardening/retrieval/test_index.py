@@ -1,4 +1,4 @@
-"""Dense indexes against kills, changed collections, folders that do not fit and a replacement while they are open."""
+"""Dense indexes against kills, changed collections, inconsistent folders, and replacement of open folders."""
 
 import json
 import shutil
@@ -18,7 +18,7 @@ from tests.conftest import as_ranker
 from tests.retrieval.test_index import encoder, halves, vectors
 
 
-def test_an_unfinished_build_goes_on(tmp_path, encoder, tiny_dot, corpus, monkeypatch, interrupted):
+def test_an_unfinished_build_resumes(tmp_path, encoder, tiny_dot, corpus, monkeypatch, interrupted):
     monkeypatch.setattr(build, "BLOCK", 6)
     build.build(corpus, as_ranker(encoder, tiny_dot, precision="fp32"), tmp_path / "whole")
     from pyserini_kd.models import rankers
@@ -27,7 +27,7 @@ def test_an_unfinished_build_goes_on(tmp_path, encoder, tiny_dot, corpus, monkey
     with pytest.raises(KeyboardInterrupt):
         build.build(corpus, as_ranker(encoder, tiny_dot, precision="fp32"), tmp_path / "cut")
     assert not (tmp_path / "cut").exists()
-    renamed = shutil.copytree(tiny_dot, tmp_path / "renamed")  # the same weights by another name
+    renamed = shutil.copytree(tiny_dot, tmp_path / "renamed")  # the same weights under another name
     build.build(corpus, as_ranker(encoder, renamed, precision="fp32"), tmp_path / "cut")
     assert calls == [6, 6, 6, 6, 2]  # the two finished blocks are not encoded again
     for name in ("index", "docid", "docs.jsonl", "docs.offsets"):
@@ -49,13 +49,13 @@ def test_a_changed_collection_is_encoded_again(tmp_path, encoder, tiny_dot, corp
     assert np.allclose(opened.store.reconstruct(np.arange(8)), vectors(encoder, changed), atol=1e-5)
 
 
-def test_folders_that_do_not_fit(tmp_path, dense_index, caplog):
+def test_inconsistent_folders(tmp_path, dense_index, caplog):
     with pytest.raises(InputError, match="not found"):
         DenseIndex.open(tmp_path / "nothing")
     broken = tmp_path / "broken"
     shutil.copytree(dense_index, broken)
     (broken / "docid").unlink()
-    with pytest.raises(InputError, match="incomplete: no file `docid`"):
+    with pytest.raises(InputError, match="incomplete: no file docid"):
         DenseIndex.open(broken)
     (broken / "docid").write_text("a\nb\n")
     with pytest.raises(InputError, match="20 vectors but 2 document ids"):
@@ -89,7 +89,7 @@ def test_folders_that_do_not_fit(tmp_path, dense_index, caplog):
     for wrong in (named, lists):
         faiss.write_index(wrong, str(foreign / "index"))
         for mmap in (False, True):
-            with pytest.raises(InputError, match="has ids of its own"):
+            with pytest.raises(InputError, match="has its own ids"):
                 DenseIndex.open(foreign, mmap=mmap)
     faiss.write_index(other, str(foreign / "index"))
     assert DenseIndex.open(foreign).search(np.ones((1, 4), np.float32), 1)[1].tolist() == [[1]]  # b before a
@@ -103,7 +103,7 @@ def test_a_file_is_never_replaced_by_a_folder(tmp_path, encoder, tiny_dot, corpu
 
 
 def test_an_index_replaced_while_it_is_opened_is_noticed(halves, tmp_path, monkeypatch, encoder, tiny_dot):
-    """Another folder has come to its name, of as many documents, but not the same."""
+    """Another folder with as many, but different, documents takes its name."""
     many, _, (a, *_) = halves
     build.build(many[1:31], as_ranker(encoder, tiny_dot, precision="fp32"), tmp_path / "new")
     read = DocIds.read
@@ -121,7 +121,7 @@ def test_an_index_replaced_while_it_is_opened_is_noticed(halves, tmp_path, monke
         DenseIndex.open(a)
 
 
-def test_folders_that_do_not_go_together(halves, tmp_path, tiny_dot, corpus):
+def test_incompatible_folders(halves, tmp_path, tiny_dot, corpus):
     _, whole, (a, b, _) = halves
     with pytest.raises(InputError, match="document 'eat-cat-0' is in more than one index: .*a and .*whole"):
         DenseIndex.open(a, whole)
@@ -130,11 +130,11 @@ def test_folders_that_do_not_go_together(halves, tmp_path, tiny_dot, corpus):
         InputError, match=r"a holds whole documents, .*cut holds passages \(5:5\): what they find cannot be joined"
     ):
         DenseIndex.open(a, tmp_path / "cut")
-    renamed = shutil.copytree(tiny_dot, tmp_path / "renamed")  # the same weights by another name: these do go together
+    renamed = shutil.copytree(tiny_dot, tmp_path / "renamed")  # the same weights under another name are compatible
     build.build([Doc("y", "", "the hen")], as_ranker(load_encoder(str(renamed)), renamed), tmp_path / "y")
     assert "y" in DenseIndex.open(a, tmp_path / "y").doc_ids
     build.build([Doc("x", "", "the hen")], as_ranker(load_encoder(str(tiny_dot), pooling="cls"), tiny_dot), tmp_path / "cls")
-    foreign = shutil.copytree(whole, tmp_path / "foreign")  # by nobody knows whom
+    foreign = shutil.copytree(whole, tmp_path / "foreign")  # without a manifest
     (foreign / "docid").write_text("".join(f"f{n}\n" for n in range(80)))
     (foreign / "manifest.json").write_text(json.dumps({"encoder": {"name": "unknown"}}))
     for folders in ((a, tmp_path / "cls"), (foreign, a, tmp_path / "cls"), (a, foreign, tmp_path / "cls")):
@@ -145,7 +145,7 @@ def test_folders_that_do_not_go_together(halves, tmp_path, tiny_dot, corpus):
         check_encoder(joined, as_ranker(load_encoder(str(tiny_dot)), tiny_dot))
 
 
-def test_an_open_index_keeps_its_documents_when_another_takes_its_place(tmp_path, encoder, tiny_dot, corpus):
+def test_an_open_index_keeps_its_documents_after_a_replacement(tmp_path, encoder, tiny_dot, corpus):
     build.build(corpus, as_ranker(encoder, tiny_dot), tmp_path / "x")
     fetch = stored_docs(tmp_path / "x")
     build.build(
@@ -157,7 +157,7 @@ def test_an_open_index_keeps_its_documents_when_another_takes_its_place(tmp_path
     assert list(fetch([corpus[3].doc_id, corpus[0].doc_id])) == [corpus[3], corpus[0]]
     for name, data, message in (
         ("docs.offsets", b"", "offsets is empty"),
-        ("docs.offsets", bytes(16), "`docid` and `docs.offsets` are not of one collection"),
+        ("docs.offsets", bytes(16), "docid and docs.offsets do not belong to one collection"),
     ):
         (tmp_path / "x" / name).write_bytes(data)
         with pytest.raises(InputError, match=message):

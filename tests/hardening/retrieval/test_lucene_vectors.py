@@ -1,4 +1,4 @@
-"""Vectors in Lucene against kills at each stage and input that does not fit."""
+"""Vectors in Lucene against kills at each stage and wrong input."""
 
 import shutil
 
@@ -37,14 +37,14 @@ def test_an_interrupted_assembly_encodes_nothing_again(tmp_path, corpus, tiny_do
 
 
 class Cut(Exception):
-    """What happens to a process, in its middle."""
+    """Stands for a kill."""
 
 
 @pytest.mark.parametrize("row", [0, 204, 205, 500, 799, "merging", "moving"])
-def test_cut_short_and_gone_on_with_to_the_same_graph(tmp_path, monkeypatch, caplog, lengths, row):
+def test_a_killed_build_resumes_to_the_same_graph(tmp_path, monkeypatch, caplog, lengths, row):
     caplog.set_level("INFO")
     monkeypatch.setattr(lucene_vectors, "BUFFER", 1)
-    monkeypatch.setattr(lucene_vectors, "BESIDE", 5000)  # 205 documents a segment: 1 MiB / (16 * 4 + 16 * 4 + 5000) + 1
+    monkeypatch.setattr(lucene_vectors, "OVERHEAD", 5000)  # 205 documents per segment: 1 MiB / (16 * 4 + 16 * 4 + 5000) + 1
     vectors, queries = lengths
     ids, whole, cut, kept = [f"d{n}" for n in range(800)], tmp_path / "whole", tmp_path / "cut", tmp_path / "kept"
 
@@ -68,10 +68,10 @@ def test_cut_short_and_gone_on_with_to_the_same_graph(tmp_path, monkeypatch, cap
     assert not list(cut.iterdir())
     whole.mkdir()
     lucene_vectors.write(blocks(), "lucene-hnsw", whole)
-    assert "going on" not in caplog.text
+    assert "resuming" not in caplog.text
     lucene_vectors.write(blocks(), "lucene-hnsw", cut, kept)
     there = {"merging": 615, "moving": 800}[row] if isinstance(row, str) else row // 205 * 205
-    assert (f"going on from an index of {there} vectors" in caplog.text) == (there > 0)
+    assert (f"resuming from an index of {there} vectors" in caplog.text) == (there > 0)
     one, other = lucene_vectors.LuceneStore(whole), lucene_vectors.LuceneStore(cut)
     assert other.count == 800 and np.array_equal(other.reconstruct(np.arange(800)), vectors)
     for mine, theirs in zip(one.search(queries, 10, ef_search=12), other.search(queries, 10, ef_search=12), strict=True):
@@ -79,7 +79,7 @@ def test_cut_short_and_gone_on_with_to_the_same_graph(tmp_path, monkeypatch, cap
     assert not kept.exists() and not (cut / "write.lock").exists()
 
 
-def test_segments_half_moved_away_are_made_anew(tmp_path, lengths):
+def test_partly_moved_segments_are_made_again(tmp_path, lengths):
     folder, kept = tmp_path / "x", tmp_path / "kept"
     folder.mkdir()
     kept.mkdir()
@@ -92,23 +92,23 @@ def test_segments_half_moved_away_are_made_anew(tmp_path, lengths):
     )
 
 
-def test_what_does_not_fit_is_refused(tmp_path, by_command, opened, bm25_index, tiny_dot, files, invoke, corpus):
+def test_wrong_input_is_refused(tmp_path, by_command, opened, bm25_index, tiny_dot, files, invoke, corpus):
     dense = ["--encoder", tiny_dot, "--topics", files["topics"], "--output", tmp_path / "no"]
     for words, message in (
         ([*dense, "--index", by_command, "--ef-search", 5], "--ef-search: is for HNSW"),
         ([*dense, "--index", by_command, "--nprobe", 5], "--nprobe: is for IVF"),
         ([*dense, "--index", by_command, "--pooling", "cls"], "pooling is cls, the index was made with mean"),
         ([*dense, "--index", by_command, "--encoder", "minilm"], "does not match index"),
-        ([*dense, "--index", bm25_index], "is an index of words: search it with the encoder bm25"),
-        ([*dense, "--index", by_command, "--encoder", "bm25"], "holds vectors, no words"),
-        ([*dense, "--index", by_command, "--sparse-index", by_command], "holds vectors, no words"),
+        ([*dense, "--index", bm25_index], "is a text index; search it with the encoder bm25"),
+        ([*dense, "--index", by_command, "--encoder", "bm25"], "holds vectors, not text"),
+        ([*dense, "--index", by_command, "--sparse-index", by_command], "holds vectors, not text"),
     ):
         result = invoke(search.main, *words)
         assert result.exit_code == 2 and message in result.output, result.output
     good = ["--collection", files["docs"], "--encoder", tiny_dot, "--index", tmp_path / "no"]
     for words, message in (
-        ([*good, "--lucene-hnsw", "--faiss", "SQ8"], "--lucene-hnsw: does not go with --faiss"),
-        ([*good, "--lucene-hnsw", "--encoder", "bm25"], "vectors of a dense index live"),
+        ([*good, "--lucene-hnsw", "--faiss", "SQ8"], "--lucene-hnsw: conflicts with --faiss"),
+        ([*good, "--lucene-hnsw", "--encoder", "bm25"], "--lucene-hnsw: is for dense indexes only"),
     ):
         result = invoke(index.main, *words)
         assert result.exit_code == 2 and message in result.output, result.output
@@ -119,7 +119,7 @@ def test_what_does_not_fit_is_refused(tmp_path, by_command, opened, bm25_index, 
     encoder = load_encoder(str(tiny_dot))
     with pytest.raises(InputError, match="could not write .* term"):
         build.build([Doc("x" * 40_000, "", "the hen")], as_ranker(encoder, tiny_dot), tmp_path / "no", kind="lucene-flat")
-    with pytest.raises(InputError, match="no Lucene index of vectors .* it compares nothing"):
+    with pytest.raises(InputError, match="not a Lucene vector index .* its similarity is missing"):
         lucene_vectors.LuceneStore(bm25_index)
     assert not (tmp_path / "no").exists()
     broken = shutil.copytree(by_command, tmp_path / "broken")

@@ -1,4 +1,4 @@
-"""Reranking against missing texts and against a cut in the middle."""
+"""Reranking against missing texts and interruptions."""
 
 import json
 
@@ -25,8 +25,8 @@ def test_missing_documents_and_queries(first, queries, corpus, tiny_dot):
         reranking.rerank(first, as_ranker(model), queries, text_sources.fetch_from("no-such-index"))
 
 
-def test_a_broken_off_reranking_goes_on(tmp_path, invoke, first, files, tiny_cross, monkeypatch, caplog):
-    """Chunks of 7 of the 100 pairs; the sixth batch breaks off, other settings or pairs begin anew."""
+def test_a_killed_reranking_resumes(tmp_path, invoke, first, files, tiny_cross, monkeypatch, caplog):
+    """Chunks of 7 of the 100 pairs; the sixth batch fails; other settings or pairs start from the beginning."""
     first.write(tmp_path / "first.txt")
     base = [
         "--run",
@@ -69,19 +69,19 @@ def test_a_broken_off_reranking_goes_on(tmp_path, invoke, first, files, tiny_cro
     assert (tmp_path / "out.txt").read_bytes() == (tmp_path / "whole.txt").read_bytes()
     assert not list(tmp_path.glob("*.partial"))
     first.write(tmp_path / "first.txt", overwrite=True)
-    for name in ("whole", "out"):  # what the process that broke off took is not known
+    for name in ("whole", "out"):  # the time of the killed process is unknown
         assert json.loads((tmp_path / f"{name}.json").read_text()).get("resumed", False) == (name == "out")
     (tmp_path / "first.json").write_text('{"seconds": 1}')
     assert run_records.seconds_of(tmp_path / "whole.txt")[0] > 1
     assert run_records.seconds_of(tmp_path / "out.txt")[1].endswith("since its reranking was resumed")
 
 
-def test_a_search_that_broke_off_while_reranking_goes_on(tmp_path, invoke, files, bm25_index, tiny_cross, monkeypatch, caplog):
+def test_a_search_killed_during_reranking_resumes(tmp_path, invoke, files, bm25_index, tiny_cross, monkeypatch, caplog):
     words = ["--encoder", "bm25", "--index", bm25_index, "--topics", files["topics"], "--rerank", tiny_cross, "--output"]
     monkeypatch.setattr(engine, "CHUNK", 7)
     assert invoke(search.main, *words, tmp_path / "whole.txt").exit_code == 0
     with monkeypatch.context() as patch:
-        patch.setattr(Run, "write", lambda *_, **__: 1 / 0)  # the last moment: everything is scored
+        patch.setattr(Run, "write", lambda *_, **__: 1 / 0)  # fails last: everything is scored
         assert isinstance(invoke(search.main, *words, tmp_path / "out.txt").exception, ZeroDivisionError)
     assert list(tmp_path.glob("out.txt.partial/*/*/*.npy"))
     monkeypatch.setattr(engine, "pad", lambda *_: 1 / 0)  # nothing is left to compute

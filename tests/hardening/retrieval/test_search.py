@@ -75,7 +75,7 @@ def test_a_file_whose_name_begins_with_pydocs_is_a_file(invoke, tmp_path, monkey
     assert result.exit_code == 2 and "--index is needed with --topics" in result.output
 
 
-def test_topics_of_other_encoders_are_not_prepared_in_silence(invoke, tmp_path, monkeypatch):
+def test_other_encoders_are_not_prepared_silently(invoke, tmp_path, monkeypatch):
     monkeypatch.setenv("PYSERINI_KD_HOME", str(tmp_path))
     result = invoke(search.main, "--encoder", "minilm")
     assert result.exit_code == 2 and "pyserini-kd index --collection pydocs --encoder minilm" in result.output

@@ -63,7 +63,7 @@ def test_wrong_requests_get_a_clear_4xx(port, path, body, status, word):
     assert ask(port, "/search?query=goose")[0] == 200
 
 
-def test_other_methods_and_what_is_no_http(port):
+def test_other_methods_and_invalid_http(port):
     assert ask(port, "/search", method="DELETE")[0] == 405
     with socket.create_connection(("127.0.0.1", port)) as odd:
         odd.sendall(b"hello\r\n\r\n")
@@ -84,7 +84,7 @@ def test_an_index_without_texts_says_so(tmp_path, corpus, tiny_dot):
         assert ask(port, "/search?query=goose&docs=1") == (422, {"detail": "docs: this index stores no texts"})
 
 
-def test_a_full_queue_is_429_and_clients_that_leave_are_passed_over(dense_index, tiny_dot, monkeypatch):
+def test_a_full_queue_is_429_and_disconnected_clients_are_skipped(dense_index, tiny_dot, monkeypatch):
     system = opened("--index", dense_index, "--encoder", tiny_dot)
     go, original, answered = threading.Event(), service.answer, []
 
@@ -109,7 +109,7 @@ def test_a_full_queue_is_429_and_clients_that_leave_are_passed_over(dense_index,
             go.set()
             said = sorted(answer.result() for answer in answers)
         assert [status for status, _ in said] == [200] * 3 + [429] * 5
-        assert said[-1][1] == {"detail": "4 requests are waiting; come again"}
+        assert said[-1][1] == {"detail": "4 requests are waiting; try again later"}
         assert ask(port, "/health")[1]["waiting"] == 0 and ask(port, "/search?query=goose")[0] == 200
         go.clear()
         monkeypatch.setattr(service, "MAX_WAITING", 64)
@@ -122,17 +122,17 @@ def test_a_full_queue_is_429_and_clients_that_leave_are_passed_over(dense_index,
             client.close()
         go.set()
         assert ask(port, "/search?query=horse")[0] == 200
-        assert "horse" in answered and len(answered) <= 3  # of the others only who had his turn before he left
+        assert "horse" in answered and len(answered) <= 3  # of the others, only those answered before they left
 
 
-def test_many_queries_at_once_are_answered_or_told_to_come_again(port):
+def test_many_queries_at_once_are_answered_or_refused(port):
     most = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
-    count = 1000 if most == resource.RLIM_INFINITY else min(1000, most // 2 - 300)  # both ends may be of this process
+    count = 1000 if most == resource.RLIM_INFINITY else min(1000, most // 2 - 300)  # this process may hold both ends
     if count < 100:
         pytest.skip(f"a process may open {most} files only")
     connections = [http.client.HTTPConnection("127.0.0.1", port, timeout=60) for _ in range(count)]
     for connection in connections:
-        connection.connect()  # all open before one asks
+        connection.connect()  # open all before the first request
     statuses = []
 
     def client(some):
@@ -141,7 +141,9 @@ def test_many_queries_at_once_are_answered_or_told_to_come_again(port):
         for connection in some:
             response = connection.getresponse()
             said = json.loads(response.read())
-            assert (response.status == 200 and said["results"]) or (response.status == 429 and "come again" in said["detail"])
+            assert (response.status == 200 and said["results"]) or (
+                response.status == 429 and "try again later" in said["detail"]
+            )
             statuses.append(response.status)
 
     with concurrent.futures.ThreadPoolExecutor(4) as pool:
@@ -151,7 +153,7 @@ def test_many_queries_at_once_are_answered_or_told_to_come_again(port):
     assert len(statuses) == count and statuses.count(200) >= 1 and ask(port, "/search?query=goose")[0] == 200
 
 
-def test_what_a_request_may_have_reranked_is_bounded(dense_index, tiny_dot, tiny_cross, invoke):
+def test_reranking_per_request_is_bounded(dense_index, tiny_dot, tiny_cross, invoke):
     too_deep = ["--index", dense_index, "--encoder", tiny_dot, "--rerank", tiny_cross, "--depth", 10_001, "--port", 0]
     result = invoke(serve.main, *too_deep)
     assert result.exit_code == 2 and "at most 10000 documents are reranked for a request" in result.output
@@ -160,10 +162,10 @@ def test_what_a_request_may_have_reranked_is_bounded(dense_index, tiny_dot, tiny
     ) as port:
         assert ask(port, "/search", {"query": ["goose"] * 10})[0] == 200
         status, said = ask(port, "/search", {"query": ["goose"] * 11})
-        assert (status, said["detail"]) == (422, "11 queries; 1000 documents are reranked for each: ask for 10")
+        assert (status, said["detail"]) == (422, "11 queries with 1000 reranked documents each; send at most 10 queries")
 
 
-def test_bodies_are_bounded_all_together(port, monkeypatch):
+def test_the_total_size_of_bodies_is_bounded(port, monkeypatch):
     monkeypatch.setattr(service, "MAX_BODIES", 50_000)
     waiting = [socket.create_connection(("127.0.0.1", port)) for _ in range(2)]
     for client in waiting:

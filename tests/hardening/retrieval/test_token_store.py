@@ -1,4 +1,4 @@
-"""Stored representations against kills at each stage and against options and checkpoints that do not fit."""
+"""Stored representations against kills at each stage and against wrong options and checkpoints."""
 
 import signal
 import subprocess
@@ -24,7 +24,7 @@ def same(a, b):
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_cut_short_or_shared_the_bytes_are_those_of_one_run(saved, name, corpus, tmp_path, interrupted):
+def test_interrupted_and_shared_builds_write_the_same_bytes(saved, name, corpus, tmp_path, interrupted):
     model = token_index.load_scorer(str(saved[name]), name, precision="fp32")
 
     def build(folder, **settings):
@@ -45,13 +45,13 @@ def test_cut_short_or_shared_the_bytes_are_those_of_one_run(saved, name, corpus,
     assert calls == [6, 6, 6, 6, 2]  # the two finished blocks are not run again
     assert build("shared", shard=(1, 2)) is None
     assert build("shared", shard=(0, 2)) == len(corpus)
-    assert build("shared", shard=(1, 2)) is None  # late, and nothing to do
+    assert build("shared", shard=(1, 2)) is None  # late: nothing to do
     assert same(tmp_path / "cut", tmp_path / "whole") and same(tmp_path / "shared", tmp_path / "whole")
     assert not list(tmp_path.glob(".*"))
 
 
-# A process that builds an index of 60 documents in 6 blocks, with a model that is but a generator, and that kills itself before
-# its nth `os.replace`: every file, block and folder becomes visible by one.
+# A process that builds an index of 60 documents in 6 blocks with a random model, and kills itself before
+# its nth `os.replace`; each file, block and folder appears by one.
 SCRIPT = r"""
 import dataclasses, os, sys, types
 from pathlib import Path
@@ -112,7 +112,7 @@ def test_killed_at_every_stage_and_started_again(tmp_path):
     whole = start(tmp_path / "whole")
     assert whole.communicate(timeout=60)[0] == "60\n"
     (tmp_path / "run.log").unlink()
-    # made_from.json comes first, result.json is the first file of each process, then five a block: ids, docs, tokens, lengths, done
+    # made_from.json comes first, result.json is the first file of each process, then five per block: ids, docs, tokens, lengths, done
     # then manifest.json, `.cut.partial` becomes `.cut.partial.gone`, and what it holds as `final` becomes `cut`
     for deadly, done in ((2 + 5 + 3, 1), (1 + 5 + 5 + 4, 3), (1 + 15 + 1, 6), (1 + 2, 6), (1 + 3, 0)):
         process = start(tmp_path / "cut", deadly)
@@ -122,16 +122,16 @@ def test_killed_at_every_stage_and_started_again(tmp_path):
         assert not (tmp_path / "cut").exists()
     assert start(tmp_path / "cut").communicate(timeout=60)[0] == "60\n"
     assert same(tmp_path / "cut", tmp_path / "whole")
-    assert (tmp_path / "run.log").read_text().split() == ["0", "10", "10", "20", "30", "30", "40", "50"]  # a block a kill
+    assert (tmp_path / "run.log").read_text().split() == ["0", "10", "10", "20", "30", "30", "40", "50"]  # one block per kill
     running = [start(tmp_path / "shared", shard=(number, 2)) for number in range(2)]
     said = [process.communicate(timeout=60) for process in running]
     assert {out for out, _ in said} <= {"60\n", "None\n"} and same(tmp_path / "shared", tmp_path / "whole"), said
 
 
-def test_options_that_do_not_go_with_stored_states(saved, files, invoke, tmp_path):
+def test_options_that_conflict_with_stored_states(saved, files, invoke, tmp_path):
     words = ["--collection", files["docs"], "--encoder", saved["tk"], "--for", "tk", "--index", tmp_path / "x"]
     for wrong, word in (
-        (["--faiss", "SQ8"], "not with --for"),
+        (["--faiss", "SQ8"], "conflicts with --for"),
         (["--precision", "int8"], "only bert_dot and cross_encoder"),
         (["--backend", "onnx"], "only bert_dot and cross_encoder"),
     ):
@@ -156,11 +156,11 @@ def test_refusals(saved, corpus, tmp_path):
     large = [Doc("d", "", "cat")]
     with torch.no_grad():
         (model.module if hasattr(model, "module") else model).head.bias[0] = 1e6
-    with pytest.raises(InputError, match="'d' has values that fp16 cannot hold; take --dtype fp32"):
+    with pytest.raises(InputError, match="'d' has values that fp16 cannot hold; set `dtype` to fp32"):
         token_index.build(large, as_ranker(model, saved["colbert"]), tmp_path / "large")
     with pytest.raises(InputError, match="no documents"):
         token_index.build([], as_ranker(model, saved["colbert"]), tmp_path / "empty")
     assert not (tmp_path / "empty").exists()
     (tmp_path / "i" / "docid").write_text("one\n")
-    with pytest.raises(InputError, match="does not fit"):
+    with pytest.raises(InputError, match="is inconsistent"):
         token_index.TokenIndex.open(tmp_path / "i")

@@ -1,4 +1,4 @@
-"""Vectors made elsewhere against kills, faulty lines and wrong counts."""
+"""Existing vectors against kills, faulty lines and wrong counts."""
 
 import numpy as np
 import pytest
@@ -9,7 +9,7 @@ from pyserini_kd.storage.errors import InputError
 from tests.retrieval.test_vectors import IDS, made
 
 
-def test_what_was_read_before_a_kill_is_not_written_again(made, monkeypatch, caplog):
+def test_finished_blocks_are_not_written_again(made, monkeypatch, caplog):
     folder, _, _ = made
     monkeypatch.setattr(build, "BLOCK", 7)
     build.build_from_vectors(folder / "v.npy", folder / "ids.txt", folder / "unbroken")
@@ -33,7 +33,7 @@ def test_what_was_read_before_a_kill_is_not_written_again(made, monkeypatch, cap
     assert not list(folder.glob(".*"))
 
 
-def test_no_vectors_are_no_index(made):
+def test_no_vectors_give_no_index(made):
     folder, _, _ = made
     np.save(folder / "v.npy", np.empty((0, 32), np.float32))
     (folder / "ids.txt").write_text("\n")
@@ -48,9 +48,9 @@ def test_no_vectors_are_no_index(made):
 @pytest.mark.parametrize(
     ("line", "message"),
     [
-        ('{"id": "x", "vector": [1, 2]}', r"embeddings.jsonl:31: vector of \(2,\), those before are of 32"),
-        ('{"id": "x", "vector": [' + ", ".join(["NaN"] * 32) + "]}", r"embeddings.jsonl:31: .*'x' holds NaN"),
-        ('{"id": "x", "vector": [' + ", ".join(["1e39"] * 32) + "]}", r"embeddings.jsonl:31: .*holds NaN"),
+        ('{"id": "x", "vector": [1, 2]}', r"embeddings.jsonl:31: vector of shape \(2,\), earlier vectors have width 32"),
+        ('{"id": "x", "vector": [' + ", ".join(["NaN"] * 32) + "]}", r"embeddings.jsonl:31: .*'x' has NaN"),
+        ('{"id": "x", "vector": [' + ", ".join(["1e39"] * 32) + "]}", r"embeddings.jsonl:31: .*has NaN"),
         ('{"id": "x"}', 'embeddings.jsonl:31: expected {"id"'),
         ('{"id": "two words", "vector": [1]}', "embeddings.jsonl:31: an id must be one word"),
         ("nonsense", "embeddings.jsonl:31: not valid JSON"),
