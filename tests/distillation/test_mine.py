@@ -96,7 +96,7 @@ def test_command(tmp_path, invoke, files, bm25_index):
         (["--negatives", 1], "an index or runs"),
         (["--index", "x", "--run", "y"], "not both"),
         (["--qrels", tmp_path / "other.qrels", "--index", bm25_index], "share no query"),
-        (["--negatives", 0], "without hard negatives, queries must share documents"),
+        (["--negatives", 0], "; set --negatives or --shared"),
     ):
         result = invoke(mine.main, *base, "--overwrite", *wrong)
         assert result.exit_code == 2 and word in result.output
@@ -109,13 +109,15 @@ def test_without_judgements_the_first_hit_stands_in_for_the_positive(tmp_path, i
     base = ["--collection", files["docs"], "--topics", files["topics"], "--output", tmp_path / "c.jsonl", "--negatives", 3]
     result = invoke(mine.main, *base, "--index", bm25_index, "--depth", 10)
     assert result.exit_code == 0 and "10 queries, 40 documents" in result.output, result.output
-    assert "labels are the first stage's; train with a loss on teacher scores" in caplog.text
+    assert "labels come from the first stage; train with a loss on teacher scores" in caplog.text
     run = bm25_search.search(str(bm25_index), read_topics(files["topics"]), hits=10)
     for group in candidates.read_candidates(tmp_path / "c.jsonl"):
         hits = run[group.query_id].doc_ids
         assert group.doc_ids[0] == hits[0] and group.labels == [1, 0, 0, 0] and set(group.doc_ids[1:]) <= set(hits[1:])
     result = invoke(mine.main, *base, "--overwrite", "--shared", 4, "--negatives", 0)
-    assert result.exit_code == 2 and "without judgements, an index or runs must say" in result.output, result.output
+    assert result.exit_code == 2 and "without judgements, an --index or --runs must give the documents" in result.output, (
+        result.output
+    )
     first = Run.from_scores("first", {"a": {"x": 2.0, "y": 1.0}})
     second = Run.from_scores("second", {"a": {"y": 2.0}, "b": {"z": 1.0}})
     assert mining.first_hits([first, second]) == {"a": {"x": 1}, "b": {"z": 1}}
@@ -134,4 +136,4 @@ def test_negatives_from_whole_documents_are_no_passages(tmp_path, invoke, files)
         tmp_path / "c.jsonl",
     ]
     result = invoke(mine.main, *words, "--segment", "4:2", "--runs", tmp_path / "run.txt")
-    assert result.exit_code == 2 and "negatives come from whole documents, not from passages" in result.output
+    assert result.exit_code == 2 and "negatives are whole documents, not passages" in result.output

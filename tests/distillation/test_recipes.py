@@ -53,9 +53,7 @@ def test_descriptions_name_paper_start_and_losses():
         assert part in text
     assert "0.5 soft_ce + 0.5 bce" in recipes.get("standard-kd").describe()
     assert "scores x 20 in the loss; unit vectors" in recipes.get("contrastive").describe()
-    assert (
-        "vectors not normalised" in (text := recipes.get("margin-mse").describe()) and "brought to the teacher's scale" in text
-    )
+    assert "vectors not normalised" in (text := recipes.get("margin-mse").describe()) and "first scaled to the teacher" in text
     assert all(recipe.source[0].isupper() and "20" in recipe.source for recipe in recipes.RECIPES.values())  # who and when
 
 
@@ -76,7 +74,7 @@ def test_losses_are_switched_by_name():
             changed("uniform", change)
     with pytest.raises(InputError, match="expected one of ranknet, hinge"):
         changed("uniform", "magic=1")
-    with pytest.raises(InputError, match="no loss is left"):
+    with pytest.raises(InputError, match="has no loss left; add one"):
         changed("uniform", "none")
     with pytest.raises(InputError, match="plain text"):
         changed("lm-distill", "bce=1")
@@ -88,6 +86,6 @@ def test_where_no_start_is_named():
         recipes.get("ranker-distill").init()
     for name in ("lm-distill", "lm-distill+ft", "lm+ranker-distill"):
         with pytest.raises(
-            InputError, match=f"recipe {re.escape(name)} distils a language model: say what the student starts from"
+            InputError, match=f"recipe {re.escape(name)} distils a language model: set the starting point of the student"
         ):
             recipes.get(name).init()

@@ -137,9 +137,7 @@ def test_what_a_recipe_starts_from_is_seen_and_said(tmp_path, tokenizer, data, t
         caplog.clear()
         settings = {"teacher": teacher, "lm_teacher": lm, "max_steps": 1} | settings
         train(cross(recipe, init, **settings), *data, tmp_path / "out", overwrite=True)
-        return json.loads((tmp_path / "out" / "training.json").read_text())[
-            "distilled_lm"
-        ], "is meant to start from" in caplog.text
+        return json.loads((tmp_path / "out" / "training.json").read_text())["distilled_lm"], "should start from" in caplog.text
 
     plain = save_cross(tokenizer, tmp_path / "plain", layers=2)
     (distilled := save_cross(tokenizer, tmp_path / "distilled", layers=2)).joinpath("training.json").write_text(
@@ -159,7 +157,7 @@ def test_what_a_recipe_starts_from_is_seen_and_said(tmp_path, tokenizer, data, t
         trained("ranker-distill", named)
     assert trained("standard-kd", named) == (True, False)  # where it comes from is not forgotten
     assert trained("ranker-distill", save_cross(tokenizer, tmp_path / "my-tinybert", layers=2)) == (False, False)
-    assert "looks like a distilled language model; with it this is not ranker-distill" in caplog.text
+    assert "looks like a distilled language model; recipe ranker-distill must not start from one" in caplog.text
 
 
 @pytest.mark.parametrize(
@@ -201,4 +199,4 @@ def test_a_new_colbert_asks_with_eight_masks_and_others_inherit_none(tmp_path, d
 def test_ranker_distill_warns_of_public_distilled_models(tmp_path, tokenizer, data, teacher, caplog):
     init = save_cross(tokenizer, tmp_path / "my-tinybert", layers=2)
     train(cross("ranker-distill", init, teacher=teacher, max_steps=1), *data, tmp_path / "out")
-    assert "looks like a distilled language model; with it this is not ranker-distill" in caplog.text
+    assert "looks like a distilled language model; recipe ranker-distill must not start from one" in caplog.text

@@ -193,7 +193,10 @@ def test_command(tmp_path, invoke, files, groups, tiny_dot):
         (["--overwrite", "--teacher", "minilm"], "[-1, 1]"),
         (["--overwrite", "--teacher", f"{tiny_dot}@much"], "must be a number"),
         (["--overwrite", "--teacher-run", tmp_path / "no.txt"], "not found"),
-        (["--overwrite", "--teacher-run", tmp_path / "other.txt"], "none of the candidates' 50 pairs; a run of other topics?"),
+        (
+            ["--overwrite", "--teacher-run", tmp_path / "other.txt"],
+            "none of the 50 candidate pairs; use a run of the same topics",
+        ),
         (["--overwrite", "--teacher", tiny_dot, "--reuse", tmp_path / "no.parquet"], "Error: score store not found: "),
     ):
         result = invoke(teach.main, *base, *out, *wrong)
@@ -281,7 +284,7 @@ def test_a_file_of_scores_is_a_teacher(tmp_path, invoke, files, groups, tiny_cro
     (tmp_path / "small.tsv").write_text(
         "".join(f"0.5\t-0.5\t{line.split(chr(9), 2)[2]}" for line in open(tmp_path / "cross.tsv"))
     )
-    for file, message in (("few.tsv", "lacks 46 of the candidates' 50 pairs"), ("small.tsv", "[-1, 1]")):
+    for file, message in (("few.tsv", "lacks 46 of 50 candidate pairs"), ("small.tsv", "[-1, 1]")):
         result = invoke(teach.main, *words, "--teacher-scores", tmp_path / file, "--output", tmp_path / "x.parquet")
         assert result.exit_code == 2 and message in result.output, result.output
 
@@ -351,7 +354,7 @@ def test_a_teacher_that_does_not_beat_the_first_stage_is_not_distilled_in_silenc
     assert result.exit_code == 0 and "1.0000 -> 0.5000" in result.output, result.output
     assert "do not beat the first stage in RR@10" in caplog.text and "in nDCG@10" in caplog.text
     result = invoke(teach.main, *base, "--teacher-run", tmp_path / "bad.txt")
-    assert result.exit_code == 2 and "belong together" in result.output
+    assert result.exit_code == 2 and "give all three or none" in result.output
 
 
 def test_check_figures_stand_in_the_record(tmp_path, invoke, files, groups):

@@ -328,12 +328,12 @@ def test_command(tmp_path, invoke, files, data, scores, tiny_dot):
         (["--recipe", "ranknet", *more, "--layers", "zero"], "--layers"),
         (["--recipe", "ranknet", *more, "--layers", "7"], "layers"),
         (["--recipe", "ranknet", "--overwrite"], "--candidates"),
-        (["--recipe", "ranknet", *more, "--qrels", files["qrels"]], "--qrels: make candidates where none are given"),
+        (["--recipe", "ranknet", *more, "--qrels", files["qrels"]], "--qrels: give --candidates or judgements, not both"),
         (
             ["--recipe", "ranknet", *more, "--scores", tmp_path / "s.tsv"],
-            "--scores: recipe ranknet, as asked for, learns nothing",
+            "--scores: recipe ranknet with these settings does not use teacher scores",
         ),
-        (["--recipe", "ranknet", *more, "--dev-topics", files["topics"]], "goes together"),
+        (["--recipe", "ranknet", *more, "--dev-topics", files["topics"]], "--dev-topics: needs --dev-qrels and --dev-run"),
         (["--recipe", "ranknet", *more, "--metric", "nDGC@10"], "nDCG@10"),
         (["--recipe", "ranknet", "--candidates", tmp_path / "c.jsonl"], "exists"),
     ):

@@ -27,19 +27,19 @@ def test_scores_that_are_not_finite_are_not_kept(tmp_path, groups, texts, tiny_d
         rankers.Scorer, "score", lambda *given, **more: np.append(score(*given, **more)[:-1], np.float32(wrong))
     )
     last = groups[-1].query_id
-    with pytest.raises(InputError, match=f"1 scores are not finite, e.g. query {last}, document .*; precision fp32 may help"):
+    with pytest.raises(InputError, match=f"1 scores are not finite, e.g. query {last}, document .*; try precision fp32"):
         teaching.teach(groups, *texts, checkpoints(tiny_dot), precision="fp32", work=tmp_path / "work")
     assert not any((tmp_path / "work").iterdir())
 
 
 def test_vectors_that_are_not_exact_are_no_teacher_s(tmp_path, groups, texts, tiny_dot, corpus):
     build.build(corpus, as_ranker(load_encoder(str(tiny_dot)), tiny_dot), tmp_path / "x", kind="SQ8")
-    with pytest.raises(InputError, match="does not hold exact vectors; a teacher needs a Flat one"):
+    with pytest.raises(InputError, match="has no exact vectors; give a Flat index"):
         teaching.teach(groups, *texts, checkpoints(tiny_dot), index=DenseIndex.open(tmp_path / "x"))
     build.build([Doc("more", "", "the hen")], as_ranker(load_encoder(str(tiny_dot)), tiny_dot), tmp_path / "y")
     (tmp_path / "x" / "manifest.json").unlink()  # nobody says what it is
     for folders in ((tmp_path / "x",), (tmp_path / "y", tmp_path / "x")):
-        with pytest.raises(InputError, match="does not hold exact vectors"):
+        with pytest.raises(InputError, match="has no exact vectors"):
             teaching.teach(groups, *texts, checkpoints(tiny_dot), index=DenseIndex.open(*folders))
 
 
@@ -173,7 +173,7 @@ def test_scores_of_other_texts_and_damaged_stores_are_no_teachers(tmp_path, invo
     taught = [*words, "--collection", other, "--output", tmp_path / "x.parquet"]
     asked = sum("eat-cat" in group.doc_ids for group in groups)
     result = invoke(teach.main, *taught, "--teacher-scores", tmp_path / "s.parquet")
-    assert result.exit_code == 2 and f"lacks {asked} of the candidates' 50 pairs, or knows other texts" in result.output
+    assert result.exit_code == 2 and f"lacks {asked} of 50 candidate pairs or has other texts" in result.output
     table = {"query_id": ["q0"], "doc_id": ["eat-cat"]}
     pq.write_table(pa.table(table | {"score": ["high"]}), tmp_path / "text.parquet")
     pq.write_table(pa.table(table | {"score": [float("inf")]}), tmp_path / "inf.parquet")
@@ -219,10 +219,7 @@ def test_bounded_teachers_are_refused_or_scaled(tmp_path, invoke, files, groups)
     words = ["--candidates", tmp_path / "c.jsonl", "--collection", files["docs"], "--topics", files["topics"]]
     words += ["--output", tmp_path / "s.parquet"]
     refused = invoke(teach.main, *words, "--teacher-run", tmp_path / "cosine.txt")
-    assert (
-        refused.exit_code == 2
-        and "gives scores in [-1, 1]; margins that small teach little: give it a weight, e.g. " in refused.output
-    )
+    assert refused.exit_code == 2 and "gives scores in [-1, 1], too small to teach; add a weight, e.g. " in refused.output
     scaled = invoke(teach.main, *words, "--teacher-run", f"{tmp_path / 'cosine.txt'}@20")
     assert scaled.exit_code == 0, scaled.output
     assert scored(teacher_scores.read_scores(tmp_path / "s.parquet", groups), groups)["q0", "eat-cat"] == pytest.approx(18.0)

@@ -86,7 +86,7 @@ def test_a_state_belongs_to_all_the_processes_that_saved_it(tmp_path, caplog):
     assert [path.name for path in checkpoints(tmp_path)] == ["checkpoint-2", "checkpoint-4"]  # the others were cut short
     assert not caplog.records
     assert last_state(tmp_path, batches.Share(0, 1)) == str(tmp_path / "checkpoint-4")
-    assert "it was saved by 2 processes, here are 1" in caplog.text
+    assert "2 processes saved this state and 1 resume it" in caplog.text
 
 
 def test_runs_with_dropout_resume_to_the_same_weights(tmp_path, data, scores, tiny_dot, monkeypatch):
@@ -201,7 +201,7 @@ def test_a_device_that_is_not_there_is_refused_before_data_are_converted(tmp_pat
             ["--student", "tk", "--dev-topics", "t", "--dev-qrels", "q", "--dev-retrieval"],
             "--dev-retrieval: is for a bert_dot",
         ),
-        ("margin-mse", [], "--scores: recipe margin-mse needs them"),
+        ("margin-mse", [], "--scores: recipe margin-mse needs teacher scores"),
         ("lm-distill", ["--init", "random:2/33"], "--lm-teacher: recipe lm-distill distils a language model: name one"),
         ("lm-distill", ["--init", "random:2/33", "--lm-teacher", "CROSS"], "a multiple of the teacher's"),
         ("tinybert", ["--init", "random:2/32", "--lm-teacher", "CROSS", "--teacher", "DOT"], "cross"),
@@ -228,10 +228,12 @@ def test_a_loss_that_is_not_finite_stops(tmp_path, data, liked, tiny_dot):
 
 
 def test_refusals(tmp_path, data, liked, tiny_dot):
-    with pytest.raises(InputError, match="scores: recipe margin-mse needs them"):
+    with pytest.raises(InputError, match="scores: recipe margin-mse needs teacher scores"):
         training.train(TrainConfig(recipe="margin-mse", init=str(tiny_dot)), *data, tmp_path / "x")
     few = Scores(data[0]).fill(scored for scored in liked if scored[2] < 10)
-    with pytest.raises(InputError, match=f"10 candidate pairs have no teacher score, e.g. query {liked[0][0]}, {liked[0][1]}"):
+    with pytest.raises(
+        InputError, match=f"10 candidate pairs have no teacher score, e.g. query {liked[0][0]}, document {liked[0][1]}"
+    ):
         training.train(TrainConfig(recipe="margin-mse", init=str(tiny_dot)), *data, tmp_path / "x", scores=few)
     with pytest.raises(InputError, match="unknown recipe 'magic'; expected one of margin-mse"):
         training.train(TrainConfig(recipe="magic", init=str(tiny_dot)), *data, tmp_path / "x")
@@ -280,24 +282,27 @@ def test_data_that_does_not_fit_is_refused(tmp_path, invoke, files, data, scores
         ),
         (
             ["--recipe", "ranknet", "--candidates", tmp_path / "c.jsonl", "--setting", "magic=3"],
-            "--setting: magic: a bert_dot has no settings of its own",
+            "--setting: unknown setting magic; a bert_dot has none",
         ),
         (
             ["--recipe", "ranknet", "--candidates", tmp_path / "c.jsonl", "--student", "tk", "--setting", "max_query_len=9"],
-            "--setting: max_query_len: a tk has layers, heads, feed_forward",
+            "--setting: unknown setting max_query_len; a tk has layers, heads, feed_forward",
         ),
         (
             ["--recipe", "ranknet", "--candidates", tmp_path / "c.jsonl", "--student", "tk", "--layers", "0"],
-            "a tk has its own (setting layers=2)",
+            "a tk has its own layers: use the setting layers=2",
         ),
         (
             ["--recipe", "ranknet", "--candidates", tmp_path / "c.jsonl", "--student", "cross_encoder", "--max-length", 9999],
             "tokens at most; a longer length was asked for",
         ),
-        (["--recipe", "ranknet", "--candidates", tmp_path / "c.jsonl", "--glove", "x.txt"], "for a new tk student, not for"),
+        (
+            ["--recipe", "ranknet", "--candidates", tmp_path / "c.jsonl", "--glove", "x.txt"],
+            "word vectors are for a new tk student; ",
+        ),
         (
             ["--recipe", "ranknet", "--candidates", tmp_path / "c.jsonl", "--student", "cross_encoder", "--setting", "masks=8"],
-            "no settings of its own",
+            "unknown setting masks; a cross_encoder has none",
         ),
         (
             ["--recipe", "ranknet", "--candidates", tmp_path / "c.jsonl", "--student", "cross_encoder", "--pooling", "mean"],
