@@ -143,9 +143,9 @@ def soft_kl(student: Tensor, teacher: Tensor | None, labels: Tensor, mask: Tenso
     0.0654
     """
     teacher = _needed(teacher, student)
-    own, theirs = student.float()[mask] / temperature, teacher.float()[mask] / temperature
-    relevant = torch.sigmoid(theirs) * (F.logsigmoid(theirs) - F.logsigmoid(own))
-    return (relevant + torch.sigmoid(-theirs) * (F.logsigmoid(-theirs) - F.logsigmoid(-own))).mean()
+    student_logits, teacher_logits = student.float()[mask] / temperature, teacher.float()[mask] / temperature
+    relevant = torch.sigmoid(teacher_logits) * (F.logsigmoid(teacher_logits) - F.logsigmoid(student_logits))
+    return (relevant + torch.sigmoid(-teacher_logits) * (F.logsigmoid(-teacher_logits) - F.logsigmoid(-student_logits))).mean()
 
 
 def listwise_ce(student: Tensor, teacher: Tensor | None, labels: Tensor, mask: Tensor) -> Tensor:

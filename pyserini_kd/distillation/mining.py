@@ -80,11 +80,11 @@ def mine(
     for block, start in enumerate(range(0, len(usable), size)):
         members = usable[start : start + size]
         for query_id in members:
-            own = {texts[d] for d in positives[query_id]}
+            positive_texts = {texts[d] for d in positives[query_id]}
             judged = qrels[query_id]
             others = [d for other in members if other != query_id for d in positives[other]] if shared > 1 else []
             pool = [d for d in pools[query_id] if judged.get(d, 0) <= 0 and d in texts]
-            same = {d for d in [*pool, *others] if texts[d] in own and judged.get(d, 0) <= 0}
+            same = {d for d in [*pool, *others] if texts[d] in positive_texts and judged.get(d, 0) <= 0}
             equal += len(same)
             pool = [d for d in pool if d not in same]
             hard = [pool[i] for i in sorted(rng.permutation(len(pool))[:negatives])]

@@ -46,14 +46,14 @@ def random_student(layers: int, width: int, like: Model | None) -> CrossEncoder:
     """Make a cross-encoder with random weights and the vocabulary, maximum length and number of heads of a teacher."""
     if like is None or like.architecture != "cross_encoder":
         raise InputError("a random student copies vocabulary and heads of a cross-encoder teacher; name one", "init")
-    theirs = encoder_of(like).config
-    heads = int(theirs.num_attention_heads)
+    teacher_config = encoder_of(like).config
+    heads = int(teacher_config.num_attention_heads)
     if width % heads:
         raise InputError(f"random:{layers}/{width}: the width must be a multiple of the teacher's {heads} heads", "init")
     config = BertConfig(
-        vocab_size=theirs.vocab_size, hidden_size=width, num_hidden_layers=layers, num_attention_heads=heads,
+        vocab_size=teacher_config.vocab_size, hidden_size=width, num_hidden_layers=layers, num_attention_heads=heads,
         intermediate_size=1200 if width == 312 else 4 * width,  # 1200 as in TinyBERT 4/312
-        max_position_embeddings=theirs.max_position_embeddings, pad_token_id=theirs.pad_token_id,
+        max_position_embeddings=teacher_config.max_position_embeddings, pad_token_id=teacher_config.pad_token_id,
     )  # fmt: skip
     config.num_labels = 1
     return CrossEncoder(BertForSequenceClassification(config), like.tokenizer, window_of(like))
@@ -64,19 +64,19 @@ def group_scores(model: Model, batch: Batch, who: Literal["student", "live"] = "
     return model.pair_scores(batch[who])[batch["rows"]]
 
 
-def gathered(own: Tensor, count: int, share: Share) -> Tensor:
+def gathered(values: Tensor, count: int, share: Share) -> Tensor:
     """Gather all P values of a batch from all processes. Only this process's share carries gradients."""
     if share.world == 1:
-        return own
+        return values
     bounds = [Share(rank, share.world).of(count) for rank in range(share.world)]
     longest = max(end - start for start, end in bounds)
-    padded = torch.zeros(longest, dtype=own.dtype, device=own.device)
+    padded = torch.zeros(longest, dtype=values.dtype, device=values.device)
     start, end = share.of(count)
-    padded[: end - start] = own.detach()[: end - start]
+    padded[: end - start] = values.detach()[: end - start]
     parts = [torch.zeros_like(padded) for _ in bounds]
     dist.all_gather(parts, padded)
     pieces = [part[: end - start] for part, (start, end) in zip(parts, bounds, strict=True)]
-    pieces[share.rank] = own[: end - start]
+    pieces[share.rank] = values[: end - start]
     return torch.cat(pieces)
 
 
@@ -132,9 +132,9 @@ class Learner(nn.Module):
         """Return for each loss: its value over the whole batch, and the part with this process's gradients."""
         count = int(batch["pairs"])
         start, end = self.share.of(count)
-        own, own_layers, live, live_layers = self._run_both(batch)
+        student_scores, own_layers, live, live_layers = self._run_both(batch)
         terms = {}
-        with torch.autocast(own.device.type, enabled=False):
+        with torch.autocast(student_scores.device.type, enabled=False):
             for name in self.layers:
                 if name == "hidden":
                     value = layer_losses.hidden_loss(own_layers.hidden, live_layers.hidden, self.projection)
@@ -146,14 +146,14 @@ class Learner(nn.Module):
                     dist.all_reduce(total)
                 terms[name] = (total, value)
             if self.functions:
-                theirs = batch.get("teacher")
-                if theirs is None and live is not None:
-                    theirs = gathered(live, int(batch["taught"]), self.share)[batch["rows"]]
-                scores = gathered(own, count, self.share) * self.score_scale
-                terms |= self._score_terms(scores, theirs, batch)
+                teacher_scores = batch.get("teacher")
+                if teacher_scores is None and live is not None:
+                    teacher_scores = gathered(live, int(batch["taught"]), self.share)[batch["rows"]]
+                scores = gathered(student_scores, count, self.share) * self.score_scale
+                terms |= self._score_terms(scores, teacher_scores, batch)
         return terms
 
-    def _score_terms(self, scores: Tensor, theirs: Tensor | None, batch: Batch) -> dict[str, tuple[Tensor, Tensor]]:
+    def _score_terms(self, scores: Tensor, teacher_scores: Tensor | None, batch: Batch) -> dict[str, tuple[Tensor, Tensor]]:
         mask, terms = batch["mask"], {}
         grouped = scores[batch["rows"]]
         for name, function in self.functions.items():
@@ -161,7 +161,7 @@ class Learner(nn.Module):
                 everything = torch.ones_like(batch["batch_labels"], dtype=torch.bool)
                 value = function(scores[batch["batch_rows"]], None, batch["batch_labels"], everything)
             else:
-                value = function(grouped, theirs, batch["labels"], mask)
+                value = function(grouped, teacher_scores, batch["labels"], mask)
             terms[name] = (value, value)
         for name, figure in zip(("score_mean", "score_std"), spread(grouped.detach(), mask), strict=True):
             self.terms.setdefault(name, []).append(figure)
@@ -174,14 +174,14 @@ class Learner(nn.Module):
         if teacher is None:
             return self._run(self.student, batch["student"]), none, None, none
         if not self.layers:
-            own = self._run(self.student, batch["student"])
+            scores = self._run(self.student, batch["student"])
             with torch.no_grad():
-                return own, none, self._run(teacher, batch["live"]), none
+                return scores, none, self._run(teacher, batch["live"]), none
         with layer_losses.recorded(encoder_of(self.student)) as own_layers:
-            own = self._run(self.student, batch["student"])
+            scores = self._run(self.student, batch["student"])
         with torch.no_grad(), layer_losses.recorded(encoder_of(teacher), self.every) as live_layers:
             live = self._run(teacher, batch["live"])
-        return own, own_layers, live, live_layers
+        return scores, own_layers, live, live_layers
 
     def _run(self, model: Model, tokens: Mapping[str, Tensor]) -> Tensor:
         """Return scores of pairs. For plain text return the encoder output; only its layers are used."""
@@ -227,10 +227,10 @@ def match_scale(
             batch: Batch = send_to_device(collator([groups]), device)
             scores = group_scores(model, batch) * score_scale
             live = None if teacher is None or "teacher" in batch else teacher.eval()
-            theirs = batch["teacher"] if live is None else group_scores(live, batch, "live")
-            own, theirs = margins(scores, theirs, batch["labels"], batch["mask"])
-            student_margins.append(own.clone())
-            teacher_margins.append(theirs)
+            teacher_scores = batch["teacher"] if live is None else group_scores(live, batch, "live")
+            student_margin, teacher_margin = margins(scores, teacher_scores, batch["labels"], batch["mask"])
+            student_margins.append(student_margin.clone())
+            teacher_margins.append(teacher_margin)
     factor = float(torch.cat(teacher_margins).square().mean().sqrt() / torch.cat(student_margins).square().mean().sqrt())
     if not math.isfinite(factor) or factor <= 0:
         return 1.0

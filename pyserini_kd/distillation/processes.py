@@ -54,12 +54,12 @@ def precision_of(config: TrainConfig) -> str:
 
 def check_precision(config: TrainConfig, share: Share) -> str:
     """Return the precision of this process; InputError if processes on other machines have another."""
-    own = precision_of(config)
+    precision = precision_of(config)
     if share.world > 1:
         import torch.distributed as dist
 
-        found = [own] * share.world
-        dist.all_gather_object(found, own)
+        found = [precision] * share.world
+        dist.all_gather_object(found, precision)
         if len(set(found)) > 1:
             raise InputError("auto is bf16 on some machines and fp32 on others; set fp32", "precision")
-    return own
+    return precision

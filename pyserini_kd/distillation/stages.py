@@ -115,11 +115,11 @@ def _learn(work: Work, number: int, stage: Stage, folder: Path) -> Learnt:
         watch = Watch(work.model, material.dev, folder, metric=config.metric, eval_steps=config.eval_steps,
                       patience=config.patience, plateau=stage.schedule == "plateau", precision=precision_of(config),
                       writes=share.rank == 0)  # fmt: skip
-        watch.go_on(steps)
+        watch.resume_from(steps)
         trainer.add_callback(watch)
     if resume and (steps >= trainer.args.max_steps or (watch and watch.is_enough())):
         load_model(module, str(Path(resume) / "model.safetensors"))  # Trainer would run one more step
-        progress.go_on(steps)
+        progress.resume_from(steps)
     else:
         with quiet_transformers():
             steps = trainer.train(resume_from_checkpoint=resume).global_step
@@ -130,9 +130,9 @@ def _take_projection(module: Learner, job: Job, number: int) -> None:
     """Start from the projection of the previous stage if the shape fits. In TinyBERT it is part of the model."""
     path = job.path(number - 1, "projection")
     if hasattr(module, "projection") and path.exists():
-        found, own = load_file(path), module.projection.state_dict()
-        if all(found[name].shape == tensor.shape for name, tensor in own.items()):
-            module.projection.load_state_dict(found)
+        saved, current = load_file(path), module.projection.state_dict()
+        if all(saved[name].shape == tensor.shape for name, tensor in current.items()):
+            module.projection.load_state_dict(saved)
 
 
 def _batches(work: Work, stage: Stage, teacher: Model | None) -> tuple[Batches[Group] | Batches[str], Collate, float]:

@@ -140,11 +140,11 @@ def _from_checkpoint(config: TrainConfig) -> Model:
     new = checkpoint_folder.architecture_of(checkpoint_folder.resolve(config.init)) != config.architecture
     if config.glove and not (config.architecture == "tk" and new):
         raise InputError(f"word vectors are for a new tk student; {config.init} becomes a {config.architecture}", "glove")
-    own = config.own_settings
+    settings = config.own_settings
     if config.architecture == "colbert" and new:
-        own.setdefault("masks", COLBERT_MASKS)
+        settings.setdefault("masks", COLBERT_MASKS)
     model = loading.load(
-        config.init, architecture=config.architecture, layers=config.layers, glove=config.glove, settings=own, **overrides
+        config.init, architecture=config.architecture, layers=config.layers, glove=config.glove, settings=settings, **overrides
     )
     if config.architecture != "tk":  # a tk has its own layers
         layers_of(encoder_of(model))

@@ -84,7 +84,7 @@ class Progress(transformers.TrainerCallback):
         self.module, self.folder, self.share = module, folder, share
         self.log: list[dict[str, float]] = []
 
-    def go_on(self, step: int) -> None:
+    def resume_from(self, step: int) -> None:
         """Load the log of an earlier session up to a step."""
         path = self.folder / "log.json"
         before = read_json(path, "log of a stage")["log"] if step and path.exists() else []
@@ -92,7 +92,7 @@ class Progress(transformers.TrainerCallback):
 
     def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: object) -> None:
         """Load the log of an earlier session."""
-        self.go_on(state.global_step)
+        self.resume_from(state.global_step)
 
     def on_pre_optimizer_step(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: object) -> None:
         """Raise FloatingPointError if a gradient is not finite."""
@@ -107,8 +107,8 @@ class Progress(transformers.TrainerCallback):
             return
         terms = {name: float(np.mean(values)) for name, values in self.module.terms.items()}
         self.module.terms.clear()
-        more = {"grad_norm": float(logs["grad_norm"])} if "grad_norm" in logs else {}
-        self.log.append({"step": state.global_step, "lr": logs["learning_rate"], **more, **terms})
+        norm = {"grad_norm": float(logs["grad_norm"])} if "grad_norm" in logs else {}
+        self.log.append({"step": state.global_step, "lr": logs["learning_rate"], **norm, **terms})
         if self.share.rank:
             return
         write_json(self.folder / "log.json", {"log": self.log})

@@ -101,8 +101,8 @@ def train_from_files(settings: TrainSettings) -> str:
     """
     output = settings.output
     given = {"scored": settings.scores is not None, "dev": settings.dev_topics is not None, "retrieves": settings.dev_retrieval}
-    first = os.environ.get("RANK", "0") == "0"  # only the first process locks the output
-    with alone(output.with_name(f".{output.name}.lock"), "train") if first else contextlib.nullcontext():
+    is_first = os.environ.get("RANK", "0") == "0"  # only the first process locks the output
+    with alone(output.with_name(f".{output.name}.lock"), "train") if is_first else contextlib.nullcontext():
         run = Training(settings, output, overwrite=settings.overwrite, **given)
         dev = read_dev(settings)
         with gather(settings) as found:
@@ -212,16 +212,16 @@ class Training:
         folders = [states_of(job, number) for number, _ in self.numbered]
         states = [path / "model.safetensors" for folder in folders for path in checkpoints(folder)]
         best = sorted(job.folder.glob("stage-*/best-*.safetensors"), key=lambda path: path.stat().st_mtime_ns)  # on dev topics
-        before = [job.path(number, "safetensors") for number in job.parts()]
-        for path in [*reversed(states), *reversed(best), *reversed(before)]:
+        finished = [job.path(number, "safetensors") for number in job.parts()]
+        for path in [*reversed(states), *reversed(best), *reversed(finished)]:
             weights = {name.removeprefix("student."): tensor for name, tensor in load_file(path).items()}
             if not all(bool(torch.isfinite(tensor).all()) for tensor in weights.values()):
                 continue
-            own = self.model.state_dict()
-            self.model.load_state_dict({name: weights.get(name, tensor) for name, tensor in own.items()})
-            kept = self.output.with_name(self.output.name + ".last-good")
-            _export(self.model, stage, kept, {"last_good_of": str(self.output)}, overwrite=True)
-            return f"the last good checkpoint is {kept}"
+            current = self.model.state_dict()
+            self.model.load_state_dict({name: weights.get(name, tensor) for name, tensor in current.items()})
+            target = self.output.with_name(self.output.name + ".last-good")
+            _export(self.model, stage, target, {"last_good_of": str(self.output)}, overwrite=True)
+            return f"the last good checkpoint is {target}"
         return "there was no checkpoint yet"
 
 

@@ -160,7 +160,7 @@ class Watch(TrainerCallback):
             run = reranking.rerank(dev.run, scorer, dev.queries, dev.fetch, depth=dev.run.depth, segment=dev.segment)
         return engines.mean(engines.evaluate(run, dev.qrels, [self.metric])[self.metric])
 
-    def go_on(self, step: int) -> None:
+    def resume_from(self, step: int) -> None:
         """Load the measures of an earlier session up to `step`."""
         path = self.folder / "dev.json"
         before = read_json(path, "dev measures")["measured"] if step and path.exists() else []
