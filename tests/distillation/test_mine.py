@@ -55,7 +55,7 @@ def test_files_round_trip(tmp_path):
     assert [(g.query_id, *g.doc_ids) for g in triples] == [(g.query_id, *p) for g in groups for p in candidates.pairs(g)]
 
 
-def test_any_group_is_found_among_many(tmp_path):
+def test_any_group_of_a_large_file_can_be_read(tmp_path):
     lines = [f"q{n}\tp{n}\tn{n}\n" + "\n" * (n % 3) for n in range(71)]
     (tmp_path / "c.tsv").write_text("".join(lines))
     read = candidates.read_candidates(tmp_path / "c.tsv")
@@ -65,7 +65,7 @@ def test_any_group_is_found_among_many(tmp_path):
             read[wrong]
 
 
-def test_memory_holds_half_a_byte_a_group(tmp_path):
+def test_memory_holds_half_a_byte_per_group(tmp_path):
     held = []
     for count in (500, 5_500):
         (tmp_path / "c.tsv").write_text("".join(f"query{n}\tpositive{n}\tnegative{n}\n" for n in range(count)))
@@ -93,7 +93,7 @@ def test_command(tmp_path, invoke, files, bm25_index):
     assert invoke(mine.main, *base, "--index", bm25_index).exit_code == 2
     (tmp_path / "other.qrels").write_text("elsewhere 0 eat-cat 1\n")
     for wrong, word in (
-        (["--negatives", 1], "an index or runs"),
+        (["--negatives", 1], "hard negatives need an --index or --runs"),
         (["--index", "x", "--run", "y"], "not both"),
         (["--qrels", tmp_path / "other.qrels", "--index", bm25_index], "share no query"),
         (["--negatives", 0], "; set --negatives or --shared"),
@@ -102,7 +102,7 @@ def test_command(tmp_path, invoke, files, bm25_index):
         assert result.exit_code == 2 and word in result.output
 
 
-def test_without_judgements_the_first_hit_stands_in_for_the_positive(tmp_path, invoke, files, bm25_index, caplog):
+def test_without_judgements_the_first_hit_is_the_positive(tmp_path, invoke, files, bm25_index, caplog):
     from pyserini_kd.data.formats import read_topics
     from pyserini_kd.retrieval import bm25_search
 
@@ -123,7 +123,7 @@ def test_without_judgements_the_first_hit_stands_in_for_the_positive(tmp_path, i
     assert mining.first_hits([first, second]) == {"a": {"x": 1}, "b": {"z": 1}}
 
 
-def test_negatives_from_whole_documents_are_no_passages(tmp_path, invoke, files):
+def test_whole_documents_are_refused_as_passage_negatives(tmp_path, invoke, files):
     Run.from_scores("whole", {"q0": {"eat-cat": 2.0, "eat-dog": 1.0}}).write(tmp_path / "run.txt")
     words = [
         "--collection",

@@ -13,7 +13,7 @@ def test_layers_that_do_not_divide_are_refused(student, teacher):
             layer_map(student, teacher)
 
 
-def test_layers_of_narrow_embeddings_are_refused(tokenizer):
+def test_encoders_with_narrow_embeddings_are_refused(tokenizer):
     from transformers import ElectraConfig, ElectraModel
 
     shape = ElectraConfig(vocab_size=len(tokenizer), embedding_size=4, hidden_size=8, num_hidden_layers=2, num_attention_heads=1,
@@ -22,7 +22,7 @@ def test_layers_of_narrow_embeddings_are_refused(tokenizer):
         layer_losses.check(ElectraModel(shape), ElectraModel(shape), attention=False)
 
 
-def test_check_names_what_does_not_fit(tokenizer):
+def test_check_names_the_mismatch(tokenizer):
     from transformers import BertModel, GPT2Config, GPT2Model
 
     from tests.conftest import tiny_config

@@ -78,7 +78,7 @@ def test_refusals_of_layer_distillation(tmp_path, data, tokenizer, tiny_dot, tin
     refused("multiple of the teacher's 4 heads", "ranker-distill", "random:2/30", teacher=teacher)
     refused("random:2/16 reads at most .* tokens, not 1000", "ranker-distill", "random:2/16", teacher=teacher, max_doc_len=1000)
     refused("copies vocabulary and heads", "ranknet", "random:2/16")
-    for number, like in enumerate(({"teacher": teacher}, {"lm_teacher": lm})):  # which teach nothing here
+    for number, like in enumerate(({"teacher": teacher}, {"lm_teacher": lm})):  # they teach nothing here
         training.train(cross("ranknet", "random:2/16", max_steps=1, **like), *data, made := tmp_path / f"like{number}")
         assert loading.load(str(made)).classifier.config.hidden_size == 16
     refused("makes a cross_encoder", "ranknet", "random:2/16", made_dot)
@@ -131,7 +131,7 @@ def test_a_ranker_that_reads_less_is_refused_before_the_language_model_is_distil
     training.train(config.but(train_len=20), *data, tmp_path / "out", texts=list(data[2].values()))
 
 
-def test_settings_that_would_change_nothing_are_refused(tmp_path, data, tiny_dot, tiny_cross):
+def test_settings_without_effect_are_refused(tmp_path, data, tiny_dot, tiny_cross):
     for settings, message in (
         ({"patience": 2}, "patience: needs dev topics"),
         ({"temperature": 5.0}, "temperature: is for soft_ranknet"),

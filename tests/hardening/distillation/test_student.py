@@ -33,7 +33,7 @@ def test_bounded_scores_are_refused_or_scaled(tmp_path, invoke, files, data, lik
         train(live, *data, tmp_path / "z")
     with pytest.raises(InputError, match="temperature: is for soft_ranknet, .*; recipe margin-mse has none of them"):
         train(live.but(temperature=0.1), *data, tmp_path / "z")
-    mixed = live.but(losses=("soft_ranknet=1",), temperature=0.1)  # which margin-mse takes no notice of
+    mixed = live.but(losses=("soft_ranknet=1",), temperature=0.1)  # margin-mse ignores it
     with pytest.raises(InputError, match=r"gives cosines in \[-1, 1\]: set `score_scale`"):
         train(mixed, *data, tmp_path / "z")
     train(live.but(score_scale=0.05), *data, tmp_path / "z")
@@ -51,10 +51,8 @@ def test_tokenizers_that_cut_words_differently_are_refused(data, tokenizer, tiny
         batches.Collator(student, queries, docs, teacher=other, same_inputs=True)([groups[:5]])
 
 
-def test_only_a_students_scores_are_brought_to_those_of_a_teacher(tmp_path, data, tiny_dot, tiny_cross):
-    with pytest.raises(
-        InputError, match="match_scale: is for losses on teacher scores; recipe ranknet"
-    ):  # nothing to be brought to
+def test_match_scale_is_refused_without_scores_to_match(tmp_path, data, tiny_dot, tiny_cross):
+    with pytest.raises(InputError, match="match_scale: is for losses on teacher scores; recipe ranknet"):  # nothing to match
         train(TrainConfig(recipe="ranknet", init=str(tiny_dot), max_steps=1, match_scale=True), *data, tmp_path / "out")
     with pytest.raises(InputError, match="match_scale: is for a bert_dot or a colbert whose vectors"):
         TrainConfig(recipe="margin-mse", init=str(tiny_cross), architecture="cross_encoder", match_scale=True)
