@@ -52,7 +52,7 @@ class TrainConfig(Settings):
     )
     temperature: float = option("--temperature", 1.0, "Temperature of soft_ranknet, soft_ce, soft_kl and listwise_kl.", gt=0)
     pooling: Pooling = None
-    l2_norm: bool | None = option("--l2-norm/--no-l2-norm", None, "[default: from the recipe]")
+    l2_norm: bool | None = option("--l2-norm/--no-l2-norm", None, "Unit vectors [default: from the recipe].")
     settings: tuple[str, ...] = option(
         "--setting",
         (),

@@ -107,7 +107,7 @@ SCORE_STAGE = Stage("ranker's scores", {"soft_ce": 1.0}, lr=3e-5, epochs=3.0, we
 _ALL = (
     Recipe("margin-mse",
            f"{CROSS_ARCHITECTURE}, section 3; there at lr 7e-6 (TK: 1e-5) on 40 million triples, --schedule plateau, "
-           "without gradient clipping (--max-grad-norm 10000) and scale matching (--no-match-scale)",
+           "without gradient clipping (--max-grad-norm 10000), without scale matching (--no-match-scale)",
            "Margin-MSE on teacher scores; triples or n-way groups",
            (Stage("scores", {"margin_mse": 1.0}, match_scale=True),), l2_norm=False),
     Recipe("ranknet", f"{CROSS_ARCHITECTURE}, the undistilled baseline", "RankNet on labels, no teacher",
