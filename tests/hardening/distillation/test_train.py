@@ -185,7 +185,10 @@ def test_a_device_that_is_not_there_is_refused_before_data_are_converted(tmp_pat
     write_candidates(data[0], tmp_path / "c.jsonl")
     words = ["--recipe", "ranknet", "--init", tiny_dot, "--candidates", tmp_path / "c.jsonl", "--collection", files["docs"]]
     words += ["--topics", files["topics"], "--output", tmp_path / "m"]
-    for device, message in (("cuda:99", "--device: choose the GPU by CUDA_VISIBLE_DEVICES=99"), ("gpu", "--device must be")):
+    for device, message in (
+        ("cuda:99", "--device: training uses the first visible GPU: set CUDA_VISIBLE_DEVICES=99"),
+        ("gpu", "--device must be"),
+    ):
         result = invoke(train.main, *words, "--device", device)
         assert result.exit_code == 2 and message in result.output, result.output
 
@@ -202,7 +205,7 @@ def test_a_device_that_is_not_there_is_refused_before_data_are_converted(tmp_pat
             "--dev-retrieval: is for a bert_dot",
         ),
         ("margin-mse", [], "--scores: recipe margin-mse needs teacher scores"),
-        ("lm-distill", ["--init", "random:2/33"], "--lm-teacher: recipe lm-distill distils a language model: name one"),
+        ("lm-distill", ["--init", "random:2/33"], "--lm-teacher: recipe lm-distill distils a language model: name the teacher"),
         ("lm-distill", ["--init", "random:2/33", "--lm-teacher", "CROSS"], "a multiple of the teacher's"),
         ("tinybert", ["--init", "random:2/32", "--lm-teacher", "CROSS", "--teacher", "DOT"], "cross"),
     ],
