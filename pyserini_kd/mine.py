@@ -12,10 +12,9 @@ from pyserini_kd.storage.files import refuse_existing
     name="mine",
     example="pyserini-kd mine --collection docs.jsonl --topics train.tsv --qrels train.txt --index indexes/docs.bm25 "
     "--output candidates.jsonl",
-    epilog="Without --qrels, each query's first hit stands in for its positive: enough for losses on teacher scores, such as "
-    "margin-mse, which learn from labels only what to compare; of no use to losses on labels, such as ranknet. With "
-    "--segment, every passage of a positive document is a positive, and --index or --runs hold passages cut in the same way "
-    "(`index --segment`); `teach --segment` scores them.",
+    epilog="Without --qrels, the first hit of each query becomes its positive. This suits losses on teacher scores, such as "
+    "margin-mse, but not losses on labels, such as ranknet. With --segment, every passage of a positive document is a "
+    "positive. --index or --runs must hold passages of the same size (`index --segment`). `teach --segment` scores them.",
     settings=MineConfig,
 )
 def main(settings: MineConfig) -> None:

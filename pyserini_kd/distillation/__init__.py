@@ -1,4 +1,4 @@
-"""Make candidates, collect teacher scores, train students."""
+"""Mine candidates, collect teacher scores and train students."""
 
 from typing import TYPE_CHECKING
 

@@ -1,7 +1,6 @@
-"""Training batches: groups or plain texts cut into batches, and batches turned into tensors.
+"""Cut groups or plain texts into training batches and turn batches into tensors.
 
-Each of several processes sees every batch and tokenises its share of the pairs, so that the number of processes does not
-change what is learnt.
+All processes see every batch. Each one tokenises its share of the pairs. The result does not depend on the process count.
 """
 
 from __future__ import annotations
@@ -29,32 +28,32 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 T = TypeVar("T")
 
-WINDOW = 64  # batches that are sorted by length together
+WINDOW = 64  # batches sorted by length together
 
 
 class Batch(TypedDict, total=False):
-    """A batch of B groups of at most G documents, with P distinct (query, document) pairs. Plain texts have no groups."""
+    """A batch of B groups of up to G documents, with P distinct (query, document) pairs. Plain texts have no groups."""
 
-    pairs: Tensor  # P, or the number of texts
-    taught: Tensor  # the first so many of the P pairs are those of the groups
-    student: dict[str, Tensor]  # what the student scores: this process's share of the pairs
-    live: dict[str, Tensor]  # what a live teacher scores
+    pairs: Tensor  # P, or the number of plain texts
+    taught: Tensor  # number of pairs from the groups; they come first
+    student: dict[str, Tensor]  # student inputs: this process's share of the pairs
+    live: dict[str, Tensor]  # live-teacher inputs: this process's share
     labels: Tensor  # (B, G)
-    rows: Tensor  # (B, G): places among the P scores
-    mask: Tensor  # (B, G): false where a group is shorter than the longest
-    teacher: Tensor  # (B, G): scores from a file
-    batch_labels: Tensor  # (B, N): of every query and every document of the batch
-    batch_rows: Tensor  # (B, N)
+    rows: Tensor  # (B, G): indices into the P scores
+    mask: Tensor  # (B, G): False for padding
+    teacher: Tensor  # (B, G): teacher scores from a file
+    batch_labels: Tensor  # (B, N): labels of all N documents of the batch for each query
+    batch_rows: Tensor  # (B, N): indices into the P scores
 
 
 class Share(NamedTuple):
-    """The part of each batch that process `rank` of `world` works on."""
+    """The share of each batch that process `rank` of `world` processes works on."""
 
     rank: int = 0
     world: int = 1
 
     def of(self, count: int) -> tuple[int, int]:
-        """First row and end of this part of `count` rows; the sizes of parts differ by one at most.
+        """Return the start and end row of this share of `count` rows. Share sizes differ by at most one.
 
         >>> [Share(rank, 3).of(8) for rank in range(3)]
         [(0, 2), (2, 5), (5, 8)]
@@ -62,7 +61,7 @@ class Share(NamedTuple):
         return count * self.rank // self.world, count * (self.rank + 1) // self.world
 
     def slice_of(self, count: int) -> slice:
-        """The same as a slice. An empty part takes one row of another process; its score is dropped."""
+        """Return the share as a slice. An empty share takes one row of another process; its score is dropped."""
         start, end = self.of(count)
         return slice(start, max(end, start + 1))
 
@@ -71,7 +70,7 @@ WHOLE = Share()
 
 
 class Batches(Sequence[list[T]], Generic[T]):
-    """Items cut into batches: batch i holds the items of `rows[ends[i - 1]:ends[i]]`, fetched when it is used."""
+    """Items cut into batches. Batch i holds the items of `rows[ends[i - 1]:ends[i]]`, fetched on access."""
 
     def __init__(self, items: Sequence[T], rows: Ints, ends: Rows) -> None:
         self.items, self.rows, self.ends = items, rows, ends
@@ -81,7 +80,7 @@ class Batches(Sequence[list[T]], Generic[T]):
     @overload
     def __getitem__(self, batch: slice) -> list[list[T]]: ...
     def __getitem__(self, batch: int | slice) -> list[T] | list[list[T]]:
-        """The items of a batch, or the batches of a slice."""
+        """Return the items of a batch, or the batches of a slice."""
         if isinstance(batch, slice):
             return [self[i] for i in range(len(self))[batch]]
         start = self.ends[batch - 1] if batch else 0
@@ -90,17 +89,17 @@ class Batches(Sequence[list[T]], Generic[T]):
         return [self.items[row] for row in rows]
 
     def __len__(self) -> int:
-        """Number of batches."""
+        """Return the number of batches."""
         return len(self.ends)
 
 
 def cut_batches(
     groups: Sequence[Group], batch_size: int, seed: int, lengths: Sequence[int] | Ints | None = None
 ) -> Batches[Group]:
-    """Cut groups into batches. Blocks, whose queries share documents, stay whole unless they are larger than a batch.
+    """Cut groups into batches. A block stays whole unless it is larger than a batch.
 
-    Groups without a block (triples) are shuffled; with `lengths`, groups of like length come into one batch. Small blocks
-    are shuffled too.
+    Groups without a block (triples) are shuffled. Small blocks are shuffled too. With `lengths`, a batch holds groups of
+    similar length.
     """
     groups = as_groups(groups)
     blocks, first = groups.blocks(), None
@@ -112,8 +111,8 @@ def cut_batches(
         rows[:] = _shuffled(len(groups), batch_size, seed, lengths)
         return _cut(groups, rows, batch_size)
     if lengths is not None:
-        logger.warning("groups are not sorted by length: the candidates' blocks, whose queries share documents, stay whole")
-    place = first.copy()  # blocks in the order of their first groups
+        logger.warning("groups are not sorted by length: blocks, whose queries share documents, stay whole")
+    place = first.copy()  # order of blocks: by first group
     if 2 * np.median(sizes) <= batch_size:
         np.random.default_rng(seed).shuffle(place)
     rows = np.argsort(place[block], kind="stable").astype(np.int32)
@@ -125,7 +124,7 @@ def cut_batches(
 
 
 def _packed(sizes: Sequence[int], batch_size: int) -> list[int]:
-    """Sizes of the batches that blocks of these sizes fill, one after the other.
+    """Return batch sizes for blocks of these sizes, packed in order.
 
     >>> _packed([2, 2, 3, 9, 1], 4)
     [4, 3, 4, 4, 1, 1]
@@ -138,12 +137,12 @@ def _packed(sizes: Sequence[int], batch_size: int) -> list[int]:
             room -= size
         else:
             made += [min(batch_size, size - done) for done in range(0, size, batch_size)]
-            room = batch_size - size  # a block that was cut leaves none
+            room = batch_size - size  # negative after a cut block: no room is left
     return made
 
 
 def cut_texts(texts: Sequence[str], batch_size: int, seed: int) -> Batches[str]:
-    """Cut shuffled texts into batches of like length (in characters; in bytes where they lie on disk)."""
+    """Cut shuffled texts into batches of similar length (in characters; in bytes for texts on disk)."""
     lengths = texts.lengths() if isinstance(texts, PlainTexts) else [len(text) for text in texts]
     return _cut(texts, _shuffled(len(texts), batch_size, seed, lengths), batch_size)
 
@@ -153,41 +152,41 @@ def _cut(items: Sequence[T], rows: Ints, batch_size: int) -> Batches[T]:
 
 
 def _shuffled(count: int, batch_size: int, seed: int, lengths: Sequence[int] | Ints | None) -> Ints:
-    """Rows in a random order; with lengths, sorted by them within windows of some batches."""
+    """Shuffle rows. With lengths, sort them within windows of WINDOW batches."""
     order = np.arange(count, dtype=np.int32)
     np.random.default_rng(seed).shuffle(order)
     if lengths is None:
         return order
     lengths, window = np.asarray(lengths), WINDOW * batch_size
     for start in range(0, count, window):
-        some = order[start : start + window]
-        some[:] = some[np.argsort(lengths[some], kind="stable")]
+        part = order[start : start + window]
+        part[:] = part[np.argsort(lengths[part], kind="stable")]
     return order
 
 
 class Collator:
-    """Turns a batch of groups into tensors; each distinct (query, document) pair of the batch is scored once."""
+    """Turn a batch of groups into tensors. Each distinct (query, document) pair of a batch is scored once."""
 
     def __init__(
         self, model: Model, queries: Mapping[str, str], docs: Mapping[str, str], scores: TeacherScores | None = None,
         train_len: int | None = None, *, teacher: Model | None = None, same_inputs: bool = False, in_batch: bool = False,
         share: Share = WHOLE,
     ) -> None:  # fmt: skip
-        """A collator for the student `model`, which reads `train_len` tokens of a document (or pair), if it can read more.
+        """Collate for the student `model`. `train_len` lowers its maximum tokens of a document (or pair).
 
-        `scores` are those of a file. A live `teacher` gets tensors of its own; with `same_inputs` (for layer losses) the same
-        tokens as the student. `in_batch` pairs every query with every document of the batch, too. `share` is the part of the
+        `scores` are teacher scores from a file. A live `teacher` gets its own tensors, or with `same_inputs` (for layer losses)
+        the student's tokens. `in_batch` also pairs every query with every document of the batch. `share` is the share of the
         pairs that this process tokenises.
 
         Raises:
-            InputError: the teacher must see the same tokens and cannot read as many.
+            InputError: with `same_inputs`, the teacher reads fewer tokens than the student.
         """
         self.model, self.queries, self.docs, self.scores = model, queries, docs, scores
         self.length = pair_length(model, train_len, teacher if same_inputs else None)
         self.teacher, self.same_inputs, self.in_batch, self.share = teacher, same_inputs, in_batch, share
 
     def __call__(self, items: Sequence[Sequence[Group]]) -> Batch:
-        """The tensors of one batch of groups."""
+        """Return the tensors of one batch of groups."""
         (groups,) = items
         shape = (len(groups), max(len(group.doc_ids) for group in groups))
         labels, rows = torch.zeros(shape, dtype=torch.long), torch.zeros(shape, dtype=torch.long)
@@ -203,24 +202,24 @@ class Collator:
         batch: Batch = {"labels": labels, "rows": rows, "mask": mask, "taught": torch.tensor(len(places))}
         if self.scores is not None:
             batch["teacher"] = teacher
-        own = len(places)
+        taught = len(places)
         if self.in_batch:
             batch["batch_labels"], batch["batch_rows"] = _all_pairs(groups, places)
         batch["pairs"] = torch.tensor(len(places))
-        self._add_tokens(batch, list(places), own)
+        self._add_tokens(batch, list(places), taught)
         return batch
 
     def _add_tokens(self, batch: Batch, pairs: list[tuple[str, str]], taught: int) -> None:
-        """Add this process's part of the pairs; a live teacher scores only the first `taught` of all pairs."""
-        own = self.share.slice_of(len(pairs))
-        if self.same_inputs and self.teacher is not None:  # padded as one process would pad them
+        """Add the tokens of this process's share of the pairs. A live teacher scores only the first `taught` pairs."""
+        share = self.share.slice_of(len(pairs))
+        if self.same_inputs and self.teacher is not None:  # tokenised whole: padding must not depend on the share
             student, live = (self._pair_batch(model, pairs, self.length) for model in (self.model, self.teacher))
             if not torch.equal(student["input_ids"], live["input_ids"]):
-                raise InputError("teacher and student do not see the same tokens (their lengths or tokenizers differ); "
-                                 "layer losses compare token by token")  # fmt: skip
-            batch["student"], batch["live"] = ({name: tensor[own] for name, tensor in x.items()} for x in (student, live))
+                raise InputError("teacher and student do not see the same tokens, which layer losses compare; use the same "
+                                 "tokenizer and length")  # fmt: skip
+            batch["student"], batch["live"] = ({name: tensor[share] for name, tensor in x.items()} for x in (student, live))
             return
-        batch["student"] = self._pair_batch(self.model, pairs[own], self.length)
+        batch["student"] = self._pair_batch(self.model, pairs[share], self.length)
         if self.teacher is not None:
             batch["live"] = self._pair_batch(self.teacher, pairs[:taught][self.share.slice_of(taught)])
 
@@ -232,24 +231,24 @@ class Collator:
 
 
 def window_of(model: Model) -> int:
-    """The number of tokens of a document (a pair, for a cross-encoder) that a model can read."""
+    """Return the maximum tokens of a document (of a pair, for a cross-encoder) that a model reads."""
     if model.architecture == "cross_encoder":
         return cast("CrossEncoder", model).max_len
     return cast("BertDot", model).settings.max_doc_len
 
 
 def pair_length(model: Model, train_len: int | None, same_for: Model | None = None) -> int:
-    """Tokens of a document (or pair) in training; InputError where a teacher must read the same and cannot read as many."""
+    """Return the maximum tokens of a document (or pair) in training; InputError if teacher `same_for` reads fewer."""
     length = min(train_len or window_of(model), window_of(model))
     if same_for is not None and (most := window_of(same_for)) < length:
         raise InputError(
-            f"the teacher reads {most} tokens a pair, the student {length}: layer losses need the same; set {most}", "train_len"
+            f"the teacher reads {most} tokens, the student {length}; layer losses need the same: set {most}", "train_len"
         )
     return length
 
 
 def _all_pairs(groups: Sequence[Group], places: dict[tuple[str, str], int]) -> tuple[Tensor, Tensor]:
-    """(labels, rows) (B, N) of every query with every document of the batch; new pairs join `places`."""
+    """Return labels and rows (B, N) of every query with every document of the batch. Add new pairs to `places`."""
     docs = list(dict.fromkeys(d for group in groups for d in group.doc_ids))
     relevant = {(g.query_id, d) for g in groups for d, label in zip(g.doc_ids, g.labels, strict=True) if label > 0}
     labels = [[int((group.query_id, d) in relevant) for d in docs] for group in groups]
@@ -258,17 +257,17 @@ def _all_pairs(groups: Sequence[Group], places: dict[tuple[str, str], int]) -> t
 
 
 class TextCollator:
-    """Turns a batch of plain texts into tensors that student and teacher both read."""
+    """Turn a batch of plain texts into tensors that student and teacher both read."""
 
     def __init__(self, model: Model, train_len: int | None, teacher: Model, *, share: Share = WHOLE) -> None:
         self.tokenizer, self.share = model.tokenizer, share
         self.length = min(train_len or window_of(model), window_of(model), window_of(teacher))
 
     def __call__(self, items: Sequence[Sequence[str]]) -> Batch:
-        """The tensors of one batch of texts, the same for both."""
+        """Return the tensors of one batch of texts, the same for both models."""
         (texts,) = items
         records, _ = tokenize(self.tokenizer, texts, self.length)
-        own = self.share.slice_of(len(texts))
-        every = pad(records, self.tokenizer.pad_token_id or 0, "cpu")
-        tokens = {name: tensor[own] for name, tensor in every.items()}
+        share = self.share.slice_of(len(texts))
+        padded = pad(records, self.tokenizer.pad_token_id or 0, "cpu")
+        tokens = {name: tensor[share] for name, tensor in padded.items()}
         return {"pairs": torch.tensor(len(texts)), "student": tokens, "live": tokens}

@@ -1,4 +1,4 @@
-"""Candidates: for each training query a group of documents with labels, and the files they come in."""
+"""Candidates: groups of labelled documents, one group per training query, and their files."""
 
 import gzip
 import itertools
@@ -19,12 +19,12 @@ from pyserini_kd.storage.arrays import Ints
 from pyserini_kd.storage.errors import InputError
 from pyserini_kd.storage.files import atomic_file, require_file
 
-AT_ONCE = 4096  # groups read together; a multiple of STRIDE
-STRIDE = 16  # to read one group, so many lines are read
+READ_GROUPS = 4096  # groups read at a time; a multiple of STRIDE
+STRIDE = 16  # one line offset is kept for every STRIDE groups
 
 
 class Group(NamedTuple):
-    """One query's candidates: G doc_ids, their labels (1 relevant, 0 not), and the block the group belongs to (-1: none)."""
+    """One query's candidates: G doc_ids, G labels (1 relevant, 0 not) and the block of the group (-1: none)."""
 
     query_id: str
     doc_ids: list[str]
@@ -33,11 +33,11 @@ class Group(NamedTuple):
 
 
 class Groups(Sequence[Group]):
-    """Groups to train on. These are in memory; subclasses read theirs from a file.
+    """Groups to train on, in memory. Subclasses read them from a file.
 
     Attributes:
-        unit: what one group is called in messages and records.
-        folder: a folder for columns of numbers about the groups; None for memory.
+        unit: the name of a group in messages and records.
+        folder: the folder for columns of numbers about the groups; None keeps columns in memory.
     """
 
     unit = "queries"
@@ -54,37 +54,37 @@ class Groups(Sequence[Group]):
 
     @property
     def n_docs(self) -> int:
-        """Documents of all groups. A document counts once for each group."""
+        """Number of documents of all groups. A document counts once for each group."""
         return sum(len(group.doc_ids) for group in self)
 
     def blocks(self) -> npt.NDArray[np.int64] | None:
-        """The block of each group, -1 for none; None if no two groups share a block."""
+        """Return the block of each group (-1: none), or None if no two groups share a block."""
         return np.fromiter((group.block for group in self), np.int64, len(self))
 
     def lengths(self, docs: Mapping[str, str]) -> Ints:
-        """Length of the longest document of each group, in characters."""
+        """Return the length of the longest document of each group, in characters."""
         return np.fromiter((max(len(docs[doc_id]) for doc_id in group.doc_ids) for group in self), np.int32, len(self))
 
 
 def as_groups(groups: Sequence[Group]) -> Groups:
-    """The same groups with the methods of `Groups`."""
+    """Wrap a sequence of groups as `Groups`."""
     return groups if isinstance(groups, Groups) else Groups(groups)
 
 
 def n_docs(groups: Sequence[Group]) -> int:
-    """Documents of all groups. A document counts once for each group."""
+    """Number of documents of all groups. A document counts once for each group."""
     return as_groups(groups).n_docs
 
 
 def pairs(group: Group) -> Iterator[tuple[str, str]]:
-    """All (positive, negative) pairs of a group."""
+    """Yield all (positive, negative) pairs of a group."""
     positives = [d for d, label in zip(group.doc_ids, group.labels, strict=True) if label > 0]
     negatives = [d for d, label in zip(group.doc_ids, group.labels, strict=True) if label <= 0]
     return itertools.product(positives, negatives)
 
 
 def write_candidates(groups: Iterable[Group], path: str | Path, *, overwrite: bool = False) -> None:
-    """Write groups as JSON lines, or as triples (`query_id<TAB>pos_id<TAB>neg_id`) where the path ends in .tsv or .tsv.gz."""
+    """Write groups as JSON lines, or as triples (`query_id<TAB>pos_id<TAB>neg_id`) if the path ends in .tsv or .tsv.gz."""
     as_triples = str(path).removesuffix(".gz").endswith(".tsv")
     with atomic_file(path, overwrite=overwrite) as out:
         for group in groups:
@@ -95,15 +95,16 @@ def write_candidates(groups: Iterable[Group], path: str | Path, *, overwrite: bo
 
 
 class Candidates(Groups):
-    """The groups of a candidates file: checked when it is opened, read again when they are asked for.
+    """The groups of a candidates file. Opening checks every line; access reads lines again.
 
-    Memory holds half a byte a group: where every STRIDEth line starts.
+    Memory holds half a byte per group: the offset of every STRIDEth line.
     """
 
     def __init__(self, path: str | Path) -> None:
-        """Open groups (JSON lines) or triples (TSV); every triple is a group of two, in no block.
+        """Open groups (JSON lines) or triples (TSV). A triple becomes a group of two without a block.
 
-        InputError if a line is malformed, or a group lacks a positive or a negative, or lists a document twice.
+        Raises:
+            InputError: a line is malformed; a group has no positive, no negative, or a document twice; the file is empty.
         """
         self.path = require_file(path, "candidates file")
         self._file = _unpacked(self.path)
@@ -124,11 +125,11 @@ class Candidates(Groups):
 
     @property
     def n_docs(self) -> int:
-        """Documents of all groups. A document counts once for each group."""
+        """Number of documents of all groups. A document counts once for each group."""
         return self._n_docs
 
     def _lines(self, first: int, last: int) -> Iterator[str]:
-        """The lines of the groups from `first` (a multiple of STRIDE) to `last`, and perhaps some more."""
+        """Yield the lines of groups `first` (a multiple of STRIDE) to `last`, and possibly some more."""
         start, end = self._starts[first // STRIDE], self._starts[-(-last // STRIDE)]
         text = os.pread(self._file.fileno(), end - start, start).decode("utf-8" if start else "utf-8-sig")
         return (line.rstrip("\r") for line in text.split("\n") if line.strip())
@@ -140,9 +141,9 @@ class Candidates(Groups):
         return _group(next(itertools.islice(self._lines(row - offset, row + 1), offset, None)), str(self.path))
 
     def __iter__(self) -> Iterator[Group]:
-        """The groups, in the order of the file."""
-        for first in range(0, len(self), AT_ONCE):
-            yield from (_group(line, str(self.path)) for line in self._lines(first, min(first + AT_ONCE, len(self))))
+        """Yield the groups in file order."""
+        for first in range(0, len(self), READ_GROUPS):
+            yield from (_group(line, str(self.path)) for line in self._lines(first, min(first + READ_GROUPS, len(self))))
 
     def __len__(self) -> int:
         return self._count
@@ -154,12 +155,12 @@ def read_candidates(path: str | Path) -> Candidates:
 
 
 def _unpacked(path: Path) -> IO[bytes]:
-    """The file, open for reading. A .gz file is unpacked into a temporary file that is deleted when it is closed."""
+    """Open the file. A .gz file is unpacked into a temporary file, which is deleted on close."""
     if path.suffix != ".gz":
         return open(path, "rb", buffering=0)
-    for _ in numbered_lines(path, "candidates file"):  # names what is wrong with the file
+    for _ in numbered_lines(path, "candidates file"):  # raises a precise error for a damaged file
         pass
-    unpacked = tempfile.TemporaryFile(buffering=0)  # noqa: SIM115 - open as long as its owner lives
+    unpacked = tempfile.TemporaryFile(buffering=0)  # noqa: SIM115 - stays open
     with gzip.open(path) as packed:
         shutil.copyfileobj(packed, unpacked)
     unpacked.seek(0)
@@ -176,7 +177,7 @@ def _check_group(group: Group, where: str) -> None:
 
 
 def _group(line: str, where: str) -> Group:
-    """The group of a line: a JSON object or a triple."""
+    """Parse a line: a JSON object or a triple."""
     if line.lstrip().startswith("{"):
         return _json_group(line, where)
     fields = line.split("\t")
@@ -191,7 +192,7 @@ def _json_group(line: str, where: str) -> Group:
         listed, labels, block = record["doc_ids"], record["labels"], record.get("block", -1)
         if not (isinstance(listed, list) and isinstance(labels, list) and all(type(n) is int for n in [*labels, block])):
             raise TypeError
-        np.array([*labels, block], np.int64)  # OverflowError where a number has more than 64 bits
+        np.array([*labels, block], np.int64)  # OverflowError for more than 64 bits
         group = Group(str(record["query_id"]), [str(d) for d in listed], labels, block)
     except (KeyError, TypeError, ValueError, OverflowError, RecursionError):
         raise InputError(f"{where}: expected an object with query_id, doc_ids, labels and block") from None

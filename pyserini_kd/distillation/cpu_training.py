@@ -1,8 +1,8 @@
-"""Training on a CPU: dropout with cheap random numbers, attention as plain products.
+"""Faster training on a CPU: dropout with cheap random numbers, attention as plain matrix products.
 
-On a CPU, PyTorch draws dropout masks with one thread (a third of a step), computes attention with dropout slowly in float32,
-and takes ten times as long backwards as forwards through fused attention in bf16. The code here computes the same with other
-random numbers; in bf16 it also rounds the scores and weights of attention, where PyTorch rounds only the result.
+PyTorch on a CPU draws dropout masks with one thread (a third of a step). It computes attention with dropout slowly in float32.
+Its fused attention in bf16 takes ten times as long backward as forward. This code computes the same with other random
+numbers. In bf16 it also rounds attention scores and weights; PyTorch rounds only the result.
 """
 
 from __future__ import annotations
@@ -22,21 +22,21 @@ from pyserini_kd.models.layers import encoder_of
 if TYPE_CHECKING:
     from pyserini_kd.models.loading import Model
 
-NAME = "pyserini_kd"  # of this attention in transformers
-MODEL_TYPES = ("bert", "distilbert")  # their attention is masked by padding only
-STEPS = 1 << 16  # the rate of dropout is a multiple of 1 / STEPS
+NAME = "pyserini_kd"  # name of this attention in transformers
+MODEL_TYPES = ("bert", "distilbert")  # attention masked by padding only
+STEPS = 1 << 16  # dropout rates are multiples of 1 / STEPS
 
 
 class Dropout(nn.Dropout):
-    """Dropout whose mask has 16 random bits a number. torch's generator gives the seed, so a resumed run draws the same."""
+    """Dropout with 16 random bits per mask entry. The seed comes from torch's generator, so a resumed run draws the same."""
 
     def forward(self, states: Tensor) -> Tensor:
-        """States of any shape; in training some are set to zero and the others are made larger."""
+        """Zero some entries of a tensor of any shape and scale up the rest, in training only."""
         return states * kept(states.shape, self.p, states.dtype) if self.training and self.p else states
 
 
 def kept(shape: tuple[int, ...], rate: float, dtype: torch.dtype) -> Tensor:
-    """A mask: a share `rate` is 0, the rest is so large that the mean is 1."""
+    """Draw a dropout mask with mean 1: a share `rate` of entries is 0, the others are equal."""
     threshold = min(round(rate * STEPS), STEPS - 1)
     count, seed = math.prod(shape), int(torch.randint(1 << 62, ()))
     drawn = np.random.Generator(np.random.SFC64(seed)).integers(1 << 64, size=-(-count // 4), dtype=np.uint64)
@@ -49,7 +49,7 @@ def attention(
     module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None,
     dropout: float = 0.0, scaling: float | None = None, **more: object,
 ) -> tuple[Tensor, None]:  # fmt: skip
-    """Attention as transformers asks for it: (P, heads, T, d) three times -> (P, T, heads, d); mask bool (P, 1, T, T)."""
+    """Attention with the signature of transformers: three (P, heads, T, d) -> (P, T, heads, d); mask bool (P, 1, T, T)."""
     if not torch.is_grad_enabled() or (dropout == 0.0 and query.dtype is torch.float32):
         mixed = F.scaled_dot_product_attention(query, key, value, attn_mask=attention_mask, dropout_p=dropout, scale=scaling)
         return mixed.transpose(1, 2).contiguous(), None
@@ -66,7 +66,7 @@ def attention(
 
 
 def fit(model: Model) -> None:
-    """Make a student compute so, in place; its attention only if it is that of BERT."""
+    """Make a student use this dropout, and this attention if it is a BERT or DistilBERT encoder, in place."""
     for parent in list(model.modules()):
         for name, child in list(parent.named_children()):
             if type(child) is nn.Dropout:

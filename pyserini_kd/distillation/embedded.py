@@ -1,7 +1,6 @@
-"""The embedded default: collection, BM25, teacher, teacher scores, student, indexes, reranker; and all of its systems measured.
+"""Build the embedded default (BM25, teacher, teacher scores, student, indexes, reranker) and measure its systems.
 
-A step whose result exists is skipped; a step that was cut short starts again (or resumes). docs/demo.md has the figures behind
-the choices below.
+A step with an existing result is skipped. An interrupted step restarts or resumes. docs/demo.md explains the choices below.
 """
 
 import dataclasses
@@ -37,25 +36,25 @@ from pyserini_kd.storage.records import Record, read_json, record_path, write_js
 
 logger = logging.getLogger(__name__)
 
-BLOCK = 32  # queries that share their documents: 31 negatives each for one document encoded
-# Trained on heads, used on more; dropout doubled the time, and dev topics show no gain from it (docs/demo.md)
+BLOCK = 32  # queries that share documents; each gets the positives of the 31 others as negatives
+# Training reads the first 64 tokens, retrieval 128. Dropout doubles the time without gain on dev topics (docs/demo.md)
 TRAINING: Record = {"max_query_len": 32, "max_doc_len": 128, "train_len": 64, "dropout": 0.0}
-TEACHER_WEIGHT, BM25_WEIGHT = 40.0, 0.4  # their mean: 20 x cosine + 0.2 x BM25
-# Unit vectors, scores x 20 in the loss: an unnormalised student spends this short training on its vectors' lengths
+TEACHER_WEIGHT, BM25_WEIGHT = 40.0, 0.4  # ensemble score: 20 x cosine + 0.2 x BM25
+# Unit vectors, scores x 20 in the loss: without, this short training goes into vector lengths
 STUDENT: Record = {"l2_norm": True, "score_scale": 20.0, "lr": 5e-5}
 ALPHAS = (0.0025, 0.005, 0.01, 0.015, 0.02, 0.025, 0.03, 0.035, 0.04, 0.05, 0.07)  # BM25 is around 15, the student below 1
 RERANK_DEPTH = 20
-WEIGHTS = (0.5, 0.6, 0.7, 0.8, 0.85, 0.9, 0.95, 0.98)  # of the hybrid's scores (below 1) beside MaxSim's (around 10)
+WEIGHTS = (0.5, 0.6, 0.7, 0.8, 0.85, 0.9, 0.95, 0.98)  # of hybrid scores (below 1); MaxSim scores are around 10
 
 MEASURES = ("RR@10", "nDCG@10", "R@100")
 BOTH = ("bm25", "student")
 PAIRS = (("hybrid", "bm25"), ("hybrid", "student"), ("reranked", "hybrid"))
-"""Systems that are compared: (better, worse)."""
+"""Compared systems: (expected better, worse)."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Paths:
-    """Where the parts of the embedded default lie."""
+    """Folders of the embedded default."""
 
     bm25: Path
     teacher_index: Path
@@ -67,13 +66,13 @@ class Paths:
 
 
 def paths() -> Paths:
-    """The default folders, under PYSERINI_KD_HOME or the current directory."""
+    """Return the default folders, under PYSERINI_KD_HOME or the current directory."""
     indexes = (home() / "indexes" / f"pydocs.{name}" for name in ("bm25", "teacher", "student", "training"))
     return Paths(*indexes, *(home() / "models" / name for name in ("teacher", "student", "reranker")))
 
 
 def prepare() -> Paths:
-    """Make whatever is missing of the embedded default; returns where its parts lie."""
+    """Make missing parts of the embedded default, without the reranker; return its folders."""
     at = paths()
     _step("collection: docstrings of the installed packages", at.bm25, _make_bm25)
     if not at.student.exists():
@@ -87,14 +86,14 @@ def prepare() -> Paths:
 
 
 def prepare_reranker(at: Paths) -> tuple[float, float]:
-    """Make what is missing of the reranker, and choose the weight of BM25 in the hybrid and that of the hybrid in the end."""
+    """Make the reranker if missing; return the weights of BM25 in the hybrid and of the hybrid in reranking."""
     _step("reranker: the teacher's token vectors", at.reranker, _make_reranker, made_from=at.teacher)
     _step("weights of the hybrid and of the reranker, on dev topics", at.training / "weights.json", choose_weights)
     return choose_weights(at)
 
 
 def _step(what: str, result: Path, make: Callable[[Paths], object], *, made_from: Path | None = None) -> None:
-    """Make `result` where it is missing or stale."""
+    """Make `result` if it is missing or stale."""
     if result.exists():
         if not (why := _stale(result, made_from)):
             return
@@ -107,10 +106,10 @@ def _step(what: str, result: Path, make: Callable[[Paths], object], *, made_from
 
 
 def _stale(result: Path, made_from: Path | None) -> str:
-    """Why a part is stale, or ""; InputError where a checkpoint that is not ours lies in its place."""
-    about = result / "manifest.json" if result.is_dir() else record_path(result)
-    if about.exists():
-        record = read_json(about, "record")
+    """Return why a result is stale, or ""; InputError if a foreign checkpoint lies in its place."""
+    manifest = result / "manifest.json" if result.is_dir() else record_path(result)
+    if manifest.exists():
+        record = read_json(manifest, "record")
         if record.get("collection_stamp") != docstrings.stamp():
             return "for other versions of the packages"
         maker = record.get("encoder", {}).get("sha256")
@@ -118,7 +117,7 @@ def _stale(result: Path, made_from: Path | None) -> str:
         record = read_json(result / "training.json", "record")
         maker = record.get("from_sha256")
         if record.get("data", {}).get("collection", "pydocs") != "pydocs" or (made_from and not maker):
-            raise InputError(f"{result} is in the way: it is another checkpoint than the one of `pydocs`; move it elsewhere")
+            raise InputError(f"{result} is in the way: it is not the checkpoint for pydocs; move it elsewhere")
     else:
         return ""
     known = made_from is None or not made_from.exists() or maker == checkpoint_folder.fingerprint(made_from)
@@ -137,7 +136,7 @@ def _make_candidates(at: Paths) -> None:
 
 
 def _stamp(file: Path) -> None:
-    """Write a record beside a file that is about to be written: the documents that it is made from."""
+    """Record the version of the documents beside a file, before the file is written."""
     write_json(record_path(file), {"collection_stamp": docstrings.stamp()})
 
 
@@ -159,7 +158,7 @@ def _make_scores(at: Paths) -> None:
 
 
 def _check_teacher(at: Paths) -> None:
-    """Measure the teacher ensemble on dev topics; warn if it is worse than BM25."""
+    """Measure the teacher ensemble on dev topics; warn if it does not beat BM25."""
     queries, qrels = docstrings.topics("dev"), docstrings.qrels("dev")
     sparse = bm25_search.search(str(at.bm25), queries, hits=200, threads=hardware.threads())
     dense = searching.dense(*open_with_encoder(at.teacher_index, str(at.teacher)), queries, hits=200)
@@ -185,7 +184,7 @@ def _train(config: TrainConfig, at: Paths, output: Path, scores: Path | None = N
     if scores:
         data["scores_sha256"] = sha256(scores)
     known = read_scores(scores, groups) if scores else None
-    # overwrite: a state of training on other candidates is useless
+    # overwrite: a saved state from other candidates is useless
     train(config, groups, queries, docs, output, scores=known, data=data, overwrite=True)
 
 
@@ -194,20 +193,20 @@ def _make_index(encoder: Path, index: Path) -> None:
 
 
 def _make_reranker(at: Paths) -> None:
-    """The teacher read as a ColBERT: its token states, L2-normalised, compared one by one. No further training."""
+    """Load the teacher as a ColBERT, which compares its L2-normalised token vectors. No further training."""
     model = loading.load(str(at.teacher), architecture="colbert")
     what = "models/teacher, read as a ColBERT; not trained further"
     saving.save(model, at.reranker, record={"from": what, "from_sha256": checkpoint_folder.fingerprint(at.teacher)})
 
 
 def late_interaction(at: Paths, run: Run, queries: list[Query]) -> Run:
-    """The top of a run, rescored by the reranker."""
+    """Rerank the top of a run with the reranker."""
     fetch = stored_docs(at.index)
     return reranking.rerank(run, rankers.load(str(at.reranker)), queries, fetch, depth=RERANK_DEPTH, tag="maxsim")
 
 
 def choose_weights(at: Paths) -> tuple[float, float]:
-    """The best weights on dev topics: of BM25 beside the student, and of their hybrid beside the reranker."""
+    """Return the best weights on dev topics: of BM25 in the hybrid and of the hybrid in reranking."""
     chosen = at.training / "weights.json"
     made_from = checkpoint_folder.fingerprint(at.student) + checkpoint_folder.fingerprint(at.reranker)
     if chosen.exists() and (record := read_json(chosen, "weights"))["made_from"] == made_from:
@@ -223,7 +222,7 @@ def choose_weights(at: Paths) -> tuple[float, float]:
 
 
 class Comparison(NamedTuple):
-    """The difference of two systems in RR@10, with the p value of a paired t-test."""
+    """Difference of two systems in RR@10, with the p value of a paired t-test."""
 
     better: str
     worse: str
@@ -232,7 +231,7 @@ class Comparison(NamedTuple):
 
 
 class Results(NamedTuple):
-    """What `demo` prints: a row for each system (name, measures, ms a query, run), and comparisons."""
+    """Results of `demo`: a row per system (name, measures, ms per query, run path) and comparisons."""
 
     topics: int
     docs: int
@@ -241,7 +240,7 @@ class Results(NamedTuple):
 
 
 class _Systems:
-    """Runs systems on the test topics one after the other, writes their runs and keeps their measures."""
+    """Runs systems on the test topics, writes their runs and keeps their measures."""
 
     def __init__(self) -> None:
         self.queries, self.qrels = docstrings.topics("test"), docstrings.qrels("test")
@@ -253,7 +252,7 @@ class _Systems:
         return home() / "runs" / f"run.pydocs.{system}.test.txt"
 
     def measure(self, name: str, system: str, work: Callable[[], Run], made_of: Sequence[str] = ()) -> Run:
-        """Run a system; `made_of` are the systems whose runs it uses: their time counts too."""
+        """Run and measure a system. `made_of` names the systems whose runs it uses; their time counts too."""
         begun = time.monotonic()
         run = work()
         seconds = time.monotonic() - begun
@@ -271,7 +270,7 @@ class _Systems:
 
 
 def run_all() -> Results:
-    """Prepare what is missing of the embedded default, run its systems, write their runs and measure them."""
+    """Make missing parts of the embedded default, run its systems, write their runs and measure them."""
     at = prepare()
     alpha, weight = prepare_reranker(at)
     systems = _Systems()

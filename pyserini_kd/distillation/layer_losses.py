@@ -1,9 +1,9 @@
-"""Layer losses of TinyBERT: a student's hidden states and attention scores follow those of a deeper teacher.
+"""Layer losses of TinyBERT: a student imitates the hidden states and attention scores of a deeper teacher.
 
-Jiao et al. 2020 (arXiv 1909.10351), as used by Gao et al. 2020 (arXiv 2007.11088) and Chen et al. 2021 (arXiv 2009.07531).
-A student of M layers and a teacher of N = k M: hidden state j follows hidden state jk (0 is the output of the embeddings),
-attention layer i follows the last layer of its block, ik + k - 1. The means run over padded positions too, as in the
-published code, which pads every batch to one length. BERT-like and DistilBERT encoders.
+Source: Jiao et al. 2020 (arXiv 1909.10351), as used by Gao et al. 2020 (arXiv 2007.11088) and Chen et al. 2021 (arXiv
+2009.07531). The student has M layers, the teacher N = k M. Student hidden state j follows teacher hidden state jk (0: output
+of the embeddings). Student attention layer i follows teacher layer ik + k - 1, the last of its block. Means include padding,
+as in the published code, which pads every batch to one length. For BERT-like and DistilBERT encoders.
 """
 
 import contextlib
@@ -20,26 +20,26 @@ from pyserini_kd.models.layers import layers_of
 from pyserini_kd.storage.errors import InputError
 
 MASKED = -10000.0  # added to the scores of padded keys
-CUT = -100.0  # scores at or below it count as masked
+CUT = -100.0  # scores at or below this count as masked
 
 
 class Layers(NamedTuple):
-    """What one forward pass of an encoder with M layers computed, for P texts of T tokens."""
+    """Layer outputs of one forward pass of an encoder with M layers, for P texts of T tokens."""
 
     hidden: list[Tensor]  # M + 1, each (P, T, H); the first is the output of the embeddings
     attention: list[Tensor]  # M, each (P, heads, T, T): scaled scores before the softmax, mask added
 
 
 def block_size(student_layers: int, teacher_layers: int) -> int:
-    """The number of teacher layers for each student layer; InputError if it is not a whole number."""
+    """Return the number of teacher layers per student layer; InputError if it is not a whole number."""
     if student_layers < 1 or teacher_layers % student_layers:
         raise InputError(f"a teacher of {teacher_layers} layers cannot be mapped onto a student of {student_layers}: "
-                         f"the student's layers must divide the teacher's")  # fmt: skip
+                         f"the teacher's layers must be a multiple of the student's")  # fmt: skip
     return teacher_layers // student_layers
 
 
 def hidden_map(student_layers: int, teacher_layers: int) -> list[int]:
-    """The teacher's hidden state that each of the student's M + 1 follows.
+    """Return the teacher's hidden state for each of the student's M + 1 hidden states.
 
     >>> hidden_map(4, 12)
     [0, 3, 6, 9, 12]
@@ -49,7 +49,7 @@ def hidden_map(student_layers: int, teacher_layers: int) -> list[int]:
 
 
 def attention_map(student_layers: int, teacher_layers: int) -> list[int]:
-    """The teacher's attention layer (0-based) that each of the student's M follows: the last of its block.
+    """Return the teacher's attention layer (0-based) for each of the student's M layers: the last of its block.
 
     >>> attention_map(4, 12)
     [2, 5, 8, 11]
@@ -59,24 +59,24 @@ def attention_map(student_layers: int, teacher_layers: int) -> list[int]:
 
 
 def hidden_loss(student: Sequence[Tensor], teacher: Sequence[Tensor], projection: nn.Module) -> Tensor:
-    """Sum over the student's hidden states of their mean squared distance to the teacher's.
+    """Sum of the mean squared errors between the hidden states of student and teacher.
 
-    student M + 1 tensors (P, T, H_s); teacher N + 1 tensors (P, T, H_t); `projection` maps H_s to H_t and is shared by all.
+    student: M + 1 tensors (P, T, H_s). teacher: N + 1 tensors (P, T, H_t). `projection` maps H_s to H_t for all layers.
 
     >>> zeros, ones = torch.zeros(1, 2, 3), torch.ones(1, 2, 3)
-    >>> float(hidden_loss([zeros, zeros], [ones, 9 * ones, 2 * ones], nn.Identity()))  # 1^2 + 2^2; the middle one is skipped
+    >>> float(hidden_loss([zeros, zeros], [ones, 9 * ones, 2 * ones], nn.Identity()))  # 1^2 + 2^2; skips the middle one
     5.0
     """
-    places = hidden_map(len(student) - 1, len(teacher) - 1)
-    terms = [F.mse_loss(projection(own.float()), teacher[j].float()) for own, j in zip(student, places, strict=True)]
+    targets = hidden_map(len(student) - 1, len(teacher) - 1)
+    terms = [F.mse_loss(projection(x.float()), teacher[j].float()) for x, j in zip(student, targets, strict=True)]
     return torch.stack(terms).sum()
 
 
 def attention_loss(student: Sequence[Tensor], teacher: Sequence[Tensor], length: int | None = None) -> Tensor:
-    """Sum over the student's layers of the mean squared distance of attention scores; masked entries count 0 on both sides.
+    """Sum of the mean squared errors between the attention scores of student and teacher. Masked entries count as 0.
 
-    student M tensors, teacher N tensors, all (P, heads, T, T). With `length` the mean is taken over as many keys, as if the
-    texts were padded to that length. So it does not depend on the other texts of a batch.
+    student: M tensors, teacher: N tensors, all (P, heads, T, T). With `length` the mean is over `length` keys, as if texts were
+    padded to it. The loss then does not depend on the other texts of the batch.
 
     >>> real, masked = torch.zeros(1, 1, 2, 1), torch.full((1, 1, 2, 1), -10000.0)
     >>> three, one = torch.cat([real + 3, masked], -1), torch.cat([real + 1, masked - 7], -1)
@@ -85,9 +85,9 @@ def attention_loss(student: Sequence[Tensor], teacher: Sequence[Tensor], length:
     """
     if student[0].shape[1] != teacher[0].shape[1]:
         raise InputError(f"the student has {student[0].shape[1]} attention heads, the teacher {teacher[0].shape[1]}: "
-                         f"the attention loss compares head by head")  # fmt: skip
-    places = attention_map(len(student), len(teacher))
-    terms = [F.mse_loss(_unmasked(own), _unmasked(teacher[i])) for own, i in zip(student, places, strict=True)]
+                         f"the attention loss needs equal numbers")  # fmt: skip
+    targets = attention_map(len(student), len(teacher))
+    terms = [F.mse_loss(_unmasked(x), _unmasked(teacher[i])) for x, i in zip(student, targets, strict=True)]
     tokens = student[0].shape[-1]
     return torch.stack(terms).sum() * (tokens / (length or tokens))
 
@@ -98,7 +98,7 @@ def _unmasked(scores: Tensor) -> Tensor:
 
 
 def attention_scores(queries: Tensor, keys: Tensor, attention_mask: Tensor, heads: int) -> Tensor:
-    """Scores before the softmax, Q K^T / sqrt(d) + mask: (P, heads, T, T) of projections (P, T, H) and a mask (P, T)."""
+    """Return attention scores before the softmax, Q K^T / sqrt(d) + mask: (P, heads, T, T) from (P, T, H) and mask (P, T)."""
     split = [x.float().view(*x.shape[:2], heads, -1).transpose(1, 2) for x in (queries, keys)]
     scores: Tensor = split[0] @ split[1].transpose(-1, -2) / math.sqrt(split[0].shape[-1])
     return scores + MASKED * (1.0 - attention_mask.float())[:, None, None, :]
@@ -106,10 +106,10 @@ def attention_scores(queries: Tensor, keys: Tensor, attention_mask: Tensor, head
 
 @contextlib.contextmanager
 def recorded(encoder: PreTrainedModel, every: int = 1) -> Iterator[Layers]:
-    """Collect the layers of the one forward pass inside the block, with gradients; of each `every` layers only the last.
+    """Collect layer outputs of one forward pass inside the block, with gradients. Keeps the last of each `every` layers.
 
-    transformers gives only probabilities, so the query and key projections are hooked and the scores are computed here. With
-    `block_size` for `every`, the layers of a teacher are those that the student's layers follow.
+    transformers returns only probabilities, so hooks on the query and key projections compute the scores here. With
+    `every=block_size(...)`, the layers of a teacher match those of the student.
 
     Raises:
         InputError: the encoder is not built like BERT or DistilBERT.
@@ -147,21 +147,21 @@ def recorded(encoder: PreTrainedModel, every: int = 1) -> Iterator[Layers]:
 
 
 def _projections(layer: nn.Module) -> tuple[nn.Module, nn.Module]:
-    """The query and key projections of a layer of a DistilBERT or BERT-like encoder; InputError where it has others."""
+    """Return the query and key projections of a DistilBERT or BERT-like layer; InputError for other layers."""
     for query, key in (("q_lin", "k_lin"), ("self.query", "self.key")):
         with contextlib.suppress(AttributeError):
             return layer.get_submodule(f"attention.{query}"), layer.get_submodule(f"attention.{key}")
-    raise InputError(f"the attention of a {type(layer).__name__} is not BERT's: its layers cannot be distilled")
+    raise InputError(f"the attention of a {type(layer).__name__} is not BERT's; its layers cannot be distilled")
 
 
 def check(student: PreTrainedModel, teacher: PreTrainedModel, attention: bool) -> None:
-    """InputError unless the teacher's layers can be mapped onto the student's; head counts matter for the attention loss."""
+    """Raise InputError if the teacher's layers cannot be mapped onto the student's. `attention`: also compare head counts."""
     for encoder in (student, teacher):
         _projections(layers_of(encoder)[0])
         if getattr(encoder.config, "embedding_size", encoder.config.hidden_size) != encoder.config.hidden_size:
-            raise InputError(f"layers of a {type(encoder).__name__} whose embeddings are narrower cannot be distilled")
+            raise InputError(f"a {type(encoder).__name__} with narrower embeddings cannot be distilled by layers")
     block_size(student.config.num_hidden_layers, teacher.config.num_hidden_layers)
     heads = [int(encoder.config.num_attention_heads) for encoder in (student, teacher)]
     if attention and heads[0] != heads[1]:
-        raise InputError(f"the student has {heads[0]} attention heads, the teacher {heads[1]}: the attention loss compares "
-                         f"head by head; leave it out (attention=0)", "losses")  # fmt: skip
+        raise InputError(f"the student has {heads[0]} attention heads, the teacher {heads[1]}: the attention loss needs equal "
+                         f"numbers; drop the loss (attention=0)", "losses")  # fmt: skip

@@ -1,12 +1,11 @@
 """Score losses: pure functions of student scores, teacher scores and labels.
 
-Every loss sees groups: one query and G documents. B groups in a batch; scores float (B, G); labels int (B, G), 1 for
-relevant and 0 for not; mask bool (B, G), false where a group is shorter than the longest one. A triple (query, positive,
-negative) is a group of two. Pairwise losses run over all (positive, negative) pairs of a group, so that n-way groups and
-triples are the same code. Everything is computed in float32, whatever the model's precision.
+Every loss takes a batch of B groups: one query and up to G documents each. Scores are float (B, G). Labels are int (B, G): 1
+relevant, 0 not. The mask is bool (B, G): False for padding. A triple (query, positive, negative) is a group of two. Pairwise
+losses run over all (positive, negative) pairs of a group. Everything is computed in float32, whatever the model's precision.
 
-A cross-encoder here has one logit z. A head with two classes and logits z0, z1 is the same ranker with z = z1 - z0: its
-softmax is (1 - sigmoid(z), sigmoid(z)).
+A cross-encoder has one logit z. A head with two classes and logits z0, z1 is the same ranker with z = z1 - z0: its softmax is
+(1 - sigmoid(z), sigmoid(z)).
 """
 
 import functools
@@ -21,7 +20,7 @@ Loss = Callable[[Tensor, Tensor | None, Tensor, Tensor], Tensor]
 
 
 def margins(student: Tensor, teacher: Tensor | None, labels: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
-    """Margins (positive minus negative) of all pairs of each group: student (P,), teacher (P,), float32."""
+    """Return margins (positive minus negative) of all pairs of each group: student (P,), teacher (P,), float32."""
     if student.shape != labels.shape or student.shape != mask.shape or student.numel() == 0:
         raise ValueError(f"scores {tuple(student.shape)}, labels {tuple(labels.shape)} and mask must be (B, G), B > 0")
     positive, negative = (labels > 0) & mask, (labels <= 0) & mask
@@ -47,8 +46,8 @@ def _needed(teacher: Tensor | None, student: Tensor) -> Tensor:
 def margin_mse(student: Tensor, teacher: Tensor | None, labels: Tensor, mask: Tensor) -> Tensor:
     """Mean squared difference of student and teacher margins.
 
-    Unbounded scores allowed; adding a per-query constant to either side changes nothing; negative teacher margins are
-    kept. Hofstätter et al. 2020, arXiv 2010.02666.
+    Scores may be unbounded. A constant per query on either side changes nothing. Negative teacher margins are kept.
+    Hofstätter et al. 2020, arXiv 2010.02666.
 
     >>> s, t = torch.tensor([[3.0, 1.0]]), torch.tensor([[9.0, 4.0]])
     >>> float(margin_mse(s, t, torch.tensor([[1, 0]]), torch.ones(1, 2, dtype=torch.bool)))  # (2 - 5)^2
@@ -59,7 +58,7 @@ def margin_mse(student: Tensor, teacher: Tensor | None, labels: Tensor, mask: Te
 
 
 def ranknet(student: Tensor, teacher: Tensor | None, labels: Tensor, mask: Tensor) -> Tensor:
-    """Logistic loss of the student's margins, softplus(-margin); no teacher. Burges et al. 2005.
+    """Logistic loss of the student's margins, softplus(-margin). No teacher. Burges et al. 2005.
 
     >>> s = torch.tensor([[1.0, 1.0]])
     >>> round(float(ranknet(s, None, torch.tensor([[1, 0]]), torch.ones(1, 2, dtype=torch.bool))), 4)  # log 2
@@ -70,7 +69,7 @@ def ranknet(student: Tensor, teacher: Tensor | None, labels: Tensor, mask: Tenso
 
 
 def hinge(student: Tensor, teacher: Tensor | None, labels: Tensor, mask: Tensor) -> Tensor:
-    """Hinge loss of the student's margins, max(0, 1 - margin); no teacher.
+    """Hinge loss of the student's margins, max(0, 1 - margin). No teacher.
 
     >>> s = torch.tensor([[1.5, 1.0]])
     >>> float(hinge(s, None, torch.tensor([[1, 0]]), torch.ones(1, 2, dtype=torch.bool)))  # 1 - 0.5
@@ -81,7 +80,7 @@ def hinge(student: Tensor, teacher: Tensor | None, labels: Tensor, mask: Tensor)
 
 
 def bce(student: Tensor, teacher: Tensor | None, labels: Tensor, mask: Tensor) -> Tensor:
-    """Binary cross-entropy of each document's label; no teacher.
+    """Binary cross-entropy of each document's label. No teacher.
 
     Equal to the cross-entropy of a two-class head: the hard-label term of Chen et al. 2021, arXiv 2009.07531.
 
@@ -93,9 +92,9 @@ def bce(student: Tensor, teacher: Tensor | None, labels: Tensor, mask: Tensor) -
 
 
 def weighted_ranknet(student: Tensor, teacher: Tensor | None, labels: Tensor, mask: Tensor) -> Tensor:
-    """RankNet weighted by the teacher's margin, which is not clamped: negative where the teacher disagrees with the label.
+    """RankNet weighted by the teacher's margin. Weights are not clamped: negative where the teacher disagrees with the label.
 
-    Hofstätter et al. 2020, the loss ablation.
+    Hofstätter et al. 2020, loss ablation.
     """
     student_margin, teacher_margin = margins(student, _needed(teacher, student), labels, mask)
     return (teacher_margin * F.softplus(-student_margin)).mean()
@@ -113,16 +112,16 @@ def soft_ranknet(student: Tensor, teacher: Tensor | None, labels: Tensor, mask: 
 
 
 def pointwise_mse(student: Tensor, teacher: Tensor | None, labels: Tensor, mask: Tensor) -> Tensor:
-    """Mean squared difference of raw scores, over all documents of all groups. Hofstätter et al. 2020, the loss ablation."""
+    """Mean squared difference of raw scores, over all documents of all groups. Hofstätter et al. 2020, loss ablation."""
     teacher = _needed(teacher, student)
     return F.mse_loss(student.float()[mask], teacher.float()[mask])
 
 
 def soft_ce(student: Tensor, teacher: Tensor | None, labels: Tensor, mask: Tensor, temperature: float = 1.0) -> Tensor:
-    """Soft cross-entropy of two classes, as TinyBERT distils its prediction layer: half of BCE on the teacher's probability.
+    """Soft cross-entropy of two classes, TinyBERT's prediction-layer loss: half of BCE against the teacher's probability.
 
-    Both sides are divided by the temperature; there is no factor temperature squared. The published code averages over
-    examples and the two classes, hence the half. Jiao et al. 2020, arXiv 1909.10351; Chen et al. 2021, arXiv 2009.07531.
+    Both sides are divided by the temperature. There is no factor temperature squared. The half comes from the published code,
+    which averages over the two classes. Jiao et al. 2020, arXiv 1909.10351; Chen et al. 2021, arXiv 2009.07531.
 
     >>> s, t = torch.tensor([[0.0, 0.0]]), torch.tensor([[9.0, -4.0]])
     >>> round(float(soft_ce(s, t, torch.tensor([[1, 0]]), torch.ones(1, 2, dtype=torch.bool))), 4)  # log 2 / 2
@@ -136,8 +135,7 @@ def soft_ce(student: Tensor, teacher: Tensor | None, labels: Tensor, mask: Tenso
 def soft_kl(student: Tensor, teacher: Tensor | None, labels: Tensor, mask: Tensor, temperature: float = 1.0) -> Tensor:
     """KL divergence of the student's two-class distribution from the teacher's, both at the temperature; mean over documents.
 
-    Twice `soft_ce` (whose mean runs over the two classes as well), less the teacher's entropy: the same descent at half the
-    weight.
+    Equals twice `soft_ce` minus the teacher's entropy: same gradient direction, twice as large.
 
     >>> s, t = torch.tensor([[0.0, 0.0]]), torch.log(torch.tensor([[3.0, 1.0]]))
     >>> mask = torch.ones(1, 2, dtype=torch.bool)
@@ -145,15 +143,15 @@ def soft_kl(student: Tensor, teacher: Tensor | None, labels: Tensor, mask: Tenso
     0.0654
     """
     teacher = _needed(teacher, student)
-    own, theirs = student.float()[mask] / temperature, teacher.float()[mask] / temperature
-    relevant = torch.sigmoid(theirs) * (F.logsigmoid(theirs) - F.logsigmoid(own))
-    return (relevant + torch.sigmoid(-theirs) * (F.logsigmoid(-theirs) - F.logsigmoid(-own))).mean()
+    student_logits, teacher_logits = student.float()[mask] / temperature, teacher.float()[mask] / temperature
+    relevant = torch.sigmoid(teacher_logits) * (F.logsigmoid(teacher_logits) - F.logsigmoid(student_logits))
+    return (relevant + torch.sigmoid(-teacher_logits) * (F.logsigmoid(-teacher_logits) - F.logsigmoid(-student_logits))).mean()
 
 
 def listwise_ce(student: Tensor, teacher: Tensor | None, labels: Tensor, mask: Tensor) -> Tensor:
-    """Softmax cross-entropy of each positive against the negatives of its group (other positives left out); no teacher.
+    """Softmax cross-entropy of each positive against the negatives of its group (no other positives). No teacher.
 
-    With the other queries' documents as negatives this is the in-batch contrastive loss.
+    With documents of the other queries as negatives, this is the in-batch contrastive loss.
     """
     scores = student.float()
     positive, negative = (labels > 0) & mask, (labels <= 0) & mask
@@ -162,9 +160,9 @@ def listwise_ce(student: Tensor, teacher: Tensor | None, labels: Tensor, mask: T
 
 
 def listnet(student: Tensor, teacher: Tensor | None, labels: Tensor, mask: Tensor) -> Tensor:
-    """ListNet, top one: cross-entropy of the softmax of the labels and the student's softmax over a group; no teacher.
+    """ListNet, top one: cross-entropy of the softmax of labels and the student's softmax over a group. No teacher.
 
-    Mean over groups. Cao et al. 2007. `listwise_kl` is the same with the teacher's scores for the labels, less a constant.
+    Mean over groups. Cao et al. 2007. `listwise_kl` does the same with teacher scores for labels, up to a constant.
 
     >>> s = torch.tensor([[0.0, 0.0]])
     >>> round(float(listnet(s, None, torch.tensor([[1, 0]]), torch.ones(1, 2, dtype=torch.bool))), 4)  # log 2
@@ -184,17 +182,17 @@ def listwise_kl(student: Tensor, teacher: Tensor | None, labels: Tensor, mask: T
 
 
 def lambda_loss(student: Tensor, teacher: Tensor | None, labels: Tensor, mask: Tensor) -> Tensor:
-    """RankNet whose pairs are weighted by what swapping them would change in nDCG; no teacher. Mean over groups of the sum.
+    """RankNet with pairs weighted by the nDCG change of a swap. No teacher. Sum over pairs, mean over groups.
 
-    A pair's weight is |gain_i - gain_j| |1/log2(1 + rank_i) - 1/log2(1 + rank_j)| / ideal DCG, with gain 2^label - 1 and ranks
-    in the student's present order (no gradient; ties in the order given). Burges et al. 2006 (LambdaRank); Wang et al. 2018,
-    who show that this bounds nDCG.
+    The weight of a pair is |gain_i - gain_j| |1/log2(1 + rank_i) - 1/log2(1 + rank_j)| / ideal DCG, with gain 2^label - 1.
+    Ranks follow the student's current scores (no gradient; ties keep the input order). Burges et al. 2006 (LambdaRank); Wang et
+    al. 2018 show that it bounds nDCG.
 
     >>> s = torch.tensor([[1.0, 1.0]])
     >>> round(float(lambda_loss(s, None, torch.tensor([[1, 0]]), torch.ones(1, 2, dtype=torch.bool))), 4)  # ln 2 x .369
     0.2558
     """
-    margins(student, None, labels, mask)  # its complaints
+    margins(student, None, labels, mask)  # for its input checks
     scores = student.float()
     order = scores.detach().masked_fill(~mask, -torch.inf).argsort(dim=1, descending=True, stable=True)
     discount = 1.0 / torch.log2(order.argsort(dim=1) + 2.0)
@@ -225,7 +223,7 @@ LOSSES: dict[str, Loss] = {
 
 
 def loss(name: str, temperature: float = 1.0) -> Loss:
-    """The loss of that name, at that temperature where it takes one."""
+    """Return the loss of a name, with the temperature if it takes one."""
     found: Callable[..., Tensor] = LOSSES[name]
     takes_one = "temperature" in inspect.signature(found).parameters
     return functools.partial(found, temperature=temperature) if takes_one else found

@@ -1,8 +1,8 @@
 """Mine candidates for training.
 
-A group is its query's positives followed by negatives: hard ones, sampled from runs, and those of its block. Queries come
-in blocks that share their documents: with blocks of 32, every query has the positives of the 31 others among its negatives.
-A training batch is then one block, and each document is encoded once for all of its queries.
+A group holds the positives of a query, then its negatives: hard negatives, sampled from runs, and documents of its block.
+Queries of a block share their documents: in a block of 32, each query gets the positives of the 31 others as negatives. One
+block makes one training batch, so each document is encoded once for all queries of the block.
 """
 
 import logging
@@ -28,7 +28,7 @@ logger = logging.getLogger(__name__)
 
 
 class Mined(NamedTuple):
-    """Groups, and why some queries or documents are not among them."""
+    """Groups, and counts of omitted queries and documents by reason."""
 
     groups: list[Group]
     without_positive: int
@@ -37,7 +37,7 @@ class Mined(NamedTuple):
 
 
 def left_out(mined: Mined) -> str:
-    """What is not among the groups, in words."""
+    """Describe the omitted queries and documents in one line."""
     return (
         f"left out: {mined.without_positive} queries without a positive in the collection, "
         f"{mined.without_negative} without a negative, {mined.equal_to_positive} documents equal to a positive"
@@ -55,11 +55,11 @@ def mine(
     shared: int = 0,
     seed: int = 42,
 ) -> Mined:
-    """Sample candidates for every query with a positive, which is a document of grade 1 or above.
+    """Sample candidates for every query with a positive (a document of grade 1 or above).
 
-    `negatives` hard negatives a query come from the top `depth` of all `runs` together; these may be none if `shared` is set.
-    `shared` is the number of queries a block whose documents are shared (0 or 1: none). The collection `docs` is read once, to
-    find documents whose text equals a positive's; they are dropped and counted.
+    `negatives` hard negatives per query come from the pooled top `depth` of all `runs`. `shared` queries form a block that
+    shares its documents (0 or 1: no blocks). The collection `docs` is read once. Documents with the text of a positive are
+    dropped and counted.
     """
     rng = np.random.default_rng(seed)
     positives = {q.query_id: [d for d, grade in qrels.get(q.query_id, {}).items() if grade > 0] for q in queries}
@@ -80,11 +80,11 @@ def mine(
     for block, start in enumerate(range(0, len(usable), size)):
         members = usable[start : start + size]
         for query_id in members:
-            own = {texts[d] for d in positives[query_id]}
+            positive_texts = {texts[d] for d in positives[query_id]}
             judged = qrels[query_id]
             others = [d for other in members if other != query_id for d in positives[other]] if shared > 1 else []
             pool = [d for d in pools[query_id] if judged.get(d, 0) <= 0 and d in texts]
-            same = {d for d in [*pool, *others] if texts[d] in own and judged.get(d, 0) <= 0}
+            same = {d for d in [*pool, *others] if texts[d] in positive_texts and judged.get(d, 0) <= 0}
             equal += len(same)
             pool = [d for d in pool if d not in same]
             hard = [pool[i] for i in sorted(rng.permutation(len(pool))[:negatives])]
@@ -99,41 +99,41 @@ def mine(
 
 
 def first_hits(runs: Sequence[Run]) -> Qrels:
-    """Where there are no judgements: the first hit of each query, in the first run that has one, as its positive."""
+    """Replace missing qrels: the first hit of each query, in the first run with one, becomes its positive."""
     return {query_id: {hits.doc_ids[0]: 1} for run in reversed(runs) for query_id, hits in run.items() if hits.doc_ids}
 
 
 class MineConfig(Settings):
-    """Where queries, judgements and negatives come from, and how many are sampled."""
+    """Sources of queries, judgements and negatives, and sample sizes."""
 
     collection: Collection[str]
     topics: TrainingTopics[str]
-    qrels: str | None = option("--qrels", None, "Their judgements: a file, ir_datasets:<id> or pydocs:train.")
-    index: str | None = option("--index", None, "BM25 index to take hard negatives from (a folder or a prebuilt name).")
-    runs: tuple[str, ...] = option("--runs --run", (), "Runs to take hard negatives from instead.", words=True)
-    depth: int = option("--depth", 100, "How deep negatives may lie.", ge=1)
-    negatives: int = option("--negatives", 1, "Hard negatives a query.", ge=0)
-    shared: int = option("--shared", 0, "Queries a block that share their documents.", ge=0)
+    qrels: str | None = option("--qrels", None, "Judgements of the topics: a file, ir_datasets:<id> or pydocs:train.")
+    index: str | None = option("--index", None, "BM25 index for hard negatives: a folder or a prebuilt name.")
+    runs: tuple[str, ...] = option("--runs --run", (), "Runs for hard negatives, instead of an index.", words=True)
+    depth: int = option("--depth", 100, "Hard negatives come from this many top hits.", ge=1)
+    negatives: int = option("--negatives", 1, "Hard negatives per query.", ge=0)
+    shared: int = option("--shared", 0, "Queries in a block; they share their documents as negatives.", ge=0)
     segment: Segment = None
-    seed: int = option("--seed", 42, "Seed of the random numbers.", ge=0)
-    output: Path = option("--output", help="Groups (.jsonl) or triples (.tsv).")
+    seed: int = option("--seed", 42, "Random seed.", ge=0)
+    output: Path = option("--output", help="Groups (.jsonl) or triples (.tsv) to write.")
     overwrite: Overwrite = False
 
     @model_validator(mode="after")
     def rules(self) -> Self:
-        """Refuse contradictions, before any data are read."""
+        """Raise InputError for contradictory settings, before any data are read."""
         has_runs = bool(self.index or self.runs)
         if self.index and self.runs:
-            raise InputError("negatives come from an index or from runs, not both", "index")
+            raise InputError("give an index or `runs`, not both", "index")
         if self.negatives and not has_runs:
-            raise InputError("hard negatives need an index or runs (or none of them, with shared documents)", "negatives")
+            raise InputError("hard negatives need an `index` or `runs`; or set 0 and use `shared`", "negatives")
         if self.qrels is None and not has_runs:
-            raise InputError("without judgements, an index or runs must say which documents to compare", "qrels")
+            raise InputError("without judgements, an `index` or `runs` must give the documents to compare", "qrels")
         return self
 
 
 def mine_files(config: MineConfig) -> Mined:
-    """Mine candidates from files; InputError if there are none. Without judgements, a query's first hit is its positive."""
+    """Mine candidates from files; InputError if there are none. Without qrels, the first hit of a query is its positive."""
     queries = sources.topics(config.topics)
     judged = sources.qrels(config.qrels) if config.qrels else None
     if config.segment and judged:
@@ -142,7 +142,7 @@ def mine_files(config: MineConfig) -> Mined:
     runs = _runs(config, [q for q in queries if judged is None or q.query_id in judged])
     if judged is None:
         judged = first_hits(runs)
-        logger.warning("no judgements: labels are the first stage's; train with a loss on teacher scores, not on labels")
+        logger.warning("no judgements: labels come from the first stage; train with a loss on teacher scores, not on labels")
     mined = mine(
         queries, judged, runs, docs,
         depth=config.depth, negatives=config.negatives, shared=config.shared, seed=config.seed,
@@ -150,13 +150,13 @@ def mine_files(config: MineConfig) -> Mined:
     if not mined.groups:
         if not any(query.query_id in judged for query in queries):
             raise InputError(f"qrels {config.qrels} and topics {config.topics} share no query")
-        more = "; without hard negatives, queries must share documents" if not (config.negatives or config.shared) else ""
+        more = "; set `negatives` or `shared`" if not (config.negatives or config.shared) else ""
         raise InputError(f"no query has both a positive in the collection and a negative{more}")
     return mined
 
 
 def _runs(config: MineConfig, queries: Sequence[Query]) -> list[Run]:
-    """The runs that give hard negatives; InputError where they are not cut into passages as the candidates are."""
+    """Return the runs for hard negatives; InputError if they are not cut into passages as the candidates are."""
     if config.index:
         from pyserini_kd.retrieval import bm25_search
 
@@ -165,6 +165,6 @@ def _runs(config: MineConfig, queries: Sequence[Query]) -> list[Run]:
         runs = [Run.read(run) for run in config.runs]
     hits = [doc_id for run in runs for hits in run.values() for doc_id in hits.doc_ids] if config.segment else []
     if runs and config.segment and not any("#" in doc_id for doc_id in hits):
-        raise InputError(f"{config.segment}: negatives come from whole documents, not from passages `docid#n`; take them from "
-                         f"an index or runs with the same segments", "segment")  # fmt: skip
+        raise InputError(f"{config.segment}: negatives are whole documents, not passages `docid#n`; use an index or runs with "
+                         f"the same segments", "segment")  # fmt: skip
     return runs

@@ -1,4 +1,4 @@
-"""What one training step computes: scores with gradients, live teachers, loss terms, on one process or many."""
+"""Computation of a training step: scores with gradients, live teachers and loss terms, on one or many processes."""
 
 from __future__ import annotations
 
@@ -29,73 +29,73 @@ if TYPE_CHECKING:
     from pyserini_kd.models.colbert import ColBert
     from pyserini_kd.models.loading import Model
 
-SCALE_BATCHES = 4  # batches whose margins set the student's starting scale
+SCALE_BATCHES = 4  # number of batches that match_scale measures
 
 
 def check_layers(student: Model, teacher: Model, losses: Mapping[str, float]) -> None:
-    """InputError unless the teacher's layers can be distilled into the student."""
+    """Raise InputError if the teacher's layers cannot be distilled into the student."""
     for who, model in (("student", student), ("teacher", teacher)):
         if model.architecture != "cross_encoder":
-            raise InputError(f"the {who} is a {model.architecture}; layers are distilled between cross-encoders")
+            raise InputError(f"the {who} is a {model.architecture}; layer losses need two cross-encoders")
     if student.tokenizer.get_vocab() != teacher.tokenizer.get_vocab():
-        raise InputError("teacher and student have different vocabularies; layer losses compare token by token")
+        raise InputError("teacher and student have different vocabularies, but layer losses compare token by token")
     layer_losses.check(encoder_of(student), encoder_of(teacher), attention="attention" in losses)
 
 
 def random_student(layers: int, width: int, like: Model | None) -> CrossEncoder:
-    """A cross-encoder with random weights, and with the vocabulary, window and heads of a teacher."""
+    """Make a cross-encoder with random weights and the vocabulary, maximum length and number of heads of a teacher."""
     if like is None or like.architecture != "cross_encoder":
-        raise InputError("a random student takes vocabulary and heads from a cross-encoder teacher; there is none", "init")
-    theirs = encoder_of(like).config
-    heads = int(theirs.num_attention_heads)
+        raise InputError("a random student copies vocabulary and heads of a cross-encoder teacher; name one", "init")
+    teacher_config = encoder_of(like).config
+    heads = int(teacher_config.num_attention_heads)
     if width % heads:
         raise InputError(f"random:{layers}/{width}: the width must be a multiple of the teacher's {heads} heads", "init")
     config = BertConfig(
-        vocab_size=theirs.vocab_size, hidden_size=width, num_hidden_layers=layers, num_attention_heads=heads,
-        intermediate_size=1200 if width == 312 else 4 * width,  # TinyBERT's 4/312 is the exception
-        max_position_embeddings=theirs.max_position_embeddings, pad_token_id=theirs.pad_token_id,
+        vocab_size=teacher_config.vocab_size, hidden_size=width, num_hidden_layers=layers, num_attention_heads=heads,
+        intermediate_size=1200 if width == 312 else 4 * width,  # 1200 as in TinyBERT 4/312
+        max_position_embeddings=teacher_config.max_position_embeddings, pad_token_id=teacher_config.pad_token_id,
     )  # fmt: skip
     config.num_labels = 1
     return CrossEncoder(BertForSequenceClassification(config), like.tokenizer, window_of(like))
 
 
 def group_scores(model: Model, batch: Batch, who: Literal["student", "live"] = "student") -> Tensor:
-    """Scores (B, G) of a whole batch by the student (with gradients) or, with `who="live"`, by a live teacher."""
+    """Return scores (B, G) of a whole batch, by the student (with gradients) or with `who="live"` by a live teacher."""
     return model.pair_scores(batch[who])[batch["rows"]]
 
 
-def gathered(own: Tensor, count: int, share: Share) -> Tensor:
-    """All P values of a batch from the processes' parts; only the own part carries gradients."""
+def gathered(values: Tensor, count: int, share: Share) -> Tensor:
+    """Gather all P values of a batch from all processes. Only this process's share carries gradients."""
     if share.world == 1:
-        return own
+        return values
     bounds = [Share(rank, share.world).of(count) for rank in range(share.world)]
     longest = max(end - start for start, end in bounds)
-    padded = torch.zeros(longest, dtype=own.dtype, device=own.device)
+    padded = torch.zeros(longest, dtype=values.dtype, device=values.device)
     start, end = share.of(count)
-    padded[: end - start] = own.detach()[: end - start]
+    padded[: end - start] = values.detach()[: end - start]
     parts = [torch.zeros_like(padded) for _ in bounds]
     dist.all_gather(parts, padded)
     pieces = [part[: end - start] for part, (start, end) in zip(parts, bounds, strict=True)]
-    pieces[share.rank] = own[: end - start]
+    pieces[share.rank] = values[: end - start]
     return torch.cat(pieces)
 
 
 class Learner(nn.Module):
-    """The module that Trainer sees: student plus losses; `forward(**batch)` gives the loss and remembers its terms."""
+    """The module that Trainer trains: student and losses. `forward(**batch)` returns the loss and keeps its terms."""
 
-    accepts_loss_kwargs = False  # or Trainer would sum, not average, over accumulated batches
+    accepts_loss_kwargs = False  # else Trainer sums accumulated batches instead of averaging
 
     def __init__(
         self, model: Model, losses: Mapping[str, float], score_scale: float = 1.0, *, teacher: Model | None = None,
         teacher_dropout: bool = False, temperature: float = 1.0, text: bool = False, length: int | None = None,
         share: Share = WHOLE,
     ) -> None:  # fmt: skip
-        """A learner: the student `model`, whose scores are multiplied by `score_scale` before the losses (name -> weight).
+        """Train the student `model` by `losses` (name -> weight). Its scores are first multiplied by `score_scale`.
 
-        A live `teacher` runs without gradients, and is not saved with the module; `teacher_dropout` leaves its dropout on, as
-        the published TinyBERT scripts do, which never call eval(). The attention loss is averaged over `length` tokens, to
-        which texts or pairs are cut (None: over a batch's). `text`: batches are plain text, so that only encoders run, and only
-        layer losses make sense. `share` is the part of each batch that this process works on.
+        A live `teacher` runs without gradients and is not saved. `teacher_dropout` keeps its dropout on, as TinyBERT does.
+        `length` is the maximum length, over which the attention loss averages (None: the length of the batch). `text` means
+        batches of plain text: only encoders run, and only layer losses apply. `share` is the share of each batch that this
+        process works on.
         """
         super().__init__()
         self.student = model
@@ -105,7 +105,7 @@ class Learner(nn.Module):
         self.functions = {name: loss("listwise_ce" if name == "in_batch" else name, temperature)
                           for name in losses if name not in LAYER_LOSSES}  # fmt: skip
         self.terms: dict[str, list[float]] = {}
-        self.teacher = (teacher,)  # in a tuple, which hides it from torch
+        self.teacher = (teacher,)  # a tuple hides it from torch
         if teacher is not None:
             teacher.train(teacher_dropout).requires_grad_(False)
         if self.layers:
@@ -113,28 +113,28 @@ class Learner(nn.Module):
             self.every = layer_losses.block_size(*depths)
         if "hidden" in self.layers:
             student_width, teacher_width = (int(encoder_of(m).config.hidden_size) for m in (model, teacher))
-            self.projection = nn.Linear(student_width, teacher_width)  # shared by all layers, dropped at export
+            self.projection = nn.Linear(student_width, teacher_width)  # shared by all layers, not exported
 
     def forward(self, **batch: Unpack[Batch]) -> dict[str, Tensor]:
-        """The loss of a batch, as Trainer wants it."""
+        """Return {"loss": loss of the batch}."""
         terms = self._terms(batch)
         total = sum((self.weights[name] * value for name, (value, _) in terms.items()), torch.zeros(()))
         for name, (value, _) in terms.items():
             self.terms.setdefault(name, []).append(float(value.detach()))
         if not torch.isfinite(total):
             raise FloatingPointError("the loss is not finite")
-        if self.share.world > 1:  # each process has a part of the sum; their gradients will be averaged
+        if self.share.world > 1:  # gradients are averaged later
             part = sum((self.weights[name] * self.share.world * own for name, (_, own) in terms.items()), torch.zeros(()))
             total = total.detach() + part - part.detach()
         return {"loss": total}
 
     def _terms(self, batch: Batch) -> dict[str, tuple[Tensor, Tensor]]:
-        """For each loss: the term over the whole batch, and what this process contributes to its gradient."""
+        """Return for each loss: its value over the whole batch, and the part with this process's gradients."""
         count = int(batch["pairs"])
         start, end = self.share.of(count)
-        own, own_layers, live, live_layers = self._run_both(batch)
+        student_scores, own_layers, live, live_layers = self._run_both(batch)
         terms = {}
-        with torch.autocast(own.device.type, enabled=False):
+        with torch.autocast(student_scores.device.type, enabled=False):
             for name in self.layers:
                 if name == "hidden":
                     value = layer_losses.hidden_loss(own_layers.hidden, live_layers.hidden, self.projection)
@@ -146,14 +146,14 @@ class Learner(nn.Module):
                     dist.all_reduce(total)
                 terms[name] = (total, value)
             if self.functions:
-                theirs = batch.get("teacher")
-                if theirs is None and live is not None:
-                    theirs = gathered(live, int(batch["taught"]), self.share)[batch["rows"]]
-                scores = gathered(own, count, self.share) * self.score_scale
-                terms |= self._score_terms(scores, theirs, batch)
+                teacher_scores = batch.get("teacher")
+                if teacher_scores is None and live is not None:
+                    teacher_scores = gathered(live, int(batch["taught"]), self.share)[batch["rows"]]
+                scores = gathered(student_scores, count, self.share) * self.score_scale
+                terms |= self._score_terms(scores, teacher_scores, batch)
         return terms
 
-    def _score_terms(self, scores: Tensor, theirs: Tensor | None, batch: Batch) -> dict[str, tuple[Tensor, Tensor]]:
+    def _score_terms(self, scores: Tensor, teacher_scores: Tensor | None, batch: Batch) -> dict[str, tuple[Tensor, Tensor]]:
         mask, terms = batch["mask"], {}
         grouped = scores[batch["rows"]]
         for name, function in self.functions.items():
@@ -161,35 +161,35 @@ class Learner(nn.Module):
                 everything = torch.ones_like(batch["batch_labels"], dtype=torch.bool)
                 value = function(scores[batch["batch_rows"]], None, batch["batch_labels"], everything)
             else:
-                value = function(grouped, theirs, batch["labels"], mask)
+                value = function(grouped, teacher_scores, batch["labels"], mask)
             terms[name] = (value, value)
         for name, figure in zip(("score_mean", "score_std"), spread(grouped.detach(), mask), strict=True):
             self.terms.setdefault(name, []).append(figure)
         return terms
 
     def _run_both(self, batch: Batch) -> tuple[Tensor, Layers, Tensor | None, Layers]:
-        """(student's scores, its layers, the live teacher's scores, its layers) of this process's pairs."""
+        """Return (student scores, student layers, teacher scores, teacher layers) of this process's pairs."""
         (teacher,) = self.teacher
         none = Layers([], [])
         if teacher is None:
             return self._run(self.student, batch["student"]), none, None, none
         if not self.layers:
-            own = self._run(self.student, batch["student"])
+            scores = self._run(self.student, batch["student"])
             with torch.no_grad():
-                return own, none, self._run(teacher, batch["live"]), none
+                return scores, none, self._run(teacher, batch["live"]), none
         with layer_losses.recorded(encoder_of(self.student)) as own_layers:
-            own = self._run(self.student, batch["student"])
+            scores = self._run(self.student, batch["student"])
         with torch.no_grad(), layer_losses.recorded(encoder_of(teacher), self.every) as live_layers:
             live = self._run(teacher, batch["live"])
-        return own, own_layers, live, live_layers
+        return scores, own_layers, live, live_layers
 
     def _run(self, model: Model, tokens: Mapping[str, Tensor]) -> Tensor:
-        """Scores of pairs; for plain text the encoder's output, of which only the layers are used."""
+        """Return scores of pairs. For plain text return the encoder output; only its layers are used."""
         return encoder_of(model)(**tokens).last_hidden_state if self.text else model.pair_scores(tokens)
 
 
 def spread(scores: Tensor, mask: Tensor) -> tuple[float, float]:
-    """Mean of the scores (B, G) of groups, and the standard deviation within groups: what a ranking is made of.
+    """Return the mean of scores (B, G) and their standard deviation within groups.
 
     >>> spread(torch.tensor([[1.0, 3.0], [7.0, 9.0]]), torch.ones(2, 2, dtype=torch.bool))
     (5.0, 1.0)
@@ -199,12 +199,12 @@ def spread(scores: Tensor, mask: Tensor) -> tuple[float, float]:
 
 
 def scale_scores(model: BertDot | ColBert, factor: float) -> None:
-    """Multiply all scores of a bert_dot or colbert by `factor`, in place: the last layer before its vectors takes the root."""
+    """Multiply all scores of a bert_dot or colbert by `factor`, in place: scales its last layer by sqrt(factor)."""
     inner = [part for name, part in model.encoder.named_children() if "embeddings" not in name]
     norms = [module for part in inner for module in part.modules() if isinstance(module, nn.LayerNorm)]
-    head = getattr(model, "head", None)  # of a ColBERT that compresses
+    head = getattr(model, "head", None)  # a compressing ColBERT has one
     if head is None and not norms:
-        raise InputError(f"a {type(model.encoder).__name__} ends in no LayerNorm, by which its scores could be scaled")
+        raise InputError(f"scores of a {type(model.encoder).__name__} cannot be scaled: it has no final LayerNorm")
     last = norms[-1] if head is None else head
     with torch.no_grad():
         for parameter in (last.weight, last.bias):
@@ -215,11 +215,11 @@ def match_scale(
     model: BertDot | ColBert, collator: Collator, batches: Sequence[Sequence[Group]], score_scale: float = 1.0,
     teacher: Model | None = None,
 ) -> float:  # fmt: skip
-    """Scale a student so that its margins' root mean square is the teacher's; returns the factor of its scores.
+    """Scale a student so that the root mean square of its margins equals the teacher's; return the factor of its scores.
 
-    Margin-MSE compares margins in the teacher's units. A student that starts a factor off (a ColBERT: a hundred) spends its
-    training on that. The mean margin is no measure: it is about 0 for a student that cannot rank yet. Students with a random
-    head (cross-encoder, PreTTR, TK) cannot rank at all yet: scaling would only increase their error.
+    Margin-MSE compares margins in the teacher's units. A student on another scale (a ColBERT: a hundredfold) spends training on
+    the scale. The mean margin is no measure: it is about 0 for a student that cannot rank yet. Students with a random head
+    (cross-encoder, PreTTR, TK) cannot rank yet, so scaling would only increase their error.
     """
     student_margins, teacher_margins = [], []
     with engine.running(model, "fp32") as device:
@@ -227,10 +227,10 @@ def match_scale(
             batch: Batch = send_to_device(collator([groups]), device)
             scores = group_scores(model, batch) * score_scale
             live = None if teacher is None or "teacher" in batch else teacher.eval()
-            theirs = batch["teacher"] if live is None else group_scores(live, batch, "live")
-            own, theirs = margins(scores, theirs, batch["labels"], batch["mask"])
-            student_margins.append(own.clone())
-            teacher_margins.append(theirs)
+            teacher_scores = batch["teacher"] if live is None else group_scores(live, batch, "live")
+            student_margin, teacher_margin = margins(scores, teacher_scores, batch["labels"], batch["mask"])
+            student_margins.append(student_margin.clone())
+            teacher_margins.append(teacher_margin)
     factor = float(torch.cat(teacher_margins).square().mean().sqrt() / torch.cat(student_margins).square().mean().sqrt())
     if not math.isfinite(factor) or factor <= 0:
         return 1.0

@@ -1,4 +1,4 @@
-"""Several training processes, as torchrun or accelerate start them."""
+"""Coordinate several training processes, started by torchrun or accelerate."""
 
 import contextlib
 import datetime
@@ -13,17 +13,13 @@ from pyserini_kd.storage.errors import InputError
 
 
 def processes(config: TrainConfig) -> Share:
-    """Connect this process with the others that torchrun or accelerate started; returns its share of the work.
-
-    Raises:
-        InputError: the device is not there.
-    """
+    """Connect the processes that torchrun or accelerate started; return the share of this one. InputError: no such device."""
     hardware.check_device(device_of(config))
     if int(os.environ.get("WORLD_SIZE", "1")) == 1:
         return Share()
     from accelerate import PartialState
 
-    # The first process reads 40 million rows: that takes longer than the default limit of ten minutes
+    # Others wait while the first reads 40 million rows; the default limit is ten minutes
     state = PartialState(cpu=config.device == "cpu", timeout=datetime.timedelta(days=7))
     if state.process_index:
         logging.getLogger("pyserini_kd").setLevel(logging.ERROR)  # only the first process logs
@@ -32,7 +28,7 @@ def processes(config: TrainConfig) -> Share:
 
 @contextlib.contextmanager
 def one_after_another(share: Share) -> Iterator[None]:
-    """The first process does the block, then the others do it; all go on together."""
+    """Run the block in the first process, then in the others; all leave it together."""
     if share.world == 1:
         yield
         return
@@ -47,23 +43,23 @@ def one_after_another(share: Share) -> Iterator[None]:
 
 
 def device_of(config: TrainConfig) -> str:
-    """The device of this process."""
+    """Return the device of this process."""
     return hardware.own_device("cuda" if config.device == "cuda:0" else config.device)
 
 
 def precision_of(config: TrainConfig) -> str:
-    """The precision of training: bf16 by autocast, or fp32. Never fp16, for which losses would have to be scaled."""
+    """Return the training precision: bf16 (autocast) or fp32. Never fp16, which needs loss scaling."""
     return "bf16" if hardware.choose_precision(config.precision, config.device) == "bf16" else "fp32"
 
 
 def check_precision(config: TrainConfig, share: Share) -> str:
-    """The precision of this process; InputError where processes on other machines have another."""
-    own = precision_of(config)
+    """Return the precision of this process; InputError if processes on other machines have another."""
+    precision = precision_of(config)
     if share.world > 1:
         import torch.distributed as dist
 
-        every = [own] * share.world
-        dist.all_gather_object(every, own)
-        if len(set(every)) > 1:
-            raise InputError("auto is bf16 on some of the machines and fp32 on others; name fp32", "precision")
-    return own
+        found = [precision] * share.world
+        dist.all_gather_object(found, precision)
+        if len(set(found)) > 1:
+            raise InputError("auto is bf16 on some machines and fp32 on others; set fp32", "precision")
+    return precision

@@ -1,4 +1,4 @@
-"""The papers' training procedures as data: their stages, and the losses, weights and defaults of each stage."""
+"""Training procedures of the papers as data: stages with their losses, weights and defaults."""
 
 import dataclasses
 import math
@@ -8,35 +8,35 @@ from typing import NamedTuple
 from pyserini_kd.storage.errors import InputError
 
 HARD_LOSSES = ("ranknet", "hinge", "bce", "listwise_ce", "listnet", "lambda", "in_batch")
-"""On labels alone. `in_batch`: `listwise_ce` over all documents of the batch, for BERT_DOT."""
+"""Losses on labels. `in_batch` is `listwise_ce` over all documents of the batch, for bert_dot."""
 SOFT_LOSSES = ("margin_mse", "weighted_ranknet", "soft_ranknet", "pointwise_mse", "soft_ce", "soft_kl", "listwise_kl")
-"""On teacher scores: from a score file, or from a live teacher."""
+"""Losses on teacher scores, from a score file or a live teacher."""
 TEMPERED = ("soft_ranknet", "soft_ce", "soft_kl", "listwise_kl")
-"""Those of them that take a temperature."""
+"""Soft losses with a temperature."""
 LAYER_LOSSES = ("hidden", "attention")
-"""On the layers of a live teacher, for cross-encoders."""
+"""Losses on the layers of a live teacher, for cross-encoders."""
 LOSSES = (*HARD_LOSSES, *SOFT_LOSSES, *LAYER_LOSSES)
 SCHEDULES = {"linear": "linear", "constant": "constant_with_warmup", "cosine": "cosine", "plateau": "constant_with_warmup"}
-"""Our name of a schedule -> transformers' name. `validation` lowers the learning rate of `plateau`."""
+"""Schedule name -> name in transformers. `validation` lowers the learning rate of `plateau`."""
 
-SCALED = ("bert_dot", "colbert")  # architectures that can rank, on a scale of their own, before they are trained
+SCALED = ("bert_dot", "colbert")  # architectures that rank before training, on their own scale
 INIT = "minilm"
-"""What a student starts from."""
-ADVICE = "start from random:LAYERS/WIDTH or layers of the teacher, or take the recipe lm+ranker-distill from stage 2 on"
+"""Default starting point of a student."""
+ADVICE = "start from random:LAYERS/WIDTH or layers of the teacher, or use recipe lm+ranker-distill from stage 2"
 
 
 class Stage(NamedTuple):
-    """One training run of a procedure. The configuration can replace each default, for all stages at once."""
+    """One stage of a procedure. The configuration can replace each default, for all stages at once."""
 
     name: str
     losses: dict[str, float]
-    text: bool = False  # on the plain text of the collection, with a language model for a teacher; else on candidates
+    text: bool = False  # train on plain text with a language model teacher, not on candidates
     lr: float = 1e-4
     epochs: float = 1.0
-    warmup: float = 0.1  # share of the steps
-    schedule: str = "linear"  # after the warm-up, of SCHEDULES
+    warmup: float = 0.1  # warm-up share of the steps
+    schedule: str = "linear"  # a key of SCHEDULES, after warm-up
     weight_decay: float = 0.0
-    match_scale: bool = False  # at the start, scale the margins of a bert_dot or colbert to those of the teacher
+    match_scale: bool = False  # first scale margins of a bert_dot or colbert to the teacher
 
     @property
     def needs_scores(self) -> bool:
@@ -51,31 +51,31 @@ class Stage(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Recipe:
-    """One procedure: its source, what its student starts from, and its stages in their order."""
+    """One procedure: its source, the starting point of its student, and its stages in order."""
 
     name: str
     source: str
     what: str
     stages: tuple[Stage, ...]
     start: str = "any checkpoint"
-    student: str = "bert_dot"  # the architecture where none is asked for
-    score_scale: float = 1.0  # student scores are multiplied by this before the loss
-    l2_norm: bool | None = None  # None: as the starting checkpoint (students of the papers: False)
-    distilled_start: bool = True  # whether the student may start from a distilled language model
+    student: str = "bert_dot"  # default architecture
+    score_scale: float = 1.0  # factor of student scores in the loss
+    l2_norm: bool | None = None  # None: as the starting checkpoint
+    distilled_start: bool = True  # student may start from a distilled language model
 
     def init(self, start_stage: int = 1) -> str:
-        """The default checkpoint to start from; InputError where the recipe has none."""
+        """Return the default checkpoint to start from; InputError if the recipe has none."""
         if not self.distilled_start:
             raise InputError(
                 f"recipe {self.name} must not start from a distilled language model, as {INIT} is; {ADVICE}", "init"
             )
         if any(stage.text for stage in self.stages[start_stage - 1 : start_stage]):
-            raise InputError(f"recipe {self.name} distils a language model: say what the student starts from, "
-                             f"random:LAYERS/WIDTH or the language model and some of its layers", "init")  # fmt: skip
+            raise InputError(f"recipe {self.name} distils a language model: set the starting point of the student, "
+                             f"random:LAYERS/WIDTH or the language model with `layers`", "init")  # fmt: skip
         return INIT
 
     def describe(self) -> str:
-        """What `train --list` prints."""
+        """Return the text for `train --list`."""
         lines = [f"{self.name:22} {self.what}", f"{'':22} {self.source}"]
         more = f"; scores x {self.score_scale:g} in the loss" if self.score_scale != 1 else ""
         more += {None: "", False: "; vectors not normalised", True: "; unit vectors"}[self.l2_norm]
@@ -86,7 +86,7 @@ class Recipe:
             lines.append(
                 f"{'':22} stage {number}, {stage.name}: {losses}; on {where}; lr {stage.lr:g}, {stage.epochs:g} epochs, "
                 f"warm-up {stage.warmup:g}, {stage.schedule}, weight decay {stage.weight_decay:g}"
-                + ("; a bert_dot or colbert is first brought to the teacher's scale" if stage.match_scale else "")
+                + ("; a bert_dot or colbert is first scaled to the teacher" if stage.match_scale else "")
             )
         return "\n".join(lines)
 
@@ -98,7 +98,7 @@ UNIFORM = "Qin et al. 2023, arXiv 2302.04112"
 LAYERS = {"hidden": 1.0, "attention": 1.0}
 DISTILLED = "a distilled language model (from lm-distill, or a general TinyBERT)"
 
-# The schedules of TinyBERT's own code; which ones Gao et al. used on MS MARCO is not known
+# Schedules of TinyBERT's code; those of Gao et al. on MS MARCO are unknown
 LM_STAGE = Stage("language model", LAYERS, text=True, lr=5e-5, epochs=3.0, weight_decay=0.01)
 LAYER_STAGE = Stage("ranker's layers", LAYERS, lr=5e-5, epochs=10.0, warmup=0.0, schedule="constant", weight_decay=0.01)
 SCORE_STAGE = Stage("ranker's scores", {"soft_ce": 1.0}, lr=3e-5, epochs=3.0, weight_decay=0.01)
@@ -107,7 +107,7 @@ SCORE_STAGE = Stage("ranker's scores", {"soft_ce": 1.0}, lr=3e-5, epochs=3.0, we
 _ALL = (
     Recipe("margin-mse",
            f"{CROSS_ARCHITECTURE}, section 3; there at lr 7e-6 (TK: 1e-5) on 40 million triples, --schedule plateau, "
-           "no gradient clipped (--max-grad-norm 10000), every student on its own scale (--no-match-scale)",
+           "without gradient clipping (--max-grad-norm 10000), without scale matching (--no-match-scale)",
            "Margin-MSE on teacher scores; triples or n-way groups",
            (Stage("scores", {"margin_mse": 1.0}, match_scale=True),), l2_norm=False),
     Recipe("ranknet", f"{CROSS_ARCHITECTURE}, the undistilled baseline", "RankNet on labels, no teacher",
@@ -121,32 +121,32 @@ _ALL = (
            "softmax over a group's documents on labels, cosine at temperature 1/20",
            (Stage("labels", {"listwise_ce": 1.0}, lr=5e-5),), score_scale=20.0, l2_norm=True),
     Recipe("ranker-distill", f"{UNDERSTANDING}: Ranker Distill",
-           "TinyBERT distillation from a ranker, without any distillation of the language model",
+           "TinyBERT distillation from a ranker, without distilling the language model",
            (LAYER_STAGE, SCORE_STAGE), student="cross_encoder", distilled_start=False,
            start="random (--init random:4/312) or layers of the teacher; never a distilled language model"),
     Recipe("lm-distill", f"{UNDERSTANDING}: the first half of LM Distill; general distillation of TinyBERT",
            "a small language model from a large one on plain text; writes an encoder, not a ranker",
            (LM_STAGE,), student="cross_encoder", start="random (--init random:4/312) or layers of the --lm-teacher"),
     Recipe("lm-distill+ft", f"{UNDERSTANDING}: LM Distill + Fine-Tuning",
-           "distil the language model, then fine-tune it on labels; the ranker teacher is never used",
+           "distil the language model, then fine-tune on labels; no ranker teacher",
            (LM_STAGE, Stage("fine-tuning", {"bce": 1.0}, lr=3e-5, epochs=3.0, weight_decay=0.01)), student="cross_encoder",
            start="random or layers of the --lm-teacher; with --start-stage 2, " + DISTILLED),
     Recipe("lm+ranker-distill", f"{UNDERSTANDING}: LM Distill + Ranker Distill", "distil the language model, then the ranker",
            (LM_STAGE, LAYER_STAGE, SCORE_STAGE), student="cross_encoder",
            start="random or layers of the --lm-teacher; with --start-stage 2, " + DISTILLED),
     Recipe("tinybert", f"Jiao et al. 2020, arXiv 1909.10351, sections 3.1 and 3.2; the baseline TinyBERT of {SIMPLIFIED}",
-           "TinyBERT: the ranker's layers first, its scores afterwards; no labels",
+           "TinyBERT: first the layers of the ranker, then its scores; no labels",
            (LAYER_STAGE, SCORE_STAGE), student="cross_encoder", start=DISTILLED),
     Recipe("simplified-tinybert", f"{SIMPLIFIED}: Simplified TinyBERT",
            "TinyBERT's two stages merged, with hard labels; all weights 1",
            (Stage("all", {**LAYERS, "soft_ce": 1.0, "bce": 1.0}, lr=5e-5, epochs=2.0, weight_decay=0.01),),
            student="cross_encoder", start=DISTILLED),
     Recipe("standard-kd", f"{SIMPLIFIED}: the baseline Standard KD",
-           "half soft cross-entropy with the teacher, half cross-entropy with the labels",
+           "half soft cross-entropy with the teacher, half cross-entropy with labels",
            (Stage("scores", {"soft_ce": 0.5, "bce": 0.5}, lr=5e-5, epochs=2.0, weight_decay=0.01),),
            student="cross_encoder", start=DISTILLED),
-    Recipe("uniform", f"{UNIFORM}: its losses, each to be switched with --loss NAME=WEIGHT",
-           "hard and soft pairwise losses, no layers; a start for the study's grid",
+    Recipe("uniform", f"{UNIFORM}: its losses; change them with --loss NAME=WEIGHT",
+           "hard and soft pairwise losses, no layers; a start for the grid of the study",
            (Stage("all", {"ranknet": 1.0, "margin_mse": 1.0}, lr=5e-5),), student="cross_encoder", l2_norm=False,
            start="a small pretrained cross-encoder or language model"),
 )
@@ -155,16 +155,16 @@ RECIPES = {recipe.name: recipe for recipe in _ALL}
 
 
 def get(name: str) -> Recipe:
-    """The recipe of that name; InputError lists what exists."""
+    """Return the recipe of a name; InputError lists all names."""
     if name not in RECIPES:
         raise InputError(f"unknown recipe {name!r}; expected one of {', '.join(RECIPES)}", "recipe")
     return RECIPES[name]
 
 
 def with_losses(recipe: Recipe, changes: Sequence[str]) -> Recipe:
-    """The recipe with `NAME=WEIGHT` changes; weight 0 or `none` drops a loss, `none` alone drops all losses before it.
+    """Apply `NAME=WEIGHT` changes to a recipe. Weight 0 or `none` drops a loss; `none` alone drops all losses so far.
 
-    A change applies to each stage that has the loss; a loss that no stage has joins the last one. Stages without losses go.
+    A change applies to every stage with the loss. A new loss joins the last stage. Stages without losses are removed.
 
     >>> with_losses(get("standard-kd"), ["bce=none", "ranknet=2"]).stages[0].losses
     {'soft_ce': 0.5, 'ranknet': 2.0}
@@ -175,17 +175,16 @@ def with_losses(recipe: Recipe, changes: Sequence[str]) -> Recipe:
             losses = [{} for _ in losses]
             continue
         name, weight = _parse(change)
-        places = [own for own in losses if name in own] or losses[-1:]
-        for own in places:
-            own[name] = weight
-    kept = [{name: weight for name, weight in own.items() if weight} for own in losses]
-    stages = tuple(stage._replace(losses=own) for stage, own in zip(recipe.stages, kept, strict=True) if own)
+        for stage_losses in [found for found in losses if name in found] or losses[-1:]:
+            stage_losses[name] = weight
+    kept = [{name: weight for name, weight in found.items() if weight} for found in losses]
+    stages = tuple(stage._replace(losses=found) for stage, found in zip(recipe.stages, kept, strict=True) if found)
     if not stages:
-        raise InputError(f"no loss is left of recipe {recipe.name}; add one, NAME=WEIGHT", "losses")
+        raise InputError(f"recipe {recipe.name} has no loss left; add one as NAME=WEIGHT", "losses")
     for stage in stages:
         foreign = [name for name in stage.losses if stage.text and name not in LAYER_LOSSES]
         if foreign:
-            raise InputError(f"{foreign[0]}: plain text can only be distilled by {' and '.join(LAYER_LOSSES)}", "losses")
+            raise InputError(f"{foreign[0]}: a stage on plain text takes only {' and '.join(LAYER_LOSSES)}", "losses")
     return dataclasses.replace(recipe, stages=stages)
 
 
@@ -198,5 +197,5 @@ def _parse(change: str) -> tuple[str, float]:
     except ValueError:
         weight = math.nan
     if not equals or not math.isfinite(weight) or weight < 0:
-        raise InputError(f"{change}: expected {name}=WEIGHT, a number from 0, or {name}=none", "losses")
+        raise InputError(f"{change}: expected {name}=WEIGHT with a weight of 0 or more, or {name}=none", "losses")
     return name, weight

@@ -1,6 +1,6 @@
-"""One stage of a recipe, from its batches to its weights.
+"""Run one stage of a recipe.
 
-Trainer's checkpoints lie in `NAME.partial/stage-N/` while the stage runs; its weights and record remain afterwards.
+Trainer's checkpoints lie in `NAME.partial/stage-N/` while the stage runs. Its weights and record stay there afterwards.
 """
 
 from __future__ import annotations
@@ -39,13 +39,13 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 T = TypeVar("T")
 
-SAMPLE = 500  # texts that are looked at to estimate how many are cut
-FEEBLE = 30.0  # warn when scores must grow more than 30-fold; those of pretrained layers, pooled well, start below 1
-MANY = 512  # pairs a batch; with more a cross-encoder's step is slow and takes gigabytes
+SAMPLE = 500  # texts sampled to estimate the share that is cut
+MAX_FACTOR = 30.0  # warn above this scale factor; pretrained layers with good pooling start below 1
+MAX_PAIRS = 512  # pairs in a batch; above it a cross-encoder step is slow and takes gigabytes
 
 
 class Work(NamedTuple):
-    """What all stages of a training run share."""
+    """Everything that the stages of a training run share."""
 
     config: TrainConfig
     model: Model
@@ -56,12 +56,12 @@ class Work(NamedTuple):
 
 
 def states_of(job: Job, number: int) -> Path:
-    """The folder of Trainer's checkpoints of a stage."""
+    """Return the folder of Trainer's checkpoints of a stage."""
     return job.folder / f"stage-{number}"
 
 
 def run_stage(work: Work, number: int, stage: Stage) -> dict[str, object]:
-    """Train the student by one stage, or load the result of a stage that was done before a crash; returns its record."""
+    """Train the student by one stage, or load the result of a finished stage; return the record of the stage."""
     job, share, student = work.job, work.share, work.model
     weights, result = job.path(number, "safetensors"), job.path(number, "json")
     if job.is_done(number):
@@ -88,11 +88,11 @@ def run_stage(work: Work, number: int, stage: Stage) -> dict[str, object]:
 
 
 Learnt = tuple[Learner, Watch | None, float, int, list[dict[str, float]]]
-"""What trained the student, what watched it, the factor of its scores at the start, the number of steps, the log."""
+"""Learner, dev evaluation, factor of the starting scores, number of steps, log."""
 
 
 def _learn(work: Work, number: int, stage: Stage, folder: Path) -> Learnt:
-    """Train until the stage ends, from the last saved state on if there is one."""
+    """Train until the stage ends, from the last saved state if there is one."""
     config, material, share = work.config, work.material, work.share
     transformers.set_seed(config.seed)
     live = stage.needs_layers or (stage.needs_scores and material.scores is None)
@@ -115,11 +115,11 @@ def _learn(work: Work, number: int, stage: Stage, folder: Path) -> Learnt:
         watch = Watch(work.model, material.dev, folder, metric=config.metric, eval_steps=config.eval_steps,
                       patience=config.patience, plateau=stage.schedule == "plateau", precision=precision_of(config),
                       writes=share.rank == 0)  # fmt: skip
-        watch.go_on(steps)
+        watch.resume_from(steps)
         trainer.add_callback(watch)
     if resume and (steps >= trainer.args.max_steps or (watch and watch.is_enough())):
-        load_model(module, str(Path(resume) / "model.safetensors"))  # Trainer would do one more step
-        progress.go_on(steps)
+        load_model(module, str(Path(resume) / "model.safetensors"))  # Trainer would run one more step
+        progress.resume_from(steps)
     else:
         with quiet_transformers():
             steps = trainer.train(resume_from_checkpoint=resume).global_step
@@ -127,21 +127,21 @@ def _learn(work: Work, number: int, stage: Stage, folder: Path) -> Learnt:
 
 
 def _take_projection(module: Learner, job: Job, number: int) -> None:
-    """Begin with the projection of the stage before, if it had one of the same shape (TinyBERT's is part of its model)."""
+    """Start from the projection of the previous stage if the shape fits. In TinyBERT it is part of the model."""
     path = job.path(number - 1, "projection")
     if hasattr(module, "projection") and path.exists():
-        found, own = load_file(path), module.projection.state_dict()
-        if all(found[name].shape == tensor.shape for name, tensor in own.items()):
-            module.projection.load_state_dict(found)
+        saved, current = load_file(path), module.projection.state_dict()
+        if all(saved[name].shape == tensor.shape for name, tensor in current.items()):
+            module.projection.load_state_dict(saved)
 
 
 def _batches(work: Work, stage: Stage, teacher: Model | None) -> tuple[Batches[Group] | Batches[str], Collate, float]:
-    """The batches of a stage, their collator, and the factor by which the student's scores were multiplied at the start."""
+    """Return the batches of a stage, their collator, and the factor of the starting scores."""
     config, model, material = work.config, work.model, work.material
     if stage.text:
         assert teacher is not None
         text_collator = TextCollator(model, config.train_len, teacher, share=work.share)
-        _log_cut(model, _sample(material.texts), text_collator.length, "; to have them whole, cut passages (segment)")
+        _log_cut(model, _sample(material.texts), text_collator.length, "; to keep whole texts, cut passages (segment)")
         return cut_texts(material.texts, config.batch_size, config.seed), text_collator, 1.0
     groups, docs = material.groups, material.docs
     lengths = as_groups(groups).lengths(docs) if config.length_buckets else None
@@ -152,28 +152,28 @@ def _batches(work: Work, stage: Stage, teacher: Model | None) -> tuple[Batches[G
     )  # fmt: skip
     _log_cut(model, [docs[group.doc_ids[0]] for group in _sample(groups)], collator.length, "")
     pairs = sum(len(group.doc_ids) for group in batches[0])
-    if model.architecture == "cross_encoder" and pairs > MANY:
-        logger.warning("a batch has %d pairs, each of which a cross_encoder reads: take a smaller batch size, or candidates of "
-                       "fewer documents (3 negatives)", pairs)  # fmt: skip
+    if model.architecture == "cross_encoder" and pairs > MAX_PAIRS:
+        logger.warning("a batch has %d pairs, slow for a cross_encoder; use a smaller batch size or fewer documents per query "
+                       "(3 negatives)", pairs)  # fmt: skip
     factor = 1.0
     if stage.match_scale and stage.needs_scores and isinstance(model, BertDot | ColBert) and not model.settings.l2_norm:
         factor = match_scale(model, collator, batches, config.score_scale or 1.0, teacher)
-        logger.info("to begin on the teacher's scale, the student's scores are multiplied by %.3g", factor)
-        if factor > FEEBLE:
-            logger.warning("WARNING: the student's scores are nearly constant, and scaling amplifies their noise: with mean "
-                           "pooling, another init or without match_scale it may learn more")  # fmt: skip
+        logger.info("student scores are scaled by %.3g to match the teacher", factor)
+        if factor > MAX_FACTOR:
+            logger.warning("WARNING: student scores are nearly constant, and scaling amplifies their noise; try mean pooling, "
+                           "another init, or no match_scale")  # fmt: skip
     collator.share = work.share
     return batches, collator, factor
 
 
 def _sample(items: Sequence[T]) -> list[T]:
-    """Items at equal distances, at most SAMPLE + 1."""
+    """Return evenly spaced items, at most SAMPLE + 1."""
     return [items[row] for row in range(0, len(items), len(items) // SAMPLE + 1)]
 
 
 def _log_cut(model: Model, texts: Sequence[str], length: int, advice: str) -> None:
-    """Log how many of some texts are longer than training reads."""
+    """Log the share of texts longer than training reads."""
     _, cut = tokenize(model.tokenizer, texts, length)
     if cut:
         share = 100 * cut / len(texts)
-        logger.info("%.0f%% of the texts (of a sample) are longer than %d tokens, and are cut%s", share, length, advice)
+        logger.info("%.0f%% of sampled texts have more than %d tokens and are cut%s", share, length, advice)

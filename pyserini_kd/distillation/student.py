@@ -1,4 +1,4 @@
-"""What training starts from: the student and its live teachers."""
+"""Load the student and its live teachers before training."""
 
 from __future__ import annotations
 
@@ -27,25 +27,25 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 COLBERT_MASKS = 8  # [MASK] tokens after each query of a new ColBERT (Hofstätter et al. 2020)
-PUBLISHED = ("minilm", "tinybert-4l-312", "tinybert-6l-768", "distilbert")  # distilled language models of checkpoints.KNOWN
-DISTILLED_NAMES = ("minilm", "distilbert", "tinybert")  # parts of the names of others
+PUBLISHED = ("minilm", "tinybert-4l-312", "tinybert-6l-768", "distilbert")  # distilled, in checkpoint_folder.KNOWN
+DISTILLED_NAMES = ("minilm", "distilbert", "tinybert")  # name parts of others
 
 
 class Teachers(NamedTuple):
-    """The live teachers of a run; None where no stage needs one."""
+    """Live teachers of a run; None if no stage needs one."""
 
     ranker: Model | None = None
     language_model: Model | None = None
 
     def for_stage(self, text: bool) -> Model | None:
-        """The teacher of a stage: the language model for plain text, else the ranker."""
+        """Return the teacher of a stage: the language model for plain text, otherwise the ranker."""
         return self.language_model if text else self.ranker
 
 
 def check_start(recipe: Recipe, stages: Sequence[Stage], config: TrainConfig) -> bool:
-    """Whether the student is a distilled language model, or becomes one by these stages.
+    """Check the starting point of the student; return whether the student is or becomes a distilled language model.
 
-    Warns where the recipe should start from one and the checkpoint does not look like one.
+    Warns if the recipe needs such a model and the checkpoint does not look like one.
 
     Raises:
         InputError: the recipe must not start from a distilled language model, and this is one.
@@ -60,36 +60,32 @@ def check_start(recipe: Recipe, stages: Sequence[Stage], config: TrainConfig) ->
         raise InputError(
             f"{recipe.name} must not start from a distilled language model, as {config.init} is; {recipes.ADVICE}", "init"
         )
-    like_one = f"WARNING: {config.init} looks like a distilled language model"
+    warning = f"WARNING: {config.init} looks like a distilled language model"
     if looks and not recipe.distilled_start:
-        logger.warning("%s; with it this is not %s: %s", like_one, recipe.name, recipes.ADVICE)
+        logger.warning("%s; recipe %s must not start from one: %s", warning, recipe.name, recipes.ADVICE)
     if looks and becomes:
-        logger.warning("%s already; %s is meant to start from %s", like_one, recipe.name, recipe.start)
-    skipped = any(stage.text for stage in recipe.stages) and not becomes  # by start_stage
+        logger.warning("%s already; %s should start from %s", warning, recipe.name, recipe.start)
+    skipped = any(stage.text for stage in recipe.stages) and not becomes  # start_stage skips the language model
     if (recipe.start == recipes.DISTILLED or skipped) and not looks:
-        logger.warning("%s is meant to start from %s; nothing says that %s is one", recipe.name, recipes.DISTILLED, config.init)
+        logger.warning("%s should start from %s; %s does not look like one", recipe.name, recipes.DISTILLED, config.init)
     return becomes or known
 
 
 def _is_distilled(name: str) -> tuple[bool, bool]:
-    """Whether a checkpoint is known to be, or to come from, a distilled language model; whether it looks like one."""
+    """Return whether a checkpoint is known to be (or come from) a distilled language model, and whether it looks like one."""
     folder = checkpoint_folder.resolve(name)
     record = folder / "training.json"
     ours = read_json(record, "record") if record.exists() else {}
-    called = {each.lower() for each in (name, Path(name).name, checkpoint_folder.name_of(folder))}
+    names = {text.lower() for text in (name, Path(name).name, checkpoint_folder.name_of(folder))}
     hubs = {str(checkpoint_folder.KNOWN[published].hub).lower() for published in PUBLISHED}
     published = {*PUBLISHED, *hubs, *(hub.rpartition("/")[2] for hub in hubs)}
     known = fingerprint(name) == checkpoint_folder.KNOWN[recipes.INIT].sha256 or bool(ours.get("distilled_lm"))
-    known = known or not ours and bool(called & published)
-    return known, known or any(word in each for word in DISTILLED_NAMES for each in called)
+    known = known or not ours and bool(names & published)
+    return known, known or any(word in text for word in DISTILLED_NAMES for text in names)
 
 
 def load_teachers(config: TrainConfig, stages: Sequence[Stage]) -> Teachers:
-    """The live teachers that the stages need, on the device.
-
-    Raises:
-        InputError: a teacher cannot teach what the stages learn.
-    """
+    """Load the live teachers of the stages onto the device; InputError if one does not fit."""
     ranker = language_model = None
     if config.lm_teacher and any(stage.text for stage in stages):
         language_model = loading.load(config.lm_teacher, architecture="cross_encoder").to(device_of(config))
@@ -99,24 +95,24 @@ def load_teachers(config: TrainConfig, stages: Sequence[Stage]) -> Teachers:
         inside = layers or config.teacher_dropout or config.starts_random
         ranker = loading.load(config.teacher, lean=not inside).to(device_of(config))
         if layers and not isinstance(ranker, CrossEncoder):
-            raise InputError(f"{config.teacher} is a {ranker.architecture}; layers are those of a cross-encoder", "teacher")
+            raise InputError(f"{config.teacher} is a {ranker.architecture}; layer losses need a cross-encoder", "teacher")
         if scores and checkpoint_folder.is_bounded(config.teacher) and not config.scaled:
-            raise InputError(f"{config.teacher} gives cosines in [-1, 1]: set score_scale, by which the student's scores are "
-                             "multiplied, or scale the teacher's in a score file (teach)", "teacher")  # fmt: skip
+            raise InputError(f"{config.teacher} gives cosines in [-1, 1]: set `score_scale`, a factor of student scores, or "
+                             "give it a weight in a score file (teach)", "teacher")  # fmt: skip
     return Teachers(ranker, language_model)
 
 
 def fingerprint(name: str) -> str:
-    """What identifies a checkpoint: its checksum, or `random:LAYERS/WIDTH` itself."""
+    """Return the checksum of a checkpoint, or `random:LAYERS/WIDTH` itself."""
     return name if name.startswith(RANDOM) else checkpoint_folder.fingerprint(checkpoint_folder.resolve(name))
 
 
 def load_student(config: TrainConfig, teachers: Teachers) -> Model:
-    """The student as training begins, on its device, with the dropout that was asked for."""
+    """Load or make the student, with the dropout of the settings, on its device."""
     model = _random(config, teachers) if config.starts_random else _from_checkpoint(config)
     if config.dropout is not None:
         for module in model.modules():
-            if isinstance(module, nn.Dropout):  # attention reads its rate from such a module too
+            if isinstance(module, nn.Dropout):  # attention reads its rate from such a module
                 module.p = config.dropout
     if config.device == "cpu":
         cpu_training.fit(model)
@@ -124,15 +120,15 @@ def load_student(config: TrainConfig, teachers: Teachers) -> Model:
 
 
 def _random(config: TrainConfig, teachers: Teachers) -> CrossEncoder:
-    """A cross-encoder with random weights, made like a teacher."""
+    """Make a cross-encoder with random weights, shaped like a teacher."""
     like = teachers.language_model or teachers.ranker
-    if like is None and config.lm_teacher:  # which teaches nothing in these stages
+    if like is None and config.lm_teacher:  # not loaded: no stage learns from it
         like = loading.load(config.lm_teacher, architecture="cross_encoder")
     elif like is None and config.teacher:
         like = loading.load(config.teacher)
     fresh = random_student(*shape_of(config.init), like)
     if (config.max_doc_len or 0) > fresh.max_len:
-        raise InputError(f"{config.init} reads {fresh.max_len} tokens at most; a longer length was asked for", "max_doc_len")
+        raise InputError(f"{config.init} reads at most {fresh.max_len} tokens, not {config.max_doc_len}", "max_doc_len")
     fresh.max_len = config.max_doc_len or fresh.max_len
     return fresh
 
@@ -143,16 +139,16 @@ def _from_checkpoint(config: TrainConfig) -> Model:
         overrides |= {"pooling": config.pooling, "l2_norm": config.l2_norm, "max_query_len": config.max_query_len}
     new = checkpoint_folder.architecture_of(checkpoint_folder.resolve(config.init)) != config.architecture
     if config.glove and not (config.architecture == "tk" and new):
-        raise InputError(f"word vectors are for a new tk student, not for {config.init} as a {config.architecture}", "glove")
-    own = config.own_settings
+        raise InputError(f"word vectors are for a new tk student; {config.init} becomes a {config.architecture}", "glove")
+    settings = config.own_settings
     if config.architecture == "colbert" and new:
-        own.setdefault("masks", COLBERT_MASKS)
+        settings.setdefault("masks", COLBERT_MASKS)
     model = loading.load(
-        config.init, architecture=config.architecture, layers=config.layers, glove=config.glove, settings=own, **overrides
+        config.init, architecture=config.architecture, layers=config.layers, glove=config.glove, settings=settings, **overrides
     )
-    if config.architecture != "tk":  # which has layers of its own
+    if config.architecture != "tk":  # a tk has its own layers
         layers_of(encoder_of(model))
     if isinstance(model, BertDot) and model.settings.l2_norm and (config.score_scale or 1.0) == 1.0:
-        logger.warning("WARNING: the student's vectors have length 1, its scores lie in [-1, 1]; losses on raw scores need "
-                       "vectors that are not normalised, or a score scale, say 20")  # fmt: skip
+        logger.warning("WARNING: student vectors have length 1, so scores lie in [-1, 1]; for losses on raw scores, turn off "
+                       "l2_norm or set score_scale, e.g. 20")  # fmt: skip
     return model

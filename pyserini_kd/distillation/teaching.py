@@ -1,6 +1,6 @@
-"""Teacher scores: each teacher scores the candidates once; the ensemble's score is the mean of their weighted raw scores.
+"""Score candidates by teachers: checkpoints, runs (such as BM25) or score files.
 
-A teacher is a checkpoint, a run (BM25's, for one) or a file of scores.
+The ensemble's score is the mean of the weighted raw scores.
 """
 
 import contextlib
@@ -29,7 +29,7 @@ from pyserini_kd.storage.records import Record, comparable
 
 logger = logging.getLogger(__name__)
 
-BLOCK = 1 << 14  # pairs scored, and kept against a kill, at a time; their texts are in memory
+BLOCK = 1 << 14  # pairs scored and saved at a time; their texts are in memory
 
 Kind = Literal["run", "scores", "checkpoint"]
 
@@ -38,9 +38,9 @@ class Teacher(NamedTuple):
     """One teacher of an ensemble.
 
     Attributes:
-        kind: a checkpoint, a run, or a file of scores (score store or published 5-column file).
-        name: the checkpoint, or the path of the file.
-        weight: what its raw scores are multiplied by. None is 1, and refuses a teacher whose scores lie in [-1, 1].
+        kind: checkpoint, run, or score file (score store or 5-column file).
+        name: the checkpoint or the path of the file.
+        weight: factor of its raw scores. None means 1 and refuses scores in [-1, 1].
     """
 
     kind: Kind
@@ -49,7 +49,7 @@ class Teacher(NamedTuple):
 
     @classmethod
     def parse(cls, kind: Kind, text: str) -> Self:
-        """Read `NAME` or `NAME@WEIGHT`."""
+        """Parse `NAME` or `NAME@WEIGHT`."""
         name, at, weight = text.rpartition("@")
         if not at:
             return cls(kind, text)
@@ -59,10 +59,10 @@ class Teacher(NamedTuple):
         raise InputError(f"teacher {text}: the weight after @ must be a number")
 
     def refuse_bounded(self, what: str) -> None:
-        """InputError if scores in [-1, 1] (`what` they are) have no weight."""
+        """Raise InputError if a teacher with scores (`what`) in [-1, 1] has no weight."""
         if self.weight is None:
-            cure = f"give it a weight, e.g. {self.name}@20"
-            raise InputError(f"teacher {self.name} gives {what} in [-1, 1]; margins that small teach little: {cure}")
+            weighted = f"{self.name}@20"
+            raise InputError(f"teacher {self.name} gives {what} in [-1, 1], too small to teach; add a weight, e.g. {weighted}")
 
 
 def teach(
@@ -82,36 +82,36 @@ def teach(
 ) -> Taught:
     """Score every distinct (query, document) pair of the groups once with each teacher.
 
-    `queries` and `docs` are the texts by id. `device`, `precision`, `backend` and `batch_size` are those of `models.load`.
-    `index` holds the document vectors of the checkpoint (one, a BERT_DOT), which need not be encoded again.
-    `reuse` is what checkpoints have scored before. The same checkpoint, so set, does not score the same texts again.
-    `work` is a folder for finished blocks of scores; a later call with the same texts and settings goes on from them.
-    `scratch` is a folder for large columns, which are in memory otherwise; what is returned needs it.
+    `queries` and `docs` are texts by id. `device`, `precision`, `backend` and `batch_size` are those of `models.load`.
+    `index` holds document vectors of the only checkpoint, a bert_dot; they are not encoded again.
+    `reuse` holds earlier scores; the same checkpoint with the same settings does not score the same texts again.
+    `work` is a folder for finished blocks; a later call with the same texts and settings resumes from them.
+    `scratch` is a folder for large columns (None: memory); the result still needs it.
     """
     started = time.monotonic()
-    asked = _Asked(groups, queries, docs, scratch)
+    request = _Request(groups, queries, docs, scratch)
     raw, weights, records = dict[str, Floats](), dict[str, float](), list[Record]()
     for teacher in teachers:
-        scores = raw[teacher.name] = column(scratch, len(asked.pairs), np.float32)
+        scores = raw[teacher.name] = column(scratch, len(request.pairs), np.float32)
         if teacher.kind == "checkpoint":
             model = rankers.load(teacher.name, device=device, precision=precision, backend=backend, batch_size=batch_size)
             scorer = _Checkpoint(model, teacher.name, index)
-            _score_by_checkpoint(scorer, asked, scores, reuse, work, {"batch_size": batch_size, "device": device})
+            _score_by_checkpoint(scorer, request, scores, reuse, work, {"batch_size": batch_size, "device": device})
             record = scorer.record
         else:
-            record = _score_by_file(teacher, asked, scores)
+            record = _score_by_file(teacher, request, scores)
         weights[teacher.name] = 1.0 if teacher.weight is None else teacher.weight
         records.append({**record, "weight": weights[teacher.name]})
-    score = column(scratch, len(asked.pairs), np.float32)
-    for some in spans(len(score)):
-        score[some] = ensemble({name: scores[some] for name, scores in raw.items()}, weights)
+    score = column(scratch, len(request.pairs), np.float32)
+    for part in spans(len(score)):
+        score[part] = ensemble({name: scores[part] for name, scores in raw.items()}, weights)
         let_go(score, *raw.values())
-    about = {"teachers": records, "n_pairs": len(asked.pairs), "seconds": round(time.monotonic() - started, 1)}
-    return Taught(asked.pairs, asked.texts, raw, score, {**about, "command": command_line(), **environment()})
+    about = {"teachers": records, "n_pairs": len(request.pairs), "seconds": round(time.monotonic() - started, 1)}
+    return Taught(request.pairs, request.texts, raw, score, {**about, "command": command_line(), **environment()})
 
 
 def ensemble(raw: Mapping[str, Floats], weights: Mapping[str, float]) -> Floats:
-    """Mean over teachers of weight x raw score. With weights of 1, Hofstätter et al.'s T2.
+    """Return the mean over teachers of weight x raw score. With weights of 1 this is T2 of Hofstätter et al. 2020.
 
     >>> ensemble({"a": np.float32([1, 2]), "b": np.float32([3, 6])}, {"a": 1.0, "b": 1.0})
     array([2., 4.], dtype=float32)
@@ -122,8 +122,8 @@ def ensemble(raw: Mapping[str, Floats], weights: Mapping[str, float]) -> Floats:
     return (total / len(raw)).astype(np.float32)
 
 
-class _Asked:
-    """The pairs that are scored, with their texts and the hashes of these."""
+class _Request:
+    """Pairs to score, with their texts and text hashes."""
 
     def __init__(
         self, groups: Sequence[Group], queries: Mapping[str, str], docs: Mapping[str, str], scratch: Path | None
@@ -139,30 +139,30 @@ class _Asked:
         self.digest = digest.hexdigest()
 
     def texts_of(self, block: Block) -> tuple[list[str], list[str]]:
-        """Query and document texts of some pairs."""
+        """Return query and document texts of a block."""
         queries = {query_id: self._queries[query_id] for query_id in dict.fromkeys(block.query_ids)}
         return [queries[query_id] for query_id in block.query_ids], [self._docs[doc_id] for doc_id in block.doc_ids]
 
 
-def _score_by_file(teacher: Teacher, asked: _Asked, scores: Floats) -> Record:
-    """Write the scores of a run (0 for documents that it did not return) or of a file, which must have them all."""
-    find = _in_run(teacher) if teacher.kind == "run" else _in_scores(teacher.name, asked)
+def _score_by_file(teacher: Teacher, request: _Request, scores: Floats) -> Record:
+    """Fill scores from a run (0 for absent documents) or from a score file, which must have all pairs."""
+    find = _in_run(teacher) if teacher.kind == "run" else _in_scores(teacher.name, request)
     missing, largest = 0, 0.0
-    for block in asked.pairs.blocks(BLOCK):
-        own = find(block)
-        missing += int(np.isnan(own).sum())
-        largest = max(largest, float(np.nanmax(np.abs(own), initial=0.0)))
-        scores[block.places] = np.nan_to_num(own)
+    for block in request.pairs.blocks(BLOCK):
+        found = find(block)
+        missing += int(np.isnan(found).sum())
+        largest = max(largest, float(np.nanmax(np.abs(found), initial=0.0)))
+        scores[block.places] = np.nan_to_num(found)
         let_go(scores)
     record: Record = {"name": teacher.name, "sha256": sha256(teacher.name)}
     count = len(scores)
     if teacher.kind == "run":
         if missing == count:
-            raise InputError(f"run {teacher.name} has none of the candidates' {count} pairs; a run of other topics?")
+            raise InputError(f"run {teacher.name} has none of the {count} candidate pairs; use a run of the same topics")
         logger.info("%s: %d of %d pairs are not in the run and score 0", teacher.name, missing, count)
         record["absent"] = missing
     elif missing:
-        raise InputError(f"score file {teacher.name} lacks {missing} of the candidates' {count} pairs, or knows other texts")
+        raise InputError(f"score file {teacher.name} lacks {missing} of {count} candidate pairs or has other texts")
     elif largest <= 1:
         teacher.refuse_bounded("scores")
     return record
@@ -182,17 +182,17 @@ def _in_run(teacher: Teacher) -> Callable[[Block], Floats]:
     return find
 
 
-def _in_scores(name: str, asked: _Asked) -> Callable[[Block], Floats]:
-    """A store knows the texts that it scored; its ids may mean other texts here. A published file knows ids alone."""
+def _in_scores(name: str, request: _Request) -> Callable[[Block], Floats]:
+    """A store matches pairs by text, since its ids may mean other texts here. A 5-column file matches by id."""
     if name.endswith(".parquet"):
-        table = ScoreStore(name).ensemble(asked.pairs.folder)
-        return lambda block: table.find(asked.texts[block.places])
-    scores = read_scores(name, asked.pairs)
+        table = ScoreStore(name).ensemble(request.pairs.folder)
+        return lambda block: table.find(request.texts[block.places])
+    scores = read_scores(name, request.pairs)
     return lambda block: scores.find(zip(block.query_ids, block.doc_ids, strict=True))
 
 
 class _Checkpoint:
-    """A loaded checkpoint. It takes document vectors from the index if there is one, which must be its own."""
+    """A loaded checkpoint. It takes document vectors from its index, if given."""
 
     def __init__(self, model: rankers.Scorer, name: str, index: DenseIndex | None) -> None:
         self.name, self._model, self._index = name, model, index
@@ -200,11 +200,11 @@ class _Checkpoint:
         self.record |= {"precision": model.precision, "backend": model.backend}
         if index is not None:
             if not isinstance(model, rankers.Encoder):
-                raise InputError(f"it holds vectors of a bert_dot; teacher {name} is a {model.architecture}", "index")
+                raise InputError(f"needs a bert_dot teacher; {name} is a {model.architecture}", "index")
             check_encoder(index, model)
             if not index.store.is_exact:
-                raise InputError(f"{index.folder} does not hold exact vectors; a teacher needs a Flat one", "index")
-            # the lengths and precision its vectors were made with
+                raise InputError(f"{index.folder} has no exact vectors; give a Flat index", "index")
+            # lengths and precision of its vectors
             self.record["index"] = index.manifest.encoder if index.manifest else None
 
     def score(self, queries: list[str], doc_ids: list[str], docs: list[str]) -> Floats:
@@ -214,48 +214,45 @@ class _Checkpoint:
 
 
 def _score_by_checkpoint(
-    scorer: _Checkpoint, asked: _Asked, scores: Floats, reuse: Sequence[Known], work: Path | None, settings: Record
+    scorer: _Checkpoint, request: _Request, scores: Floats, reuse: Sequence[Known], work: Path | None, settings: Record
 ) -> None:
-    """Write the raw scores of a checkpoint, a block at a time; blocks that lie finished in a folder under `work` are read.
-
-    `settings` also decide the last bits of a score.
-    """
+    """Fill raw scores of a checkpoint block by block; reads finished blocks under `work`. `settings` can change last bits."""
     same = [known for known in reuse if known.is_of(scorer.record)]
     before = 0
     with contextlib.ExitStack() as stack:
         job = None
         if work:
-            made_from = {"teacher": scorer.record, **settings, "block": BLOCK, "texts": asked.digest}
+            made_from = {"teacher": scorer.record, **settings, "block": BLOCK, "texts": request.digest}
             folder = work / hashlib.sha256(json.dumps(comparable(made_from)).encode()).hexdigest()
             job = stack.enter_context(open_job(folder, made_from, "teach"))
-        for number, block in enumerate(asked.pairs.blocks(BLOCK)):
+        for number, block in enumerate(request.pairs.blocks(BLOCK)):
             if job is not None and job.is_done(number):
                 found = np.load(job.path(number, "npy"))
             else:
-                found, fresh = _scores_of(scorer, asked, block, same)
+                found, fresh = _scores_of(scorer, request, block, same)
                 before += len(found) - fresh
                 if job is not None:
                     keep(job.path(number, "npy"), found)
                     job.finish(number)
             scores[block.places] = found
-            let_go(scores, asked.texts)
+            let_go(scores, request.texts)
     if same:
         logger.info("%s: %d of %d pairs were scored before", scorer.name, before, len(scores))
 
 
-def _scores_of(scorer: _Checkpoint, asked: _Asked, block: Block, same: Sequence[Known]) -> tuple[Floats, int]:
-    """The scores of a block, and how many of them were not known before; InputError if one is not finite."""
+def _scores_of(scorer: _Checkpoint, request: _Request, block: Block, same: Sequence[Known]) -> tuple[Floats, int]:
+    """Return the scores of a block and the number of new ones; InputError if one is not finite."""
     found = np.full(len(block.doc_ids), np.nan, np.float32)
     for known in same:
-        earlier = known.scores.find(asked.texts[block.places])
+        earlier = known.scores.find(request.texts[block.places])
         found = np.where(np.isnan(earlier), found, earlier)
     fresh = np.flatnonzero(np.isnan(found)).tolist()
     if fresh:
-        some = Block(block.places, [block.query_ids[row] for row in fresh], [block.doc_ids[row] for row in fresh])
-        queries, docs = asked.texts_of(some)
-        scores = scorer.score(queries, some.doc_ids, docs)
+        new = Block(block.places, [block.query_ids[row] for row in fresh], [block.doc_ids[row] for row in fresh])
+        queries, docs = request.texts_of(new)
+        scores = scorer.score(queries, new.doc_ids, docs)
         if len(wrong := np.flatnonzero(~np.isfinite(scores))):
-            pair = f"query {some.query_ids[wrong[0]]}, document {some.doc_ids[wrong[0]]}"
-            raise InputError(f"{scorer.name}: {len(wrong)} scores are not finite, e.g. {pair}; precision fp32 may help")
+            pair = f"query {new.query_ids[wrong[0]]}, document {new.doc_ids[wrong[0]]}"
+            raise InputError(f"{scorer.name}: {len(wrong)} scores are not finite, e.g. {pair}; try precision fp32")
         found[fresh] = scores
     return found, len(fresh)

@@ -1,4 +1,4 @@
-"""Teach from files to files: candidates, texts and teachers in; a score store, and perhaps a published file, out."""
+"""Score candidates from files: write a score store, and optionally a 5-column file."""
 
 import contextlib
 import logging
@@ -26,71 +26,71 @@ from pyserini_kd.storage.settings import Backend, Candidates, Collection, Device
 logger = logging.getLogger(__name__)
 
 Words = tuple[str, ...]
-CHECK_DEPTH = 20  # documents of each check query that the ensemble reranks
+CHECK_DEPTH = 20  # documents reranked per check query
 CHECK_MEASURES = ("RR@10", "nDCG@10")
 
 
 class TeachConfig(Settings):
-    """What is scored, by which teachers, and where the scores go."""
+    """Candidates, teachers and outputs of `teach`."""
 
     candidates: Candidates[Path]
     collection: Collection[str]
     topics: str = option("--topics", help="Topics of the candidates.")
-    teachers: Words = option("--teacher", (), "Checkpoint, or CHECKPOINT@WEIGHT; any number.", words=True)
-    teacher_runs: Words = option("--teacher-run", (), "Run, or RUN@WEIGHT, as a teacher; absent = 0.", words=True)
+    teachers: Words = option("--teacher", (), "Checkpoints as teachers: CHECKPOINT or CHECKPOINT@WEIGHT.", words=True)
+    teacher_runs: Words = option("--teacher-run", (), "Runs as teachers: RUN or RUN@WEIGHT; absent = 0.", words=True)
     teacher_scores: Words = option(
-        "--teacher-scores", (), "Score store or 5-column file, or FILE@WEIGHT, as a teacher.", words=True
+        "--teacher-scores", (), "Score stores or 5-column files as teachers: FILE or FILE@WEIGHT.", words=True
     )
     segment: Segment = None
-    index: Path | None = option("--index", None, "Dense index of the (one, bert_dot) teacher: vectors reused.")
-    reuse: Words = option("--reuse", (), "Score stores whose pairs the same teacher does not score again.", words=True)
+    index: Path | None = option("--index", None, "Dense index of the teacher (one bert_dot), to reuse vectors.")
+    reuse: Words = option("--reuse", (), "Score stores; scores of the same teacher are reused.", words=True)
     output: Path = option("--output", help="Score store to write (.parquet).")
-    triples: Path | None = option("--triples", None, "Also write the published 5-column file.")
+    triples: Path | None = option("--triples", None, "Also write a 5-column file of triples.")
     check_run: Path | None = option("--check-run", None, "Dev run that the teachers should beat.")
-    check_topics: str | None = option("--check-topics", None, "Its topics.")
-    check_qrels: str | None = option("--check-qrels", None, "Its judgements.")
-    batch_size: int | None = option("--batch-size --batch", None, "Pairs a batch [default: by token budget].", ge=1)
+    check_topics: str | None = option("--check-topics", None, "Topics of --check-run.")
+    check_qrels: str | None = option("--check-qrels", None, "Judgements of --check-run.")
+    batch_size: int | None = option("--batch-size --batch", None, "Pairs in a batch [default: by token budget].", ge=1)
     precision: Precision = "auto"
     backend: Backend = "auto"
     device: Device = "cpu"
-    overwrite: bool = option("--overwrite", False, "Replace outputs that exist.")
+    overwrite: bool = option("--overwrite", False, "Replace existing outputs.")
 
     @model_validator(mode="after")
     def rules(self) -> Self:
-        """Refuse contradictions, before any data are read."""
+        """Raise InputError for contradictory settings, before any data are read."""
         if self.output.suffix != ".parquet":
-            raise InputError(f"{self.output} must end in .parquet; triples are what is written as a 5-column file", "output")
+            raise InputError(f"{self.output} must end in .parquet; use `triples` for a 5-column file", "output")
         names = [teacher.name for teacher in self.ensemble()]
         if not names:
-            raise InputError("no teacher is given: name a checkpoint, a run or a file of scores", "teachers")
+            raise InputError("no teacher is given; name a checkpoint, a run or a score file", "teachers")
         if len(set(names)) != len(names):
-            raise InputError("a teacher is named twice", "teachers")
+            raise InputError("a teacher is named twice; name it once", "teachers")
         if self.segment:
             passages.parse(self.segment)
         if self.index and len(self.teachers) != 1:
-            raise InputError("an index holds the vectors of one checkpoint; give one as a teacher", "index")
+            raise InputError("needs exactly one checkpoint in `teachers`", "index")
         if self.check_run and self.teacher_scores:
-            raise InputError("a teacher that is a score file knows no other pairs than those of the candidates", "check_run")
+            raise InputError("needs checkpoints or runs as teachers; `teacher_scores` has no scores for its pairs", "check_run")
         check = (self.check_run, self.check_topics, self.check_qrels)
         if any(check) and not all(check):
-            raise InputError("the run, the topics and the judgements of a check belong together", "check_run")
+            raise InputError("needs `check_topics` and `check_qrels`; give all three or none", "check_run")
         return self
 
     def ensemble(self) -> list[Teacher]:
-        """All teachers: runs, files of scores, checkpoints."""
+        """Return all teachers: runs, score files, checkpoints."""
         runs = [Teacher.parse("run", text) for text in self.teacher_runs]
         files = [Teacher.parse("scores", text) for text in self.teacher_scores]
         return [*runs, *files, *(Teacher.parse("checkpoint", text) for text in self.teachers)]
 
 
 def teach_files(config: TeachConfig, say: Callable[[str], None] = logger.info) -> None:
-    """Score candidates with one teacher or an ensemble and write the scores; `say` hears what was found and written.
+    """Score candidates with one teacher or an ensemble and write the scores. `say` gets lines of progress and results.
 
-    A folder beside the output keeps what is finished. A killed call that is started again goes on from there.
+    Finished blocks lie in a folder beside the output. The same call resumes from them after a crash.
     """
     output, teachers = config.output, config.ensemble()
     if output.is_file() and not config.overwrite:
-        cure = "set overwrite to replace it (and reuse it, to keep its scores), or give another name"
+        cure = "set `overwrite` to replace it (with `reuse` to keep its scores) or give another name"
         raise InputError(f"{output} exists; {cure}", "output")
     for path in (output, config.triples or output):
         refuse_existing(path, config.overwrite)
@@ -112,13 +112,13 @@ def teach_files(config: TeachConfig, say: Callable[[str], None] = logger.info) -
         )  # fmt: skip
 
     with alone(work, "teach"), contextlib.ExitStack() as at_end:
-        clear(work, scratch.name)  # left by a killed call
+        clear(work, scratch.name)  # left by a crash
         at_end.callback(clear, work, scratch.name)
         known = [found for store in config.reuse for found in ScoreStore(store).known(scratch / "known")]
         figures = None
         if check:
-            asked = [Group(query_id, hits.doc_ids, [], 0) for query_id, hits in check.run.items()]
-            first = score(asked, check.topics, known, "check", None)
+            wanted = [Group(query_id, hits.doc_ids, [], 0) for query_id, hits in check.run.items()]
+            first = score(wanted, check.topics, known, "check", None)
             figures = check.compare(first, say)
             known += first.known()
         taught = score(groups, sources.topics(config.topics), known, "texts", scratch / "columns")
@@ -136,17 +136,17 @@ def teach_files(config: TeachConfig, say: Callable[[str], None] = logger.info) -
 
 
 def agreement(scored: Iterable[tuple[Group, list[float]]]) -> float:
-    """Share of (positive, negative) pairs of groups that their scores order as the labels do."""
+    """Return the share of (positive, negative) pairs that the scores order as the labels do."""
     right = total = 0
-    for group, own in scored:
-        found = dict(zip(group.doc_ids, own, strict=True))
+    for group, scores in scored:
+        found = dict(zip(group.doc_ids, scores, strict=True))
         margins = [found[pos] - found[neg] for pos, neg in pairs(group)]
         right, total = right + sum(margin > 0 for margin in margins), total + len(margins)
     return right / total
 
 
 class _Check(NamedTuple):
-    """A first-stage run that the ensemble should beat, its topics and judgements."""
+    """A first-stage run that the ensemble should beat, with its topics and judgements."""
 
     run: Run
     topics: list[Query]
@@ -155,14 +155,14 @@ class _Check(NamedTuple):
 
     @classmethod
     def read(cls, config: TeachConfig) -> Self | None:
-        """The check that was asked for, if any; InputError if run and judgements share no query."""
+        """Read the check of the settings, if any; InputError if run and judgements share no query."""
         if not (config.check_run and config.check_topics and config.check_qrels):
             return None
         run, qrels = Run.read(config.check_run).top(CHECK_DEPTH), sources.qrels(config.check_qrels)
         return cls(run, sources.topics(config.check_topics), qrels, engines.evaluate(run, qrels, CHECK_MEASURES))
 
     def compare(self, taught: Taught, say: Callable[[str], None]) -> dict[str, dict[str, float]]:
-        """Say what the run's measures are, and those of its documents in the ensemble's order; warn where it is no better.
+        """Report the measures of the run before and after reranking by the ensemble; warn if they do not improve.
 
         Returns measure -> first_stage, teachers, p.
         """
@@ -176,6 +176,6 @@ class _Check(NamedTuple):
             first, second = engines.mean(self.before[measure]), engines.mean(after[measure])
             say(f"check {measure} of the top {CHECK_DEPTH}: {first:.4f} -> {second:.4f} (p = {p_value:.4f})")
             if difference <= 0:
-                logger.warning("the teachers do not beat the first stage in %s: a student would learn to be no better", measure)
+                logger.warning("the teachers do not beat the first stage in %s; a student will not either: use others", measure)
             figures[measure] = {"first_stage": float(first), "teachers": float(second), "p": float(p_value)}
         return figures

@@ -1,7 +1,7 @@
-"""Training: runs a recipe, stage after stage, and exports a checkpoint.
+"""Train a student: run a recipe stage by stage and export a checkpoint.
 
-The state lies in `NAME.partial/` beside the checkpoint while training runs; the same command goes on after a crash. Several
-processes, started by `torchrun` or `accelerate launch`, share each batch and learn what one would.
+The state lies in `NAME.partial/` beside the checkpoint; the same command resumes after a crash. Several processes, started by
+`torchrun` or `accelerate launch`, share each batch and learn the same as one process.
 """
 
 from __future__ import annotations
@@ -46,15 +46,15 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-OURS = ("stage-", "0000", "clock.json", ".clock.json.", f".{RECORD}.")
-"""Beginnings of the names in a state folder without its record, as a kill can leave it."""
+STATE_PREFIXES = ("stage-", "0000", "clock.json", ".clock.json.", f".{RECORD}.")
+"""Name prefixes in a state folder that a crash left without its record."""
 
 
 @contextlib.contextmanager
-def tiny_is_zero() -> Iterator[None]:
-    """Denormal numbers count as 0: a ColBERT's gradients have many, which take most of a processor's time.
+def flush_denormals() -> Iterator[None]:
+    """Flush denormal numbers to zero. The gradients of a ColBERT have many of them, which take most of a CPU's time.
 
-    To be entered before torch starts threads, which inherit the setting.
+    Enter this before torch starts threads; they inherit the setting.
     """
     torch.set_flush_denormal(True)
     try:
@@ -63,55 +63,54 @@ def tiny_is_zero() -> Iterator[None]:
         torch.set_flush_denormal(False)
 
 
-@tiny_is_zero()
+@flush_denormals()
 def train(
     config: TrainConfig, groups: Sequence[Group], queries: Mapping[str, str], docs: Mapping[str, str], output: str | Path, *,
     scores: TeacherScores | None = None, texts: Sequence[str] = (), dev: Dev | None = None,
     data: Mapping[str, object] | None = None, overwrite: bool = False,
 ) -> Path:  # fmt: skip
-    """Train a student by a recipe and write its checkpoint; returns the folder.
+    """Train a student by a recipe and write its checkpoint; return its folder.
 
     Args:
         config: the recipe and its settings.
-        groups: candidates; queries with their documents and labels. Empty where every stage is on plain text.
+        groups: candidates; empty if every stage is on plain text.
         queries: query_id -> text.
         docs: doc_id -> text.
         output: the checkpoint folder to write.
-        scores: teacher scores, where the recipe needs them and no live teacher gives them; the groups themselves where they
-            are the triples of a score file.
-        texts: plain text, where the recipe has a stage on it.
-        dev: dev topics; the checkpoint with the best `config.metric` on them is the one written.
-        data: what is known of the data (names, checksums), for training.json.
+        scores: teacher scores, if the recipe needs them and has no live teacher. `Triples` serve as groups and as scores.
+        texts: plain text, if the recipe has a stage on it.
+        dev: dev topics; the checkpoint with the best `config.metric` on them is written.
+        data: names and checksums of the data, for training.json.
         overwrite: replace the folder if it exists.
 
     Raises:
-        InputError: the recipe does not fit the student, needs scores, a teacher or texts that are not there, or the loss is
-            not finite (the last good checkpoint is then kept as `NAME.last-good`).
+        InputError: the recipe does not fit the student; scores, a teacher or texts are missing; or the loss is not finite
+            (the last good checkpoint is then `NAME.last-good`).
     """
-    there = {"scored": scores is not None, "dev": dev is not None, "retrieves": dev is not None and dev.run is None}
-    run = Training(config, Path(output), overwrite=overwrite, **there)
+    given = {"scored": scores is not None, "dev": dev is not None, "retrieves": dev is not None and dev.run is None}
+    run = Training(config, Path(output), overwrite=overwrite, **given)
     return run.finish(Material(as_groups(groups), queries, docs, scores, texts, dev), data or {})
 
 
-@tiny_is_zero()
+@flush_denormals()
 def train_from_files(settings: TrainSettings) -> str:
-    """Train on the files, or named data, of the settings; returns what the student was trained on, in words.
+    """Train on the data of the settings; return a description of the data, e.g. "40 triples".
 
     Raises:
         InputError: as `train`, or the data are wrong.
     """
     output = settings.output
-    there = {"scored": settings.scores is not None, "dev": settings.dev_topics is not None, "retrieves": settings.dev_retrieval}
-    first = os.environ.get("RANK", "0") == "0"  # the other processes of this command may train the same output
-    with alone(output.with_name(f".{output.name}.lock"), "train") if first else contextlib.nullcontext():
-        run = Training(settings, output, overwrite=settings.overwrite, **there)
+    given = {"scored": settings.scores is not None, "dev": settings.dev_topics is not None, "retrieves": settings.dev_retrieval}
+    is_first = os.environ.get("RANK", "0") == "0"  # only the first process locks the output
+    with alone(output.with_name(f".{output.name}.lock"), "train") if is_first else contextlib.nullcontext():
+        run = Training(settings, output, overwrite=settings.overwrite, **given)
         dev = read_dev(settings)
         with gather(settings) as found:
             data = settings.for_training() | {"glove": settings.glove}
             data |= {name: getattr(settings, name) for name in ("dev_topics", "dev_qrels", "dev_run")}
             known: dict[str, object] = {name: digest(name, value) for name, value in data.items() if value is not None}
             known |= {"dev_depth": settings.dev_depth, "dev_retrieval": settings.dev_retrieval} if dev else {}
-            if sources.is_named(settings.collection):  # whose texts another release may change
+            if sources.is_named(settings.collection):  # another release may change the texts
                 known["texts_sha256"] = sha256(*sorted(data_folder(output).glob("*/texts")))
             run.finish(found._replace(dev=dev), known)
     counts = [(len(found.groups), found.groups.unit), (len(found.texts), "plain texts")]
@@ -119,12 +118,12 @@ def train_from_files(settings: TrainSettings) -> str:
 
 
 class Training:
-    """A training run. It is made before data are read, which can take minutes, and checks all that needs no data."""
+    """A training run. The constructor checks everything that needs no data, as reading data can take minutes."""
 
     def __init__(self, config: TrainConfig, output: Path, *, scored: bool, dev: bool, retrieves: bool, overwrite: bool) -> None:
-        """Load the student and its teachers; InputError where models, recipe, settings and data do not fit together.
+        """Load the student and its teachers; InputError if models, recipe, settings and data do not fit together.
 
-        `scored`, `dev` and `retrieves` say what data there will be, as in `TrainConfig.check_with_data`.
+        `scored`, `dev` and `retrieves` describe the data, as in `TrainConfig.check_with_data`.
         """
         self.share = processes(config)
         self.precision = check_precision(config, self.share)
@@ -143,19 +142,19 @@ class Training:
             teacher = self.teachers.for_stage(stage.text)
             if stage.needs_layers and teacher is not None:
                 objective.check_layers(self.model, teacher, stage.losses)
-                if not stage.text:  # before the stages that come first are trained
+                if not stage.text:  # fail before earlier stages train
                     pair_length(self.model, config.train_len, teacher)
 
     def finish(self, material: Material, data: Mapping[str, object]) -> Path:
-        """Run the stages and write the checkpoint; InputError where data are missing or the loss is not finite.
+        """Run the stages and write the checkpoint; InputError if data are missing or the loss is not finite.
 
-        `data` is what is known of the data, for training.json.
+        `data` are names and checksums of the data, for training.json.
         """
         started, config, share, groups = time.monotonic(), self.config, self.share, material.groups
         material = material._replace(scores=self._checked_scores(material))
-        settings = {name: value for name, value in config.record().items() if name != "save_steps"}  # decides nothing
+        settings = {name: value for name, value in config.record().items() if name != "save_steps"}  # no effect on the result
         about = {"config": settings, "data": dict(data), "made_from": self.made_from, "computed in": self.precision}
-        job = Job(state_folder(self.output), about, states="stage-*/checkpoint-*", leavings=OURS)  # its parts are the stages
+        job = Job(state_folder(self.output), about, states="stage-*/checkpoint-*", leavings=STATE_PREFIXES)  # part = stage
         with one_after_another(share):
             job.begin(overwrite=self.overwrite)
             earlier = 0.0 if share.rank else clock(job.folder)
@@ -189,45 +188,45 @@ class Training:
         return self.output
 
     def _checked_scores(self, material: Material) -> TeacherScores | None:
-        """The scores, if the stages need them; InputError for what is missing of the material."""
+        """Return the scores if the stages need them; InputError if texts, groups or scores are missing."""
         groups, scores = material.groups, material.scores
         if any(stage.text for stage in self.stages) and not material.texts:
-            raise InputError(f"recipe {self.recipe.name} distils a language model on plain text, and there is none")
+            raise InputError(f"recipe {self.recipe.name} needs plain text to distil a language model; give texts")
         if any(not stage.text for stage in self.stages) and not groups:
             raise InputError("no query has both a positive in the collection and a negative")
         if scores is None or not any(stage.needs_scores for stage in self.stages):
             return None
         if missing := scores.missing():
-            every = ((g.query_id, d, score) for g in groups for d, score in zip(g.doc_ids, scores.of(g), strict=True))
-            query_id, doc_id = next((query_id, doc_id) for query_id, doc_id, score in every if math.isnan(score))
-            raise InputError(f"{missing} candidate pairs have no teacher score, e.g. query {query_id}, {doc_id}")
-        if not self.scaled and scores.largest() <= 1:  # as cosines and probabilities do, and logits do not
+            pairs = ((g.query_id, d, score) for g in groups for d, score in zip(g.doc_ids, scores.of(g), strict=True))
+            query_id, doc_id = next((query_id, doc_id) for query_id, doc_id, score in pairs if math.isnan(score))
+            raise InputError(f"{missing} candidate pairs have no teacher score, e.g. query {query_id}, document {doc_id}")
+        if not self.scaled and scores.largest() <= 1:  # cosines or probabilities, not logits
             raise InputError(
-                "all teacher scores lie in [-1, 1] (a cosine or a sigmoid); margins that small teach little: give the teacher "
-                "a weight in teach, or set score_scale, by which the student's scores are multiplied"
+                "all teacher scores lie in [-1, 1] (cosine or sigmoid), too small to teach much; give the teacher a weight "
+                "in teach, or set `score_scale`, a factor of student scores"
             )
         return scores
 
     def _keep_last_good(self, job: Job, stage: Stage) -> str:
-        """Export the newest state whose weights are finite as `NAME.last-good`; returns a sentence for the user."""
+        """Export the newest state with finite weights as `NAME.last-good`; return a sentence about it for the user."""
         folders = [states_of(job, number) for number, _ in self.numbered]
         states = [path / "model.safetensors" for folder in folders for path in checkpoints(folder)]
         best = sorted(job.folder.glob("stage-*/best-*.safetensors"), key=lambda path: path.stat().st_mtime_ns)  # on dev topics
-        before = [job.path(number, "safetensors") for number in job.parts()]
-        for path in [*reversed(states), *reversed(best), *reversed(before)]:
+        finished = [job.path(number, "safetensors") for number in job.parts()]
+        for path in [*reversed(states), *reversed(best), *reversed(finished)]:
             weights = {name.removeprefix("student."): tensor for name, tensor in load_file(path).items()}
             if not all(bool(torch.isfinite(tensor).all()) for tensor in weights.values()):
                 continue
-            own = self.model.state_dict()
-            self.model.load_state_dict({name: weights.get(name, tensor) for name, tensor in own.items()})
-            kept = self.output.with_name(self.output.name + ".last-good")
-            _export(self.model, stage, kept, {"last_good_of": str(self.output)}, overwrite=True)
-            return f"the last good checkpoint is {kept}"
+            current = self.model.state_dict()
+            self.model.load_state_dict({name: weights.get(name, tensor) for name, tensor in current.items()})
+            target = self.output.with_name(self.output.name + ".last-good")
+            _export(self.model, stage, target, {"last_good_of": str(self.output)}, overwrite=True)
+            return f"the last good checkpoint is {target}"
         return "there was no checkpoint yet"
 
 
 def _export(model: Model, last: Stage, output: Path, record: dict[str, object], overwrite: bool) -> None:
-    """Write the checkpoint: a ranker, or the bare encoder where the last stage distilled a language model."""
+    """Write the checkpoint: a ranker, or the bare encoder if the last stage distilled a language model."""
     with torch.no_grad():
         model = model.cpu().eval()
         if not last.text:

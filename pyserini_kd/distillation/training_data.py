@@ -1,4 +1,4 @@
-"""What training learns from: candidates with texts and teacher scores, or plain text, kept on disk while it runs."""
+"""Training data: candidates with texts and teacher scores, or plain text, kept on disk during training."""
 
 import contextlib
 import hashlib
@@ -27,7 +27,7 @@ logger = logging.getLogger(__name__)
 
 
 class Material(NamedTuple):
-    """What a run learns from: candidates with texts and teacher scores, plain texts, dev topics."""
+    """Data of a training run: candidates with texts and teacher scores, plain texts, dev topics."""
 
     groups: Groups
     queries: Mapping[str, str]
@@ -38,11 +38,11 @@ class Material(NamedTuple):
 
 
 READERS: dict[str, Callable[[str], object]] = {"topics": sources.topics, "qrels": sources.qrels}
-"""Readers of data that may have a name; another release may change their contents."""
+"""Readers of named data, whose contents another release may change."""
 
 
 def digest(name: str, value: str | Path) -> str | dict[str, str]:
-    """Files, and topics and judgements that have a name, with their checksum; everything else as it was given."""
+    """Return files, named topics and named judgements with their checksum; return any other value as a string."""
     files: list[Path] = []
     if name == "collection":
         files = sources.files(str(value))
@@ -56,9 +56,9 @@ def digest(name: str, value: str | Path) -> str | dict[str, str]:
 
 @contextlib.contextmanager
 def gather(given: TrainSettings) -> Iterator[Material]:
-    """What the stages learn from. Its texts, and the triples of a 5-column file, lie in `NAME.data.partial/` meanwhile.
+    """Yield the data of the stages. Texts and 5-column triples lie in `NAME.data.partial/` meanwhile.
 
-    They stay there when training is interrupted, or left a state to go on from, and serve the next run on the same data.
+    They stay after an interruption, or if there is a state to resume, and serve the next run on the same data.
     """
     stages = [stage for _, stage in given.stages()]
     folder, share = data_folder(given.output), processes(given)
@@ -95,12 +95,12 @@ def gather(given: TrainSettings) -> Iterator[Material]:
 
 
 def data_folder(output: Path) -> Path:
-    """Where the texts of a training run lie while it runs."""
+    """Return the folder for the texts of a training run."""
     return output.with_name(output.name + ".data.partial")
 
 
 def state_folder(output: Path) -> Path:
-    """Where the state of a training run lies while it runs."""
+    """Return the folder for the state of a training run."""
     return output.with_name(output.name + ".partial")
 
 
@@ -119,7 +119,7 @@ def _docs(given: TrainSettings) -> Iterator[Doc]:
 
 
 def _convert(folder: Path, given: TrainSettings, groups: Groups, *, plain: bool, ranked: bool) -> None:
-    """Write the texts that training needs, and the triples of a 5-column file, in one pass over them."""
+    """Write the texts for training, and the triples of a 5-column file."""
     if ranked and groups:
         load_texts(groups, sources.topics(str(given.topics)), _docs(given), folder)
     elif ranked and given.scores:
@@ -131,7 +131,7 @@ def _convert(folder: Path, given: TrainSettings, groups: Groups, *, plain: bool,
 
 
 def _sample(texts: Texts, config: TrainSettings) -> PlainTexts:
-    """The texts; with `max_steps` a random sample of as many as will be read."""
+    """Return the texts; with `max_steps` a random sample of those that fit into the steps."""
     limit = config.max_steps * config.batch_size * config.accumulate if config.max_steps else len(texts)
     rows = np.arange(len(texts), dtype=np.int32)
     if limit < len(rows):

@@ -1,4 +1,4 @@
-"""Validation while training: the student ranks documents for dev topics now and then; the best weights are kept."""
+"""Validation during training: evaluate the student on dev topics regularly and keep the best weights."""
 
 from __future__ import annotations
 
@@ -34,32 +34,32 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 PLATEAU, FACTOR = 15, 0.25
-"""With the schedule `plateau`: the number of measures that may be no better, and the factor of the learning rate after them
-(Hofstätter et al. 2020, who measured every 4,000 batches)."""
+"""Schedule `plateau`: evaluations without improvement, then the learning-rate factor (Hofstätter et al. 2020, who evaluate
+every 4,000 batches)."""
 HITS = 1000
-"""Documents that are retrieved for a dev query, as many as `search` retrieves."""
+"""Documents retrieved per dev query, as in `search`."""
 PASSAGES = 10
-"""Passages that are retrieved for each of them."""
+"""Passages retrieved per document."""
 
 
 class Dev(NamedTuple):
-    """Dev topics: what the student ranks for them decides its best checkpoint."""
+    """Dev topics and their data. The evaluation on them selects the best checkpoint."""
 
     queries: list[Query]
     qrels: Qrels
-    run: Run | None  # whose documents are reranked; None: a bert_dot searches all `docs`
+    run: Run | None  # first-stage run to rerank; None: a bert_dot searches all `docs`
     docs: dict[str, Doc]
-    segment: str | None = None  # how documents are cut; their best passage counts
+    segment: str | None = None  # passage size; the best passage of a document counts
 
     def fetch(self, doc_ids: Iterable[str]) -> Iterator[Doc]:
-        """The documents with these ids."""
+        """Yield the documents with these ids."""
         return (self.docs[doc_id] for doc_id in doc_ids)
 
 
 def read_dev(given: Given) -> Dev | None:
-    """Read the dev topics that were given, if any.
+    """Read the dev topics of the settings, if any.
 
-    With `dev_retrieval` the documents are those of the run (to `dev_depth`) and the judged ones; without a run, the collection.
+    With `dev_retrieval` the documents are those of the run (to `dev_depth`) and judged ones; without a run, the collection.
 
     Raises:
         InputError: topics, judgements, run and collection do not fit together.
@@ -71,23 +71,22 @@ def read_dev(given: Given) -> Dev | None:
     unknown = sorted(first.keys() - {query.query_id for query in queries})
     if unknown:
         raise InputError(f"{len(unknown)} queries of {path} are not among the dev topics, e.g. {unknown[0]}")
-    engines.evaluate(first, judged, ["RR@10"])  # InputError where they share no query
+    engines.evaluate(first, judged, ["RR@10"])  # InputError if they share no query
     wanted = {doc_id for hits in first.values() for doc_id in hits.doc_ids}
     found = [judged.get(query_id, {}) for query_id in first] if given.dev_retrieval else []
-    more = {doc_id for labels in found for doc_id in labels}
-    every = sources.collection(given.collection)
-    docs = {doc.doc_id: doc for doc in every if not path or doc.doc_id in wanted or doc.doc_id in more}
+    judged_ids = {doc_id for labels in found for doc_id in labels}
+    collection = sources.collection(given.collection)
+    docs = {doc.doc_id: doc for doc in collection if not path or doc.doc_id in wanted or doc.doc_id in judged_ids}
     if missing := wanted - docs.keys():
         raise InputError(f"{len(missing)} documents of {path} are not in the collection, e.g. {min(missing)}")
     if given.dev_retrieval and not any(label > 0 and doc_id in docs for labels in found for doc_id, label in labels.items()):
-        raise InputError(f"no document that {given.dev_qrels} calls relevant to a dev topic is in the collection "
-                         f"{given.collection}")  # fmt: skip
+        raise InputError(f"the collection {given.collection} has no relevant document of {given.dev_qrels} for the dev topics")
     run = None if given.dev_retrieval else first
     return Dev([query for query in queries if query.query_id in first], judged, run, docs, given.segment)
 
 
 def retrieved(encoder: Encoder, dev: Dev) -> Run:
-    """The run of a bert_dot that searches all documents of some dev topics exactly."""
+    """Return the run of a bert_dot that searches all dev documents exactly."""
     docs = list(passages.segment(dev.docs.values(), dev.segment) if dev.segment else dev.docs.values())
     vectors = encoder.encode_docs([doc.contents for doc in docs])
     flat = faiss.IndexFlatIP(vectors.shape[1])
@@ -98,7 +97,7 @@ def retrieved(encoder: Encoder, dev: Dev) -> Run:
 
 
 def plateaus(values: Sequence[float]) -> int:
-    """How often these measures have lowered the learning rate; as torch's ReduceLROnPlateau with threshold 0 does.
+    """Return how often these measures lowered the learning rate, as torch's ReduceLROnPlateau with threshold 0.
 
     >>> plateaus([0.3] * 16), plateaus([0.3] * 17)
     (0, 1)
@@ -114,9 +113,9 @@ def plateaus(values: Sequence[float]) -> int:
 
 @dataclasses.dataclass(eq=False)
 class Watch(TrainerCallback):
-    """Measures the student on dev topics, keeps the best weights, and may slow or stop training.
+    """Evaluates the student on dev topics, keeps the best weights, and may lower the learning rate or stop training.
 
-    Of several processes one (`writes`) measures and keeps files in `folder`; all get its measures, and stop together.
+    Only one process (`writes`) evaluates and keeps files in `folder`. All processes get its measures and stop together.
     """
 
     model: Model
@@ -132,11 +131,11 @@ class Watch(TrainerCallback):
     measured: list[dict[str, float]] = dataclasses.field(default_factory=list)
 
     def values(self) -> list[float]:
-        """The measures so far."""
+        """Return the measures so far."""
         return [entry[self.metric] for entry in self.measured]
 
     def measure(self, step: int) -> None:
-        """Rank documents for the dev topics, keep the measure, and the weights if they are the best."""
+        """Evaluate on the dev topics; keep the measure, and the weights if they are the best."""
         value = _of_the_first(self._value() if self.writes else 0.0)
         best = value > max(self.values(), default=-1.0)
         self.measured.append({"step": step, self.metric: value})
@@ -148,7 +147,7 @@ class Watch(TrainerCallback):
             save_model(self.model, f"{kept}.partial")
             os.replace(f"{kept}.partial", kept)
             saved = max((_step(path.parent) for path in self.folder.glob("checkpoint-*/saved-*")), default=0)
-            for old in [path for path in self._kept() if _step(path) <= saved][:-1]:  # a crash goes back to the last of them
+            for old in [path for path in self._kept() if _step(path) <= saved][:-1]:  # keep the last: a crash resumes from it
                 old.unlink()
         write_json(self.folder / "dev.json", {"measured": self.measured})
 
@@ -161,49 +160,49 @@ class Watch(TrainerCallback):
             run = reranking.rerank(dev.run, scorer, dev.queries, dev.fetch, depth=dev.run.depth, segment=dev.segment)
         return engines.mean(engines.evaluate(run, dev.qrels, [self.metric])[self.metric])
 
-    def go_on(self, step: int) -> None:
-        """Take up the measures of before a crash, until `step`."""
+    def resume_from(self, step: int) -> None:
+        """Load the measures of an earlier session up to `step`."""
         path = self.folder / "dev.json"
         before = read_json(path, "dev measures")["measured"] if step and path.exists() else []
         self.measured = [entry for entry in before if entry["step"] <= step]
         for path in self._kept():
-            if _step(path) > step and self.writes:  # of steps that will be taken again
+            if _step(path) > step and self.writes:  # these steps run again
                 path.unlink()
 
     def _kept(self) -> list[Path]:
-        """The weights that were the best so far when they were measured, in that order."""
+        """Return weight files, each the best of its time, in order of steps."""
         return sorted(self.folder.glob("best-*.safetensors"), key=_step)
 
     def is_enough(self) -> bool:
-        """Whether training must stop, because `patience` is at its end."""
+        """Return whether `patience` has run out."""
         values = self.values()
         if self.patience is None or not values:
             return False
-        return len(values) - 1 - values.index(max(values)) >= self.patience  # of equal ones the first is the best
+        return len(values) - 1 - values.index(max(values)) >= self.patience  # the first of ties is the best
 
     def take_best(self) -> list[dict[str, float]]:
-        """Put the best weights into the model; returns the measures."""
+        """Load the best weights into the model; return the measures."""
         if kept := self._kept():
             load_model(self.model, str(kept[-1]))
         return self.measured
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl,
                     lr_scheduler: LRScheduler | None = None, **_: object) -> None:  # fmt: skip
-        """Measure, after every `eval_steps` steps and after the last one."""
+        """Evaluate after every `eval_steps` steps and after the last one."""
         if state.global_step % self.eval_steps and state.global_step != state.max_steps:
             return
         self.measure(state.global_step)
         values = self.values()
         if self.plateau and lr_scheduler is not None and plateaus(values) > plateaus(values[:-1]):
-            lr_scheduler.base_lrs = [FACTOR * rate for rate in lr_scheduler.base_lrs]  # of the next step but one; is saved
-            logger.info("no better for %d evaluations: learning rate %g", PLATEAU + 1, lr_scheduler.base_lrs[0])
+            lr_scheduler.base_lrs = [FACTOR * rate for rate in lr_scheduler.base_lrs]  # acts after the next step; is saved
+            logger.info("no improvement for %d evaluations: learning rate %g", PLATEAU + 1, lr_scheduler.base_lrs[0])
         if self.is_enough():
-            logger.info("no better for %d evaluations: training stops", self.patience)
+            logger.info("no improvement for %d evaluations: training stops", self.patience)
             control.should_training_stop = True
 
 
 def _of_the_first(value: float) -> float:
-    """The first process's value: all processes must stop, or lower the learning rate, together."""
+    """Return the value of the first process: all must stop, or lower the learning rate, together."""
     import torch.distributed as dist
 
     if not (dist.is_available() and dist.is_initialized()):
@@ -214,5 +213,5 @@ def _of_the_first(value: float) -> float:
 
 
 def _step(path: Path) -> int:
-    """The step in the name of a file of weights or a saved state."""
+    """Return the step in the name of a weight file or a saved state."""
     return int(path.stem.rpartition("-")[2])

@@ -1,4 +1,4 @@
-"""Dropout and attention of training on a CPU: the same as PyTorch's, but for the random numbers."""
+"""Dropout and attention of training on a CPU: the same as in PyTorch, with other random numbers."""
 
 import json
 
@@ -17,7 +17,7 @@ from tests.conftest import tiny_config
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("rate", [0.0, 0.1, 0.5])
-def test_as_many_are_dropped_as_said_and_the_mean_stays(rate, dtype):
+def test_dropout_keeps_the_rate_and_the_mean(rate, dtype):
     torch.manual_seed(0)
     kept = cpu_training.kept((100, 1001), rate, dtype)
     threshold = round(rate * 65536)
@@ -29,7 +29,7 @@ def test_as_many_are_dropped_as_said_and_the_mean_stays(rate, dtype):
     assert [float((part == 0).float().mean()) for part in (kept[:10], kept[:, :100])] == pytest.approx([rate, rate], abs=0.02)
 
 
-def test_a_rate_next_to_one_drops_nearly_all():
+def test_a_rate_close_to_one_drops_nearly_all():
     assert float((cpu_training.kept((1000,), 1 - 1e-9, torch.float32) == 0).float().mean()) > 0.98
 
 
@@ -43,7 +43,7 @@ def test_masks_follow_torch_s_seed():
     assert torch.equal(first, draw()) and not torch.equal(first, second)
 
 
-def test_dropout_lets_gradients_through_where_it_lets_states_through():
+def test_dropout_masks_gradients_like_states():
     states = torch.ones(64, 64, requires_grad=True)
     layer = cpu_training.Dropout(0.25)
     out = layer(states)
@@ -57,7 +57,7 @@ def keep_all(shape, rate, dtype):
 
 
 @pytest.mark.parametrize("masked", [False, True])
-def test_attention_by_products_is_attention(monkeypatch, masked):
+def test_attention_equals_the_attention_of_torch(monkeypatch, masked):
     monkeypatch.setattr(cpu_training, "kept", keep_all)
     torch.manual_seed(0)
     states = torch.randn(3, 2, 4, 5, 8, dtype=torch.float64).float().requires_grad_()  # three of (P, heads, T, d)
@@ -71,7 +71,7 @@ def test_attention_by_products_is_attention(monkeypatch, masked):
 
 def test_attention_drops_weights(monkeypatch):
     monkeypatch.setattr(cpu_training, "kept", lambda shape, rate, dtype: torch.eye(shape[-1], dtype=dtype).expand(shape))
-    states = torch.zeros(3, 1, 1, 4, 2).requires_grad_()  # equal weights of a quarter, of which each keeps its own
+    states = torch.zeros(3, 1, 1, 4, 2).requires_grad_()  # four equal weights
     value = torch.arange(8.0).view(1, 1, 4, 2)
     got, _ = cpu_training.attention(nn.Module(), states[0], states[1], value, None, dropout=0.5)
     assert torch.equal(got[0, :, 0], value[0, 0] / 4)
@@ -79,7 +79,7 @@ def test_attention_drops_weights(monkeypatch):
 
 @pytest.mark.parametrize("kind", ["bert", "distilbert"])
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
-def test_encoders_compute_what_they_computed(monkeypatch, tokenizer, kind, precision):
+def test_encoders_compute_the_same_as_before(monkeypatch, tokenizer, kind, precision):
     from transformers import BertModel, DistilBertConfig, DistilBertModel
 
     monkeypatch.setattr(cpu_training, "kept", keep_all)
@@ -102,7 +102,7 @@ def test_encoders_compute_what_they_computed(monkeypatch, tokenizer, kind, preci
         assert torch.allclose(got.float()[kept], expected[kept], atol=1e-5 if precision == "fp32" else 0.1)
 
 
-def test_attention_that_knows_more_than_padding_is_left_alone(tokenizer):
+def test_attention_with_other_masks_is_not_replaced(tokenizer):
     from transformers import BertModel, MPNetConfig, MPNetModel
 
     model = nn.Module()
@@ -119,7 +119,7 @@ def test_attention_that_knows_more_than_padding_is_left_alone(tokenizer):
 
 
 @pytest.mark.parametrize("architecture", ["bert_dot", "cross_encoder", "colbert", "prettr", "tk"])
-def test_students_train_so_and_their_checkpoints_do_not_show_it(tmp_path, data, tiny_dot, architecture):
+def test_students_train_with_it_and_their_checkpoints_do_not_contain_it(tmp_path, data, tiny_dot, architecture):
     own = {"settings": ("join_layer=1",)} if architecture == "prettr" else {}
     config = TrainConfig(
         recipe="ranknet",

@@ -13,7 +13,7 @@ from pyserini_kd.distillation import embedded
 
 @pytest.fixture
 def small_home(tmp_path, monkeypatch, corpus, queries, qrels, tiny_dot):
-    """A working folder whose `minilm` is the tiny BERT, and pydocs functions that give the animals."""
+    """A working folder with the tiny BERT as `minilm` and the animals as pydocs."""
     monkeypatch.setenv("PYSERINI_KD_HOME", str(tmp_path))
     shutil.copytree(tiny_dot, tmp_path / "models" / "minilm")
     monkeypatch.setattr(docstrings, "docs", lambda: iter(corpus))
@@ -42,7 +42,7 @@ def test_demo_makes_everything_once_and_measures_it(small_home, invoke, qrels):
     weights = json.loads((at.training / "weights.json").read_text())
     assert weights["alpha"] in embedded.ALPHAS and weights["weight"] in embedded.WEIGHTS
 
-    # again: nothing is made anew, the figures are the same
+    # second run: no step runs again, same figures
     before = {path: path.stat().st_mtime_ns for path in (at.student / "model.safetensors", at.index / "index", at.bm25)}
     again = invoke(demo.main)
     assert again.exit_code == 0, again.output
@@ -52,13 +52,13 @@ def test_demo_makes_everything_once_and_measures_it(small_home, invoke, qrels):
         for name in names
     )
 
-    # a bare search finds all of it prepared
+    # search without options uses the prepared parts
     found = invoke(search.main, "--encoder", "student")
     assert found.exit_code == 0, found.output
     assert Run.read(small_home / "runs" / "run.pydocs.student.test.txt")["q3"].doc_ids == runs["student"]["q3"].doc_ids
 
 
-def test_a_new_student_makes_its_index_anew(small_home, caplog):
+def test_a_new_student_rebuilds_its_index(small_home, caplog):
     at = embedded.prepare()
     made = (at.index / "index").stat().st_mtime_ns
     shutil.rmtree(at.student)
@@ -69,7 +69,7 @@ def test_a_new_student_makes_its_index_anew(small_home, caplog):
     assert (at.index / "index").stat().st_mtime_ns > made
 
 
-def test_other_versions_of_the_packages_make_the_indexes_anew(small_home, caplog, monkeypatch):
+def test_other_package_versions_rebuild_the_indexes(small_home, caplog, monkeypatch):
     at = embedded.prepare()
     made = {path: path.stat().st_mtime_ns for path in (at.student / "model.safetensors", at.index / "index", at.bm25)}
     monkeypatch.setattr(docstrings, "stamp", lambda: "newer")
@@ -79,7 +79,7 @@ def test_other_versions_of_the_packages_make_the_indexes_anew(small_home, caplog
     assert [path.stat().st_mtime_ns == before for path, before in made.items()] == [True, False, False]
 
 
-def test_a_teacher_that_does_not_beat_bm25_is_announced(small_home, caplog):
+def test_a_teacher_that_does_not_beat_bm25_causes_a_warning(small_home, caplog):
     at = embedded.prepare()  # BM25 ranks the animals perfectly: nothing beats it
     assert "the teacher does not beat BM25" in caplog.text
     assert json.loads((at.training / "teacher.json").read_text())["BM25"] == 1.0

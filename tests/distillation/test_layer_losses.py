@@ -32,7 +32,7 @@ def test_hidden_loss_is_a_sum_of_means_through_one_projection():
     loss = layer_losses.hidden_loss(student, teacher, projection)
     assert loss.item() == pytest.approx((0.5 - 1) ** 2 + (2.5 - 4) ** 2)
     loss.backward()
-    assert bool((projection.weight.grad < 0).all())  # descent brings the outputs, which are too low, up
+    assert bool((projection.weight.grad < 0).all())  # descent raises the outputs, which are too low
 
 
 def test_attention_loss_maps_to_the_last_layer_of_a_block_and_averages_over_everything():
@@ -77,7 +77,7 @@ def test_recorded_layers_are_those_of_transformers(tokenizer):
     batch = tokenizer(["what the cat eats", "at night the cow sleeps in the barn"], padding=True, return_tensors="pt")
     tokens = {name: batch[name] for name in ("input_ids", "attention_mask")}
     for encoder in encoders(tokenizer):
-        with layer_losses.recorded(encoder) as fast:  # with whatever attention transformers prefers
+        with layer_losses.recorded(encoder) as fast:  # with the default attention of transformers
             encoder(**tokens)
         assert not any(module._forward_hooks or module._forward_pre_hooks for module in encoder.modules())
         encoder.set_attn_implementation("eager")
@@ -121,8 +121,8 @@ def test_gradients_flow_to_the_student_only(tokenizer):
 
 
 @pytest.mark.parametrize("count", [6, 4, 3])
-def test_which_of_twelve_layers_a_student_follows(tokenizer, count):
-    """The loss of states that are those of the mapped layers is 0, and of no others."""
+def test_a_student_follows_the_mapped_layers_of_twelve(tokenizer, count):
+    """The loss is 0 for the states of the mapped layers only."""
     from transformers import BertModel
 
     from tests.conftest import tiny_config

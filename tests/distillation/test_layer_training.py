@@ -38,7 +38,7 @@ def test_simplified_tinybert_learns_layers_scores_and_labels(tmp_path, data, tin
     ("recipe", "settings", "lean"),
     [("standard-kd", {}, True), ("standard-kd", {"teacher_dropout": True}, False), ("simplified-tinybert", {}, False)],
 )
-def test_a_live_teacher_is_lean_where_its_scores_alone_are_asked_for(tiny_cross, teacher, recipe, settings, lean):
+def test_a_live_teacher_is_lean_if_only_its_scores_are_needed(tiny_cross, teacher, recipe, settings, lean):
     config = cross(recipe, tiny_cross, teacher=teacher, **settings)
     loaded = load_teachers(config, [stage for _, stage in config.stages()]).ranker
     assert isinstance(loaded.classifier, fast_bert.BertClassifier) is lean
@@ -58,7 +58,7 @@ def test_a_live_teacher_gives_the_scores_of_a_score_file(tmp_path, data, tiny_do
     assert [x["margin_mse"] for x in a["log"]] == pytest.approx([x["margin_mse"] for x in b["log"]], rel=1e-3)
 
 
-def test_the_teacher_sleeps_unless_its_dropout_is_asked_for(tmp_path, data, tokenizer, tiny_cross):
+def test_the_teacher_is_in_eval_mode_without_teacher_dropout(tmp_path, data, tokenizer, tiny_cross):
     noisy = save_cross(tokenizer, tmp_path / "noisy", dropout=0.5)
     groups, queries, docs = data
     student, model = loading.load(str(tiny_cross)), loading.load(str(noisy))
@@ -76,7 +76,7 @@ def test_the_teacher_sleeps_unless_its_dropout_is_asked_for(tmp_path, data, toke
 
 @pytest.mark.parametrize("count", [6, 4, 3])
 def test_a_narrower_student_follows_the_right_layers_of_twelve(tokenizer, data, count):
-    """One step's loss is that of full recordings: hidden states through the projection, attention head by head."""
+    """The loss of one step equals the loss from all recorded layers."""
     from transformers import BertForSequenceClassification
 
     from pyserini_kd.models.cross_encoder import CrossEncoder
@@ -107,7 +107,7 @@ def test_in_batch_negatives_join_margin_mse(data, scores, tiny_dot):
 
     groups, queries, docs = data
     model = loading.load(str(tiny_dot))
-    batch = batches.Collator(model, queries, docs, scores, in_batch=True)([[groups[0], groups[5]]])  # of two blocks
+    batch = batches.Collator(model, queries, docs, scores, in_batch=True)([[groups[0], groups[5]]])  # from two blocks
     module = objective.Learner(model, {"margin_mse": 1.0, "in_batch": 0.5})
     total = float(module(**batch)["loss"].detach())
     distinct = list(dict.fromkeys([*groups[0].doc_ids, *groups[5].doc_ids]))
@@ -128,7 +128,7 @@ def test_tinybert_trains_layers_then_scores(whole_tinybert):
     assert {entry["lr"] for entry in first["log"]} == {1e-3} and second["log"][-1]["lr"] < 1e-3  # constant, then linear
 
 
-def test_language_models_are_distilled_on_plain_text_alone(tmp_path, data, corpus, files, invoke, lm, teacher):
+def test_language_models_are_distilled_on_plain_text_only(tmp_path, data, corpus, files, invoke, lm, teacher):
     base = ["--collection", files["docs"], "--batch-size", 4, "--lr", 3e-3, "--precision", "fp32"]
     result = invoke(train.main, "--recipe", "lm-distill", *base, "--lm-teacher", lm, "--init", "random:2/16",
                     "--max-steps", 20, "--output", tmp_path / "small")  # fmt: skip
@@ -170,7 +170,7 @@ def test_lm_distill_and_fine_tuning_in_one_command_never_sees_a_ranker(tmp_path,
     assert loading.load(str(out)).architecture == "cross_encoder"
 
 
-def test_what_is_set_reaches_the_losses(tmp_path, data, scores, tokenizer, tiny_cross):
+def test_settings_reach_the_losses(tmp_path, data, scores, tokenizer, tiny_cross):
     """Temperature, score scale, weights of layers, the teacher's dropout, the number of epochs."""
 
     def first(recipe, **settings):
@@ -193,7 +193,7 @@ def test_what_is_set_reaches_the_losses(tmp_path, data, scores, tokenizer, tiny_
     assert first("standard-kd", max_steps=None, epochs=1.5, batch_size=5)["steps"] == math.ceil(1.5 * n_batches)
 
 
-def test_the_attention_loss_does_not_depend_on_what_a_batch_is_padded_to(tiny_cross, teacher, data):
+def test_the_attention_loss_does_not_depend_on_padding(tiny_cross, teacher, data):
     groups, queries, docs = data
     model, big = loading.load(str(tiny_cross)), loading.load(teacher)
     collator = batches.Collator(model, queries, docs, teacher=big, same_inputs=True)
@@ -206,12 +206,12 @@ def test_the_attention_loss_does_not_depend_on_what_a_batch_is_padded_to(tiny_cr
         }
         _, own, _, theirs = module._run_both(longer)
         found.append(layer_losses.attention_loss(own.attention, theirs.attention, module.length).item())
-    assert found[0] == pytest.approx(found[1], rel=0.2)  # 4 times as long: padded tokens ask too, of real ones only
+    assert found[0] == pytest.approx(found[1], rel=0.2)  # 4 times as long: padded queries count too, over real keys
     assert found[1] == pytest.approx(layer_losses.attention_loss(own.attention, theirs.attention).item())
 
 
-def test_the_projection_goes_on_from_one_stage_to_the_next(tmp_path, data, teacher, monkeypatch):
-    """What maps the student's states to the teacher's is learnt once, also when the run is cut between the stages."""
+def test_the_next_stage_continues_with_the_projection(tmp_path, data, teacher, monkeypatch):
+    """The projection is learnt once, even if the run is interrupted between the stages."""
     taken, settings = [], {"lm_teacher": teacher, "teacher": teacher, "max_steps": 2, "lr": 1e-2, "losses": ("soft_ce=none",)}
     take = stages._take_projection
 
@@ -243,7 +243,7 @@ def test_the_projection_goes_on_from_one_stage_to_the_next(tmp_path, data, teach
 
 
 def test_accumulated_batches_do_not_shorten_an_epoch(tmp_path, data, tiny_cross):
-    """Trainer ends an epoch's last group of batches with the epoch."""
+    """Trainer ends the last accumulation group with the epoch."""
     config = cross("ranknet", tiny_cross, batch_size=2, max_steps=None, epochs=3, lr=1e-9)
     n_batches = len(batches.cut_batches(data[0], 2, 0))
     for accumulate in (1, 2, n_batches - 1):

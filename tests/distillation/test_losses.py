@@ -72,7 +72,7 @@ def test_hand_worked_soft_losses(temperature):
     assert float(losses.loss("listwise_kl", temperature)(s, t, y, m)) == pytest.approx(float(halves), rel=1e-6)
 
 
-def test_soft_ranknet_of_a_sure_teacher_is_ranknet():
+def test_soft_ranknet_of_a_certain_teacher_is_ranknet():
     s, t, y, m = group([[0.3, 1.0]], [[50.0, -50.0]], [[1, 0]])
     assert torch.allclose(losses.soft_ranknet(s, t, y, m), losses.ranknet(s, None, y, m))
     assert torch.allclose(losses.soft_ce(s, t, y, m), losses.bce(s, None, y, m) / 2)
@@ -131,7 +131,7 @@ def test_margin_mse_is_twice_pointwise_mse_per_pair_when_negatives_agree():
 
 
 @pytest.mark.parametrize("name", [name for name in recipes.SOFT_LOSSES if name != "weighted_ranknet"])
-def test_which_of_two_is_called_positive_is_nothing_to_soft_losses(name):  # so that they need no judgements
+def test_soft_losses_ignore_which_document_is_the_positive(name):  # they need no judgements
     s, t, y, m = group([[0.3, 1.5], [2.0, -1.0]], [[5.0, -5.0], [1.0, 2.0]], [[1, 0], [0, 1]])
     assert torch.allclose(losses.LOSSES[name](s, t, y, m), losses.LOSSES[name](s, t, 1 - y, m))
 
@@ -158,6 +158,6 @@ def test_masked_documents_do_not_count():
         assert torch.allclose(loss(s, t, y, m), loss(s[:, :2], t[:, :2], y[:, :2], m[:, :2]), atol=1e-5)
 
 
-def test_the_losses_that_take_a_temperature_are_those_that_recipes_names():
+def test_losses_with_a_temperature_match_those_of_recipes():
     taking = {name for name in losses.LOSSES if isinstance(losses.loss(name, 2.0), functools.partial)}
     assert taking == set(recipes.TEMPERED)

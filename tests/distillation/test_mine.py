@@ -55,7 +55,7 @@ def test_files_round_trip(tmp_path):
     assert [(g.query_id, *g.doc_ids) for g in triples] == [(g.query_id, *p) for g in groups for p in candidates.pairs(g)]
 
 
-def test_any_group_is_found_among_many(tmp_path):
+def test_any_group_of_a_large_file_can_be_read(tmp_path):
     lines = [f"q{n}\tp{n}\tn{n}\n" + "\n" * (n % 3) for n in range(71)]
     (tmp_path / "c.tsv").write_text("".join(lines))
     read = candidates.read_candidates(tmp_path / "c.tsv")
@@ -65,7 +65,7 @@ def test_any_group_is_found_among_many(tmp_path):
             read[wrong]
 
 
-def test_memory_holds_half_a_byte_a_group(tmp_path):
+def test_memory_holds_half_a_byte_per_group(tmp_path):
     held = []
     for count in (500, 5_500):
         (tmp_path / "c.tsv").write_text("".join(f"query{n}\tpositive{n}\tnegative{n}\n" for n in range(count)))
@@ -93,35 +93,37 @@ def test_command(tmp_path, invoke, files, bm25_index):
     assert invoke(mine.main, *base, "--index", bm25_index).exit_code == 2
     (tmp_path / "other.qrels").write_text("elsewhere 0 eat-cat 1\n")
     for wrong, word in (
-        (["--negatives", 1], "an index or runs"),
+        (["--negatives", 1], "hard negatives need an --index or --runs"),
         (["--index", "x", "--run", "y"], "not both"),
         (["--qrels", tmp_path / "other.qrels", "--index", bm25_index], "share no query"),
-        (["--negatives", 0], "without hard negatives, queries must share documents"),
+        (["--negatives", 0], "; set --negatives or --shared"),
     ):
         result = invoke(mine.main, *base, "--overwrite", *wrong)
         assert result.exit_code == 2 and word in result.output
 
 
-def test_without_judgements_the_first_hit_stands_in_for_the_positive(tmp_path, invoke, files, bm25_index, caplog):
+def test_without_judgements_the_first_hit_is_the_positive(tmp_path, invoke, files, bm25_index, caplog):
     from pyserini_kd.data.formats import read_topics
     from pyserini_kd.retrieval import bm25_search
 
     base = ["--collection", files["docs"], "--topics", files["topics"], "--output", tmp_path / "c.jsonl", "--negatives", 3]
     result = invoke(mine.main, *base, "--index", bm25_index, "--depth", 10)
     assert result.exit_code == 0 and "10 queries, 40 documents" in result.output, result.output
-    assert "labels are the first stage's; train with a loss on teacher scores" in caplog.text
+    assert "labels come from the first stage; train with a loss on teacher scores" in caplog.text
     run = bm25_search.search(str(bm25_index), read_topics(files["topics"]), hits=10)
     for group in candidates.read_candidates(tmp_path / "c.jsonl"):
         hits = run[group.query_id].doc_ids
         assert group.doc_ids[0] == hits[0] and group.labels == [1, 0, 0, 0] and set(group.doc_ids[1:]) <= set(hits[1:])
     result = invoke(mine.main, *base, "--overwrite", "--shared", 4, "--negatives", 0)
-    assert result.exit_code == 2 and "without judgements, an index or runs must say" in result.output, result.output
+    assert result.exit_code == 2 and "without judgements, an --index or --runs must give the documents" in result.output, (
+        result.output
+    )
     first = Run.from_scores("first", {"a": {"x": 2.0, "y": 1.0}})
     second = Run.from_scores("second", {"a": {"y": 2.0}, "b": {"z": 1.0}})
     assert mining.first_hits([first, second]) == {"a": {"x": 1}, "b": {"z": 1}}
 
 
-def test_negatives_from_whole_documents_are_no_passages(tmp_path, invoke, files):
+def test_whole_documents_are_refused_as_passage_negatives(tmp_path, invoke, files):
     Run.from_scores("whole", {"q0": {"eat-cat": 2.0, "eat-dog": 1.0}}).write(tmp_path / "run.txt")
     words = [
         "--collection",
@@ -134,4 +136,4 @@ def test_negatives_from_whole_documents_are_no_passages(tmp_path, invoke, files)
         tmp_path / "c.jsonl",
     ]
     result = invoke(mine.main, *words, "--segment", "4:2", "--runs", tmp_path / "run.txt")
-    assert result.exit_code == 2 and "negatives come from whole documents, not from passages" in result.output
+    assert result.exit_code == 2 and "negatives are whole documents, not passages" in result.output

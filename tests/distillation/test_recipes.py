@@ -1,4 +1,4 @@
-"""Recipes: what the papers' procedures consist of, and what --loss makes of them."""
+"""Recipes: the procedures of the papers, and changes by --loss."""
 
 import re
 
@@ -12,7 +12,7 @@ def stages(name):
     return [(stage.losses, stage.text) for stage in recipes.get(name).stages]
 
 
-def test_every_loss_has_a_function_or_a_place():
+def test_every_loss_has_a_function_or_is_a_layer_loss():
     assert {*losses.LOSSES, "in_batch", *recipes.LAYER_LOSSES} == set(recipes.LOSSES)
     for recipe in recipes.RECIPES.values():
         for stage in recipe.stages:
@@ -22,7 +22,7 @@ def test_every_loss_has_a_function_or_a_place():
 def test_procedures_are_those_of_the_papers():
     layers = {"hidden": 1.0, "attention": 1.0}
     assert stages("ranker-distill") == [(layers, False), ({"soft_ce": 1.0}, False)]
-    assert stages("lm-distill+ft") == [(layers, True), ({"bce": 1.0}, False)]  # no teacher's signal in stage 2
+    assert stages("lm-distill+ft") == [(layers, True), ({"bce": 1.0}, False)]  # no teacher in stage 2
     assert stages("lm+ranker-distill") == [(layers, True), *stages("ranker-distill")]  # no hard label
     assert stages("lm-distill") == [(layers, True)]
     assert stages("tinybert") == stages("ranker-distill")
@@ -53,13 +53,11 @@ def test_descriptions_name_paper_start_and_losses():
         assert part in text
     assert "0.5 soft_ce + 0.5 bce" in recipes.get("standard-kd").describe()
     assert "scores x 20 in the loss; unit vectors" in recipes.get("contrastive").describe()
-    assert (
-        "vectors not normalised" in (text := recipes.get("margin-mse").describe()) and "brought to the teacher's scale" in text
-    )
-    assert all(recipe.source[0].isupper() and "20" in recipe.source for recipe in recipes.RECIPES.values())  # who and when
+    assert "vectors not normalised" in (text := recipes.get("margin-mse").describe()) and "first scaled to the teacher" in text
+    assert all(recipe.source[0].isupper() and "20" in recipe.source for recipe in recipes.RECIPES.values())  # author and year
 
 
-def test_losses_are_switched_by_name():
+def test_losses_are_changed_by_name():
     def changed(name, *changes):
         return [stage.losses for stage in recipes.with_losses(recipes.get(name), changes).stages]
 
@@ -67,27 +65,27 @@ def test_losses_are_switched_by_name():
     assert changed("uniform", "none", "bce=1", "hidden=0.1") == [{"bce": 1.0, "hidden": 0.1}]
     assert changed("ranknet", "lambda=1") == [{"ranknet": 1.0, "lambda": 1.0}]
     assert changed("tinybert", "attention=0") == [{"hidden": 1.0}, {"soft_ce": 1.0}]
-    assert changed("tinybert", "hidden=0", "attention=0") == [{"soft_ce": 1.0}]  # the stage goes
+    assert changed("tinybert", "hidden=0", "attention=0") == [{"soft_ce": 1.0}]  # removes the stage
     assert changed("tinybert", "bce=1") == [{"hidden": 1.0, "attention": 1.0}, {"soft_ce": 1.0, "bce": 1.0}]
     assert changed("lm+ranker-distill", "hidden=2")[:2] == [{"hidden": 2.0, "attention": 1.0}] * 2
-    assert stages("tinybert")[1] == ({"soft_ce": 1.0}, False)  # the recipe itself is as it was
+    assert stages("tinybert")[1] == ({"soft_ce": 1.0}, False)  # the recipe itself is unchanged
     for change in ("ranknet", "ranknet=", "ranknet=-1", "ranknet=nan", "ranknet=x", "magic=1", "=1"):
         with pytest.raises(InputError, match="losses: "):
             changed("uniform", change)
     with pytest.raises(InputError, match="expected one of ranknet, hinge"):
         changed("uniform", "magic=1")
-    with pytest.raises(InputError, match="no loss is left"):
+    with pytest.raises(InputError, match="has no loss left; add one"):
         changed("uniform", "none")
     with pytest.raises(InputError, match="plain text"):
         changed("lm-distill", "bce=1")
 
 
-def test_where_no_start_is_named():
+def test_default_starting_points():
     assert recipes.get("tinybert").init() == recipes.get("lm+ranker-distill").init(start_stage=2) == "minilm"
     with pytest.raises(InputError, match="must not start from a distilled language model"):
         recipes.get("ranker-distill").init()
     for name in ("lm-distill", "lm-distill+ft", "lm+ranker-distill"):
         with pytest.raises(
-            InputError, match=f"recipe {re.escape(name)} distils a language model: say what the student starts from"
+            InputError, match=f"recipe {re.escape(name)} distils a language model: set the starting point of the student"
         ):
             recipes.get(name).init()

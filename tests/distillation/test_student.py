@@ -1,4 +1,4 @@
-"""What training starts from: students and teachers, their sizes, scales and settings."""
+"""Students and teachers at the start of training: sizes, scales and settings."""
 
 import json
 import shutil
@@ -18,7 +18,7 @@ from tests.conftest import cross, save_cross, score, stages_of
 
 
 @pytest.mark.parametrize(("architecture", "own"), [("bert_dot", {}), ("colbert", {}), ("colbert", {"width": 8})])
-def test_start_scale_meets_the_teacher_s_margin(data, scores, tiny_dot, architecture, own):
+def test_start_scale_matches_the_teacher_s_margins(data, scores, tiny_dot, architecture, own):
     groups, queries, docs = data
     model = loading.load(str(tiny_dot), architecture=architecture, settings=own)
     asked = [queries["q0"]] * 2, [docs["eat-cat"], docs["eat-dog"]]
@@ -40,7 +40,7 @@ def test_start_scale_meets_the_teacher_s_margin(data, scores, tiny_dot, architec
     assert score(model, *asked, precision="fp32") == pytest.approx(factor * before, rel=1e-3)
 
 
-def test_unit_vectors_under_raw_losses_are_warned_of(tmp_path, data, tiny_dot, caplog):
+def test_unit_vectors_with_raw_losses_cause_a_warning(tmp_path, data, tiny_dot, caplog):
     for l2_norm, scale, warned in ((True, None, True), (True, 20.0, False), (None, None, False)):
         caplog.clear()
         config = TrainConfig(recipe="uniform", init=str(tiny_dot), architecture="bert_dot", losses=("margin_mse=none",),
@@ -50,7 +50,7 @@ def test_unit_vectors_under_raw_losses_are_warned_of(tmp_path, data, tiny_dot, c
         assert loading.load(str(out)).settings.l2_norm is bool(l2_norm)
 
 
-def test_a_tk_has_the_layers_it_is_told(tmp_path, invoke, files, data, tiny_dot):
+def test_a_tk_has_the_requested_layers(tmp_path, invoke, files, data, tiny_dot):
     candidates.write_candidates(data[0], tmp_path / "c.jsonl")
     words = ["--recipe", "ranknet", "--student", "tk", "--collection", files["docs"], "--topics", files["topics"]]
     words += ["--candidates", tmp_path / "c.jsonl", "--max-steps", 1]
@@ -80,11 +80,11 @@ def test_dropout_replaces_the_checkpoints_in_every_layer(tmp_path, data, tokeniz
     assert first == second == pytest.approx(still, rel=1e-5)
     config = cross("ranknet", noisy, dropout=0.0, max_steps=2)
     saved = loading.load(str(train(config, *data, tmp_path / "out"))).classifier.config
-    assert saved.hidden_dropout_prob == 0.5  # how it was trained stands in training.json, not in the model's shape
+    assert saved.hidden_dropout_prob == 0.5  # training.json, not config.json, records the training dropout
 
 
 def test_the_published_start_of_ranker_distill_is_layers_of_the_teacher(tmp_path, data, teacher, caplog):
-    teacher = shutil.copytree(teacher, tmp_path / "minilm-teacher")  # itself from a distilled language model, as it says
+    teacher = shutil.copytree(teacher, tmp_path / "minilm-teacher")  # its name says: from a distilled language model
     (teacher / "training.json").write_text('{"distilled_lm": true}')
     teacher = str(teacher)
     config = cross("ranker-distill", teacher, teacher=teacher, layers=(1, 3), max_steps=1)
@@ -93,7 +93,7 @@ def test_the_published_start_of_ranker_distill_is_layers_of_the_teacher(tmp_path
 
 
 def meta_student(shape):
-    """What --init random:SHAPE makes for a teacher with BERT-base's vocabulary, window and heads; no memory, no numbers."""
+    """The student of --init random:SHAPE for a BERT-base teacher, without memory for weights."""
     from types import SimpleNamespace
 
     from transformers import BertConfig
@@ -130,16 +130,14 @@ def test_random_students_have_the_papers_speed_ups():
     assert (round(ratios["6/768"], 1), round(ratios["3/384"], 1), round(ratios["4/312"])) == (2.0, 15.2, 17)
 
 
-def test_what_a_recipe_starts_from_is_seen_and_said(tmp_path, tokenizer, data, teacher, lm, caplog):
-    """An undistilled start is recorded as such, and what wants a distilled one says so; the known mistake is refused."""
+def test_the_start_of_a_recipe_is_checked_and_recorded(tmp_path, tokenizer, data, teacher, lm, caplog):
+    """The record says if the start is distilled; an unsuitable start is warned about or refused."""
 
     def trained(recipe, init, **settings):
         caplog.clear()
         settings = {"teacher": teacher, "lm_teacher": lm, "max_steps": 1} | settings
         train(cross(recipe, init, **settings), *data, tmp_path / "out", overwrite=True)
-        return json.loads((tmp_path / "out" / "training.json").read_text())[
-            "distilled_lm"
-        ], "is meant to start from" in caplog.text
+        return json.loads((tmp_path / "out" / "training.json").read_text())["distilled_lm"], "should start from" in caplog.text
 
     plain = save_cross(tokenizer, tmp_path / "plain", layers=2)
     (distilled := save_cross(tokenizer, tmp_path / "distilled", layers=2)).joinpath("training.json").write_text(
@@ -153,18 +151,16 @@ def test_what_a_recipe_starts_from_is_seen_and_said(tmp_path, tokenizer, data, t
         with pytest.raises(InputError, match="must not start from a distilled language model, as "):
             trained("ranker-distill", init)
     with pytest.raises(InputError, match="must not start from a distilled language model, as "):
-        trained("ranker-distill", distilled, lm_teacher=str(distilled))  # which this recipe has no use for
+        trained("ranker-distill", distilled, lm_teacher=str(distilled))  # this recipe does not use it
     named = save_cross(tokenizer, tmp_path / "TinyBERT_General_4L_312D", layers=2)
     with pytest.raises(InputError, match="must not start from a distilled language model, as .*312D is"):
         trained("ranker-distill", named)
-    assert trained("standard-kd", named) == (True, False)  # where it comes from is not forgotten
+    assert trained("standard-kd", named) == (True, False)  # the record keeps its origin
     assert trained("ranker-distill", save_cross(tokenizer, tmp_path / "my-tinybert", layers=2)) == (False, False)
-    assert "looks like a distilled language model; with it this is not ranker-distill" in caplog.text
+    assert "looks like a distilled language model; recipe ranker-distill must not start from one" in caplog.text
 
 
-@pytest.mark.parametrize(
-    "kind", ["Bert", "RobertaPreLayerNorm", "MegatronBert", "Electra"]
-)  # two of them normalise before layers
+@pytest.mark.parametrize("kind", ["Bert", "RobertaPreLayerNorm", "MegatronBert", "Electra"])  # two of them are pre-norm
 def test_scores_are_scaled_by_the_last_norm_of_the_encoder(kind):
     import transformers
 
@@ -190,7 +186,7 @@ def test_a_student_may_keep_its_own_scale(tmp_path, data, scores, tiny_dot, matc
     assert (stage["match_scale"], stage["start_scale"] == 1.0) == ((True, False) if match_scale is None else (False, True))
 
 
-def test_a_new_colbert_asks_with_eight_masks_and_others_inherit_none(tmp_path, data, tiny_dot):
+def test_a_new_colbert_gets_eight_mask_tokens_and_others_inherit_none(tmp_path, data, tiny_dot):
     made = train(TrainConfig(recipe="ranknet", init=str(tiny_dot), architecture="colbert", max_steps=1), *data, tmp_path / "c")
     assert loading.load(str(made)).settings.masks == 8
     assert loading.load(str(made), architecture="prettr").settings.masks == 0
@@ -201,4 +197,4 @@ def test_a_new_colbert_asks_with_eight_masks_and_others_inherit_none(tmp_path, d
 def test_ranker_distill_warns_of_public_distilled_models(tmp_path, tokenizer, data, teacher, caplog):
     init = save_cross(tokenizer, tmp_path / "my-tinybert", layers=2)
     train(cross("ranker-distill", init, teacher=teacher, max_steps=1), *data, tmp_path / "out")
-    assert "looks like a distilled language model; with it this is not ranker-distill" in caplog.text
+    assert "looks like a distilled language model; recipe ranker-distill must not start from one" in caplog.text

@@ -41,7 +41,7 @@ def run_file(tmp_path):
 
 
 def listed(pairs):
-    """The places of pairs, and the pairs."""
+    """Positions of pairs, and the pairs."""
     return [place for place, *_ in pairs], [(query_id, doc_id) for _, query_id, doc_id in pairs]
 
 
@@ -68,7 +68,7 @@ def test_ensemble_is_the_mean_of_weighted_raw_scores(groups, texts, tiny_dot, ti
     assert taught.record["teachers"][1]["sha256"] == checkpoint_folder.fingerprint(tiny_dot)
 
 
-def test_a_weight_follows_the_last_at():
+def test_a_weight_follows_the_last_at_sign():
     assert Teacher.parse("run", "a@b@2.5") == Teacher("run", "a@b", 2.5)
     assert Teacher.parse("checkpoint", "models/a") == Teacher("checkpoint", "models/a", None)
     for wrong in ("a@", "a@b", "a@nan"):
@@ -137,9 +137,9 @@ def test_pairs_in_files_are_those_in_memory(tmp_path_factory, drawn):
         ]
 
 
-def test_columns_keep_what_was_written_and_cost_no_memory(tmp_path):
+def test_columns_keep_their_values_and_use_no_memory(tmp_path):
     kept = arrays.column(tmp_path / "new", 3_000_000, np.int64)
-    assert not list((tmp_path / "new").iterdir())  # nobody else can come upon it
+    assert not list((tmp_path / "new").iterdir())  # the file has no name
     assert not kept.any() and kept.base.size() == 24_000_000
     kept[:] = np.arange(3_000_000)
     before = resident()
@@ -156,7 +156,7 @@ def resident():
     return psutil.Process().memory_info().rss
 
 
-def test_blocks_change_nothing(tmp_path, groups, queries, corpus, tiny_dot, dense_index, run_file, monkeypatch):
+def test_block_size_does_not_change_scores(tmp_path, groups, queries, corpus, tiny_dot, dense_index, run_file, monkeypatch):
     texts = text_store.load_texts(groups, queries, corpus)
     on_disk = text_store.load_texts(groups, queries, corpus, tmp_path / "texts")
     assert [dict(some) for some in on_disk] == [{q: texts[0][q] for q in on_disk[0]}, texts[1]]
@@ -193,7 +193,10 @@ def test_command(tmp_path, invoke, files, groups, tiny_dot):
         (["--overwrite", "--teacher", "minilm"], "[-1, 1]"),
         (["--overwrite", "--teacher", f"{tiny_dot}@much"], "must be a number"),
         (["--overwrite", "--teacher-run", tmp_path / "no.txt"], "not found"),
-        (["--overwrite", "--teacher-run", tmp_path / "other.txt"], "none of the candidates' 50 pairs; a run of other topics?"),
+        (
+            ["--overwrite", "--teacher-run", tmp_path / "other.txt"],
+            "none of the 50 candidate pairs; use a run of the same topics",
+        ),
         (["--overwrite", "--teacher", tiny_dot, "--reuse", tmp_path / "no.parquet"], "Error: score store not found: "),
     ):
         result = invoke(teach.main, *base, *out, *wrong)
@@ -234,7 +237,7 @@ def test_pairs_that_a_store_holds_are_not_scored_again(tmp_path, invoke, monkeyp
         return sum(sizes)
 
     assert taught("few.jsonl", "few.parquet", teachers=(f"{tiny_cross}@3",)) == 20
-    assert taught("all.jsonl", "all.parquet", "--reuse", tmp_path / "few.parquet") == 30  # another weight is the same teacher
+    assert taught("all.jsonl", "all.parquet", "--reuse", tmp_path / "few.parquet") == 30  # same teacher with another weight
     assert taught("all.jsonl", "fresh.parquet") == 50
     reused, fresh = (
         scored(teacher_scores.read_scores(tmp_path / f"{name}.parquet", groups), groups) for name in ("all", "fresh")
@@ -245,7 +248,7 @@ def test_pairs_that_a_store_holds_are_not_scored_again(tmp_path, invoke, monkeyp
     assert taught("all.jsonl", "renamed.parquet", "--reuse", tmp_path / "all.parquet", teachers=(renamed,)) == 0
     assert (
         taught("all.jsonl", "two.parquet", "--reuse", tmp_path / "all.parquet", teachers=(tiny_dot, tiny_cross)) == 50
-    )  # the dot's
+    )  # pairs of the bert_dot
     other = tmp_path / "other.jsonl"  # same ids, another text
     other.write_text(open(files["docs"]).read().replace("the cat eats hay", "the cat eats fish"))
     asked = sum("eat-cat" in group.doc_ids for group in groups)
@@ -281,12 +284,12 @@ def test_a_file_of_scores_is_a_teacher(tmp_path, invoke, files, groups, tiny_cro
     (tmp_path / "small.tsv").write_text(
         "".join(f"0.5\t-0.5\t{line.split(chr(9), 2)[2]}" for line in open(tmp_path / "cross.tsv"))
     )
-    for file, message in (("few.tsv", "lacks 46 of the candidates' 50 pairs"), ("small.tsv", "[-1, 1]")):
+    for file, message in (("few.tsv", "lacks 46 of 50 candidate pairs"), ("small.tsv", "[-1, 1]")):
         result = invoke(teach.main, *words, "--teacher-scores", tmp_path / file, "--output", tmp_path / "x.parquet")
         assert result.exit_code == 2 and message in result.output, result.output
 
 
-def test_what_is_known_lies_in_files_where_there_is_a_folder(tmp_path, monkeypatch):
+def test_known_scores_lie_in_files_if_a_folder_is_given(tmp_path, monkeypatch):
     """The scores of 1,000 pairs, in order of their hashes: NumPy's own sort is the oracle."""
     rng = np.random.default_rng(0)
     texts, score = rng.integers(0, 2**63, 1000).astype(np.uint64), rng.normal(size=1000).astype(np.float32)
@@ -298,7 +301,7 @@ def test_what_is_known_lies_in_files_where_there_is_a_folder(tmp_path, monkeypat
     order = np.argsort(texts)
     for scratch in (None, tmp_path / "scratch"):
         store = teacher_scores.ScoreStore(tmp_path / "s.parquet")
-        (known,) = store.known(scratch)  # what a run gave is not kept
+        (known,) = store.known(scratch)  # scores of runs are not kept
         keys, scores = known.scores
         assert known.teacher == {"architecture": "bert_dot"} and isinstance(keys, np.memmap) == bool(scratch)
         assert np.array_equal(keys, texts[order]) and np.array_equal(scores, 2 * score[order])
@@ -336,7 +339,7 @@ def test_mined_and_taught_passages(tmp_path, invoke, files, tiny_dot):
     assert result.exit_code == 2 and "WORDS:STRIDE" in result.output
 
 
-def test_a_teacher_that_does_not_beat_the_first_stage_is_not_distilled_in_silence(tmp_path, invoke, files, groups, caplog):
+def test_a_teacher_that_does_not_beat_the_first_stage_causes_a_warning(tmp_path, invoke, files, groups, caplog):
     write_candidates(groups, tmp_path / "c.jsonl")
     good = Run.from_scores("good", {f"q{n}": {g: 2.0, "sleep-pig": 1.0} for n, g in enumerate(EATS)})
     bad = Run.from_scores("bad", {f"q{n}": {g: 1.0, "sleep-pig": 2.0} for n, g in enumerate(EATS)})
@@ -351,10 +354,10 @@ def test_a_teacher_that_does_not_beat_the_first_stage_is_not_distilled_in_silenc
     assert result.exit_code == 0 and "1.0000 -> 0.5000" in result.output, result.output
     assert "do not beat the first stage in RR@10" in caplog.text and "in nDCG@10" in caplog.text
     result = invoke(teach.main, *base, "--teacher-run", tmp_path / "bad.txt")
-    assert result.exit_code == 2 and "belong together" in result.output
+    assert result.exit_code == 2 and "give all three or none" in result.output
 
 
-def test_check_figures_stand_in_the_record(tmp_path, invoke, files, groups):
+def test_check_figures_are_in_the_record(tmp_path, invoke, files, groups):
     import json
 
     import pyarrow.parquet as pq

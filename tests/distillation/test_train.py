@@ -25,7 +25,7 @@ def test_batches_never_cross_blocks():
     assert [[g.query_id for g in batch] for batch in cut] == [["0", "1", "2"], ["3"], ["4", "5", "6"], ["7"], ["8", "9"]]
 
 
-def test_small_blocks_make_a_batch_together(caplog):
+def test_small_blocks_share_a_batch(caplog):
     groups = [Group(str(n), ["p", "n"], [1, 0], n // 2) for n in range(20)] + [
         Group(str(n), ["p"], [1], -1) for n in range(20, 24)
     ]
@@ -65,7 +65,7 @@ def test_training_scores_are_inference_scores(data, scores, tiny_dot, tiny_cross
 
 
 class Spy:
-    """A model that keeps what it is asked to tokenise."""
+    """A model that keeps its texts to tokenise."""
 
     architecture, max_len = "cross_encoder", 48
 
@@ -103,10 +103,10 @@ def test_in_batch_negatives_pair_every_query_with_every_document():
     assert len(spy.asked[2]) == 6 and len(teacher.asked[2]) == int(live["taught"]) == 5  # b y belongs to no group
 
 
-def test_the_spread_of_scores_is_that_within_queries():
+def test_spread_is_the_deviation_within_queries():
     scores = torch.tensor([[5.0, 5.0, 99.0], [9.0, 9.0, 9.0]])
     mask = torch.tensor([[True, True, False], [True, True, True]])
-    assert objective.spread(scores, mask) == (pytest.approx(7.4), 0.0)  # documents do not matter, however far queries are apart
+    assert objective.spread(scores, mask) == (pytest.approx(7.4), 0.0)  # differences between queries do not count
     assert objective.spread(torch.tensor([[1.0, 3.0], [7.0, 9.0]]), torch.ones(2, 2, dtype=torch.bool)) == (5.0, 1.0)
 
 
@@ -122,7 +122,7 @@ def test_shares_cover_every_pair_once(data):
     assert len(half["student"]["input_ids"]) == 13 and half["rows"].shape == (5, 5) and int(half["pairs"]) == 25
 
 
-def test_texts_are_cut_into_batches_of_like_length():
+def test_texts_are_cut_into_batches_of_similar_length():
     texts = [f"{n:03}" + "x" * (n % 50) for n in range(200)]
     cut = batches.cut_texts(texts, 8, seed=0)
     assert sorted(t for batch in cut for t in batch) == sorted(texts) and {len(batch) for batch in cut} == {8}
@@ -166,18 +166,18 @@ def test_recipes_learn(tmp_path, data, scores, tiny_dot, tiny_cross, recipe, arc
     assert model.architecture == architecture
     best = [int(np.argmax(score(model, [queries[g.query_id]] * len(g.doc_ids), [docs[d] for d in g.doc_ids])))
             for g in groups]  # fmt: skip
-    assert np.mean([b == 0 for b in best]) >= 0.9  # the positive stands first in each group
+    assert np.mean([b == 0 for b in best]) >= 0.9  # the positive is the first of each group
     assert not (tmp_path / "out.partial").exists()
 
 
-def test_the_time_of_earlier_sessions_counts_up_to_what_they_left(tmp_path, monkeypatch):
+def test_earlier_sessions_count_until_their_last_file(tmp_path, monkeypatch):
     now = [1000.0]
     monkeypatch.setattr(time, "time", lambda: now[0])
     assert clock(tmp_path) == 0
     (tmp_path / "checkpoint-2").mkdir()
     (tmp_path / "checkpoint-2" / "model").touch()
     for path in tmp_path.rglob("*"):
-        os.utime(path, (1030, 1030))  # the last that was saved before a kill
+        os.utime(path, (1030, 1030))  # the last save before a kill
     now[0] = 5000.0
     assert clock(tmp_path) == 30
     for path in tmp_path.rglob("*"):
@@ -186,7 +186,7 @@ def test_the_time_of_earlier_sessions_counts_up_to_what_they_left(tmp_path, monk
 
 
 def test_accumulated_batches_are_averaged(tmp_path, data, scores, tiny_dot):
-    """Trainer divides by the number of accumulated batches: same first step from twice the same batch as from one."""
+    """Trainer divides by the number of accumulated batches: the same batch twice gives the same first step."""
     groups, queries, docs = data
     same = [group._replace(block=0) for group in groups[:5]]
     twice = same + [group._replace(block=1) for group in groups[:5]]
@@ -210,7 +210,7 @@ def test_scores_keep_float32_under_autocast(data, scores, tiny_dot):
     assert got.dtype == torch.float32 and not torch.equal(got, got.bfloat16().float())
 
 
-def test_precision_is_ours_whatever_accelerate_is_configured_for(tmp_path, data, scores, tiny_dot, monkeypatch):
+def test_precision_overrides_the_accelerate_configuration(tmp_path, data, scores, tiny_dot, monkeypatch):
     config = TrainConfig(recipe="margin-mse", init=str(tiny_dot), lr=1e-3, max_steps=2, batch_size=5, precision="fp32")
     plain = training.train(config, *data, tmp_path / "plain", scores=scores)
     monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "bf16")
@@ -219,13 +219,13 @@ def test_precision_is_ours_whatever_accelerate_is_configured_for(tmp_path, data,
     ) == checkpoint_folder.fingerprint(plain)
 
 
-def test_each_process_takes_its_own_gpu(monkeypatch):
+def test_each_process_uses_its_own_gpu(monkeypatch):
     monkeypatch.setenv("LOCAL_RANK", "1")
     of = {name: processes.device_of(TrainConfig(recipe="ranknet", init="x", device=name)) for name in ("cpu", "cuda", "cuda:0")}
     assert of == {"cpu": "cpu", "cuda": "cuda:1", "cuda:0": "cuda:1"}
 
 
-def test_processes_wait_for_the_first_as_long_as_it_takes(monkeypatch):
+def test_processes_wait_for_the_first_without_a_short_limit(monkeypatch):
     import accelerate
 
     told = {}
@@ -251,12 +251,12 @@ def test_the_learning_rate_follows_the_schedule(tmp_path, data, tiny_dot):
         )
         return [entry["lr"] for entry in stages_of(training.train(config, *data, tmp_path / schedule))[0]["log"]]
 
-    assert rates("linear") == pytest.approx([0.0, 1e-3, 0.75e-3, 0.5e-3, 0.25e-3])  # of each step; one to warm up
+    assert rates("linear") == pytest.approx([0.0, 1e-3, 0.75e-3, 0.5e-3, 0.25e-3])  # per step; one warm-up step
     assert rates("cosine") == pytest.approx([0.0, *(1e-3 * (1 + np.cos(np.pi * n / 4)) / 2 for n in range(4))])
     assert rates("constant") == pytest.approx([0.0, 1e-3, 1e-3, 1e-3, 1e-3])
 
 
-def test_kernels_learn_at_a_rate_of_their_own(tiny_dot):
+def test_kernels_have_their_own_learning_rate(tiny_dot):
     from pyserini_kd.distillation.trainer import quicken
 
     model = loading.load(str(tiny_dot), architecture="tk", heads=4)
@@ -272,7 +272,7 @@ def test_kernels_learn_at_a_rate_of_their_own(tiny_dot):
     assert len(quicken(torch.optim.AdamW(other.parameters()), other).param_groups) == 1
 
 
-def test_what_a_stage_and_its_settings_say_reaches_the_trainer(tmp_path, data, tiny_dot, tiny_cross, monkeypatch):
+def test_stage_and_settings_reach_the_trainer(tmp_path, data, tiny_dot, tiny_cross, monkeypatch):
     made, build = [], make_trainer
 
     def kept(*args):
@@ -304,7 +304,7 @@ def test_what_a_stage_and_its_settings_say_reaches_the_trainer(tmp_path, data, t
         )
         (trainer,) = made
         assert (trainer.args.weight_decay, trainer.args.max_grad_norm) == (decay, 1.0)
-        assert trainer.model.length == 48  # tokens a pair, by which the attention loss is averaged
+        assert trainer.model.length == 48  # tokens per pair, for the mean of the attention loss
 
 
 def test_command(tmp_path, invoke, files, data, scores, tiny_dot):
@@ -328,12 +328,12 @@ def test_command(tmp_path, invoke, files, data, scores, tiny_dot):
         (["--recipe", "ranknet", *more, "--layers", "zero"], "--layers"),
         (["--recipe", "ranknet", *more, "--layers", "7"], "layers"),
         (["--recipe", "ranknet", "--overwrite"], "--candidates"),
-        (["--recipe", "ranknet", *more, "--qrels", files["qrels"]], "--qrels: make candidates where none are given"),
+        (["--recipe", "ranknet", *more, "--qrels", files["qrels"]], "--qrels: give --candidates or judgements, not both"),
         (
             ["--recipe", "ranknet", *more, "--scores", tmp_path / "s.tsv"],
-            "--scores: recipe ranknet, as asked for, learns nothing",
+            "--scores: recipe ranknet with these settings does not use teacher scores",
         ),
-        (["--recipe", "ranknet", *more, "--dev-topics", files["topics"]], "goes together"),
+        (["--recipe", "ranknet", *more, "--dev-topics", files["topics"]], "--dev-topics: needs --dev-qrels and --dev-run"),
         (["--recipe", "ranknet", *more, "--metric", "nDGC@10"], "nDCG@10"),
         (["--recipe", "ranknet", "--candidates", tmp_path / "c.jsonl"], "exists"),
     ):
@@ -341,7 +341,7 @@ def test_command(tmp_path, invoke, files, data, scores, tiny_dot):
         assert result.exit_code == 2 and word in result.output, result.output
 
 
-def test_bf16_trains_otherwise_than_fp32_and_nearly_the_same(tmp_path, data, scores, tiny_dot):
+def test_bf16_differs_slightly_from_fp32(tmp_path, data, scores, tiny_dot):
     logs = []
     for precision in ("fp32", "bf16"):
         config = TrainConfig(
@@ -352,7 +352,7 @@ def test_bf16_trains_otherwise_than_fp32_and_nearly_the_same(tmp_path, data, sco
     assert logs[0] != logs[1] and logs[0] == pytest.approx(logs[1], rel=0.1)
 
 
-def test_the_record_of_a_training_tells_what_it_was(tmp_path, data, scores, tiny_dot):
+def test_the_record_describes_the_training(tmp_path, data, scores, tiny_dot):
     out = training.train(
         TrainConfig(recipe="margin-mse", init=str(tiny_dot), max_steps=1, seed=7), *data, tmp_path / "out", scores=scores
     )
@@ -363,7 +363,7 @@ def test_the_record_of_a_training_tells_what_it_was(tmp_path, data, scores, tiny
     assert record["seconds"] > 0 and {"torch", "transformers", "python"} <= set(record["versions"])
 
 
-def test_queries_that_qrels_give_no_group_are_counted(tmp_path, invoke, files, tiny_dot, caplog):
+def test_queries_without_a_group_from_qrels_are_counted(tmp_path, invoke, files, tiny_dot, caplog):
     caplog.set_level("INFO")
     (tmp_path / "some.qrels").write_text("q0 0 eat-cat 1\nq1 0 eat-dog 1\nq2 0 elsewhere 1\n")
     words = [
@@ -383,7 +383,7 @@ def test_queries_that_qrels_give_no_group_are_counted(tmp_path, invoke, files, t
     assert "2 queries; left out: 8 queries without a positive in the collection, 0 without a negative" in caplog.text
 
 
-def test_passages_are_trained_on_as_they_were_mined(files, tmp_path, invoke, tiny_dot):
+def test_training_uses_the_mined_passages(files, tmp_path, invoke, tiny_dot):
     candidates = tmp_path / "passages.tsv"
     candidates.write_text("q0\teat-cat#0\teat-dog#1\nq1\teat-dog#0\teat-cat#0\n")
     words = ["--recipe", "ranknet", "--init", tiny_dot, "--collection", files["docs"], "--topics", files["topics"]]
@@ -397,7 +397,7 @@ def test_passages_are_trained_on_as_they_were_mined(files, tmp_path, invoke, tin
     assert "1:2" in invoke(train.main, *words, "--segment", "1:2", "--overwrite").output
 
 
-def test_data_in_folders_has_a_checksum_too(tmp_path):
+def test_data_in_folders_has_a_checksum(tmp_path):
     (tmp_path / "docs" / "more").mkdir(parents=True)
     for name, text in (("docs/b.jsonl", "b"), ("docs/more/a.jsonl", "a")):
         (tmp_path / name).write_text(text)
@@ -413,11 +413,11 @@ def test_data_in_folders_has_a_checksum_too(tmp_path):
         "path": str(tmp_path / "both"),
         "sha256": sha256(tmp_path / "both"),
     }
-    assert training_data.digest("topics", tmp_path / "docs") == str(tmp_path / "docs")  # reading it will say what is wrong
+    assert training_data.digest("topics", tmp_path / "docs") == str(tmp_path / "docs")  # reading it raises an error later
 
 
 @pytest.mark.slow
-def test_named_topics_and_judgements_have_a_checksum_of_what_they_are(monkeypatch):
+def test_named_topics_and_judgements_have_a_checksum_of_their_contents(monkeypatch):
     found = {name: training_data.digest(name, "pydocs:test") for name in ("topics", "dev_topics", "qrels", "dev_qrels")}
     assert all(record["name"] == "pydocs:test" and len(record["sha256"]) == 64 for record in found.values())
     assert found["topics"] == found["dev_topics"] != found["qrels"] == found["dev_qrels"]
@@ -426,7 +426,7 @@ def test_named_topics_and_judgements_have_a_checksum_of_what_they_are(monkeypatc
     assert training_data.digest("topics", "pydocs:test")["sha256"] != found["topics"]["sha256"]
 
 
-def test_tiny_numbers_are_zero_while_training_and_only_then(tmp_path, data, tiny_dot, monkeypatch):
+def test_denormals_are_zero_only_during_training(tmp_path, data, tiny_dot, monkeypatch):
     from pyserini_kd.distillation import losses
 
     seen, tiny = [], torch.tensor([1e-40])

@@ -30,7 +30,7 @@ FRESH.set_forkserver_preload(
 
 
 def run_in_process(folder, docs, topics, threads, environment, killed_in=None):
-    """Train what `runs.json` says, in a fresh process; killed by signal 9 while it saves a state of stage `killed_in`."""
+    """Train the runs of `runs.json` in a fresh process; kill it while it saves a state of stage `killed_in`."""
     import transformers
 
     os.environ.update(environment)
@@ -56,7 +56,7 @@ def run_in_process(folder, docs, topics, threads, environment, killed_in=None):
 
 
 def keep_losses():
-    """A list that will hold the loss of every batch that is trained on from now on in this process."""
+    """A list that collects the loss of every following batch of this process."""
     forward, losses = objective.Learner.forward, []
 
     def kept(self, **batch):
@@ -75,7 +75,7 @@ def free_port():
 
 
 def exit_codes_of_two(folder, files, killed_in=None):
-    """Start two processes on the runs of a folder, wait for both."""
+    """Run two processes on the runs of a folder; return their exit codes."""
     environment = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "WORLD_SIZE": "2"}
     own = [{**environment, "RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(2)]
     started = [
@@ -107,7 +107,7 @@ def test_torchrun_with_one_process_trains_a_stage_on_layers(tmp_path, data, like
 
 
 def test_two_processes_train_like_one(tmp_path, data, liked, scores, files, tiny_dot, tiny_cross, teacher, monkeypatch):
-    """As torchrun starts them: same loss at each step, same weights in the end, also with uneven shares of the pairs."""
+    """As with torchrun: same loss at each step and same final weights, also with uneven shares."""
     groups = [
         group._replace(doc_ids=group.doc_ids[: 5 - n % 3], labels=group.labels[: 5 - n % 3]) for n, group in enumerate(data[0])
     ]
@@ -122,7 +122,7 @@ def test_two_processes_train_like_one(tmp_path, data, liked, scores, files, tiny
     (tmp_path / "runs.json").write_text(json.dumps(runs))
     (tmp_path / "scores.json").write_text(json.dumps(liked))
     assert exit_codes_of_two(tmp_path, files) == [0, 0]
-    monkeypatch.setattr(objective.Learner, "forward", objective.Learner.forward)  # put back at the end
+    monkeypatch.setattr(objective.Learner, "forward", objective.Learner.forward)  # restored at the end
     losses = keep_losses()
     for name, settings in runs.items():
         losses.clear()
@@ -135,6 +135,6 @@ def test_two_processes_train_like_one(tmp_path, data, liked, scores, files, tiny
         theirs = json.loads((tmp_path / f"{name}-losses.json").read_text())
         assert theirs == pytest.approx(losses, rel=1e-4)  # of every batch
         a, b = (loading.load(str(folder)).state_dict() for folder in (one, tmp_path / name))
-        noise = "key.bias"  # softmax takes it out: its gradient is rounding noise, which Adam scales up
+        noise = "key.bias"  # softmax cancels it: its gradient is rounding noise, scaled up by Adam
         assert all(torch.allclose(a[name], b[name], atol=2e-5) for name in a if not name.endswith(noise))
         assert json.loads((tmp_path / name / "training.json").read_text())["processes"] == 2

@@ -1,4 +1,4 @@
-"""Texts and triples on disk: what goes in comes out, missing ids are counted, memory does not grow."""
+"""Texts and triples on disk: round trips, counts of missing ids, memory use."""
 
 import json
 import shutil
@@ -49,7 +49,7 @@ def test_rows_keep_ids_negative_margins_and_their_own_scores(tmp_path):
     assert found.lengths().tolist() == [17, 17, 17]  # id, newline, text
 
 
-def test_groups_in_files_and_in_memory_answer_the_same_questions(tmp_path):
+def test_groups_in_files_and_in_memory_agree(tmp_path):
     found = built(tmp_path, [(-1.5, 2.25, "007", "NA", "0010"), (3, 1e-3, "8", "0011", "NA")])
     held = as_groups(list(found))
     assert as_groups(held) is held and as_groups(found) is found
@@ -99,7 +99,7 @@ def test_scores_are_found_by_pair():
 
 @given(st.lists(st.tuples(st.sampled_from("qrs"), st.sampled_from("abcd"), st.floats(-9, 9, width=32)), max_size=40))
 @settings(max_examples=30, deadline=None)
-def test_scores_are_those_of_a_dictionary(scored):
+def test_scores_equal_those_of_a_dictionary(scored):
     groups = [Group(query_id, ["a", "c"], [1, 0], 0) for query_id in "qs"]
     known = {(query_id, doc_id): score for query_id, doc_id, score in scored}
     scores = teacher_scores.Scores(groups).fill(scored)
@@ -110,13 +110,13 @@ def test_scores_are_those_of_a_dictionary(scored):
 
 @given(st.lists(st.integers(0, 2**64 - 1) | st.integers(0, 3), max_size=40))
 @settings(max_examples=60, deadline=None)
-def test_distinct_hashes_are_those_of_a_set(numbers):
+def test_distinct_hashes_equal_those_of_a_set(numbers):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(arrays, "SPAN", 3)
         assert ids_.distinct(np.array(numbers, np.uint64)).tolist() == sorted(set(numbers))
 
 
-def test_only_texts_that_groups_name_are_kept(tmp_path, monkeypatch):
+def test_only_texts_of_the_groups_are_kept(tmp_path, monkeypatch):
     monkeypatch.setattr(text_store, "DOCS", 2)
     queries, docs = text_store.wanted([Group("q", ["3", "0"], [1, 0], 0), Group("r", ["3", "9"], [1, 0], 0)])
     assert len(queries) == 2 and len(docs) == 3
@@ -124,7 +124,7 @@ def test_only_texts_that_groups_name_are_kept(tmp_path, monkeypatch):
     assert list(text_store.chosen([("a", "b")], ids_.distinct(np.uint64([])))) == []
 
 
-def test_plain_texts_are_some_rows_of_a_folder(tmp_path):
+def test_plain_texts_are_selected_rows_of_a_folder(tmp_path):
     texts = text_store.Texts.build(tmp_path / "t", [("a", "one"), ("b", "two two"), ("c", "drei")], "texts")
     plain = text_store.PlainTexts(texts, np.int32([2, 1]))
     assert list(plain) == ["drei", "two two"] and plain.lengths().tolist() == [len("c\ndrei"), len("b\ntwo two")]
@@ -132,7 +132,7 @@ def test_plain_texts_are_some_rows_of_a_folder(tmp_path):
     assert sorted(text for batch in cut for text in batch) == ["drei", "two two"]
 
 
-def test_what_lies_there_complete_is_not_made_again(tmp_path):
+def test_a_complete_folder_is_not_built_again(tmp_path):
     made, folder = [], tmp_path / "folder"
 
     def make():
@@ -159,7 +159,7 @@ def test_what_lies_there_complete_is_not_made_again(tmp_path):
 
 
 def peak(tmp_path, count, n_docs):
-    """Bytes held at most while `count` triples over so many passages are converted and their first batches read."""
+    """Peak bytes while `count` triples over `n_docs` passages are converted and their first batches read."""
 
     def lines():
         rng = np.random.default_rng(0)
@@ -182,14 +182,14 @@ def peak(tmp_path, count, n_docs):
 @pytest.mark.slow
 def test_memory_grows_by_numbers_not_by_texts(tmp_path, monkeypatch):
     monkeypatch.setattr(text_store, "BLOCK", 1 << 10)
-    peak(tmp_path, 5_000, 5_000)  # what is imported and remembered once
+    peak(tmp_path, 5_000, 5_000)  # imports and caches, once
     small, more_triples, more_docs = peak(tmp_path, 5_000, 5_000), peak(tmp_path, 80_000, 5_000), peak(tmp_path, 20_000, 20_000)
     assert more_triples - small < 75_000 * 4  # a triple as objects takes 500 bytes
     assert more_docs - small < 15_000 * 50  # a text here has 290
 
 
 def score_peak(count):
-    """Bytes held at most while the scores of `count` groups of two are read."""
+    """Peak bytes while the scores of `count` groups of two are read."""
     groups = [Group(f"query{n}", [f"positive{n}", f"negative{n}"], [1, 0], n) for n in range(count)]
     tracemalloc.start()
     scores = teacher_scores.Scores(groups).fill((g.query_id, doc_id, 1.0) for g in groups for doc_id in g.doc_ids)
@@ -200,14 +200,14 @@ def score_peak(count):
 
 
 @pytest.mark.slow
-def test_memory_of_scores_is_some_numbers_a_pair(monkeypatch):
+def test_memory_of_scores_is_a_few_numbers_per_pair(monkeypatch):
     monkeypatch.setattr(teacher_scores, "BLOCK", 1 << 8)
     monkeypatch.setattr(teacher_scores, "GROUPS", 1 << 8)
     small, large = score_peak(1_000), score_peak(16_000)
-    assert large - small < 30_000 * 18  # of a dictionary of dictionaries a pair took 200
+    assert large - small < 30_000 * 18  # a dictionary of dictionaries takes 200 per pair
 
 
-def test_texts_that_lie_in_no_file_have_a_checksum(tmp_path, files, invoke, tiny_dot, corpus, monkeypatch):
+def test_texts_without_a_file_have_a_checksum(tmp_path, files, invoke, tiny_dot, corpus, monkeypatch):
     from pyserini_kd.data import sources
 
     read = sources.collection

@@ -1,4 +1,4 @@
-"""Validation while training: dev topics, their measures against brute force, the best checkpoint, the plateau."""
+"""Validation during training: dev topics, measures against brute force, best checkpoint, plateau."""
 
 import json
 
@@ -26,7 +26,7 @@ def given(files, run=None, depth=5, qrels=None, **more):
                  dev_depth=depth, **more)  # fmt: skip
 
 
-def test_dev_documents_are_measured_by_their_best_passage(tmp_path, files, queries, tiny_dot, dev):
+def test_dev_documents_are_ranked_by_their_best_passage(tmp_path, files, queries, tiny_dot, dev):
     dev.run.write(tmp_path / "run.txt")
     read = read_dev(given(files, tmp_path / "run.txt", segment="3:2"))
     model = loading.load(str(tiny_dot))
@@ -51,7 +51,7 @@ def test_dev_documents_are_measured_by_their_best_passage(tmp_path, files, queri
 
 
 def found_by_brute_force(model, docs, queries, segment=None):
-    """The ranking of all documents by their best passage, from vectors alone."""
+    """Rank all documents by their best passage, from vectors only."""
     passages = {doc.doc_id: [part.contents for part in (segmented([doc], segment) if segment else [doc])] for doc in docs}
     asked = encode(model, [query.text for query in queries], "query", precision="fp32")
     best = {doc_id: (asked @ encode(model, texts, "doc", precision="fp32").T).max(axis=1) for doc_id, texts in passages.items()}
@@ -61,7 +61,7 @@ def found_by_brute_force(model, docs, queries, segment=None):
 
 
 @pytest.mark.parametrize("segment", [None, "3:2"])
-def test_a_bert_dot_may_be_measured_by_its_own_retrieval(tmp_path, files, corpus, queries, qrels, tiny_dot, dev, segment):
+def test_a_bert_dot_can_be_evaluated_by_its_own_retrieval(tmp_path, files, corpus, queries, qrels, tiny_dot, dev, segment):
     dev.run.top(3).write(tmp_path / "run.txt")  # none of them relevant for most queries
     model = loading.load(str(tiny_dot))
     values = []
@@ -78,7 +78,7 @@ def test_a_bert_dot_may_be_measured_by_its_own_retrieval(tmp_path, files, corpus
         expected = engines.evaluate(found_by_brute_force(model, read.docs.values(), queries, segment), qrels, ["AP"])["AP"]
         assert watch.measured == [{"step": 1, "AP": pytest.approx(engines.mean(expected), abs=1e-6)}]
         values.append(watch.measured[0]["AP"])
-    assert values[0] < values[1]  # there are fewer to confound
+    assert values[0] < values[1]  # fewer competing documents
 
 
 def test_dev_retrieval_from_the_command_line(tmp_path, invoke, data, files, tiny_dot):
@@ -136,20 +136,20 @@ def test_the_best_checkpoint_on_dev_topics_is_kept(tmp_path, data, scores, tiny_
     assert len(values) - 1 - values.index(max(values)) <= 2
 
 
-def test_all_processes_have_the_measures_of_the_first(tmp_path, tiny_dot, dev, monkeypatch):
+def test_all_processes_get_the_measures_of_the_first(tmp_path, tiny_dot, dev, monkeypatch):
     def broadcast(values, src):
         values[0] = 0.25
 
     monkeypatch.setattr(torch.distributed, "is_initialized", lambda: True)
     monkeypatch.setattr(torch.distributed, "broadcast_object_list", broadcast)
-    other = Watch(None, dev, tmp_path, metric="RR@10", eval_steps=1, patience=1, writes=False)  # without a model to measure
+    other = Watch(None, dev, tmp_path, metric="RR@10", eval_steps=1, patience=1, writes=False)  # no model to evaluate
     other.measure(1)
     assert other.values() == [0.25] and not other.is_enough()
     other.measure(2)
     assert other.is_enough()
 
 
-def test_plateaus_are_those_of_torch():
+def test_plateaus_equal_those_of_torch():
     rng = np.random.default_rng(0)
     values = np.round(np.r_[rng.random(30), np.full(40, 0.5), [1.5], np.full(50, 1.0)], 2)
     optimizer = torch.optim.SGD([torch.zeros(1)], lr=1.0)
@@ -181,5 +181,5 @@ def test_the_learning_rate_falls_on_a_plateau_of_the_dev_measure(tmp_path, data,
     resumed = training.train(config, *data, tmp_path / "cut", scores=scores, dev=dev)
     assert [entry["lr"] for entry in stages_of(resumed)[0]["log"]] == rates
     assert checkpoint_folder.fingerprint(resumed) == checkpoint_folder.fingerprint(out)
-    with pytest.raises(InputError, match="schedule: plateau follows measures on dev topics; there are none"):
+    with pytest.raises(InputError, match="schedule: plateau needs dev topics"):
         training.train(config, *data, tmp_path / "x", scores=scores)

@@ -11,12 +11,12 @@ from pyserini_kd.distillation import embedded
 from tests.distillation.test_demo import small_home
 
 
-def test_other_versions_in_the_middle_of_the_work_make_candidates_and_scores_anew(small_home, caplog, monkeypatch):
+def test_other_package_versions_during_the_work_rebuild_candidates_and_scores(small_home, caplog, monkeypatch):
     at = embedded.prepare()
     shutil.rmtree(at.student)
     candidates = at.training / "candidates.jsonl"
     lines = candidates.read_text()
-    candidates.write_text(lines.replace("eat-cat", "gone"))  # a document of the versions before
+    candidates.write_text(lines.replace("eat-cat", "gone"))  # a document of earlier versions
     unfinished = at.student.with_name("student.partial")
     (unfinished / "stage-1" / "checkpoint-1").mkdir(parents=True)
     (unfinished / "made_from.json").write_text('{"data": {"candidates_sha256": "another"}}')
@@ -28,7 +28,7 @@ def test_other_versions_in_the_middle_of_the_work_make_candidates_and_scores_ane
 
 
 @pytest.mark.parametrize("part", ["teacher", "reranker"])
-def test_a_checkpoint_of_the_user_s_is_not_taken_for_a_part(small_home, invoke, part):
+def test_a_checkpoint_of_the_user_is_not_overwritten(small_home, invoke, part):
     own = small_home / "models" / part
     shutil.copytree(small_home / "models" / "minilm", own)
     record = {"data": {"collection": "docs.jsonl"}} if part == "teacher" else {"data": {"groups": 3}}

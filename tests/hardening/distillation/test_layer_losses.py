@@ -13,16 +13,16 @@ def test_layers_that_do_not_divide_are_refused(student, teacher):
             layer_map(student, teacher)
 
 
-def test_layers_of_narrow_embeddings_are_refused(tokenizer):
+def test_encoders_with_narrow_embeddings_are_refused(tokenizer):
     from transformers import ElectraConfig, ElectraModel
 
     shape = ElectraConfig(vocab_size=len(tokenizer), embedding_size=4, hidden_size=8, num_hidden_layers=2, num_attention_heads=1,
                           intermediate_size=8)  # fmt: skip
-    with pytest.raises(InputError, match="ElectraModel whose embeddings are narrower cannot be distilled"):
+    with pytest.raises(InputError, match="ElectraModel with narrower embeddings cannot be distilled by layers"):
         layer_losses.check(ElectraModel(shape), ElectraModel(shape), attention=False)
 
 
-def test_check_names_what_does_not_fit(tokenizer):
+def test_check_names_the_mismatch(tokenizer):
     from transformers import BertModel, GPT2Config, GPT2Model
 
     from tests.conftest import tiny_config
@@ -40,7 +40,7 @@ def test_check_names_what_does_not_fit(tokenizer):
 
     shape = {"vocab_size": 9, "hidden_size": 8, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 8}
     for other in (MPNetModel(MPNetConfig(**shape)), DebertaV2Model(DebertaV2Config(**shape))):
-        with pytest.raises(InputError, match="is not BERT's: its layers cannot be distilled"):
+        with pytest.raises(InputError, match="is not BERT's; its layers cannot be distilled"):
             layer_losses.check(other, other, attention=False)
     with pytest.raises(InputError, match="a GPT2Model is no stack of layers like BERT's"):
         layer_losses.check(GPT2Model(GPT2Config(n_layer=1, n_embd=4, n_head=1, vocab_size=9)), teacher, attention=True)

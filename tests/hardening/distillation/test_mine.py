@@ -51,7 +51,7 @@ def test_bad_candidates(tmp_path, text, message):
     ("error", "code", "words"),
     [(KeyboardInterrupt(), 130, "Interrupted"), (OSError(28, "No space left on device"), 2, "No space left on device")],
 )
-def test_mining_that_is_cut_short_leaves_nothing(tmp_path, invoke, files, monkeypatch, error, code, words):
+def test_interrupted_mining_leaves_nothing(tmp_path, invoke, files, monkeypatch, error, code, words):
     def broken(record):
         if record["query_id"] == "q5":
             raise error

@@ -12,7 +12,7 @@ from pyserini_kd.storage.errors import InputError
 
 
 def test_layers_of_a_random_start_are_refused():
-    with pytest.raises(InputError, match="random:2/32 says how many there are"):
+    with pytest.raises(InputError, match="random:2/32 sets the number of layers"):
         TrainConfig(recipe="ranker-distill", init="random:2/32", architecture="cross_encoder", layers=(0,), teacher="x")
 
 
@@ -29,12 +29,12 @@ def test_bounded_scores_are_refused_or_scaled(tmp_path, invoke, files, data, lik
     cosine = loading.load(str(tiny_dot), l2_norm=True)
     saving.save(cosine, tmp_path / "cosine")
     live = config.but(teacher=str(tmp_path / "cosine"))
-    with pytest.raises(InputError, match=r"gives cosines in \[-1, 1\]: set score_scale"):
+    with pytest.raises(InputError, match=r"gives cosines in \[-1, 1\]: set `score_scale`"):
         train(live, *data, tmp_path / "z")
-    with pytest.raises(InputError, match="temperature: is of soft_ranknet, .*; recipe margin-mse has none of them"):
+    with pytest.raises(InputError, match="temperature: is for soft_ranknet, .*; recipe margin-mse has none of them"):
         train(live.but(temperature=0.1), *data, tmp_path / "z")
-    mixed = live.but(losses=("soft_ranknet=1",), temperature=0.1)  # which margin-mse takes no notice of
-    with pytest.raises(InputError, match=r"gives cosines in \[-1, 1\]: set score_scale"):
+    mixed = live.but(losses=("soft_ranknet=1",), temperature=0.1)  # margin-mse ignores it
+    with pytest.raises(InputError, match=r"gives cosines in \[-1, 1\]: set `score_scale`"):
         train(mixed, *data, tmp_path / "z")
     train(live.but(score_scale=0.05), *data, tmp_path / "z")
     soft = live.but(recipe="uniform", losses=("margin_mse=none", "soft_ranknet=1"), temperature=0.1)
@@ -51,10 +51,8 @@ def test_tokenizers_that_cut_words_differently_are_refused(data, tokenizer, tiny
         batches.Collator(student, queries, docs, teacher=other, same_inputs=True)([groups[:5]])
 
 
-def test_only_a_students_scores_are_brought_to_those_of_a_teacher(tmp_path, data, tiny_dot, tiny_cross):
-    with pytest.raises(
-        InputError, match="match_scale: is for losses on teacher scores; recipe ranknet"
-    ):  # nothing to be brought to
+def test_match_scale_is_refused_without_scores_to_match(tmp_path, data, tiny_dot, tiny_cross):
+    with pytest.raises(InputError, match="match_scale: is for losses on teacher scores; recipe ranknet"):  # nothing to match
         train(TrainConfig(recipe="ranknet", init=str(tiny_dot), max_steps=1, match_scale=True), *data, tmp_path / "out")
     with pytest.raises(InputError, match="match_scale: is for a bert_dot or a colbert whose vectors"):
         TrainConfig(recipe="margin-mse", init=str(tiny_cross), architecture="cross_encoder", match_scale=True)

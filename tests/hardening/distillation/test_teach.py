@@ -27,19 +27,19 @@ def test_scores_that_are_not_finite_are_not_kept(tmp_path, groups, texts, tiny_d
         rankers.Scorer, "score", lambda *given, **more: np.append(score(*given, **more)[:-1], np.float32(wrong))
     )
     last = groups[-1].query_id
-    with pytest.raises(InputError, match=f"1 scores are not finite, e.g. query {last}, document .*; precision fp32 may help"):
+    with pytest.raises(InputError, match=f"1 scores are not finite, e.g. query {last}, document .*; try precision fp32"):
         teaching.teach(groups, *texts, checkpoints(tiny_dot), precision="fp32", work=tmp_path / "work")
     assert not any((tmp_path / "work").iterdir())
 
 
-def test_vectors_that_are_not_exact_are_no_teacher_s(tmp_path, groups, texts, tiny_dot, corpus):
+def test_inexact_vectors_are_refused_as_a_teacher(tmp_path, groups, texts, tiny_dot, corpus):
     build.build(corpus, as_ranker(load_encoder(str(tiny_dot)), tiny_dot), tmp_path / "x", kind="SQ8")
-    with pytest.raises(InputError, match="does not hold exact vectors; a teacher needs a Flat one"):
+    with pytest.raises(InputError, match="has no exact vectors; give a Flat index"):
         teaching.teach(groups, *texts, checkpoints(tiny_dot), index=DenseIndex.open(tmp_path / "x"))
     build.build([Doc("more", "", "the hen")], as_ranker(load_encoder(str(tiny_dot)), tiny_dot), tmp_path / "y")
-    (tmp_path / "x" / "manifest.json").unlink()  # nobody says what it is
+    (tmp_path / "x" / "manifest.json").unlink()  # its type is unknown
     for folders in ((tmp_path / "x",), (tmp_path / "y", tmp_path / "x")):
-        with pytest.raises(InputError, match="does not hold exact vectors"):
+        with pytest.raises(InputError, match="has no exact vectors"):
             teaching.teach(groups, *texts, checkpoints(tiny_dot), index=DenseIndex.open(*folders))
 
 
@@ -71,7 +71,7 @@ def test_missing_texts_are_counted(groups, queries, corpus):
         text_store.load_texts(groups, queries[1:], corpus)
 
 
-def test_a_killed_teach_goes_on_and_gives_the_same_bytes(tmp_path, monkeypatch, groups, texts, tiny_cross):
+def test_a_killed_teach_resumes_and_gives_the_same_bytes(tmp_path, monkeypatch, groups, texts, tiny_cross):
     monkeypatch.setattr(teaching, "BLOCK", 12)
     score, sizes = rankers.Scorer.score, []
 
@@ -88,14 +88,14 @@ def test_a_killed_teach_goes_on_and_gives_the_same_bytes(tmp_path, monkeypatch, 
         teaching.teach(groups, *texts, checkpoints(tiny_cross), **settings)
     sizes[:] = [0] * 5  # no more kills
     resumed = teaching.teach(groups, *texts, checkpoints(tiny_cross), **settings)
-    assert sizes[5:] == [12, 12, 2]  # 50 pairs, of which two blocks of 12 were kept
+    assert sizes[5:] == [12, 12, 2]  # 50 pairs; two blocks of 12 were kept
     assert resumed.score.tobytes() == unbroken.score.tobytes()
     sizes[:] = [0] * 5
     teaching.teach(groups, *texts, checkpoints(tiny_cross), **{**settings, "precision": "auto", "batch_size": 3})
     assert sum(sizes[5:]) == 50  # other settings, other scores
 
 
-def test_kept_blocks_go_only_when_the_store_is_there_and_nothing_foreign_goes(
+def test_kept_blocks_are_removed_after_the_store_and_foreign_files_stay(
     tmp_path, invoke, monkeypatch, files, groups, tiny_cross
 ):
     write_candidates(groups, tmp_path / "c.jsonl")
@@ -158,7 +158,7 @@ def test_an_interrupted_teach_leaves_nothing_half_written(tmp_path, invoke, monk
     assert {path.name for path in tmp_path.iterdir()} - before == {"s.parquet", "s.tsv"}
 
 
-def test_scores_of_other_texts_and_damaged_stores_are_no_teachers(tmp_path, invoke, files, groups, tiny_cross):
+def test_scores_of_other_texts_and_damaged_stores_are_refused_as_teachers(tmp_path, invoke, files, groups, tiny_cross):
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -173,7 +173,7 @@ def test_scores_of_other_texts_and_damaged_stores_are_no_teachers(tmp_path, invo
     taught = [*words, "--collection", other, "--output", tmp_path / "x.parquet"]
     asked = sum("eat-cat" in group.doc_ids for group in groups)
     result = invoke(teach.main, *taught, "--teacher-scores", tmp_path / "s.parquet")
-    assert result.exit_code == 2 and f"lacks {asked} of the candidates' 50 pairs, or knows other texts" in result.output
+    assert result.exit_code == 2 and f"lacks {asked} of 50 candidate pairs or has other texts" in result.output
     table = {"query_id": ["q0"], "doc_id": ["eat-cat"]}
     pq.write_table(pa.table(table | {"score": ["high"]}), tmp_path / "text.parquet")
     pq.write_table(pa.table(table | {"score": [float("inf")]}), tmp_path / "inf.parquet")
@@ -188,7 +188,7 @@ def test_scores_of_other_texts_and_damaged_stores_are_no_teachers(tmp_path, invo
             teacher_scores.ScoreStore(tmp_path / f"{name}.parquet").known()
 
 
-def test_two_at_once_are_refused(tmp_path, invoke, files, groups, tiny_cross):
+def test_two_teach_commands_at_once_are_refused(tmp_path, invoke, files, groups, tiny_cross):
     write_candidates(groups, tmp_path / "c.jsonl")
     words = [
         "--candidates",
@@ -207,9 +207,9 @@ def test_two_at_once_are_refused(tmp_path, invoke, files, groups, tiny_cross):
     assert not (tmp_path / "s.parquet.partial").exists()
 
 
-def test_an_error_of_the_work_is_no_other_teach(tmp_path):
+def test_an_error_inside_the_lock_is_not_reported_as_another_teach(tmp_path):
     with pytest.raises(BlockingIOError), alone(tmp_path / "s.parquet.partial", "teach"):
-        raise BlockingIOError  # of a standard output that does not block, for one
+        raise BlockingIOError  # e.g. from a non-blocking standard output
     assert not (tmp_path / "s.parquet.partial").exists()
 
 
@@ -219,10 +219,7 @@ def test_bounded_teachers_are_refused_or_scaled(tmp_path, invoke, files, groups)
     words = ["--candidates", tmp_path / "c.jsonl", "--collection", files["docs"], "--topics", files["topics"]]
     words += ["--output", tmp_path / "s.parquet"]
     refused = invoke(teach.main, *words, "--teacher-run", tmp_path / "cosine.txt")
-    assert (
-        refused.exit_code == 2
-        and "gives scores in [-1, 1]; margins that small teach little: give it a weight, e.g. " in refused.output
-    )
+    assert refused.exit_code == 2 and "gives scores in [-1, 1], too small to teach; add a weight, e.g. " in refused.output
     scaled = invoke(teach.main, *words, "--teacher-run", f"{tmp_path / 'cosine.txt'}@20")
     assert scaled.exit_code == 0, scaled.output
     assert scored(teacher_scores.read_scores(tmp_path / "s.parquet", groups), groups)["q0", "eat-cat"] == pytest.approx(18.0)

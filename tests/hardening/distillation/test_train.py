@@ -50,7 +50,7 @@ def test_same_seed_same_weights_and_a_cut_run_resumes_to_them(
 
 @pytest.mark.parametrize("patience", [None, 1])
 def test_a_kill_between_the_last_step_and_its_record_adds_no_step(tmp_path, data, scores, tiny_dot, dev, monkeypatch, patience):
-    """5 steps are no whole epoch; with patience training stops when the measure, always 1, has not risen once."""
+    """5 steps are no whole epoch. With patience, training stops since the measure is always 1."""
     monkeypatch.setattr(
         "pyserini_kd.evaluation.engines.evaluate", lambda run, qrels, names: {name: {"q": 1.0} for name in names}
     )
@@ -77,16 +77,16 @@ def test_a_kill_between_the_last_step_and_its_record_adds_no_step(tmp_path, data
     assert a["dev"] == b["dev"]
 
 
-def test_a_state_belongs_to_all_the_processes_that_saved_it(tmp_path, caplog):
+def test_a_state_needs_all_processes_that_saved_it(tmp_path, caplog):
     for step, seals in ((2, ["saved-0-of-1"]), (4, ["saved-1-of-2", "saved-0-of-2"]), (6, ["saved-1-of-2"]), (8, [])):
         (tmp_path / f"checkpoint-{step}").mkdir()
         for seal in seals:
             (tmp_path / f"checkpoint-{step}" / seal).touch()
     assert last_state(tmp_path, batches.Share(0, 2)) == str(tmp_path / "checkpoint-4")
-    assert [path.name for path in checkpoints(tmp_path)] == ["checkpoint-2", "checkpoint-4"]  # the others were cut short
+    assert [path.name for path in checkpoints(tmp_path)] == ["checkpoint-2", "checkpoint-4"]  # the others were incomplete
     assert not caplog.records
     assert last_state(tmp_path, batches.Share(0, 1)) == str(tmp_path / "checkpoint-4")
-    assert "it was saved by 2 processes, here are 1" in caplog.text
+    assert "2 processes saved this state and 1 resume it" in caplog.text
 
 
 def test_runs_with_dropout_resume_to_the_same_weights(tmp_path, data, scores, tiny_dot, monkeypatch):
@@ -111,7 +111,7 @@ def test_runs_with_dropout_resume_to_the_same_weights(tmp_path, data, scores, ti
     with pytest.raises(KeyboardInterrupt):
         training.train(config, *data, tmp_path / "cut", scores=scores)
     monkeypatch.setattr(transformers.Trainer, "training_step", step)
-    resumed = training.train(config.but(save_steps=4), *data, tmp_path / "cut", scores=scores)  # decides nothing
+    resumed = training.train(config.but(save_steps=4), *data, tmp_path / "cut", scores=scores)  # no effect on the result
     assert checkpoint_folder.fingerprint(resumed) == checkpoint_folder.fingerprint(whole)
     (a,), (b,) = stages_of(whole), stages_of(resumed)
     assert a["log"] == b["log"] and [entry["step"] for entry in a["log"]] == list(
@@ -119,7 +119,7 @@ def test_runs_with_dropout_resume_to_the_same_weights(tmp_path, data, scores, ti
     )  # step 9 was saved, 10 logged
 
 
-def test_a_gradient_that_is_not_finite_stops_in_its_step(tmp_path, data, scores, tiny_dot, monkeypatch):
+def test_a_gradient_that_is_not_finite_stops_training_in_its_step(tmp_path, data, scores, tiny_dot, monkeypatch):
     from pyserini_kd.distillation import losses
 
     calls = []
@@ -138,7 +138,7 @@ def test_a_gradient_that_is_not_finite_stops_in_its_step(tmp_path, data, scores,
     assert all(bool(torch.isfinite(tensor).all()) for tensor in kept.values())
 
 
-def test_an_output_is_trained_by_one_command_at_a_time(tmp_path, invoke, data, files, tiny_dot):
+def test_one_command_at_a_time_trains_an_output(tmp_path, invoke, data, files, tiny_dot):
     write_candidates(data[0], tmp_path / "c.jsonl")
     words = ["--recipe", "ranknet", "--init", tiny_dot, "--candidates", tmp_path / "c.jsonl", "--collection", files["docs"]]
     words += ["--topics", files["topics"], "--output", tmp_path / "m", "--max-steps", 1, "--max-length", 32]
@@ -185,7 +185,10 @@ def test_a_device_that_is_not_there_is_refused_before_data_are_converted(tmp_pat
     write_candidates(data[0], tmp_path / "c.jsonl")
     words = ["--recipe", "ranknet", "--init", tiny_dot, "--candidates", tmp_path / "c.jsonl", "--collection", files["docs"]]
     words += ["--topics", files["topics"], "--output", tmp_path / "m"]
-    for device, message in (("cuda:99", "--device: choose the GPU by CUDA_VISIBLE_DEVICES=99"), ("gpu", "--device must be")):
+    for device, message in (
+        ("cuda:99", "--device: training uses the first visible GPU: set CUDA_VISIBLE_DEVICES=99"),
+        ("gpu", "--device must be"),
+    ):
         result = invoke(train.main, *words, "--device", device)
         assert result.exit_code == 2 and message in result.output, result.output
 
@@ -201,13 +204,13 @@ def test_a_device_that_is_not_there_is_refused_before_data_are_converted(tmp_pat
             ["--student", "tk", "--dev-topics", "t", "--dev-qrels", "q", "--dev-retrieval"],
             "--dev-retrieval: is for a bert_dot",
         ),
-        ("margin-mse", [], "--scores: recipe margin-mse needs them"),
-        ("lm-distill", ["--init", "random:2/33"], "--lm-teacher: recipe lm-distill distils a language model: name one"),
+        ("margin-mse", [], "--scores: recipe margin-mse needs teacher scores"),
+        ("lm-distill", ["--init", "random:2/33"], "--lm-teacher: recipe lm-distill distils a language model: name the teacher"),
         ("lm-distill", ["--init", "random:2/33", "--lm-teacher", "CROSS"], "a multiple of the teacher's"),
         ("tinybert", ["--init", "random:2/32", "--lm-teacher", "CROSS", "--teacher", "DOT"], "cross"),
     ],
 )
-def test_a_mistake_about_models_is_told_before_data_are_read(
+def test_model_errors_are_reported_before_data_are_read(
     tmp_path, invoke, files, data, tiny_dot, tiny_cross, monkeypatch, recipe, more, told
 ):
     for name in ("read_dev", "gather"):
@@ -220,7 +223,7 @@ def test_a_mistake_about_models_is_told_before_data_are_read(
     assert not list(tmp_path.glob("m*"))
 
 
-def test_a_loss_that_is_not_finite_stops(tmp_path, data, liked, tiny_dot):
+def test_a_loss_that_is_not_finite_stops_training(tmp_path, data, liked, tiny_dot):
     bad = Scores(data[0]).fill((q, d, float("inf") if d.startswith("eat-cat") else s) for q, d, s in liked)
     with pytest.raises(InputError, match="not finite"):
         training.train(TrainConfig(recipe="margin-mse", init=str(tiny_dot), max_steps=3), *data, tmp_path / "x", scores=bad)
@@ -228,10 +231,12 @@ def test_a_loss_that_is_not_finite_stops(tmp_path, data, liked, tiny_dot):
 
 
 def test_refusals(tmp_path, data, liked, tiny_dot):
-    with pytest.raises(InputError, match="scores: recipe margin-mse needs them"):
+    with pytest.raises(InputError, match="scores: recipe margin-mse needs teacher scores"):
         training.train(TrainConfig(recipe="margin-mse", init=str(tiny_dot)), *data, tmp_path / "x")
     few = Scores(data[0]).fill(scored for scored in liked if scored[2] < 10)
-    with pytest.raises(InputError, match=f"10 candidate pairs have no teacher score, e.g. query {liked[0][0]}, {liked[0][1]}"):
+    with pytest.raises(
+        InputError, match=f"10 candidate pairs have no teacher score, e.g. query {liked[0][0]}, document {liked[0][1]}"
+    ):
         training.train(TrainConfig(recipe="margin-mse", init=str(tiny_dot)), *data, tmp_path / "x", scores=few)
     with pytest.raises(InputError, match="unknown recipe 'magic'; expected one of margin-mse"):
         training.train(TrainConfig(recipe="magic", init=str(tiny_dot)), *data, tmp_path / "x")
@@ -280,24 +285,27 @@ def test_data_that_does_not_fit_is_refused(tmp_path, invoke, files, data, scores
         ),
         (
             ["--recipe", "ranknet", "--candidates", tmp_path / "c.jsonl", "--setting", "magic=3"],
-            "--setting: magic: a bert_dot has no settings of its own",
+            "--setting: unknown setting magic; a bert_dot has none",
         ),
         (
             ["--recipe", "ranknet", "--candidates", tmp_path / "c.jsonl", "--student", "tk", "--setting", "max_query_len=9"],
-            "--setting: max_query_len: a tk has layers, heads, feed_forward",
+            "--setting: unknown setting max_query_len; a tk has layers, heads, feed_forward",
         ),
         (
             ["--recipe", "ranknet", "--candidates", tmp_path / "c.jsonl", "--student", "tk", "--layers", "0"],
-            "a tk has its own (setting layers=2)",
+            "a tk has its own layers: use the setting layers=2",
         ),
         (
             ["--recipe", "ranknet", "--candidates", tmp_path / "c.jsonl", "--student", "cross_encoder", "--max-length", 9999],
             "tokens at most; a longer length was asked for",
         ),
-        (["--recipe", "ranknet", "--candidates", tmp_path / "c.jsonl", "--glove", "x.txt"], "for a new tk student, not for"),
+        (
+            ["--recipe", "ranknet", "--candidates", tmp_path / "c.jsonl", "--glove", "x.txt"],
+            "word vectors are for a new tk student; ",
+        ),
         (
             ["--recipe", "ranknet", "--candidates", tmp_path / "c.jsonl", "--student", "cross_encoder", "--setting", "masks=8"],
-            "no settings of its own",
+            "unknown setting masks; a cross_encoder has none",
         ),
         (
             ["--recipe", "ranknet", "--candidates", tmp_path / "c.jsonl", "--student", "cross_encoder", "--pooling", "mean"],
@@ -340,9 +348,9 @@ def test_the_last_good_checkpoint_is_kept(tmp_path, data, scores, tiny_dot, dev,
     assert any(not torch.equal(kept[name], start[name]) for name in kept)
 
 
-def test_remains_of_a_kill_are_cleared_and_foreign_folders_are_not(tmp_path, data, tiny_dot):
+def test_remains_of_a_kill_are_removed_and_foreign_folders_stay(tmp_path, data, tiny_dot):
     config = TrainConfig(recipe="ranknet", init=str(tiny_dot), max_steps=1, batch_size=5, precision="fp32")
-    (tmp_path / "a.partial" / "stage-1").mkdir(parents=True)  # killed while it was being removed
+    (tmp_path / "a.partial" / "stage-1").mkdir(parents=True)  # killed during removal
     (tmp_path / "a.partial" / ".made_from.json.x1y2.partial").write_text("{")
     (tmp_path / "a.partial" / "clock.json").write_text('{"seconds": 1, "began": 1}')
     training.train(config, *data, tmp_path / "a")
@@ -354,7 +362,7 @@ def test_remains_of_a_kill_are_cleared_and_foreign_folders_are_not(tmp_path, dat
     assert (tmp_path / "b.partial" / "thesis.txt").exists()
 
 
-def test_saved_states_of_other_settings_are_kept_until_the_user_says_otherwise(tmp_path, data, tiny_dot):
+def test_saved_states_of_other_settings_stay_without_overwrite(tmp_path, data, tiny_dot):
     config = TrainConfig(
         recipe="ranknet", init=str(tiny_dot), max_steps=4, batch_size=5, precision="fp32", lr=1e-3, save_steps=1
     )
@@ -386,7 +394,7 @@ def test_saved_states_of_other_settings_are_kept_until_the_user_says_otherwise(t
     )
 
 
-def test_a_full_disk_is_one_line_and_the_next_run_goes_on(tmp_path, invoke, files, data, tiny_dot, monkeypatch):
+def test_a_full_disk_is_one_line_and_the_next_run_resumes(tmp_path, invoke, files, data, tiny_dot, monkeypatch):
     import safetensors.torch
     import transformers
 
@@ -430,7 +438,7 @@ def test_a_full_disk_is_one_line_and_the_next_run_goes_on(tmp_path, invoke, file
     assert record["data"]["collection"]["sha256"] == sha256(files["docs"])
 
 
-def test_a_collapsed_model_is_said_so(tmp_path, data, tokenizer, caplog):
+def test_a_collapsed_model_causes_a_warning(tmp_path, data, tokenizer, caplog):
     folder = save_cross(tokenizer, tmp_path / "flat", layers=2)
     model = loading.load(str(folder))
     torch.nn.init.zeros_(model.classifier.classifier.weight)
@@ -439,7 +447,7 @@ def test_a_collapsed_model_is_said_so(tmp_path, data, tokenizer, caplog):
     assert "collapsed" in caplog.text
 
 
-def test_texts_of_an_interrupted_run_on_pydocs_go_when_the_packages_change(
+def test_texts_of_an_interrupted_run_on_pydocs_are_removed_when_packages_change(
     tmp_path, data, corpus, queries, tiny_dot, monkeypatch
 ):
     monkeypatch.setattr(docstrings, "docs", lambda: iter(corpus))

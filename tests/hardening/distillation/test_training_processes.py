@@ -46,7 +46,7 @@ def test_a_run_killed_with_signal_9_in_its_second_stage_resumes_to_the_same_weig
     process.start()
     process.join(timeout=120)
     assert process.exitcode == -signal.SIGKILL
-    half = tmp_path / "out.partial" / "stage-2" / "checkpoint-2"  # while saving: weights are there, the seal is not
+    half = tmp_path / "out.partial" / "stage-2" / "checkpoint-2"  # killed while saving: weights without the mark
     assert (half / "model.safetensors").exists() and not list(half.glob("saved-*"))
     out = training.train(config, *data, tmp_path / "out")
     assert checkpoint_folder.fingerprint(out) == checkpoint_folder.fingerprint(whole_tinybert)

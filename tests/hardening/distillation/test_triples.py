@@ -28,7 +28,7 @@ def bad_file(tmp_path):
     return tmp_path / "bad.tsv"
 
 
-def test_a_run_that_is_interrupted_leaves_its_data_to_the_next(tmp_path, files, invoke, tiny_dot, monkeypatch):
+def test_an_interrupted_run_leaves_its_data_to_the_next(tmp_path, files, invoke, tiny_dot, monkeypatch):
     import transformers
 
     (tmp_path / "s.tsv").write_text("".join(f"{n}\t-{n}\tq{n}\teat-cat\tsleep-cow\n" for n in range(8)))
