@@ -186,10 +186,10 @@ def test_a_stream_holds_only_what_was_passed_by(tmp_path):
     read(tmp_path / "r", "".join(f"{query_id} Q0 d 1 1 t\n" for query_id in "12345"))
     stream = runs.open_run(tmp_path / "r")
     stream.get("1")
-    assert stream.get("6") is None and not stream._passed
+    assert stream.get("6") is None and not stream._skipped
     stream.get("4")
-    assert list(stream._passed) == ["2", "3"]
-    assert stream.get("3").doc_ids == ["d"] and list(stream._passed) == ["2"]
+    assert list(stream._skipped) == ["2", "3"]
+    assert stream.get("3").doc_ids == ["d"] and list(stream._skipped) == ["2"]
 
 
 @pytest.mark.parametrize(

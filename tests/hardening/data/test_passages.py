@@ -16,7 +16,7 @@ def test_bad_windows(windows):
 
 
 def test_what_is_no_passage_is_refused():
-    with pytest.raises(InputError, match="'plain' is not the id of a passage"):
+    with pytest.raises(InputError, match="'plain' is not a passage id"):
         passages.aggregate(Run.from_scores("t", {"q": {"plain": 1.0}}))
     with pytest.raises(InputError, match="one of maxp, firstp, sump, avgp, not 'best'"):
         passages.aggregate(RUN, "best")

@@ -59,7 +59,7 @@ def test_no_vectors_are_no_index(made):
         ('{"id": "x", "vector": ["1", "2"]}', 'embeddings.jsonl:31: expected {"id"'),
         ('{"id": "x", "vector": [[1], [1, 2]]}', 'embeddings.jsonl:31: expected {"id"'),
         ('{"id": null, "vector": [1]}', "embeddings.jsonl:31: no id"),
-        ('{"id": "\\ud800", "vector": [1]}', "embeddings.jsonl:31: text with half of a surrogate pair"),
+        ('{"id": "\\ud800", "vector": [1]}', "embeddings.jsonl:31: text contains half of a surrogate pair"),
     ],
 )
 def test_wrong_lines(made, line, message):
