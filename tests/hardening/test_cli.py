@@ -32,7 +32,7 @@ def test_words_that_a_shell_made_of_nothing_are_refused(invoke):
         (["a", ""], "an argument is empty"),
     ):
         result = invoke(shown, *words)
-        assert result.exit_code == 2 and result.output == f"Error: {said}; is a variable not set?\n"
+        assert result.exit_code == 2 and result.output == f"Error: {said}; is a shell variable unset?\n"
     assert invoke(shown, "--query-prefix", "").exit_code == invoke(shown, "--query-prefix=").exit_code == 0
 
 

@@ -27,7 +27,7 @@ def test_what_was_read_before_a_kill_is_not_written_again(made, monkeypatch, cap
     assert not (folder / "x").exists()
     with caplog.at_level("INFO"):
         assert build.build_from_vectors(folder / "pyserini", None, folder / "x") == 30
-    assert saved == [0, 1, 2, 2, 3, 4] and "going on from 2 finished parts" in caplog.text
+    assert saved == [0, 1, 2, 2, 3, 4] and "resuming after 2 finished parts" in caplog.text
     for file in ("index", "docid"):
         assert (folder / "x" / file).read_bytes() == (folder / "unbroken" / file).read_bytes()
     assert not list(folder.glob(".*"))
