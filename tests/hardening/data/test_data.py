@@ -1,4 +1,4 @@
-"""Formats against odd input: malformed, cut and foreign files, duplicates, and whatever a data set library throws."""
+"""Readers with bad input: malformed, truncated and foreign files, duplicates, and exceptions of ir_datasets."""
 
 import gzip
 
@@ -14,7 +14,7 @@ from tests.data.test_data import docs_of, json_lines, places_in, save
 # --------------------------------------------------------------------------------------------------- collections
 
 
-def test_links_to_folders_are_followed_each_folder_once(save, tmp_path):
+def test_folder_links_are_followed_once(save, tmp_path):
     save("c/a.jsonl", json_lines({"id": "a", "contents": "a"}))
     save("elsewhere/b.jsonl", json_lines({"id": "b", "contents": "b"}))
     (tmp_path / "c" / "part").symlink_to(tmp_path / "elsewhere")
@@ -23,7 +23,7 @@ def test_links_to_folders_are_followed_each_folder_once(save, tmp_path):
 
 
 @pytest.mark.parametrize("mark", ["docid", "segments_1"])
-def test_our_indexes_in_a_collection_hold_no_documents(tmp_path, mark):
+def test_our_indexes_in_a_collection_are_ignored(tmp_path, mark):
     (tmp_path / "docs.jsonl").write_text(json_lines({"id": "a", "contents": "a"}))
     (tmp_path / "index").mkdir()
     (tmp_path / "index" / "manifest.json").write_text("{}")
@@ -32,7 +32,7 @@ def test_our_indexes_in_a_collection_hold_no_documents(tmp_path, mark):
 
 
 def test_windows_files(save):
-    """A byte order mark and CRLF are no text; blank lines are no records."""
+    """Byte order mark, CRLF and blank lines are ignored."""
     assert list(formats.read_collection(save("d.tsv", b"\xef\xbb\xbf1\tone\r\n\r\n2\ttwo\r\n"))) == [
         Doc("1", "", "one"),
         Doc("2", "", "two"),
@@ -119,7 +119,7 @@ def test_unique_docs_finds_any_duplicate(block, first, second):
 
 
 @pytest.mark.parametrize("block", [1, 2, 100])
-def test_colliding_hashes_are_no_duplicates(monkeypatch, block):
+def test_hash_collisions_are_not_duplicates(monkeypatch, block):
     monkeypatch.setattr(ids_, "id_hash", lambda text: len(text) % 2)
     docs = docs_of("a", "bb", "ccc", "dddd", "eeeee")
     assert list(unique_docs(iter(docs), places_in(docs), block)) == docs
@@ -131,7 +131,7 @@ def test_colliding_hashes_are_no_duplicates(monkeypatch, block):
 # -------------------------------------------------------------------------------------------------------- topics
 
 
-def test_a_header_is_one_only_in_the_first_line(save):
+def test_only_the_first_line_can_be_a_header(save):
     path = save("t.tsv", "pid\tcontroller\nid\ttext\n")
     assert formats.read_topics(path) == [Query("pid", "controller"), Query("id", "text")]
 
@@ -162,7 +162,7 @@ def test_malformed_topics(tmp_path, content, message):
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ("1 0 d 1\n1 0 d\n", None),  # three columns are BEIR's
+        ("1 0 d 1\n1 0 d\n", None),  # three columns as in BEIR
         ("1 0 d 1\n1 0 d 1 x\n", r":2: expected `qid 0 docid relevance`, found 5 columns"),
         ("1 0 d 1\n1 0 e high\n", r":2: relevance must be a whole number, found 'high'"),
         ("1 0 d 1\n1 0 d 2\n", r":2: document d has two different judgements"),
