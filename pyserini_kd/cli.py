@@ -157,15 +157,15 @@ def _parameters(settings: type[Settings]) -> Iterator[click.Parameter]:
         if shown is None:
             continue
         kind, several = (str, False) if shown.plain else _plain(field.annotation)
-        required, of_one = field.is_required(), _click_type(kind, shown.bounds)
+        required, value_type = field.is_required(), _click_type(kind, shown.bounds)
         if not shown.flags[0].startswith("-"):
             width = -1 if several else 1
-            yield click.Argument([name], type=of_one, nargs=width, required=required, metavar=shown.metavar)
+            yield click.Argument([name], type=value_type, nargs=width, required=required, metavar=shown.metavar)
             continue
         default = None if required or several else field.default
         is_flag = True if kind is bool else None
         yield (Runs if shown.words else click.Option)(
-            [*shown.flags, name], type=of_one, is_flag=is_flag, default=default, required=required, multiple=several,
+            [*shown.flags, name], type=value_type, is_flag=is_flag, default=default, required=required, multiple=several,
             help=shown.help, metavar=shown.metavar, hidden=shown.hidden,
         )  # fmt: skip
 

@@ -49,11 +49,11 @@ def collection_files(path: str | Path) -> list[Path]:
     """The files that `read_collection` reads, in order. Hidden folders and our own indexes are ignored."""
     path = Path(path)
     if not path.exists():
-        raise InputError(f"collection not found: {path} (a path, `ir_datasets:<id>` or `pydocs` was expected)")
+        raise InputError(f"collection not found: {path} (expected a path, `ir_datasets:<id>` or `pydocs`)")
     if not path.is_dir():
         return [path]
     corpus = [file for file in (path / "corpus.jsonl", path / "corpus.jsonl.gz") if file.exists()]
-    files = corpus[:1] or sorted(file for file in _below(path) if _kind(file) and not _is_foreign(file, path))
+    files = corpus[:1] or sorted(file for file in _below(path) if _kind(file) and not _is_ignored(file, path))
     if not files:
         raise InputError(f"collection folder {path} holds no .jsonl, .json or .tsv file (.gz allowed)")
     return files
@@ -70,7 +70,7 @@ def _below(path: Path) -> Iterator[Path]:
         yield from (Path(folder, name) for name in names)
 
 
-def _is_foreign(file: Path, top: Path) -> bool:
+def _is_ignored(file: Path, top: Path) -> bool:
     with_vectors, in_lucene = file.with_name("docid").is_file(), any(file.parent.glob("segments_*"))
     in_index = file.with_name("manifest.json").is_file() and (with_vectors or in_lucene)
     hidden = any(part.startswith(".") for part in file.relative_to(top).parts)

@@ -40,7 +40,7 @@ def numbered_lines(path: Path, what: str, blank: bool = False) -> Iterator[tuple
 
 
 def refuse_header(fields: list[str], where: str) -> None:
-    """InputError if the first line of a TSV file is a header, as pandas writes it; otherwise it becomes a record."""
+    """InputError if the first line of a TSV file is a header, as pandas writes it, because it would become a record."""
     names = [field.strip().lower() for field in fields]
     if where.endswith(":1") and names[0] in ID_COLUMNS and len(names) > 1 and names[1] in TEXT_COLUMNS:
         raise InputError(f"{where}: looks like a header ({', '.join(names)}); TSV files must have no header, remove it")

@@ -24,7 +24,7 @@ ADDED = ("sump", "avgp")  # these add scores, so they need probabilities, not lo
 
 
 def parse(windows: str) -> tuple[int, int]:
-    """(words per passage, stride in words) of `150:75`; InputError if passages would skip words."""
+    """(words per passage, stride in words) of `150:75`; InputError if malformed, or if text would be lost."""
     words, colon, stride = windows.partition(":")
     if not (colon and words.isdecimal() and stride.isdecimal() and 1 <= int(stride) <= int(words)):
         raise InputError(f"segments must be `WORDS:STRIDE` with 1 <= STRIDE <= WORDS, e.g. 150:75, not {windows!r}")

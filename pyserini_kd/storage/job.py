@@ -151,13 +151,13 @@ class SharedJob:
     def remove(self, result: Path | None = None) -> None:
         """Remove the folder in one step, after moving its `final` to `result`. `mend` completes this after a kill."""
         folder = self.job.folder
-        gone = _gone(folder)
+        trash = _trash(folder)
         if result is not None:
             sync(folder / FINAL)
-        os.replace(folder, gone)
+        os.replace(folder, trash)
         if result is not None:
-            replace_folder(gone / FINAL, result)
-        shutil.rmtree(gone, ignore_errors=True)
+            replace_folder(trash / FINAL, result)
+        shutil.rmtree(trash, ignore_errors=True)
 
 
 @contextlib.contextmanager
@@ -198,13 +198,13 @@ def open_shared(
 def mend(result: Path) -> None:
     """Complete the final renames of a killed process and remove its temporary files."""
     work = _work(result)
-    gone = _gone(work)
+    trash = _trash(work)
     with contextlib.ExitStack() as stack:
         with contextlib.suppress(FileNotFoundError):  # nothing there, or partly removed
-            fcntl.flock(stack.enter_context(open(gone / "users", "r+b")), fcntl.LOCK_EX)  # wait for the other process
-        if (gone / FINAL).exists() and not work.exists():
-            os.replace(gone, work)
-        shutil.rmtree(gone, ignore_errors=True)
+            fcntl.flock(stack.enter_context(open(trash / "users", "r+b")), fcntl.LOCK_EX)  # wait for the other process
+        if (trash / FINAL).exists() and not work.exists():
+            os.replace(trash, work)
+        shutil.rmtree(trash, ignore_errors=True)
     put_back(result)
 
 
@@ -212,5 +212,5 @@ def _work(result: Path) -> Path:
     return result.parent / f".{result.name}.partial"
 
 
-def _gone(work: Path) -> Path:
+def _trash(work: Path) -> Path:
     return work.with_name(f"{work.name}.gone")
