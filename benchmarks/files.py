@@ -1,4 +1,4 @@
-"""Rows about files: evaluate, fuse, and how soon each command's help is there."""
+"""Benchmark rows on files: evaluate, fuse, and the start-up time of --help."""
 
 from __future__ import annotations
 
@@ -24,14 +24,14 @@ MEASURES = ("RR@10", "nDCG@10", "AP", "R@1000", "P@10")
 
 
 def made_run(bench: Bench, number: int) -> Path:
-    """A run of 6,980 queries with 1,000 hits each, made by chance: ids and scores like those of a dense run, no ties."""
-    queries, hits = bench.some(6980, 100), bench.some(1000, 100)
+    """A random run of 6,980 queries with 1,000 hits each; ids and scores resemble a dense run, without ties."""
+    queries, hits = bench.choose(6980, 100), bench.choose(1000, 100)
     path = bench.work / f"made.{queries}x{hits}.{number}.txt"
     if not path.exists():
         rng = np.random.default_rng(number)
         found = []
         for query in range(queries):
-            doc_ids = rng.choice(COLLECTION // 100, hits, replace=False) * 100 + query % 100  # both runs share some
+            doc_ids = rng.choice(COLLECTION // 100, hits, replace=False) * 100 + query % 100  # so that two runs share some ids
             scores = 80 - (np.arange(hits) + 0.9 * rng.random(hits)) / 50
             found.append((str(query * 7), [str(d) for d in doc_ids.tolist()], scores))
         Run.from_hits(f"made{number}", found).write(path)
@@ -39,7 +39,7 @@ def made_run(bench: Bench, number: int) -> Path:
 
 
 def made_qrels(bench: Bench, run: Run) -> tuple[Qrels, Path]:
-    """One relevant document a query, as on MS MARCO dev; nine in ten of them somewhere in the run."""
+    """One relevant document per query, as in MS MARCO dev; 90% of them are in the run."""
     rng = np.random.default_rng(9)
     qrels = {
         q: {hits.doc_ids[int(rng.integers(len(hits.doc_ids)))] if rng.random() < 0.9 else "none": 1} for q, hits in run.items()
@@ -53,7 +53,7 @@ def made_qrels(bench: Bench, run: Run) -> tuple[Qrels, Path]:
 
 
 def lean_reader(path: Path) -> dict[str, dict[str, float]]:
-    """A run as pytrec_eval takes it, by the leanest way known: pyarrow's CSV reader, then a dict for each query's lines."""
+    """A run as input of pytrec_eval, by the fastest way known: the CSV reader of pyarrow, then one dict per query."""
     import pyarrow as pa
     import pyarrow.csv
 
@@ -73,7 +73,7 @@ def lean_reader(path: Path) -> dict[str, dict[str, float]]:
 
 
 def by_pytrec_eval(path: Path, qrels: Qrels) -> dict[str, float]:
-    """The five means, of a file, by pytrec_eval; one pass: beyond rank 10 a reciprocal rank is below .1."""
+    """The five means by pytrec_eval, in one pass: RR@10 drops reciprocal ranks below 0.1 (beyond rank 10)."""
     import pytrec_eval
 
     names = {"nDCG@10": "ndcg_cut_10", "AP": "map", "R@1000": "recall_1000", "P@10": "P_10", "RR@10": "recip_rank"}
@@ -87,7 +87,7 @@ def by_pytrec_eval(path: Path, qrels: Qrels) -> dict[str, float]:
 
 
 def by_trectools(run: Path, qrels: Path) -> dict[str, float]:
-    """The same by trectools alone, as its documentation shows it."""
+    """The five means by trectools alone, as in its documentation."""
     from trectools import TrecEval, TrecQrel, TrecRun
 
     judge = TrecEval(TrecRun(str(run)), TrecQrel(str(qrels)))
@@ -101,13 +101,13 @@ def by_trectools(run: Path, qrels: Path) -> dict[str, float]:
 
 
 def evaluated(bench: Bench) -> list[Row]:
-    """Five measures of 6,980 x 1,000, reading a warm file included: ours, pytrec_eval, and trectools on some queries."""
-    import pyarrow.csv  # noqa: F401 - imports are not timed
+    """Five measures of 6,980 x 1,000 hits, with reading of a cached file: ours, pytrec_eval, and trectools on a sample."""
+    import pyarrow.csv  # noqa: F401 - import before timing
     import trectools  # noqa: F401
 
     path = made_run(bench, 1)
     qrels, qrels_path = made_qrels(bench, Run.read(path))
-    sample = bench.some(100, 20)
+    sample = bench.choose(100, 20)
     small = bench.work / "sample.txt"
     whole = Run.read(path)
     Run("sample", {q: whole[q] for q in list(whole)[:sample]}).write(small, overwrite=True)
@@ -122,7 +122,7 @@ def evaluated(bench: Bench) -> list[Row]:
         "pytrec_eval": lambda _: by_pytrec_eval(path, qrels),
         "trectools": lambda _: by_trectools(small, qrels_path),
     }
-    timed = interleaved(jobs, bench.some(3, 1), once=["trectools"])
+    timed = interleaved(jobs, bench.choose(3, 1), once=["trectools"])
     mine, theirs = timed.results["ours"][-1], timed.results["pytrec_eval"][-1]
     gap = max(abs(mine[measure] - theirs[measure]) for measure in MEASURES)
     ratio = timed.ratio("ours", "pytrec_eval")
@@ -132,7 +132,7 @@ def evaluated(bench: Bench) -> list[Row]:
     share = path.stat().st_size / speed / timed.median("ours")
     equal = f"means within {gap:.0e}"
     disk = f"reading the file alone, {speed / 1e9:.1f} GB/s, would take {share:.1%} of it"
-    what = f"evaluate {n_queries} x {bench.some(1000, 100)}, 5 measures"
+    what = f"evaluate {n_queries} x {bench.choose(1000, 100)}, 5 measures"
     seconds = f"{timed.median('ours'):.1f} s"
     return [
         Row(what, seconds, f"pytrec_eval, pyarrow's reader {timed.median('pytrec_eval'):.1f} s", ratio, None, equal,
@@ -146,9 +146,9 @@ def evaluated(bench: Bench) -> list[Row]:
 
 
 def fused(bench: Bench) -> list[Row]:
-    """Two such runs by RRF. Ours reads, fuses and writes; of ranx only reading and fusing is timed.
+    """RRF of two runs. Ours reads, fuses and writes; for ranx only reading and fusing is timed.
 
-    Its kernels are compiled before. Its `save` looks dictionaries up anew for each line, and takes many minutes of so many.
+    The kernels of ranx are compiled before timing. Its `save` would take many minutes, so its time is extrapolated.
     """
     import ranx
 
@@ -164,8 +164,8 @@ def fused(bench: Bench) -> list[Row]:
 
     Run.from_scores("tiny", {"q": {"a": 2.0, "b": 1.0}}).write(tiny_path, overwrite=True)
     by_ranx([tiny_path, tiny_path]).save(str(theirs_path), kind="trec")
-    kept: dict[str, Any] = {}  # the last round's; ranx's runs are large
-    timed = interleaved({"ours": ours, "ranx": lambda _: kept.update(run=by_ranx(paths))}, bench.some(2, 1))
+    kept: dict[str, Any] = {}  # only the last round, because ranx runs are large
+    timed = interleaved({"ours": ours, "ranx": lambda _: kept.update(run=by_ranx(paths))}, bench.choose(2, 1))
     mine, theirs = Run.read(ours_path), kept["run"]
     queries = list(mine)[:: max(1, len(mine) // 100)]
     gap = 0.0
@@ -182,7 +182,7 @@ def fused(bench: Bench) -> list[Row]:
     share = moved / read_bandwidth(paths[0]) / seconds
     return [
         Row(
-            f"fuse two runs of {len(mine)} x {bench.some(1000, 100)} by RRF",
+            f"fuse two runs of {len(mine)} x {bench.choose(1000, 100)} by RRF",
             f"{seconds:.1f} s, reading and writing included",
             f"ranx {timed.median('ranx'):.1f} s, without writing (about {saving:.0f} s more, from 10 queries)",
             ratio,
@@ -199,14 +199,15 @@ def fused(bench: Bench) -> list[Row]:
 
 
 def helped(bench: Bench) -> list[Row]:
-    """`--help` of every command: the slowest one's median of three."""
-    compiled = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}  # as if installed
+    """`--help` of every command: the slowest median of three rounds."""
+    # with bytecode, as when installed
+    compiled = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
 
     def show(command: str) -> Any:
         words = [sys.executable, "-m", "pyserini_kd", command, "--help"]
         return lambda _: subprocess.run(words, check=True, capture_output=True, env=compiled)
 
-    timed = interleaved({command: show(command) for command in COMMANDS}, bench.some(3, 1))
+    timed = interleaved({command: show(command) for command in COMMANDS}, bench.choose(3, 1))
     slowest = max(COMMANDS, key=timed.median)
     bare = interleaved({"python": lambda _: subprocess.run([sys.executable, "-c", ""], check=True)}, 3).median("python")
     seconds = timed.median(slowest)

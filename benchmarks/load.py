@@ -1,6 +1,6 @@
-"""The service under load: concurrent clients on loopback; no error, no growth in memory, the command's results; p50 and p95.
+"""Load test of the service with concurrent local clients: latency, errors, memory growth, and results equal to `search`.
 
-`python -m benchmarks.load --index INDEX --encoder ENCODER --topics TOPICS --seconds 60` tries any index; `make bench` tries
+`python -m benchmarks.load --index INDEX --encoder ENCODER --topics TOPICS --seconds 60` tests any index; `make bench` tests
 the embedded documents.
 """
 
@@ -31,13 +31,13 @@ from pyserini_kd.models.rankers import load_encoder
 from pyserini_kd.retrieval import build
 
 HITS = 10
-DOCS = 2000  # shows the service, not the index
-GROWTH = 2.0  # MiB by which the last third of the time may hold more than the middle third: the allocator's noise
+DOCS = 2000  # few, to measure the service and not the index
+GROWTH = 2.0  # MiB that memory may grow from the middle third of the time to the last: allocator noise
 
 
 @contextlib.contextmanager
 def serving(words: Sequence[str]) -> Iterator[tuple[int, psutil.Process]]:
-    """The port and the process of `pyserini-kd serve` with these words, ready to answer; Ctrl-C at the end."""
+    """Run `pyserini-kd serve` with these arguments; yields its port and process once it answers. Ends it with Ctrl-C."""
     command = [sys.executable, "-m", "pyserini_kd", "serve", "--port", "0", *words]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as server:
         try:
@@ -51,7 +51,7 @@ def serving(words: Sequence[str]) -> Iterator[tuple[int, psutil.Process]]:
 
 
 class Clients:
-    """Threads that ask, each over a connection of its own, until a time; what they saw."""
+    """Client threads, each with its own connection; collects latencies in seconds and errors."""
 
     def __init__(self, port: int, expected: Run, texts: dict[str, str]) -> None:
         self.port, self.expected, self.texts = port, expected, list(texts.items())
@@ -59,7 +59,7 @@ class Clients:
         self.errors: list[str] = []
 
     def run(self, count: int, seconds: float, rude: bool = False) -> float:
-        """Let `count` clients ask for so many seconds; returns requests a second. `rude` sends what is wrong beside them."""
+        """Run `count` clients for `seconds`; returns requests per second. `rude` adds a client with malformed requests."""
         self.seconds, until = [], time.monotonic() + seconds
         threads = [threading.Thread(target=self._client, args=(number, until)) for number in range(count)]
         threads += [threading.Thread(target=self._rude_client, args=(until,))] if rude else []
@@ -98,7 +98,7 @@ class Clients:
         connection.close()
 
     def _rude_client(self, until: float) -> None:
-        """Malformed, huge and too many; and clients that leave before the answer. All but the last must get a 4xx."""
+        """Send malformed, huge and too many queries, which must get a 4xx; and disconnect before an answer."""
         bodies = [b'{"query": ', b"x" * (4 << 20), json.dumps({"query": ["a"] * 1000}).encode()]
         while time.monotonic() < until:
             for body in bodies:
@@ -110,67 +110,67 @@ class Clients:
                     status = repr(error)
                 connection.close()
                 if status not in range(400, 500):
-                    self.errors.append(f"a wrong request got {status}")
+                    self.errors.append(f"a malformed request got {status}")
             with socket.create_connection(("127.0.0.1", self.port)) as leaving:
                 leaving.sendall(b"GET /search?query=leaving HTTP/1.1\r\nHost: x\r\n\r\n")
             time.sleep(0.05)
 
 
 def difference(hits: list[dict[str, Any]], expected: Run, query_id: str) -> str:
-    """What is not as in the command's run, up to float rounding and the order of what is as close; empty where nothing."""
+    """How hits differ from the run of `search`, or ""; rounding and the order of near ties are ignored."""
     doc_ids, scores = expected[query_id]
     tolerance = score_tolerance()
     if not np.allclose([hit["score"] for hit in hits], scores[: len(hits)], atol=tolerance):
         return f"other scores for query {query_id}"
-    own = dict(zip(doc_ids, scores.tolist(), strict=True))
-    far = [hit for hit in hits if abs(own.get(hit["doc_id"], scores[-1]) - hit["score"]) > tolerance]
+    wanted = dict(zip(doc_ids, scores.tolist(), strict=True))
+    far = [hit for hit in hits if abs(wanted.get(hit["doc_id"], scores[-1]) - hit["score"]) > tolerance]
     return f"other documents for query {query_id}" if far else ""
 
 
 def under_load(words: Sequence[str], topics: Path, work: Path, seconds: float, clients: int = 8) -> dict[str, Any]:
-    """Serve, ask alone and together; what was measured."""
+    """Load the service with one client and then with `clients`; returns the measurements."""
     run = work / "load.txt"
     search = [sys.executable, "-m", "pyserini_kd", "search", *words, "--topics", str(topics), "--hits", str(2 * HITS)]
     subprocess.run([*search, "--output", str(run), "--overwrite"], check=True, stdout=subprocess.DEVNULL)
     texts = {query.query_id: query.text for query in formats.read_topics(topics)}
     with serving(words) as (port, process):
-        some = Clients(port, Run.read(run), texts)
-        some.run(clients, max(2.0, seconds / 10), rude=True)  # warm: what is allocated once
-        some.run(1, max(2.0, seconds / 10))
-        alone = some.percentiles()
+        load = Clients(port, Run.read(run), texts)
+        load.run(clients, max(2.0, seconds / 10), rude=True)  # warm-up: one-time allocations
+        load.run(1, max(2.0, seconds / 10))
+        alone = load.percentiles()
         held: list[float] = []
         done = threading.Event()
         watch = threading.Thread(target=_watch, args=(process, held, done))
         watch.start()
         try:
-            rate = some.run(clients, seconds, rude=True)
+            rate = load.run(clients, seconds, rude=True)
         finally:
             done.set()
             watch.join()
         third = len(held) // 3
         return {
             "alone": alone,
-            "together": some.percentiles(),
+            "together": load.percentiles(),
             "rate": rate,
-            "requests": len(some.seconds),
-            "errors": some.errors,
+            "requests": len(load.seconds),
+            "errors": load.errors,
             "growth": statistics.median(held[-third:]) - statistics.median(held[third:-third]),
             "since": held[-1] - held[0],
         }
 
 
 def _watch(process: psutil.Process, held: list[float], done: threading.Event) -> None:
-    """Add the MiB that a process holds to the list, five times a second."""
+    """Append the resident memory of a process in MiB to `held`, five times a second."""
     while not done.wait(0.2):
         held.append(process.memory_info().rss / 2**20)
 
 
 def _memory(found: dict[str, Any]) -> str:
-    return f"memory {found['growth']:+.1f} MiB from the middle third to the last, {found['since']:+.1f} since the beginning"
+    return f"memory {found['growth']:+.1f} MiB from the middle third to the last, {found['since']:+.1f} since the start"
 
 
 def described(found: dict[str, Any], clients: int = 8) -> str:
-    """The figures in a line."""
+    """The measurements in one line."""
     return (
         f"alone p50 {found['alone'][0]:.1f} ms, p95 {found['alone'][1]:.1f} ms; {clients} clients "
         f"p50 {found['together'][0]:.1f} ms, p95 {found['together'][1]:.1f} ms, {found['rate']:.0f} requests/s"
@@ -178,8 +178,8 @@ def described(found: dict[str, Any], clients: int = 8) -> str:
 
 
 def pydocs_index(bench: Bench) -> Path:
-    """MiniLM's index of some of the embedded documents, made once."""
-    count = bench.some(DOCS, 200)
+    """The MiniLM index of the first embedded documents; built once."""
+    count = bench.choose(DOCS, 200)
     folder = bench.work / f"pydocs.{count}.minilm"
     if not folder.exists():
         docs = [doc for doc, _ in zip(docstrings.docs(), range(count), strict=False)]
@@ -188,10 +188,10 @@ def pydocs_index(bench: Bench) -> Path:
 
 
 def served(bench: Bench) -> list[Row]:
-    """The service over 2,000 of the embedded documents with MiniLM, asked by 8 clients for a minute."""
-    seconds, topics = bench.some(60, 3), bench.work / "pydocs.tsv"
+    """The service with MiniLM over 2,000 embedded documents, under load from 8 clients for a minute."""
+    seconds, topics = bench.choose(60, 3), bench.work / "pydocs.tsv"
     folder = pydocs_index(bench)
-    formats.write_topics(docstrings.topics("test")[: bench.some(500, 20)], topics, overwrite=True)
+    formats.write_topics(docstrings.topics("test")[: bench.choose(500, 20)], topics, overwrite=True)
     words = ["--index", str(folder), "--encoder", "minilm"]
     found = under_load(words, topics, bench.work, seconds)
     good = not found["errors"] and found["growth"] < GROWTH
@@ -224,7 +224,7 @@ def served(bench: Bench) -> list[Row]:
 def main(
     folder: str, encoder: str, sparse_index: str | None, rerank: str | None, topics: Path, seconds: float, clients: int
 ) -> None:
-    """Try the service over any index: exit code 1 where an answer is not the command's, or memory grows."""
+    """Load-test the service over any index. Exit code 1 if results differ from `search` or memory grows."""
     words = ["--index", folder, "--encoder", encoder]
     words += ["--sparse-index", sparse_index] if sparse_index else []
     words += ["--rerank", rerank] if rerank else []

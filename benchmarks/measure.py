@@ -1,4 +1,4 @@
-"""Timing side by side, and what the machine could do at best."""
+"""Interleaved timing, and the limits of the machine."""
 
 from __future__ import annotations
 
@@ -13,29 +13,29 @@ from typing import Any
 
 @dataclasses.dataclass(frozen=True)
 class Bench:
-    """What every row is given: the folder with the real collections (None: absent), a folder to keep things in, how much."""
+    """Input of every row: folder of the real collections (None if absent), work folder, and whether sizes are small."""
 
     data: Path | None
     work: Path
     quick: bool
 
-    def some(self, full: int, quick: int) -> int:
-        """How many of something."""
+    def choose(self, full: int, quick: int) -> int:
+        """The full or the quick value."""
         return quick if self.quick else full
 
 
 @dataclasses.dataclass(frozen=True)
 class Row:
-    """A line of the table. `ratio` is ours to the better peer at its defaults, `helped` to the peer in bf16.
+    """A line of the table. `ratio` compares with the better peer at its defaults, `bf16_ratio` with the peer in bf16.
 
-    None, or infinite: there is no such peer.
+    None or infinity means that there is no such peer.
     """
 
     what: str
     ours: str
     peer: str
     ratio: float | None = None
-    helped: float | None = None
+    bf16_ratio: float | None = None
     equal: str = ""
     bar: str = ""
     passed: bool | None = None
@@ -43,7 +43,7 @@ class Row:
 
 
 def score_tolerance() -> float:
-    """How far apart two cosines of the same texts may lie: float rounding, or that of bf16 where our side computes in it."""
+    """Allowed difference of two cosines of the same texts: rounding of fp32, or of bf16 where we use it."""
     from pyserini_kd.models import hardware
 
     return 1e-4 if hardware.choose_precision() == "fp32" else 5e-3
@@ -51,7 +51,7 @@ def score_tolerance() -> float:
 
 @dataclasses.dataclass(frozen=True)
 class Timed:
-    """Seconds of each round of each job, and what the last round returned."""
+    """Seconds and results of each job, per round."""
 
     seconds: dict[str, list[float]]
     results: dict[str, list[Any]]
@@ -61,33 +61,30 @@ class Timed:
         return statistics.median(self.seconds[name])
 
     def each(self, names: Sequence[str], value: Callable[[float], str]) -> str:
-        """The jobs among these that took part, with what `value` makes of their median seconds."""
+        """The jobs in `names` that ran, each with `value` of its median seconds, as text."""
         return ", ".join(f"{name} {value(self.median(name))}" for name in names if name in self.seconds)
 
     def ratio(self, ours: str, peer: str) -> float:
-        """Median over the rounds that both took part in of the peer's seconds by ours: how many times faster we are.
-
-        Infinite for a peer that took no part.
-        """
+        """Speed-up over a peer: median of its seconds / our seconds over shared rounds; inf if the peer did not run."""
         if peer not in self.seconds:
             return math.inf
         return statistics.median(b / a for a, b in zip(self.seconds[ours], self.seconds[peer], strict=False))
 
     def better(self, *peers: str) -> str:
-        """The peer that needed the least time."""
+        """The fastest peer."""
         return min(peers, key=self.median)
 
 
 def possible(jobs: Mapping[str, Callable[[int], Any]]) -> dict[str, Callable[[int], Any]]:
-    """The jobs, without peers in bf16 where the processor only imitates it, at a tenth of fp32's speed."""
+    """The jobs, without bf16 peers on processors that emulate bf16, which is ten times slower than fp32."""
     from pyserini_kd.models import hardware
 
-    imitated = hardware.imitates_bf16()
-    return {name: job for name, job in jobs.items() if not (imitated and name.endswith("bf16"))}
+    emulated = hardware.imitates_bf16()
+    return {name: job for name, job in jobs.items() if not (emulated and name.endswith("bf16"))}
 
 
 def interleaved(jobs: Mapping[str, Callable[[int], Any]], rounds: int, once: Sequence[str] = ()) -> Timed:
-    """Run the jobs in turn, round after round, each round beginning with another; those in `once` in round 0 only."""
+    """Run the jobs in turn, in rounds; each round begins with another job. Jobs in `once` run in round 0 only."""
     timed = Timed({name: [] for name in jobs}, {name: [] for name in jobs})
     names = list(jobs)
     for number in range(rounds):
@@ -102,7 +99,7 @@ def interleaved(jobs: Mapping[str, Callable[[int], Any]], rounds: int, once: Seq
 
 
 def matmul_flops(rows: int, inner: int, columns: int, precision: str = "fp32") -> float:
-    """Floating-point operations a second of a plain matrix product (rows, inner) x (inner, columns)."""
+    """Operations per second of a plain matrix product (rows, inner) x (inner, columns)."""
     import torch
     from torch.utils.benchmark import Timer
 
@@ -116,23 +113,23 @@ def matmul_flops(rows: int, inner: int, columns: int, precision: str = "fp32") -
 
 
 def model_flops(config: Any, lengths: Sequence[int]) -> float:
-    """Floating-point operations of one pass of a BERT over texts of so many tokens, padding not counted."""
+    """Floating-point operations of a BERT forward pass over texts of `lengths` tokens, without padding."""
     width, inner = config.hidden_size, config.intermediate_size
-    a_token = 2 * (4 * width * width + 2 * width * inner)
-    return float(config.num_hidden_layers * sum(length * a_token + 4 * length * length * width for length in lengths))
+    per_token = 2 * (4 * width * width + 2 * width * inner)
+    return float(config.num_hidden_layers * sum(length * per_token + 4 * length * length * width for length in lengths))
 
 
 def against_machine(config: Any, lengths: Sequence[int], seconds: float, precision: str) -> str:
-    """What share of a plain matrix product's speed a model reached: of a large square one, and of its own shapes."""
+    """Speed of a model as a share of plain matrix products: in its own shapes, and in a large square one."""
     reached = model_flops(config, lengths) / seconds
     square = matmul_flops(2048, 2048, 2048, precision)
-    own = matmul_flops(8192, config.hidden_size, config.intermediate_size, precision)
+    shaped = matmul_flops(8192, config.hidden_size, config.intermediate_size, precision)
     unit = "GOP/s" if precision == "int8" else "GFLOP/s"
-    return f"{reached / 1e9:.0f} {unit} {precision}: {reached / own:.0%} of its own matrices', {reached / square:.0%} of 2048^3"
+    return f"{reached / 1e9:.0f} {unit} {precision}: {reached / shaped:.0%} of its shapes, {reached / square:.0%} of 2048^3"
 
 
 def read_bandwidth(path: Path) -> float:
-    """Bytes a second of reading a file that the system holds in memory already."""
+    """Bytes per second when reading a file from the page cache."""
     size = 0
     path.read_bytes()
     begun = time.perf_counter()

@@ -1,4 +1,4 @@
-"""Rows about models: encode, search, rerank, students, int8, train."""
+"""Benchmark rows on models: encode, search, rerank, students, int8, train."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ ROUNDS = 8
 
 
 def encode(bench: Bench) -> list[Row]:
-    """4,000 real documents by MiniLM-L6, in eight rounds of 500 others; only the better peer is in all of them."""
+    """Encode 4,000 real documents with MiniLM-L6, 500 in each of eight rounds; only the better peer runs in all."""
     from pyserini_kd.data.java import start_jvm
 
     start_jvm()
@@ -36,14 +36,14 @@ def encode(bench: Bench) -> list[Row]:
     from sentence_transformers import SentenceTransformer
 
     folder = checkpoint_folder.resolve("minilm")
-    size = bench.some(500, 8)
+    size = bench.choose(500, 8)
     texts = [doc.contents for doc in docstrings.docs()][: ROUNDS * size]
-    parts = [texts[start::ROUNDS] for start in range(ROUNDS)]  # each has short and long ones: peers of one round are comparable
+    parts = [texts[start::ROUNDS] for start in range(ROUNDS)]  # short and long texts in each part
     model: Any = rankers.load("minilm")
     pyserini = AutoDocumentEncoder(str(folder), device="cpu", pooling="mean", l2_norm=True)
     sentence_transformer = SentenceTransformer(str(folder), device="cpu")
 
-    def helped(function: Any) -> Any:
+    def with_bf16(function: Any) -> Any:
         def run(number: int) -> Any:
             with peers.bf16():
                 return function(number)
@@ -56,14 +56,14 @@ def encode(bench: Bench) -> list[Row]:
         "sentence-transformers": lambda number: sentence_transformer.encode(parts[number]),
     }
     names = list(jobs)[1:]
-    jobs = possible(jobs | {f"{name} bf16": helped(jobs[name]) for name in names})
-    parts.append(texts[: bench.some(100, 4)])  # part -1: to warm up, and to find the better peer
+    jobs = possible(jobs | {f"{name} bf16": with_bf16(jobs[name]) for name in names})
+    parts.append(texts[: bench.choose(100, 4)])  # part -1: warm-up and choice of the better peer
     trial = interleaved({name: functools.partial(_first, job) for name, job in jobs.items()}, 2)
     in_bf16 = [name for name in jobs if name.endswith("bf16")]
-    better, best_helped = trial.better(*names), trial.better(*in_bf16) if in_bf16 else "none in bf16"
-    often = ("ours", better) if helped_once() else ("ours", better, best_helped)
+    better, best_bf16 = trial.better(*names), trial.better(*in_bf16) if in_bf16 else "none in bf16"
+    often = ("ours", better) if once_in_bf16() else ("ours", better, best_bf16)
     timed = interleaved(jobs, ROUNDS, once=[name for name in jobs if name not in often])
-    ratio, against_bf16 = timed.ratio("ours", better), timed.ratio("ours", best_helped)
+    ratio, against_bf16 = timed.ratio("ours", better), timed.ratio("ours", best_bf16)
     cosine = min(_cosine(a, b) for name in names for a, b in zip(timed.results["ours"], timed.results[name], strict=False))
     speed = {name: size / timed.median(name) for name in jobs}
     lengths = [min(256, len(ids)) for ids in model.tokenizer(parts[0])["input_ids"]]
@@ -95,10 +95,10 @@ def _cosine(a: Any, b: Any) -> float:
 
 
 def searched(bench: Bench) -> list[Row]:
-    """1,000 SQuAD test questions over the 30,005 passages of msmarco-dl19, start-up included and excluded."""
+    """Search the 30,005 passages of msmarco-dl19 with 1,000 SQuAD test questions, with and without start-up."""
     assert bench.data is not None
-    folder, topics = dense_index(bench), bench.work / f"squad.{bench.some(1000, 20)}.tsv"
-    queries = formats.read_topics(bench.data / "squad" / "queries.test.tsv")[: bench.some(1000, 20)]
+    folder, topics = dense_index(bench), bench.work / f"squad.{bench.choose(1000, 20)}.tsv"
+    queries = formats.read_topics(bench.data / "squad" / "queries.test.tsv")[: bench.choose(1000, 20)]
     formats.write_topics(queries, topics, overwrite=True)
     checkpoint = checkpoint_folder.resolve("minilm")
     ours, theirs = bench.work / "ours.txt", bench.work / "pyserini.txt"
@@ -114,7 +114,7 @@ def searched(bench: Bench) -> list[Row]:
         batched: lambda _: _run([*run_peer, *peer, theirs, "--batch-size", "64", "--threads", "2"]),
         "bf16": lambda _: _run([*run_peer, "--bf16", *peer, bench.work / "pyserini.bf16.txt"]),
     }
-    timed = interleaved(possible(jobs), bench.some(3, 1), once=[batched, *helped_once()])
+    timed = interleaved(possible(jobs), bench.choose(3, 1), once=[batched, *once_in_bf16()])
     equal = same_ranking(Run.read(ours), Run.read(theirs))
     ratio = timed.ratio("ours", "Pyserini")
     begun = time.perf_counter()
@@ -135,7 +135,7 @@ def searched(bench: Bench) -> list[Row]:
 
 
 def _search_warm(folder: Path, queries: list[Any], checkpoint: Path) -> Row:
-    """The same in one process, everything loaded before; neither writes."""
+    """The same in one process after loading; no run file is written."""
     from pyserini_kd.data.java import start_jvm
 
     start_jvm()
@@ -145,19 +145,19 @@ def _search_warm(folder: Path, queries: list[Any], checkpoint: Path) -> Row:
     opened = System.open(SystemSettings(index=(str(folder),), encoder="minilm"))
     searcher = FaissSearcher(str(folder), AutoQueryEncoder(encoder_dir=str(checkpoint), pooling="mean", l2_norm=True))
 
-    def helped(_: int) -> Any:
+    def with_bf16(_: int) -> Any:
         with peers.bf16():
             return peers.pyserini_search(searcher, queries, 1000)
 
     jobs: dict[str, Any] = {
         "ours": lambda _: opened.search(queries, 1000)[0],
         "Pyserini": lambda _: peers.pyserini_search(searcher, queries, 1000),
-        "bf16": helped,
+        "bf16": with_bf16,
     }
     jobs = possible(jobs)
     for job in jobs.values():
         job(0)
-    timed = interleaved(jobs, 3, once=helped_once())
+    timed = interleaved(jobs, 3, once=once_in_bf16())
     ratio, against_bf16 = timed.ratio("ours", "Pyserini"), timed.ratio("ours", "bf16")
     equal = same_ranking(timed.results["ours"][0], peers.run_of(timed.results["Pyserini"][0]))
     model: Any = loading.load("minilm")
@@ -176,26 +176,23 @@ def _search_warm(folder: Path, queries: list[Any], checkpoint: Path) -> Row:
 
 
 def dense_index(bench: Bench) -> Path:
-    """MiniLM's index of the passages, made once."""
+    """The MiniLM index of the msmarco-dl19 passages; built once."""
     assert bench.data is not None
     folder = bench.work / f"dl19.minilm{'.quick' if bench.quick else ''}"
     if not folder.exists():
         docs = sources.collection(str(bench.data / "msmarco-dl19" / "collection.tsv"))
-        some = (doc for doc, _ in zip(docs, range(bench.some(1 << 30, 200)), strict=False))
-        build.build(some, load_encoder("minilm"), folder)
+        first_docs = (doc for doc, _ in zip(docs, range(bench.choose(1 << 30, 200)), strict=False))
+        build.build(first_docs, load_encoder("minilm"), folder)
     return folder
 
 
-def helped_once() -> list[str]:
-    """The peer in bf16 takes part in the first round only where bf16 is slower than fp32; all rounds count where it is not."""
+def once_in_bf16() -> list[str]:
+    """Jobs for the first round only: the bf16 peer, where bf16 is slower than fp32."""
     return [] if hardware.choose_precision() == "bf16" else ["bf16"]
 
 
 def same_ranking(run: Run, other: Run) -> str:
-    """`equal rankings` where each rank has the same score in both, and the same document or one whose score is as close.
-
-    Scores are the same within `score_tolerance`.
-    """
+    """`equal rankings`, or how the runs differ. Scores may differ by `score_tolerance`, and near ties may swap documents."""
     tolerance = score_tolerance()
     if set(run) != set(other):
         return "different queries"
@@ -203,8 +200,8 @@ def same_ranking(run: Run, other: Run) -> str:
         a, b = run[query_id], other[query_id]
         if len(a.doc_ids) != len(b.doc_ids) or not np.allclose(a.scores, b.scores, atol=tolerance):
             return f"scores differ, e.g. query {query_id}"
-        last, own = a.scores[-1], dict(zip(a.doc_ids, a.scores.tolist(), strict=True))
-        if any(abs(own.get(d, last) - s) > tolerance for d, s in zip(b.doc_ids, a.scores.tolist(), strict=True)):
+        last, scores = a.scores[-1], dict(zip(a.doc_ids, a.scores.tolist(), strict=True))
+        if any(abs(scores.get(d, last) - s) > tolerance for d, s in zip(b.doc_ids, a.scores.tolist(), strict=True)):
             return f"documents differ, e.g. query {query_id}"
     return "equal rankings"
 
@@ -217,7 +214,7 @@ def _run(words: list[Any]) -> None:
 
 
 def random_cross_encoder(folder: Path, layers: int = 0, width: int = 0, heads: int = 12, inner: int = 0) -> Any:
-    """A cross-encoder in a folder: MiniLM's weights under a random head, or random weights of a given shape."""
+    """Save and load a cross-encoder: MiniLM with a random head, or random weights of a given shape."""
     import torch
     from transformers import AutoConfig, BertForSequenceClassification
 
@@ -238,7 +235,7 @@ def random_cross_encoder(folder: Path, layers: int = 0, width: int = 0, heads: i
 
 
 def dl19_pairs(bench: Bench) -> list[tuple[str, str, str, str]]:
-    """(query id, document id, query, document) of the top 100 of the DL19 bm25 run."""
+    """(query id, document id, query, document) for the top 100 of the DL19 BM25 run."""
     assert bench.data is not None
     folder = bench.data / "msmarco-dl19"
     texts = {query.query_id: query.text for query in formats.read_topics(folder / "queries.dl19.tsv")}
@@ -249,10 +246,10 @@ def dl19_pairs(bench: Bench) -> list[tuple[str, str, str, str]]:
 
 
 def reranked(bench: Bench) -> list[Row]:
-    """DL19 bm25 top-100 by a cross-encoder of MiniLM's shape, in eight rounds of other pairs; ours vs CrossEncoder.predict."""
+    """Rerank the DL19 BM25 top 100 with a MiniLM-size cross-encoder, in eight rounds; ours vs CrossEncoder.predict."""
     from sentence_transformers import CrossEncoder
 
-    pairs = [(query, doc) for *_, query, doc in dl19_pairs(bench)][: bench.some(1 << 30, 64)]
+    pairs = [(query, doc) for *_, query, doc in dl19_pairs(bench)][: bench.choose(1 << 30, 64)]
     size = -(-len(pairs) // ROUNDS)
     parts = [pairs[start::ROUNDS] for start in range(ROUNDS)]
     with tempfile.TemporaryDirectory() as folder:
@@ -262,16 +259,16 @@ def reranked(bench: Bench) -> list[Row]:
         def ours(number: int) -> Any:
             return model.score([query for query, _ in parts[number]], [doc for _, doc in parts[number]])
 
-        def helped(number: int) -> Any:
+        def with_bf16(number: int) -> Any:
             with peers.bf16():
                 return peer.predict(parts[number])
 
-        jobs = possible({"ours": ours, "CrossEncoder": lambda number: peer.predict(parts[number]), "bf16": helped})
+        jobs = possible({"ours": ours, "CrossEncoder": lambda number: peer.predict(parts[number]), "bf16": with_bf16})
         parts.append(pairs[:4])
         for job in jobs.values():
             job(-1)
         parts.pop()
-        timed = interleaved(jobs, ROUNDS, once=helped_once())
+        timed = interleaved(jobs, ROUNDS, once=once_in_bf16())
     a, b = np.concatenate(timed.results["ours"]), np.concatenate(timed.results["CrossEncoder"])
     together = float(np.corrcoef(a, b)[0, 1])
     ratio, against_bf16 = timed.ratio("ours", "CrossEncoder"), timed.ratio("ours", "bf16")
@@ -295,10 +292,10 @@ STUDENTS = {"3/384": (3, 384, 12, 1536), "4/312": (4, 312, 12, 1200)}
 
 
 def students(bench: Bench) -> list[Row]:
-    """Students against a BERT-base shape, random weights: in our engine, and against CrossEncoder.predict with BERT-base."""
+    """Students vs BERT-base, both with random weights: in our engine, and against CrossEncoder.predict."""
     from sentence_transformers import CrossEncoder
 
-    pairs = [(query, doc) for *_, query, doc in dl19_pairs(bench)][:: bench.some(34, 1000)]
+    pairs = [(query, doc) for *_, query, doc in dl19_pairs(bench)][:: bench.choose(34, 1000)]
     queries, docs = [query for query, _ in pairs], [doc for _, doc in pairs]
     with tempfile.TemporaryDirectory() as folder:
         shapes = STUDENTS | {"BERT-base": (12, 768, 12, 3072)}
@@ -306,14 +303,14 @@ def students(bench: Bench) -> list[Row]:
         peer = CrossEncoder(str(Path(folder) / "BERT-base"), device="cpu")
         jobs: dict[str, Any] = {name: lambda _, model=model: model.score(queries, docs) for name, model in models.items()}
 
-        def helped(_: int) -> Any:
+        def with_bf16(_: int) -> Any:
             with peers.bf16():
                 return peer.predict(pairs)
 
-        jobs = possible(jobs | {"CrossEncoder BERT-base": lambda _: peer.predict(pairs), "bf16": helped})
+        jobs = possible(jobs | {"CrossEncoder BERT-base": lambda _: peer.predict(pairs), "bf16": with_bf16})
         for job in jobs.values():
             job(0)
-        timed = interleaved(jobs, bench.some(5, 1), once=helped_once())
+        timed = interleaved(jobs, bench.choose(5, 1), once=once_in_bf16())
     lengths = [min(256, len(ids)) for ids in models["3/384"].tokenizer(queries, docs)["input_ids"]]
     rows, bf16 = [], timed.each(("bf16",), lambda seconds: f"{len(pairs) / seconds:.1f}")
     for name in STUDENTS:
@@ -338,14 +335,14 @@ def students(bench: Bench) -> list[Row]:
 
 
 def int8(bench: Bench) -> list[Row]:
-    """int8 against our fp32 torch engine, MiniLM as a reranker of the DL19 bm25 top-100 in eight rounds, with its nDCG@10."""
+    """int8 vs our fp32 torch engine: MiniLM reranks the DL19 BM25 top 100 in eight rounds; speed and nDCG@10."""
     from pyserini_kd.evaluation import engines
     from pyserini_kd.models.onnx_export import export
 
     assert bench.data is not None
-    pairs = dl19_pairs(bench)[: bench.some(1 << 30, 80)]
+    pairs = dl19_pairs(bench)[: bench.choose(1 << 30, 80)]
     size = -(-len(pairs) // ROUNDS)
-    parts = [pairs[start : start + size] for start in range(0, len(pairs), size)]  # whole queries: int8 goes query by query
+    parts = [pairs[start : start + size] for start in range(0, len(pairs), size)]  # consecutive: int8 goes query by query
     with tempfile.TemporaryDirectory() as folder:
         exported = export("minilm", Path(folder) / "int8", int8=True)
         models = {
@@ -365,7 +362,7 @@ def int8(bench: Bench) -> list[Row]:
         parts.pop()
         timed = interleaved({precision: job(precision) for precision in models}, ROUNDS)
         plain: Any = models["fp32"]
-        texts = [doc for part in parts for doc in dict.fromkeys(doc for *_, doc in part)]  # queries aside, which are short
+        texts = [doc for part in parts for doc in dict.fromkeys(doc for *_, doc in part)]  # without queries, which are short
         lengths = [min(len(ids), plain.settings.max_doc_len) for ids in plain.tokenizer(texts)["input_ids"]]
         machine = against_machine(plain.encoder.config, lengths, sum(timed.seconds["int8"]), "int8")
     qrels = formats.read_qrels(bench.data / "msmarco-dl19" / "qrels.dl19.txt")
@@ -398,7 +395,7 @@ LENGTH, BATCH = 128, 16
 
 
 def trained(bench: Bench) -> list[Row]:
-    """Margin-MSE of a MiniLM bi-encoder on triples: what each further step costs, ours and sentence-transformers' trainer."""
+    """Margin-MSE training of a MiniLM bi-encoder on triples: seconds per step, ours vs sentence-transformers."""
     from transformers import AutoConfig
 
     from pyserini_kd.distillation.candidates import Group
@@ -406,7 +403,7 @@ def trained(bench: Bench) -> list[Row]:
     from pyserini_kd.distillation.teacher_scores import Scores
     from pyserini_kd.distillation.training import train
 
-    few, many = bench.some(2, 1), bench.some(12, 2)
+    few, many = bench.choose(2, 1), bench.choose(12, 2)
     docs = list(docstrings.docs())
     by_id = {doc.doc_id: doc.contents for doc in docs}
     topics, qrels = docstrings.topics("train"), docstrings.qrels("train")
@@ -446,7 +443,7 @@ def trained(bench: Bench) -> list[Row]:
     variants = {"ours": ours, "sentence-transformers": theirs, "bf16": functools.partial(theirs, bf16=True)}
     for name, job in {**variants, "without": functools.partial(ours, dropout=0.0)}.items():
         jobs[name] = lambda _, job=job: _further_steps(job, few, many)
-    timed = interleaved(possible(jobs), bench.some(2, 1), once=helped_once())
+    timed = interleaved(possible(jobs), bench.choose(2, 1), once=once_in_bf16())
     steps = {name: float(np.median(found)) for name, found in timed.results.items()}
     tokenizer = loading.load("minilm").tokenizer
     used = [text for name in ("query", "positive", "negative") for text in columns[name][few * BATCH :]]
@@ -455,7 +452,7 @@ def trained(bench: Bench) -> list[Row]:
     rows = []
     for name, what, bar in (("ours", "same dropout", ">= 2x; bf16 >= 1.2x"), ("without", "ours without dropout", "")):
         ratio, against_bf16 = steps["sentence-transformers"] / steps[name], steps.get("bf16", math.inf) / steps[name]
-        a_pass = steps[name] * (many - few) / 3  # forward, and twice that backward
+        forward = steps[name] * (many - few) / 3  # the backward pass takes twice as long
         row = Row(
             f"train Margin-MSE, MiniLM-L6, batches of {BATCH} triples, {LENGTH} tokens, {what}",
             f"{BATCH / steps[name]:.1f} triples/s",
@@ -465,14 +462,14 @@ def trained(bench: Bench) -> list[Row]:
             "same start, batch, lengths",
             bar,
             ratio >= 2 and against_bf16 >= 1.2 if bar else None,
-            against_machine(config, lengths, a_pass, hardware.choose_precision()),
+            against_machine(config, lengths, forward, hardware.choose_precision()),
         )
         rows.append(row)
     return rows
 
 
 def _further_steps(job: Any, few: int, many: int) -> float:
-    """Seconds of a step after the first ones: loading, exporting and warming up are left out."""
+    """Seconds per step, without loading, export and warm-up: the difference of a long and a short training."""
     seconds = {}
     for steps in (few, many):
         with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stdout(sys.stderr):

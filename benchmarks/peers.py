@@ -1,7 +1,7 @@
-"""The peers, each started so that it works.
+"""Run the peers: Pyserini and sentence-transformers.
 
-Pyserini 1.6 builds an OpenAI client at import and demands a module of Java that slim runtimes lack; `start_jvm` works round
-both. `python -m benchmarks.peers [--bf16] MODULE ARGUMENTS...` runs one of its commands after that.
+Pyserini 1.6 needs the workarounds in `start_jvm`. `python -m benchmarks.peers [--bf16] MODULE ARGUMENTS...` applies them and
+then runs a Pyserini command.
 """
 
 from __future__ import annotations
@@ -17,25 +17,25 @@ import numpy as np
 
 
 def bf16() -> Any:
-    """The context that helps a peer to bf16: its own code, under torch's autocast."""
+    """A context that runs a peer in bf16, by torch autocast."""
     import torch
 
     return torch.autocast("cpu", torch.bfloat16)
 
 
 def pyserini_encode(encoder: Any, texts: list[str], batch_size: int = 64) -> np.ndarray:
-    """What `pyserini.encode` does with texts: batches in the order of the collection, padded to their longest."""
+    """Encode as `pyserini.encode` does: batches in collection order, padded to the longest text."""
     batches = [texts[start : start + batch_size] for start in range(0, len(texts), batch_size)]
     return np.concatenate([encoder.encode(texts=batch, max_length=256) for batch in batches])
 
 
 def pyserini_search(searcher: Any, queries: list[Any], hits: int) -> dict[str, Any]:
-    """What `pyserini.search.faiss` does with topics at its defaults: one query at a time."""
+    """Search as `pyserini.search.faiss` does by default: one query at a time."""
     return {query.query_id: searcher.search(query.text, k=hits) for query in queries}
 
 
 def run_of(found: dict[str, Any]) -> Any:
-    """Pyserini's hits as a Run."""
+    """Convert Pyserini hits to a Run."""
     from pyserini_kd.data.runs import Run
 
     return Run.from_hits(
@@ -46,7 +46,7 @@ def run_of(found: dict[str, Any]) -> Any:
 def train_sentence_transformer(
     folder: Path, columns: dict[str, list[Any]], output: Path, *, length: int, **arguments: Any
 ) -> None:
-    """Margin-MSE by sentence-transformers' own trainer, a bi-encoder from the checkpoint in `folder`."""
+    """Train a bi-encoder with Margin-MSE by sentence-transformers, from the checkpoint in `folder`."""
     from datasets import Dataset
     from sentence_transformers import SentenceTransformer, SentenceTransformerTrainer, SentenceTransformerTrainingArguments
     from sentence_transformers.sentence_transformer import losses

@@ -1,7 +1,7 @@
-"""Where the time goes: `python -m benchmarks.profile` prints what docs/benchmarks.md explains its bars with.
+"""Profile: `python -m benchmarks.profile` prints the figures behind the explanations in docs/benchmarks.md.
 
-Plain products in MiniLM-L6's shapes; what a product of a new size costs the first time; the share of each operation while
-encoding, reranking and training; and a training step with PyTorch's own dropout and attention beside ours.
+Speed of matrix products in the shapes of MiniLM-L6; the cost of the first product of a new size; the time share of each
+operation in encoding, reranking and training; and a training step with the dropout and attention of PyTorch and with ours.
 """
 
 from __future__ import annotations
@@ -28,32 +28,32 @@ TRIPLES, LENGTH = 16, 128
 
 
 def products() -> str:
-    """GFLOP/s of plain products in each precision."""
+    """Table: GFLOP/s of plain matrix products in each precision."""
     rows = [[name, *(matmul_flops(*shape, precision) / 1e9 for precision in PRECISIONS)] for name, shape in SHAPES.items()]
     return table([[name, *(f"{speed:.0f}" for speed in speeds)] for name, *speeds in rows], ("GFLOP/s", *PRECISIONS))
 
 
 def new_sizes() -> str:
-    """Milliseconds of our bf16 product the first time it meets a number of rows, and later."""
+    """Table: milliseconds of our bf16 product for a new and for a known number of rows."""
     import torch
 
     dense = fast_bert.Dense(torch.randn(1536, 384), torch.randn(1536))
     rows = []
-    for name, asked in (("plain", {}), ("with GELU", {"gelu": True})):
+    for name, options in (("plain", {}), ("with GELU", {"gelu": True})):
         first, later = [], []
         with torch.inference_mode():
-            dense(torch.zeros(32, 384, dtype=torch.bfloat16), **asked)
+            dense(torch.zeros(32, 384, dtype=torch.bfloat16), **options)
             for count in range(1800, 2048, 16):
                 states = torch.randn(count, 384).bfloat16()
-                found = [_seconds(lambda states=states, asked=asked: dense(states, **asked)) for _ in range(4)]
+                found = [_seconds(lambda states=states, options=options: dense(states, **options)) for _ in range(4)]
                 first.append(found[0])
                 later.append(statistics.median(found[1:]))
-        rows.append([name, *(f"{1000 * statistics.median(some):.1f}" for some in (first, later))])
+        rows.append([name, *(f"{1000 * statistics.median(times):.1f}" for times in (first, later))])
     return table(rows, ("ms of a bf16 product", "of a new size", "of a known one"))
 
 
 def shares(work: Callable[[], Any]) -> str:
-    """The share of the processor's time of each of PyTorch's operations that has 2% or more."""
+    """The CPU time share of each PyTorch operation with 2% or more, as text."""
     import torch
 
     work()
@@ -65,15 +65,15 @@ def shares(work: Callable[[], Any]) -> str:
     return ", ".join(f"{name.removeprefix('aten::')} {share:.0%}" for share, name in named if share >= 0.02)
 
 
-def training_step(precision: str, dropout: float, own: bool) -> Callable[[], Any]:
-    """A step of Margin-MSE by a MiniLM bi-encoder; `own` is our dropout and attention, else PyTorch's."""
+def training_step(precision: str, dropout: float, ours: bool) -> Callable[[], Any]:
+    """A Margin-MSE training step of a MiniLM bi-encoder, with our dropout and attention (`ours`) or PyTorch's."""
     import torch
 
     model: Any = loading.load("minilm")
     for module in model.modules():
         if isinstance(module, torch.nn.Dropout):
             module.p = dropout
-    if own:
+    if ours:
         cpu_training.fit(model)
     model.train()
     docs, queries = (
@@ -95,11 +95,11 @@ def training_step(precision: str, dropout: float, own: bool) -> Callable[[], Any
 
 
 def training() -> str:
-    """Seconds of a training step: precision and dropout, PyTorch's way and ours, in turn."""
+    """Table: seconds of a training step by precision and dropout, PyTorch vs ours."""
     rows = []
     for precision in PRECISIONS:
         for dropout in (0.1, 0.0):
-            steps = [training_step(precision, dropout, own) for own in (False, True)]
+            steps = [training_step(precision, dropout, ours) for ours in (False, True)]
             found: list[list[float]] = [[], []]
             for number in range(5):
                 for step, seconds in zip(steps, found, strict=True):
@@ -121,7 +121,7 @@ def _seconds(work: Callable[[], Any]) -> float:
 @click.option("--data", type=click.Path(path_type=Path), envvar="PYSERINI_KD_DATA", default="../shared/data",
               help="Folder with msmarco-dl19/, for reranking.")  # fmt: skip
 def main(data: Path) -> None:
-    """Print where the time goes."""
+    """Print the profile."""
     import torch
 
     torch.set_num_threads(hardware.threads())

@@ -1,7 +1,7 @@
-"""How encoding and search grow: `python -m benchmarks.scaling` prints three tables. Each line is measured in its own process.
+"""Scaling of encoding and search: `python -m benchmarks.scaling` prints three tables, with one process per line.
 
-Vectors are real ones (MiniLM-L6 of real passages) multiplied to the size asked for by adding noise, so that recall means
-something; queries are real. Indexes are kept under `--work`, those of a million vectors take gigabytes.
+Vectors are MiniLM-L6 vectors of real passages, repeated with noise up to the required number, so that recall is realistic.
+Queries are real. Indexes are kept in `--work`; those of a million vectors take gigabytes.
 """
 
 from __future__ import annotations
@@ -34,16 +34,16 @@ from pyserini_kd.models.rankers import load_encoder
 from pyserini_kd.retrieval import build, faiss_build, faiss_kinds, vector_store
 from pyserini_kd.retrieval.dense_index import DenseIndex
 
-NOISE = 0.5  # length of what is added to a vector of length 1
+NOISE = 0.5  # length of the noise that is added to a vector of length 1
 BLOCK = 1 << 15
 K = 100
 QUERIES = 200
 ENCODED = {"minilm": (1_000, 10_000, 100_000), "tiny": (50_000, 100_000, 1_000_000)}  # tiny: 2/32, random
-WORDS = 25  # of each of the two texts that make a document for the tiny model
+WORDS = 25  # of each of the two texts that form a document for the tiny model
 
 
 def kinds_for(count: int) -> list[tuple[str, dict[str, int]]]:
-    """Kinds of index and search parameters that suit so many vectors. Lucene's memory is Java's and the pages of its files."""
+    """Index kinds and search parameters for `count` vectors. Lucene uses Java memory and the page cache."""
     lists = 2 ** round(math.log2(4 * math.sqrt(count)))
     probes = {"nprobe": max(1, lists // 32)}
     return [
@@ -59,7 +59,7 @@ def kinds_for(count: int) -> list[tuple[str, dict[str, int]]]:
 
 
 def vector_blocks(bench: Bench, count: int) -> list[Path]:
-    """`count` vectors in `.npy` files: real ones, repeated with noise."""
+    """Files (`.npy`) with `count` vectors: real ones, repeated with noise."""
     folder = bench.work / f"vectors.{count}"
     if not (folder / "done").exists():
         folder.mkdir(exist_ok=True)
@@ -76,7 +76,7 @@ def vector_blocks(bench: Bench, count: int) -> list[Path]:
 
 
 def search_line(bench: Bench, count: int, kind: str, parameters: dict[str, int]) -> list[str]:
-    """Build the index where it is not there, then open it and ask one query after the other."""
+    """Build the index if it is missing (returns []); otherwise search it query by query and return a table line."""
     import psutil
 
     blocks = vector_blocks(bench, count)
@@ -89,7 +89,7 @@ def search_line(bench: Bench, count: int, kind: str, parameters: dict[str, int])
         begun = time.perf_counter()
         faiss_build.write(blocks, queries.shape[1], kind, place)
         (place / "seconds").write_text(f"{time.perf_counter() - begun:.1f}")
-        return []  # opened by a new process, whose memory it alone is
+        return []  # a new process opens it, to measure memory
     process = psutil.Process()
     before = process.memory_info().rss
     opened = vector_store.open_store(place)
@@ -111,9 +111,9 @@ def search_line(bench: Bench, count: int, kind: str, parameters: dict[str, int])
 
 
 def rotation_line(bench: Bench, sample: int) -> list[str]:
-    """Recall of OPQ48,PQ48 over 100,000 vectors whose rotation is found with so many of them (0: PQ48 alone), and its CPU time.
+    """Recall and training CPU time of OPQ48,PQ48 over 100,000 vectors; `sample` vectors train the rotation (0: PQ48 alone).
 
-    One thread, whose seconds do not count what others take of the machine.
+    It uses one thread and CPU time, so that other processes do not matter.
     """
     import faiss
 
@@ -133,21 +133,21 @@ def rotation_line(bench: Bench, sample: int) -> list[str]:
 
 
 def encode_line(bench: Bench, count: int, name: str) -> list[str]:
-    """Index documents: real ones; beyond their number, and for the tiny model, short ones made of the beginnings of two."""
+    """Index `count` documents: real ones first. Further ones, and all for the tiny model, join the beginnings of two texts."""
     docs = list(docstrings.docs())
     whole = 0 if name == "tiny" else len(docs)
 
-    def some() -> Iterator[Doc]:
+    def generated() -> Iterator[Doc]:
         return (docs[number] if number < whole else _combined(docs, number) for number in range(count))
 
     def places(doc_id: str) -> Iterator[str]:
-        return (str(number) for number, doc in enumerate(some()) if doc.doc_id == doc_id)
+        return (str(number) for number, doc in enumerate(generated()) if doc.doc_id == doc_id)
 
     with tempfile.TemporaryDirectory() as folder:
         if name == "tiny":
             name = str(saving.save(_tiny(), Path(folder) / "tiny"))
         begun = time.perf_counter()
-        build.build(ids.unique_docs(some(), places), load_encoder(name), Path(folder) / "index")  # as the command does
+        build.build(ids.unique_docs(generated(), places), load_encoder(name), Path(folder) / "index")  # as the command does
         seconds = time.perf_counter() - begun
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
     return [f"{count:,}", Path(name).name, f"{count / seconds:.0f}", f"{seconds:.0f}", f"{peak:.0f}"]
@@ -175,13 +175,13 @@ def _tiny() -> Any:
 
 @click.command()
 @click.option("--data", type=click.Path(path_type=Path), envvar="PYSERINI_KD_DATA", default="../shared/data",
-              help="Folder with msmarco-dl19/, whose passages give the vectors; else the embedded documents.")  # fmt: skip
-@click.option("--work", type=click.Path(path_type=Path), default="build/bench", help="What is made once.")
-@click.option("--up-to", default=1_000_000, show_default=True, help="Vectors, at most; HNSW takes long with a million.")
-@click.option("--quick", is_flag=True, help="Small sizes: whether it runs, not how fast.")
+              help="Folder with msmarco-dl19/, the source of the vectors; otherwise the embedded documents.")  # fmt: skip
+@click.option("--work", type=click.Path(path_type=Path), default="build/bench", help="Work folder.")
+@click.option("--up-to", default=1_000_000, show_default=True, help="Largest number of vectors; HNSW is slow with a million.")
+@click.option("--quick", is_flag=True, help="Small sizes, as a test of the program, not of its speed.")
 @click.option("--line", hidden=True)
 def main(data: Path, work: Path, up_to: int, quick: bool, line: str | None) -> None:
-    """Print how indexing time and memory, and search's recall, latency and memory, grow with the collection."""
+    """Print how indexing time and memory, and search recall, latency and memory, grow with the collection."""
     work.mkdir(parents=True, exist_ok=True)
     bench = Bench(data.resolve() if (data / "msmarco-dl19").is_dir() else None, work.resolve(), quick)
     if line:
@@ -202,7 +202,7 @@ def main(data: Path, work: Path, up_to: int, quick: bool, line: str | None) -> N
     peaks = {}
     for name, counts in ENCODED.items():
         for count in counts:
-            cells = measured("encode", count // bench.some(1, 50), name)
+            cells = measured("encode", count // bench.choose(1, 50), name)
             peaks[name, count] = float(cells[-1])
             click.echo(row(cells))
     more = peaks["tiny", 1_000_000] - peaks["tiny", 50_000]
@@ -216,7 +216,7 @@ def main(data: Path, work: Path, up_to: int, quick: bool, line: str | None) -> N
             click.echo(row(cells or measured("search", count, kind, parameters)))
     if not quick and up_to >= 100_000:
         click.echo("\n" + table([], ("OPQ's rotation trained on", f"recall@{K}", "CPU s of training")))
-        for sample in (0, 16_384, 65_536):  # the last is FAISS's own, and ours
+        for sample in (0, 16_384, 65_536):  # the last is the default of FAISS and ours
             click.echo(row(measured("rotation", sample)))
 
 

@@ -1,6 +1,6 @@
-"""`make bench`: one table of what the package and its peers need for the same work, side by side on this machine.
+"""`make bench`: one table that compares this package with its peers on this machine.
 
-Each row runs in a process of its own. `python -m benchmarks.table --help` has the options.
+Each row runs in its own process. See `python -m benchmarks.table --help`.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ import click
 
 from benchmarks.measure import Bench, Row
 
-ROWS = {  # name -> module and function, and whether it needs the real collections
+ROWS = {  # name -> module, function, and whether it needs the real collections
     "encode": ("models", "encode", False),
     "search": ("models", "searched", True),
     "rerank": ("models", "reranked", True),
@@ -39,10 +39,10 @@ FAILED = "failed"
 
 @click.command()
 @click.option("--data", type=click.Path(path_type=Path), envvar="PYSERINI_KD_DATA", default="../shared/data", show_default=True,
-              help="Folder with squad/ and msmarco-dl19/; rows that need them are skipped where it is not there.")  # fmt: skip
-@click.option("--work", type=click.Path(path_type=Path), default="build/bench", show_default=True, help="What is made once.")
-@click.option("--only", type=click.Choice(list(ROWS)), multiple=True, help="These rows; may be given more than once.")
-@click.option("--quick", is_flag=True, help="Small sizes: whether it runs, not how fast.")
+              help="Folder with squad/ and msmarco-dl19/; without it, rows that need it are skipped.")  # fmt: skip
+@click.option("--work", type=click.Path(path_type=Path), default="build/bench", show_default=True, help="Work folder.")
+@click.option("--only", type=click.Choice(list(ROWS)), multiple=True, help="Run only these rows; repeatable.")
+@click.option("--quick", is_flag=True, help="Small sizes, as a test of the program, not of its speed.")
 @click.option("--row", type=click.Choice(list(ROWS)), hidden=True)
 def main(data: Path, work: Path, only: Sequence[str], quick: bool, row: str | None) -> None:
     """Time this package and its peers side by side and print one table (Markdown)."""
@@ -58,12 +58,12 @@ def main(data: Path, work: Path, only: Sequence[str], quick: bool, row: str | No
     click.echo(about_this_machine() + ("; QUICK sizes: the figures mean nothing" if quick else "") + "\n")
     click.echo(table([]))
     broken = False
-    for name in only or ROWS:  # as they come: a row may take minutes
+    for name in only or ROWS:  # printed at once: a row may take minutes
         rows = _in_a_process(name, bench)
         broken = broken or any(row.equal.startswith(FAILED) for row in rows)
         click.echo("\n".join(line(_cells(row)) for row in rows))
-    click.echo(f"\n{time.monotonic() - begun:.0f} s in all; load average at the end {os.getloadavg()[0]:.1f}")
-    sys.exit(broken)  # a bar that is not reached is a result, a row that breaks off is none
+    click.echo(f"\n{time.monotonic() - begun:.0f} s in total; load average at the end {os.getloadavg()[0]:.1f}")
+    sys.exit(broken)  # a missed bar is a result; only a failed row is an error
 
 
 def _measure(name: str, bench: Bench) -> list[Row]:
@@ -88,7 +88,7 @@ def _in_a_process(name: str, bench: Bench) -> list[Row]:
 
 
 def _cells(row: Row) -> list[str]:
-    ratios = ["" if value is None or math.isinf(value) else f"{value:.2f}x" for value in (row.ratio, row.helped)]
+    ratios = ["" if value is None or math.isinf(value) else f"{value:.2f}x" for value in (row.ratio, row.bf16_ratio)]
     passed = {None: "", True: "yes", False: "NO"}[row.passed]
     return [row.what, row.ours, row.peer, *ratios, row.equal, row.bar, passed, row.machine]
 
@@ -104,7 +104,7 @@ def line(cells: Sequence[str]) -> str:
 
 
 def about_this_machine() -> str:
-    """The processor, what of it matters here, and the versions."""
+    """The processor with its relevant features, and the versions."""
     import importlib.metadata as metadata
 
     from pyserini_kd.models import hardware

@@ -1,7 +1,7 @@
-"""Distilled BERT rankers for Pyserini: train them, index with them, search, rerank, fuse and evaluate, on CPUs.
+"""Distilled BERT rankers for Pyserini: train, index, search, rerank, fuse and evaluate on CPUs.
 
-The names below are imported when they are first used; `import pyserini_kd` itself costs nothing. Functions for programs
-are in `pyserini_kd.models`, `.retrieval`, `.distillation` and `.evaluation`.
+The names below are imported at first use, so `import pyserini_kd` is fast. The Python API is in `pyserini_kd.models`,
+`.retrieval`, `.distillation` and `.evaluation`.
 """
 
 from typing import TYPE_CHECKING

@@ -1,4 +1,4 @@
-"""`pyserini-kd`: collects the commands, each imported only when it is asked for."""
+"""The program `pyserini-kd`. It imports the module of a command only when the command is used."""
 
 import importlib
 
@@ -7,42 +7,42 @@ import click
 from pyserini_kd import __version__
 
 COMMANDS = {
-    "demo": "Run the main job on the embedded default.",
-    "search": "Search sparse, dense or hybrid, rerank, write a TREC run.",
-    "serve": "Answer searches over HTTP from memory.",
+    "demo": "Run and compare all systems on the embedded collection.",
+    "search": "Search (sparse, dense or hybrid), rerank, write a TREC run.",
+    "serve": "Serve searches over HTTP.",
     "index": "Index a collection: BM25 or dense.",
     "mine": "Mine negatives for training.",
     "teach": "Score candidates with teachers.",
-    "train": "Train a student by one of the papers' procedures.",
-    "export": "Write a checkpoint with ONNX files, also in int8.",
+    "train": "Train a student with a published recipe.",
+    "export": "Export a checkpoint to ONNX, also in int8.",
     "rerank": "Rerank a run.",
     "fuse": "Fuse runs.",
-    "tune": "Tune a fusion on dev topics, cross-validated.",
-    "evaluate": "Measure runs.",
-    "report": "Show runs in one HTML page, and as figures.",
-    "check": "Check that a run is fit for submission.",
-    "reproduce": "Run known experiments again, compare the measures.",
-    "pydocs": "Write the embedded collection out.",
-    "doctor": "Say what works on this machine.",
+    "tune": "Tune a fusion on dev topics with cross-validation.",
+    "evaluate": "Evaluate runs.",
+    "report": "Compare runs in an HTML page and in figures.",
+    "check": "Check a run before submission.",
+    "reproduce": "Repeat known experiments and compare the measures.",
+    "pydocs": "Write the embedded collection to files.",
+    "doctor": "Check the installation on this machine.",
 }
 
 
 class Lazy(click.Group):
-    """A group that imports a command's module when the command is used."""
+    """A group that imports the module of a command when the command is used."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
-        """The commands in the order of a user's work."""
+        """The commands, in the order of typical use."""
         return list(COMMANDS)
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
-        """The click command at the bottom of the module of that name."""
+        """The click command `main` of the module `pyserini_kd.NAME`."""
         if cmd_name not in COMMANDS:
             return None
         command: click.Command = importlib.import_module(f"pyserini_kd.{cmd_name}").main
         return command
 
     def invoke(self, ctx: click.Context) -> object:
-        """Run a command; Ctrl-C while its module is imported ends it as Ctrl-C later does."""
+        """Run a command; Ctrl-C during its import gives exit code 130, as Ctrl-C later does."""
         try:
             return super().invoke(ctx)
         except KeyboardInterrupt:

@@ -1,4 +1,4 @@
-"""How commands behave: errors become one line and an exit code, help carries an example, logs go to stderr."""
+"""Common behaviour of commands: one-line errors with exit codes, help with an example, logs on stderr."""
 
 from __future__ import annotations
 
@@ -26,13 +26,13 @@ DISK_FULL = ("No space left on device", "Disk quota exceeded")
 
 
 class UserError(click.ClickException):
-    """One clear line on stderr, exit code 2, no traceback."""
+    """An error shown as one line on stderr, with exit code 2 and no traceback."""
 
     exit_code = 2
 
 
 def typed(parameter: str) -> bool:
-    """Whether the user gave a parameter of the running command, and has not just its default."""
+    """Whether the user gave this parameter of the running command; False if it has its default."""
     source = click.get_current_context().get_parameter_source(parameter)
     return source not in (None, click.core.ParameterSource.DEFAULT, click.core.ParameterSource.DEFAULT_MAP)
 
@@ -40,10 +40,10 @@ def typed(parameter: str) -> bool:
 def command(
     name: str, example: str, epilog: str = "", *, settings: type[Settings] | None = None
 ) -> Callable[[Callable[..., object]], click.Command]:
-    """Make a click command. Its help ends with an example. It turns InputError and OSError into UserError.
+    """Decorator for a click command whose help ends with an example. InputError and OSError become UserError.
 
-    With `settings` its options are the fields of that model, and the function gets the model. Only what was typed is given to
-    the model: `Settings.given` tells it from a default.
+    With `settings`, the options are the fields of that model and the function gets the model. The model gets only the options
+    that the user typed, so that `Settings.given` works.
     """
 
     def decorate(function: Callable[..., object]) -> click.Command:
@@ -58,31 +58,28 @@ def command(
 
 
 class Command(click.Command):
-    """A command that looks at its words first, makes settings of them, and says in one line what the user can mend."""
+    """A command that checks its words, builds its settings, and reports user errors in one line."""
 
     settings: type[Settings] | None = None
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
-        """Refuse bytes that are no text, and blank words: a shell makes them of variables that are not set.
-
-        A prefix of texts may be blank.
-        """
+        """UserError for words that are not UTF-8 or that are empty; only `--...-prefix` options may be empty."""
         for before, word in zip(["", *args], args, strict=False):
             flag, equals, value = word.partition("=")
             if word.encode(errors="ignore").decode() != word:
-                raise UserError(f"{word!a} is not valid UTF-8; neither libraries nor run files take such names and texts")
+                raise UserError(f"{word!a} is not valid UTF-8; use UTF-8 for all names and texts")
             if not word and not before.endswith("-prefix"):
-                raise UserError(f"{before if before.startswith('--') else 'an argument'} is empty; is a variable not set?")
+                raise UserError(f"{before if before.startswith('--') else 'an argument'} is empty; is a shell variable unset?")
             if word.startswith("--") and equals and not value and not flag.endswith("-prefix"):
-                raise UserError(f"{flag} is empty; is a variable not set?")
+                raise UserError(f"{flag} is empty; is a shell variable unset?")
         return super().parse_args(ctx, args)
 
     def invoke(self, ctx: click.Context) -> object:
-        """Run the function."""
+        """Run the function; translate errors to messages and exit codes."""
         logging.basicConfig(format="%(message)s", level=logging.INFO, stream=sys.stderr)
         _quiet_libraries()
         for stream in (sys.stdout, sys.stderr):
-            if isinstance(stream, io.TextIOWrapper):  # an old locale: what it has no letter for is shown as \\u2026
+            if isinstance(stream, io.TextIOWrapper):  # for locales without the letter: show \\u2026
                 stream.reconfigure(errors="backslashreplace")
         try:
             _refuse_inputs_as_outputs(ctx)
@@ -96,17 +93,17 @@ class Command(click.Command):
             sys.exit(141)
         except OSError as error:
             raise UserError(f"{error.filename or 'input/output'}: {error.strerror or error}") from error
-        except Exception as error:  # safetensors, Lucene and FAISS wrap what the system said in types of their own
+        except Exception as error:  # safetensors, Lucene and FAISS wrap system errors in their own types
             if not any(words in str(error) for words in DISK_FULL):
                 raise
             raise UserError(f"the disk is full: {str(error).splitlines()[0]}") from error
         except KeyboardInterrupt:
-            more = "Training, teaching and dense indexing go on from there when the same command is started again."
+            more = "To resume training, teaching or dense indexing, run the same command again."
             click.echo(f"Interrupted; no file or folder was left half-written under its final name. {more}", err=True)
             sys.exit(130)
 
     def _with_flag(self, error: InputError) -> str:
-        """The message of an error, behind the flag of the parameter that is wrong; parameters it names become flags too."""
+        """The message after the flag of the wrong parameter. Parameters in backquotes become flags too."""
         flags = {str(parameter.name): parameter.opts[0] for parameter in self.params if isinstance(parameter, click.Option)}
         message = re.sub(r"`(\w+)`", lambda match: flags.get(match[1], match[0]), error.message)
         parameter = flags.get(error.parameter or "", error.parameter)
@@ -114,7 +111,7 @@ class Command(click.Command):
 
 
 def _quiet_libraries() -> None:
-    """Keep libraries from talking over our own messages: no advice, no bars but ours."""
+    """Silence warnings and progress bars of libraries."""
     for name in ("transformers", "sentence_transformers", "httpx", "huggingface_hub", "faiss", "faiss.loader", "fontTools"):
         logging.getLogger(name).setLevel(logging.ERROR)
     os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
@@ -122,31 +119,31 @@ def _quiet_libraries() -> None:
 
 
 OUTPUTS = ("output", "triples", "fixed", "folder", "per_query")
-"""Parameters of commands that name what is written."""
+"""Parameters that name outputs."""
 SOURCES = ("reuse",)
-"""Parameters that may name what is written as well: they are read first, and what they hold is kept."""
+"""Parameters whose file may also be the output: it is read first and its content is kept."""
 
 
 def _refuse_inputs_as_outputs(ctx: click.Context) -> None:
-    """InputError where what is to be written, or its record, is an input too, or holds one: that would be gone."""
+    """InputError if an output or its record is an input or contains one, because writing would destroy the input."""
     flags = {parameter.name: parameter.opts[0] for parameter in ctx.command.params}
     values = [(name, word) for name, value in ctx.params.items() for word in (value if isinstance(value, tuple) else [value])]
     paths = [(name, Path(word)) for name, word in values if isinstance(word, str | Path) and word and name not in SOURCES]
     for name, output in ((name, path) for name, path in paths if name in OUTPUTS):
         for other, path in paths:
-            with contextlib.suppress(OSError):  # not there; no path at all
+            with contextlib.suppress(OSError):  # missing, or not a path
                 if how := other != name and _replaces(output, path):
                     raise InputError(f"{flags[name]} {output} {how} ({flags[other]}); give it another name")
 
 
 def _replaces(output: Path, path: Path) -> str:
-    """How something that is there would go where an output is written, in words, or nothing."""
+    """How writing `output` would replace `path`, as text for a message; "" if it would not."""
     if output.exists() and output.samefile(path):
         return "is an input too"
     if output.is_dir() and output.resolve() in path.resolve(strict=True).parents:
         return f"holds an input, {path}"
     if not output.is_dir() and (record := record_path(output)).exists() and record.samefile(path):
-        return f"has its record beside it, {record}, which is an input"
+        return f"has the record {record}, which is an input"
     return ""
 
 
@@ -154,27 +151,27 @@ def _replaces(output: Path, path: Path) -> str:
 
 
 def _parameters(settings: type[Settings]) -> Iterator[click.Parameter]:
-    """The options and arguments of a model, in the order of its fields; types, bounds and defaults are the fields'."""
+    """The options and arguments of a settings model, in the order of its fields."""
     for name, field in settings.model_fields.items():
         shown = next((piece for piece in field.metadata if isinstance(piece, Option)), None)
         if shown is None:
             continue
         kind, several = (str, False) if shown.plain else _plain(field.annotation)
-        required, of_one = field.is_required(), _click_type(kind, shown.bounds)
+        required, value_type = field.is_required(), _click_type(kind, shown.bounds)
         if not shown.flags[0].startswith("-"):
             width = -1 if several else 1
-            yield click.Argument([name], type=of_one, nargs=width, required=required, metavar=shown.metavar)
+            yield click.Argument([name], type=value_type, nargs=width, required=required, metavar=shown.metavar)
             continue
         default = None if required or several else field.default
         is_flag = True if kind is bool else None
         yield (Runs if shown.words else click.Option)(
-            [*shown.flags, name], type=of_one, is_flag=is_flag, default=default, required=required, multiple=several,
+            [*shown.flags, name], type=value_type, is_flag=is_flag, default=default, required=required, multiple=several,
             help=shown.help, metavar=shown.metavar, hidden=shown.hidden,
         )  # fmt: skip
 
 
 def _plain(annotation: object) -> tuple[object, bool]:
-    """(type of one value, whether there may be several) of a field's type.
+    """(type of one value, whether several values are allowed) of a field type.
 
     >>> _plain(int | None), _plain(tuple[str, ...])
     ((<class 'int'>, False), (<class 'str'>, True))
@@ -186,7 +183,7 @@ def _plain(annotation: object) -> tuple[object, bool]:
 
 
 def _click_type(kind: object, bounds: Bounds) -> click.ParamType[Any]:
-    """The click type of the type of one value."""
+    """The click type for the type of one value."""
     if get_origin(kind) is Literal:
         return click.Choice(get_args(kind))
     if kind is Path:
@@ -198,16 +195,16 @@ def _click_type(kind: object, bounds: Bounds) -> click.ParamType[Any]:
 
 
 class Runs(click.Option):
-    """An option that takes any number of values after one flag (`--runs A B C`), as Pyserini's argparse does."""
+    """An option with any number of values after one flag (`--runs A B C`), as in Pyserini."""
 
     def add_to_parser(self, parser: _OptionParser, ctx: click.Context) -> None:
-        """Let the parser swallow the words that follow until the next flag."""
+        """Make the parser take all words up to the next flag."""
         super().add_to_parser(parser, ctx)
         for option in [parser._long_opt[flag] for flag in self.opts if flag in parser._long_opt]:
 
-            def swallow(value: str, state: _ParsingState, process: Callable[..., None] = option.process) -> None:
+            def take_all(value: str, state: _ParsingState, process: Callable[..., None] = option.process) -> None:
                 process(value, state)
                 while state.rargs and not state.rargs[0].startswith("-"):
                     process(state.rargs.pop(0), state)
 
-            option.process = swallow  # type: ignore[method-assign]
+            option.process = take_all  # type: ignore[method-assign]

@@ -1,4 +1,4 @@
-"""The command `doctor`."""
+"""The command `doctor`: checks the installation."""
 
 import json
 
@@ -11,12 +11,12 @@ from pyserini_kd.retrieval.diagnosis import diagnose
 @command(
     name="doctor",
     example="pyserini-kd doctor",
-    epilog="Exit code 1 if something essential is broken; a note is not. `--json` is for scripts and bug reports.",
+    epilog="Exit code 1 if something essential is broken. Notes do not count. `--json` is for scripts and bug reports.",
 )
 @click.option("--json", "as_json", is_flag=True, help="Print the findings as JSON.")
 @click.pass_context
 def main(context: click.Context, as_json: bool) -> None:
-    """Say what works on this machine and what to do about the rest."""
+    """Check what works on this machine, and how to repair the rest."""
     findings = diagnose()
     faults = sum(finding.mark == "FAULT" for finding in findings)
     if as_json:

@@ -1,4 +1,4 @@
-"""The command `pydocs`."""
+"""The command `pydocs`: writes the embedded collection to files."""
 
 from pathlib import Path
 
@@ -10,7 +10,7 @@ from pyserini_kd.storage.settings import Overwrite, Settings, option
 
 
 class PydocsSettings(Settings):
-    """Where the embedded collection goes."""
+    """Settings of the command `pydocs`."""
 
     output: Path = option("--output", help="Folder to write to.")
     overwrite: Overwrite = False
@@ -23,7 +23,7 @@ class PydocsSettings(Settings):
     settings=PydocsSettings,
 )
 def main(settings: PydocsSettings) -> None:
-    """Write the embedded collection out: documents, topics and qrels."""
+    """Write the embedded collection to files: documents, topics and qrels."""
     for path, written in write_files(settings.output, overwrite=settings.overwrite):
         click.echo(f"{path}: {written}")
 

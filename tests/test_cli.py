@@ -1,4 +1,4 @@
-"""How commands end: one line and exit code 2 for what the user can mend, a traceback only for our own faults."""
+"""Exit codes of commands: one line and code 2 for user errors, a traceback only for bugs."""
 
 import click
 import pytest
@@ -8,7 +8,7 @@ from pyserini_kd.storage.errors import InputError
 
 
 class ForeignError(Exception):
-    """As safetensors and Lucene raise: no OSError, the system's words inside."""
+    """Like an error of safetensors or Lucene: not an OSError, but with the message of the system."""
 
 
 @pytest.mark.parametrize(
@@ -24,7 +24,7 @@ class ForeignError(Exception):
     ],
     ids=["input", "disk full", "disk full, by another name", "quota"],
 )
-def test_what_the_user_can_mend_is_one_line(invoke, error, line):
+def test_user_errors_are_one_line(invoke, error, line):
     @command("demo", "demo")
     def fails():
         raise error
@@ -33,7 +33,7 @@ def test_what_the_user_can_mend_is_one_line(invoke, error, line):
     assert result.exit_code == 2 and result.output == line
 
 
-def test_our_own_faults_are_not_hidden(invoke):
+def test_bugs_are_not_hidden(invoke):
     @command("demo", "demo")
     def fails():
         raise ForeignError("a bug")
@@ -42,7 +42,7 @@ def test_our_own_faults_are_not_hidden(invoke):
     assert result.exit_code == 1 and isinstance(result.exception, ForeignError)
 
 
-def test_an_option_of_many_values_swallows_the_words_up_to_the_next_flag(invoke):
+def test_an_option_with_many_values_takes_all_words_up_to_the_next_flag(invoke):
     @command("demo", "demo")
     @click.option("--runs", cls=Runs, multiple=True)
     @click.option("--k", type=int)

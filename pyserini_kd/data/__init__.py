@@ -1,4 +1,4 @@
-"""Typed topics, documents, judgements and runs, from any source."""
+"""Types, readers and writers for topics, documents, qrels and runs."""
 
 from pyserini_kd.data.formats import read_collection, read_qrels, read_topics, write_collection, write_qrels, write_topics
 from pyserini_kd.data.runs import Hits, Run

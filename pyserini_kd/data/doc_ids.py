@@ -1,7 +1,6 @@
-"""The document ids of an index: the lines of `docid` and where each begins. Only ids that were asked for become strings.
+"""Document ids of an index: the bytes of `docid` and the offset of each line. Only requested ids become strings.
 
-8.8 million ids like MS MARCO's take 0.18 GB, and 0.1 more once documents are looked up by id. A dictionary of strings would
-take 1.2 GB.
+The 8.8 million ids of MS MARCO take 0.18 GB, and look-up by id takes 0.1 GB more. A dictionary of strings takes 1.2 GB.
 """
 
 from __future__ import annotations
@@ -20,29 +19,29 @@ from pyserini_kd.storage.arrays import Rows
 from pyserini_kd.storage.errors import InputError
 from pyserini_kd.storage.files import require_file
 
-CHUNK = 1 << 16  # ids that are strings at the same time when all are read
+CHUNK = 1 << 16  # ids decoded at a time when all ids are read
 
 
 class DocIds(Sequence[str]):
-    """Ids by row, and rows by id."""
+    """A sequence of document ids by row, with look-up of rows by id."""
 
     def __init__(self, lines: bytes) -> None:
-        """Take the lines of one `docid` file or of several, each ended by a newline."""
+        """Take the content of one or more `docid` files; every line ends with a newline."""
         self._lines = lines
         ends = np.flatnonzero(np.frombuffer(lines, np.uint8) == ord("\n"))
         self._starts = np.zeros(len(ends) + 1, np.uint32 if len(lines) < 1 << 32 else np.uint64)
         self._starts[1:] = ends + 1
-        self._strings = np.zeros(len(ends), object)  # 0 where nobody has asked yet
-        self._asked: list[Rows] = []
+        self._strings = np.zeros(len(ends), object)  # 0 until an id is decoded
+        self._decoded: list[Rows] = []
 
     @classmethod
     def read(cls, *folders: Path) -> DocIds:
-        """The ids of some index folders, in their order, without blanks at the ends of lines; InputError if there are none."""
+        """Read `docid` of each index folder, in order, without trailing blanks; InputError if missing, empty or not UTF-8."""
         return cls(b"".join(map(_read, folders)))
 
     @classmethod
     def join(cls, parts: Iterable[DocIds]) -> DocIds:
-        """The ids of several, one after the other."""
+        """Concatenate several id sequences."""
         return cls(b"".join(part._lines for part in parts))
 
     def __len__(self) -> int:
@@ -53,45 +52,45 @@ class DocIds(Sequence[str]):
     @overload
     def __getitem__(self, row: slice) -> list[str]: ...
     def __getitem__(self, row: int | slice) -> str | list[str]:
-        """The id of a row, or the ids of a slice without steps."""
+        """The id of a row, or the ids of a slice with step 1."""
         if not isinstance(row, slice):
             if not 0 <= row < len(self):
                 raise IndexError(row)
             return self._lines[int(self._starts[row]) : int(self._starts[row + 1]) - 1].decode()
         if row.step not in (None, 1):
-            raise ValueError("ids come without steps")
+            raise ValueError("slices of ids must have step 1")
         first, end, _ = row.indices(len(self))
         return self._lines[int(self._starts[first]) : int(self._starts[max(end, first)])].decode().split("\n")[:-1]
 
     def __iter__(self) -> Iterator[str]:
-        """All ids, a few at a time in memory."""
+        """Iterate over all ids; only CHUNK of them are decoded at a time."""
         return chain.from_iterable(self[start : start + CHUNK] for start in range(0, len(self), CHUNK))
 
     def take(self, rows: Rows) -> list[str]:
-        """The ids of some rows. Until `forget` a document is always the same string object."""
+        """The ids of rows. The same row gives the same string object until `forget` is called."""
         found = self._strings[rows]
-        unknown = found == 0
-        if unknown.any():
-            missing, lines = rows[unknown], self._lines
-            begins, ends = self._starts[missing].tolist(), self._starts[missing + 1].tolist()
-            found[unknown] = [lines[begin : end - 1].decode() for begin, end in zip(begins, ends, strict=True)]
-            self._strings[missing] = found[unknown]
-            self._asked.append(missing)
+        missing = found == 0
+        if missing.any():
+            new_rows, lines = rows[missing], self._lines
+            begins, ends = self._starts[new_rows].tolist(), self._starts[new_rows + 1].tolist()
+            found[missing] = [lines[begin : end - 1].decode() for begin, end in zip(begins, ends, strict=True)]
+            self._strings[new_rows] = found[missing]
+            self._decoded.append(new_rows)
         ids: list[str] = found.tolist()
         return ids
 
     def forget(self) -> None:
-        """Drop all strings. Otherwise a service would keep one for every document that was ever found."""
-        asked, self._asked = self._asked, []
-        for rows in asked:
+        """Drop all decoded strings, so that a service does not collect one for every document it ever returns."""
+        decoded, self._decoded = self._decoded, []
+        for rows in decoded:
             self._strings[rows] = 0
 
     def rows(self, doc_ids: Iterable[str]) -> Rows:
-        """The row of each id, -1 for unknown ids."""
+        """The row of each id as int64; -1 for unknown ids."""
         return np.fromiter(map(self.row, doc_ids), np.int64)
 
     def row(self, doc_id: str) -> int:
-        """The first row of an id, -1 for an unknown id."""
+        """The first row of an id; -1 for an unknown id."""
         hashes, rows = self._by_hash
         key = hash(doc_id)
         place = int(hashes.searchsorted(key))
@@ -105,13 +104,13 @@ class DocIds(Sequence[str]):
         return isinstance(doc_id, str) and self.row(doc_id) >= 0
 
     def twice(self) -> str | None:
-        """The first id that repeats an earlier one; None if all differ."""
+        """The first duplicate id, or None."""
         hashes, rows = self._by_hash
         repeats = np.sort(rows[1:][hashes[1:] == hashes[:-1]]).tolist()
         return next((self[row] for row in repeats if self.row(self[row]) != row), None)
 
     def get_ready(self) -> None:
-        """Prepare the look-up by id now, not at its first use: a third of a second per million ids."""
+        """Build the look-up by id now instead of at first use; this takes a third of a second per million ids."""
         _ = self._by_hash
 
     @functools.cached_property
@@ -130,5 +129,5 @@ def _read(folder: Path) -> bytes:
     except UnicodeDecodeError as error:
         raise InputError(f"{path} is not UTF-8 text: {error.reason} at byte {error.start}") from None
     lines += b"" if lines.endswith(b"\n") else b"\n"
-    is_foreign = any(space in lines for space in (b" \n", b"\t\n", b"\r\n"))  # ours are one word
+    is_foreign = any(space in lines for space in (b" \n", b"\t\n", b"\r\n"))  # our own ids have no blanks
     return re.sub(rb"[ \t\r]+\n", b"\n", lines) if is_foreign else lines

@@ -1,8 +1,8 @@
-"""The embedded collection: the API documentation of the installed scientific Python packages.
+"""The embedded collection `pydocs`: the API documentation of the installed scientific Python packages.
 
-One document per documented public function, class or method, found by parsing source files; nothing is imported. The summary
-line of a docstring is the topic, the rest is the document that answers it, so topics and judgements come for free and a
-Python developer can judge the results. Train, dev and test are split by module, with a stable hash.
+Each documented public function, class or method gives one topic and one document. The topic is the summary line of the
+docstring; its only relevant document is the rest of the docstring. Source files are parsed, not imported. A stable hash of the
+module name assigns entries to train, dev or test.
 """
 
 import ast
@@ -23,14 +23,14 @@ from pyserini_kd.storage.errors import InputError
 from pyserini_kd.storage.files import atomic_file, home, refuse_existing
 
 PACKAGES = ("matplotlib", "networkx", "numpy", "pandas", "scipy", "sklearn")
-DISTRIBUTIONS = {"sklearn": "scikit-learn"}  # where the installed name differs
+DISTRIBUTIONS = {"sklearn": "scikit-learn"}  # where the distribution has another name
 SPLITS = ("train", "dev", "test")
-MIN_WORDS = 3  # a summary of fewer words ("Return self.") is no topic
+MIN_WORDS = 3  # shorter summaries ("Return self.") are useless as topics
 MAX_SUMMARY_LINES = 3
 
 
 class Entry(NamedTuple):
-    """One documented thing: dotted name, module it stands in, summary line, and the rest of its docstring."""
+    """A documented object: dotted name, module, summary line, and the rest of its docstring."""
 
     name: str
     module: str
@@ -40,30 +40,30 @@ class Entry(NamedTuple):
 
 @functools.cache
 def entries() -> tuple[Entry, ...]:
-    """All entries, sorted by name; identical texts are merged (the first name stays).
+    """All entries, sorted by name. Of identical texts only the first name is kept.
 
-    Parsing takes seconds, so the entries are kept under `indexes/`, by the versions of the packages and of this file.
+    Parsing takes seconds, so entries are cached in `indexes/pydocs-STAMP.jsonl`; see `stamp`.
     """
-    kept = home() / "indexes" / f"pydocs-{stamp()}.jsonl"
-    if kept.exists():
-        with open(kept, encoding="utf-8") as lines:
+    cached = home() / "indexes" / f"pydocs-{stamp()}.jsonl"
+    if cached.exists():
+        with open(cached, encoding="utf-8") as lines:
             return tuple(Entry(*json.loads(line)) for line in lines)
     found = _find_entries()
-    with atomic_file(kept) as out:
+    with atomic_file(cached) as out:
         out.writelines(json.dumps(entry) + "\n" for entry in found)
     return found
 
 
 def stamp() -> str:
-    """What the entries depend on, as a word: the versions of the packages and of this file."""
-    state = [f"{name} {_version(name)}" for name in PACKAGES]
-    return f"{id_hash(' '.join([*state, Path(__file__).read_text(encoding='utf-8')])):016x}"
+    """Hex hash of what the entries depend on: the versions of the packages and the source of this module."""
+    versions = [f"{name} {_version(name)}" for name in PACKAGES]
+    return f"{id_hash(' '.join([*versions, Path(__file__).read_text(encoding='utf-8')])):016x}"
 
 
 def _version(package: str) -> str:
     try:
         return importlib.metadata.version(DISTRIBUTIONS.get(package, package))
-    except importlib.metadata.PackageNotFoundError:  # not there (said where it is parsed), or installed without a record
+    except importlib.metadata.PackageNotFoundError:  # not installed (an error when it is parsed), or no metadata
         return ""
 
 
@@ -79,22 +79,22 @@ def _find_entries() -> tuple[Entry, ...]:
 
 
 def docs() -> Iterator[Doc]:
-    """The collection: id = dotted name, text = docstring without its summary line."""
+    """The documents: the id is the dotted name; the text is the docstring without its summary line."""
     return (Doc(entry.name, "", entry.body) for entry in entries())
 
 
 def topics(split: str) -> list[Query]:
-    """Summary lines as topics: `train`, `dev` or `test`."""
+    """The topics (summary lines) of a split: `train`, `dev` or `test`."""
     return [Query(entry.name, entry.summary) for entry in _of_split(split)]
 
 
 def qrels(split: str) -> Qrels:
-    """Each topic's one relevant document: the one it was taken from."""
+    """The qrels of a split: each topic has one relevant document, the one with its docstring."""
     return {entry.name: {entry.name: 1} for entry in _of_split(split)}
 
 
 def write_files(folder: Path, *, overwrite: bool = False) -> Iterator[tuple[Path, str]]:
-    """Write `docs.jsonl`, and `topics.SPLIT.tsv` and `qrels.SPLIT.txt` for each split; gives (path, what it holds)."""
+    """Write `docs.jsonl`, and `topics.SPLIT.tsv` and `qrels.SPLIT.txt` for each split; yields (path, content)."""
     paths = [folder / "docs.jsonl"]
     paths += [folder / name for split in SPLITS for name in (f"topics.{split}.tsv", f"qrels.{split}.txt")]
     for path in paths:
@@ -113,7 +113,7 @@ def _of_split(split: str) -> list[Entry]:
 
 
 def split_of(module: str) -> str:
-    """The split of a module: of 11 stable buckets one is dev, one is test, the others train."""
+    """The split of a module. Of 11 hash buckets, 0 is dev, 1 is test and the others are train."""
     return {0: "dev", 1: "test"}.get(id_hash(module) % 11, "train")
 
 
@@ -128,10 +128,10 @@ def _package_entries(package: str) -> Iterator[Entry]:
             continue
         module = ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore", SyntaxWarning)  # stray escapes in foreign docstrings
+            warnings.simplefilter("ignore", SyntaxWarning)  # invalid escapes in docstrings
             try:
                 tree = ast.parse(path.read_bytes())
-            except SyntaxError:  # a template, or written for a newer Python
+            except SyntaxError:  # a template, or code for a newer Python
                 continue
         yield from _node_entries(tree, module, module)
 
@@ -148,7 +148,7 @@ def _node_entries(node: ast.AST, prefix: str, module: str) -> Iterator[Entry]:
 
 
 def _split_docstring(docstring: str) -> tuple[str, str]:
-    """(summary, rest) of a docstring, white space folded; a summary may be wrapped over a few lines."""
+    """(summary, rest) of a docstring with white space folded; a summary may take MAX_SUMMARY_LINES lines."""
     lines = inspect.cleandoc(docstring).split("\n")
     end = next((n for n, line in enumerate(lines) if not line.strip()), len(lines))
     if end > MAX_SUMMARY_LINES or lines[0].rstrip().endswith("."):

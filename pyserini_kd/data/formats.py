@@ -1,4 +1,4 @@
-"""Read and write collections, topics and qrels in files. Every reader also takes `.gz`."""
+"""Read and write collections, topics and qrels. All readers accept `.gz`."""
 
 import html
 import json
@@ -21,7 +21,7 @@ from pyserini_kd.data.types import Doc, Qrels, Query
 from pyserini_kd.storage.errors import InputError
 from pyserini_kd.storage.files import atomic_file, require_file
 
-NOT_DOCS = (".", "queries", "topics", "qrels")  # beginnings of the names of a folder's other files
+NOT_DOCS = (".", "queries", "topics", "qrels")  # name prefixes of files that hold no documents
 KINDS = {".jsonl": "jsonl", ".json": "jsonl", ".tsv": "tsv"}
 
 
@@ -30,13 +30,13 @@ def read_collection(path: str | Path) -> Iterator[Doc]:
 
     Accepts a BEIR folder (`corpus.jsonl`), a folder of Pyserini JSONL files, or one file: JSONL (`id` and `contents`,
     or `_id`, `title`, `text`) or MS MARCO TSV (`id text` or `id url title body`). In a folder, hidden files and files named
-    `queries*`, `topics*` or `qrels*` are no documents.
+    `queries*`, `topics*` or `qrels*` are ignored.
     """
     return (doc for _, doc in located_docs(path))
 
 
 def located_docs(path: str | Path) -> Iterator[tuple[str, Doc]]:
-    """(`file:line`, document) for each document of `read_collection`."""
+    """Stream (`file:line`, document) pairs; see `read_collection`."""
     for file in collection_files(path):
         kind = _kind(file)
         if not kind:
@@ -46,21 +46,21 @@ def located_docs(path: str | Path) -> Iterator[tuple[str, Doc]]:
 
 
 def collection_files(path: str | Path) -> list[Path]:
-    """The files that `read_collection` reads, in their order. Hidden folders and our own indexes hold no documents."""
+    """The files that `read_collection` reads, in order. Hidden folders and our own indexes are ignored."""
     path = Path(path)
     if not path.exists():
-        raise InputError(f"collection not found: {path} (a path, `ir_datasets:<id>` or `pydocs` was expected)")
+        raise InputError(f"collection not found: {path} (expected a path, `ir_datasets:<id>` or `pydocs`)")
     if not path.is_dir():
         return [path]
     corpus = [file for file in (path / "corpus.jsonl", path / "corpus.jsonl.gz") if file.exists()]
-    files = corpus[:1] or sorted(file for file in _below(path) if _kind(file) and not _is_foreign(file, path))
+    files = corpus[:1] or sorted(file for file in _below(path) if _kind(file) and not _is_ignored(file, path))
     if not files:
         raise InputError(f"collection folder {path} holds no .jsonl, .json or .tsv file (.gz allowed)")
     return files
 
 
 def _below(path: Path) -> Iterator[Path]:
-    """The files in a folder and in the folders below, through links; each folder once."""
+    """All files below a folder; links are followed, each folder is visited once."""
     seen = set()
     for folder, below, names in os.walk(path, followlinks=True):
         if (real := os.path.realpath(folder)) in seen:
@@ -70,7 +70,7 @@ def _below(path: Path) -> Iterator[Path]:
         yield from (Path(folder, name) for name in names)
 
 
-def _is_foreign(file: Path, top: Path) -> bool:
+def _is_ignored(file: Path, top: Path) -> bool:
     with_vectors, in_lucene = file.with_name("docid").is_file(), any(file.parent.glob("segments_*"))
     in_index = file.with_name("manifest.json").is_file() and (with_vectors or in_lucene)
     hidden = any(part.startswith(".") for part in file.relative_to(top).parts)
@@ -94,7 +94,7 @@ def _json_doc(line: str, where: str) -> Doc:
 
 
 def split_contents(contents: str) -> tuple[str, str]:
-    """(title, text) of Pyserini's `contents`: if there are several lines, the first is the title."""
+    """(title, text) of Pyserini's `contents`. The first of several lines is the title."""
     title, newline, text = contents.partition("\n")
     return (one_line(title), text.strip()) if newline else ("", contents.strip())
 
@@ -110,7 +110,7 @@ def _tsv_doc(line: str, where: str) -> Doc:
 
 
 def write_collection(docs: Iterable[Doc], path: str | Path, *, overwrite: bool = False) -> int:
-    """Write Pyserini JSONL (`id`, `contents` = title, newline, text); returns the number of documents."""
+    """Write Pyserini JSONL (`id`; `contents` = title, newline, text). Returns the number of documents."""
     count = 0
     with atomic_file(path, overwrite=overwrite) as out:
         for doc in docs:
@@ -130,7 +130,7 @@ TREC_TITLE = re.compile(rf"<title>\s*(?:Topic:)?(.*?)(?=</?(?:{TREC_FIELDS})\b|\
 def read_topics(path: str | Path) -> list[Query]:
     """Read topics: TSV (`id<TAB>text`), BEIR `queries.jsonl`, or TREC topics (`<top>` or `<DOC>` blocks).
 
-    Blank queries are kept (they retrieve nothing); a duplicate id is an InputError.
+    Blank queries are kept; they retrieve nothing. A duplicate id is an InputError.
     """
     path = require_file(path, "topics file")
     lines = numbered_lines(path, "topics file")
@@ -142,7 +142,7 @@ def read_topics(path: str | Path) -> list[Query]:
     if "\t" in first:
         return unique_queries(((where, _tsv_topic(line, where)) for where, line in lines), str(path))
     raise InputError(
-        f"{path}:1: topics format unknown; expected TSV (id<TAB>text), JSON lines (_id, text) or TREC <top> blocks"
+        f"{path}:1: unknown topics format; expected TSV (id<TAB>text), JSON lines (_id, text) or TREC <top> blocks"
     )
 
 
@@ -194,20 +194,20 @@ def read_qrels(path: str | Path) -> Qrels:
             raise InputError(f"{where}: expected `qid 0 docid relevance`, found {len(fields)} columns")
         query_id, doc_id, relevance = fields[0], fields[-2], fields[-1]
         try:
-            grade = int(relevance if relevance.isascii() and "_" not in relevance else "")  # Python reads 1_0 as 10
+            grade = int(relevance if relevance.isascii() and "_" not in relevance else "")  # int() accepts 1_0
         except ValueError:
             raise InputError(f"{where}: relevance must be a whole number, found {relevance!r}") from None
         if not -(1 << 31) <= grade < 1 << 31:
             raise InputError(f"{where}: relevance must fit into 32 bits, found {relevance}")
         if qrels.setdefault(query_id, {}).setdefault(doc_id, grade) != grade:
-            raise InputError(f"{where}: document {doc_id} is judged twice, differently, for query {query_id}")
+            raise InputError(f"{where}: document {doc_id} has two different judgements for query {query_id}")
     if not qrels:
         raise InputError(f"{path}: no judgements found")
     return qrels
 
 
 def write_qrels(qrels: Qrels, path: str | Path, *, overwrite: bool = False) -> None:
-    """Write TREC qrels."""
+    """Write TREC qrels (`qid 0 docid rel`)."""
     with atomic_file(path, overwrite=overwrite) as out:
         for query_id, judged in qrels.items():
             out.writelines(f"{query_id} 0 {doc_id} {grade}\n" for doc_id, grade in judged.items())

@@ -1,6 +1,6 @@
-"""Ids and texts compared by 64-bit hashes, so that memory holds 8 bytes for each and not the strings.
+"""Compare ids and texts by 64-bit hashes: 8 bytes of memory each, instead of the strings.
 
-Of 16 million, any two have the same hash with a probability of 1 in 100,000.
+Among 16 million texts, a collision has a probability of 1 in 100,000.
 """
 
 import hashlib
@@ -16,28 +16,28 @@ from pyserini_kd.storage.errors import InputError
 
 
 class HasId(Protocol):
-    """Anything with the id of a document."""
+    """An object with a document id."""
 
     @property
     def doc_id(self) -> str:
-        """The id."""
+        """The document id."""
 
 
 D = TypeVar("D", bound=HasId)
 
 
 def id_hash(text: str) -> int:
-    """Stable 64-bit hash of a string (unlike `hash()`, the same in every process)."""
+    """Stable 64-bit hash of a string; unlike `hash()`, it is the same in every process."""
     return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "big")
 
 
 def hashes_of(ids: Iterable[str]) -> Hashes:
-    """The 64-bit hash of each id."""
+    """The 64-bit hash of each id as uint64."""
     return np.fromiter(map(id_hash, ids), np.uint64)
 
 
 def look_up(known: Hashes, hashes: Hashes) -> tuple[npt.NDArray[np.bool_], Rows]:
-    """For each hash whether it is among the known ones, which are sorted, and its place there.
+    """(is known, position) of each hash in the sorted array `known`; a position means nothing where the hash is unknown.
 
     >>> look_up(np.uint64([2, 5]), np.uint64([5, 4]))
     (array([ True, False]), array([1, 1]))
@@ -49,13 +49,13 @@ def look_up(known: Hashes, hashes: Hashes) -> tuple[npt.NDArray[np.bool_], Rows]
 
 
 def distinct(hashes: Hashes) -> Hashes:
-    """Sorted distinct hashes, in the memory (or file) of the given ones."""
+    """Sort and deduplicate hashes in place; returns a view of the given array."""
     hashes.sort()
     count, last = 0, None
-    for some in spans(len(hashes)):
-        own = hashes[some]
-        found = own[np.r_[own[0] != last, own[1:] != own[:-1]]]
-        last = own[-1]
+    for rows in spans(len(hashes)):
+        values = hashes[rows]
+        found = values[np.r_[values[0] != last, values[1:] != values[:-1]]]
+        last = values[-1]
         hashes[count : count + len(found)] = found
         count += len(found)
         let_go(hashes)
@@ -63,29 +63,29 @@ def distinct(hashes: Hashes) -> Hashes:
 
 
 def merge_into(known: list[Hashes], values: Hashes) -> None:
-    """Add sorted hashes to sorted arrays of them, each at least twice as long as the next."""
+    """Add a sorted array to a list of sorted arrays; merging keeps each at least twice as long as the next."""
     known.append(values)
     while len(known) > 1 and 2 * len(known[-1]) > len(known[-2]):
         known[-2:] = [np.union1d(known[-2], known[-1])]
 
 
 def unique_docs(docs: Iterable[D], places: Callable[[str], Iterable[str]], block: int = 10_000) -> Iterator[D]:
-    """Pass documents on; InputError at the first id that comes twice.
+    """Stream documents; InputError at the first duplicate id.
 
-    Keeps 8 bytes per document: sorted arrays of 64-bit hashes. `places` reads the collection again and says where an id stands;
-    so a collision of hashes never refuses a good collection.
+    Memory: 8 bytes per document, in sorted arrays of 64-bit hashes. Where two hashes are equal, `places` reads the collection
+    again and gives the positions of the id. So a hash collision is not an error.
     """
     seen: list[Hashes] = []
-    confirmed: set[str] = set()  # ids whose hash is also another id's
-    for some in chunks(docs, block):
-        hashes = hashes_of(doc.doc_id for doc in some)
+    confirmed: set[str] = set()  # ids without duplicates, despite equal hashes
+    for chunk in chunks(docs, block):
+        hashes = hashes_of(doc.doc_id for doc in chunk)
         values, codes, counts = np.unique(hashes, return_inverse=True, return_counts=True)
         suspect = counts[codes] > 1
         for old in seen:
             suspect |= look_up(old, hashes)[0]
-        for doc_id in {some[row].doc_id: None for row in np.flatnonzero(suspect).tolist()}:
+        for doc_id in {chunk[row].doc_id: None for row in np.flatnonzero(suspect).tolist()}:
             if doc_id not in confirmed and len(found := list(islice(places(doc_id), 2))) > 1:
                 raise InputError(f"{found[1]}: duplicate document id {doc_id!r}, first at {found[0]}")
             confirmed.add(doc_id)
         merge_into(seen, values)
-        yield from some
+        yield from chunk

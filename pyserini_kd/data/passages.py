@@ -1,6 +1,6 @@
-"""Long documents as passages: cut by words, and merged into documents again by MaxP, FirstP, SumP or AvgP.
+"""Cut documents into passages, and aggregate passage scores to documents by MaxP, FirstP, SumP or AvgP.
 
-Passages are `Doc`s whose ids are `docid#n`, n from 0. All other modules treat them as documents.
+A passage is a `Doc` with the id `docid#n`, n from 0. All other modules treat passages as documents.
 """
 
 from collections.abc import Callable, Container, Iterable, Iterator
@@ -19,20 +19,20 @@ AGGREGATES: dict[str, Callable[[Floats], float]] = {
     "sump": lambda scores: float(scores.sum(dtype=np.float64)),
     "avgp": lambda scores: float(scores.mean(dtype=np.float64)),
 }
-"""The score of a document from the scores of its passages, in the order of the text (Dai and Callan, SIGIR 2019)."""
-ADDED = ("sump", "avgp")  # these add scores, and need probabilities rather than logits
+"""Document score from its passage scores in text order (Dai and Callan, SIGIR 2019)."""
+ADDED = ("sump", "avgp")  # these add scores, so they need probabilities, not logits
 
 
 def parse(windows: str) -> tuple[int, int]:
-    """(words a passage, words from one start to the next) of `150:75`; InputError where text would be lost."""
+    """(words per passage, stride in words) of `150:75`; InputError if malformed, or if text would be lost."""
     words, colon, stride = windows.partition(":")
     if not (colon and words.isdecimal() and stride.isdecimal() and 1 <= int(stride) <= int(words)):
-        raise InputError(f"segments are `WORDS:STRIDE` with 1 <= STRIDE <= WORDS, e.g. 150:75, not {windows!r}")
+        raise InputError(f"segments must be `WORDS:STRIDE` with 1 <= STRIDE <= WORDS, e.g. 150:75, not {windows!r}")
     return int(words), int(stride)
 
 
 def refuse_mixture(*manifests: Manifest | None) -> None:
-    """InputError if of some indexes not all hold whole documents or passages of the same windows, as far as that is known."""
+    """InputError if indexes mix whole documents and passages, or passages of different windows. Unknown ones are ignored."""
     known = [
         (manifest.folder, manifest.segment or "")
         for manifest in manifests
@@ -41,14 +41,14 @@ def refuse_mixture(*manifests: Manifest | None) -> None:
     for name, cut in known[1:]:
         if cut != known[0][1]:
             what = [f"{n} holds {f'passages ({c})' if c else 'whole documents'}" for n, c in (known[0], (name, cut))]
-            raise InputError(f"{', '.join(what)}: what they find cannot be joined")
+            raise InputError(f"{', '.join(what)}: their results cannot be merged")
 
 
 def segment(docs: Iterable[Doc], windows: str) -> Iterator[Doc]:
-    """Cut streamed documents into windows of words; each passage keeps the title.
+    """Cut streamed documents into windows of WORDS words; each passage keeps the title.
 
-    Windows start every STRIDE words until one reaches the end of the text; the last may be shorter than WORDS. So no word is
-    lost and no passage lies within the one before. A document without text is one passage.
+    A window starts every STRIDE words until one reaches the end of the text, so the last may be shorter than WORDS. No word is
+    lost, and no passage is contained in the previous one. A document without text gives one passage.
 
     >>> [(p.doc_id, p.text) for p in segment([Doc("d", "", "a b c d e f")], "3:2")]
     [('d#0', 'a b c'), ('d#1', 'c d e'), ('d#2', 'e f')]
@@ -62,10 +62,7 @@ def segment(docs: Iterable[Doc], windows: str) -> Iterator[Doc]:
 
 
 def segment_qrels(qrels: Qrels, passages: Iterable[Doc]) -> Qrels:
-    """Judgements of passages: each has its document's.
-
-    A passage of a relevant document need not be relevant itself; nothing here says which passages are.
-    """
+    """Qrels of passages: each passage gets the grade of its document, even where the passage itself is not relevant."""
     judged = {doc_id for documents in qrels.values() for doc_id in documents}
     of: dict[str, list[str]] = {}
     for passage in passages:
@@ -76,19 +73,19 @@ def segment_qrels(qrels: Qrels, passages: Iterable[Doc]) -> Qrels:
 
 
 def split_id(passage_id: str) -> tuple[str, int]:
-    """Document and number of a passage; InputError for an id without `#n` at its end.
+    """(document id, passage number) of a passage id; InputError for an id that does not end in `#n`.
 
     >>> split_id("a#b#12")
     ('a#b', 12)
     """
     doc_id, _, number = passage_id.rpartition("#")
     if not doc_id or not number.isdecimal():
-        raise InputError(f"{passage_id!r} is not the id of a passage: it must end in #n")
+        raise InputError(f"{passage_id!r} is not a passage id: it must end in #n")
     return doc_id, int(number)
 
 
 def stored_parts(doc_id: str, known: Container[str]) -> list[str]:
-    """Ids of a document's passages among `known`, in the order of the text.
+    """Ids of a document's passages in `known`, in text order.
 
     >>> stored_parts("a", {"a#0", "b#0", "a#1"})
     ['a#0', 'a#1']
@@ -100,13 +97,13 @@ def stored_parts(doc_id: str, known: Container[str]) -> list[str]:
 
 
 def aggregate(run: Run, how: str = "maxp", k: int | None = None) -> Run:
-    """A run of passages as a run of (at most k) documents.
+    """Convert a passage run to a document run with at most k documents per query.
 
-    Of its passages in the run a document gets the best score (`maxp`), the score of the earliest (`firstp`), or the sum
-    (`sump`) or mean (`avgp`) of all scores.
+    A document gets the best score (`maxp`), first score in text order (`firstp`), sum (`sump`) or mean (`avgp`) of the scores
+    of its passages in the run.
     """
     if how not in AGGREGATES:
-        raise InputError(f"passages are merged by one of {', '.join(AGGREGATES)}, not {how!r}")
+        raise InputError(f"the aggregation must be one of {', '.join(AGGREGATES)}, not {how!r}")
     documents: dict[str, dict[str, float]] = {}
     for query_id, hits in run.items():
         found: dict[str, list[tuple[int, float]]] = {}
@@ -119,12 +116,12 @@ def aggregate(run: Run, how: str = "maxp", k: int | None = None) -> Run:
 
 
 def max_passage(run: Run, k: int = 100, delimiter: str = "#") -> Run:
-    """Pyserini's `--max-passage`: k documents, each with its best passage's score.
+    """Pyserini's `--max-passage`: the top k documents, each with the score of its best passage.
 
-    The document's id is what stands before the first delimiter, as there: an id without one is a document of one passage.
+    As in Pyserini, the document id is the part before the first delimiter. An id without a delimiter is a document.
     """
     if not delimiter:
-        raise InputError("the delimiter between document and passage is empty")
+        raise InputError("the delimiter between document id and passage number must not be empty")
     documents: dict[str, dict[str, float]] = {}
     for query_id, hits in run.items():
         best = documents.setdefault(query_id, {})

@@ -1,4 +1,4 @@
-"""The lines of run files, in TREC and MS MARCO format: read a block at a time, written a topic at a time."""
+"""Read run files (TREC, MS MARCO) in blocks of lines, and write them topic by topic."""
 
 from __future__ import annotations
 
@@ -26,13 +26,13 @@ BLOCK = 1 << 20
 
 
 class NotPlain(Exception):
-    """The file is not six columns between single blanks."""
+    """The file is not in the plain format: six columns with single blanks between them."""
 
 
 def check_tag(tag: str) -> None:
-    """InputError if a tag does not fit into a run's column."""
+    """InputError if a tag is not one word, which a run file needs."""
     if len(tag.split()) != 1:
-        raise InputError(f"a run's tag must be one word without blanks, found {tag!r}")
+        raise InputError(f"a run tag must be one word without blanks, found {tag!r}")
 
 
 def write_run(
@@ -44,7 +44,7 @@ def write_run(
     overwrite: bool = False,
     comments: Iterable[str] = (),
 ) -> None:
-    """`Run.write` of topics that may come one by one: only one of them is in memory."""
+    """`Run.write` for streamed topics: only one topic is in memory."""
     check_tag(tag)
     if output_format not in ("trec", "msmarco"):
         raise InputError(f"output format must be trec or msmarco, not {output_format!r}")
@@ -61,23 +61,23 @@ def write_run(
 
 
 def ir_metadata(tag: str, method: Mapping[str, object], collection: Mapping[str, object]) -> list[str]:
-    """How a run was made, as comments for the top of its file (Breuer, Keller, Schaer 2022; www.ir-metadata.org).
+    """Comment lines for the top of a run file (Breuer, Keller, Schaer 2022; www.ir-metadata.org).
 
-    `method` is what made it, without the entries that have no value; `collection` names its topics and judgements.
+    `method` describes the system; entries without a value are dropped. `collection` names topics and qrels.
     """
     import yaml
 
-    made = environment()
-    hardware = made["hardware"]
+    found = environment()
+    hardware = found["hardware"]
     cpu = {"model": hardware["cpu"], "architecture": hardware["machine"], "number of cores": hardware["cpus"]}
     metadata = {
         "tag": tag,
         "platform": {
             "hardware": {"cpu": cpu, "ram": f"{hardware.get('memory_gib', 'unknown')} GiB"},
             "operating system": {"platform": platform.system(), "kernel": platform.release()},
-            "software": {"libraries": {"python": [f"{name} {version}" for name, version in made["versions"].items()]}},
+            "software": {"libraries": {"python": [f"{name} {version}" for name, version in found["versions"].items()]}},
         },
-        "implementation": {"executable": {"cmd": command_line()}, "source": {"lang": "python", "commit": made.get("commit")}},
+        "implementation": {"executable": {"cmd": command_line()}, "source": {"lang": "python", "commit": found.get("commit")}},
         "method": {"automatic": True, "retrieval": [{"name": tag} | {name: value for name, value in method.items() if value}]},
         "data": {"test collection": dict(collection)},
     }
@@ -86,13 +86,13 @@ def ir_metadata(tag: str, method: Mapping[str, object], collection: Mapping[str,
 
 
 def read_topics_of(path: Path) -> Iterator[tuple[str, tuple[str, list[str], npt.NDArray[np.float64]]]]:
-    """(tag, (query id, doc ids, scores)) of each stretch of lines of one query, in the order of a plain run file."""
+    """Stream (tag, (query id, doc ids, scores)) of a plain run file; consecutive lines of one query form an item."""
     import pyarrow.compute as pc
 
     tag, query_id, doc_ids, scores = "", "", list[str](), list[npt.NDArray[np.float64]]()
     for batch in read_batches(path, COLUMNS):
         if any(pc.min(pc.binary_length(batch[name])).as_py() == 0 for name in COLUMNS if name != "score"):
-            raise NotPlain  # two blanks in a row
+            raise NotPlain  # repeated blanks
         tag = tag or batch["tag"][0].as_py()
         docs, values, start = batch["doc"].to_numpy(zero_copy_only=False).tolist(), batch["score"].to_numpy(), 0
         for found, n in stretches(batch["query"]):
@@ -109,7 +109,7 @@ def read_topics_of(path: Path) -> Iterator[tuple[str, tuple[str, list[str], npt.
 
 
 def read_batches(path: Path, columns: Sequence[str]) -> Iterator[pa.RecordBatch]:
-    """Blocks of lines of a plain run file, never empty; NotPlain for any other file."""
+    """Stream non-empty batches of lines of a plain run file; NotPlain for any other file."""
     import pyarrow as pa
     from pyarrow import csv
 
@@ -125,7 +125,7 @@ def read_batches(path: Path, columns: Sequence[str]) -> Iterator[pa.RecordBatch]
 
 
 def stretches(column: pa.StringArray) -> Iterator[tuple[str, int]]:
-    """(value, how often in a row) of a column."""
+    """Stream (value, run length) for consecutive equal values of a column."""
     import pyarrow.compute as pc
 
     encoded = pc.run_end_encode(column)
@@ -133,7 +133,7 @@ def stretches(column: pa.StringArray) -> Iterator[tuple[str, int]]:
 
 
 def _header(path: Path) -> int:
-    """How many lines of ir_metadata are at the top of a run."""
+    """The number of ir_metadata lines at the top of a run."""
     lines = numbered_lines(path, "run", blank=True)
     if next(lines, ("", ""))[1].rstrip() != "# ir_metadata.start":
         return 0
@@ -144,7 +144,7 @@ def _header(path: Path) -> int:
 
 
 def read_slowly(path: Path) -> tuple[str, dict[str, dict[str, float]]]:
-    """(tag, query_id -> {doc_id: score}), read line by line with all checks, for files that are faulty or unusual."""
+    """(tag, query_id -> {doc_id: score}), read line by line with all checks; for malformed or unusual files."""
     hits: dict[str, dict[str, float]] = {}
     tag, columns = path.stem, 0
     for where, line in islice(numbered_lines(path, "run", blank=True), _header(path), None):
@@ -159,7 +159,7 @@ def read_slowly(path: Path) -> tuple[str, dict[str, dict[str, float]]]:
         else:
             query_id, doc_id, score = fields
         if doc_id in (judged := hits.setdefault(query_id, {})):
-            raise InputError(f"{where}: document {doc_id} comes twice for query {query_id}")
+            raise InputError(f"{where}: duplicate document {doc_id} for query {query_id}")
         judged[doc_id] = _score(score, where, is_rank=columns == 3)
     if not hits:
         raise InputError(f"run file is empty: {path}")
@@ -167,9 +167,9 @@ def read_slowly(path: Path) -> tuple[str, dict[str, dict[str, float]]]:
 
 
 def _score(text: str, where: str, is_rank: bool) -> float:
-    """The score of a line; 1/rank of an MS MARCO run."""
+    """The score of a line; 1/rank in an MS MARCO run."""
     try:
-        if "_" in text or (is_rank and int(text) < 1):  # Python reads 1_0 as 10
+        if "_" in text or (is_rank and int(text) < 1):  # int() accepts 1_0
             raise ValueError
         score = 1.0 / int(text) if is_rank else float(text)
     except ValueError:

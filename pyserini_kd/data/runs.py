@@ -1,7 +1,6 @@
-"""Run: the one ranking type, in canonical order, read from and written to TREC and MS MARCO files.
+"""Run: the ranking type of the package. It keeps canonical order and reads and writes TREC and MS MARCO files.
 
-Only this module orders documents, as trec_eval does: by score descending, equal scores by document id descending. Scores are
-compared as float32.
+Only this module orders documents. The order is that of trec_eval: by float32 score descending, ties by document id descending.
 """
 
 from __future__ import annotations
@@ -20,7 +19,7 @@ from pyserini_kd.storage.arrays import Floats
 from pyserini_kd.storage.errors import InputError
 from pyserini_kd.storage.files import require_file
 
-Scores = Floats  # of one ranking
+Scores = Floats  # scores of one ranking
 AnyScores = Sequence[float] | npt.NDArray[np.float32] | npt.NDArray[np.float64]
 
 
@@ -32,13 +31,13 @@ class Hits(NamedTuple):
 
 
 class Run(Mapping[str, Hits]):
-    """An immutable ranking of documents for each of some queries: query_id -> Hits, in the order the queries came.
+    """Immutable rankings of documents: query_id -> Hits, in the order of the queries.
 
     Build one with `Run.from_scores`, `Run.from_hits` or `Run.read`.
     """
 
     def __init__(self, tag: str, hits: dict[str, Hits]) -> None:
-        """Take hits that are canonical already; use the class methods for anything else."""
+        """Take hits in canonical order; use the class methods for hits in any other order."""
         self.tag = tag
         self._hits = hits
 
@@ -56,7 +55,7 @@ class Run(Mapping[str, Hits]):
 
     @property
     def n_hits(self) -> int:
-        """Number of lines the run would have."""
+        """Number of hits: the lines of the run file."""
         return sum(len(hits.doc_ids) for hits in self._hits.values())
 
     @property
@@ -76,25 +75,25 @@ class Run(Mapping[str, Hits]):
 
     @classmethod
     def from_hits(cls, tag: str, hits: Iterable[tuple[str, Sequence[str], AnyScores]]) -> Run:
-        """Build a run from (query_id, doc_ids, scores); any order within a query.
+        """Build a run from (query_id, doc_ids, scores), in any order within a query.
 
-        InputError if a query or a document of a query comes twice, or a score is not finite.
+        InputError for a duplicate query, a duplicate document in a query, or a score that is not finite.
         """
         ordered: dict[str, Hits] = {}
         for query_id, doc_ids, scores in hits:
             if query_id in ordered:
-                raise InputError(f"run {tag}: query {query_id} comes twice")
+                raise InputError(f"run {tag}: duplicate query {query_id}")
             ordered[query_id] = canonical(doc_ids, scores, f"run {tag}, query {query_id}")
         return cls(tag, ordered)
 
     def top(self, k: int) -> Run:
-        """The same run cut at the first k documents of each query."""
+        """A run with the first k documents of each query."""
         return Run(self.tag, {q: Hits(hits.doc_ids[:k], hits.scores[:k]) for q, hits in self._hits.items()})
 
     def without_query_docs(self, delimiter: str | None = None) -> Run:
-        """Drop the document whose id is the query's (Pyserini's --remove-query; BEIR's ArguAna and Quora need it).
+        """Drop the document with the id of the query (Pyserini's --remove-query; needed for BEIR's ArguAna and Quora).
 
-        With a delimiter also its passages, whose ids begin with the query's id and the delimiter.
+        With a delimiter, drop also ids that begin with the query id and the delimiter: the passages of that document.
         """
         kept: dict[str, Hits] = {}
         for query_id, hits in self._hits.items():
@@ -106,7 +105,7 @@ class Run(Mapping[str, Hits]):
     def read(cls, path: str | Path) -> Run:
         """Read a TREC run (six columns) or an MS MARCO run (`qid docid rank`, scored 1/rank).
 
-        Documents are put in canonical order by score; the rank column is ignored, and so is ir_metadata at the top.
+        Documents are sorted into canonical order. The rank column of TREC runs and ir_metadata at the top are ignored.
         InputError, with file:line, for a malformed line, a duplicate document or a score that is not finite.
         """
         path = require_file(path, "run file")
@@ -114,7 +113,7 @@ class Run(Mapping[str, Hits]):
             topics = read_topics_of(path)
             tag, first = next(topics)
             return cls.from_hits(tag, chain([first], (topic for _, topic in topics)))
-        except (InputError, NotPlain):  # the slow reader names the line; it takes tabs and repeated blanks
+        except (InputError, NotPlain):  # the slow reader names the line and accepts tabs and repeated blanks
             return cls.from_scores(*read_slowly(path))
 
     def write(
@@ -122,13 +121,13 @@ class Run(Mapping[str, Hits]):
     ) -> None:
         """Write the run atomically: `trec` (scores with 9 significant digits) or `msmarco` (`qid docid rank`).
 
-        Comments (ir_metadata) are written at the top, each behind `# `; trec_eval does not know such lines.
+        Comments (ir_metadata) go to the top, each after `# `. trec_eval does not accept such lines.
         """
         write_run(path, self.tag, self.items(), output_format=output_format, overwrite=overwrite, comments=comments)
 
 
 def default_tag(encoder: str) -> str:
-    """The tag of a checkpoint's runs where none is given: the last part of its name, as one word.
+    """The default run tag of a checkpoint: the last part of its name, as one word.
 
     >>> default_tag("models/my student")
     'my_student'
@@ -137,53 +136,53 @@ def default_tag(encoder: str) -> str:
 
 
 def canonical(doc_ids: Sequence[str], scores: AnyScores, where: str) -> Hits:
-    """Hits in canonical order; InputError, which begins with `where`, for a document that comes twice."""
+    """Hits in canonical order; InputError (beginning with `where`) for a duplicate document or a score that is not finite."""
     doc_ids = list(doc_ids)
     if len(scores) != len(doc_ids):
         raise InputError(f"{where}: {len(doc_ids)} documents but {len(scores)} scores")
     if len(set(doc_ids)) != len(doc_ids):
-        twice = Counter(doc_ids).most_common(1)[0][0]
-        raise InputError(f"{where}: document {twice} comes twice")
+        duplicate = Counter(doc_ids).most_common(1)[0][0]
+        raise InputError(f"{where}: duplicate document {duplicate}")
     return ordered(doc_ids, scores, where)
 
 
 def ordered(doc_ids: list[str], scores: AnyScores, where: str) -> Hits:
-    """Hits in canonical order, of documents that are known to be different ones; their list is put in order itself."""
+    """Hits in canonical order, for doc_ids without duplicates. Modifies the list `doc_ids`."""
     with np.errstate(over="ignore"):
-        values = np.asarray(scores, dtype=np.float32) + np.float32(0)  # our own array, and -0 is 0
+        values = np.asarray(scores, dtype=np.float32) + np.float32(0)  # copies the array and turns -0 into 0
     if not np.isfinite(values).all():
         row = int(np.nonzero(~np.isfinite(values))[0][0])
         raise InputError(f"{where}: score of document {doc_ids[row]} is not finite (as float32)")
     if (values[:-1] < values[1:]).any():
         order = np.argsort(-values, kind="stable")
         values, doc_ids = values[order], list(map(doc_ids.__getitem__, order.tolist()))
-    alike = values[:-1] == values[1:]
-    if alike.any():
-        _order_ties(doc_ids, alike)
+    tied = values[:-1] == values[1:]
+    if tied.any():
+        _order_ties(doc_ids, tied)
     values.setflags(write=False)
     return Hits(doc_ids, values)
 
 
-def _order_ties(doc_ids: list[str], alike: npt.NDArray[np.bool_]) -> None:
-    """Put documents with equal scores in descending order; alike[n]: do n and n + 1 score alike?"""
-    ends = np.flatnonzero(np.diff(np.concatenate(([False], alike, [False])))).tolist()
+def _order_ties(doc_ids: list[str], tied: npt.NDArray[np.bool_]) -> None:
+    """Sort ids with equal scores in descending order; tied[n] says that n and n + 1 have equal scores."""
+    ends = np.flatnonzero(np.diff(np.concatenate(([False], tied, [False])))).tolist()
     for start, last in zip(ends[::2], ends[1::2], strict=True):
         if last > start + 1:
             doc_ids[start : last + 1] = sorted(doc_ids[start : last + 1], reverse=True)
-        elif doc_ids[start] < doc_ids[last]:  # most of what RRF ties, so it should be quick
+        elif doc_ids[start] < doc_ids[last]:  # most ties of RRF are pairs: a fast path
             doc_ids[start], doc_ids[last] = doc_ids[last], doc_ids[start]
 
 
 class RunStream:
-    """A run file read forwards, topic by topic. It holds only topics that were skipped on the way to another.
+    """A run file that is read forwards, topic by topic; `open_run` builds it.
 
-    `get` gives each topic once. Built by `open_run`.
+    Topics that a call of `get` skips stay in memory. `get` returns each topic once.
     """
 
     def __init__(self, path: Path, lengths: dict[str, int]) -> None:
         self._path, self._lengths = path, lengths
         self._topics = (topic for _, topic in read_topics_of(path))
-        self._passed: dict[str, Hits] = {}
+        self._skipped: dict[str, Hits] = {}
         self._whole: Run | None = None
 
     def __iter__(self) -> Iterator[str]:
@@ -191,7 +190,7 @@ class RunStream:
 
     @property
     def n_hits(self) -> int:
-        """Number of lines of the file."""
+        """Number of hits: the lines of the file."""
         return sum(self._lengths.values())
 
     @property
@@ -200,25 +199,25 @@ class RunStream:
         return max(self._lengths.values())
 
     def get(self, query_id: str) -> Hits | None:
-        """A topic's hits, None where the run lacks it; InputError with file:line where the file is faulty."""
+        """The hits of a topic, or None if the run lacks it; InputError with file:line for a malformed file."""
         if query_id not in self._lengths:
             return None
-        if query_id in self._passed:
-            return self._passed.pop(query_id)
+        if query_id in self._skipped:
+            return self._skipped.pop(query_id)
         if self._whole is None:
             try:
                 for found, doc_ids, scores in self._topics:
                     hits = canonical(doc_ids, scores, found)
                     if found == query_id:
                         return hits
-                    self._passed[found] = hits
+                    self._skipped[found] = hits
             except (InputError, NotPlain):  # the slow reader names the line
                 self._whole = Run.from_scores(*read_slowly(self._path))
         return None if self._whole is None else self._whole[query_id]
 
 
 def open_run(path: str | Path) -> Run | RunStream:
-    """A run file to be read topic by topic. It is read at once if it is unusual, or the lines of a topic are scattered."""
+    """Open a run file for reading by topic. Unusual files and files with scattered topics are read at once."""
     path = require_file(path, "run file")
     lengths: dict[str, int] = {}
     last = None

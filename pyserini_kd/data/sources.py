@@ -1,7 +1,7 @@
-"""From a name to data. A collection, topics or qrels are named by a path, `ir_datasets:<id>` or `pydocs`.
+"""Open collections, topics and qrels by name: a path, `ir_datasets:<id>` or `pydocs`.
 
-Topics may also have the name of a Pyserini topic set (`dl19-passage`). It is looked up once, through Java, and kept as TSV
-under `PYSERINI_KD_HOME/indexes/topics/`.
+Topics may also be a Pyserini topic set (`dl19-passage`). It is read once, through Java, and cached as TSV in
+`PYSERINI_KD_HOME/indexes/topics/`.
 """
 
 from collections.abc import Iterator
@@ -22,7 +22,7 @@ FILE_ENDINGS = (".gz", ".tsv", ".jsonl", ".json", ".txt")
 
 
 def collection(spec: str, segment: str | None = None) -> Iterator[Doc]:
-    """Stream a collection, cut into passages where `segment` (`WORDS:STRIDE`) is given; duplicate ids are an InputError."""
+    """Stream a collection; `segment` (`WORDS:STRIDE`) cuts it into passages. InputError for a duplicate id."""
 
     def read() -> Iterator[Doc]:
         if spec == "pydocs":
@@ -40,53 +40,51 @@ def collection(spec: str, segment: str | None = None) -> Iterator[Doc]:
 
 
 def topics(spec: str) -> list[Query]:
-    """Topics: a file, `ir_datasets:<id>`, `pydocs:SPLIT` (`pydocs` alone is its test split), or a Pyserini topic set."""
+    """Topics: a file, `ir_datasets:<id>`, `pydocs:SPLIT` (`pydocs` means `pydocs:test`), or a Pyserini topic set."""
     if is_pydocs(spec):
         return docstrings.topics(_split(spec))
     if spec.startswith(IR_DATASETS):
         queries = (Query(query.query_id, one_line(query.default_text())) for query in _ir_records(spec, "queries"))
         return unique_queries(((spec, query) for query in queries), spec)
-    kept = home() / "indexes" / "topics" / f"{spec}.tsv"
-    for path in (Path(spec), kept):
+    cached = home() / "indexes" / "topics" / f"{spec}.tsv"
+    for path in (Path(spec), cached):
         if path.exists():
             return formats.read_topics(path)
     if "/" not in spec and not spec.endswith(FILE_ENDINGS):
         found = read_topic_set(spec)
         if found is not None:
-            formats.write_topics(found, kept, overwrite=True)
+            formats.write_topics(found, cached, overwrite=True)
             return found
-    raise InputError(
-        f"topics not found: {spec} is neither a file, `ir_datasets:<id>`, `pydocs:SPLIT` nor a topic set of Pyserini"
-    )
+    raise InputError(f"topics not found: {spec} is not a file, `ir_datasets:<id>`, `pydocs:SPLIT` or Pyserini topic set")
 
 
 def read_topic_set(name: str) -> list[Query] | None:
-    """One of Pyserini's own topic sets by name (`dl19-passage`, ...); None where it has no such set."""
+    """A Pyserini topic set by name (`dl19-passage`, ...), in Pyserini's order; None if there is no such set."""
     start_jvm()
     from pyserini.search import _base
 
     if name not in _base.topics_mapping:
         return None
     try:
-        topics = _base.JTopicReader.getTopicsWithStringIds(_base.topics_mapping[name])  # keeps 007 a string
+        topics = _base.JTopicReader.getTopicsWithStringIds(_base.topics_mapping[name])  # string ids: 007 stays 007
     except Exception as error:
         raise InputError(f"topic set {name} could not be read: {java_message(error)}") from error
     queries = []
     for query_id in topics.keySet().toArray():
         text = topics.get(query_id).get("title")
         if text is None:
-            raise InputError(f"topic set {name} holds no plain text, but perhaps vectors or pictures")
+            raise InputError(f"topic set {name} has no plain text (perhaps vectors or images)")
         queries.append(Query(str(query_id), one_line(text)))
     return unique_queries(((name, query) for query in sorted(queries, key=_id_order)), name)
 
 
 def _id_order(query: Query) -> tuple[int, int, str]:
-    """Whole numbers by value first, then the rest as text: Pyserini's order."""
+    """Pyserini's order: whole numbers by value, then other ids as text."""
     return (0, int(query.query_id), query.query_id) if query.query_id.isdecimal() else (1, 0, query.query_id)
 
 
 def qrels(spec: str) -> Qrels:
-    """Qrels: a file, `ir_datasets:<id>`, or `pydocs:SPLIT` (`pydocs` alone is its test split)."""
+    """Qrels: a file, `ir_datasets:<id>`, or `pydocs:SPLIT` (`pydocs` means `pydocs:test`)."""
     if is_pydocs(spec):
         return docstrings.qrels(_split(spec))
     if not spec.startswith(IR_DATASETS):
@@ -98,14 +96,14 @@ def qrels(spec: str) -> Qrels:
 
 
 def _ir_records(spec: str, what: str) -> Iterator[Any]:
-    """The `docs`, `queries` or `qrels` of an ir_datasets id. It downloads on first use, and may raise any exception."""
+    """The `docs`, `queries` or `qrels` of an ir_datasets id. First use downloads them, which may raise any exception."""
     import ir_datasets
 
     dataset_id = spec.removeprefix(IR_DATASETS)
     try:
         dataset = ir_datasets.load(dataset_id)
     except KeyError:
-        raise InputError(f"ir_datasets has no dataset {dataset_id!r}; `ir_datasets list` shows what exists") from None
+        raise InputError(f"ir_datasets has no dataset {dataset_id!r}; `ir_datasets list` lists them") from None
     if not getattr(dataset, f"has_{what}")():
         raise InputError(f"{spec} has no {what}")
 
@@ -127,22 +125,22 @@ def _ir_doc(doc: Any) -> Doc:
 
 
 def is_named(spec: str) -> bool:
-    """Whether data are asked for by a name of their own, not by a path."""
+    """Whether `spec` is `ir_datasets:<id>` or pydocs, not a path."""
     return is_pydocs(spec) or spec.startswith(IR_DATASETS)
 
 
 def is_pydocs(spec: str) -> bool:
-    """Whether `pydocs` or one of its splits is meant, and not a file whose name begins so."""
+    """Whether `spec` is `pydocs` or `pydocs:SPLIT`."""
     return spec.split(":")[0] == "pydocs"
 
 
 def files(spec: str) -> list[Path]:
-    """The files of a collection; none if it is named, or not there."""
+    """The files of a collection; none for a name or a missing path."""
     return formats.collection_files(spec) if spec and not is_named(spec) and Path(spec).exists() else []
 
 
 def stamp(spec: str) -> str:
-    """Changes when a collection changes: made of names, sizes and times of its files, or versions for `pydocs`; else ""."""
+    """A hash of names, sizes and times of the files, or of versions for `pydocs`; "" for anything else."""
     if is_pydocs(spec):
         return docstrings.stamp()
     found = files(spec)
@@ -150,7 +148,7 @@ def stamp(spec: str) -> str:
 
 
 def short_name(spec: str) -> str:
-    """A word for file names: the last part of a path or id without its endings (`queries.dl19.tsv` -> `queries.dl19`)."""
+    """A name for output files: the last part of a path or id, without endings (`queries.dl19.tsv` -> `queries.dl19`)."""
     name = spec.removeprefix(IR_DATASETS).rstrip("/").replace(":", "-")
     if Path(spec).exists():
         name = Path(spec).resolve().name

@@ -1,6 +1,6 @@
-"""The only module that talks to trectools.
+"""The only module that uses trectools.
 
-trectools orders ties in several ways of its own, and fails on frames without rows. It gets our order and never an empty frame.
+trectools orders ties inconsistently and fails on empty frames. This module passes scores without ties and never an empty frame.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     import trectools
 
 MAX_DEPTH = 1000
-"""The RRF of trectools reads this many documents of each ranking and silently drops the rest."""
+"""RRF in trectools silently drops documents beyond this rank."""
 MEASURES = {
     "nDCG": "get_ndcg",
     "RR": "get_reciprocal_rank",
@@ -26,13 +26,13 @@ MEASURES = {
     "R": "get_recall",
     "RBP": "get_rbp",
 }
-"""What trectools computes correctly. Its Rprec and bpref are wrong, and it has no Judged and no Success."""
+"""Measures that trectools computes correctly. Its Rprec and bpref are wrong; it lacks Judged and Success."""
 
 
 def to_trectools(run: Run, distinct_scores: bool = False) -> trectools.TrecRun:
-    """The run as a trectools TrecRun. Its frame is in our order, and all ids are strings.
+    """Convert a run to a trectools TrecRun in canonical order, with string ids.
 
-    With `distinct_scores` the scores are strictly decreasing whole numbers, so that every function of trectools sees our order.
+    `distinct_scores` replaces scores by strictly decreasing whole numbers, so that all trectools functions keep the order.
     """
     import pandas as pd
     import trectools
@@ -55,14 +55,14 @@ def to_trectools(run: Run, distinct_scores: bool = False) -> trectools.TrecRun:
 
 
 def from_trectools(trec_run: trectools.TrecRun, tag: str) -> Run:
-    """The Run of a trectools TrecRun. Its rank column is ignored."""
+    """Convert a trectools TrecRun to a Run. The rank column is ignored."""
     groups = trec_run.run_data.groupby("query", sort=False)
     hits = ((str(query_id), [str(d) for d in group["docid"]], group["score"].to_numpy()) for query_id, group in groups)
     return Run.from_hits(tag, hits)
 
 
 def reciprocal_rank_fusion(runs: Sequence[Run], rrf_k: int, depth: int | None) -> Run:
-    """All documents that trectools fuses from the first `depth` hits of each ranking; queries without hits are left out."""
+    """RRF by trectools of the first `depth` hits of each ranking, with all documents. Queries without hits are dropped."""
     import trectools.fusion
 
     if not any(run.n_hits for run in runs):
@@ -73,18 +73,18 @@ def reciprocal_rank_fusion(runs: Sequence[Run], rrf_k: int, depth: int | None) -
 
 
 class Evaluator:
-    """A run and its judgements, converted once for all measures."""
+    """Computes measures of one run; run and qrels are converted once."""
 
     def __init__(self, run: Run, qrels: Qrels) -> None:
         self._run, self._qrels = to_trectools(run, distinct_scores=True), qrels
-        self._whole = max(run.depth, *map(len, qrels.values()))  # the depth of the run and of the ideal ranking
+        self._whole = max(run.depth, *map(len, qrels.values()))  # a cut-off beyond the run and the ideal ranking
         self._at_level: dict[int | None, trectools.TrecQrel] = {}
 
     def measure(self, name: str, depth: int | None, level: int | None, p: float) -> dict[str, float]:
-        """query_id -> value of one of MEASURES, 0 where trectools gives none.
+        """query_id -> value of a measure in MEASURES; 0 where trectools returns none.
 
-        `depth` is the cut-off; None takes all documents. Those judged `level` or higher are relevant, with gain 1; None keeps
-        the grades as gains, for nDCG. `p` is the persistence, for RBP.
+        `depth` is the cut-off; None means all documents. Grades of `level` or more are relevant with gain 1; for nDCG, level
+        None uses the grades as gains. `p` is the persistence of RBP.
         """
         import trectools
 
@@ -100,7 +100,7 @@ class Evaluator:
 
 
 def _trec_qrels(qrels: Qrels, level: int | None) -> trectools.TrecQrel:
-    """The relevant judgements. With a level, relevance is 1 from there on."""
+    """Relevant judgements only. With a level, grades of that level or more become 1."""
     import pandas as pd
     import trectools
 

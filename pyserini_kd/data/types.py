@@ -1,4 +1,4 @@
-"""Queries, documents and relevance judgements. Ids are always strings: `007` stays `007`."""
+"""Types for queries, documents and qrels. Ids are always strings: `007` stays `007`."""
 
 from typing import NamedTuple
 
@@ -7,14 +7,14 @@ Qrels = dict[str, dict[str, int]]
 
 
 class Query(NamedTuple):
-    """A topic: its id and its text."""
+    """A topic: id and text."""
 
     query_id: str
     text: str
 
 
 class Doc(NamedTuple):
-    """A document (or passage): its id, its title (may be empty) and its text."""
+    """A document or passage: id, title (may be empty) and text."""
 
     doc_id: str
     title: str
@@ -22,5 +22,5 @@ class Doc(NamedTuple):
 
     @property
     def contents(self) -> str:
-        """Title, space, text: what BM25 indexes and what encoders see."""
+        """Title, blank, text: the input of BM25 and encoders."""
         return f"{self.title} {self.text}" if self.title else self.text

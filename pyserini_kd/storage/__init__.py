@@ -1,1 +1,1 @@
-"""Write whole files, keep records, lock, resume work."""
+"""Atomic files, records, locks and resumable jobs."""

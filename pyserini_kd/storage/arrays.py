@@ -1,4 +1,4 @@
-"""Arrays of numbers. They may lie in files, so that memory holds only the rows in work."""
+"""Arrays in memory or in files. With files, memory holds only the rows in use."""
 
 import itertools
 import mmap
@@ -16,41 +16,41 @@ Floats = npt.NDArray[np.float32]
 Rows = npt.NDArray[np.int64]
 Ints = npt.NDArray[np.int32]
 Hashes = npt.NDArray[np.uint64]
-Nearest = tuple[Floats, Rows]  # scores and rows (Q, k) of what is nearest to each query, best first
+Nearest = tuple[Floats, Rows]  # scores and rows, each (Q, k), of the nearest vectors of each query, best first
 AnyArray = npt.NDArray[Any]
 
 T = TypeVar("T")
 
-SPAN = 1 << 16  # rows in work at a time
+SPAN = 1 << 16  # rows processed at a time
 
 
 def save(out: IO[bytes], array: AnyArray) -> None:
-    """`np.save` that fails when the disk is full: NumPy's own does not notice that the end is lost."""
+    """Like `np.save`, but fails when the disk is full; NumPy does not notice a truncated file."""
     array = np.ascontiguousarray(array)
     np.lib.format.write_array_header_1_0(out, np.lib.format.header_data_from_array_1_0(array))
     out.write(array.data)
 
 
 def keep(path: Path, array: AnyArray) -> None:
-    """Write an array to a file, atomically."""
+    """Write an array to an `.npy` file, atomically."""
     with atomic_file(path, binary=True) as out:
         save(out, array)
 
 
 def column(folder: Path | None, count: int, dtype: npt.DTypeLike) -> AnyArray:
-    """`count` zeros: in memory, or in a nameless file of a folder; then `let_go` frees their memory."""
+    """`count` zeros in memory, or in an unnamed file in `folder`; `let_go` frees the memory of the latter."""
     if folder is None or not count:
         return np.zeros(count, dtype)
     folder.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryFile(dir=folder) as file:
-        for some in spans(count):  # a full disk is an error here; later, a write to memory would crash
-            file.write(bytes((some.stop - some.start) * np.dtype(dtype).itemsize))
+        for rows in spans(count):  # a full disk is an error here; later, a write to the map would crash
+            file.write(bytes((rows.stop - rows.start) * np.dtype(dtype).itemsize))
         file.flush()
         return np.memmap(file, dtype, "r+", shape=(count,))
 
 
 def let_go(*columns: AnyArray) -> None:
-    """Free the memory of columns that lie in files. What was written to them stays."""
+    """Free the memory of columns in files. Their content stays in the files."""
     for values in columns:
         owner: object = values
         while isinstance(owner, np.ndarray):
@@ -60,12 +60,12 @@ def let_go(*columns: AnyArray) -> None:
 
 
 def spans(count: int) -> Iterator[slice]:
-    """The slices that together cover `count` rows."""
+    """Slices of at most SPAN rows that cover `count` rows."""
     return (slice(start, min(start + SPAN, count)) for start in range(0, count, SPAN))
 
 
 def chunks(items: Iterable[T], size: int) -> Iterator[list[T]]:
-    """The items of a stream, `size` at a time.
+    """Cut a stream into lists of `size` items; the last may be shorter.
 
     >>> list(chunks("abc", 2))
     [['a', 'b'], ['c']]

@@ -1,4 +1,4 @@
-"""Where a result was made, for its record: versions, commit, hardware, energy, checksums."""
+"""The environment of a result, for its record: versions, commit, hardware, energy, checksums."""
 
 import contextlib
 import functools
@@ -17,7 +17,7 @@ Hardware = dict[str, str | int | float | None]
 
 
 class Environment(TypedDict, total=False):
-    """What a record says of where its result was made; `commit` is there for a checkout."""
+    """The environment in a record; `commit` exists only for a checkout."""
 
     versions: dict[str, str]
     commit: str
@@ -25,7 +25,7 @@ class Environment(TypedDict, total=False):
 
 
 def sha256(*paths: str | Path) -> str:
-    """Hex SHA-256 over the contents of the files, in the given order."""
+    """Hex SHA-256 of the concatenated contents of the files."""
     digest = hashlib.sha256()
     for path in paths:
         with open(path, "rb") as handle:
@@ -35,7 +35,7 @@ def sha256(*paths: str | Path) -> str:
 
 
 def environment() -> Environment:
-    """Versions, commit (of a checkout) and hardware for a record beside a result."""
+    """Versions, commit (of a checkout) and hardware, for a record."""
     versions = {"python": platform.python_version()}
     for name in PACKAGES:
         with contextlib.suppress(importlib.metadata.PackageNotFoundError):
@@ -46,12 +46,12 @@ def environment() -> Environment:
 
 @functools.cache
 def _commit() -> str | None:
-    """The commit of this checkout, with `-dirty` if files differ from it; None for an installed package."""
+    """The commit of this checkout, with `-dirty` after local changes; None for an installed package."""
     checkout = Path(__file__).parents[2]
     if not (checkout / ".git").exists():
         return None
     describe = ["git", "-C", str(checkout), "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
-    with contextlib.suppress(OSError, subprocess.SubprocessError):  # no git here, or a very slow disk
+    with contextlib.suppress(OSError, subprocess.SubprocessError):  # git is missing, or the disk is very slow
         return subprocess.run(describe, capture_output=True, text=True, timeout=10, check=True).stdout.strip() or None
     return None
 
@@ -70,7 +70,7 @@ def _hardware() -> Hardware:
     return hardware
 
 
-RAPL = Path("/sys/class/powercap")  # Linux's energy counters of processor packages, in microjoules; often only root reads them
+RAPL = Path("/sys/class/powercap")  # Linux energy counters of CPU packages, in microjoules; often readable only by root
 
 
 def _counters() -> dict[Path, int]:
@@ -81,21 +81,21 @@ def _counters() -> dict[Path, int]:
     return counters
 
 
-_AT_START = _counters()  # read at import: `energy` counts from the start of the process
+_AT_START = _counters()  # read at import, because `energy` counts from the start of the process
 
 
 def energy() -> float | None:
-    """Joules that the processor packages used since this process started, for all processes together; None if unknown."""
+    """Joules used by the CPU packages since this process started, by all processes together; None if unknown."""
     total = 0
     for zone, now in _counters().items():
         if zone in _AT_START:
             spent = now - _AT_START[zone]
-            total += spent if spent >= 0 else spent + int((zone / "max_energy_range_uj").read_text())  # the counter wrapped
+            total += spent if spent >= 0 else spent + int((zone / "max_energy_range_uj").read_text())  # counter overflow
     return round(total / 1e6, 1) if total else None
 
 
 def command_line() -> str:
-    """The command as the user typed it, for records."""
+    """The command line as the user typed it, for records."""
     program = Path(sys.argv[0])
     name = program.name
     if name == "__main__.py":

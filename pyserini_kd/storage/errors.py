@@ -1,11 +1,10 @@
-"""The one error for wrong user input."""
+"""The error for wrong user input."""
 
 
 class InputError(ValueError):
-    """The user's input is wrong. The message says what is wrong, where, and what to do; commands exit with code 2.
+    """Wrong user input. The message says what is wrong, where, and what to do; commands exit with code 2.
 
-    `parameter` names the argument or setting that is wrong; the message may name others in backquotes. A command shows their
-    flags instead.
+    `parameter` names the wrong argument or setting. The message may name others in backquotes. Commands show both as flags.
 
     >>> str(InputError("must be 1 or more, not 0", "depth"))
     'depth: must be 1 or more, not 0'
@@ -16,5 +15,5 @@ class InputError(ValueError):
         self.message, self.parameter = message, parameter
 
     def __str__(self) -> str:
-        """The message, behind the name of the parameter if there is one."""
+        """The message, after the name of the parameter if there is one."""
         return f"{self.parameter}: {self.message}" if self.parameter else self.message

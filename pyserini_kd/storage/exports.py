@@ -1,11 +1,11 @@
-"""Names that a package exports without importing their modules: `--help` must not wait for torch."""
+"""Lazy exports of a package, so that `--help` does not wait for the import of torch."""
 
 import importlib
 from collections.abc import Callable, Mapping
 
 
 def lazily(package: str, homes: Mapping[str, str]) -> Callable[[str], object]:
-    """The `__getattr__` of a package: it imports the module of a name (`homes`) when the name is first used."""
+    """The `__getattr__` of a package: it imports a name from the module `homes[name]` at first use."""
 
     def get(name: str) -> object:
         if name not in homes:

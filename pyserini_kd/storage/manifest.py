@@ -1,4 +1,4 @@
-"""The manifest of an index folder: which encoder made it, from which collection, how."""
+"""The manifest of an index folder: encoder, collection and settings."""
 
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -13,17 +13,16 @@ NAME = "manifest.json"
 
 
 class Manifest(BaseModel):
-    """What `manifest.json` says. A field that was not given is not in the file; other entries are kept as they are.
+    """The content of `manifest.json`. Fields that are not set are not in the file. Unknown entries are kept.
 
     Attributes:
-        folder: the index folder; not in the file.
+        folder: index folder; not in the file.
         kind: `dense`, `tokens` or `bm25`.
-        encoder: name, `sha256` of the weights, and how the checkpoint reads texts; only a name, or nothing, where the vectors
-            were made elsewhere.
-        collection: as it was named.
-        collection_stamp: changes when the files of the collection change.
+        encoder: name, `sha256` of the weights and text settings; only a name or nothing for external vectors.
+        collection: path or name, as the user gave it.
+        collection_stamp: hash that changes when the files of the collection change.
         segment: `WORDS:STRIDE` of passages; None for whole documents.
-        precision: arithmetic of the encoder.
+        precision: precision of the encoder.
         index: kind of the vector index.
         n_docs: number of documents.
     """
@@ -42,7 +41,7 @@ class Manifest(BaseModel):
 
     @classmethod
     def read(cls, folder: str | Path) -> Self:
-        """The manifest of a folder; InputError if there is none, or an entry has the wrong type."""
+        """Read the manifest of a folder; InputError if it is missing or an entry has the wrong type."""
         path = Path(folder) / NAME
         try:
             return cls(**{**read_json(path, "manifest"), "folder": path.parent})
@@ -54,7 +53,7 @@ class Manifest(BaseModel):
 
     @classmethod
     def find(cls, folder: str | Path) -> Self | None:
-        """The manifest of a folder; None if the folder is not ours."""
+        """Read the manifest of a folder; None without a manifest."""
         return cls.read(folder) if (Path(folder) / NAME).is_file() else None
 
     def write(self) -> None:
@@ -63,21 +62,21 @@ class Manifest(BaseModel):
 
     @property
     def made_by(self) -> Record:
-        """The record of the encoder if its weights are known, else an empty one."""
+        """The encoder record if it has the `sha256` of the weights, else {}."""
         return self.encoder if "sha256" in self.encoder else {}
 
     def says_of(self, name: str) -> bool:
-        """Whether the file has an entry of this name."""
+        """Whether the file has an entry with this name."""
         return name in self.model_fields_set
 
     def says(self, entries: Mapping[str, object]) -> bool:
-        """Whether the manifest has all these entries."""
+        """Whether the manifest has all these entries with these values."""
         return bool(comparable(self.model_dump(exclude_unset=True)).items() >= comparable(dict(entries)).items())
 
     def refuse_other(self, encoder: Mapping[str, object], names: Iterable[str]) -> None:
-        """InputError at the first of these entries (`sha256`, `pooling`, ...) in which an encoder is not the one of the index.
+        """InputError if an encoder and the index differ in one of the entries `names` (`sha256`, `pooling`, ...).
 
-        Entries that the manifest does not have are not compared, and none if the weights that made the index are unknown.
+        Entries that the manifest lacks are not compared. Nothing is compared if the weights of the index are unknown.
         """
         made_by, mine = self.made_by, comparable(dict(encoder))
         for name in names:

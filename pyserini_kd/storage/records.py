@@ -1,4 +1,4 @@
-"""Records: JSON files beside results that say how the results were made."""
+"""Records: JSON files beside results that document how the results were made."""
 
 import hashlib
 import json
@@ -17,11 +17,11 @@ Record = dict[str, Any]
 T = TypeVar("T")
 
 HUGE = 1 << 33
-"""Bytes of a file from which no checksum is taken: MS MARCO's 3 GB of passages are less, and take a few seconds."""
+"""Files of this many bytes or more get no checksum. MS MARCO passages (3 GB) are smaller and take a few seconds."""
 
 
 def comparable(record: T) -> T:
-    """A record as its file gives it back, without names of checkpoints: equal where the same weights did the same.
+    """Normalise a record for comparison: as after a JSON round trip, and without any `name`, so that only weights count.
 
     >>> comparable({"encoder": {"name": "a", "sizes": (1, 2)}})
     {'encoder': {'sizes': [1, 2]}}
@@ -30,60 +30,59 @@ def comparable(record: T) -> T:
 
 
 def difference(wanted: Mapping[str, object], found: Mapping[str, object]) -> str:
-    """The first setting that is not the same, in words."""
+    """The first setting that differs, as text for a message."""
     for name, mine in wanted.items():
         theirs = found.get(name)
         if isinstance(mine, dict) and isinstance(theirs, dict) and mine != theirs:
             return difference(mine, theirs)
         if mine != theirs:
-            return f"another {name}: {theirs}, here {mine}"
+            return f"{name} {theirs} instead of {mine}"
     return "other settings"
 
 
 def stamp(files: Iterable[Path]) -> str:
-    """A digest of the names, sizes and times of files, not of their contents: it tells whether they have changed."""
+    """Hex hash of names, sizes and modification times of files, to detect changes without reading them."""
     found = [(str(file), file.stat().st_size, file.stat().st_mtime_ns) for file in files]
     return hashlib.sha256(json.dumps(found).encode()).hexdigest()
 
 
 def write_json(path: str | Path, record: Mapping[str, object]) -> None:
-    """Write a record atomically, keys in the given order, one line per entry. Bytes that are no text are escaped."""
+    """Write a record atomically, with keys in the given order. Bytes that are not UTF-8 are escaped."""
     with atomic_file(path, binary=True) as out:
         out.write(f"{json.dumps(record, indent=2, ensure_ascii=False)}\n".encode(errors="backslashreplace"))
 
 
 def read_json(path: str | Path, what: str) -> Record:
-    """Read a JSON object; InputError names the file and line where it is not one."""
+    """Read a JSON object; InputError with file and line for anything else."""
     path = require_file(path, what)
     try:
         record = json.loads(path.read_text(encoding="utf-8"))
     except json.JSONDecodeError as error:
         raise InputError(f"{path}:{error.lineno}: not valid JSON ({error.msg})") from error
     except UnicodeDecodeError as error:
-        raise InputError(f"{path}: not valid JSON (no UTF-8 text)") from error
+        raise InputError(f"{path}: not valid JSON (not UTF-8 text)") from error
     if not isinstance(record, dict):
         raise InputError(f"{path}:1: expected a JSON object, found {type(record).__name__}")
     return record
 
 
 def record_path(output: Path) -> Path:
-    """The path of an output's record: `run.json` for `run.txt`, `t.csv.json` for a table, else `NAME.record.json`."""
+    """The record path of an output: `run.json` for `run.txt`, `t.csv.json` for a table, else `NAME.record.json`."""
     if output.suffix == ".txt":
         return output.with_suffix(".json")
     return output.with_name(f"{output.name}{'' if output.suffix in ('.csv', '.parquet') else '.record'}.json")
 
 
 def refuse_existing_run(output: Path, overwrite: bool) -> None:
-    """InputError if a run or its record exists and may not be replaced."""
+    """InputError if a run or its record exists, unless `overwrite` is true."""
     refuse_existing(output, overwrite)
     refuse_existing(record_path(output), overwrite)
 
 
 def write_record(output: Path, **fields: object) -> None:
-    """Write the record beside a run: command, what the caller adds, checksums, versions, commit, hardware, energy.
+    """Write the record of a run: command, `fields`, checksums, versions, commit, hardware, energy.
 
-    Checksums are those of the run and of the files and index folders (their manifests) that `config` names. A file that is
-    HUGE has its size here instead.
+    Checksums cover the run, and all files and index folders (their manifests) in `config`. HUGE files get their size instead.
     """
     config = fields.get("config")
     values = config.values() if isinstance(config, dict) else ()

@@ -1,6 +1,6 @@
-"""Typed settings: one model for each command or procedure, its rules beside it, and how a command line shows its fields.
+"""Typed settings: one model per command or procedure, with its rules and its command-line options.
 
-`cli.command` turns the fields of a model that are declared by `option` into options.
+`cli.command` makes a command-line option of each field that `option` declares.
 """
 
 import dataclasses
@@ -17,7 +17,7 @@ PRECISIONS, BACKENDS = get_args(PrecisionName), get_args(BackendName)
 
 
 class Bounds(TypedDict, total=False):
-    """Bounds of a number, as pydantic names them: >=, >, <=, <."""
+    """Bounds of a number, with the names of pydantic: >=, >, <=, <."""
 
     ge: float
     gt: float
@@ -27,7 +27,7 @@ class Bounds(TypedDict, total=False):
 
 @dataclasses.dataclass(frozen=True)
 class Option:
-    """How a field is shown on a command line; `option` says what the attributes mean."""
+    """The command-line form of a field; see `option` for the attributes."""
 
     flags: tuple[str, ...]
     help: str
@@ -39,20 +39,20 @@ class Option:
 
 
 def option(
-    flags: str, default: Any = ..., help: str = "", *, metavar: str | None = None,  # noqa: A002 - the word of click
+    flags: str, default: Any = ..., help: str = "", *, metavar: str | None = None,  # noqa: A002 - as in click
     words: bool = False, hidden: bool = False, plain: bool = False, **bounds: Unpack[Bounds],
 ) -> Any:  # fmt: skip
-    """A field that a command shows as an option or an argument; it is required where there is no default.
+    """Declare a field as a command-line option or argument; it is required without a default.
 
     Args:
-        flags: `--name` and other spellings, by blanks; no `--` for an argument. `--name/--no-name` for a switch.
-        default: the value where nothing is given.
+        flags: `--name` and its aliases, separated by blanks; without `--` for an argument; `--name/--no-name` for a switch.
+        default: default value.
         help: one sentence.
-        metavar: what stands for the value in the help.
-        words: any number of values follow one flag (`--runs A B C`), as Pyserini's commands take them.
-        hidden: not shown in the help.
-        plain: one word, which the model itself turns into the value.
-        bounds: of a number.
+        metavar: placeholder of the value in the help.
+        words: one flag takes any number of values (`--runs A B C`), as in Pyserini.
+        hidden: hide the option from the help.
+        plain: the command line passes the text; the model parses it.
+        bounds: bounds of a number.
     """
     field = Field(default, **bounds)
     field.metadata.append(Option(tuple(flags.split()), help, metavar, words, hidden, plain, bounds))
@@ -60,9 +60,7 @@ def option(
 
 
 class Settings(BaseModel):
-    """Settings that are checked when they are made, and do not change afterwards.
-
-    A field that was given counts as given also where it has the default value (`given`).
+    """Immutable settings, checked on creation.
 
     Raises:
         InputError: a value or a combination of values is wrong.
@@ -77,23 +75,23 @@ class Settings(BaseModel):
             raise _input_error(error) from None
 
     def given(self, name: str) -> bool:
-        """Whether a value was given for this field, be it the default or another."""
+        """Whether the user gave a value for this field, even the default value."""
         return name in self.model_fields_set
 
     def only(self, names: str, allowed: object, why: str) -> None:
-        """InputError for the first of these fields (`a b c`) that was given without effect; `why` says when it has one."""
+        """InputError(why) for the first given field in `names` (`a b c`), unless `allowed` is true."""
         if not allowed:
             for name in names.split():
                 if self.given(name):
                     raise InputError(why, name)
 
     def but(self, **values: object) -> Self:
-        """The same settings with some values replaced; not checked again."""
+        """A copy with some values replaced, without another check."""
         return self.model_copy(update=values)
 
 
 def _input_error(error: ValidationError) -> InputError:
-    """The first fault of a model, in one line."""
+    """The first validation error, as one line."""
     first = error.errors()[0]
     cause = first.get("ctx", {}).get("error")
     if isinstance(cause, InputError):
@@ -102,28 +100,28 @@ def _input_error(error: ValidationError) -> InputError:
     return InputError(message, str(first["loc"][0]) if first["loc"] else None)
 
 
-# Options that several commands share. Those of a type `T` are required by some commands and not by others.
+# Options that several commands share. Fields of type `T` are required in some commands and optional in others.
 
 T = TypeVar("T")
 Collection = Annotated[T, option("--collection", help="Collection: a path, ir_datasets:<id> or pydocs.")]
 TrainingTopics = Annotated[T, option("--topics", help="Training topics: a file, ir_datasets:<id> or pydocs:train.")]
-Candidates = Annotated[T, option("--candidates", help="Groups or triples, from mine.")]
+Candidates = Annotated[T, option("--candidates", help="Candidates (groups or triples), from the command mine.")]
 CheckpointFolder = Annotated[Path, option("--output", help="Checkpoint folder to write.")]
 Overwrite = Annotated[bool, option("--overwrite", help="Replace the output if it exists.")]
 Device = Annotated[str, option("--device", help="cpu, cuda or cuda:N.")]
-Precision = Annotated[PrecisionName, option("--precision", help="Arithmetic.")]
-Backend = Annotated[BackendName, option("--backend", help="What computes.")]
-Threads = Annotated[int | None, option("--threads", help="[default: all processors]", ge=1)]
-Pooling = Annotated[Literal["cls", "mean"] | None, option("--pooling", help="[default: from the checkpoint]")]
+Precision = Annotated[PrecisionName, option("--precision", help="Floating-point precision or int8.")]
+Backend = Annotated[BackendName, option("--backend", help="Inference backend.")]
+Threads = Annotated[int | None, option("--threads", help="Number of CPU threads [default: all processors].", ge=1)]
+Pooling = Annotated[Literal["cls", "mean"] | None, option("--pooling", help="Pooling [default: from the checkpoint].")]
 Segment = Annotated[
-    str | None, option("--segment", help="Passages `docid#n` of so many words, e.g. 150:75.", metavar="WORDS:STRIDE")
+    str | None, option("--segment", help="Cut documents into passages `docid#n`, e.g. 150:75.", metavar="WORDS:STRIDE")
 ]
-L2Norm = Annotated[bool | None, option("--l2-norm/--no-l2-norm", help="[default: from the checkpoint]")]
-RunTag = Annotated[str | None, option("--runtag", help="[default: the encoder's name]")]
+L2Norm = Annotated[bool | None, option("--l2-norm/--no-l2-norm", help="Normalise vectors [default: from the checkpoint].")]
+RunTag = Annotated[str | None, option("--runtag", help="Run tag [default: the encoder's name].")]
 OutputFormat = Annotated[Literal["trec", "msmarco"], option("--output-format", help="Run format.")]
 IrMetadata = Annotated[
-    bool, option("--ir-metadata", help="Begin the run with ir_metadata comments (trec_eval does not know them).")
+    bool, option("--ir-metadata", help="Write ir_metadata comments at the top of the run (trec_eval rejects them).")
 ]
 BatchSize = Annotated[
-    int | None, option("--batch-size --batch", help="Texts or pairs in a batch [default: by token budget].", ge=1)
+    int | None, option("--batch-size --batch", help="Texts or pairs per batch [default: by token budget].", ge=1)
 ]

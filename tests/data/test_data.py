@@ -1,4 +1,4 @@
-"""Formats: every format gives the records that it holds, and ids stay strings."""
+"""Readers and writers of all formats; ids stay strings."""
 
 import gzip
 import json
@@ -43,10 +43,10 @@ def test_pyserini_jsonl(save):
         json_lines(
             {"id": "007", "contents": "Title here\nText, line 1.\nLine 2."},  # the first line is the title
             {"id": "NA", "contents": "no title"},
-            {"id": "3", "title": "T", "contents": "a\nb"},  # a title of its own: contents are all text
+            {"id": "3", "title": "T", "contents": "a\nb"},  # with a title, `contents` is only text
             {"id": "4", "contents": ""},
             {"id": 5, "contents": "a number as id"},
-            {"id": "6", "contents": "before\u2028after"},  # U+2028 ends no line
+            {"id": "6", "contents": "before\u2028after"},  # U+2028 does not end a line
         ),
     )
     assert list(formats.read_collection(path)) == [
@@ -59,14 +59,14 @@ def test_pyserini_jsonl(save):
     ]
 
 
-def test_beir_folder_reads_the_corpus_alone(save, tmp_path):
+def test_beir_folder_reads_only_the_corpus(save, tmp_path):
     path = save("corpus.jsonl", json_lines({"_id": "1", "title": "T", "text": " x "}, {"_id": "2", "title": None, "text": "y"}))
     (tmp_path / "queries.jsonl").write_text(json_lines({"_id": "q", "text": "not a document"}))
     (tmp_path / "more.jsonl").write_text(json_lines({"_id": "m", "text": "nor this"}))
     assert list(formats.read_collection(path.parent)) == [Doc("1", "T", "x"), Doc("2", "", "y")]
 
 
-def test_folder_of_files_in_order_of_name(save, tmp_path):
+def test_folder_files_are_read_in_name_order(save, tmp_path):
     save("b/2.jsonl", json_lines({"id": "b", "contents": "b"}))
     save("a/1.json", json_lines({"id": "a", "contents": "a"}))
     save("c.tsv", "c\tc\n")
@@ -89,7 +89,7 @@ def test_ms_marco_tsv_with_two_and_four_columns(save):
 
 
 def test_collections_are_streamed(tmp_path):
-    """A reader yields the first documents before it reads a bad line further down."""
+    """A reader yields documents before it reaches a malformed line."""
     (tmp_path / "d.tsv").write_text("1\ta\n2\tb\nbad\n")
     docs = formats.read_collection(tmp_path / "d.tsv")
     assert [next(docs).doc_id, next(docs).doc_id] == ["1", "2"]
@@ -121,13 +121,13 @@ def test_collection_round_trip(tmp_path, docs):
 @given(st.lists(st.builds(Query, ids, texts.map(lambda t: " ".join(t.split()))), min_size=1, unique_by=lambda q: q.query_id))
 def test_topics_round_trip(tmp_path, queries):
     first = queries[0].query_id
-    if not first.startswith(("{", "<")) and first.lower() not in lines.ID_COLUMNS:  # these begin other formats, and headers
+    if not first.startswith(("{", "<")) and first.lower() not in lines.ID_COLUMNS:  # these mark other formats and headers
         formats.write_topics(queries, tmp_path / "t.tsv", overwrite=True)
         assert formats.read_topics(tmp_path / "t.tsv") == queries
 
 
 @settings(**once)
-@example({"query-id": {"score": 0, "corpus-id": 1}})  # as BEIR's header begins
+@example({"query-id": {"score": 0, "corpus-id": 1}})  # as in BEIR's header
 @given(st.dictionaries(ids, st.dictionaries(ids, st.integers(-2, 3), min_size=1), min_size=1))
 def test_qrels_round_trip(tmp_path, qrels):
     formats.write_qrels(qrels, tmp_path / "q.txt", overwrite=True)
@@ -146,7 +146,7 @@ def places_in(docs):
 
 
 @pytest.mark.parametrize("block", [1, 2, 3, 100])
-def test_unique_docs_passes_all_on_in_order(block):
+def test_unique_docs_keeps_all_in_order(block):
     docs = docs_of(*(str(n) for n in range(50)))
     assert list(unique_docs(iter(docs), places_in(docs), block)) == docs
     assert list(unique_docs(iter([]), places_in([]), block)) == []

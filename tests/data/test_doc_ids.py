@@ -1,4 +1,4 @@
-"""Ids of an index: those of the file, by row and by id, without a dictionary of strings."""
+"""Ids of an index: look-up by row and by id equals that of a list."""
 
 import numpy as np
 import pytest
@@ -18,7 +18,7 @@ def of(ids):
 @pytest.mark.parametrize("collide", [False, True])
 @given(known=WORDS, asked=WORDS, seed=st.integers(0, 99))
 @settings(max_examples=60, deadline=None)
-def test_rows_and_ids_are_those_of_a_list(known, asked, seed, collide):
+def test_rows_and_ids_equal_those_of_a_list(known, asked, seed, collide):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(doc_ids, "CHUNK", 4)
         if collide:
@@ -32,12 +32,12 @@ def test_rows_and_ids_are_those_of_a_list(known, asked, seed, collide):
         assert [doc_id in ids for doc_id in asked] == [doc_id in first for doc_id in asked]
         assert ids.twice() == next((doc_id for row, doc_id in enumerate(known) if doc_id in known[:row]), None)
         rows = np.random.default_rng(seed).integers(0, max(1, len(known)), 20 * bool(known))
-        for _ in range(2):  # read, then remembered
+        for _ in range(2):  # decoded, then cached
             assert ids.take(rows) == [known[row] for row in rows]
         assert list(DocIds.join([ids, of(asked), of([])])) == [*known, *asked]
 
 
-def test_a_document_is_one_string_however_often_it_is_found():
+def test_a_row_always_gives_the_same_string_object():
     ids = of(["a1", "b2", "c3"])
     first, again = ids.take(np.array([2, 0])), ids.take(np.array([0, 2, 2]))
     assert again[0] is first[1] and again[1] is first[0]

@@ -1,4 +1,4 @@
-"""Passages: no word lost, none within another; documents come back by each rule, by hand and by brute force."""
+"""Passages: windows cover all words; aggregation equals hand-computed values and brute force."""
 
 import numpy as np
 import pytest
@@ -26,7 +26,7 @@ def test_windows_by_hand():
 
 
 @given(st.integers(0, 60), st.integers(1, 12), st.data())
-def test_every_word_is_in_a_passage_and_none_is_within_the_one_before(length, size, data):
+def test_passages_cover_all_words_and_none_is_inside_the_previous(length, size, data):
     stride = data.draw(st.integers(1, size))
     words = [f"w{n}" for n in range(length)]
     cut = [text.split() for text in texts(" ".join(words), f"{size}:{stride}")]
@@ -47,7 +47,7 @@ RUN = Run.from_scores("t", {"q": {"a#0": 1.0, "a#10": 4.0, "a#2": 2.5, "b#3": 3.
         ("avgp", {"c": 3.0, "b": (3.0 + 2.0) / 2, "a": (1.0 + 4.0 + 2.5) / 3}),
     ],
 )
-def test_documents_by_hand(how, expected):
+def test_aggregation_by_hand(how, expected):
     run = passages.aggregate(RUN, how)
     assert run.tag == "t" and list(run) == ["q", "none"] and run["none"].doc_ids == []
     assert run["q"].doc_ids == list(expected)
@@ -59,7 +59,7 @@ ids = st.tuples(st.sampled_from("abcd"), st.integers(0, 12)).map(lambda pair: f"
 
 
 @given(st.dictionaries(ids, st.floats(-50, 50, width=32), max_size=30), st.integers(1, 5))
-def test_maxp_is_brute_force(scores, k):
+def test_maxp_equals_brute_force(scores, k):
     run = Run.from_scores("t", {"q": scores})
     best = {d: max(s for p, s in scores.items() if p.startswith(d)) for d in {p[0] for p in scores}}
     expected = sorted(best.items(), key=lambda item: (item[1], item[0]), reverse=True)[:k]
@@ -75,7 +75,7 @@ def test_max_passage_splits_as_pyserini_does():
         passages.max_passage(run, delimiter="")
 
 
-def test_passages_of_a_judged_document_have_its_judgement():
+def test_passages_get_the_grade_of_their_document():
     cut = list(passages.segment([Doc("a", "", "1 2 3"), Doc("b", "", "1"), Doc("c", "", "1 2")], "1:1"))
     qrels = passages.segment_qrels({"q": {"a": 1, "b": 0, "gone": 2}, "r": {"c": 2}}, cut)
     assert qrels == {"q": {"a#0": 1, "a#1": 1, "a#2": 1, "b#0": 0}, "r": {"c#0": 2, "c#1": 2}}

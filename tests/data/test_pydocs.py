@@ -1,4 +1,4 @@
-"""pydocs.py: what is taken from source files, how it is split, and what the command writes."""
+"""pydocs: entries from source files, splits, and the output of the command."""
 
 import subprocess
 import sys
@@ -90,7 +90,7 @@ def fake_package(tmp_path, monkeypatch):
     docstrings.entries.cache_clear()
 
 
-def test_what_is_taken_from_a_source_file(fake_package):
+def test_entries_of_a_source_file(fake_package):
     assert [(entry.name, entry.summary, entry.body) for entry in docstrings.entries()] == [
         ("zoo._core.Thing", "Hold the thing itself.", "Body of Thing."),
         ("zoo._core.Thing.method", "Do the thing now.", "Body of method."),
@@ -98,7 +98,7 @@ def test_what_is_taken_from_a_source_file(fake_package):
         ("zoo._core.plain", "Return the doubled value.", "The body of plain."),
         ("zoo._core.unfinished", "Sort the array in place.", "This line is body already."),
         ("zoo._core.wrapped", "Return the value of a long expression over two lines", "Body of wrapped."),
-    ]  # twin's text is plain's: the first name stays
+    ]  # twin and plain have the same text: only the first name is kept
 
 
 def test_nothing_is_imported(fake_package):
@@ -107,7 +107,7 @@ def test_nothing_is_imported(fake_package):
     assert "zoo._core" not in sys.modules
 
 
-def test_entries_are_kept_until_the_packages_change(fake_package, tmp_path, monkeypatch):
+def test_entries_are_cached_until_the_packages_change(fake_package, tmp_path, monkeypatch):
     parsed = docstrings.entries()
     (kept,) = (tmp_path / "home" / "indexes").iterdir()
     (fake_package / "_core.py").unlink()
@@ -118,12 +118,12 @@ def test_entries_are_kept_until_the_packages_change(fake_package, tmp_path, monk
     assert docstrings.entries() == ()
 
 
-def test_command_writes_what_the_readers_read(fake_package, tmp_path, invoke):
+def test_readers_read_the_output_of_the_command(fake_package, tmp_path, invoke):
     splits = {split: docstrings.topics(split) for split in docstrings.SPLITS}
     done = invoke(pydocs.main, "--output", tmp_path / "out")
     assert done.exit_code == 0, done.output
     assert "docs.jsonl: 6 documents" in done.output
-    assert list(formats.read_collection(tmp_path / "out")) == list(docstrings.docs())  # the folder's topics are no documents
+    assert list(formats.read_collection(tmp_path / "out")) == list(docstrings.docs())  # topics in the folder are not documents
     for split, topics in splits.items():
         written = (tmp_path / "out" / f"topics.{split}.tsv").read_text()
         assert written == "".join(f"{query.query_id}\t{query.text}\n" for query in topics)
@@ -131,7 +131,7 @@ def test_command_writes_what_the_readers_read(fake_package, tmp_path, invoke):
         assert qrels == "".join(f"{query.query_id} 0 {query.query_id} 1\n" for query in topics)
 
 
-# b2sum -l 64 of the module's name, modulo 11: 0 is dev, 1 is test
+# b2sum -l 64 of the module name, modulo 11: 0 is dev, 1 is test
 SPLIT_OF = {
     "numpy.linalg._linalg": "dev",
     "scipy.stats._qmc": "dev",
@@ -143,7 +143,7 @@ SPLIT_OF = {
 
 
 def test_splits_are_stable():
-    """Known modules stay in their splits, in any process: `hash()` would move them."""
+    """Modules have the same split in every process; `hash()` would change it."""
     script = f"from pyserini_kd.data.docstrings import split_of; print(*map(split_of, {list(SPLIT_OF)}))"
     env = {"PYTHONHASHSEED": "7"}
     there = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True, env=env)
@@ -154,7 +154,7 @@ def test_splits_are_stable():
 
 @pytest.fixture
 def fresh_entries(tmp_path, monkeypatch):
-    """Nothing kept from another run or another version of the code."""
+    """No cached entries of other runs or code versions."""
     monkeypatch.setenv("PYSERINI_KD_HOME", str(tmp_path))
     docstrings.entries.cache_clear()
     yield

@@ -1,4 +1,4 @@
-"""Run: trec_eval's order, ids that stay strings, and files that are read as they were written."""
+"""Run: the order of trec_eval, ids as strings, and round trips through files."""
 
 import gzip
 
@@ -26,7 +26,7 @@ def content(run):
     return {query_id: (hits.doc_ids, hits.scores.tolist()) for query_id, hits in run.items()}
 
 
-def test_the_tag_of_any_checkpoint_is_a_word(tmp_path, monkeypatch):
+def test_every_default_tag_is_one_word(tmp_path, monkeypatch):
     (tmp_path / "a student").mkdir()
     monkeypatch.chdir(tmp_path / "a student")
     assert [runs.default_tag(name) for name in ("models/s", "own/hub-id", "my model/", ".", "/")] == [
@@ -40,7 +40,7 @@ def test_the_tag_of_any_checkpoint_is_a_word(tmp_path, monkeypatch):
 
 @given(RUNS)
 @settings(max_examples=20, deadline=None)
-def test_compressed_runs_are_read_as_written(tmp_path_factory, scores):
+def test_compressed_runs_round_trip(tmp_path_factory, scores):
     path = tmp_path_factory.mktemp("run") / "run.txt.gz"
     run = Run.from_scores("t", scores)
     run.write(path)
@@ -63,14 +63,14 @@ def test_scores_that_differ_only_beyond_float32_are_ties():
 
 
 @given(RUNS)
-def test_order_is_that_of_sorted(scores):
+def test_order_equals_sorted(scores):
     run = Run.from_scores("t", scores)
     for query_id, docs in scores.items():
         pairs = sorted(((np.float32(score), doc_id) for doc_id, score in docs.items()), reverse=True)
         assert run[query_id].doc_ids == [doc_id for _, doc_id in pairs]
 
 
-def test_hits_cannot_be_changed():
+def test_hits_are_immutable():
     run = Run.from_scores("t", {"q": {"a": 1.0}})
     with pytest.raises(ValueError, match="read-only"):
         run["q"].scores[0] = 2.0
@@ -81,7 +81,7 @@ def test_hits_cannot_be_changed():
 
 @settings(max_examples=150, deadline=None)
 @given(scores=RUNS)
-def test_written_and_read_again_is_the_same_run(scores, tmp_path_factory):
+def test_run_round_trip(scores, tmp_path_factory):
     path = tmp_path_factory.mktemp("run") / "run.txt"
     run = Run.from_scores("tag", scores)
     run.write(path)
@@ -99,12 +99,12 @@ def test_fast_and_slow_reader_agree(scores, tmp_path_factory):
 
 
 @given(st.lists(st.floats(width=32, allow_nan=False, allow_infinity=False), min_size=1, max_size=50, unique=True))
-def test_nine_digits_hold_every_float32(scores):
+def test_nine_digits_represent_every_float32(scores):
     for score in np.array(scores, dtype=np.float32):
         assert np.float32(f"{float(score):.9g}") == score
 
 
-def test_lines_are_those_of_trec(tmp_path):
+def test_trec_lines(tmp_path):
     Run.from_scores("bm25", {"1": {"a": 0.1, "b": 12.5}}).write(tmp_path / "run.txt")
     assert (tmp_path / "run.txt").read_text() == "1 Q0 b 1 12.5 bm25\n1 Q0 a 2 0.100000001 bm25\n"
 
@@ -168,11 +168,11 @@ def test_trectools_frame_is_canonical_and_ids_are_strings():
 
 @settings(max_examples=100, deadline=None)
 @given(scores=RUNS, random=st.randoms(use_true_random=False))
-def test_a_stream_gives_what_the_whole_run_holds_in_any_order(scores, random, tmp_path_factory):
+def test_a_stream_gives_the_hits_of_the_run_in_any_order(scores, random, tmp_path_factory):
     path = tmp_path_factory.mktemp("run") / "run.txt"
     Run.from_scores("tag", scores).write(path)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(run_files, "BLOCK", 64)  # topics go over the ends of blocks
+        patch.setattr(run_files, "BLOCK", 64)  # topics cross block boundaries
         stream = runs.open_run(path)
         assert isinstance(stream, runs.RunStream)
         whole = Run.read(path)
@@ -182,14 +182,14 @@ def test_a_stream_gives_what_the_whole_run_holds_in_any_order(scores, random, tm
     assert stream.get("lacking") is None
 
 
-def test_a_stream_holds_only_what_was_passed_by(tmp_path):
+def test_a_stream_keeps_only_skipped_topics(tmp_path):
     read(tmp_path / "r", "".join(f"{query_id} Q0 d 1 1 t\n" for query_id in "12345"))
     stream = runs.open_run(tmp_path / "r")
     stream.get("1")
-    assert stream.get("6") is None and not stream._passed
+    assert stream.get("6") is None and not stream._skipped
     stream.get("4")
-    assert list(stream._passed) == ["2", "3"]
-    assert stream.get("3").doc_ids == ["d"] and list(stream._passed) == ["2"]
+    assert list(stream._skipped) == ["2", "3"]
+    assert stream.get("3").doc_ids == ["d"] and list(stream._skipped) == ["2"]
 
 
 @pytest.mark.parametrize(

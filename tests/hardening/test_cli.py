@@ -1,4 +1,4 @@
-"""The command line against empty and undecodable words, outputs that are inputs, old locales and Ctrl-C."""
+"""The command line with empty and undecodable words, outputs that are inputs, old locales and Ctrl-C."""
 
 import os
 import subprocess
@@ -10,7 +10,7 @@ import click
 from pyserini_kd.cli import command
 
 
-def test_ctrl_c_is_130(invoke):
+def test_ctrl_c_gives_exit_code_130(invoke):
     @command("demo", "demo")
     def stopped():
         raise KeyboardInterrupt
@@ -18,7 +18,7 @@ def test_ctrl_c_is_130(invoke):
     assert invoke(stopped).exit_code == 130
 
 
-def test_words_that_a_shell_made_of_nothing_are_refused(invoke):
+def test_empty_words_of_unset_variables_are_refused(invoke):
     @command("demo", "demo")
     @click.argument("runs", nargs=-1)
     @click.option("--collection")
@@ -32,11 +32,11 @@ def test_words_that_a_shell_made_of_nothing_are_refused(invoke):
         (["a", ""], "an argument is empty"),
     ):
         result = invoke(shown, *words)
-        assert result.exit_code == 2 and result.output == f"Error: {said}; is a variable not set?\n"
+        assert result.exit_code == 2 and result.output == f"Error: {said}; is a shell variable unset?\n"
     assert invoke(shown, "--query-prefix", "").exit_code == invoke(shown, "--query-prefix=").exit_code == 0
 
 
-def test_an_input_is_not_written_over(invoke, tmp_path):
+def test_an_input_is_never_overwritten(invoke, tmp_path):
     @command("demo", "demo")
     @click.argument("runs", nargs=-1)
     @click.option("--topics")
@@ -61,10 +61,10 @@ def test_an_input_is_not_written_over(invoke, tmp_path):
     assert result.exit_code == 2 and "data holds an input, " in result.output
     assert invoke(written, tmp_path / "data", "--output", tmp_path / "data" / "deep" / "run.txt").output == "done\n"
     assert invoke(written, "--reuse", file, "--output", file).output == "done\n"
-    assert invoke(written, "--topics", tmp_path / "c", "--output", tmp_path / "c").output == "done\n"  # neither is there
+    assert invoke(written, "--topics", tmp_path / "c", "--output", tmp_path / "c").output == "done\n"  # neither exists
 
 
-def test_bytes_that_are_no_text_are_refused(invoke):
+def test_bytes_that_are_not_utf8_are_refused(invoke):
     @command("demo", "demo")
     @click.option("--query")
     def shown(query):
@@ -76,14 +76,14 @@ def test_bytes_that_are_no_text_are_refused(invoke):
     assert invoke(shown, "--query", "café 😀").output == "café 😀\n"
 
 
-def test_an_old_locale_is_no_reason_to_fail():
+def test_an_old_locale_is_no_error():
     code = "import click; from pyserini_kd.cli import command; command('demo', 'demo')(lambda: click.echo('Größe …'))()"
     env = {**os.environ, "PYTHONIOENCODING": "iso-8859-1"}
     done = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, check=True)
     assert done.stdout == "Größe \\u2026\n".encode("iso-8859-1")
 
 
-def test_ctrl_c_while_a_command_is_imported_is_130(invoke, monkeypatch):
+def test_ctrl_c_during_an_import_gives_exit_code_130(invoke, monkeypatch):
     from pyserini_kd import __main__
 
     def interrupted(name):

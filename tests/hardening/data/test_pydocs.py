@@ -1,4 +1,4 @@
-"""The embedded collection against missing packages, unknown splits and files that are already there."""
+"""The embedded collection with missing packages, unknown splits and existing files."""
 
 import pytest
 

@@ -357,7 +357,7 @@ def test_remains_of_a_kill_are_removed_and_foreign_folders_stay(tmp_path, data, 
     assert not (tmp_path / "a.partial").exists()
     (tmp_path / "b.partial").mkdir()
     (tmp_path / "b.partial" / "thesis.txt").write_text("mine")
-    with pytest.raises(InputError, match=r"b.partial is in the way"):
+    with pytest.raises(InputError, match=r"b.partial holds other files"):
         training.train(config, *data, tmp_path / "b")
     assert (tmp_path / "b.partial" / "thesis.txt").exists()
 
@@ -381,7 +381,7 @@ def test_saved_states_of_other_settings_stay_without_overwrite(tmp_path, data, t
         training.train(config, *data, tmp_path / "m")
     other = config.but(lr=2e-3)
     with pytest.raises(
-        InputError, match="m.partial holds 2 finished parts made with another lr: 0.001, here 0.002; go on with the same"
+        InputError, match="m.partial holds 2 finished parts made with lr 0.001 instead of 0.002; use the same settings"
     ):
         training.train(other, *data, tmp_path / "m")
     assert checkpoint_folder.fingerprint(training.train(config, *data, tmp_path / "m")) == checkpoint_folder.fingerprint(whole)

@@ -116,10 +116,10 @@ def test_processes_with_other_settings_are_refused(tmp_path):
     folder = tmp_path / "x"
     with open_shared(folder, {"precision": "fp32"}, {"faiss": "Flat"}):
         for settings, other, word in (
-            ({"precision": "bf16"}, "Flat", "precision: fp32, here bf16"),
-            ({"precision": "fp32"}, "SQ8", "faiss"),
+            ({"precision": "bf16"}, "Flat", "precision fp32 instead of bf16"),
+            ({"precision": "fp32"}, "SQ8", "faiss Flat instead of SQ8"),
         ):
-            with pytest.raises(InputError, match=f"another process is writing .* with another {word}"):
+            with pytest.raises(InputError, match=f"another process is writing .* with {word}"):
                 with open_shared(folder, settings, {"faiss": other}):
                     pass
     with open_shared(folder, {"precision": "bf16"}, {"faiss": "Flat"}) as work:  # no other process is left
@@ -132,12 +132,10 @@ def test_blocks_of_other_settings_are_refused_and_kept(tmp_path):
         (work.job.folder / "000000.done").write_text("0")
         raise KeyboardInterrupt
     for change, word in (
-        ({"store_docs": False}, "store_docs: True, here False"),
-        ({"encoder": {"name": "a", "sha256": "2"}}, "sha256: 1, here 2"),
+        ({"store_docs": False}, "store_docs True instead of False"),
+        ({"encoder": {"name": "a", "sha256": "2"}}, "sha256 1 instead of 2"),
     ):
-        with pytest.raises(
-            InputError, match=f"holds 1 finished parts made with another {word}; go on with the same, or remove"
-        ):
+        with pytest.raises(InputError, match=f"holds 1 finished parts made with {word}; use the same settings, or remove"):
             with open_shared(folder, settings | change, {}):
                 pass
     with open_shared(folder, settings, {}) as work:

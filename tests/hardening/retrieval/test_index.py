@@ -127,7 +127,7 @@ def test_incompatible_folders(halves, tmp_path, tiny_dot, corpus):
         DenseIndex.open(a, whole)
     build.build([Doc("z#0", "", "cat")], as_ranker(load_encoder(str(tiny_dot)), tiny_dot), tmp_path / "cut", segment="5:5")
     with pytest.raises(
-        InputError, match=r"a holds whole documents, .*cut holds passages \(5:5\): what they find cannot be joined"
+        InputError, match=r"a holds whole documents, .*cut holds passages \(5:5\): their results cannot be merged"
     ):
         DenseIndex.open(a, tmp_path / "cut")
     renamed = shutil.copytree(tiny_dot, tmp_path / "renamed")  # the same weights under another name are compatible

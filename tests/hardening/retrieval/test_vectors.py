@@ -27,7 +27,7 @@ def test_finished_blocks_are_not_written_again(made, monkeypatch, caplog):
     assert not (folder / "x").exists()
     with caplog.at_level("INFO"):
         assert build.build_from_vectors(folder / "pyserini", None, folder / "x") == 30
-    assert saved == [0, 1, 2, 2, 3, 4] and "going on from 2 finished parts" in caplog.text
+    assert saved == [0, 1, 2, 2, 3, 4] and "resuming after 2 finished parts" in caplog.text
     for file in ("index", "docid"):
         assert (folder / "x" / file).read_bytes() == (folder / "unbroken" / file).read_bytes()
     assert not list(folder.glob(".*"))
@@ -59,7 +59,7 @@ def test_no_vectors_give_no_index(made):
         ('{"id": "x", "vector": ["1", "2"]}', 'embeddings.jsonl:31: expected {"id"'),
         ('{"id": "x", "vector": [[1], [1, 2]]}', 'embeddings.jsonl:31: expected {"id"'),
         ('{"id": null, "vector": [1]}', "embeddings.jsonl:31: no id"),
-        ('{"id": "\\ud800", "vector": [1]}', "embeddings.jsonl:31: text with half of a surrogate pair"),
+        ('{"id": "\\ud800", "vector": [1]}', "embeddings.jsonl:31: text contains half of a surrogate pair"),
     ],
 )
 def test_wrong_lines(made, line, message):
