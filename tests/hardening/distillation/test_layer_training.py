@@ -140,10 +140,10 @@ def test_settings_that_would_change_nothing_are_refused(tmp_path, data, tiny_dot
         with pytest.raises(InputError, match=message):
             training.train(cross("ranknet", tiny_cross).but(**settings), *data, tmp_path / "x")
     for architecture, setting, message in (
-        ("tk", "layers=0", "must be 1 at least"),
-        ("tk", "heads=0", "must be 1 at least"),
-        ("tk", "feed_forward=0", "must be 1 at least"),
-        ("colbert", "width=0", "must be 1 at least"),
+        ("tk", "layers=0", "must be at least 1"),
+        ("tk", "heads=0", "must be at least 1"),
+        ("tk", "feed_forward=0", "must be at least 1"),
+        ("colbert", "width=0", "must be at least 1"),
         ("colbert", "masks=600", "a longer length was asked for"),
     ):
         with pytest.raises(InputError, match=message):

@@ -185,7 +185,7 @@ def test_a_device_that_is_not_there_is_refused_before_data_are_converted(tmp_pat
     write_candidates(data[0], tmp_path / "c.jsonl")
     words = ["--recipe", "ranknet", "--init", tiny_dot, "--candidates", tmp_path / "c.jsonl", "--collection", files["docs"]]
     words += ["--topics", files["topics"], "--output", tmp_path / "m"]
-    for device, message in (("cuda:99", "--device: choose the GPU by CUDA_VISIBLE_DEVICES=99"), ("gpu", "--device must be")):
+    for device, message in (("cuda:99", "--device: choose the GPU by CUDA_VISIBLE_DEVICES=99"), ("gpu", "--device: must be")):
         result = invoke(train.main, *words, "--device", device)
         assert result.exit_code == 2 and message in result.output, result.output
 
@@ -266,7 +266,7 @@ def test_data_that_does_not_fit_is_refused(tmp_path, invoke, files, data, scores
         (["--recipe", "ranknet", "--candidates", tmp_path / "lonely.jsonl"], "query q1 has no positive document"),
         (
             ["--recipe", "ranknet", "--candidates", tmp_path / "c.jsonl", "--init", folder],
-            "is a gpt2; rankers are made from encoders like BERT",
+            "is a gpt2; a ranker needs an encoder like BERT",
         ),
         (["--recipe", "ranknet", "--candidates", tmp_path / "c.jsonl", "--loss", "rank=1"], "unknown loss 'rank'"),
         (

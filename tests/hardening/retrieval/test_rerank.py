@@ -65,7 +65,7 @@ def test_a_broken_off_reranking_goes_on(tmp_path, invoke, first, files, tiny_cro
     stop = None
     caplog.set_level("INFO")
     assert invoke(rerank.main, *words).exit_code == 0
-    assert sum(computed) == 100 - kept and f"going on: {kept} of 100 pairs were scored before" in caplog.text
+    assert sum(computed) == 100 - kept and f"resuming: {kept} of 100 pairs are already scored" in caplog.text
     assert (tmp_path / "out.txt").read_bytes() == (tmp_path / "whole.txt").read_bytes()
     assert not list(tmp_path.glob("*.partial"))
     first.write(tmp_path / "first.txt", overwrite=True)
