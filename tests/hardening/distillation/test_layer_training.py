@@ -144,7 +144,7 @@ def test_settings_that_would_change_nothing_are_refused(tmp_path, data, tiny_dot
         ("tk", "heads=0", "must be at least 1"),
         ("tk", "feed_forward=0", "must be at least 1"),
         ("colbert", "width=0", "must be at least 1"),
-        ("colbert", "masks=600", "a longer length was asked for"),
+        ("colbert", "masks=600", "reads at most 64 tokens, not 616"),
     ):
         with pytest.raises(InputError, match=message):
             training.train(

@@ -292,7 +292,7 @@ def test_data_that_does_not_fit_is_refused(tmp_path, invoke, files, data, scores
         ),
         (
             ["--recipe", "ranknet", "--candidates", tmp_path / "c.jsonl", "--student", "cross_encoder", "--max-length", 9999],
-            "tokens at most; a longer length was asked for",
+            "reads at most 64 tokens, not 9999",
         ),
         (["--recipe", "ranknet", "--candidates", tmp_path / "c.jsonl", "--glove", "x.txt"], "for a new tk student, not for"),
         (

@@ -73,7 +73,7 @@ def test_a_broken_off_reranking_goes_on(tmp_path, invoke, first, files, tiny_cro
         assert json.loads((tmp_path / f"{name}.json").read_text()).get("resumed", False) == (name == "out")
     (tmp_path / "first.json").write_text('{"seconds": 1}')
     assert run_records.seconds_of(tmp_path / "whole.txt")[0] > 1
-    assert run_records.seconds_of(tmp_path / "out.txt")[1].endswith("since its reranking was resumed")
+    assert run_records.seconds_of(tmp_path / "out.txt")[1].endswith("since its reranking resumed")
 
 
 def test_a_search_that_broke_off_while_reranking_goes_on(tmp_path, invoke, files, bm25_index, tiny_cross, monkeypatch, caplog):
