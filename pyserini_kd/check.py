@@ -9,8 +9,8 @@ from pyserini_kd.evaluation.submission import CheckConfig, check_file
 @command(
     "check",
     "pyserini-kd check runs/run.msmarco.student.dl19.txt --topics dl19-passage --collection collection.tsv",
-    "Exit code 0 if the run (with --fix: the copy) is fit, 1 if not, 2 for wrong input. --fix sorts by score, numbers ranks "
-    "again, cuts at --max-hits, drops unknown topics and repeated lines, mends the tag; it never invents or chooses a score.",
+    "Exit code 0 if the run (with --fix: the copy) is fit, 1 if not, 2 for wrong input. --fix sorts by score, renumbers ranks, "
+    "cuts at --max-hits, drops unknown topics and repeated lines, repairs the tag; it never invents or chooses a score.",
     settings=CheckConfig,
 )
 def main(settings: CheckConfig) -> None:

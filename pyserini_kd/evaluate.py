@@ -10,13 +10,13 @@ from pyserini_kd.evaluation.run_files import DisagreementError, EvaluateConfig, 
 @command(
     "evaluate",
     "evaluate --qrels qrels.dl19.txt --preset dl19 --baseline run.bm25.txt run.student.txt",
-    "\b\nMeasures: nDCG@k RR[@k] AP[@k] P@k R@k Rprec Bpref RBP(p=0.8)[@k] Judged@k Success@k; binary ones count\n"
-    "relevance from 1, or from 2 as in AP(rel=2), RR(rel=2)@10. Presets: "
+    "\b\nMeasures: nDCG@k RR[@k] AP[@k] P@k R@k Rprec Bpref RBP(p=0.8)[@k] Judged@k Success@k. Binary measures\n"
+    "count grades from 1 as relevant; AP(rel=2) and RR(rel=2)@10 count from 2. Presets: "
     + "".join(f"\n  {name}: {' '.join(preset.measures)}" for name, preset in PRESETS.items()),
     settings=EvaluateConfig,
 )
 def main(settings: EvaluateConfig) -> None:
-    """Measure runs against relevance judgements, as trec_eval -c does; say where the numbers may mislead."""
+    """Measure runs against relevance judgements like trec_eval -c, and warn where the numbers may mislead."""
     try:
         report = evaluate_files(settings)
     except DisagreementError as error:

@@ -27,30 +27,32 @@ class Settings(shared.Settings):
 
     encoder: str = option("--encoder", help="Checkpoint: name, folder or hub id; a bi-encoder or a cross-encoder.")
     output: Path | None = option("--output", None, "Checkpoint folder to write: a copy with ONNX files.")
-    int8: bool = option("--int8", False, "Add an int8 file, which --precision auto then takes on CPUs without AMX.")
-    run: Path | None = option("--run", None, "With --int8: report the loss on this run's top.")
+    int8: bool = option("--int8", False, "Add an int8 file; --precision auto uses it on CPUs with VNNI but no AMX.")
+    run: Path | None = option("--run", None, "With --int8: report the loss on the top of this run.")
     collection: str | None = option(
         "--collection", None, "The run's texts: a path, ir_datasets:<id>, pydocs, or an index that stores them."
     )
     topics: str | None = option("--topics", None, "The run's topics.")
-    qrels: str | None = option("--qrels", None, "Judgements, for nDCG@10 before and after.")
-    depth: int = option("--depth", 100, "Documents a query in the report.", ge=2)
-    push: str | None = option("--push", None, "Upload the folder to this repository (owner/name) of the model hub.", metavar="REPO")
+    qrels: str | None = option("--qrels", None, "Judgements, for nDCG@10 in fp32 and int8.")
+    depth: int = option("--depth", 100, "Documents per query in the report.", ge=2)
+    push: str | None = option(
+        "--push", None, "Upload the folder to this repository (owner/name) of the model hub.", metavar="REPO"
+    )
     private: bool = option("--private", False, "With --push: create the repository as a private one.")
     overwrite: Overwrite = False
 
     @model_validator(mode="after")
     def rules(self) -> Self:
-        """The output can be written; the report has all that it needs."""
+        """Check that there is an output, that it can be written, and that the report has all its inputs."""
         if self.output is None and self.push is None:
             raise InputError("`output` or `push` is needed")
-        self.only("int8 overwrite", self.output, "goes with `output`")
-        self.only("private", self.push, "goes with `push`")
+        self.only("int8 overwrite", self.output, "requires `output`")
+        self.only("private", self.push, "requires `push`")
         if self.output is not None:
             refuse_existing(self.output, self.overwrite, folder=True)
         report = [self.run, self.collection, self.topics, self.qrels]
         if any(report) and not (self.int8 and all(report)):
-            raise InputError("the report of what int8 costs needs --int8 with all of --run, --collection, --topics and --qrels")
+            raise InputError("the report on the loss of int8 needs all of --int8, --run, --collection, --topics and --qrels")
         return self
 
 
@@ -70,7 +72,7 @@ def main(settings: Settings) -> None:
 
 def _export(settings: Settings, output: Path) -> None:
     run = Run.read(settings.run) if settings.run else None
-    queries = sources.topics(settings.topics) if settings.topics else []  # their faults are found before the work
+    queries = sources.topics(settings.topics) if settings.topics else []  # read first, to find errors early
     judged = sources.qrels(settings.qrels) if settings.qrels else {}
     folder = export(settings.encoder, output, int8=settings.int8, overwrite=settings.overwrite)
     sizes = [f"{path.relative_to(folder)} {path.stat().st_size / 2**20:.1f} MiB" for path in sorted(folder.glob("onnx/*.onnx"))]
@@ -85,7 +87,7 @@ def _export(settings: Settings, output: Path) -> None:
     change = found[f"{MEASURE} int8"] - found[f"{MEASURE} fp32"]
     click.echo(f"{'change':24} {change:+.4f}")
     if found["pearson"] < WORST_CORRELATION or change < -WORST_CHANGE:
-        logger.warning("WARNING: int8 costs too much here: use --precision fp32 with this checkpoint, or export without --int8")
+        logger.warning("WARNING: int8 loses too much here; use --precision fp32 with this checkpoint, or export without --int8")
 
 
 if __name__ == "__main__":

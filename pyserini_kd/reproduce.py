@@ -19,19 +19,19 @@ class Settings(shared.Settings):
     """The options of `reproduce`."""
 
     list_them: bool = option("--list", False, "Print the conditions and stop.")
-    names: tuple[str, ...] = option("--condition", (), "Run this one; may be given several times.", metavar="NAME")
-    run_all: bool = option("--all", False, "Run all whose needs are met.")
-    dry_run: bool = option("--dry-run", False, "Print the commands, run nothing.")
-    data: Path | None = option("--data", None, "Folder of real collections.", metavar="DIRECTORY")
-    directory: Path | None = option("--directory", None, "Where indexes and runs go [default: runs/reproduce].")
-    matrix: Path | None = option("--matrix", None, "Another matrix than the package's.")
-    style: Literal["table", "markdown"] = option("--format", "table", "What to print.")
+    names: tuple[str, ...] = option("--condition", (), "Run this condition; give several times for more.", metavar="NAME")
+    run_all: bool = option("--all", False, "Run all conditions whose requirements are met.")
+    dry_run: bool = option("--dry-run", False, "Print the commands without running them.")
+    data: Path | None = option("--data", None, "Folder of the collections.", metavar="DIRECTORY")
+    directory: Path | None = option("--directory", None, "Folder for indexes and runs [default: runs/reproduce].")
+    matrix: Path | None = option("--matrix", None, "Use this matrix instead of the package's.")
+    style: Literal["table", "markdown"] = option("--format", "table", "Output format.")
 
     @model_validator(mode="after")
     def rules(self) -> Self:
-        """One thing is asked for; the data are there."""
+        """Check that exactly one task is given and that the data folder exists."""
         if self.list_them + bool(self.names) + self.run_all != 1:
-            raise InputError("give one of --list, --condition NAME and --all")
+            raise InputError("give exactly one of --list, --condition NAME and --all")
         if self.data and not self.data.is_dir():
             raise InputError(f"folder {self.data} does not exist", "data")
         return self
@@ -40,12 +40,12 @@ class Settings(shared.Settings):
 @command(
     "reproduce",
     "pyserini-kd reproduce --condition bm25-scifact --data ~/collections",
-    "Under --data are expected: cacm/, beir/scifact/, msmarco-dl19/, msmarco-passage/ (the matrix, reproduce.yaml in the "
-    "package, says which files). Exit code 1 if anything failed; what is off or skipped is no failure.",
+    "--data contains cacm/, beir/scifact/, msmarco-dl19/ and msmarco-passage/; the matrix (reproduce.yaml in the package) "
+    "names their files. Exit code 1 if a condition got FAIL; off and skipped are not failures.",
     settings=Settings,
 )
 def main(settings: Settings) -> None:
-    """Run known experiments again and compare the measures with what is expected."""
+    """Run known experiments again and compare the measures with the expected values."""
     conditions = experiments.read_matrix(settings.matrix or experiments.MATRIX)
     if settings.names:
         conditions = experiments.choose(conditions, settings.names)
@@ -61,7 +61,7 @@ def main(settings: Settings) -> None:
 
 
 def _listing(conditions: Sequence[Condition], style: str) -> str:
-    """The conditions with the expected measures."""
+    """The conditions with their expected measures."""
     if style == "markdown":
         header = ["condition", "what", "measure", "expected", "tolerance", "source"]
         rows = [(c, measure, value) for c in conditions for measure, value in c.expected.items()]

@@ -1,4 +1,4 @@
-"""Turn runs and judgements into numbers that can be defended."""
+"""Measure runs against judgements, and test differences for significance."""
 
 from pyserini_kd.evaluation.engines import compare, evaluate, mean
 from pyserini_kd.evaluation.measures import DEFAULT_MEASURES, PRESETS, Measure

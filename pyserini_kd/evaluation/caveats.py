@@ -1,7 +1,4 @@
-"""Caveats: why the measures of a run may mislead.
-
-A caveat is one line with counts. It is not an error: the numbers are right, but may not mean what they seem to mean.
-"""
+"""Caveats: reasons why correct measures of a run may mislead. A caveat is one line with counts, not an error."""
 
 import math
 import os
@@ -21,19 +18,19 @@ from pyserini_kd.storage.files import home
 from pyserini_kd.storage.records import Record, read_json
 
 TOP = 10
-TIED_SHARE = 0.1  # ties are mentioned if more queries have one among the top documents
-JUDGED_SHARE = 0.8  # of the top documents that pooled judgements should cover
+TIED_SHARE = 0.1  # ties are reported if a larger share of queries has ties at the top
+JUDGED_SHARE = 0.8  # expected share of judged documents at the top, for pooled judgements
 
 
 def of_run(run: Run, qrels: Qrels) -> list[str]:
-    """Ties and unjudged documents at the top, judgements of other documents, judged queries that the run lacks."""
+    """Ties and unjudged documents at the top, no judged document at all, and judged queries that the run lacks."""
     judged = [query_id for query_id in qrels if query_id in run]
     missing = [query_id for query_id in qrels if query_id not in run]
     found = []
     tied = sum(any(a == b for a, b in pairwise(run[query_id].scores[: TOP + 1].tolist())) for query_id in judged)
     if tied > TIED_SHARE * len(judged):
         found.append(f"{tied} of {len(judged)} queries have tied scores in the top {TOP}; document ids decide their order")
-    # judgements of relevant documents alone, as those of MS MARCO, leave most documents unjudged
+    # qrels with relevant documents only, such as MS MARCO's, leave most documents unjudged
     if any(grade <= 0 for docs in qrels.values() for grade in docs.values()):
         hits = [doc_id in qrels[query_id] for query_id in judged for doc_id in run[query_id].doc_ids[:TOP]]
         if sum(hits) < JUDGED_SHARE * len(hits):
@@ -42,14 +39,14 @@ def of_run(run: Run, qrels: Qrels) -> list[str]:
             )
     if all(qrels[query_id].keys().isdisjoint(run[query_id].doc_ids) for query_id in judged):
         doc_id = next(iter(qrels[judged[0]]), "") if judged else ""
-        found.append(f"holds no judged document at all, e.g. not {doc_id}: are the judgements of another collection?")
+        found.append(f"holds no judged document, e.g. not {doc_id}: are the judgements of another collection?")
     if missing:
-        found.append(f"lacks {len(missing)} of {len(qrels)} judged queries, e.g. {missing[0]}; they count 0")
+        found.append(f"lacks {len(missing)} of {len(qrels)} judged queries, e.g. {missing[0]}; they count as 0")
     return found
 
 
 def of_ranks(path: str | Path) -> list[str]:
-    """Ranks that contradict the scores, as in a file with distances. Only the first query is looked at."""
+    """Ranks that contradict the scores, as in a file with distances. Only the first query is checked."""
     lines = (line.split() for _, line in numbered_lines(Path(path), "run file") if not line.startswith("#"))
     first = next((words for words in lines if len(words) == 6), None)
     if first is None:
@@ -60,28 +57,28 @@ def of_ranks(path: str | Path) -> list[str]:
     except (ValueError, IndexError):
         return []
     if scores[0] < scores[-1] and scores == sorted(scores):
-        return ["the better its rank the lower a document's score (first query): the scores decide, not the ranks"]
+        return ["better ranks have lower scores (first query); the measures use the scores, not the ranks"]
     return []
 
 
 def of_depths(depths: Mapping[str, int], measures: Sequence[str]) -> list[str]:
-    """Measures with a cut-off deeper than some of the runs, or than all (`depths`: run -> longest ranking)."""
+    """Measures with a cut-off deeper than some or all runs (`depths`: run -> longest ranking)."""
     cuts = {name: Measure.parse(name).k for name in measures if not name.startswith("Judged")}
     least, most = min(depths.values()), max(depths.values())
     found = []
     unequal = [name for name, k in cuts.items() if k > least]
     if least < most and unequal:
         shallow, deep = (next(name for name, depth in depths.items() if depth == wanted) for wanted in (least, most))
-        text = f"runs differ in depth, from {least} hits a query ({shallow}) to {most} ({deep})"
-        found.append(f"{text}; the deeper ones gain by {', '.join(unequal)}")
+        text = f"runs differ in depth, from {least} hits per query ({shallow}) to {most} ({deep})"
+        found.append(f"{text}; deeper runs have an advantage in {', '.join(unequal)}")
     beyond = [name for name, k in cuts.items() if most < k < math.inf]
     if beyond:
-        found.append(f"no run is deeper than {most} hits a query, but {', '.join(beyond)} would look further")
+        found.append(f"no run has more than {most} hits per query, but {', '.join(beyond)} would use more")
     return found
 
 
 def of_levels(qrels: Qrels, measures: Sequence[str], preset: str | None = None) -> list[str]:
-    """Grades that the preset does not expect, and relevance levels of measures that no judgement reaches."""
+    """Grades that the preset does not expect, and measures whose relevance level no judgement reaches."""
     counts = Counter(grade for docs in qrels.values() for grade in docs.values())
     highest = max(counts)
     found = []
@@ -89,7 +86,7 @@ def of_levels(qrels: Qrels, measures: Sequence[str], preset: str | None = None) 
     if expected is not None:
         strange = ", ".join(f"{n} of grade {grade}" for grade, n in sorted(counts.items()) if grade not in expected)
         if strange or highest < expected[-1]:
-            text = f"the judgements do not fit preset {preset}, whose grades are 0 to {expected[-1]}"
+            text = f"the judgements do not fit preset {preset} with grades 0 to {expected[-1]}"
             found.append(f"{text}: {strange or f'the highest grade is {highest}'}")
     parsed = {name: Measure.parse(name) for name in measures}
     beyond = [name for name, measure in parsed.items() if "rel" in KINDS[measure.name].takes and measure.rel > highest]
@@ -99,9 +96,9 @@ def of_levels(qrels: Qrels, measures: Sequence[str], preset: str | None = None) 
 
 
 def of_training(path: str | Path, run: Run, qrels_name: str) -> list[str]:
-    """Models behind this run that were trained on its topics, by the records beside the run and in the checkpoints.
+    """Models of this run that were trained on its topics, according to the records of the run and the checkpoints.
 
-    Topics in files, and embedded ones, are compared by id, and by text if the run's texts are known; others by name.
+    Topics in files and embedded topics are compared by id, and by text if the run's texts are known; others by name.
     """
     found = []
     configs = [config_of(record) for record in _records(Path(path), set())]
@@ -114,14 +111,14 @@ def of_training(path: str | Path, run: Run, qrels_name: str) -> list[str]:
             ours = _texts(topics_name) or {}
             shared = sum(q in training and ours.get(q, training[q]) == training[q] for q in run)
             if shared:
-                found.append(f"holds {shared} of the topics that {model} was trained on ({trained_on})")
+                found.append(f"holds {shared} training topics of {model} ({trained_on})")
         elif trained_on and trained_on in (topics_name, qrels_name):
-            found.append(f"its topics are those that {model} was trained on ({trained_on})")
+            found.append(f"its topics are the training topics of {model} ({trained_on})")
     return found
 
 
 def _records(path: Path, seen: set[Path]) -> Iterator[Record]:
-    """The record of a run, then those of the runs that it was made from."""
+    """The record of a run, then those of its source runs."""
     record = None if path in seen else record_of(path)
     if record is not None:
         seen.add(path)
@@ -131,7 +128,7 @@ def _records(path: Path, seen: set[Path]) -> Iterator[Record]:
 
 
 def _trained_on(model: str) -> str | None:
-    """The name of the topics that a checkpoint of ours was trained on."""
+    """The training topics of a checkpoint, by its training.json."""
     for folder in (Path(model), home() / "models" / model):
         if (folder / "training.json").is_file():
             data = read_json(folder / "training.json", "record").get("data")
@@ -140,7 +137,7 @@ def _trained_on(model: str) -> str | None:
 
 
 def _texts(name: str | None) -> dict[str, str] | None:
-    """query_id -> text of topics in a file or embedded here; None for others, and for topics that cannot be read."""
+    """query_id -> text of topics in a file or embedded topics; None for others and for unreadable topics."""
     if name is None or not (os.path.isfile(name) or name.partition(":")[0] == "pydocs"):
         return None
     try:

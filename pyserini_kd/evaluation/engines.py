@@ -1,8 +1,8 @@
 """Measure Runs against Qrels, and compare two runs.
 
-All values are those of trec_eval, averaged as `trec_eval -c` does: all judged queries count, a query that the run lacks
-counts 0, and queries without judgements are ignored. nDCG uses linear gain. Negative relevance counts as 0. trectools
-computes small runs, our own kernels large ones. Both give equal numbers.
+All values equal trec_eval's, averaged like `trec_eval -c`: all judged queries count, a query missing from the run counts as 0,
+and queries without judgements are ignored. nDCG uses linear gain. Negative relevance counts as 0. trectools measures small
+runs, our own kernels large ones. Both give equal numbers.
 """
 
 import math
@@ -20,9 +20,9 @@ PerQuery = dict[str, float]
 
 ENGINES = ("auto", "trectools", "fast")
 TRECTOOLS_ROWS = 200_000
-"""`auto` asks trectools up to this many rows. It then takes 1.2 seconds for five measures, our own kernels 0.02."""
+"""`auto` uses trectools up to this many rows. There it takes 1.2 seconds for five measures, our own kernels 0.02."""
 TOLERANCE = 1e-6
-"""Largest difference to pytrec_eval that counts as equal."""
+"""Differences to pytrec_eval up to this count as equal."""
 
 
 def evaluate(run: Run, qrels: Qrels, measures: Sequence[str], engine: str = "auto") -> dict[str, PerQuery]:
@@ -33,7 +33,7 @@ def evaluate(run: Run, qrels: Qrels, measures: Sequence[str], engine: str = "aut
     {'RR@10': {'q1': 0.5, 'q2': 0.0}, 'P@2': {'q1': 0.5, 'q2': 0.0}}
 
     Raises:
-        InputError: an unknown measure or engine, or qrels and run share no query.
+        InputError: a measure or the engine is unknown, or qrels and run share no query.
     """
     if engine not in ENGINES:
         raise InputError(f"engine must be one of {', '.join(ENGINES)}, not {engine!r}")
@@ -62,7 +62,7 @@ def mean(per_query: PerQuery) -> float:
 
 
 def compare(per_query: PerQuery, baseline: PerQuery) -> tuple[float, float]:
-    """Mean difference to the baseline, and the p-value of a two-sided paired t-test over all judged queries.
+    """Mean difference to the baseline, and p-value of a two-sided paired t-test over all judged queries.
 
     `significance.compare` offers other tests, corrections, effect sizes and intervals.
 
@@ -80,7 +80,7 @@ def _ids(mapping: Mapping[str, object]) -> str:
 
 
 def _by_trectools(run: Run, qrels: Qrels, measures: Mapping[str, Measure]) -> dict[str, PerQuery]:
-    """Ask trectools for what it computes correctly; the rest comes from our own kernels."""
+    """Use trectools for the measures that it computes correctly, and our own kernels for the rest."""
     ours = {name: measure for name, measure in measures.items() if measure.name not in trectools_adapter.MEASURES}
     results = by_kernels(run, qrels, ours)
     evaluator = trectools_adapter.Evaluator(run, qrels)
@@ -95,11 +95,11 @@ _TREC_EVAL = {
     "nDCG": ("ndcg", "ndcg_cut"), "RR": ("recip_rank", None), "AP": ("map", "map_cut"), "P": (None, "P"), "R": (None, "recall"),
     "Rprec": ("Rprec", None), "Bpref": ("bpref", None), "Success": (None, "success"),
 }  # fmt: skip
-"""trec_eval's names without and with a cut-off. Its recip_rank takes no cut-off, so the run is cut."""
+"""Measure -> trec_eval's names without and with a cut-off. recip_rank takes no cut-off, so the run is cut instead."""
 
 
 def by_pytrec_eval(run: Run, qrels: Qrels, measures: Sequence[str]) -> dict[str, PerQuery]:
-    """The values of `evaluate`, computed by pytrec_eval, without the measures that it does not know (RBP, Judged)."""
+    """The values of `evaluate`, computed by pytrec_eval. Measures that it does not know (RBP, Judged) are left out."""
     import pytrec_eval
 
     groups: dict[tuple[int, int | None], dict[str, str]] = {}
@@ -110,7 +110,7 @@ def by_pytrec_eval(run: Run, qrels: Qrels, measures: Sequence[str]) -> dict[str,
             run_cut = measure.cutoff if measure.name == "RR" else None
             groups.setdefault((measure.rel, run_cut), {})[name] = trec_name
     results: dict[str, PerQuery] = {}
-    useful = {q: docs for q, docs in qrels.items() if any(rel > 0 for rel in docs.values())}  # others may crash pytrec_eval
+    useful = {q: docs for q, docs in qrels.items() if any(rel > 0 for rel in docs.values())}  # pytrec_eval may crash on others
     for (level, run_cut), names in groups.items():
         hits = {query_id: run[query_id] for query_id in useful if query_id in run}
         scores = {q: dict(zip(h.doc_ids[:run_cut], h.scores[:run_cut].tolist(), strict=True)) for q, h in hits.items()}

@@ -1,7 +1,7 @@
-"""Figures for papers, from the data of the report page: PDF, SVG or PNG, the same bytes for the same data.
+"""Figures for papers from the data of the report page, as PDF, SVG or PNG. The same data give the same bytes.
 
 Colours are those of Okabe and Ito (2008), without yellow, which is too pale on paper. Markers and line styles differ too, so
-that figures can be read in black and white. `report.html` uses the same order of colours, markers and styles.
+figures stay readable in black and white. `report.html` uses the same order of colours, markers and styles.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 Json = dict[str, Any]
-"""Data of the report page, or a part of them, as `page.collect` makes them and the script in `report.html` reads them."""
+"""Data of the report page, or a part of them. `page.collect` makes them; the script in `report.html` reads them."""
 
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 MARKERS = "os^Dv*PX"
@@ -39,21 +39,21 @@ STYLE: Json = {
     "lines.linewidth": 1.2,
     "lines.markersize": 4.5,
     "lines.markeredgewidth": 0.4,
-    "pdf.fonttype": 42,  # TrueType: type 3 fonts are refused by many publishers
+    "pdf.fonttype": 42,  # TrueType: many publishers refuse type 3 fonts
     "svg.hashsalt": "pyserini_kd",
-    "text.parse_math": False,  # a name is a name, with its dollar signs
+    "text.parse_math": False,  # names may contain dollar signs
 }
 METADATA = {"pdf": ("Subject", "CreationDate"), "svg": ("Description", "Date"), "png": ("Description", "Date")}
-"""The fields for the command that made a figure, and for the date, which is left out."""
+"""Format -> metadata fields for the command that made the figure and for the date, which is left out."""
 
 
 def draw(data: Json, folder: Path, figure_format: str, *, overwrite: bool = False) -> list[Path]:
-    """Draw pareto, recall, wins (one per system) and loss (one per stage), if there are data for them, by the first measure."""
+    """Draw pareto, recall, wins (one per system) and loss (one per stage) by the first measure, where there are data."""
     import matplotlib
     from matplotlib.backends.backend_agg import FigureCanvasAgg
 
     pictures: list[tuple[Path, bytes]] = []
-    settings: Any = {**matplotlib.rcParamsDefault, **STYLE}  # the user's own settings would change the bytes
+    settings: Any = {**matplotlib.rcParamsDefault, **STYLE}  # the user's settings would change the bytes
     with matplotlib.rc_context(settings):
         for name, figure in _figures(data):
             path = folder / f"{name}.{figure_format}"
@@ -83,7 +83,7 @@ def _figures(data: Json) -> Iterator[tuple[str, Figure]]:
 
 
 def _safe(name: str) -> str:
-    """A name that any file system takes."""
+    """A name that is valid on any file system."""
     return "".join(c if c.isascii() and c.isalnum() or c in "-_.+" else "-" for c in name)[:80]
 
 
@@ -98,13 +98,13 @@ def _axes(width: float = 3.4, height: float = 2.4) -> tuple[Figure, Axes]:
 def _look(number: int) -> Json:
     colour = COLOURS[number % len(COLOURS)]
     look = {"color": colour, "marker": MARKERS[number % len(MARKERS)], "linestyle": LINES[number % len(LINES)]}
-    return look | {"markeredgecolor": "black"}  # markers that overlap stay apart
+    return look | {"markeredgecolor": "black"}  # separates overlapping markers
 
 
 def _pareto(data: Json) -> Figure:
-    """Effectiveness against latency, log axis, with a line through the systems that no other dominates (filled markers).
+    """Effectiveness against latency (log axis), with a line through the undominated systems (filled markers).
 
-    Names stand beside the points, or in a legend if there is no room for one of them.
+    Names stand beside the points, or in a legend if one of them has no room.
     """
     figure, axes = _axes()
     front = data["fronts"][0]
@@ -128,13 +128,13 @@ SIDES = (
     ("left", "center", 6, 0), ("right", "center", -6, 0), ("center", "bottom", 0, 5), ("center", "top", 0, -5),
     ("left", "bottom", 4, 3), ("left", "top", 4, -3), ("right", "bottom", -4, 3), ("right", "top", -4, -3),
 )  # fmt: skip
-"""Places of a name: alignment, and distance from its marker in points."""
+"""Positions of a name: alignment, and offset from its marker in points."""
 
 
 def _labelled(
     figure: Figure, axes: Axes, points: Sequence[tuple[float, float, str]], along: Sequence[tuple[float, float]]
 ) -> bool:
-    """Write each name beside its point, where it hides no point, name or line. If one finds no place, none is written."""
+    """Write each name beside its point without overlaps. If one name has no room, write none and return False."""
     import numpy as np
     from matplotlib.transforms import Bbox
 
@@ -217,5 +217,5 @@ def _log_axis(axes: Axes, label: str) -> None:
 
 
 def _legend(figure: Figure) -> None:
-    """A legend below the plot, where it hides nothing."""
+    """A legend below the plot, outside the axes."""
     figure.legend(loc="outside lower center", ncols=3, fontsize=7)

@@ -1,4 +1,4 @@
-"""The loss by int8: scores and nDCG@10 of the same documents in fp32 and in int8."""
+"""Measure the loss of int8: scores and nDCG@10 of the same documents in fp32 and in int8."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,13 +12,13 @@ from pyserini_kd.models import rankers
 from pyserini_kd.retrieval import reranking, text_sources
 
 MEASURE = "nDCG@10"
-WORST_CORRELATION, WORST_CHANGE = 0.99, 0.005  # of int8 scores with fp32 scores, and of nDCG@10, before a warning
+WORST_CORRELATION, WORST_CHANGE = 0.99, 0.005  # limits before a warning: correlation with fp32 scores, loss of nDCG@10
 
 
 def compare(before: Run, after: Run, qrels: Qrels) -> dict[str, float]:
-    """How the scores of two rerankings of the same documents differ, and nDCG@10 of both.
+    """Compare scores and nDCG@10 of two rerankings of the same documents.
 
-    `kendall` is the mean over queries of tau-b between the two orders; `pearson` is over all pairs.
+    `kendall` is tau-b between the two orders, averaged over queries. `pearson` is over all pairs.
     """
     from scipy.stats import kendalltau
 
@@ -42,7 +42,7 @@ def compare(before: Run, after: Run, qrels: Qrels) -> dict[str, float]:
 
 
 def quality(folder: Path, run: Run, queries: Sequence[Query], judged: Qrels, collection: str, depth: int) -> dict[str, float]:
-    """Rerank the top of a run by torch in fp32 and by ONNX Runtime in int8, and compare."""
+    """Rerank the top of a run in fp32 (torch) and in int8 (ONNX Runtime), and compare the two."""
     top = run.top(depth)
     wanted = list(dict.fromkeys(doc_id for hits in top.values() for doc_id in hits.doc_ids))
     texts = {doc.doc_id: doc for doc in text_sources.fetch_from(collection)(wanted)}

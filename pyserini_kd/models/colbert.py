@@ -1,8 +1,8 @@
-"""ColBERT, late interaction: one vector a token; score = sum over query tokens of the best dot product with the document.
+"""ColBERT, late interaction: one vector per token; score = sum over query tokens of the best dot product with the document.
 
-Khattab and Zaharia 2020, as Hofstätter et al. 2020 use it: [MASK] tokens are appended to every query and attended to, token
-vectors are not normalised, every token counts ([CLS] and [SEP] included), and a projection is optional. As a reranker it can
-also be read off any bi-encoder with mean pooling, whose token states are trained to add up to the text's vector.
+Khattab and Zaharia 2020, as in Hofstätter et al. 2020: [MASK] tokens are appended to every query and attended to, token
+vectors are not normalised, every token counts ([CLS] and [SEP] included), and a projection is optional. Any bi-encoder with
+mean pooling also works as a ColBERT reranker, because its token states are trained to add up to the text's vector.
 """
 
 import torch
@@ -17,7 +17,7 @@ __all__ = ["ColBert", "ColBertSettings"]
 
 
 class ColBert(LateInteraction):
-    """Token vectors from a shared encoder."""
+    """A late-interaction model with one encoder for queries and documents."""
 
     architecture = "colbert"
     settings: ColBertSettings
@@ -28,11 +28,11 @@ class ColBert(LateInteraction):
 
     @property
     def width(self) -> int:
-        """H: length of a token's vector."""
+        """H: length of a token vector."""
         return self.settings.width or super().width
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor, kind: str = "query") -> Tensor:
-        """Token vectors float32 (N, T, H), zero where there is padding; queries and documents are read alike."""
+        """Token vectors float32 (N, T, H), zeros at padding. `kind` is ignored: queries and documents share the encoder."""
         states: Tensor = self.encoder(input_ids=input_ids, attention_mask=attention_mask).last_hidden_state
         if self.head is not None:
             states = self.head(states)
@@ -44,7 +44,7 @@ class ColBert(LateInteraction):
     def late_scores(self, query_vecs: Tensor, query_mask: Tensor, doc_vecs: Tensor, doc_mask: Tensor) -> Tensor:
         """Scores float (Q, N) of token vectors (Q, T, H) and (N, D, H) with masks (Q, T) and (N, D).
 
-        Document padding never wins the maximum, even where all similarities are negative; query padding adds nothing.
+        Document padding never wins the maximum, even if all similarities are negative. Query padding adds 0.
         """
         similarity = torch.einsum("qth,ndh->qntd", query_vecs, doc_vecs).masked_fill(~doc_mask.bool()[None, :, None, :], -1e4)
         return (similarity.amax(dim=-1) * query_mask[:, None, :]).sum(dim=-1)

@@ -1,4 +1,4 @@
-"""Cross-encoder (BERT_CAT): query and document in one sequence, one logit a pair. Nogueira and Cho 2019."""
+"""Cross-encoder (BERT_CAT): query and document in one sequence, one logit per pair. Nogueira and Cho 2019."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -11,7 +11,7 @@ from pyserini_kd.storage.records import Record
 
 
 class CrossEncoder(nn.Module):
-    """A sequence classifier with one raw logit; `max_len` tokens a pair, cut longest-first."""
+    """A sequence classifier with one raw logit. Pairs are cut longest-first to `max_len` tokens."""
 
     architecture = "cross_encoder"
 
@@ -19,14 +19,14 @@ class CrossEncoder(nn.Module):
         super().__init__()
         self.classifier: Any = classifier
         head = getattr(*_head(classifier)) if hasattr(classifier, "classifier") else None
-        if isinstance(head, nn.Linear):  # of transformers
-            head.register_forward_hook(_in_full)
+        if isinstance(head, nn.Linear):  # transformers' classifier; ours keeps full precision itself
+            head.register_forward_hook(_full_precision)
         self.tokenizer = tokenizer
         self.max_len = max_len
 
     @property
     def lengths(self) -> tuple[int, int]:
-        """Tokens that the model reads of a pair, twice."""
+        """`max_len` twice: query and document share one sequence."""
         return self.max_len, self.max_len
 
     def described(self) -> Record:
@@ -41,7 +41,7 @@ class CrossEncoder(nn.Module):
     def pair_batch(
         self, queries: Sequence[str], docs: Sequence[str], pairs: Sequence[tuple[int, int]], max_doc_len: int | None = None
     ) -> dict[str, Tensor]:
-        """Token tensors of P pairs (query row, document row); `max_doc_len` is that of a pair."""
+        """Token tensors of P pairs (query row, document row); `max_doc_len` limits the whole pair."""
         max_len = min(max_doc_len or self.max_len, self.max_len)
         texts, others = [queries[q] for q, _ in pairs], [docs[d] for _, d in pairs]
         records, _ = tokenize(self.tokenizer, texts, max_len, others)
@@ -54,13 +54,13 @@ class CrossEncoder(nn.Module):
 
 
 def _head(classifier: Any) -> tuple[Any, str]:
-    """Where the last linear layer of a Hugging Face sequence classifier lies: `classifier`, or `classifier.out_proj`."""
+    """(owner, attribute) of the last linear layer of a Hugging Face classifier: `classifier` or `classifier.out_proj`."""
     head = classifier.classifier
     return (head, "out_proj") if hasattr(head, "out_proj") else (classifier, "classifier")
 
 
-def _in_full(layer: nn.Linear, given: tuple[Tensor], logits: Tensor) -> Tensor:
-    """The logits in the precision of the weights where autocast rounded them: in bf16 they have two decimals, and would tie."""
+def _full_precision(layer: nn.Linear, given: tuple[Tensor], logits: Tensor) -> Tensor:
+    """Recompute logits in the weights' precision if autocast rounded them: bf16 logits have two decimals and would tie."""
     if logits.dtype is layer.weight.dtype:
         return logits
     with torch.autocast(logits.device.type, enabled=False):
@@ -68,7 +68,7 @@ def _in_full(layer: nn.Linear, given: tuple[Tensor], logits: Tensor) -> Tensor:
 
 
 def fold_two_classes(classifier: Any) -> None:
-    """Turn a two-class head into one logit in place: z1 - z0, which orders as the probability of class 1 does."""
+    """Replace a two-class head in place by one logit, z1 - z0. It orders pairs as the probability of class 1 does."""
     owner, name = _head(classifier)
     linear = getattr(owner, name)
     folded = nn.Linear(linear.in_features, 1, bias=linear.bias is not None)

@@ -1,7 +1,7 @@
-"""A loaded model, and the loop that runs it over many texts.
+"""A loaded model and the loop that runs it over many texts, without gradients.
 
-Texts are sorted by length and cut into batches under a token budget, so that little padding is needed. A thread tokenises the
-next chunk while the model works on the present one. There are no gradients.
+Texts are sorted by length and batched under a token budget, so batches need little padding. A thread tokenises the next
+chunk while the model runs on the current one.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-BATCH_TOKENS = 2048  # tokens in a batch, padding included: fits into the caches of a CPU
+BATCH_TOKENS = 2048  # tokens per batch, padding included: fits into CPU caches
 ONNX_BATCH_TOKENS = 1024
 GPU_BATCH_TOKENS = 1 << 15
 CHUNK = 2048  # texts tokenised at a time
@@ -40,12 +40,12 @@ CHUNK = 2048  # texts tokenised at a time
 Tokenise = Callable[[list[int]], tuple[list[TokenRecord], int]]
 """Rows of texts -> their token records, and how many texts were cut."""
 Use = Callable[[list[int], "torch.Tensor", "torch.Tensor"], None]
-"""Takes the rows of a batch, the model's output and the attention mask."""
+"""Receives the rows of a batch, the model's output and the attention mask."""
 
 
 @contextlib.contextmanager
 def running(model: torch.nn.Module, precision: str) -> Iterator[torch.device]:
-    """Inference mode, eval mode and autocast to `precision` around a model; gives the model's device."""
+    """Inference mode, eval mode and autocast to `precision` around a model; yields the model's device."""
     import torch
 
     device = next(model.parameters()).device
@@ -62,7 +62,7 @@ def running(model: torch.nn.Module, precision: str) -> Iterator[torch.device]:
 def batches(lengths: Sequence[int], batch_size: int | None = None, budget: int | None = None) -> Iterator[list[int]]:
     """Rows in batches of similar length, longest first.
 
-    A batch holds `batch_size` rows; where that is None, as many as fit into `budget` tokens (BATCH_TOKENS).
+    A batch holds `batch_size` rows. If that is None, it holds as many as fit into `budget` tokens (default: BATCH_TOKENS).
     """
     order = sorted(range(len(lengths)), key=lambda row: (-lengths[row], row))
     start = 0
@@ -73,7 +73,7 @@ def batches(lengths: Sequence[int], batch_size: int | None = None, budget: int |
 
 
 def unique(texts: Sequence[str]) -> tuple[list[str], Rows]:
-    """(distinct texts, row of each text among them)."""
+    """Distinct texts, and the row of each text among them."""
     rows: dict[str, int] = {}
     places = np.fromiter((rows.setdefault(text, len(rows)) for text in texts), dtype=np.int64, count=len(texts))
     return list(rows), places
@@ -86,8 +86,8 @@ def text_chunks(texts: Sequence[str]) -> list[list[int]]:
 
 
 def _one_ahead(chunks: Sequence[list[int]], tokenise: Tokenise) -> Iterator[tuple[list[int], tuple[list[TokenRecord], int]]]:
-    """Each chunk with its token records; a thread works one chunk ahead."""
-    if len(chunks) == 1:  # nothing to be ahead with, and a thread costs milliseconds
+    """Yield each chunk with its token records; a thread tokenises one chunk ahead."""
+    if len(chunks) == 1:  # a thread costs milliseconds and saves nothing here
         yield chunks[0], tokenise(chunks[0])
         return
     with ThreadPoolExecutor(1) as ahead:
@@ -99,7 +99,7 @@ def _one_ahead(chunks: Sequence[list[int]], tokenise: Tokenise) -> Iterator[tupl
 
 
 def dot_rows(query_vecs: Floats, query_rows: Rows, doc_vecs: Floats, doc_rows: Rows) -> Floats:
-    """Dot products float32 (P,) of row pairs, some at a time: the array (P, H) is never built whole."""
+    """Dot products float32 (P,) of row pairs, computed in pieces: no array (P, H) is built."""
     step = 1 << 16
     pieces = [
         np.einsum("ph,ph->p", query_vecs[query_rows[i : i + step]], doc_vecs[doc_rows[i : i + step]])
@@ -109,7 +109,7 @@ def dot_rows(query_vecs: Floats, query_rows: Rows, doc_vecs: Floats, doc_rows: R
 
 
 def padded(states: list[torch.Tensor], device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
-    """States (T, H) of texts as (N, T, H), zeros where there is none, and their mask (N, T)."""
+    """Pad the states (T, H) of texts with zeros to (N, T, H); also returns the mask (N, T)."""
     import torch
 
     lengths = torch.tensor([len(vectors) for vectors in states])
@@ -118,20 +118,20 @@ def padded(states: list[torch.Tensor], device: torch.device) -> tuple[torch.Tens
 
 
 def chunks_by_query(query_rows: Rows, docs: Sequence[str]) -> list[list[int]]:
-    """Rows of pairs, those of a query together, longest documents first: an order that no other query changes."""
+    """Rows of pairs grouped by query, longest documents first. Other queries do not change a query's order."""
     order = np.array(sorted(range(len(docs)), key=lambda row: (query_rows[row], -len(docs[row]), docs[row])))
-    return [some.tolist() for some in np.split(order, np.flatnonzero(np.diff(query_rows[order])) + 1)]
+    return [rows.tolist() for rows in np.split(order, np.flatnonzero(np.diff(query_rows[order])) + 1)]
 
 
 def resumed(folder: Path, chunks: list[list[int]], scores: Floats) -> tuple[list[list[int]], Callable[[int], None]]:
-    """Fill in the scores of the chunks that a job has finished; gives the other chunks, and what keeps one of those."""
+    """Load the scores of finished chunks; returns the other chunks and a callback that saves a newly finished one."""
     job = Job(folder, {"pairs": folder.name})
     job.begin()
     known = job.parts()
     for number in known:
         scores[chunks[number]] = np.load(job.path(number, "npy"))
     if known:
-        logger.info("going on: %d of %d pairs were scored before", sum(len(chunks[n]) for n in known), len(scores))
+        logger.info("resuming: %d of %d pairs are already scored", sum(len(chunks[n]) for n in known), len(scores))
     missing = sorted(set(range(len(chunks))) - set(known))
 
     def finished(place: int) -> None:
@@ -142,19 +142,19 @@ def resumed(folder: Path, chunks: list[list[int]], scores: Floats) -> tuple[list
 
 
 class Scorer(ABC):
-    """A loaded ranker; `score` is the same for all architectures.
+    """A loaded ranker; `score` works the same for all architectures.
 
     Attributes:
-        module: one of our architectures, on its device. It stays usable for training.
+        module: the model, on its device. It stays usable for training.
         folder: the checkpoint folder; None for a model that was never saved.
         precision: fp32, bf16, fp16 or int8.
-        batch_size: texts (or pairs) in a batch; None: by token budget.
+        batch_size: texts (or pairs) per batch; None: by token budget.
     """
 
     def __init__(
         self, module: Model, folder: Path | None = None, *, precision: str = "auto", batch_size: int | None = None
     ) -> None:
-        """Wrap a model; InputError where it was not loaded for this precision."""
+        """Wrap a model; InputError if it was not loaded for this precision."""
         from pyserini_kd.models import onnx_runtime
 
         self.module: Model = module
@@ -165,43 +165,43 @@ class Scorer(ABC):
         self.backend = "torch" if onnx is None else "onnx"
         self.precision = hardware.choose_precision(precision, str(self.device)) if onnx is None else onnx.precision
         if onnx is None and self.precision == "int8":
-            raise InputError(f"this {self.architecture} was not loaded for int8 (a bert_dot or cross_encoder can be)")
+            raise InputError(f"this {self.architecture} was not loaded for int8; load a bert_dot or cross_encoder for it")
         if precision not in ("auto", self.precision):
-            raise InputError(f"the model was loaded to run in {self.precision} by ONNX Runtime, not in {precision}")
+            raise InputError(f"the model was loaded for {self.precision} in ONNX Runtime, not for {precision}")
 
     @property
     def max_doc_len(self) -> int:
-        """Tokens of a document (of a pair, for a cross-encoder) that the model reads."""
+        """Maximum tokens of a document (of a pair, for a cross-encoder)."""
         return self.module.lengths[1]
 
     @property
     def depends_on_batch(self) -> bool:
-        """Whether a result depends on what else is in its batch: int8 measures its activations batch by batch."""
+        """Whether a result depends on the rest of its batch: int8 scales activations per batch."""
         return self.precision == "int8"
 
     @property
     def batch_tokens(self) -> int:
-        """Tokens in a batch where there is no batch size."""
+        """Token budget of a batch, used if there is no batch size."""
         by_backend = ONNX_BATCH_TOKENS if self.backend == "onnx" else BATCH_TOKENS
         return GPU_BATCH_TOKENS if self.device.type == "cuda" else by_backend
 
     def record(self) -> Record:
-        """What manifests and score stores say of the model: name, weights, and how it reads texts."""
+        """Name, weights and settings of the model, for manifests and score stores."""
         if self.folder is None:
-            raise ValueError("a model that was never saved has no record")
+            raise ValueError("an unsaved model has no record; save it first")
         weights = checkpoint_folder.fingerprint(self.folder)
         return {"name": checkpoint_folder.name_of(self.folder), "sha256": weights, **self.module.described()}
 
     def arithmetic(self) -> Record:
-        """How the model computes: what its outputs depend on, but for rounding, besides weights and settings."""
+        """How the model computes. With weights and settings, this determines its outputs up to rounding."""
         known = {"precision": self.precision, "backend": self.backend, "device": self.device.type}
         return known | ({"batch_size": self.batch_size} if self.depends_on_batch else {})
 
     def score(self, queries: Sequence[str], docs: Sequence[str], *, work: Path | None = None) -> Floats:
         """Raw scores float32 (P,) of (query, document) pairs.
 
-        A cross-encoder keeps finished scores under `work`, a folder for this model and these settings alone. A later call
-        for the same pairs goes on there, to the same scores. Other architectures store documents in an index instead.
+        A cross-encoder saves finished scores in `work`, a folder for this model and these settings only. A later call for
+        the same pairs resumes there and gives the same scores. Other architectures ignore `work`.
 
         Raises:
             ValueError: the numbers of queries and documents differ.
@@ -227,7 +227,7 @@ class Scorer(ABC):
     ) -> int:
         """Run the model over chunks of rows; returns how many texts were cut.
 
-        `finished(n)` is called when chunk n is complete. `kind` goes to the forward of models that take it.
+        `finished(n)` is called when chunk n is complete. `kind` is passed to models whose `forward` takes it.
         """
         cut, more = 0, {"kind": kind} if kind else {}
         batch_size = 1 if one_by_one else self.batch_size
@@ -236,17 +236,17 @@ class Scorer(ABC):
             pad_id = self.module.tokenizer.pad_token_id or 0
             for number, (rows, (records, n_cut)) in enumerate(_one_ahead(chunks, tokenise)):
                 cut += n_cut
-                for some in batches([len(record["input_ids"]) for record in records], batch_size, self.batch_tokens):
-                    batch = pad([records[i] for i in some], pad_id, device)
+                for places in batches([len(record["input_ids"]) for record in records], batch_size, self.batch_tokens):
+                    batch = pad([records[i] for i in places], pad_id, device)
                     output = self.module(**batch, **more).float().cpu()
-                    use([rows[i] for i in some], output, batch["attention_mask"].cpu())
-                    bar.update(len(some))
+                    use([rows[i] for i in places], output, batch["attention_mask"].cpu())
+                    bar.update(len(places))
                 if finished is not None:
                     finished(number)
         return cut
 
     def count_cut(self, count: int, total: int | None, what: str, cut: list[int] | None = None) -> None:
-        """Log how many texts were longer than the model's window; or add the number to `cut`, for a caller who sums up."""
+        """Log how many texts exceeded the model's window. With `cut`, append the count there instead, for the caller to sum."""
         if cut is not None:
             cut.append(count)
         elif count:
@@ -256,26 +256,26 @@ class Scorer(ABC):
 
 
 class SideScorer(Scorer):
-    """A ranker that runs queries and documents apart."""
+    """A ranker that runs queries and documents separately."""
 
     module: TwoSides
 
     @property
     def width(self) -> int:
-        """H: length of a text's vector, or of a token's."""
+        """H: length of a text vector or a token vector."""
         return self.module.width
 
     def run_side(
         self, texts: Sequence[str], side: str, use: Use, label: str, cut: list[int] | None, by_token: bool = False
     ) -> None:
         """Run the model over queries or documents, and count those that were cut (see `count_cut`)."""
-        first = int(self.module.joins and side == "doc")  # documents that are joined to a query drop their own [CLS]
+        first = int(self.module.joins and side == "doc")  # documents joined to a query drop their [CLS]
 
         def tokenise(rows: list[int]) -> tuple[list[TokenRecord], int]:
             records, n_cut = self.module.side_records([texts[row] for row in rows], side)
             return [{"input_ids": record["input_ids"][first:]} for record in records], n_cut
 
-        one_by_one = side == "query" and self.depends_on_batch  # a query has one vector, whatever else is asked for
+        one_by_one = side == "query" and self.depends_on_batch  # a query's vector must not depend on its batch
         chunks, kind = text_chunks(texts), side if by_token else None
         n_cut = self.run(chunks, tokenise, use, label, one_by_one=one_by_one, kind=kind)
         self.count_cut(n_cut, len(texts), f"{side} texts", cut)

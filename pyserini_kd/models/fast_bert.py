@@ -1,10 +1,10 @@
-"""BERT's forward pass for inference, read straight from safetensors: the outputs of transformers, sooner.
+"""BERT's forward pass for inference, read directly from safetensors. It gives transformers' outputs faster.
 
-Importing transformers' models takes seconds, more than a small search. And where only the first token's last state is read (a
-cross-encoder, [CLS] pooling) the last layer is computed for that token alone.
+Importing transformers' models takes seconds, longer than a small search. If only the first token's last state is read (a
+cross-encoder, [CLS] pooling), the last layer runs for that token alone.
 
-In bf16 on a CPU states stay bf16 from the embeddings to the last layer, where autocast would turn them to and fro, and
-products go to oneDNN with weights in its own layout and with what follows them (GELU, the residual sum).
+In bf16 on a CPU, states stay bf16 from the embeddings to the last layer; autocast would convert them back and forth. oneDNN
+computes the linear layers with prepacked weights, fused with the next step (GELU or the residual sum).
 """
 
 from __future__ import annotations
@@ -20,19 +20,19 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 WEIGHTS = "model.safetensors"
-PACK_ROWS = 2048  # tokens of a typical batch, which oneDNN lays weights out for
+PACK_ROWS = 2048  # tokens of a typical batch; oneDNN chooses its weight layout for this number
 
 
 class Dense(nn.Module):
-    """A linear layer, then GELU or a residual sum where asked for."""
+    """A linear layer with optional GELU or residual sum."""
 
     def __init__(self, weight: Tensor, bias: Tensor) -> None:
         super().__init__()
         self.weight, self.bias = nn.Parameter(weight), nn.Parameter(bias)
-        self.packed: tuple[Tensor, Tensor] | None = None  # of oneDNN, in bf16
+        self.packed: tuple[Tensor, Tensor] | None = None  # (weight, bias) in oneDNN's bf16 layout
 
     def forward(self, states: Tensor, gelu: bool = False, plus: Tensor | None = None) -> Tensor:
-        """States (..., in) -> (..., out); by oneDNN where they are bf16 and autocast, which would cast them, is off."""
+        """Map states (..., in) to (..., out). oneDNN computes bf16 states unless autocast is on, which would cast them."""
         if states.dtype is torch.bfloat16 and not torch.is_autocast_enabled(states.device.type) and _packs(states.device):
             return self._by_onednn(states, gelu, plus)
         found = F.linear(states, self.weight, self.bias)
@@ -48,7 +48,7 @@ class Dense(nn.Module):
         super()._load_from_state_dict(*args, **options)
 
     def __getstate__(self) -> dict[str, Any]:
-        """The layout of oneDNN can be neither pickled nor copied; it is made again."""
+        """Drop oneDNN's layout: it cannot be pickled or copied, and is rebuilt on use."""
         return self.__dict__ | {"packed": None}
 
     def _by_onednn(self, states: Tensor, gelu: bool, plus: Tensor | None) -> Tensor:
@@ -64,7 +64,7 @@ class Dense(nn.Module):
 
 
 class Layer(nn.Module):
-    """One Transformer layer; the products for queries, keys and values are one."""
+    """One Transformer layer, with one matrix product for queries, keys and values."""
 
     def __init__(self, weights: dict[str, Tensor], name: str, config: Any) -> None:
         super().__init__()
@@ -80,14 +80,14 @@ class Layer(nn.Module):
         self.norms = nn.ModuleList(_norm(weights, f"{name}.{part}.LayerNorm", config) for part in parts)
 
     def forward(self, states: Tensor, shape: tuple[int, int], mask: Tensor | None, first: bool) -> Tensor:
-        """States (rows, H) of the next layer, N x T of which count; with `first` N, those of first tokens."""
+        """Compute states (rows, H); the first N x T rows count. With `first`, only N rows count: the first token's."""
         n, length = shape
         three = self.qkv(states)[: n * length].view(n, length, 3, self.heads, -1)
         query, key, value = three.permute(2, 0, 3, 1, 4)
         if first:
-            query, states = query[:, :, :1], _filled(states[: n * length : length].contiguous())
+            query, states = query[:, :, :1], _padded_rows(states[: n * length : length].contiguous())
         mixed = F.scaled_dot_product_attention(query, key, value, attn_mask=mask).transpose(1, 2).reshape(-1, states.shape[1])
-        if missing := len(states) - len(mixed):  # filled as the residual is, whose type autocast may not share
+        if missing := len(states) - len(mixed):  # padded to the residual's rows; their dtypes may differ under autocast
             mixed = F.pad(mixed, (0, 0, 0, missing))
         states = self.norms[0](self.out(mixed, plus=states))
         normed: Tensor = self.norms[1](self.down(self.up(states, gelu=True), plus=states))
@@ -95,7 +95,7 @@ class Layer(nn.Module):
 
 
 class Bert(nn.Module):
-    """An encoder; `first` says that only the first token's last state will be read."""
+    """An encoder. With `first`, it returns only the first token's last state."""
 
     def __init__(self, weights: dict[str, Tensor], config: Any, first: bool = False) -> None:
         super().__init__()
@@ -106,14 +106,14 @@ class Bert(nn.Module):
         self.layers = nn.ModuleList(Layer(weights, f"encoder.layer.{n}", config) for n in range(config.num_hidden_layers))
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor, token_type_ids: Tensor | None = None) -> Any:
-        """`last_hidden_state` (N, T, H) of token ids (N, T); (N, 1, H) with `first`."""
+        """Return `last_hidden_state` (N, T, H) of token ids (N, T), or (N, 1, H) with `first`."""
         kinds = self.types[0] if token_type_ids is None else F.embedding(token_type_ids, self.types)
         states = self.norm(F.embedding(input_ids, self.words) + kinds + self.positions[: input_ids.shape[1]])
         whole = _whole_bf16(states.device)
         n, length = input_ids.shape
-        states = _filled((states.bfloat16() if whole else states).flatten(0, 1))
+        states = _padded_rows((states.bfloat16() if whole else states).flatten(0, 1))
         mask = None if bool(attention_mask.all()) else attention_mask.bool()[:, None, None, :]
-        if mask is not None and mask.device.type == "cpu":  # what PyTorch would make of it, layer by layer
+        if mask is not None and mask.device.type == "cpu":  # converted once; PyTorch would do it in every layer
             mask = states.new_zeros(mask.shape).masked_fill_(~mask, -torch.inf)
         with torch.autocast("cpu", enabled=False) if whole else contextlib.nullcontext():
             for number, layer in enumerate(self.layers, start=1):
@@ -123,7 +123,7 @@ class Bert(nn.Module):
 
 
 class BertClassifier(nn.Module):
-    """A sequence classifier with one logit; that of two labels is their difference, as in `fold_two_classes`."""
+    """A sequence classifier with one logit; two labels become their difference, as in `fold_two_classes`."""
 
     def __init__(self, weights: dict[str, Tensor], config: Any) -> None:
         super().__init__()
@@ -134,16 +134,16 @@ class BertClassifier(nn.Module):
         self.head = Dense(weight[-1:] - weight[:-1].sum(0), bias[-1:] - bias[:-1].sum(0))
 
     def forward(self, **batch: Tensor) -> Any:
-        """`logits` (P, 1) of tokenised pairs."""
+        """Return `logits` (P, 1) of tokenised pairs."""
         states = self.bert(**batch).last_hidden_state[:, 0].to(self.pooler.weight.dtype)
-        with torch.autocast(states.device.type, enabled=False):  # a logit in bf16 has two decimals: it would tie
+        with torch.autocast(states.device.type, enabled=False):  # bf16 logits have two decimals and would tie
             return types.SimpleNamespace(logits=self.head(torch.tanh(self.pooler(states))))
 
 
-def _filled(states: Tensor) -> Tensor:
-    """States (N, H) of bf16 with rows of zeros after them, so that few sizes occur, eight an octave.
+def _padded_rows(states: Tensor) -> Tensor:
+    """Pad bf16 states (N, H) with rows of zeros, so that few sizes occur: eight per octave.
 
-    oneDNN compiles a product for each number of rows that it meets, which takes longer than the product.
+    oneDNN compiles a kernel for each number of rows, which takes longer than the product itself.
     """
     step = max(32, 1 << max(0, (len(states) - 1).bit_length() - 4))
     missing = -len(states) % step if states.dtype is torch.bfloat16 else 0
@@ -151,19 +151,19 @@ def _filled(states: Tensor) -> Tensor:
 
 
 def _whole_bf16(device: torch.device) -> bool:
-    """Whether bf16 is asked for where `Dense` packs its weights."""
+    """Whether states stay bf16 throughout: autocast to bf16 is on, and `Dense` packs its weights."""
     asked = torch.is_autocast_enabled(device.type) and torch.get_autocast_dtype(device.type) is torch.bfloat16
     return asked and _packs(device)
 
 
 def _packs(device: torch.device) -> bool:
-    """Whether products of bf16 go to oneDNN with packed weights: on a CPU that has bf16, without gradients."""
+    """Whether oneDNN computes bf16 products with packed weights: on a CPU that supports bf16, without gradients."""
     return device.type == "cpu" and not torch.is_grad_enabled() and onednn_has_bf16()
 
 
 @functools.cache
 def onednn_has_bf16() -> bool:
-    """Whether this PyTorch has oneDNN with the operations used here, and that computes in bf16 on this processor."""
+    """Whether this PyTorch's oneDNN has the operations used here and computes bf16 on this processor."""
     ours = all(hasattr(torch.ops.mkldnn, name) for name in ("_linear_pointwise", "_reorder_linear_weight"))
     return ours and torch.backends.mkldnn.is_available() and bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
 
@@ -175,7 +175,7 @@ def _norm(weights: dict[str, Tensor], name: str, config: Any) -> nn.LayerNorm:
 
 
 def read(folder: Path, architecture: str) -> Bert | BertClassifier | None:
-    """The module of a checkpoint folder in float32; None where it is not a plain BERT in one safetensors file."""
+    """Read a checkpoint folder as a float32 module; None unless it is a plain BERT in one safetensors file."""
     from safetensors.torch import load_file
     from transformers import AutoConfig
 
@@ -188,5 +188,5 @@ def read(folder: Path, architecture: str) -> Bert | BertClassifier | None:
         if architecture == "cross_encoder":
             return BertClassifier(weights, config) if len(weights["classifier.weight"]) in (1, 2) else None
         return Bert({name.removeprefix("bert."): tensor for name, tensor in weights.items()}, config)
-    except KeyError:  # weights under other names: transformers knows more of them
+    except KeyError:  # other weight names: transformers knows more of them
         return None

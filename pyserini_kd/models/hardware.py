@@ -1,4 +1,4 @@
-"""Choose device, threads and arithmetic."""
+"""Choose device, threads and precision."""
 
 import contextlib
 import functools
@@ -15,7 +15,7 @@ logger = logging.getLogger(__name__)
 
 @functools.cache
 def cpu_flags() -> set[str]:
-    """Feature flags of this processor (Linux; empty elsewhere)."""
+    """Feature flags of this processor; empty on systems other than Linux."""
     with contextlib.suppress(OSError):
         found = re.search(r"^flags.*?:(.*)", Path("/proc/cpuinfo").read_text(encoding="utf-8"), re.MULTILINE)
         return set(found[1].split()) if found else set()
@@ -23,26 +23,26 @@ def cpu_flags() -> set[str]:
 
 
 def imitates_bf16() -> bool:
-    """Whether this processor has no instructions for bf16 and takes longer than in fp32 to imitate it."""
+    """Whether this processor has no instructions for bf16 and emulates it, more slowly than fp32."""
     return "avx2" in cpu_flags() and cpu_flags().isdisjoint({"avx512_bf16", "amx_bf16"})
 
 
 @functools.cache
 def _warn_of_imitation() -> None:
-    logger.warning("WARNING: this processor has no instructions for bf16 and imitates it; fp32 is quicker here")
+    logger.warning("WARNING: this processor has no instructions for bf16 and emulates it; fp32 is faster here")
 
 
 def choose_precision(precision: str = "auto", device: str = "cpu", folder: Path | None = None) -> str:
-    """`fp32`, `bf16`, `fp16` or `int8`; `auto` decides from the processor and what the folder holds, never from a timing.
+    """Choose `fp32`, `bf16`, `fp16` or `int8`. `auto` decides by the processor and the folder's files, never by timing.
 
-    On a GPU it takes bf16, or fp16 where that is too old for bf16. On a CPU it takes bf16 where there are AMX tiles; else int8
-    where `export --int8` put it beside the weights and the CPU has VNNI; else fp32. AVX-512 BF16 alone does not count: measured
-    on such a processor, bf16 was slower than fp32.
+    On a GPU, `auto` is bf16, or fp16 if the GPU is too old for bf16. On a CPU, it is bf16 if the CPU has AMX tiles; else int8
+    if the CPU has VNNI and `export --int8` put an int8 file beside the weights; else fp32. AVX-512 BF16 alone does not count:
+    in a measurement on such a processor, bf16 was slower than fp32.
     """
     if precision not in PRECISIONS:
-        raise InputError(f"precision must be one of {', '.join(PRECISIONS)}, not {precision!r}")
+        raise InputError(f"must be one of {', '.join(PRECISIONS)}, not {precision!r}", "precision")
     if precision == "fp16" and not device.startswith("cuda"):
-        raise InputError("fp16 is for GPUs (--device cuda); a CPU computes in bf16, int8 or fp32")
+        raise InputError("fp16 needs a GPU (`device` cuda); a CPU computes in fp32, bf16 or int8", "precision")
     if precision == "bf16" and device == "cpu" and imitates_bf16():
         _warn_of_imitation()
     if precision != "auto":
@@ -63,18 +63,18 @@ def choose_precision(precision: str = "auto", device: str = "cpu", folder: Path 
 
 
 def own_device(device: str) -> str:
-    """The device of this process: under torchrun or accelerate `cuda` is one GPU for each."""
+    """The device of this process: under torchrun or accelerate, `cuda` becomes the process's own GPU."""
     local = os.environ.get("LOCAL_RANK")
     return f"cuda:{local}" if device == "cuda" and local else device
 
 
 def threads() -> int:
-    """Processors this process may use."""
+    """Number of processors that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def use_threads(count: int) -> None:
-    """Let torch and FAISS compute by so many threads."""
+    """Set the number of threads of torch and FAISS."""
     import faiss
     import torch
 
@@ -83,12 +83,12 @@ def use_threads(count: int) -> None:
 
 
 def check_device(device: str) -> str:
-    """The device, or InputError where it is not there."""
+    """Return the device; InputError if its name is wrong or torch cannot find it."""
     if not re.fullmatch(r"cpu|cuda(:\d+)?", device):
-        raise InputError(f"--device must be cpu, cuda or cuda:N, not {device!r}")
+        raise InputError(f"must be cpu, cuda or cuda:N, not {device!r}", "device")
     if device != "cpu":
         import torch
 
         if int(device.partition(":")[2] or 0) >= torch.cuda.device_count():
-            raise InputError(f"--device {device}: no such GPU that torch can use")
+            raise InputError(f"torch finds no GPU {device}; use cpu or another GPU", "device")
     return device

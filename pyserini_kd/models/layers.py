@@ -1,4 +1,4 @@
-"""The encoder of transformers inside a model of ours, and the stack of layers inside that: found, and thinned out."""
+"""Find the transformers encoder inside a model, and its layers; keep some of the layers."""
 
 from typing import Any
 
@@ -8,25 +8,25 @@ from pyserini_kd.storage.errors import InputError
 
 
 def encoder_of(model: Any) -> Any:
-    """The encoder inside a model; None in a TK, which has embeddings and a small stack of its own."""
+    """The encoder inside a model; None for a TK, which has its own embeddings and a small stack."""
     return model.classifier.base_model if model.architecture == "cross_encoder" else getattr(model, "encoder", None)
 
 
 def _holder(encoder: object) -> Any:
-    """The module whose `layer` is the stack of a BERT- or DistilBERT-like encoder."""
+    """The module whose `layer` is the layer stack of a BERT- or DistilBERT-like encoder."""
     found = getattr(encoder, "transformer", None) or getattr(encoder, "encoder", None)
     if not hasattr(found, "layer"):
-        raise InputError(f"a {type(encoder).__name__} is no stack of layers like BERT's or DistilBERT's")
+        raise InputError(f"{type(encoder).__name__} has no layer stack like BERT's or DistilBERT's")
     return found
 
 
 def layers_of(encoder: object) -> nn.ModuleList:
-    """The layers of a BERT- or DistilBERT-like encoder, from the lowest on; InputError where it is built otherwise."""
+    """The layers of a BERT- or DistilBERT-like encoder, lowest first; InputError for other encoders."""
     return _holder(encoder).layer
 
 
 def keep_layers(encoder: Any, layers: tuple[int, ...] | None) -> None:
-    """Keep the given layers (0-based, ascending) of an encoder, in place; None keeps all."""
+    """Keep only the given layers (0-based, ascending) of an encoder, in place; None keeps all."""
     if layers is None:
         return
     stack = layers_of(encoder)

@@ -31,12 +31,12 @@ if TYPE_CHECKING:
     Model = TwoSides | CrossEncoder
 
 COUNT_FROM_PADDING = ("roberta", "xlm-roberta", "camembert", "mpnet", "longformer", "roberta-prelayernorm", "xlm-roberta-xl")
-PUBLISHED_MASKS, PUBLISHED_SPLIT = 8, 3  # [MASK] tokens of published checkpoints; layers that their PreTTR runs apart, of 6
+PUBLISHED_MASKS, PUBLISHED_SPLIT = 8, 3  # [MASK] tokens of published checkpoints; join layer of their PreTTR, of 6
 PUBLISHED_QUERY_LEN, PUBLISHED_DOC_LEN = 30, 200
 
 
 class Wanted(NamedTuple):
-    """What a folder is to be loaded as; see `load`."""
+    """The resolved arguments of `load`."""
 
     folder: Path
     layers: tuple[int, ...] | None
@@ -59,14 +59,14 @@ def load(
     """Load a checkpoint, ready to score (eval mode, float32, CPU).
 
     Args:
-        name: a name, folder or hub id, as `resolve` takes it.
-        architecture: read it as this architecture instead of the one it was saved as.
+        name: a name, folder or hub id (see `resolve`).
+        architecture: load it as this architecture instead of the saved one.
         layers: keep these Transformer layers (0-based) and drop the others.
-        glove: for `tk`: take word vectors from this GloVe text file, instead of the checkpoint's input embeddings.
-        onnx: run by ONNX Runtime from the exported file of this precision, `fp32` or `int8`; only for inference.
-        lean: run a BERT by our own forward (`fast_bert`), not by transformers'; only for inference.
-        settings: of the architecture alone (`own_settings`), in place of the checkpoint's.
-        overrides: fields of the settings that all share, in place of the checkpoint's (None: keep).
+        glove: for `tk`: read word vectors from this GloVe text file instead of the checkpoint's input embeddings.
+        onnx: run the exported file of this precision (`fp32` or `int8`) in ONNX Runtime; inference only.
+        lean: run a BERT with our own forward pass (`fast_bert`) instead of transformers'; inference only.
+        settings: settings of this architecture only (`own_settings`); they replace the checkpoint's.
+        overrides: shared settings (fields of EncoderSettings) that replace the checkpoint's; None keeps the checkpoint's.
     """
     folder = resolve(name)
     own, known, by_onnx = architecture_of(folder), checkpoint_folder.ARCHITECTURES, checkpoint_folder.ONNX_ARCHITECTURES
@@ -76,7 +76,8 @@ def load(
     if architecture != own and (own == "tk" or published_layout(folder)):
         raise InputError(f"{name} is a {own} and cannot be read as a {architecture}")
     if onnx and (architecture not in by_onnx or published_layout(folder)):
-        raise InputError(f"{name} is a {architecture}; only {' and '.join(by_onnx)} run as ONNX or in int8")
+        known_layouts = f"{' and '.join(by_onnx)} in our layout or that of transformers"
+        raise InputError(f"{name} is a {architecture}; only {known_layouts} run in ONNX Runtime and int8")
     given = {name: value for name, value in {**overrides, **(settings or {})}.items() if value is not None}
     wanted = Wanted(folder, layers, given, onnx, lean)
     try:
@@ -92,8 +93,8 @@ def load(
             return model.eval()
     except InputError:
         raise
-    except Exception as error:  # transformers and safetensors raise a dozen kinds for broken or foreign folders
-        said = " ".join(line.strip() for line in str(error).splitlines()[:2])  # torch puts what is wrong into the second
+    except Exception as error:  # transformers and safetensors raise many kinds for broken folders
+        said = " ".join(line.strip() for line in str(error).splitlines()[:2])  # torch's second line says what is wrong
         raise InputError(f"checkpoint {folder} cannot be loaded: {said}") from error
 
 
@@ -104,7 +105,7 @@ def _tokenizer(folder: Path) -> Tokenizer:
 
 
 def _network(wanted: Wanted, architecture: str, **extra: bool | int) -> Any:
-    """The encoder, or the classifier of a cross-encoder: run by ONNX Runtime, by our own forward or by transformers."""
+    """The encoder, or a cross-encoder's classifier, run by ONNX Runtime, our own forward pass or transformers."""
     import torch
     from transformers import AutoConfig, AutoModel, AutoModelForSequenceClassification
     from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_NAMES
@@ -119,8 +120,8 @@ def _network(wanted: Wanted, architecture: str, **extra: bool | int) -> Any:
     if wanted.lean and (found := fast_bert.read(folder, architecture)) is not None:
         return found
     kind = AutoConfig.from_pretrained(folder).model_type
-    if kind not in MODEL_FOR_MASKED_LM_MAPPING_NAMES:  # a model that writes text, whose first token sees no other
-        raise InputError(f"{folder} is a {kind}; rankers are made from encoders like BERT")
+    if kind not in MODEL_FOR_MASKED_LM_MAPPING_NAMES:  # a generative model: its first token attends to no other
+        raise InputError(f"{folder} is a {kind}; a ranker needs an encoder like BERT")
     if not classifies and kind in ("bert", "roberta", "mpnet"):
         extra["add_pooling_layer"] = False
     auto = AutoModelForSequenceClassification if classifies else AutoModel
@@ -128,7 +129,7 @@ def _network(wanted: Wanted, architecture: str, **extra: bool | int) -> Any:
 
 
 def _window_of(network: Any) -> int:
-    """Tokens that a network reads at most; RoBERTa and its kin begin to count after padding's position."""
+    """Maximum tokens of a network. RoBERTa-like models start positions after the padding position."""
     config = network.config
     first = config.pad_token_id + 1 if config.model_type in COUNT_FROM_PADDING else 0
     return int(config.max_position_embeddings) - first
@@ -136,7 +137,7 @@ def _window_of(network: Any) -> int:
 
 def _check_length(folder: Path, length: int, window: int) -> None:
     if length > window:
-        raise InputError(f"{folder} reads {window} tokens at most; a longer length was asked for")
+        raise InputError(f"{folder} reads at most {window} tokens, not {length}; choose a shorter length")
 
 
 def _load_encoder(wanted: Wanted, architecture: str) -> TwoSides:
@@ -152,7 +153,7 @@ def _load_encoder(wanted: Wanted, architecture: str) -> TwoSides:
     encoder = _network(wanted._replace(lean=wanted.lean and architecture != "prettr"), architecture)
     keep_layers(encoder, wanted.layers)
     if architecture == "prettr" and not same:
-        overrides = {"join_layer": len(layers_of(encoder)) // 2} | overrides  # the published one: 3 of 6
+        overrides = {"join_layer": len(layers_of(encoder)) // 2} | overrides  # as published: 3 of 6
     window = _window_of(encoder)
     settings = settings_with(folder, checkpoint_folder.SETTINGS[architecture], window, overrides)
     query_len = settings.max_query_len + getattr(settings, "masks", 0)
@@ -169,7 +170,7 @@ def _load_encoder(wanted: Wanted, architecture: str) -> TwoSides:
 
 
 def _load_tk(wanted: Wanted, glove: str | Path | None) -> Tk:
-    """A TK of ours; or a new one, on the words of a GloVe file or the input embeddings of a checkpoint."""
+    """Load a TK of ours, or make a new one from a GloVe file or a checkpoint's input embeddings."""
     import torch
     from safetensors.torch import load_file
 
@@ -189,7 +190,7 @@ def _load_tk(wanted: Wanted, glove: str | Path | None) -> Tk:
 
         tokenizer = _tokenizer(folder)
         vectors = AutoModel.from_pretrained(folder, dtype=torch.float32).get_input_embeddings().weight.detach()
-    if "heads" not in wanted.overrides:  # the paper's 10 for vectors of 300; the nearest number that divides others
+    if "heads" not in wanted.overrides:  # 10 for the paper's width of 300; for others the nearest divisor
         heads = min((n for n in range(1, 17) if vectors.shape[1] % n == 0), key=lambda n: (abs(n - settings.heads), n))
         settings = dataclasses.replace(settings, heads=heads)
     return Tk(vectors, tokenizer, settings)
@@ -203,7 +204,7 @@ def _load_cross_encoder(wanted: Wanted) -> CrossEncoder:
     folder = wanted.folder
     if architecture_of(folder) == "cross_encoder":
         classifier = _network(wanted, "cross_encoder")
-    else:  # a plain language model has no ranking head; it gets a new one
+    else:  # a plain encoder gets a new ranking head
         classifier = _network(wanted._replace(lean=False), "cross_encoder", num_labels=1)
     labels = 1 if isinstance(classifier, BertClassifier) else classifier.config.num_labels
     if labels == 2:
@@ -219,11 +220,11 @@ def _load_cross_encoder(wanted: Wanted) -> CrossEncoder:
 
 
 def _load_published(wanted: Wanted) -> Model:
-    """A checkpoint of Hofstätter et al. 2020 in a layout of its own: ColBERT, BERT_CAT or PreTTR on DistilBERT.
+    """Load a published checkpoint of Hofstätter et al. 2020: ColBERT, BERT_CAT or PreTTR on DistilBERT.
 
-    Its folder holds a `config.json` with a model type or class that transformers does not know, weights of the DistilBERT
-    (`bert_model.*`, or without a prefix) beside a `compressor` or a `_classification_layer`, and no tokenizer: that of
-    `distilbert-base-uncased` belongs to it.
+    Its folder has a `config.json` with a model type or class that transformers does not know, DistilBERT weights (prefix
+    `bert_model.` or none), and a `compressor` or `_classification_layer`. It has no tokenizer; `distilbert-base-uncased`
+    provides it.
     """
     from pyserini_kd.models.colbert import ColBert, ColBertSettings
     from pyserini_kd.models.cross_encoder import CrossEncoder
@@ -231,8 +232,8 @@ def _load_published(wanted: Wanted) -> Model:
     from pyserini_kd.models.prettr import PreTtr, PreTtrSettings
 
     folder, given, layout = wanted.folder, wanted.overrides, published_layout(wanted.folder)
-    own = (folder / "tokenizer.json").exists() or (folder / "vocab.txt").exists()
-    tokenizer = _tokenizer(folder if own else resolve("distilbert"))
+    has_tokenizer = (folder / "tokenizer.json").exists() or (folder / "vocab.txt").exists()
+    tokenizer = _tokenizer(folder if has_tokenizer else resolve("distilbert"))
     weights = _published_weights(folder)
     encoder = _published_encoder(weights, folder)
     keep_layers(encoder, wanted.layers)
@@ -254,7 +255,7 @@ def _load_published(wanted: Wanted) -> Model:
         return model
     width = weights["compressor.weight"].shape[0]
     if given.get("width", width) != width:
-        raise InputError(f"checkpoint {folder} compresses to {width} numbers a token, not to {given['width']}")
+        raise InputError(f"checkpoint {folder} has token vectors of width {width}, not {given['width']}")
     doc_len = min(doc_len or PUBLISHED_DOC_LEN, window)
     _check_length(folder, query_len + masks, window)
     model = ColBert(encoder, tokenizer, ColBertSettings(max_query_len=query_len, max_doc_len=doc_len, masks=masks, width=width))
@@ -264,7 +265,7 @@ def _load_published(wanted: Wanted) -> Model:
 
 
 def _published_weights(folder: Path) -> dict[str, Tensor]:
-    """All tensors of a checkpoint folder: safetensors where there are any, torch files read weights-only otherwise."""
+    """All tensors of a checkpoint folder, from safetensors or else from torch files (read weights-only)."""
     import torch
     from safetensors.torch import load_file
 
@@ -275,20 +276,20 @@ def _published_weights(folder: Path) -> dict[str, Tensor]:
         for path in sorted(folder.glob("pytorch_model*.bin")):
             weights |= torch.load(path, map_location="cpu", weights_only=True)
     if not weights:
-        raise InputError(f"checkpoint {folder} has no weights (*.safetensors)")
+        raise InputError(f"checkpoint {folder} has no weights (*.safetensors or pytorch_model*.bin)")
     return weights
 
 
 def _published_encoder(weights: Mapping[str, Tensor], folder: Path) -> DistilBertModel:
-    """The DistilBERT in published weights, its shape read off the tensors."""
+    """The DistilBERT in published weights; its shape comes from the tensors."""
     from transformers import DistilBertConfig, DistilBertModel
 
     names = ("bert_model.", "distilbert.", "")
     prefix = next((name for name in names if f"{name}embeddings.word_embeddings.weight" in weights), None)
     if prefix is None:
-        raise InputError(f"checkpoint {folder} holds no DistilBERT: no embeddings.word_embeddings.weight")
+        raise InputError(f"checkpoint {folder} contains no DistilBERT: no embeddings.word_embeddings.weight")
     own = {name.removeprefix(prefix): tensor for name, tensor in weights.items() if name.startswith(prefix)}
-    parts = ("embeddings.", "transformer.")  # position_ids: counted up, in files of some versions of transformers
+    parts = ("embeddings.", "transformer.")  # some versions of transformers also saved position_ids, which are constant
     own = {name: t.float() for name, t in own.items() if name.startswith(parts) and not name.endswith("position_ids")}
     vocab, width = own["embeddings.word_embeddings.weight"].shape
     config = DistilBertConfig(
@@ -302,14 +303,14 @@ def _published_encoder(weights: Mapping[str, Tensor], folder: Path) -> DistilBer
     encoder = DistilBertModel(config)
     missing, unexpected = encoder.load_state_dict(own, strict=False)
     if missing or unexpected:
-        raise InputError(f"checkpoint {folder} does not fit a DistilBERT: {[*missing, *unexpected][:3]}")
+        raise InputError(f"checkpoint {folder} does not fit DistilBERT; missing or extra: {[*missing, *unexpected][:3]}")
     return encoder
 
 
 def _linear_classifier(encoder: DistilBertModel, weight: Tensor, bias: Tensor) -> DistilBertForSequenceClassification:
-    """DistilBERT's sequence classifier that computes one linear unit (1, H), (1,) on [CLS] exactly.
+    """A DistilBERT sequence classifier that computes exactly one linear unit (1, H), (1,) on [CLS].
 
-    Its own head is Linear, ReLU, Linear; z = relu(z) - relu(-z) passes the unit through.
+    DistilBERT's head is Linear, ReLU, Linear. z = relu(z) - relu(-z) passes the unit's value through it.
     """
     import torch
     from transformers import DistilBertForSequenceClassification

@@ -1,7 +1,7 @@
-"""Export a checkpoint to ONNX beside its weights, and in int8.
+"""Export a checkpoint to ONNX beside its weights, optionally in int8.
 
-The folder stays a checkpoint that transformers and sentence-transformers load; `onnx/` is added, where their tools look for it.
-int8 is dynamic quantisation of the matrix products: weights per output channel, activations when they are computed.
+transformers and sentence-transformers still load the folder, and their tools find the ONNX files in `onnx/`. int8 is dynamic
+quantisation of the matrix products: weights per output channel, activations at run time.
 """
 
 import contextlib
@@ -25,8 +25,8 @@ from pyserini_kd.storage.records import write_json
 logger = logging.getLogger(__name__)
 Floats = npt.NDArray[np.float32]
 
-WORST_FP32 = 1e-3  # largest difference between the fp32 file's outputs and torch's
-WORST_CORRELATION = 0.99  # of int8 outputs with those in fp32
+WORST_FP32 = 1e-3  # largest allowed difference between fp32 ONNX and torch outputs, relative if these exceed 1
+WORST_CORRELATION = 0.99  # of int8 outputs with fp32 outputs; `_check` warns 0.04 below this
 OPSET = 17
 CHECK_TEXTS = (
     "sort an array in place",
@@ -39,10 +39,10 @@ CHECK_TEXTS = (
 
 
 def export(name: str, folder: str | Path, *, int8: bool = False, overwrite: bool = False) -> Path:
-    """Write a copy of a checkpoint folder with `onnx/model.onnx`, and with `onnx/model_int8.onnx` if asked for.
+    """Copy a checkpoint folder and add `onnx/model.onnx` and, with `int8`, `onnx/model_int8.onnx`.
 
     Raises:
-        InputError: the architecture has no ONNX form, the packages are missing, or the files do not give the model's outputs.
+        InputError: the architecture cannot be exported, a package is missing, or the ONNX outputs differ from torch's.
     """
     from pyserini_kd.models import onnx_runtime
 
@@ -50,7 +50,7 @@ def export(name: str, folder: str | Path, *, int8: bool = False, overwrite: bool
     architecture = checkpoint_folder.architecture_of(source)
     if architecture not in checkpoint_folder.ONNX_ARCHITECTURES or checkpoint_folder.published_layout(source):
         known = " and ".join(checkpoint_folder.ONNX_ARCHITECTURES)
-        raise InputError(f"{name} is a {architecture}; only {known} checkpoints of ours or of transformers can be exported")
+        raise InputError(f"{name} is a {architecture}; only {known} in our layout or that of transformers can be exported")
     _require_onnx()
     model = loading.load(name)
     flags = hardware.cpu_flags()
@@ -83,12 +83,12 @@ def _require_onnx() -> None:
     try:
         import onnx  # noqa: F401
     except ImportError:
-        raise InputError("exporting needs the package onnx: pip install 'pyserini-kd[onnx]'") from None
+        raise InputError("export needs the package onnx: pip install 'pyserini-kd[onnx]'") from None
 
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Keep advice about exporters and quantisers to ourselves."""
+    """Silence logs and warnings of the exporter and the quantiser."""
     root = logging.getLogger()
     level = root.level
     root.setLevel(logging.ERROR)
@@ -101,7 +101,7 @@ def _quiet() -> Iterator[None]:
 
 
 def _write_fp32(model: Any, path: Path) -> None:
-    """The encoder or classifier as an ONNX graph of standard operators, free in batch and sequence."""
+    """Write the encoder or classifier as an ONNX graph of standard operators, for any batch size and length."""
     import torch
 
     inner = model.classifier if model.architecture == "cross_encoder" else model.encoder
@@ -130,7 +130,7 @@ def _write_fp32(model: Any, path: Path) -> None:
         output_names=[output],
         dynamic_axes={name: axes[name] for name in (*names, output)},
         opset_version=OPSET,
-        dynamo=False,  # the newer exporter needs one package more, six times the time, and the quantiser stumbles over its file
+        dynamo=False,  # the newer exporter needs another package, takes six times as long, and its file breaks the quantiser
     )
 
 
@@ -142,22 +142,22 @@ def _write_int8(source: Path, path: Path, reduce_range: bool) -> None:
 
 
 def _check(model: Any, folder: Path, int8: bool) -> None:
-    """InputError where the fp32 file does not give the outputs of torch; a warning where int8 is far from them."""
+    """Raise InputError if fp32 outputs differ from torch's; warn if int8 outputs are far from them."""
     expected = _outputs(model)
     found = _outputs(loading.load(str(folder), onnx="fp32"))
     worst = float(np.abs(found - expected).max())
     if not worst <= WORST_FP32 * max(1.0, float(np.abs(expected).max())):
-        raise InputError(f"the ONNX file does not give the outputs of torch (they differ by {worst:.2g}); nothing was written")
+        raise InputError(f"the ONNX file's outputs differ from torch's by {worst:.2g}; nothing was written")
     if int8:
         rough = _outputs(loading.load(str(folder), onnx="int8"))
         correlation = float(np.corrcoef(rough.ravel(), expected.ravel())[0, 1])
         log = logger.info if correlation >= WORST_CORRELATION - 0.04 else logger.warning
         word = "" if correlation >= WORST_CORRELATION - 0.04 else "WARNING: int8 is far from fp32: "
-        log("%soutputs in int8 correlate by %.4f with those in fp32 on %d texts", word, correlation, len(CHECK_TEXTS))
+        log("%sint8 and fp32 outputs correlate by %.4f on %d texts", word, correlation, len(CHECK_TEXTS))
 
 
 def _outputs(model: Any) -> Floats:
-    """Vectors or scores of a few texts."""
+    """Vectors or scores of CHECK_TEXTS."""
     from pyserini_kd.models import onnx_runtime
 
     loaded = rankers.ranker(model, precision="fp32" if onnx_runtime.module_in(model) is None else "auto")

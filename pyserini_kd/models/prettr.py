@@ -1,8 +1,7 @@
-"""PreTTR: query and document run apart through the lower layers and together through the upper ones.
+"""PreTTR: the lower layers read query and document separately, the upper layers together.
 
-MacAvaney et al. 2020, as Hofstätter et al. 2020 use it. A document's states at the join layer do not depend on the query, so
-that they can be stored; for that its positions must not either: queries are padded to `max_query_len`, and documents
-begin there.
+MacAvaney et al. 2020, as in Hofstätter et al. 2020. A document's states at the join layer do not depend on the query, so an
+index can store them. Its positions must not depend on the query either: they start at `offset`, and queries are padded to it.
 """
 
 from collections.abc import Mapping, Sequence
@@ -18,11 +17,11 @@ from pyserini_kd.storage.errors import InputError
 
 __all__ = ["PreTtr", "PreTtrSettings"]
 
-MODEL_TYPES = ("bert", "distilbert")  # whose positions start at 0 and whose layers take states and a mask
+MODEL_TYPES = ("bert", "distilbert")  # their positions start at 0, and their layers take states and a mask
 
 
 class PreTtr(TwoSides):
-    """A BERT- or DistilBERT-like encoder split at `join_layer`, and one linear unit without bias on the query's [CLS]."""
+    """A BERT- or DistilBERT-like encoder split at `join_layer`; one linear unit without bias reads the query's [CLS]."""
 
     architecture = "prettr"
     joins = True
@@ -33,9 +32,9 @@ class PreTtr(TwoSides):
         super().__init__(encoder, tokenizer, settings)
         config = self.encoder.config
         if config.model_type not in MODEL_TYPES:
-            raise InputError(f"a prettr is made from {' or '.join(MODEL_TYPES)}, not from {config.model_type}")
+            raise InputError(f"prettr needs a {' or '.join(MODEL_TYPES)} encoder, not {config.model_type}")
         count = len(layers_of(encoder))
-        if not 0 <= settings.join_layer < count:  # with all of them apart a query would never see a document
+        if not 0 <= settings.join_layer < count:  # one layer at least must join query and document
             raise InputError(f"join_layer must lie between 0 and {count - 1}, not {settings.join_layer}")
         window = int(config.max_position_embeddings)
         if self.offset + settings.max_doc_len > window:
@@ -45,11 +44,11 @@ class PreTtr(TwoSides):
 
     @property
     def offset(self) -> int:
-        """Positions kept for the query; a document begins after them."""
+        """Number of positions reserved for the query; a document starts after them."""
         return self.settings.max_query_len + self.settings.masks
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor, kind: str) -> Tensor:
-        """States float (N, T, H) at the join layer of queries or documents (whose own [CLS] is dropped already)."""
+        """States float (N, T, H) of queries or documents at the join layer. Documents come without their [CLS]."""
         first = 0 if kind == "query" else self.offset
         positions = torch.arange(first, first + input_ids.shape[1], device=input_ids.device)[None]
         extra = {}
@@ -59,11 +58,11 @@ class PreTtr(TwoSides):
         return self._run(states, attention_mask, slice(0, self.settings.join_layer))
 
     def upper(self, query_states: Tensor, query_mask: Tensor, doc_states: Tensor, doc_mask: Tensor) -> Tensor:
-        """Scores float32 (P,) of states at the join layer: queries (P, T, H), documents (P, D, H), each with its mask."""
+        """Scores float32 (P,) from states at the join layer: queries (P, T, H), documents (P, D, H), each with its mask."""
         states = torch.cat([query_states, doc_states], dim=1)
         mask = torch.cat([query_mask, doc_mask], dim=1)
         states = self._run(states, mask, slice(self.settings.join_layer, None))
-        with torch.autocast(states.device.type, enabled=False):  # a score in bf16 has two decimals: it would tie
+        with torch.autocast(states.device.type, enabled=False):  # bf16 scores have two decimals and would tie
             scores: Tensor = self.head(states[:, 0].to(self.head.weight.dtype)).float()[:, 0]
         return scores
 
@@ -78,7 +77,7 @@ class PreTtr(TwoSides):
     def pair_batch(
         self, queries: Sequence[str], docs: Sequence[str], pairs: Sequence[tuple[int, int]], max_doc_len: int | None = None
     ) -> dict[str, Tensor]:
-        """Token tensors of P pairs (query row, document row); queries padded to `offset`, documents without [CLS]."""
+        """Token tensors of queries, padded to `offset`, and documents, without [CLS]; `pairs` (P, 2) of rows."""
         batch = super().pair_batch(queries, docs, pairs, max_doc_len)
         for name in ("query_input_ids", "query_attention_mask"):
             pad_id = (self.tokenizer.pad_token_id or 0) if name == "query_input_ids" else 0
@@ -89,7 +88,7 @@ class PreTtr(TwoSides):
         return batch
 
     def pair_scores(self, batch: Mapping[str, Tensor]) -> Tensor:
-        """Raw scores float32 (P,) with gradients; the lower layers run once a query and once a document."""
+        """Raw scores float32 (P,) with gradients. The lower layers run once per query and once per document."""
         query_states = self(**part(batch, "query_"), kind="query")
         doc_states = self(**part(batch, "doc_"), kind="doc")
         q, d = batch["pairs"][:, 0], batch["pairs"][:, 1]

@@ -1,7 +1,7 @@
-"""Loaded rankers. Each knows its checkpoint, device, precision, backend and batch size, so that its callers need not.
+"""Loaded rankers. Each knows its checkpoint, device, precision, backend and batch size.
 
-`load` gives an `Encoder` for a bi-encoder, a `PairScorer` for a cross-encoder, and a `TokenScorer` for ColBERT, PreTTR and TK.
-All of them score (query, document) pairs. Equal texts and equal pairs are computed once.
+`load` returns an `Encoder` for a bi-encoder, a `PairScorer` for a cross-encoder, and a `TokenScorer` for ColBERT, PreTTR and
+TK. All score (query, document) pairs. Equal texts and equal pairs are computed once.
 """
 
 from __future__ import annotations
@@ -36,22 +36,22 @@ __all__ = ["Encoder", "PairScorer", "QueryEncoder", "Scorer", "SideScorer", "Tok
 
 logger = logging.getLogger(__name__)
 
-LATE_TOKENS = 1 << 14  # tokens in a batch where token vectors are compared, not computed
-LATE_BYTES = 1 << 30  # document representations held at a time while reranking
+LATE_TOKENS = 1 << 14  # tokens per batch when token vectors are compared, not computed
+LATE_BYTES = 1 << 30  # memory for document representations while scoring
 
 Represented = Callable[[list[int]], "list[torch.Tensor]"]
-"""Rows of documents -> their representations, float32 (D, H) each."""
+"""Document rows -> their representations, float32 (D, H) each."""
 
 
 class Encoder(SideScorer):
     """A bi-encoder: one vector for each text."""
 
     def encode_queries(self, texts: Sequence[str], *, cut: list[int] | None = None, label: str = "encode queries") -> Floats:
-        """Vectors float32 (N, H) of queries. Texts beyond the model's window are cut, and counted (see `count_cut`)."""
+        """Vectors float32 (N, H) of queries. Texts beyond the model's window are cut and counted (see `count_cut`)."""
         return self._encode(texts, "query", cut, label)
 
     def encode_docs(self, texts: Sequence[str], *, cut: list[int] | None = None, label: str = "encode documents") -> Floats:
-        """Vectors float32 (N, H) of documents. Texts beyond the model's window are cut, and counted (see `count_cut`)."""
+        """Vectors float32 (N, H) of documents. Texts beyond the model's window are cut and counted (see `count_cut`)."""
         return self._encode(texts, "doc", cut, label)
 
     def _encode(self, texts: Sequence[str], kind: str, cut: list[int] | None, label: str) -> Floats:
@@ -73,7 +73,7 @@ class Encoder(SideScorer):
         return dot_rows(query_vecs, query_rows, self.encode_docs(distinct), doc_rows)
 
     def _score_by_query(self, query_vecs: Floats, query_rows: Rows, docs: Sequence[str]) -> Floats:
-        """Dot products float32 (P,), documents encoded anew for each query: what one query gets depends on no other."""
+        """Dot products float32 (P,). Documents are encoded again for each query, so queries do not affect each other."""
         distinct, doc_rows = unique(docs)
         keys, places = np.unique(query_rows * len(distinct) + doc_rows, return_inverse=True)
         query_rows, texts = keys // len(distinct), [distinct[row] for row in (keys % len(distinct)).tolist()]
@@ -96,7 +96,7 @@ class PairScorer(Scorer):
     module: CrossEncoder
 
     def _score(self, queries: Sequence[str], docs: Sequence[str], work: Path | None) -> Floats:
-        """Logits of pairs; queries are tokenised once, documents once a chunk, and joined as the tokenizer joins pairs."""
+        """Logits of pairs. Queries are tokenised once, documents once per chunk, and joined as the tokenizer joins pairs."""
         query_texts, query_rows = unique(queries)
         doc_texts, doc_rows = unique(docs)
         order = np.array(sorted(range(len(doc_texts)), key=lambda row: (-len(doc_texts[row]), row)))
@@ -107,9 +107,9 @@ class PairScorer(Scorer):
         if self.depends_on_batch:
             chunks = engine.chunks_by_query(pair_queries, [doc_texts[row] for row in pair_docs.tolist()])
         else:
-            ends = np.append(np.flatnonzero(np.diff(pair_docs)) + 1, len(keys))  # a document's pairs come into one chunk
+            ends = np.append(np.flatnonzero(np.diff(pair_docs)) + 1, len(keys))  # a document's pairs stay in one chunk
             cuts = np.unique(ends[np.searchsorted(ends, np.arange(engine.CHUNK, len(keys), engine.CHUNK))])
-            chunks = [some.tolist() for some in np.split(np.arange(len(keys)), cuts) if len(some)]
+            chunks = [rows.tolist() for rows in np.split(np.arange(len(keys)), cuts) if len(rows)]
         tokenizer, max_len = self.module.tokenizer, self.max_doc_len
         frame, query_ids = tokens.pair_frame(tokenizer), tokens.plain_ids(tokenizer, query_texts, max_len)
         scores = np.zeros(len(keys), dtype=np.float32)
@@ -118,8 +118,8 @@ class PairScorer(Scorer):
             scores[rows] = output.numpy()
 
         def tokenise(rows: list[int]) -> tuple[list[TokenRecord], int]:
-            some, inverse = np.unique(pair_docs[rows], return_inverse=True)
-            doc_ids = tokens.plain_ids(tokenizer, [doc_texts[row] for row in some.tolist()], max_len)
+            distinct, inverse = np.unique(pair_docs[rows], return_inverse=True)
+            doc_ids = tokens.plain_ids(tokenizer, [doc_texts[row] for row in distinct.tolist()], max_len)
             pairs = [(query_ids[q], doc_ids[d]) for q, d in zip(pair_queries[rows].tolist(), inverse.tolist(), strict=True)]
             return tokens.join_pairs(frame, pairs, max_len)
 
@@ -132,7 +132,7 @@ class PairScorer(Scorer):
 
 
 class TokenScorer(SideScorer):
-    """ColBERT, PreTTR or TK: documents have a representation of their own, which an index can store."""
+    """ColBERT, PreTTR or TK: document representations do not depend on the query, so an index can store them."""
 
     module: ColBert | PreTtr | Tk
 
@@ -145,7 +145,7 @@ class TokenScorer(SideScorer):
     ) -> list[torch.Tensor]:
         """Representations float32 (D, H) of documents, without padding.
 
-        These are token vectors, or the states at a PreTTR's join layer, whose documents drop their own [CLS].
+        These are token vectors. For PreTTR they are the states at the join layer, without the document's [CLS].
         """
         return self._encode(texts, "doc", cut, label)
 
@@ -167,10 +167,10 @@ class TokenScorer(SideScorer):
         )
 
     def score_represented(self, queries: Sequence[str], query_rows: Rows, doc_rows: Rows, represented: Represented) -> Floats:
-        """Raw scores float32 (P,) of pairs (row of `queries`, row of a document) from representations of the documents.
+        """Raw scores float32 (P,) of pairs (row of `queries`, row of a document) from document representations.
 
-        Each query runs once. `represented` is asked once for each document, in the order in which queries need them, so that
-        LATE_BYTES hold the documents of some queries at a time.
+        Each query runs once. `represented` gives each document once, in the order that queries need them; LATE_BYTES limits
+        the documents held at a time.
         """
         query_states = self.encode_queries(queries)
         scores = np.zeros(len(query_rows), dtype=np.float32)
@@ -192,14 +192,14 @@ class TokenScorer(SideScorer):
                     ids = [(int(query_rows[pair]), int(doc_rows[pair])) for pair in group]
                     lengths = [len(query_states[q]) + len(docs[d]) for q, d in ids]
                     for rows in engine.batches(lengths, self.batch_size, self.batch_tokens if joined else LATE_TOKENS):
-                        some = [query_states[ids[row][0]] for row in (rows if joined else rows[:1])]
-                        found = self._late([docs[ids[row][1]] for row in rows], some)
+                        states = [query_states[ids[row][0]] for row in (rows if joined else rows[:1])]
+                        found = self._late([docs[ids[row][1]] for row in rows], states)
                         scores[group[rows]] = found.float().cpu().numpy()
                 bar.update(len(pairs))
         return scores
 
     def _late(self, docs: list[torch.Tensor], queries: list[torch.Tensor]) -> torch.Tensor:
-        """Scores (N,) of documents: each joined with its own query, or all compared with the one query."""
+        """Scores (N,) of documents: PreTTR joins each with its own query, the others compare all with one query."""
         import torch
 
         from pyserini_kd.models.prettr import PreTtr
@@ -207,12 +207,12 @@ class TokenScorer(SideScorer):
         states, query = engine.padded(docs, self.device), engine.padded(queries, self.device)
         if isinstance(self.module, PreTtr):
             return self.module.upper(*query, *states)
-        with torch.autocast(self.device.type, enabled=False):  # sums around 100 need all of float32
+        with torch.autocast(self.device.type, enabled=False):  # sums around 100 need full float32
             return self.module.late_scores(*query, *states)[0]
 
 
 def _digest(queries: Sequence[str], docs: Sequence[str], keys: Rows) -> str:
-    """What tells one set of pairs from another."""
+    """A hash that identifies a set of pairs."""
     digest = hashlib.sha256(json.dumps([len(queries), len(docs), engine.CHUNK]).encode())
     for text in (*queries, *docs):
         digest.update(len(text).to_bytes(8, "little") + text.encode())
@@ -226,7 +226,7 @@ KINDS: dict[str, type[Scorer]] = {
 
 
 def ranker(module: Model, folder: Path | None = None, *, precision: str = "auto", batch_size: int | None = None) -> Scorer:
-    """The ranker around a model of ours, of whatever architecture."""
+    """Wrap a model of any architecture in its ranker."""
     return KINDS[module.architecture](module, folder, precision=precision, batch_size=batch_size)
 
 
@@ -240,19 +240,19 @@ def load(
     architecture: str | None = None,
     **overrides: Any,
 ) -> Scorer:
-    """Load a checkpoint, ready to run on a device, by torch or by ONNX Runtime (where asked for, or where int8 is chosen).
+    """Load a checkpoint onto a device, for torch, or for ONNX Runtime if requested or if the precision is int8.
 
     Args:
         name: a name, folder or hub id.
         device: cpu, cuda or cuda:N.
         precision: auto, fp32, bf16, fp16 (GPU) or int8; see `hardware.choose_precision`.
         backend: auto, torch or onnx.
-        batch_size: texts or pairs in a batch; None: by token budget.
-        architecture: read it as this architecture instead of the one it was saved as.
-        overrides: as for `loading.load`: fields of the checkpoint's settings.
+        batch_size: texts or pairs per batch; None: by token budget.
+        architecture: load it as this architecture instead of the saved one.
+        overrides: settings that replace the checkpoint's (see `loading.load`).
 
     Raises:
-        InputError: the checkpoint cannot be had, or not run so.
+        InputError: the checkpoint is not found, or cannot run with these options.
     """
     from pyserini_kd.models import onnx_runtime
 
@@ -265,7 +265,7 @@ def load(
     chosen = hardware.choose_precision(precision, device, folder if can_onnx else None)
     by_onnx = backend == "onnx" or chosen == "int8"
     if by_onnx and (backend == "torch" or device != "cpu" or precision in ("bf16", "fp16")):
-        raise InputError("ONNX Runtime is for fp32 and int8 on a CPU, int8 only for it: backend, precision and device clash")
+        raise InputError("`backend`, `precision` and `device` clash: int8 needs ONNX Runtime, which runs fp32 or int8 on CPUs")
     if by_onnx:
         chosen = "fp32" if chosen == "bf16" else chosen
         onnx_runtime.check_cpu(folder, hardware.cpu_flags())
@@ -277,7 +277,7 @@ def load(
 
 
 def load_encoder(name: str, **settings: Any) -> Encoder:
-    """A bi-encoder (see `load`); InputError for a checkpoint of another architecture."""
+    """Load a bi-encoder (see `load`); InputError for other architectures."""
     saved = checkpoint_folder.architecture_of(checkpoint_folder.resolve(name))
     if saved != "bert_dot":
         raise InputError(f"{name} is a {saved}; a dense index needs a bert_dot checkpoint")
@@ -287,7 +287,7 @@ def load_encoder(name: str, **settings: Any) -> Encoder:
 
 
 class QueryEncoder:
-    """A query encoder that Pyserini's FaissSearcher accepts. It is faster than Pyserini's: it encodes queries in batches.
+    """A query encoder for Pyserini's FaissSearcher. It encodes queries in batches, so it is faster than Pyserini's.
 
     >>> encoder = QueryEncoder("minilm")
     >>> encoder.encode("sort an array").shape

@@ -1,6 +1,6 @@
-"""Write a model as a checkpoint folder.
+"""Write a model as a checkpoint folder with safetensors weights.
 
-`transformers`, `sentence-transformers` and Pyserini's `AutoQueryEncoder` load it unchanged. Weights are safetensors.
+`transformers`, `sentence-transformers` and Pyserini's `AutoQueryEncoder` load it unchanged.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 
 def save(model: Model, folder: str | Path, *, record: Record | None = None, overwrite: bool = False) -> Path:
-    """Write a checkpoint folder, complete or not at all; `record` becomes its training.json."""
+    """Write a complete checkpoint folder, or nothing on failure. `record` becomes its training.json."""
     from pyserini_kd.models.bert_dot import BertDot
     from pyserini_kd.models.cross_encoder import CrossEncoder
 
@@ -36,14 +36,14 @@ def save(model: Model, folder: str | Path, *, record: Record | None = None, over
             _describe_to_sentence_transformers(model, partial)
         if record is not None:
             write_json(partial / "training.json", record)
-        for written in partial.glob("*.safetensors"):  # safetensors lets nobody else read them
+        for written in partial.glob("*.safetensors"):  # safetensors makes files readable for their owner only
             written.chmod((partial / "config.json").stat().st_mode)
     resolve.cache_clear()
     return folder
 
 
 def _save_cross_encoder(model: CrossEncoder, folder: Path) -> None:
-    # raw logits everywhere: sentence-transformers would put a sigmoid on a single label otherwise
+    # keep raw logits: by default, sentence-transformers applies a sigmoid to a single label
     model.classifier.config.sentence_transformers = {"activation_fn": "torch.nn.modules.linear.Identity", "version": "6"}
     model.classifier.save_pretrained(folder)
     model.tokenizer.model_max_length = model.max_len

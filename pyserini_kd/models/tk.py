@@ -1,6 +1,6 @@
 """TK: word vectors, a small Transformer, and kernels over the cosine matrix of query and document.
 
-Hofstätter et al., ECAI 2020, in the form of Hofstätter et al. 2020 (arXiv 2010.02666): natural logarithm, one branch.
+Hofstätter et al., ECAI 2020, as in Hofstätter et al. 2020 (arXiv 2010.02666): natural logarithm, one branch.
 """
 
 import math
@@ -25,7 +25,7 @@ __all__ = ["MU", "SIGMA", "Tk", "TkSettings", "positions", "read_glove"]
 MU = (1.0, 0.9, 0.7, 0.5, 0.3, 0.1, -0.1, -0.3, -0.5, -0.7, -0.9)
 SIGMA = 0.1
 SPECIAL = ("[PAD]", "[UNK]")
-DOC_POSITION = 500  # where a document's positions begin; a query's begin at 0
+DOC_POSITION = 500  # first position of a document; queries start at 0
 
 
 class Tk(LateInteraction):
@@ -36,11 +36,11 @@ class Tk(LateInteraction):
     head: nn.Linear
 
     def __init__(self, embeddings: Tensor, tokenizer: Tokenizer, settings: TkSettings) -> None:
-        """Start from word vectors float (V, H), which are trained too."""
+        """Start from word vectors float (V, H); training updates them too."""
         super().__init__(None, tokenizer, settings)
         width = embeddings.shape[1]
         if width % settings.heads:
-            raise ValueError(f"{settings.heads} attention heads do not divide word vectors of {width}")
+            raise ValueError(f"heads ({settings.heads}) must divide the width of word vectors ({width})")
         self.embeddings = nn.Embedding.from_pretrained(embeddings.clone(), freeze=False)
         layer = nn.TransformerEncoderLayer(width, settings.heads, settings.feed_forward, dropout=0.0, batch_first=True)
         self.context = nn.TransformerEncoder(layer, settings.layers, enable_nested_tensor=False)
@@ -51,7 +51,7 @@ class Tk(LateInteraction):
 
     @property
     def width(self) -> int:
-        """H: length of a word's vector."""
+        """H: length of a word vector."""
         return int(self.embeddings.embedding_dim)
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor, kind: str = "query") -> Tensor:
@@ -59,7 +59,7 @@ class Tk(LateInteraction):
         words = self.embeddings(input_ids)
         first = DOC_POSITION if kind == "doc" else 0
         states = words + positions(words.shape[1], self.width, first).to(words)
-        absent = (attention_mask == 0) & attention_mask.any(dim=1, keepdim=True)  # or a text without words is NaN
+        absent = (attention_mask == 0) & attention_mask.any(dim=1, keepdim=True)  # masking all of an empty text gives NaN
         states = self.context(states, src_key_padding_mask=absent)
         mixed: Tensor = (self.mix * words + (1 - self.mix) * states).float()
         return mixed * attention_mask.unsqueeze(-1)
@@ -71,7 +71,7 @@ class Tk(LateInteraction):
         return torch.stack(rows)
 
     def _kernel_scores(self, query: Tensor, query_mask: Tensor, docs: Tensor, doc_mask: Tensor) -> Tensor:
-        """Scores (N,) of one query (T, H) with documents (N, D, H); all of unit length."""
+        """Scores (N,) of one query (T, H) with documents (N, D, H); all vectors have unit length."""
         cosines = torch.einsum("th,ndh->ntd", query, docs)
         kernels = torch.exp(-((cosines.unsqueeze(-1) - cosines.new_tensor(MU)) ** 2) / (2 * SIGMA**2))  # (N, T, D, 11)
         summed = (kernels * doc_mask[:, None, :, None]).sum(dim=2) * self.gamma
@@ -93,13 +93,12 @@ def positions(length: int, width: int, first: int = 0) -> Tensor:
 
 
 def read_glove(path: Path) -> tuple[Tensor, Tokenizer]:
-    """Vectors float32 (V, H) of a GloVe text file, and a lower-casing word tokenizer.
+    """Read vectors float32 (V, H) from a GloVe text file, and make a lower-casing word tokenizer.
 
-    Rows 0 and 1 are padding (zeros) and unknown (the mean). A first line of two whole numbers, as word2vec and
-    fastText write it, is passed over.
+    Row 0 is padding (zeros), row 1 unknown words (the mean). A first line of two whole numbers (word2vec, fastText) is skipped.
 
     Raises:
-        InputError: a line is not a word and numbers, or has another width than the first.
+        InputError: a line is not a word and numbers, or its width differs from the first line's.
     """
     import tokenizers
     from transformers import PreTrainedTokenizerFast
@@ -108,18 +107,18 @@ def read_glove(path: Path) -> tuple[Tensor, Tokenizer]:
     rows: list[Floats] = []
     with open(require_file(path, "GloVe file"), encoding="utf-8") as lines:
         for number, line in enumerate(tqdm(lines, desc="read GloVe", unit=" words", disable=None), start=1):
-            parts = line.rstrip().rsplit(" ", len(rows[0])) if rows else line.rstrip().split(" ")  # some words hold blanks
+            parts = line.rstrip().rsplit(" ", len(rows[0])) if rows else line.rstrip().split(" ")  # some words contain spaces
             if number == 1 and len(parts) == 2 and all(map(str.isdecimal, parts)):
                 continue
             word = parts[0]
             if " " in word and _is_number(word.rpartition(" ")[2]):
-                raise InputError(f"{path}:{number}: more numbers than the {len(rows[0])} of the first word")
+                raise InputError(f"{path}:{number}: more than {len(rows[0])} numbers; the first word has {len(rows[0])}")
             try:
                 row = np.array(parts[1:], dtype=np.float32)
             except ValueError:
-                raise InputError(f"{path}:{number}: expected a word and numbers, separated by blanks") from None
+                raise InputError(f"{path}:{number}: expected a word and numbers, separated by spaces") from None
             if rows and len(row) != len(rows[0]):
-                raise InputError(f"{path}:{number}: {len(row)} numbers, the first line has {len(rows[0])}")
+                raise InputError(f"{path}:{number}: {len(row)} numbers; the first word has {len(rows[0])}")
             if word not in words:
                 words[word] = len(words)
                 rows.append(row)

@@ -1,4 +1,4 @@
-"""Texts to padded tensors."""
+"""Turn texts into padded tensors."""
 
 from __future__ import annotations
 
@@ -17,26 +17,26 @@ TokenRecord = dict[str, list[int]]
 
 
 class Tokenizer(Protocol):
-    """What is used of a tokenizer of transformers."""
+    """The part of transformers' tokenizers that this package uses."""
 
     pad_token_id: int | None
     mask_token_id: int
     model_max_length: int
 
     def __call__(self, text: str | list[str], text_pair: str | list[str] | None = None, **settings: object) -> Any:
-        """A BatchEncoding."""
+        """Tokenise texts or pairs; returns a BatchEncoding."""
 
     def get_vocab(self) -> dict[str, int]:
-        """Token -> id."""
+        """Map tokens to ids."""
 
     def save_pretrained(self, folder: Path) -> object:
-        """Write the files of the tokenizer into a folder."""
+        """Write the tokenizer's files into a folder."""
 
 
 def tokenize(
     tokenizer: Tokenizer, texts: Sequence[str], max_len: int, pairs: Sequence[str] | None = None
 ) -> tuple[list[TokenRecord], int]:
-    """Token records of texts (or text pairs, cut longest-first), and how many texts were cut at `max_len` tokens."""
+    """Token records of texts (or text pairs, cut longest-first), and the number of texts cut to `max_len` tokens."""
     others = list(pairs) if pairs is not None else None
     batch = tokenizer(list(texts), others, truncation="longest_first", max_length=max_len, return_attention_mask=False)
     cut = sum(bool(encoding.overflowing) for encoding in batch.encodings)
@@ -45,14 +45,14 @@ def tokenize(
 
 
 class PairFrame(NamedTuple):
-    """What a tokenizer puts around the two texts of a pair: ids before, between and after them; token types, if it has any."""
+    """What a tokenizer adds to a pair: special token ids before, between and after the texts; token types, or None."""
 
     ids: tuple[list[int], list[int], list[int]]
-    types: tuple[list[int], int, list[int], int, list[int]] | None  # in front, of the first text, between, ...
+    types: tuple[list[int], int, list[int], int, list[int]] | None  # before, first text, between, second text, after
 
 
 def pair_frame(tokenizer: Tokenizer) -> PairFrame:
-    """The frame of a tokenizer, seen from what it does to a short pair."""
+    """Find the frame of a tokenizer from its output for a short pair."""
     batch = tokenizer("a", "a")
     sides, ids, types = batch.sequence_ids(0), batch["input_ids"], batch.get("token_type_ids")
     (begin, end), (begin_other, end_other) = ((sides.index(n), len(sides) - sides[::-1].index(n)) for n in (0, 1))
@@ -63,14 +63,14 @@ def pair_frame(tokenizer: Tokenizer) -> PairFrame:
 
 
 class Plain(NamedTuple):
-    """A text's token ids without special ones, no more than a pair may need, and how many there were."""
+    """Token ids of a text without special tokens, at most as many as a pair can hold, and their number before the cut."""
 
     ids: list[int]
     length: int
 
 
 def plain_ids(tokenizer: Tokenizer, texts: Sequence[str], max_len: int) -> list[Plain]:
-    """Token ids of texts that are to be cut as pairs of `max_len` tokens."""
+    """Token ids of texts, to be joined to pairs of at most `max_len` tokens."""
     plain: dict[str, Any] = {"add_special_tokens": False, "return_attention_mask": False, "return_token_type_ids": False}
     batch = tokenizer(list(texts), truncation=True, max_length=max_len, **plain)
     beyond = (sum(map(len, encoding.overflowing)) if len(encoding) == max_len else 0 for encoding in batch.encodings)
@@ -78,9 +78,9 @@ def plain_ids(tokenizer: Tokenizer, texts: Sequence[str], max_len: int) -> list[
 
 
 def join_pairs(frame: PairFrame, pairs: Sequence[tuple[Plain, Plain]], max_len: int) -> tuple[list[TokenRecord], int]:
-    """Token records of pairs of texts, given by ids, cut longest-first at `max_len` tokens, and how many were cut.
+    """Join token ids to records of pairs, cut longest-first to `max_len` tokens; also returns how many were cut.
 
-    Equal to what `tokenize` gives for the pairs' texts, without tokenising a text once for each of its pairs.
+    The records equal those of `tokenize` for the pairs' texts, but each text is tokenised only once.
     """
     start, middle, end = frame.ids
     room = max_len - len(start) - len(middle) - len(end)
@@ -100,7 +100,7 @@ def join_pairs(frame: PairFrame, pairs: Sequence[tuple[Plain, Plain]], max_len: 
 
 
 def longest_first(first: int, second: int, room: int) -> tuple[int, int]:
-    """Lengths of two texts, too long together for `room` tokens, cut as tokenizers cut: the longer until both are equal.
+    """Cut the lengths of two texts to `room` tokens together, as tokenizers do: the longer shrinks until both are equal.
 
     >>> longest_first(5, 20, 15), longest_first(9, 20, 15), longest_first(20, 9, 15)
     ((5, 10), (7, 8), (8, 7))
@@ -114,7 +114,7 @@ def longest_first(first: int, second: int, room: int) -> tuple[int, int]:
 
 
 def pad(records: Sequence[TokenRecord], pad_id: int, device: str | torch.device) -> dict[str, torch.Tensor]:
-    """Token records as padded tensors (N, T) with their attention mask."""
+    """Pad token records to int64 tensors (N, T), with an attention mask."""
     import torch
 
     lengths = np.array([len(record["input_ids"]) for record in records])

@@ -1,4 +1,4 @@
-"""Base classes of the architectures that run queries and documents separately: all except the cross-encoder."""
+"""Base classes of architectures that run queries and documents separately: all except the cross-encoder."""
 
 import dataclasses
 from abc import ABC, abstractmethod
@@ -14,11 +14,11 @@ from pyserini_kd.storage.records import Record
 
 
 class TwoSides(nn.Module, ABC):
-    """A tokenizer, settings, and mostly an encoder of transformers, around which an architecture is built.
+    """Base of an architecture: a tokenizer, settings and, except for a TK, an encoder of transformers.
 
     Attributes:
         architecture: its name.
-        joins: whether what it keeps of a document are states that upper layers join with those of a query.
+        joins: whether upper layers join a document's states with those of a query.
     """
 
     architecture: ClassVar[str]
@@ -36,12 +36,12 @@ class TwoSides(nn.Module, ABC):
 
     @property
     def width(self) -> int:
-        """H: length of a text's vector, or of a token's."""
+        """H: length of a text vector or a token vector."""
         return int(self.encoder.config.hidden_size)
 
     @property
     def lengths(self) -> tuple[int, int]:
-        """Tokens of a query, and of a document, that the model reads."""
+        """Maximum tokens of a query and of a document."""
         return self.settings.max_query_len, self.settings.max_doc_len
 
     def described(self) -> Record:
@@ -49,7 +49,7 @@ class TwoSides(nn.Module, ABC):
         return dataclasses.asdict(self.settings)
 
     def side_records(self, texts: Sequence[str], kind: str, max_doc_len: int | None = None) -> tuple[list[TokenRecord], int]:
-        """Token records of queries or documents, with the model's prefix, length and [MASK] tokens; how many were cut."""
+        """Token records of queries or documents with the model's prefix, length and [MASK] tokens, and how many were cut."""
         settings = self.settings
         if kind == "query":
             records, cut = tokenize(self.tokenizer, [settings.query_prefix + text for text in texts], settings.max_query_len)
@@ -63,7 +63,7 @@ class TwoSides(nn.Module, ABC):
     def pair_batch(
         self, queries: Sequence[str], docs: Sequence[str], pairs: Sequence[tuple[int, int]], max_doc_len: int | None = None
     ) -> dict[str, Tensor]:
-        """Queries and documents tokenised, each once: `query_*` (Q, T), `doc_*` (N, D), and `pairs` int (P, 2) of rows."""
+        """Tokenise each query and document once: `query_*` (Q, T), `doc_*` (N, D), and `pairs` int64 (P, 2) of rows."""
         batch = {"pairs": torch.tensor(list(pairs), dtype=torch.long).reshape(-1, 2)}
         for kind, texts in (("query", queries), ("doc", docs)):
             records, _ = self.side_records(texts, kind, max_doc_len)
@@ -73,23 +73,23 @@ class TwoSides(nn.Module, ABC):
 
     @abstractmethod
     def pair_scores(self, batch: Mapping[str, Tensor]) -> Tensor:
-        """Scores float32 (P,) of such a batch, with gradients."""
+        """Scores float32 (P,) of a `pair_batch`, with gradients."""
 
 
 class LateInteraction(TwoSides):
-    """A model that makes one vector for each token, and compares the token vectors of query and document at the end."""
+    """A model with one vector per token. It compares the token vectors of query and document at the end."""
 
     @abstractmethod
     def late_scores(self, query_vecs: Tensor, query_mask: Tensor, doc_vecs: Tensor, doc_mask: Tensor) -> Tensor:
         """Scores float32 (Q, N) of token vectors (Q, T, H) and (N, D, H) with masks (Q, T) and (N, D)."""
 
     def pair_scores(self, batch: Mapping[str, Tensor]) -> Tensor:
-        """Scores float32 (P,) with gradients: each query is compared with its own documents, not with all."""
+        """Scores float32 (P,) with gradients. Each query is compared only with its own documents."""
         query_vecs = self(**part(batch, "query_"), kind="query")
         doc_vecs = self(**part(batch, "doc_"), kind="doc")
         pairs, query_mask, doc_mask = batch["pairs"], batch["query_attention_mask"], batch["doc_attention_mask"]
-        with torch.autocast(query_vecs.device.type, enabled=False):  # sums around 100 need all of float32
-            if len(pairs) == len(query_vecs) * len(doc_vecs):  # all are its own
+        with torch.autocast(query_vecs.device.type, enabled=False):  # sums around 100 need full float32
+            if len(pairs) == len(query_vecs) * len(doc_vecs):  # every pair is in the batch
                 return self.late_scores(query_vecs, query_mask, doc_vecs, doc_mask)[pairs[:, 0], pairs[:, 1]]
             places = [(pairs[:, 0] == row).nonzero()[:, 0] for row in range(len(query_vecs))]
             scores = []
@@ -100,5 +100,5 @@ class LateInteraction(TwoSides):
 
 
 def part(batch: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
-    """The tensors of a batch whose names begin with `prefix`, without it."""
+    """The tensors of a batch whose names start with `prefix`, named without it."""
     return {name.removeprefix(prefix): tensor for name, tensor in batch.items() if name.startswith(prefix)}

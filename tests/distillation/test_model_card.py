@@ -11,7 +11,11 @@ from pyserini_kd.models import load
 from pyserini_kd.models.checkpoint_folder import ARCHITECTURES
 
 RECORD = {
-    "recipe": {"name": "margin-mse", "source": "Hofstätter et al. 2020, arXiv 2010.02666, section 3", "start": "any checkpoint"},
+    "recipe": {
+        "name": "margin-mse",
+        "source": "Hofstätter et al. 2020, arXiv 2010.02666, section 3",
+        "start": "any checkpoint",
+    },
     "config": {"metric": "RR@10", "init": "minilm", "layers": [0, 3, 5], "seed": 7},
     "made_from": {"init": "ab" * 32},
     "data": {"queries": 12, "pairs": 48, "texts": 0, "collection": "docs.jsonl", "scores_sha256": "cd" * 32},

@@ -70,14 +70,14 @@ def test_judgements_of_answers_only_have_no_holes():
 
 
 def test_missing_queries():
-    assert of_run(run_of(DISTINCT, 7), qrels_of(POOLED)) == ["lacks 3 of 10 judged queries, e.g. q7; they count 0"]
+    assert of_run(run_of(DISTINCT, 7), qrels_of(POOLED)) == ["lacks 3 of 10 judged queries, e.g. q7; they count as 0"]
     assert of_run(run_of(DISTINCT, 12), qrels_of(POOLED)) == []  # unjudged ones are no matter
 
 
 def test_judgements_of_other_documents():
     other = qrels_of({"x3": 1})
     assert of_run(run_of(DISTINCT), other) == [
-        "holds no judged document at all, e.g. not x3: are the judgements of another collection?"
+        "holds no judged document, e.g. not x3: are the judgements of another collection?"
     ]
     assert of_run(run_of(DISTINCT), other | {"q1": {"d19": 1}}) == []
 
@@ -89,7 +89,7 @@ def test_ranks_against_scores(tmp_path):
         return of_ranks(tmp_path / "run.txt")
 
     assert said(0.1, 0.2, 0.2, 0.5) == [
-        "the better its rank the lower a document's score (first query): the scores decide, not the ranks"
+        "better ranks have lower scores (first query); the measures use the scores, not the ranks"
     ]
     assert said(0.5, 0.2, 0.1) == said(0.5, 0.6, 0.1) == said(1, 1) == said(1.5) == []
 
@@ -100,7 +100,7 @@ def test_ranks_against_scores(tmp_path):
 def test_runs_of_different_depth():
     depths = {"a.txt": 100, "b.txt": 1000, "c.txt": 1000}
     assert of_depths(depths, ["nDCG@10", "AP", "R@100", "R@1000", "Judged@200"]) == [
-        "runs differ in depth, from 100 hits a query (a.txt) to 1000 (b.txt); the deeper ones gain by AP, R@1000"
+        "runs differ in depth, from 100 hits per query (a.txt) to 1000 (b.txt); deeper runs have an advantage in AP, R@1000"
     ]
     assert of_depths(depths, ["nDCG@10", "R@100"]) == []
     assert of_depths({"a.txt": 1000, "b.txt": 1000}, ["AP", "R@1000", "Rprec"]) == []
@@ -108,7 +108,7 @@ def test_runs_of_different_depth():
 
 def test_measures_deeper_than_every_run():
     assert of_depths({"a.txt": 100}, ["AP", "R@100", "R@1000"]) == [
-        "no run is deeper than 100 hits a query, but R@1000 would look further"
+        "no run has more than 100 hits per query, but R@1000 would use more"
     ]
 
 
@@ -125,9 +125,9 @@ DL = {"q1": {"a": 0, "b": 3, "c": 2}, "q2": {"a": 1, "b": 2}}
         (DL, ["RR@10"], "beir", []),
         ({"q1": {"a": 1}}, ["RR@10"], "msmarco", []),
         ({"q1": {"a": 1, "b": 0}}, ["RR@10"], "msmarco", []),
-        (DL, [], "msmarco", ["the judgements do not fit preset msmarco, whose grades are 0 to 1: 2 of grade 2, 1 of grade 3"]),
-        ({"q": {"a": -2, "b": 3, "c": 4}}, [], "dl20", ["the judgements do not fit preset dl20, whose grades are 0 to 3: 1 of grade -2, 1 of grade 4"]),
-        ({"q1": {"a": 1}}, ["nDCG@10"], "dl20", ["the judgements do not fit preset dl20, whose grades are 0 to 3: the highest grade is 1"]),
+        (DL, [], "msmarco", ["the judgements do not fit preset msmarco with grades 0 to 1: 2 of grade 2, 1 of grade 3"]),
+        ({"q": {"a": -2, "b": 3, "c": 4}}, [], "dl20", ["the judgements do not fit preset dl20 with grades 0 to 3: 1 of grade -2, 1 of grade 4"]),
+        ({"q1": {"a": 1}}, ["nDCG@10"], "dl20", ["the judgements do not fit preset dl20 with grades 0 to 3: the highest grade is 1"]),
         (DL, ["AP(rel=4)", "nDCG@10", "P(rel=3)@5", "Judged@10", "RBP(rel=5)"], None, ["no judgement reaches the level of AP(rel=4), RBP(rel=5): the highest grade is 3"]),
         ({"q": {"a": 0}}, ["AP", "nDCG@10"], None, ["no judgement reaches the level of AP: the highest grade is 0"]),
     ],
@@ -165,16 +165,16 @@ def written(name, query_ids, **config):
 
 def test_training_topics_are_found_by_id_and_text(here):
     run = written("run.txt", ["1", "2"], encoder="student", topics="train.tsv", rerank=None)
-    assert of_training("run.txt", run, "qrels.txt") == ["holds 2 of the topics that student was trained on (train.tsv)"]
+    assert of_training("run.txt", run, "qrels.txt") == ["holds 2 training topics of student (train.tsv)"]
     run = written("run.txt", ["1", "2", "3"], encoder="models/student", topics="test.tsv")
-    assert of_training("run.txt", run, "qrels.txt") == ["holds 1 of the topics that models/student was trained on (train.tsv)"]
+    assert of_training("run.txt", run, "qrels.txt") == ["holds 1 training topics of models/student (train.tsv)"]
     run = written("run.txt", ["1", "3"], encoder="student", topics="test.tsv")
     assert of_training("run.txt", run, "qrels.txt") == []
 
 
 def test_without_their_texts_ids_decide(here):
     run = written("run.txt", ["2", "3"], encoder="student", topics="ir_datasets:else/where")
-    assert of_training("run.txt", run, "qrels.txt") == ["holds 1 of the topics that student was trained on (train.tsv)"]
+    assert of_training("run.txt", run, "qrels.txt") == ["holds 1 training topics of student (train.tsv)"]
 
 
 def test_the_runs_and_models_behind_a_run_count_too(here):
@@ -183,8 +183,8 @@ def test_the_runs_and_models_behind_a_run_count_too(here):
     written("reranked.txt", ["2"], encoder="bm25", rerank="reranker", run="first.txt")
     run = written("fused.txt", ["2"], runs=["reranked.txt", "none.txt", "fused.txt"], method="rrf")
     assert of_training("fused.txt", run, "qrels.txt") == [
-        "holds 1 of the topics that reranker was trained on (train.tsv)",
-        "holds 1 of the topics that student was trained on (train.tsv)",
+        "holds 1 training topics of reranker (train.tsv)",
+        "holds 1 training topics of student (train.tsv)",
     ]
 
 
@@ -192,6 +192,6 @@ def test_embedded_topics(here, monkeypatch):
     monkeypatch.setattr(docstrings, "topics", lambda split: [Query("numpy.sort", f"{split} topic")])
     trained("student", "pydocs:train")
     run = written("run.txt", ["numpy.sort"], encoder="student", topics="pydocs:train")
-    assert of_training("run.txt", run, "pydocs:train") == ["holds 1 of the topics that student was trained on (pydocs:train)"]
+    assert of_training("run.txt", run, "pydocs:train") == ["holds 1 training topics of student (pydocs:train)"]
     run = written("run.txt", ["numpy.sort"], encoder="student", topics="pydocs:test")
     assert of_training("run.txt", run, "pydocs:test") == []

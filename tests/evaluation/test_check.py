@@ -1,4 +1,4 @@
-"""check: every fault with its line, a fit run passes, and a mended copy is fit and means the same to trec_eval."""
+"""check: every fault with its line, a fit run passes, and a repaired copy is fit and means the same to trec_eval."""
 
 import gzip
 import json
@@ -61,15 +61,15 @@ FAULTS = {  # name: (line of FIT replaced, by what, expected in the output)
     "rank": (2, "1 Q0 d3 3 2.0 mine", "run.txt:2: topic 1: expected rank 2, found 3"),
     "rank 0": (1, "1 Q0 d1 0 3.5 mine", "run.txt:1: topic 1: expected rank 1, found 0"),
     "order": (2, "1 Q0 d3 2 4 mine", "run.txt:2: score 4 comes after 3.5"),
-    "tie": (2, "1 Q0 d1x 2 2 mine", "run.txt:3: scores 2 and 2.0 are equal to trec_eval, which puts d2 before d1x"),
-    "float32 tie": (1, "1 Q0 d2x 1 2.00000001 mine", "run.txt:2: scores 2.00000001 and 2.0 are equal to trec_eval, which puts d3 before d2x"),
+    "tie": (2, "1 Q0 d1x 2 2 mine", "run.txt:3: scores 2 and 2.0 are equal as float32; trec_eval puts d2 before d1x"),
+    "float32 tie": (1, "1 Q0 d2x 1 2.00000001 mine", "run.txt:2: scores 2.00000001 and 2.0 are equal as float32; trec_eval puts d3 before d2x"),
     "nan": (4, "2 Q0 d1 1 nan mine", "run.txt:4: score nan"),
     "infinity": (4, "2 Q0 d1 1 -inf mine", "run.txt:4: score -inf"),
     "beyond float32": (4, "2 Q0 d1 1 1e39 mine", "run.txt:4: score 1e39"),
     "word": (4, "2 Q0 d1 1 high mine", "run.txt:4: score high"),
     "Python's own number": (4, "2 Q0 d1 1 1_0 mine", "run.txt:4: score 1_0"),
     "other digits": (4, "2 Q0 d1 1 ٣ mine", "run.txt:4: score ٣"),
-    "duplicate": (2, "1 Q0 d1 2 2.0 mine", "run.txt:2: document d1 stands in line 1 already (topic 1)"),
+    "duplicate": (2, "1 Q0 d1 2 2.0 mine", "run.txt:2: document d1 is already on line 1 (topic 1)"),
 }  # fmt: skip
 
 
@@ -92,24 +92,24 @@ def test_a_fault_is_reported_once_and_nothing_else_with_it(run_check):
 
 def test_too_many_hits(run_check):
     code, output = run_check(FIT, "--max-hits", 2)
-    assert code == 1 and "run.txt:3: topic 1 has 3 hits, at most 2 may be" in output
+    assert code == 1 and "run.txt:3: topic 1 has 3 hits; the maximum is 2" in output
     assert run_check(FIT, "--max-hits", 3)[0] == 0
 
 
 def test_topics_whose_lines_stand_apart_are_judged_together(run_check):
     code, output = run_check(FIT + "1 Q0 d1 4 1.0 mine\n1 Q0 d0 5 0.5 mine\n")
     assert code == 1 and output.splitlines()[:-1] == [
-        "topics whose lines do not stand together (1):",
-        "  run.txt:5: topic 1 begins again",
-        "a document comes twice with different scores or ranks (1):",
-        "  run.txt:5: document d1 stands in line 1 already (topic 1)",
+        "topics whose lines are not together (1):",
+        "  run.txt:5: topic 1 starts again",
+        "repeated documents with different scores or ranks (1):",
+        "  run.txt:5: document d1 is already on line 1 (topic 1)",
     ]  # the ranks 4 and 5 go on where the first lines ended
 
 
 def test_marks_and_comments_that_trec_eval_does_not_know(run_check):
     code, output = run_check("\ufeff# ir_metadata.start\n# platform:\n#\n" + FIT)
     assert code == 1 and "run.txt:1: byte order mark" in output and "run.txt:2: # platform:" in output
-    assert "comment lines, which trec_eval does not know (3):" in output and "no hits (" not in output
+    assert "comment lines, which trec_eval does not accept (3):" in output and "number of columns (" not in output
 
 
 def test_gzip_is_read(tmp_path, invoke):
@@ -123,9 +123,9 @@ MSMARCO = {
     "TREC line": ("1\td1\t1\n2 Q0 d1 1 3 x\n", "run.txt:2: expected 3 columns, found 6"),
     "rank 0": ("1\td1\t0\n2\td1\t1\n", "run.txt:1: rank 0"),
     "no rank": ("1\td1\tx\n2\td1\t1\n", "run.txt:1: rank x"),
-    "rank twice": ("1\td1\t1\n1\td2\t1\n2\td1\t1\n", "run.txt:2: topic 1: rank 1 comes twice"),
+    "rank twice": ("1\td1\t1\n1\td2\t1\n2\td1\t1\n", "run.txt:2: topic 1: rank 1 is repeated"),
     "gap": ("1\td1\t1\n1\td2\t3\n2\td1\t1\n", "run.txt:2: topic 1: expected rank 2, found 3"),
-    "document twice": ("1\td1\t1\n1\td1\t2\n2\td1\t1\n", "run.txt:2: document d1 stands in line 1 already"),
+    "document twice": ("1\td1\t1\n1\td1\t2\n2\td1\t1\n", "run.txt:2: document d1 is already on line 1"),
 }
 
 
@@ -159,7 +159,7 @@ def test_judgements_are_notes_not_faults(run_check, tmp_path):
     assert code == 0 and "judged topics: 2 of 3 in the qrels\njudged documents among the first ten: 50.0%\n" in output
     (tmp_path / "qrels").write_text("1 0 x1 1\n")
     code, output = run_check(FIT, "--qrels", tmp_path / "qrels")
-    assert code == 0 and "of one collection?" in output
+    assert code == 0 and "do ids, topics and qrels belong to one collection?" in output
 
 
 def test_fix_mends_what_is_certain(run_check, tmp_path):

@@ -242,7 +242,7 @@ def test_a_report_for_readers(monkeypatch):
     title = (
         "paired t-test over 2 queries, Holm's correction for all 1 comparisons (* p < 0.05); d = Cohen's d; wins/ties/losses; "
     )
-    title += "zeros: queries on which it, and the baseline, get nothing"
+    title += "zeros = queries with value 0 in the run/in the baseline"
     assert report().readable("table").splitlines() == [
         "run       AP",
         "a_1  0.3750",
@@ -410,7 +410,7 @@ def test_per_query_parquet_holds_the_same(files):
     assert rows[0] == {"run": "one.txt", "query_id": "q1", "RR": 0.5, "P@1": 0.0} and len(rows) == 4
     assert [{k: str(v) for k, v in row.items()} for row in rows] == list(csv.DictReader((files / "values.csv").open()))
     assert (files / "values.parquet").read_bytes() == (files / "again.parquet").read_bytes()
-    with pytest.raises(InputError, match="writes .csv or .parquet, not 'values.xlsx'"):
+    with pytest.raises(InputError, match="must end in .csv or .parquet, not 'values.xlsx'"):
         write_per_query("values.xlsx", {})
 
 
@@ -437,7 +437,7 @@ def test_latency(files, caplog):
     (files / "two.json").write_text('{"seconds": 3, "open_seconds": 2, "dense_seconds": 0.5}')  # two queries
     result = run_command("one.txt", "two.txt", "-m", "RR", "--latency")
     assert result.stdout.splitlines() == ["run          RR  ms/query", "one.txt  0.2500         -", "two.txt  0.7500     250.0"]
-    assert "one.txt: its time is not known: no record one.json" in caplog.messages
+    assert "one.txt: time unknown: no record one.json" in caplog.messages
     found = run_command("one.txt", "two.txt", "-m", "RR", "--latency", "--format", "csv").stdout.splitlines()
     assert found[2] == "one.txt,ms/query,," and found[4] == "two.txt,ms/query,250.0,"
 
@@ -502,7 +502,7 @@ def test_cross_check(files, monkeypatch, caplog):
     with caplog.at_level(logging.INFO):
         checked = run_command("two.txt", "-m", "RR", "RBP", "--cross-check")
     assert (checked.exit_code, checked.stdout) == (0, plain.stdout)
-    assert "two.txt: RR equal pytrec_eval's; it does not know RBP" in caplog.text
+    assert "two.txt: RR equal pytrec_eval's values; it does not support RBP" in caplog.text
     from pyserini_kd.evaluation import measures
 
     wrong = measures.KINDS["RR"]._replace(kernel=lambda topic, measure: 1 / (topic.found[0][0] + 1))
@@ -519,8 +519,8 @@ def test_caveats_are_said(files, caplog):
     result = run_command("one.txt", "two.txt", "--preset", "dl19")
     assert result.exit_code == 0
     assert caplog.messages == [
-        "qrels.txt: the judgements do not fit preset dl19, whose grades are 0 to 3: the highest grade is 1",
+        "qrels.txt: the judgements do not fit preset dl19 with grades 0 to 3: the highest grade is 1",
         "qrels.txt: no judgement reaches the level of RR(rel=2)@10, AP(rel=2), R(rel=2)@100, R(rel=2)@1000: the highest grade is 1",
-        "one.txt: lacks 1 of 2 judged queries, e.g. q2; they count 0",
-        "no run is deeper than 2 hits a query, but nDCG@10, RR(rel=2)@10, R(rel=2)@100, R(rel=2)@1000 would look further",
+        "one.txt: lacks 1 of 2 judged queries, e.g. q2; they count as 0",
+        "no run has more than 2 hits per query, but nDCG@10, RR(rel=2)@10, R(rel=2)@100, R(rel=2)@1000 would use more",
     ]

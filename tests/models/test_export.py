@@ -166,7 +166,7 @@ def test_an_int8_that_ruins_the_order_is_said_loudly(invoke, tiny_cross, files, 
     monkeypatch.setattr(int8_loss, "compare", lambda *_: found)
     invoke(export.main, "--encoder", tiny_cross, "--int8", "--run", run, "--collection", files["docs"], "--topics",
            files["topics"], "--qrels", files["qrels"], "--output", tmp_path / "out")  # fmt: skip
-    assert "WARNING: int8 costs too much" in caplog.text
+    assert "WARNING: int8 loses too much" in caplog.text
 
 
 def test_int8_searches_an_fp32_index(invoke, dense_index, folders, files, tmp_path):

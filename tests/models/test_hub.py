@@ -50,7 +50,9 @@ def test_a_repository_has_an_owner_and_a_name(hub, tiny_dot, repo):
 
 
 def test_what_the_hub_refuses_is_one_line(hub, tiny_dot):
-    with pytest.raises(InputError, match=r"forbidden/student: the hub did not take the upload \(403 Forbidden: no right to create\)"):
+    with pytest.raises(
+        InputError, match=r"forbidden/student: the hub did not take the upload \(403 Forbidden: no right to create\)"
+    ):
         push(tiny_dot, "forbidden/student")
 
 
@@ -72,8 +74,8 @@ def test_export_pushes_the_checkpoint(hub, invoke, tiny_dot):
     ("words", "message"),
     [
         ([], "--output or --push is needed"),
-        (["--push", "me/x", "--int8"], "--int8: goes with --output"),
-        (["--output", "out", "--private"], "--private: goes with --push"),
+        (["--push", "me/x", "--int8"], "--int8: requires --output"),
+        (["--output", "out", "--private"], "--private: requires --push"),
         (["--push", "nobody"], "--push: expected owner/name, found 'nobody'"),
     ],
 )

@@ -278,7 +278,7 @@ def test_glove(tmp_path, tiny_dot):
     path.write_text("3 4\n" + plain)  # the first line of word2vec and fastText
     assert torch.equal(read_glove(path)[0], vectors)
     for lines, message in (
-        (plain + "dog 1 0 0 0 1\n", ":4: more numbers than the 4 of the first word"),
+        (plain + "dog 1 0 0 0 1\n", ":4: more than 4 numbers; the first word has 4"),
         ("3 4\n", "no word vectors"),
     ):
         path.write_text(lines)
@@ -327,7 +327,7 @@ def test_a_student_may_take_some_layers_of_a_published_one_and_settings_of_its_o
     assert model.settings.masks == 3 and len(model.encoder.transformer.layer) == model.encoder.config.n_layers == 2
     kept, first = (encoder.transformer.layer[row].ffn.lin1.weight for encoder, row in ((model.encoder, 1), (distil, 2)))
     assert torch.equal(kept, first)
-    with pytest.raises(InputError, match="compresses to 48 numbers a token, not to 16"):
+    with pytest.raises(InputError, match="has token vectors of width 48, not 16"):
         loading.load(folder, settings={"width": 16})
     with pytest.raises(InputError, match="is a colbert and cannot be read as a bert_dot"):
         loading.load(folder, architecture="bert_dot")

@@ -111,7 +111,7 @@ def test_command(tmp_path, invoke, files, tiny_dot, tiny_cross):
         (["--dtype", "fp16"], "--dtype: requires --for"),
         (["--collection", tmp_path / "nowhere"], "not found"),
         (["--encoder", tiny_cross], "bert_dot"),
-        (["--encoder", "unheard-of"], "cannot be had"),
+        (["--encoder", "unheard-of"], "not found; tried:"),
         (["--device", "cuda:99"], "--device"),
     ):
         result = invoke(index.main, *good, "--overwrite", *wrong)

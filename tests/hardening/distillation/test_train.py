@@ -187,7 +187,7 @@ def test_a_device_that_is_not_there_is_refused_before_data_are_converted(tmp_pat
     words += ["--topics", files["topics"], "--output", tmp_path / "m"]
     for device, message in (
         ("cuda:99", "--device: training uses the first visible GPU: set CUDA_VISIBLE_DEVICES=99"),
-        ("gpu", "--device must be"),
+        ("gpu", "--device: must be"),
     ):
         result = invoke(train.main, *words, "--device", device)
         assert result.exit_code == 2 and message in result.output, result.output
@@ -271,7 +271,7 @@ def test_data_that_does_not_fit_is_refused(tmp_path, invoke, files, data, scores
         (["--recipe", "ranknet", "--candidates", tmp_path / "lonely.jsonl"], "query q1 has no positive document"),
         (
             ["--recipe", "ranknet", "--candidates", tmp_path / "c.jsonl", "--init", folder],
-            "is a gpt2; rankers are made from encoders like BERT",
+            "is a gpt2; a ranker needs an encoder like BERT",
         ),
         (["--recipe", "ranknet", "--candidates", tmp_path / "c.jsonl", "--loss", "rank=1"], "unknown loss 'rank'"),
         (
@@ -297,7 +297,7 @@ def test_data_that_does_not_fit_is_refused(tmp_path, invoke, files, data, scores
         ),
         (
             ["--recipe", "ranknet", "--candidates", tmp_path / "c.jsonl", "--student", "cross_encoder", "--max-length", 9999],
-            "tokens at most; a longer length was asked for",
+            "reads at most 64 tokens, not 9999",
         ),
         (
             ["--recipe", "ranknet", "--candidates", tmp_path / "c.jsonl", "--glove", "x.txt"],

@@ -10,7 +10,7 @@ from tests.evaluation.test_caveats import here, trained, written
 def test_topics_that_cannot_be_read_are_compared_by_name(here):
     trained("student", "ir_datasets:far/train")
     run = written("run.txt", ["1"], encoder="student", topics="ir_datasets:far/train")
-    expected = ["its topics are those that student was trained on (ir_datasets:far/train)"]
+    expected = ["its topics are the training topics of student (ir_datasets:far/train)"]
     assert of_training("run.txt", run, "qrels.txt") == expected
     run = written("run.txt", ["1"], encoder="student", topics="ir_datasets:far/test")
     assert of_training("run.txt", run, "qrels.txt") == []
@@ -31,4 +31,4 @@ def test_nothing_is_said_where_nothing_is_known(here):
     assert of_training("run.txt", run, "q") == []
     (here / "train.tsv").write_text("no tab\n")
     trained("student", "train.tsv")
-    assert caveats.of_training("run.txt", run, "q") == ["its topics are those that student was trained on (train.tsv)"]
+    assert caveats.of_training("run.txt", run, "q") == ["its topics are the training topics of student (train.tsv)"]

@@ -1,4 +1,4 @@
-"""check against many faults at once, faults that cannot be mended, and wrong arguments."""
+"""check against many faults at once, faults that cannot be repaired, and wrong arguments."""
 
 import pytest
 
@@ -22,7 +22,7 @@ def test_fix_refuses_to_guess(run_check, tmp_path, name):
     lines = FIT.splitlines()
     lines[number - 1] = line
     code, output = run_check("\n".join(lines) + "\n", "--fix", tmp_path / "out.txt")
-    assert code == 1 and "out.txt was not written; it would take guessing to mend" in output
+    assert code == 1 and "out.txt was not written; a repair would be a guess" in output
     assert not (tmp_path / "out.txt").exists() and not (tmp_path / "out.json").exists()
 
 

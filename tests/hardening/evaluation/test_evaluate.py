@@ -55,7 +55,7 @@ def test_per_query_values_replace_no_run(files):
         (["none.txt"], "run file not found: none.txt"),
         (["one.txt", "none.txt"], "run file not found: none.txt"),
         (["one.txt", "--baseline", "none.txt"], "run file not found: none.txt"),
-        (["-m", "AP", "none.txt"], "nor is there a run file of that name"),
+        (["-m", "AP", "none.txt"], "(no run file has this name either)"),
         ([], "name at least one run file"),
         (["one.txt", "two.txt", "one.txt"], "run one.txt is named twice\n"),
         (["one.txt", "two.txt", "./one.txt"], "run ./one.txt is named twice (also as one.txt)"),
@@ -68,7 +68,7 @@ def test_per_query_values_replace_no_run(files):
         (["blank.txt"], "run file is empty: blank.txt"),
         (["one.txt", "--test", "t"], "--test: compares runs to a baseline; name one"),
         (["one.txt", "--correction", "holm"], "--correction: compares runs to a baseline; name one"),
-        (["one.txt", "--per-query", "values.txt"], "--per-query: writes .csv or .parquet, not 'values.txt'"),
+        (["one.txt", "--per-query", "values.txt"], "--per-query: must end in .csv or .parquet, not 'values.txt'"),
     ],
 )
 def test_bad_input_is_one_line_and_exit_code_2(files, args, message):

@@ -15,12 +15,12 @@ def test_what_is_not_known_is_said(tmp_path, record):
     record("pool", seconds=1, config={"runs": ["loop.txt"]})
     for name, fields in (("none", {"seconds": 0}), ("word", {"seconds": "fast"}), ("only", {"write_seconds": 1.0})):
         record(name, **fields)
-        assert ms_per_query(tmp_path / f"{name}.txt", 10) == (None, f"{name}.json has no seconds")
+        assert ms_per_query(tmp_path / f"{name}.txt", 10) == (None, f"{name}.json has no times")
     assert seconds_of(tmp_path / "lost.txt") == (None, "it was made from gone.txt: no record gone.json")
-    assert seconds_of(tmp_path / "loop.txt") == (None, "it was made from loop.txt: it is made from itself")
+    assert seconds_of(tmp_path / "loop.txt") == (None, "it was made from loop.txt: it was made from itself")
     assert seconds_of(tmp_path / "pool.txt") == (
         None,
-        "it was made from loop.txt: it was made from loop.txt: it is made from itself",
+        "it was made from loop.txt: it was made from loop.txt: it was made from itself",
     )
     (tmp_path / "bad.json").write_text("{\n,")
     assert seconds_of(tmp_path / "bad.txt") == (None, "bad.json is not the record of a run")  # but somebody else's file

@@ -65,8 +65,8 @@ def test_other_bad_input(run_matrix, row, place, invoke):
         result = invoke(reproduce.main, *words)
         assert result.exit_code == 2 and message in result.output, result.output
 
-    refused("give one of --list, --condition NAME and --all")
-    refused("give one of", "--list", "--all")
+    refused("give exactly one of --list, --condition NAME and --all")
+    refused("give exactly one of", "--list", "--all")
     refused("unknown condition 'bm25-scifat'; did you mean bm25-scifact?", "--condition", "bm25-scifat")
     refused("known: bm25-cacm, bm25-scifact, ", "--condition", "zzz")
     refused("matrix not found", "--matrix", place / "none.yaml", "--list")

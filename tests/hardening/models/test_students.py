@@ -25,7 +25,7 @@ def test_a_prettr_of_foreign_positions_is_refused(tokenizer):
     shape = RobertaConfig(
         vocab_size=len(tokenizer), hidden_size=8, num_hidden_layers=2, num_attention_heads=1, intermediate_size=8
     )
-    with pytest.raises(InputError, match="a prettr is made from bert or distilbert, not from roberta"):
+    with pytest.raises(InputError, match="prettr needs a bert or distilbert encoder, not roberta"):
         PreTtr(RobertaModel(shape), tokenizer, PreTtrSettings(join_layer=1, **LENGTHS))
 
 
@@ -33,7 +33,7 @@ def test_a_prettr_of_foreign_positions_is_refused(tokenizer):
 
 
 @pytest.mark.parametrize(
-    ("line", "message"), [("cat 1 2", ":2: 2 numbers, the first line has 3"), ("cat x y z", ":2: expected a word")]
+    ("line", "message"), [("cat 1 2", ":2: 2 numbers; the first word has 3"), ("cat x y z", ":2: expected a word")]
 )
 def test_bad_glove(tmp_path, line, message):
     (tmp_path / "glove.txt").write_text(f"the 1 0 0\n{line}\n")
@@ -57,7 +57,7 @@ def test_a_text_without_words_is_no_nan(students):
 
 
 def test_heads_must_divide_the_word_vectors(tokenizer):
-    with pytest.raises(ValueError, match="10 attention heads do not divide word vectors of 32"):
+    with pytest.raises(ValueError, match=r"heads \(10\) must divide the width of word vectors \(32\)"):
         Tk(torch.zeros(9, 32), tokenizer, TkSettings())
 
 
@@ -73,7 +73,7 @@ def test_what_cannot_be_read_as_a_ranker_is_refused(tmp_path, students, tokenize
     GPT2Model(GPT2Config(n_layer=1, n_embd=4, n_head=1, vocab_size=len(tokenizer))).save_pretrained(tmp_path / "gpt")
     tokenizer.save_pretrained(tmp_path / "gpt")
     for architecture in ("bert_dot", "cross_encoder"):
-        with pytest.raises(InputError, match="is a gpt2; rankers are made from encoders like BERT"):
+        with pytest.raises(InputError, match="is a gpt2; a ranker needs an encoder like BERT"):
             loading.load(str(tmp_path / "gpt"), architecture=architecture, lean=True)
     narrow = str(saving.save(students["colbert"], tmp_path / "narrow"))
     with pytest.raises(InputError, match="size mismatch for weight"):  # what torch says, not only where
@@ -82,5 +82,5 @@ def test_what_cannot_be_read_as_a_ranker_is_refused(tmp_path, students, tokenize
 
 def test_a_published_layout_that_does_not_fit(tmp_path, distil, tokenizer):
     folder = published(tmp_path / "c", "ColBERT", distil, tokenizer, prefix="other.")
-    with pytest.raises(InputError, match="holds no DistilBERT"):
+    with pytest.raises(InputError, match="contains no DistilBERT"):
         loading.load(folder)

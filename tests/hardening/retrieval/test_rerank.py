@@ -65,7 +65,7 @@ def test_a_killed_reranking_resumes(tmp_path, invoke, first, files, tiny_cross, 
     stop = None
     caplog.set_level("INFO")
     assert invoke(rerank.main, *words).exit_code == 0
-    assert sum(computed) == 100 - kept and f"going on: {kept} of 100 pairs were scored before" in caplog.text
+    assert sum(computed) == 100 - kept and f"resuming: {kept} of 100 pairs are already scored" in caplog.text
     assert (tmp_path / "out.txt").read_bytes() == (tmp_path / "whole.txt").read_bytes()
     assert not list(tmp_path.glob("*.partial"))
     first.write(tmp_path / "first.txt", overwrite=True)
@@ -73,7 +73,7 @@ def test_a_killed_reranking_resumes(tmp_path, invoke, first, files, tiny_cross, 
         assert json.loads((tmp_path / f"{name}.json").read_text()).get("resumed", False) == (name == "out")
     (tmp_path / "first.json").write_text('{"seconds": 1}')
     assert run_records.seconds_of(tmp_path / "whole.txt")[0] > 1
-    assert run_records.seconds_of(tmp_path / "out.txt")[1].endswith("since its reranking was resumed")
+    assert run_records.seconds_of(tmp_path / "out.txt")[1].endswith("since its reranking resumed")
 
 
 def test_a_search_killed_during_reranking_resumes(tmp_path, invoke, files, bm25_index, tiny_cross, monkeypatch, caplog):

@@ -23,7 +23,7 @@ def test_wrong_input_is_one_line_and_exit_code_2(invoke, dense, files, tmp_path,
     refused(*dense, "--topics", tmp_path / "twice.tsv", word="duplicate query id '1'")
     refused(*dense, "--qrels", tmp_path / "other.txt", word="share no query")
     refused(*dense, "--qrels", tmp_path / "bad.txt", word="bad.txt:1: relevance must be a whole number")
-    refused(*dense, "--encoder", "unheard-of", word="'unheard-of' cannot be had; tried:")
+    refused(*dense, "--encoder", "unheard-of", word="'unheard-of' not found; tried:")
     refused(*dense, "--encoder", tiny_cross, word="bert_dot")
     refused(*dense, "--encoder", "minilm", word="does not match index")
     refused(*dense, "--pooling", "cls", word="pooling is cls, the index was made with mean")
