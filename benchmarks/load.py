@@ -28,7 +28,7 @@ from benchmarks.measure import Bench, Row, score_tolerance
 from pyserini_kd.data import docstrings, formats
 from pyserini_kd.data.runs import Run
 from pyserini_kd.models.rankers import load_encoder
-from pyserini_kd.retrieval import build
+from pyserini_kd.retrieval import dense_build
 
 HITS = 10
 DOCS = 2000  # few, to measure the service and not the index
@@ -183,7 +183,7 @@ def pydocs_index(bench: Bench) -> Path:
     folder = bench.work / f"pydocs.{count}.minilm"
     if not folder.exists():
         docs = [doc for doc, _ in zip(docstrings.docs(), range(count), strict=False)]
-        build.build(docs, load_encoder("minilm"), folder)
+        dense_build.index_dense(docs, load_encoder("minilm"), folder)
     return folder
 
 

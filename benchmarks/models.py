@@ -20,7 +20,7 @@ from pyserini_kd.data import docstrings, formats, sources
 from pyserini_kd.data.runs import Run
 from pyserini_kd.models import checkpoint_folder, hardware, loading, rankers, saving
 from pyserini_kd.models.rankers import load_encoder
-from pyserini_kd.retrieval import build
+from pyserini_kd.retrieval import dense_build
 from pyserini_kd.retrieval.search_settings import SystemSettings
 from pyserini_kd.retrieval.system import System
 
@@ -182,7 +182,7 @@ def dense_index(bench: Bench) -> Path:
     if not folder.exists():
         docs = sources.collection(str(bench.data / "msmarco-dl19" / "collection.tsv"))
         first_docs = (doc for doc, _ in zip(docs, range(bench.choose(1 << 30, 200)), strict=False))
-        build.build(first_docs, load_encoder("minilm"), folder)
+        dense_build.index_dense(first_docs, load_encoder("minilm"), folder)
     return folder
 
 

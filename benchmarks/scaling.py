@@ -31,7 +31,7 @@ from pyserini_kd.data import docstrings, ids
 from pyserini_kd.data.types import Doc
 from pyserini_kd.models import loading, saving
 from pyserini_kd.models.rankers import load_encoder
-from pyserini_kd.retrieval import build, faiss_build, faiss_kinds, vector_store
+from pyserini_kd.retrieval import dense_build, faiss_build, faiss_kinds, vector_store
 from pyserini_kd.retrieval.dense_index import DenseIndex
 
 NOISE = 0.5  # length of the noise that is added to a vector of length 1
@@ -147,7 +147,9 @@ def encode_line(bench: Bench, count: int, name: str) -> list[str]:
         if name == "tiny":
             name = str(saving.save(_tiny(), Path(folder) / "tiny"))
         begun = time.perf_counter()
-        build.build(ids.unique_docs(generated(), places), load_encoder(name), Path(folder) / "index")  # as the command does
+        dense_build.index_dense(
+            ids.unique_docs(generated(), places), load_encoder(name), Path(folder) / "index"
+        )  # as the command does
         seconds = time.perf_counter() - begun
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
     return [f"{count:,}", Path(name).name, f"{count / seconds:.0f}", f"{seconds:.0f}", f"{peak:.0f}"]

@@ -35,9 +35,7 @@ class Settings(shared.Settings):
     topics: str | None = option("--topics", None, "The run's topics.")
     qrels: str | None = option("--qrels", None, "Judgements, for nDCG@10 in fp32 and int8.")
     depth: int = option("--depth", 100, "Documents per query in the report.", ge=2)
-    push: str | None = option(
-        "--push", None, "Upload the folder to this repository (owner/name) of the model hub.", metavar="REPO"
-    )
+    push: str | None = option("--push", None, "Upload the folder to this hub repository (owner/name).", metavar="REPO")
     private: bool = option("--private", False, "With --push: create the repository as a private one.")
     overwrite: Overwrite = False
 

@@ -167,10 +167,10 @@ def tiny_cross(tmp_path_factory, tokenizer) -> Path:
 @pytest.fixture(scope="session")
 def dense_index(tmp_path_factory, tiny_dot, corpus) -> Path:
     from pyserini_kd.models.rankers import load_encoder
-    from pyserini_kd.retrieval import build
+    from pyserini_kd.retrieval import dense_build
 
     folder = tmp_path_factory.mktemp("indexes") / "corpus.tiny"
-    build.build(corpus, as_ranker(load_encoder(str(tiny_dot)), tiny_dot, precision="fp32"), folder)
+    dense_build.index_dense(corpus, as_ranker(load_encoder(str(tiny_dot)), tiny_dot, precision="fp32"), folder)
     return folder
 
 
@@ -179,7 +179,7 @@ def bm25_index(tmp_path_factory, corpus) -> Path:
     from pyserini_kd.retrieval import bm25_build
 
     folder = tmp_path_factory.mktemp("indexes") / "corpus.bm25"
-    bm25_build.build_index(corpus, folder)
+    bm25_build.index_bm25(corpus, folder)
     return folder
 
 

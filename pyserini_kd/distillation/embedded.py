@@ -25,7 +25,7 @@ from pyserini_kd.evaluation import engines, run_records, tuning
 from pyserini_kd.evaluation.engines import PerQuery
 from pyserini_kd.models import checkpoint_folder, hardware, loading, rankers, saving
 from pyserini_kd.models.rankers import load_encoder
-from pyserini_kd.retrieval import bm25_build, bm25_search, build, fusion, reranking, searching
+from pyserini_kd.retrieval import bm25_build, bm25_search, dense_build, fusion, reranking, searching
 from pyserini_kd.retrieval.dense_index import DenseIndex
 from pyserini_kd.retrieval.open_index import open_with_encoder
 from pyserini_kd.retrieval.text_sources import stored_docs
@@ -125,7 +125,7 @@ def _stale(result: Path, made_from: Path | None) -> str:
 
 
 def _make_bm25(at: Paths) -> None:
-    count = bm25_build.build_index(docstrings.docs(), at.bm25, threads=hardware.threads(), collection_stamp=docstrings.stamp())
+    count = bm25_build.index_bm25(docstrings.docs(), at.bm25, threads=hardware.threads(), collection_stamp=docstrings.stamp())
     logger.info("%d documents, %d / %d / %d topics", count, *(len(docstrings.topics(split)) for split in docstrings.SPLITS))
 
 
@@ -189,7 +189,7 @@ def _train(config: TrainConfig, at: Paths, output: Path, scores: Path | None = N
 
 
 def _make_index(encoder: Path, index: Path) -> None:
-    build.build(docstrings.docs(), load_encoder(str(encoder)), index, collection="pydocs")
+    dense_build.index_dense(docstrings.docs(), load_encoder(str(encoder)), index, collection="pydocs")
 
 
 def _make_reranker(at: Paths) -> None:

@@ -40,7 +40,7 @@ def model_card(name: str, model: Model, record: Record, *, is_ranker: bool = Tru
     return template.render(
         name=name, architecture=architecture, what=WHAT[architecture], library=LIBRARIES.get(architecture), record=record,
         parameters=sum(weights.numel() for weights in model.parameters()), layers=_layers(model), lengths=model.lengths,
-        width=model.width if architecture in ("bert_dot", "colbert") else None,  # type: ignore[union-attr]
+        width=model.width if architecture in ("bert_dot", "colbert") else None,
         metric=metric, measured=values, best=max(values, default=0.0),
     ) + "\n"  # fmt: skip
 

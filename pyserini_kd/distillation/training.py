@@ -24,6 +24,7 @@ from pyserini_kd.distillation import objective
 from pyserini_kd.distillation.batches import pair_length
 from pyserini_kd.distillation.candidates import Group, as_groups
 from pyserini_kd.distillation.config import TrainConfig
+from pyserini_kd.distillation.model_card import model_card
 from pyserini_kd.distillation.processes import check_precision, one_after_another, processes
 from pyserini_kd.distillation.recipes import Stage
 from pyserini_kd.distillation.stages import Work, run_stage, states_of
@@ -229,11 +230,14 @@ def _export(model: Model, last: Stage, output: Path, record: dict[str, object], 
     """Write the checkpoint: a ranker, or the bare encoder if the last stage distilled a language model."""
     with torch.no_grad():
         model = model.cpu().eval()
+        card = model_card(str(output), model, record, is_ranker=not last.text) if "recipe" in record else None
         if not last.text:
-            saving.save(model, output, record=record, overwrite=overwrite)
+            saving.save(model, output, record=record, card=card, overwrite=overwrite)
             return
         with atomic_folder(output, overwrite=overwrite) as folder, checkpoint_folder.quiet_transformers():
             encoder_of(model).save_pretrained(folder)
             model.tokenizer.save_pretrained(folder)
             write_json(folder / "training.json", record)
+            if card is not None:
+                (folder / saving.CARD).write_text(card, encoding="utf-8")
     checkpoint_folder.resolve.cache_clear()

@@ -14,6 +14,8 @@ from pyserini_kd.models.checkpoint_folder import HEAD, OURS, quiet_transformers,
 from pyserini_kd.storage.files import atomic_folder
 from pyserini_kd.storage.records import Record, write_json
 
+CARD = "README.md"  # where model hubs look for it
+
 if TYPE_CHECKING:
     from pyserini_kd.models.bert_dot import BertDot
     from pyserini_kd.models.cross_encoder import CrossEncoder
@@ -21,8 +23,10 @@ if TYPE_CHECKING:
     from pyserini_kd.models.two_sides import TwoSides
 
 
-def save(model: Model, folder: str | Path, *, record: Record | None = None, overwrite: bool = False) -> Path:
-    """Write a complete checkpoint folder, or nothing on failure. `record` becomes its training.json."""
+def save(
+    model: Model, folder: str | Path, *, record: Record | None = None, card: str | None = None, overwrite: bool = False
+) -> Path:
+    """Write a complete checkpoint folder, or nothing on failure. `record` becomes its training.json, `card` its README.md."""
     from pyserini_kd.models.bert_dot import BertDot
     from pyserini_kd.models.cross_encoder import CrossEncoder
 
@@ -36,6 +40,8 @@ def save(model: Model, folder: str | Path, *, record: Record | None = None, over
             _describe_to_sentence_transformers(model, partial)
         if record is not None:
             write_json(partial / "training.json", record)
+        if card is not None:
+            (partial / CARD).write_text(card, encoding="utf-8")
         for written in partial.glob("*.safetensors"):  # safetensors makes files readable for their owner only
             written.chmod((partial / "config.json").stat().st_mode)
     resolve.cache_clear()

@@ -24,7 +24,7 @@ BATCH = 10_000
 INDEX_OPTIONS = ["-storePositions", "-storeDocvectors", "-storeRaw"]
 
 
-def build_index(
+def index_bm25(
     docs: Iterable[Doc],
     index_dir: str | Path,
     *,

@@ -86,7 +86,7 @@ def try_lucene() -> None:
 
     docs = [Doc("1", "", "a tree of red apples"), Doc("2", "", "two grey doves")]
     with tempfile.TemporaryDirectory() as folder:
-        bm25_build.build_index(docs, f"{folder}/index")
+        bm25_build.index_bm25(docs, f"{folder}/index")
         click.echo(" ".join(bm25_search.search(f"{folder}/index", [Query("q", "dove")])["q"].doc_ids))
 
 

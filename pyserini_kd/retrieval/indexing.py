@@ -103,7 +103,7 @@ class IndexSettings(Settings):
 
 def index(settings: IndexSettings) -> int | None:
     """Write the index; returns the number of documents, or None while other processes have work left."""
-    from pyserini_kd.retrieval import bm25_build, build, token_index  # lazy: importing FAISS is slow
+    from pyserini_kd.retrieval import bm25_build, dense_build, token_index  # lazy: importing FAISS is slow
 
     overwrite, folder = settings.overwrite, settings.index
     mend(folder)
@@ -113,7 +113,7 @@ def index(settings: IndexSettings) -> int | None:
     loaded["max_doc_len"] = settings.max_length
     if settings.vectors:
         maker = load_encoder(settings.encoder, pooling=settings.pooling, **loaded) if settings.encoder else None
-        return build.build_from_vectors(
+        return dense_build.build_from_vectors(
             settings.vectors, settings.ids, folder, kind=settings.kind, encoder=maker, overwrite=overwrite
         )
     assert settings.collection is not None and settings.encoder is not None
@@ -124,7 +124,7 @@ def index(settings: IndexSettings) -> int | None:
                 Path(settings.collection), settings.collection_class, folder, threads=threads, overwrite=overwrite
             )
         stamp, docs = sources.stamp(settings.collection), sources.collection(settings.collection, settings.segment)
-        return bm25_build.build_index(
+        return bm25_build.index_bm25(
             docs, folder, threads=threads, overwrite=overwrite, collection_stamp=stamp, segment=settings.segment
         )
     if settings.threads:
@@ -137,4 +137,4 @@ def index(settings: IndexSettings) -> int | None:
         return token_index.build(docs, scorer, folder, dtype=settings.dtype, **options)
     encoder = load_encoder(settings.encoder, pooling=settings.pooling, **loaded)
     docs = sources.collection(settings.collection, settings.segment)
-    return build.build(docs, encoder, folder, kind=settings.kind, **options)
+    return dense_build.index_dense(docs, encoder, folder, kind=settings.kind, **options)

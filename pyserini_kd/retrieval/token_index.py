@@ -163,7 +163,7 @@ def build(
     dtype: Literal["fp16", "fp32"] = "fp16",
     **options: Unpack[Options],
 ) -> int | None:
-    """Store representations of documents as `dtype` numbers; other arguments and result as in `build.build`."""
+    """Store representations of documents as `dtype` numbers; other arguments and result as in `dense_build.index_dense`."""
     made_from = {"architecture": scorer.architecture, "encoder": scorer.record(), **scorer.arithmetic()}
     made_from |= {"dtype": dtype, "segment": options.get("segment")}
     cut: list[int] = []

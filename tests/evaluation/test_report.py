@@ -22,7 +22,7 @@ from pyserini_kd.evaluation import page as page_
 from pyserini_kd.evaluation.measures import DEFAULT_MEASURES
 from pyserini_kd.evaluation.page import DEPTHS, MAX_BYTES, MAX_DOCS, TEMPLATE, System, _cut, _embedded, collect, pareto_front
 from pyserini_kd.models.rankers import load_encoder
-from pyserini_kd.retrieval import build
+from pyserini_kd.retrieval import dense_build
 from pyserini_kd.storage.errors import InputError
 from tests.conftest import as_ranker
 
@@ -89,7 +89,7 @@ FULL = (
 
 def test_documents_that_an_index_lacks_are_left_out(given_files, tiny_dot):
     docs = [Doc("a", "Cats", "The cat eats fish"), Doc("z", "", "other")]
-    build.build(docs, as_ranker(load_encoder(str(tiny_dot)), tiny_dot), given_files / "index")
+    dense_build.index_dense(docs, as_ranker(load_encoder(str(tiny_dot)), tiny_dot), given_files / "index")
     assert page_.fetch_texts(["a", "b"], None, str(given_files / "index")) == {"a": docs[0]}
     with pytest.raises(InputError, match="'b' is not in the index"):
         page_.fetch_texts(["b"], None, str(given_files / "index"))

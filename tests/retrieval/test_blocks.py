@@ -15,7 +15,7 @@ import pytest
 
 from pyserini_kd.data.types import Doc
 from pyserini_kd.retrieval import faiss_build, faiss_kinds, index_folder, vector_store
-from pyserini_kd.retrieval.build import build_from
+from pyserini_kd.retrieval.dense_build import build_from
 from pyserini_kd.retrieval.dense_index import DenseIndex
 from pyserini_kd.retrieval.indexing import IndexSettings
 from pyserini_kd.storage.errors import InputError
@@ -28,7 +28,7 @@ SCRIPT = r"""
 import sys, time
 import numpy as np
 from pyserini_kd.data.types import Doc
-from pyserini_kd.retrieval import build, faiss_build
+from pyserini_kd.retrieval import dense_build, faiss_build
 
 folder, kind, pause, shard_id, shard_num = sys.argv[1], sys.argv[2], float(sys.argv[3]), int(sys.argv[4]), int(sys.argv[5])
 
@@ -43,7 +43,7 @@ faiss_build._loaded = lambda *args: (time.sleep(pause) or block for block in loa
 faiss_build.SAVE_INTERVAL = 0.05  # seconds
 docs = (Doc(f"d{n}", "", str(n)) for n in range(230))
 print("ready", flush=True)
-count = build.build_from(docs, encode, 8, folder, {}, block=10, kind=kind, overwrite=False,
+count = dense_build.build_from(docs, encode, 8, folder, {}, block=10, kind=kind, overwrite=False,
                          shard=(shard_id, shard_num), collection="")
 print(count)
 """

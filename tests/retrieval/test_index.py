@@ -11,7 +11,7 @@ import pytest
 
 from pyserini_kd import index
 from pyserini_kd.data.types import Doc, Query
-from pyserini_kd.retrieval import build, searching
+from pyserini_kd.retrieval import dense_build, searching
 from pyserini_kd.retrieval.dense_index import DenseIndex
 from pyserini_kd.retrieval.open_index import check_encoder, load_encoder, open_with_encoder
 from pyserini_kd.retrieval.text_sources import has_docs, stored_docs
@@ -55,7 +55,7 @@ def test_more_hits_than_documents_and_blank_queries(dense_index, encoder, caplog
 @pytest.mark.parametrize("kind", ["Flat", "SQ8", "HNSW8", "IVF2,Flat"])
 def test_kinds_keep_inner_product_order(tmp_path, encoder, tiny_dot, corpus, queries, kind):
     many = [Doc(f"{doc.doc_id}-{n}", doc.title, f"{doc.text} {n * 'hay '}") for n in range(10) for doc in corpus]
-    build.build(many, as_ranker(encoder, tiny_dot, precision="fp32"), tmp_path / "x", kind=kind)
+    dense_build.index_dense(many, as_ranker(encoder, tiny_dot, precision="fp32"), tmp_path / "x", kind=kind)
     opened = DenseIndex.open(tmp_path / "x")
     assert faiss.read_index(str(tmp_path / "x" / "index")).metric_type == faiss.METRIC_INNER_PRODUCT
     query_vecs = encode(encoder, [q.text for q in queries], "query", precision="fp32")
@@ -92,7 +92,7 @@ def test_encoder_must_match(dense_index, tiny_dot, tmp_path, encoder):
 
 def test_search_uses_the_prefixes_of_the_index(tmp_path, tiny_dot, corpus, queries):
     made = load_encoder(str(tiny_dot), doc_prefix="barn ", pooling="cls")
-    build.build(corpus, as_ranker(made, tiny_dot, precision="fp32"), tmp_path / "x")
+    dense_build.index_dense(corpus, as_ranker(made, tiny_dot, precision="fp32"), tmp_path / "x")
     opened, encoder = open_with_encoder(tmp_path / "x", str(tiny_dot))
     assert (encoder.module.settings.doc_prefix, encoder.module.settings.pooling) == ("barn ", "cls")
     with pytest.raises(InputError, match="pooling is mean, the index was made with cls"):
@@ -127,7 +127,7 @@ def halves(tmp_path, encoder, tiny_dot, corpus):
     """The corpus with every text four times (ties), as one index and as three."""
     many = [Doc(f"{doc.doc_id}-{n}", doc.title, doc.text) for n in range(4) for doc in corpus]
     for name, part in {"whole": many, "a": many[:30], "b": many[30:33], "c": many[33:]}.items():
-        build.build(part, as_ranker(encoder, tiny_dot, precision="fp32"), tmp_path / name)
+        dense_build.index_dense(part, as_ranker(encoder, tiny_dot, precision="fp32"), tmp_path / name)
     return many, tmp_path / "whole", [tmp_path / name for name in "abc"]
 
 

@@ -33,14 +33,14 @@ ODD_DOCS = [
 @pytest.fixture(scope="module")
 def odd_index(tmp_path_factory):
     folder = tmp_path_factory.mktemp("lucene") / "odd"
-    assert bm25_build.build_index(ODD_DOCS, folder) == len(ODD_DOCS)
+    assert bm25_build.index_bm25(ODD_DOCS, folder) == len(ODD_DOCS)
     return str(folder)
 
 
 @pytest.fixture(scope="module")
 def scifact(tmp_path_factory, shared_data):
     folder = tmp_path_factory.mktemp("lucene") / "scifact"
-    assert bm25_build.build_index(formats.read_collection(shared_data / "beir" / "scifact"), folder, threads=2) == 5183
+    assert bm25_build.index_bm25(formats.read_collection(shared_data / "beir" / "scifact"), folder, threads=2) == 5183
     return str(folder)
 
 
@@ -85,7 +85,7 @@ def test_scifact_bm25_is_the_published_one(scifact, shared_data):
 
 def test_documents_come_back_as_they_were_indexed(tmp_path):
     docs = [Doc("1", "", "first line\nsecond line"), Doc("2", "Title", "text\nmore"), Doc("3", "", "one line")]
-    bm25_build.build_index(docs, tmp_path / "index")
+    bm25_build.index_bm25(docs, tmp_path / "index")
     assert list(BM25Index.open(str(tmp_path / "index")).fetch_docs(["3", "2", "1"])) == docs[::-1]
 
 
@@ -131,7 +131,7 @@ def test_same_hits_as_pyserini(scifact, shared_data, rm3):
 def test_hand_worked_bm25(tmp_path):
     """idf * tf / (tf + k1 (1 - b + b length / average)), idf = ln(1 + (N - n + .5) / (n + .5)); Lucene leaves out (k1 + 1)."""
     docs = [Doc("a", "", "apple pear"), Doc("b", "", "apple apple plum plum plum fig"), Doc("c", "Fig", "date")]
-    bm25_build.build_index(docs, tmp_path / "index")
+    bm25_build.index_bm25(docs, tmp_path / "index")
     idf, average = np.log(1 + (3 - 2 + 0.5) / (2 + 0.5)), (2 + 6 + 2) / 3
     for k1, b in ((0.9, 0.4), (2.0, 0.0), (1.2, 1.0)):
         hits = bm25_search.search(str(tmp_path / "index"), [Query("q", "apple")], k1=k1, b=b)["q"]
@@ -212,7 +212,7 @@ def test_stored_documents_come_back(odd_index):
 
 def test_a_rebuilt_index_is_not_read_from_memory(tmp_path):
     for word in ("old", "new"):
-        bm25_build.build_index([Doc(word, "", "apple")], tmp_path / "index", overwrite=True)
+        bm25_build.index_bm25([Doc(word, "", "apple")], tmp_path / "index", overwrite=True)
         assert bm25_search.search(str(tmp_path / "index"), [Query("q", "apple")])["q"].doc_ids == [word]
 
 
@@ -248,7 +248,7 @@ from pathlib import Path
 from pyserini_kd.data.sources import read_topic_set
 from pyserini_kd.data.types import Doc, Query
 from pyserini_kd.retrieval import bm25_build, bm25_search
-bm25_build.build_index([Doc("1", "", "a apple")], "index", threads=2)
+bm25_build.index_bm25([Doc("1", "", "a apple")], "index", threads=2)
 bm25_build.build_index_with_reader(Path(sys.argv[1]), "HtmlCollection", "html")
 print(bm25_search.search("index", [Query("q", "apple")], rm3=True)["q"].doc_ids)
 print(read_topic_set("dl19-passage"), read_topic_set("no-such-set"))

@@ -9,7 +9,7 @@ from pyserini_kd import rerank
 from pyserini_kd.data.runs import Run
 from pyserini_kd.models import hardware, loading, rankers
 from pyserini_kd.models.rankers import load_encoder
-from pyserini_kd.retrieval import build, reranking, text_sources
+from pyserini_kd.retrieval import dense_build, reranking, text_sources
 from tests.conftest import as_ranker, score
 
 
@@ -53,8 +53,8 @@ def test_vectors_of_a_flat_index_are_reused(tmp_path, invoke, first, files, tiny
     parts = []
     for number, docs in enumerate((corpus[:9], corpus[9:])):
         parts += ["--index", tmp_path / f"part{number}"]
-        build.build(docs, as_ranker(load_encoder(str(tiny_dot)), tiny_dot), parts[-1], store_docs=False)
-    build.build(corpus, as_ranker(load_encoder(str(tiny_dot)), tiny_dot), tmp_path / "sq8", kind="SQ8")
+        dense_build.index_dense(docs, as_ranker(load_encoder(str(tiny_dot)), tiny_dot), parts[-1], store_docs=False)
+    dense_build.index_dense(corpus, as_ranker(load_encoder(str(tiny_dot)), tiny_dot), tmp_path / "sq8", kind="SQ8")
     encoded, run_side = [], rankers.SideScorer.run_side
     monkeypatch.setattr(
         rankers.SideScorer,

@@ -132,12 +132,12 @@ def test_an_existing_embedded_default_needs_no_arguments(tmp_path, tiny_dot, mon
     """`python -m pyserini_kd.search --encoder student` with a small replacement for the demo's models."""
     from pyserini_kd.data import docstrings
     from pyserini_kd.models.rankers import load_encoder
-    from pyserini_kd.retrieval import build
+    from pyserini_kd.retrieval import dense_build
 
     monkeypatch.setenv("PYSERINI_KD_HOME", str(tmp_path))
     shutil.copytree(tiny_dot, tmp_path / "models" / "student")
     docs = [doc for doc in docstrings.docs() if docstrings.split_of(doc.doc_id.rsplit(".", 1)[0]) == "test"][:50]
-    build.build(
+    dense_build.index_dense(
         docs, as_ranker(load_encoder(str(tiny_dot)), tiny_dot), tmp_path / "indexes" / "pydocs.student", collection="pydocs"
     )
     (tmp_path / "indexes" / "pydocs.bm25").mkdir()

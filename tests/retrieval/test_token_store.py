@@ -16,7 +16,7 @@ from pyserini_kd.models.colbert import ColBert, ColBertSettings
 from pyserini_kd.models.prettr import PreTtr, PreTtrSettings
 from pyserini_kd.models.rankers import load_encoder
 from pyserini_kd.models.tk import Tk, TkSettings
-from pyserini_kd.retrieval import build as build_
+from pyserini_kd.retrieval import dense_build as build_
 from pyserini_kd.retrieval import reranking, text_sources, token_index
 from pyserini_kd.storage.errors import InputError
 from pyserini_kd.storage.records import read_json
@@ -190,7 +190,7 @@ def test_another_checkpoint_reranks_from_the_texts(saved, tiny_cross, files, cor
 
 
 def test_the_api_uses_stored_representations_or_cuts_texts(tmp_path, tiny_dot, corpus, queries, monkeypatch):
-    build_.build(corpus, as_ranker(load_encoder(str(tiny_dot)), tiny_dot, precision="fp32"), tmp_path / "i")
+    build_.index_dense(corpus, as_ranker(load_encoder(str(tiny_dot)), tiny_dot, precision="fp32"), tmp_path / "i")
     run = Run.from_scores("bm25", {"q0": {doc.doc_id: 1.0 for doc in corpus}})
     opened = reranking.open_source(str(tiny_dot), [str(tmp_path / "i")], segment="3:2", precision="fp32")
     cut = reranking.rerank(run, opened[0], queries, opened[1], segment="3:2", depth=20)

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from pyserini_kd import index
-from pyserini_kd.retrieval import build
+from pyserini_kd.retrieval import dense_build
 from pyserini_kd.retrieval.dense_index import DenseIndex
 from pyserini_kd.retrieval.open_index import open_with_encoder
 
@@ -27,10 +27,10 @@ def made(tmp_path):
 
 def test_every_source_gives_the_same_index(made, monkeypatch):
     folder, found, _ = made
-    monkeypatch.setattr(build, "BLOCK", 7)
-    assert build.build_from_vectors(folder / "v.npy", folder / "ids.txt", folder / "a") == 30
+    monkeypatch.setattr(dense_build, "BLOCK", 7)
+    assert dense_build.build_from_vectors(folder / "v.npy", folder / "ids.txt", folder / "a") == 30
     for name, source in (("b", "pyserini"), ("c", "pyserini/embeddings.jsonl"), ("d", "a")):
-        build.build_from_vectors(folder / source, None, folder / name)
+        dense_build.build_from_vectors(folder / source, None, folder / name)
         for file in ("index", "docid"):
             assert (folder / name / file).read_bytes() == (folder / "a" / file).read_bytes()
     opened = DenseIndex.open(folder / "a")

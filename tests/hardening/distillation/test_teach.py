@@ -12,7 +12,7 @@ from pyserini_kd.distillation import teacher_scores, teaching, teaching_files, t
 from pyserini_kd.distillation.candidates import write_candidates
 from pyserini_kd.models import rankers
 from pyserini_kd.models.rankers import load_encoder
-from pyserini_kd.retrieval import build
+from pyserini_kd.retrieval import dense_build
 from pyserini_kd.retrieval.dense_index import DenseIndex
 from pyserini_kd.storage.errors import InputError
 from pyserini_kd.storage.files import alone
@@ -33,10 +33,10 @@ def test_scores_that_are_not_finite_are_not_kept(tmp_path, groups, texts, tiny_d
 
 
 def test_inexact_vectors_are_refused_as_a_teacher(tmp_path, groups, texts, tiny_dot, corpus):
-    build.build(corpus, as_ranker(load_encoder(str(tiny_dot)), tiny_dot), tmp_path / "x", kind="SQ8")
+    dense_build.index_dense(corpus, as_ranker(load_encoder(str(tiny_dot)), tiny_dot), tmp_path / "x", kind="SQ8")
     with pytest.raises(InputError, match="has no exact vectors; give a Flat index"):
         teaching.teach(groups, *texts, checkpoints(tiny_dot), index=DenseIndex.open(tmp_path / "x"))
-    build.build([Doc("more", "", "the hen")], as_ranker(load_encoder(str(tiny_dot)), tiny_dot), tmp_path / "y")
+    dense_build.index_dense([Doc("more", "", "the hen")], as_ranker(load_encoder(str(tiny_dot)), tiny_dot), tmp_path / "y")
     (tmp_path / "x" / "manifest.json").unlink()  # its type is unknown
     for folders in ((tmp_path / "x",), (tmp_path / "y", tmp_path / "x")):
         with pytest.raises(InputError, match="has no exact vectors"):

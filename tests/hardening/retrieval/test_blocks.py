@@ -14,9 +14,9 @@ import pytest
 
 from pyserini_kd import index
 from pyserini_kd.data.types import Doc
-from pyserini_kd.retrieval import build as build_
+from pyserini_kd.retrieval import dense_build as build_
 from pyserini_kd.retrieval import faiss_build, faiss_kinds, index_folder
-from pyserini_kd.retrieval.build import build_from
+from pyserini_kd.retrieval.dense_build import build_from
 from pyserini_kd.retrieval.dense_index import DenseIndex
 from pyserini_kd.storage import arrays, job
 from pyserini_kd.storage.errors import InputError

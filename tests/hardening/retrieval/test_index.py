@@ -9,7 +9,7 @@ import pytest
 
 from pyserini_kd.data.doc_ids import DocIds
 from pyserini_kd.data.types import Doc
-from pyserini_kd.retrieval import build, index_folder
+from pyserini_kd.retrieval import dense_build, index_folder
 from pyserini_kd.retrieval.dense_index import DenseIndex
 from pyserini_kd.retrieval.open_index import check_encoder, load_encoder
 from pyserini_kd.retrieval.text_sources import stored_docs
@@ -19,16 +19,16 @@ from tests.retrieval.test_index import encoder, halves, vectors
 
 
 def test_an_unfinished_build_resumes(tmp_path, encoder, tiny_dot, corpus, monkeypatch, interrupted):
-    monkeypatch.setattr(build, "BLOCK", 6)
-    build.build(corpus, as_ranker(encoder, tiny_dot, precision="fp32"), tmp_path / "whole")
+    monkeypatch.setattr(dense_build, "BLOCK", 6)
+    dense_build.index_dense(corpus, as_ranker(encoder, tiny_dot, precision="fp32"), tmp_path / "whole")
     from pyserini_kd.models import rankers
 
     calls = interrupted(rankers.Encoder, "encode_docs")
     with pytest.raises(KeyboardInterrupt):
-        build.build(corpus, as_ranker(encoder, tiny_dot, precision="fp32"), tmp_path / "cut")
+        dense_build.index_dense(corpus, as_ranker(encoder, tiny_dot, precision="fp32"), tmp_path / "cut")
     assert not (tmp_path / "cut").exists()
     renamed = shutil.copytree(tiny_dot, tmp_path / "renamed")  # the same weights under another name
-    build.build(corpus, as_ranker(encoder, renamed, precision="fp32"), tmp_path / "cut")
+    dense_build.index_dense(corpus, as_ranker(encoder, renamed, precision="fp32"), tmp_path / "cut")
     assert calls == [6, 6, 6, 6, 2]  # the two finished blocks are not encoded again
     for name in ("index", "docid", "docs.jsonl", "docs.offsets"):
         assert (tmp_path / "cut" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
@@ -36,14 +36,14 @@ def test_an_unfinished_build_resumes(tmp_path, encoder, tiny_dot, corpus, monkey
 
 
 def test_a_changed_collection_is_encoded_again(tmp_path, encoder, tiny_dot, corpus, monkeypatch):
-    monkeypatch.setattr(build, "BLOCK", 6)
+    monkeypatch.setattr(dense_build, "BLOCK", 6)
     merge = index_folder._merge_docs
     monkeypatch.setattr(index_folder, "_merge_docs", lambda *a: (_ for _ in ()).throw(KeyboardInterrupt))
     with pytest.raises(KeyboardInterrupt):
-        build.build(corpus, as_ranker(encoder, tiny_dot, precision="fp32"), tmp_path / "x")
+        dense_build.index_dense(corpus, as_ranker(encoder, tiny_dot, precision="fp32"), tmp_path / "x")
     monkeypatch.setattr(index_folder, "_merge_docs", merge)
     changed = [corpus[0]._replace(text="the pig sleeps"), *corpus[1:8]]
-    assert build.build(changed, as_ranker(encoder, tiny_dot, precision="fp32"), tmp_path / "x") == 8
+    assert dense_build.index_dense(changed, as_ranker(encoder, tiny_dot, precision="fp32"), tmp_path / "x") == 8
     opened = DenseIndex.open(tmp_path / "x")
     assert opened.store.count == 8
     assert np.allclose(opened.store.reconstruct(np.arange(8)), vectors(encoder, changed), atol=1e-5)
@@ -98,14 +98,14 @@ def test_inconsistent_folders(tmp_path, dense_index, caplog):
 def test_a_file_is_never_replaced_by_a_folder(tmp_path, encoder, tiny_dot, corpus):
     (tmp_path / "x").write_text("mine")
     with pytest.raises(InputError, match="is a file"):
-        build.build(corpus, as_ranker(encoder, tiny_dot), tmp_path / "x", overwrite=True)
+        dense_build.index_dense(corpus, as_ranker(encoder, tiny_dot), tmp_path / "x", overwrite=True)
     assert (tmp_path / "x").read_text() == "mine"
 
 
 def test_an_index_replaced_while_it_is_opened_is_noticed(halves, tmp_path, monkeypatch, encoder, tiny_dot):
     """Another folder with as many, but different, documents takes its name."""
     many, _, (a, *_) = halves
-    build.build(many[1:31], as_ranker(encoder, tiny_dot, precision="fp32"), tmp_path / "new")
+    dense_build.index_dense(many[1:31], as_ranker(encoder, tiny_dot, precision="fp32"), tmp_path / "new")
     read = DocIds.read
 
     def late(folder):
@@ -125,15 +125,19 @@ def test_incompatible_folders(halves, tmp_path, tiny_dot, corpus):
     _, whole, (a, b, _) = halves
     with pytest.raises(InputError, match="document 'eat-cat-0' is in more than one index: .*a and .*whole"):
         DenseIndex.open(a, whole)
-    build.build([Doc("z#0", "", "cat")], as_ranker(load_encoder(str(tiny_dot)), tiny_dot), tmp_path / "cut", segment="5:5")
+    dense_build.index_dense(
+        [Doc("z#0", "", "cat")], as_ranker(load_encoder(str(tiny_dot)), tiny_dot), tmp_path / "cut", segment="5:5"
+    )
     with pytest.raises(
         InputError, match=r"a holds whole documents, .*cut holds passages \(5:5\): their results cannot be merged"
     ):
         DenseIndex.open(a, tmp_path / "cut")
     renamed = shutil.copytree(tiny_dot, tmp_path / "renamed")  # the same weights under another name are compatible
-    build.build([Doc("y", "", "the hen")], as_ranker(load_encoder(str(renamed)), renamed), tmp_path / "y")
+    dense_build.index_dense([Doc("y", "", "the hen")], as_ranker(load_encoder(str(renamed)), renamed), tmp_path / "y")
     assert "y" in DenseIndex.open(a, tmp_path / "y").doc_ids
-    build.build([Doc("x", "", "the hen")], as_ranker(load_encoder(str(tiny_dot), pooling="cls"), tiny_dot), tmp_path / "cls")
+    dense_build.index_dense(
+        [Doc("x", "", "the hen")], as_ranker(load_encoder(str(tiny_dot), pooling="cls"), tiny_dot), tmp_path / "cls"
+    )
     foreign = shutil.copytree(whole, tmp_path / "foreign")  # without a manifest
     (foreign / "docid").write_text("".join(f"f{n}\n" for n in range(80)))
     (foreign / "manifest.json").write_text(json.dumps({"encoder": {"name": "unknown"}}))
@@ -146,9 +150,9 @@ def test_incompatible_folders(halves, tmp_path, tiny_dot, corpus):
 
 
 def test_an_open_index_keeps_its_documents_after_a_replacement(tmp_path, encoder, tiny_dot, corpus):
-    build.build(corpus, as_ranker(encoder, tiny_dot), tmp_path / "x")
+    dense_build.index_dense(corpus, as_ranker(encoder, tiny_dot), tmp_path / "x")
     fetch = stored_docs(tmp_path / "x")
-    build.build(
+    dense_build.index_dense(
         [Doc(doc.doc_id, "", "longer " * 9) for doc in reversed(corpus)],
         as_ranker(encoder, tiny_dot),
         tmp_path / "x",
@@ -162,7 +166,7 @@ def test_an_open_index_keeps_its_documents_after_a_replacement(tmp_path, encoder
         (tmp_path / "x" / name).write_bytes(data)
         with pytest.raises(InputError, match=message):
             stored_docs(tmp_path / "x")
-    build.build(corpus, as_ranker(encoder, tiny_dot), tmp_path / "y")
+    dense_build.index_dense(corpus, as_ranker(encoder, tiny_dot), tmp_path / "y")
     with open(tmp_path / "y" / "docs.jsonl", "r+b") as out:
         out.truncate(100)
     with pytest.raises(InputError, match="docs.jsonl is damaged: no document at byte"):

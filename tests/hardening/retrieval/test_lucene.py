@@ -70,14 +70,14 @@ def test_raw_text_of_foreign_indexes(raw, doc):
 
 def test_empty_documents_are_skipped_and_counted(tmp_path, caplog):
     docs = [Doc("1", "", "one"), Doc("2", "", " "), Doc("3", "", "three")]
-    assert bm25_build.build_index(docs, tmp_path / "index") == 2
+    assert bm25_build.index_bm25(docs, tmp_path / "index") == 2
     assert "1 of 3 documents are empty" in caplog.text
     assert bm25_search.search(str(tmp_path / "index"), [Query("q", "three")])["q"].doc_ids == ["3"]
 
 
 def test_documents_that_lucene_refuses_are_counted(tmp_path, caplog):
     docs = [Doc("1", "", "one"), Doc("2" * 40_000, "", "two"), Doc("3", "", "three")]
-    assert bm25_build.build_index(docs, tmp_path / "index") == 2
+    assert bm25_build.index_bm25(docs, tmp_path / "index") == 2
     assert "Lucene refused 1 documents" in caplog.text
     assert json.loads((tmp_path / "index" / "manifest.json").read_text())["n_docs"] == 2
 
@@ -91,9 +91,9 @@ def test_failed_indexing_leaves_nothing(tmp_path, cacm_folder):
         raise InputError("bad line")
 
     with pytest.raises(InputError, match="bad line"):
-        bm25_build.build_index(breaks(), tmp_path / "index")
+        bm25_build.index_bm25(breaks(), tmp_path / "index")
     with pytest.raises(InputError, match="no documents"):
-        bm25_build.build_index([], tmp_path / "index")
+        bm25_build.index_bm25([], tmp_path / "index")
     with pytest.raises(InputError, match="NoSuchCollection could not index .* Unable to load collection class"):
         bm25_build.build_index_with_reader(cacm_folder, "NoSuchCollection", tmp_path / "index")
     with pytest.raises(InputError, match="needs a folder"):
@@ -144,13 +144,13 @@ def test_damaged_index_and_rm3_without_vectors(odd_index, tmp_path):
 def test_rm3_where_the_first_document_has_no_words(tmp_path):
     docs = [Doc("0", "", "--- ***"), Doc("1", "", "the cat sat"), Doc("2", "", "a cat fox"), Doc("3", "", "fox hole")]
     others = [Doc(f"other{n}", "", "something else") for n in range(40)]  # RM3 expands with rare words only
-    bm25_build.build_index(docs + others, tmp_path / "first")
+    bm25_build.index_bm25(docs + others, tmp_path / "first")
     found = bm25_search.search(str(tmp_path / "first"), [Query("q", "cat")], rm3=True)["q"]
     assert sorted(found.doc_ids) == ["1", "2", "3"]  # the last by `fox`
 
 
 def test_ids_of_several_words_are_refused(tmp_path):
-    bm25_build.build_index([Doc("a b", "", "cat fox"), Doc("c", "", "dog")], tmp_path / "blank")
+    bm25_build.index_bm25([Doc("a b", "", "cat fox"), Doc("c", "", "dog")], tmp_path / "blank")
     with pytest.raises(InputError, match="blank: document id 'a b' is not one word"):
         bm25_search.search(str(tmp_path / "blank"), [Query("q", "cat")])
     assert bm25_search.search(str(tmp_path / "blank"), [Query("q", "dog")])["q"].doc_ids == ["c"]
@@ -165,7 +165,7 @@ def docs():
     print("half way", flush=True)
     time.sleep(20)
 try:
-    bm25_build.build_index(docs(), sys.argv[1])
+    bm25_build.index_bm25(docs(), sys.argv[1])
 except KeyboardInterrupt:
     sys.exit(130)
 """

@@ -9,7 +9,7 @@ from pyserini_kd import index, search
 from pyserini_kd.data.types import Doc
 from pyserini_kd.models import rankers
 from pyserini_kd.models.rankers import load_encoder
-from pyserini_kd.retrieval import build, faiss_build, lucene_vectors
+from pyserini_kd.retrieval import dense_build, faiss_build, lucene_vectors
 from pyserini_kd.retrieval.dense_index import DenseIndex
 from pyserini_kd.storage.errors import InputError
 from tests.conftest import as_ranker
@@ -27,11 +27,11 @@ def test_an_interrupted_assembly_encodes_nothing_again(tmp_path, corpus, tiny_do
 
     monkeypatch.setattr(lucene_vectors, "_add", dying)
     with pytest.raises(KeyboardInterrupt):
-        build.build(corpus, as_ranker(encoder, tiny_dot), tmp_path / "x", **settings)
+        dense_build.index_dense(corpus, as_ranker(encoder, tiny_dot), tmp_path / "x", **settings)
     assert not (tmp_path / "x").exists()
     monkeypatch.setattr(lucene_vectors, "_add", add)
     monkeypatch.setattr(rankers.Encoder, "encode_docs", lambda *a, **k: pytest.fail("encoded again"))
-    assert build.build(corpus, as_ranker(encoder, tiny_dot), tmp_path / "x", **settings) == 20
+    assert dense_build.index_dense(corpus, as_ranker(encoder, tiny_dot), tmp_path / "x", **settings) == 20
     assert DenseIndex.open(tmp_path / "x").store.count == 20
     assert not list(tmp_path.glob(".*")) and not (tmp_path / "x" / "write.lock").exists()
 
@@ -118,7 +118,9 @@ def test_wrong_input_is_refused(tmp_path, by_command, opened, bm25_index, tiny_d
         opened["lucene-hnsw"].search(np.ones((1, 16), np.float32), 5, nprobe=3)
     encoder = load_encoder(str(tiny_dot))
     with pytest.raises(InputError, match="could not write .* term"):
-        build.build([Doc("x" * 40_000, "", "the hen")], as_ranker(encoder, tiny_dot), tmp_path / "no", kind="lucene-flat")
+        dense_build.index_dense(
+            [Doc("x" * 40_000, "", "the hen")], as_ranker(encoder, tiny_dot), tmp_path / "no", kind="lucene-flat"
+        )
     with pytest.raises(InputError, match="not a Lucene vector index .* its similarity is missing"):
         lucene_vectors.LuceneStore(bm25_index)
     assert not (tmp_path / "no").exists()

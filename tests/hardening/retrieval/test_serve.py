@@ -76,9 +76,9 @@ def test_other_methods_and_invalid_http(port):
 
 
 def test_an_index_without_texts_says_so(tmp_path, corpus, tiny_dot):
-    from pyserini_kd.retrieval import build
+    from pyserini_kd.retrieval import dense_build
 
-    build.build(corpus, as_ranker(load_encoder(str(tiny_dot)), tiny_dot), tmp_path / "bare", store_docs=False)
+    dense_build.index_dense(corpus, as_ranker(load_encoder(str(tiny_dot)), tiny_dot), tmp_path / "bare", store_docs=False)
     with running(service.app(opened("--index", tmp_path / "bare", "--encoder", tiny_dot, texts=True))) as port:
         assert ask(port, "/search?query=goose")[0] == 200
         assert ask(port, "/search?query=goose&docs=1") == (422, {"detail": "docs: this index stores no texts"})

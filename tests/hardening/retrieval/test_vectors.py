@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from pyserini_kd.retrieval import build
+from pyserini_kd.retrieval import dense_build
 from pyserini_kd.storage import arrays
 from pyserini_kd.storage.errors import InputError
 from tests.retrieval.test_vectors import IDS, made
@@ -11,8 +11,8 @@ from tests.retrieval.test_vectors import IDS, made
 
 def test_finished_blocks_are_not_written_again(made, monkeypatch, caplog):
     folder, _, _ = made
-    monkeypatch.setattr(build, "BLOCK", 7)
-    build.build_from_vectors(folder / "v.npy", folder / "ids.txt", folder / "unbroken")
+    monkeypatch.setattr(dense_build, "BLOCK", 7)
+    dense_build.build_from_vectors(folder / "v.npy", folder / "ids.txt", folder / "unbroken")
     real, saved = arrays.keep, []
 
     def keep(path, found):
@@ -23,10 +23,10 @@ def test_finished_blocks_are_not_written_again(made, monkeypatch, caplog):
 
     monkeypatch.setattr(arrays, "keep", keep)
     with pytest.raises(KeyboardInterrupt):
-        build.build_from_vectors(folder / "pyserini", None, folder / "x")
+        dense_build.build_from_vectors(folder / "pyserini", None, folder / "x")
     assert not (folder / "x").exists()
     with caplog.at_level("INFO"):
-        assert build.build_from_vectors(folder / "pyserini", None, folder / "x") == 30
+        assert dense_build.build_from_vectors(folder / "pyserini", None, folder / "x") == 30
     assert saved == [0, 1, 2, 2, 3, 4] and "resuming after 2 finished parts" in caplog.text
     for file in ("index", "docid"):
         assert (folder / "x" / file).read_bytes() == (folder / "unbroken" / file).read_bytes()
@@ -41,7 +41,7 @@ def test_no_vectors_give_no_index(made):
     (folder / "none" / "embeddings.jsonl").write_text("\n")
     for path, ids in ((folder / "v.npy", folder / "ids.txt"), (folder / "none", None)):
         with pytest.raises(InputError, match="holds no vectors"):
-            build.build_from_vectors(path, ids, folder / "x")
+            dense_build.build_from_vectors(path, ids, folder / "x")
         assert not (folder / "x").exists() and not list(folder.glob(".*"))
 
 
@@ -67,7 +67,7 @@ def test_wrong_lines(made, line, message):
     with open(folder / "pyserini" / "embeddings.jsonl", "a") as out:
         out.write(line + "\n")
     with pytest.raises(InputError, match=message):
-        build.build_from_vectors(folder / "pyserini", None, folder / "x")
+        dense_build.build_from_vectors(folder / "pyserini", None, folder / "x")
     assert not (folder / "x").exists() and not list(folder.glob(".*"))
 
 
@@ -76,10 +76,10 @@ def test_wrong_counts_and_ids(made):
     for ids, message in ((IDS[:-1], "30 vectors, but .* 29 ids"), ([*IDS, "e"], "30 vectors, but .* 31 ids")):
         (folder / "ids.txt").write_text("".join(f"{doc_id}\n" for doc_id in ids))
         with pytest.raises(InputError, match=message):
-            build.build_from_vectors(folder / "v.npy", folder / "ids.txt", folder / "x")
+            dense_build.build_from_vectors(folder / "v.npy", folder / "ids.txt", folder / "x")
     (folder / "ids.txt").write_text("".join(f"{doc_id}\n" for doc_id in [*IDS[:-1], "d3"]))
     with pytest.raises(InputError, match=r"ids.txt:30: duplicate document id 'd3', first at .*ids.txt:4"):
-        build.build_from_vectors(folder / "v.npy", folder / "ids.txt", folder / "x")
+        dense_build.build_from_vectors(folder / "v.npy", folder / "ids.txt", folder / "x")
     np.save(folder / "v.npy", found.ravel())
     with pytest.raises(InputError, match=r"expected an array \(N, H\) of floats"):
-        build.build_from_vectors(folder / "v.npy", folder / "ids.txt", folder / "x")
+        dense_build.build_from_vectors(folder / "v.npy", folder / "ids.txt", folder / "x")

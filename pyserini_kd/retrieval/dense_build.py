@@ -33,7 +33,7 @@ logger = logging.getLogger(__name__)
 BLOCK = 8192  # documents in a block; a crash loses one block at most
 
 
-def build(
+def index_dense(
     docs: Iterable[Doc], encoder: Encoder, folder: str | Path, *, kind: str = "Flat", **options: Unpack[Options]
 ) -> int | None:
     """Encode a stream of documents and write an index folder; result and errors as in `index_folder.build`.
@@ -62,7 +62,7 @@ def build_from(
     kind: str = "Flat",
     **options: Unpack[Options],
 ) -> int | None:
-    """Like `build`, with any function from texts to vectors float32 (N, H); `made_from` records what the vectors depend on."""
+    """Like `index_dense`, with any function from texts to vectors float32 (N, H); `made_from` records its inputs."""
     logger.info("%s", faiss_build.estimate(width, kind))
     empty = 0
 
@@ -94,7 +94,7 @@ def build_from_vectors(
 ) -> int | None:
     """Write an index folder from existing vectors (see `read`); the manifest names `encoder` as their source.
 
-    No texts are stored. A killed run resumes, as in `build`. InputError if the encoder has another width.
+    No texts are stored. A killed run resumes, as in `index_dense`. InputError if the encoder has another width.
     """
 
     def make(job: Job, number: int, block: list[Embedded]) -> None:
