@@ -2,7 +2,7 @@
 # make test       unit and integration tests: a few minutes
 # make test-all   every test, also the slow ones: crashes, browser, several processes, memory
 # make lint       ruff check, ruff format --check, mypy
-# make bench      a table of this package's speed beside its peers', side by side (docs/benchmarks.md); DATA=folder of the collections
+# make bench      a table of this package's speed beside its peers', side by side (experiments/benchmarks/page.md); DATA=folder of the collections
 # Each sets up .venv first if it is missing. Each can be run again and reuses what is there.
 
 PYTHON ?= $(shell command -v python3.11 || command -v python3)

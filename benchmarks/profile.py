@@ -1,5 +1,6 @@
-"""Where the time goes: `python -m benchmarks.profile` prints what docs/benchmarks.md explains its bars with.
+"""Where the time goes: `python -m benchmarks.profile` prints times of single operations.
 
+experiments/benchmarks/page.md uses them to explain which bars are out of reach.
 Plain products in MiniLM-L6's shapes; what a product of a new size costs the first time; the share of each operation while
 encoding, reranking and training; and a training step with PyTorch's own dropout and attention beside ours.
 """

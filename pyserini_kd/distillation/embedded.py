@@ -1,7 +1,7 @@
 """The embedded default: collection, BM25, teacher, teacher scores, student, indexes, reranker; and all of its systems measured.
 
-A step whose result exists is skipped; a step that was cut short starts again (or resumes). docs/demo.md has the figures behind
-the choices below.
+A step whose result exists is skipped; a step that was cut short starts again (or resumes).
+experiments/demo/page.md has the figures behind the choices below.
 """
 
 import dataclasses
@@ -38,7 +38,7 @@ from pyserini_kd.storage.records import Record, read_json, record_path, write_js
 logger = logging.getLogger(__name__)
 
 BLOCK = 32  # queries that share their documents: 31 negatives each for one document encoded
-# Trained on heads, used on more; dropout doubled the time, and dev topics show no gain from it (docs/demo.md)
+# Trained on heads, used on more; dropout doubled the time, and dev topics show no gain from it (experiments/demo/page.md)
 TRAINING: Record = {"max_query_len": 32, "max_doc_len": 128, "train_len": 64, "dropout": 0.0}
 TEACHER_WEIGHT, BM25_WEIGHT = 40.0, 0.4  # their mean: 20 x cosine + 0.2 x BM25
 # Unit vectors, scores x 20 in the loss: an unnormalised student spends this short training on its vectors' lengths
