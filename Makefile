@@ -4,7 +4,7 @@
 # make lint       ruff check, ruff format --check, mypy
 # make docs       builds the documentation into build/site; a broken link is an error
 # make release    builds the sdist and the wheel into dist/, and checks both
-# make bench      a table of this package's speed beside its peers', side by side (docs/benchmarks.md); DATA=folder of the collections
+# make bench      a table of this package's speed beside its peers', side by side (experiments/benchmarks/page.md); DATA=folder of the collections
 # Each sets up .venv first if it is missing. Each can be run again and reuses what is there.
 
 PYTHON ?= $(shell command -v python3.11 || command -v python3)

@@ -1,4 +1,4 @@
-"""Profile: `python -m benchmarks.profile` prints the figures behind the explanations in docs/benchmarks.md.
+"""Profile: `python -m benchmarks.profile` prints the figures behind the explanations in experiments/benchmarks/page.md.
 
 Speed of matrix products in the shapes of MiniLM-L6; the cost of the first product of a new size; the time share of each
 operation in encoding, reranking and training; and a training step with the dropout and attention of PyTorch and with ours.

@@ -28,6 +28,7 @@ _HOMES = {
     "start_jvm": "pyserini_kd.data.java",
 }
 __all__ = [
-    "BM25Index", "DenseIndex", "fetch_from", "index_bm25", "index_dense", "interpolation", "rerank", "rrf", "search", "start_jvm"
+    "BM25Index", "DenseIndex", "fetch_from", "index_bm25", "index_dense", "interpolation", "rerank", "rrf", "search",
+    "start_jvm",
 ]  # fmt: skip
 __getattr__ = lazily(__name__, _HOMES)

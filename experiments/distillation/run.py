@@ -1,12 +1,13 @@
-"""The distillation experiments: `python experiments/distillation.py DATA WORK [--seeds 1,2,3] [--speed]`.
+"""The distillation experiments: `python experiments/distillation/run.py DATA WORK [--seeds 1,2,3] [--speed]`.
 
-DATA holds the folders `squad`, `msmarco-dl19` and `beir/scifact`. WORK takes what is made. The folder distillation/ beside this
-script keeps what each system reaches on each topic, one file per seed; `python experiments/distillation_table.py` prints the
-tables from there. The script does not make again what is there already: stop it at any moment, start it again, and it goes on.
+DATA holds the folders `squad`, `msmarco-dl19` and `beir/scifact`. WORK takes what is made. The Parquet files beside this script
+keep what each system reaches on each topic, one file per seed. `tables.py` makes the tables of page.md from them. The script
+does not make again what is there already: stop it at any moment, start it again, and it goes on.
 """
 
 import argparse
 import concurrent.futures
+import csv
 import dataclasses
 import functools
 import json
@@ -28,12 +29,12 @@ import pyarrow.parquet as pq
 from pyserini_kd.data import formats
 from pyserini_kd.data.runs import Run
 from pyserini_kd.evaluation.engines import evaluate
-from pyserini_kd.evaluation.tables import markdown
 from pyserini_kd.models import rankers
 from pyserini_kd.retrieval.token_index import TokenIndex
 from pyserini_kd.storage.files import atomic_file
 
-KEPT = Path(__file__).with_name("distillation")
+KEPT = Path(__file__).parent
+SPEEDS = KEPT / "sizes_and_speeds.csv"
 DEPTH, N_TEST = 10, 300
 DEPTHS = DEPTH, DEPTH, 30  # documents reranked on SQuAD, SciFact and DL19
 SHUFFLES = 50  # random orders whose mean is called chance
@@ -145,7 +146,6 @@ class Measures:
         ]
         text = [pa.field(name, pa.dictionary(pa.int32(), pa.string())) for name in ("student", "recipe", "measure", "query_id")]
         schema = pa.schema([*text, pa.field("value", pa.float32())], metadata={"settings": self.settings})
-        self.path.parent.mkdir(exist_ok=True)
         with self.lock:
             self.rows = [row for row in self.rows if (row["student"], row["recipe"]) != (student, recipe)] + own
             self.known.add((student, recipe))
@@ -368,8 +368,8 @@ def random_shape(work: Work, name: str) -> Path:
     return path
 
 
-def costs(work: Work, seed: int) -> str:
-    """The table of sizes and speeds, of checkpoints and of RANDOM shapes: 128 of DL19's BM25 pairs, median of three rounds."""
+def measure_costs(work: Work, seed: int) -> None:
+    """Write sizes and speeds of checkpoints and of RANDOM shapes: 128 of DL19's BM25 pairs, median of three rounds."""
     from pyserini_kd.retrieval import token_index
 
     docs = {doc.doc_id: doc for doc in formats.read_collection(work.dl19 / "collection.tsv")}
@@ -398,12 +398,13 @@ def costs(work: Work, seed: int) -> str:
             way()
             seconds[name].append(time.perf_counter() - begun)
     pace = {name: len(pairs) / float(np.median(some[1:])) for name, some in seconds.items()}  # the first warms up
-    rows = []
+    rows = [["student", "parameters", "pairs/s", "x teacher", "x BERT-base"]]
     for name, model in models.items():
         size = sum(parameter.numel() for parameter in model.module.parameters())
         rows.append([name, f"{size / 1e6:.1f} M", f"{pace[name]:.0f}", f"{pace[name] / pace[TEACHER]:.2f}",
                      f"{pace[name] / pace[BASE]:.1f}"])  # fmt: skip
-    return markdown(["student", "parameters", "pairs/s", "x teacher", "x BERT-base"], rows)
+    with atomic_file(SPEEDS) as partial:
+        csv.writer(partial, lineterminator="\n").writerows(rows)
 
 
 def main() -> None:
@@ -414,13 +415,13 @@ def main() -> None:
     parser.add_argument("--seeds", default="1,2,3")
     parser.add_argument("--systems", default="", help="only those whose 'student recipe' matches this regular expression")
     parser.add_argument("--jobs", type=int, default=1, help="systems trained beside each other, which share the processors")
-    parser.add_argument("--speed", action="store_true", help="only print the table of sizes and speeds; wants a quiet machine")
+    parser.add_argument("--speed", action="store_true", help=f"only measure sizes and speeds, and write {SPEEDS.name}")
     args = parser.parse_args()
     settings, seeds = Settings(), [int(seed) for seed in args.seeds.split(",")]
     work = Work(args.data, args.work, settings)
     work.prepare()
     if args.speed:
-        print(costs(work, seeds[0]))
+        measure_costs(work, seeds[0])
         return
     first_lines(work, Measures("first", settings))
     work.environment["OMP_NUM_THREADS"] = str(max(1, len(os.sched_getaffinity(0)) // args.jobs))

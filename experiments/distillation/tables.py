@@ -1,7 +1,7 @@
-"""The tables of docs/distillation.md, from what distillation.py measured: `python experiments/distillation_table.py`.
+"""The tables of 400 steps in page.md, from what run.py measured: `python experiments/distillation/tables.py` prints them.
 
-The first compares each system with the undistilled student (`ranknet`) of its shape, the second the pairs of systems that
-the papers make claims about: means over seeds, and paired t-tests over topics, on the seeds that both have.
+`reranking` compares each system with the undistilled student (`ranknet`) of its shape. `pairs` compares the pairs of systems
+that the papers make claims about. Both show means over seeds, and paired t-tests over topics on the seeds that both have.
 """
 
 import functools
@@ -15,7 +15,7 @@ from pyserini_kd.evaluation import significance
 from pyserini_kd.evaluation.engines import mean
 from pyserini_kd.evaluation.tables import markdown
 
-KEPT = Path(__file__).with_name("distillation")
+KEPT = Path(__file__).parent
 TINY, MERGED, HARD = "tinybert = lm+ranker-distill", "merged, soft labels only", "two stages, hard labels"
 ALONE, SIMPLE = "margin-mse, one teacher", "simplified-tinybert"
 ORDER = (("margin-mse", "pointwise-mse"), ("pointwise-mse", "weighted-ranknet"), ("weighted-ranknet", "ranknet"))
@@ -73,7 +73,8 @@ PerTopic = dict[str, dict[str, float]]
 """Measure -> query_id -> value."""
 
 
-def read() -> dict[System, dict[int, PerTopic]]:
+@functools.cache
+def measured() -> dict[System, dict[int, PerTopic]]:
     """What was measured: system -> seed (0: none) -> values."""
     found: dict[System, dict[int, PerTopic]] = {}
     for path in sorted(KEPT.glob("*.parquet")):
@@ -84,20 +85,17 @@ def read() -> dict[System, dict[int, PerTopic]]:
     return found
 
 
-FOUND = read()
-
-
 @functools.cache
 def over_seeds(system: System, seeds: tuple[int, ...]) -> PerTopic:
     """The means over some seeds."""
-    each = [FOUND[system][seed] for seed in seeds]
+    each = [measured()[system][seed] for seed in seeds]
     return {name: {q: float(np.mean([values[name][q] for values in each])) for q in each[0][name]} for name in each[0]}
 
 
 def shared(one: System, other: System) -> list[tuple[int, int]]:
     """The seeds in which two systems are compared: those that both have, or all of the one where the other knows none."""
-    theirs = FOUND.get(other, {})
-    return [(seed, 0 if 0 in theirs else seed) for seed in FOUND.get(one, {}) if seed in theirs or 0 in theirs]
+    theirs = measured().get(other, {})
+    return [(seed, 0 if 0 in theirs else seed) for seed in measured().get(one, {}) if seed in theirs or 0 in theirs]
 
 
 def against(one: System, other: System, name: str) -> str:
@@ -110,22 +108,32 @@ def against(one: System, other: System, name: str) -> str:
 
 def means(system: System, names: Sequence[str]) -> list[float]:
     """Means over topics and all seeds."""
-    values = over_seeds(system, tuple(FOUND[system]))
+    values = over_seeds(system, tuple(measured()[system]))
     return [mean(values[name]) for name in names]
 
 
 def lines(kept: dict[str, str], compared: Sequence[str]) -> str:
     """A line a system, a student's best recipe first: some measures, and for those `compared` the difference to `ranknet`."""
     rows = []
-    measured = [system for system, seeds in FOUND.items() if set(kept) <= set(next(iter(seeds.values())))]
-    for system in sorted(measured, key=lambda one: (STUDENTS.index(one[0]), -means(one, list(kept))[0], one)):
+    complete = [system for system, seeds in measured().items() if set(kept) <= set(next(iter(seeds.values())))]
+    for system in sorted(complete, key=lambda one: (STUDENTS.index(one[0]), -means(one, list(kept))[0], one)):
         student, recipe = system
-        seeds = str(len(FOUND[system])) if 0 not in FOUND[system] else ""
+        seeds = str(len(measured()[system])) if 0 not in measured()[system] else ""
         plain = (student, "ranknet")
         known = recipe != "ranknet" and shared(system, plain)
         cells = [against(system, plain, name) if known else "" for name in compared]
         rows.append([student, recipe, seeds, *means(system, list(kept)), *cells])
     return markdown(["student", "recipe", "seeds", *kept.values(), *(f"{kept[name]} - ranknet (p)" for name in compared)], rows)
+
+
+def reranking() -> str:
+    """The measures of reranking, a line a system."""
+    return lines(RERANKED, ["RR@10", "SciFact nDCG@10", "DL19 nDCG@10"])
+
+
+def retrieval() -> str:
+    """The measures of the students that search the passages by themselves, a line a system."""
+    return lines(DENSE, ["dense RR@10"])
 
 
 def pairs() -> str:
@@ -143,12 +151,11 @@ def pairs() -> str:
 def magnitudes() -> str:
     """How large the scores are that an undistilled student gives BM25's top, all seeds together."""
     rows = []
-    for system in ((student, "ranknet") for student in STUDENTS if (student, "ranknet") in FOUND):
+    for system in ((student, "ranknet") for student in STUDENTS if (student, "ranknet") in measured()):
         average, square = means(system, ["score", "squared score"])
-        rows.append([system[0], str(len(FOUND[system])), f"{average:.1f}", f"{(square - average**2) ** 0.5:.1f}"])
+        rows.append([system[0], str(len(measured()[system])), f"{average:.1f}", f"{(square - average**2) ** 0.5:.1f}"])
     return markdown(["student, ranknet", "seeds", "mean score", "standard deviation"], rows)
 
 
 if __name__ == "__main__":
-    compared = ["RR@10", "SciFact nDCG@10", "DL19 nDCG@10"]
-    print(lines(RERANKED, compared), pairs(), magnitudes(), lines(DENSE, ["dense RR@10"]), sep="\n\n")
+    print(reranking(), pairs(), magnitudes(), retrieval(), sep="\n\n")

@@ -1,0 +1,150 @@
+"""Generate pages of the documentation from data files.
+
+mkdocs runs this script through the plugin mkdocs-gen-files. `python docs/build_pages.py OUTPUT_DIR` writes the same pages to a
+folder. To add generated pages, write a function that yields `Page`s and add it to `SOURCES`.
+"""
+
+import csv
+import functools
+import importlib.util
+import json
+import re
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from types import ModuleType
+from typing import NamedTuple
+
+import jinja2
+
+ROOT = Path(__file__).resolve().parents[1]
+FIGURE = re.compile(r"-|[-+]?\.?\d[^A-Za-z]*([ ]?[A-Za-z/%]+)?")
+"""A cell of figures: `-` for none, or a number, with anything but words behind it and at most one unit."""
+SEPARATOR = re.compile(r"\|([ ]*:?-+:?[ ]*\|)+")
+"""The second line of a Markdown table."""
+
+
+class Page(NamedTuple):
+    """A generated page."""
+
+    path: str
+    """Where the page is in the documentation."""
+    source: str
+    """The file in the repository that a reader should edit."""
+    text: str
+
+
+def markdown_table(rows: Sequence[Sequence[str]]) -> str:
+    r"""A Markdown table; the first row is the header.
+
+    >>> print(markdown_table([["run", "AP"], ["a|b", "0.25"]]))
+    | run | AP |
+    |---|---|
+    | a\|b | 0.25 |
+    """
+    lines = ["| " + " | ".join(cell.replace("|", r"\|") for cell in row) + " |" for row in rows]
+    return "\n".join([lines[0], "|" + "---|" * len(rows[0]), *lines[1:]])
+
+
+def read_table(folder: Path, name: str) -> str:
+    """The CSV file `name` of a folder as a Markdown table."""
+    with open(folder / name, newline="", encoding="utf-8") as file:
+        rows = list(csv.reader(file))
+    if not rows or any(len(row) != len(rows[0]) for row in rows):
+        raise ValueError(f"{folder / name}: every row must have as many cells as the header")
+    return markdown_table(rows)
+
+
+def cells(line: str) -> list[str]:
+    """The cells of one line of a Markdown table."""
+    return [cell.strip() for cell in re.split(r"(?<!\\)\|", line.strip())[1:-1]]
+
+
+def alignment(rows: Sequence[Sequence[str]]) -> str:
+    """The second line of a Markdown table: to the right where a column holds figures only, else to the left.
+
+    >>> alignment([["bm25", "0.25", "139"], ["student", "+0.01 (0.5)", ""]])
+    '|:--|--:|--:|'
+    """
+    columns = [[cell for cell in column if cell] for column in zip(*rows, strict=True)]
+    figures = [bool(column) and all(map(FIGURE.fullmatch, column)) for column in columns]
+    return "|" + "".join("--:|" if right else ":--|" for right in figures)
+
+
+def align_figures(text: str) -> str:
+    """The same page, with the columns of figures in its Markdown tables aligned to the right."""
+    lines = text.split("\n")
+    for start, line in enumerate(lines):
+        if SEPARATOR.fullmatch(line):
+            end = start + 1
+            while end < len(lines) and lines[end].startswith("|"):
+                end += 1
+            lines[start] = alignment([cells(row) for row in lines[start + 1 : end]])
+    return "\n".join(lines)
+
+
+def load_module(path: Path) -> ModuleType:
+    """The Python file `path` as a module."""
+    spec = importlib.util.spec_from_file_location(f"{path.parent.name}_{path.stem}", path)
+    assert spec and spec.loader
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def render(template: Path) -> str:
+    """The text of a page.md: `table` reads a CSV file beside it; `tables` is the module tables.py beside it, if any."""
+    folder = template.parent
+    names: dict[str, object] = {"table": functools.partial(read_table, folder)}
+    if (folder / "tables.py").exists():
+        names["tables"] = load_module(folder / "tables.py")
+    environment = jinja2.Environment(undefined=jinja2.StrictUndefined, keep_trailing_newline=True, autoescape=False)
+    return align_figures(environment.from_string(template.read_text(encoding="utf-8")).render(names))
+
+
+def mark_generated(text: str, origin: str) -> str:
+    """The same page, with front matter that says where it comes from and repeats the title."""
+    title = text.split("\n", 1)[0].removeprefix("# ")
+    return f"---\n# Generated from {origin}; do not edit.\ntitle: {json.dumps(title, ensure_ascii=False)}\n---\n\n{text}"
+
+
+def result_pages() -> Iterator[Page]:
+    """A page for each study in experiments/."""
+    for template in sorted((ROOT / "experiments").glob("*/page.md")):
+        study = template.parent.name
+        text = mark_generated(render(template), f"experiments/{study}/")
+        yield Page(f"results/{study}.md", template.relative_to(ROOT).as_posix(), text)
+
+
+SOURCES: Sequence[Callable[[], Iterator[Page]]] = (result_pages,)
+"""All functions that make pages."""
+
+
+def pages() -> Iterator[Page]:
+    """All generated pages."""
+    for source in SOURCES:
+        yield from source()
+
+
+def write_to_folder(folder: Path) -> None:
+    """Write all pages below a folder."""
+    for page in pages():
+        path = folder / page.path
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(page.text, encoding="utf-8")
+
+
+def write_to_site() -> None:
+    """Add all pages to the site that mkdocs builds."""
+    import mkdocs_gen_files
+
+    for page in pages():
+        with mkdocs_gen_files.open(page.path, "w", encoding="utf-8") as file:
+            file.write(page.text)
+        mkdocs_gen_files.set_edit_path(page.path, f"../{page.source}")  # edit paths begin in docs/
+
+
+if __name__ == "__main__":
+    write_to_folder(Path(sys.argv[1]))
+elif __name__ == "<run_path>":  # what mkdocs-gen-files calls a script
+    write_to_site()
