@@ -116,7 +116,52 @@ def result_pages() -> Iterator[Page]:
         yield Page(f"results/{study}.md", template.relative_to(ROOT).as_posix(), text)
 
 
-SOURCES: Sequence[Callable[[], Iterator[Page]]] = (result_pages,)
+def recipes_page() -> Iterator[Page]:
+    """The list that `train --list` prints."""
+    from pyserini_kd.distillation.recipes import RECIPES
+
+    rows = [["recipe", "what it does", "source"], *([f"`{r.name}`", r.what, r.source] for r in RECIPES.values())]
+    stages = "\n\n".join(recipe.describe() for recipe in RECIPES.values())
+    text = f"""# Recipes
+
+A recipe is one training procedure of a paper. `pyserini-kd train --recipe NAME` runs it.
+
+{markdown_table(rows)}
+
+## Stages and defaults
+
+This is what `pyserini-kd train --list` prints.
+
+```
+{stages}
+```
+"""
+    yield Page("reference/recipes.md", "pyserini_kd/distillation/recipes.py", mark_generated(text, "the recipes"))
+
+
+def pages_of_the_repository() -> Iterator[Page]:
+    """README, CONTRIBUTING and CHANGELOG as pages of the site. Their links into docs/ become links inside the site."""
+    names = {"README.md": "index.md", "CONTRIBUTING.md": "contributing.md", "CHANGELOG.md": "changelog.md"}
+    text_files = {"LICENSE": "licence.md", "CITATION.cff": "citation.md"}
+    for source, path in names.items():
+        text = (ROOT / source).read_text(encoding="utf-8")
+        text = text.replace("](docs/", "](").replace("](setup.cfg)", "](index.md#install)")
+        for name, place in {**names, **text_files}.items():
+            text = text.replace(f"]({name})", f"]({place})")
+        yield Page(path, source, mark_generated(text, source))
+    for source, path in text_files.items():
+        shown = (ROOT / source).read_text(encoding="utf-8")
+        yield Page(path, source, mark_generated(f"# {source}\n\n```\n{shown}```\n", source))
+
+
+def notebooks() -> Iterator[Page]:
+    """The notebooks in examples/, with their output."""
+    for notebook in sorted((ROOT / "examples").glob("*.ipynb")):
+        source = notebook.relative_to(ROOT).as_posix()
+        yield Page(source, source, notebook.read_text(encoding="utf-8"))
+
+
+SOURCES: Sequence[Callable[[], Iterator[Page]]] = (result_pages, recipes_page, pages_of_the_repository, notebooks)
 """All functions that make pages."""
 
 

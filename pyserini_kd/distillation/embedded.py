@@ -1,6 +1,7 @@
 """Build the embedded default (BM25, teacher, teacher scores, student, indexes, reranker) and measure its systems.
 
-A step with an existing result is skipped. An interrupted step restarts or resumes. experiments/demo/page.md explains the choices below.
+A step with an existing result is skipped. An interrupted step restarts or resumes.
+experiments/demo/page.md explains the choices below.
 """
 
 import dataclasses
@@ -37,7 +38,7 @@ from pyserini_kd.storage.records import Record, read_json, record_path, write_js
 logger = logging.getLogger(__name__)
 
 BLOCK = 32  # queries that share documents; each gets the positives of the 31 others as negatives
-# Training reads the first 64 tokens, retrieval 128. Dropout doubles the time without gain on dev topics (experiments/demo/page.md)
+# Training reads 64 tokens, retrieval 128. Dropout slows training without gain on dev topics (experiments/demo/page.md)
 TRAINING: Record = {"max_query_len": 32, "max_doc_len": 128, "train_len": 64, "dropout": 0.0}
 TEACHER_WEIGHT, BM25_WEIGHT = 40.0, 0.4  # ensemble score: 20 x cosine + 0.2 x BM25
 # Unit vectors, scores x 20 in the loss: without, this short training goes into vector lengths
