@@ -85,7 +85,7 @@ def test_each_fault_is_named_with_its_line(run_check, name):
 def test_a_fault_is_reported_once_and_nothing_else_with_it(run_check):
     code, output = run_check(FIT.replace("d1 1 3.5", "d1 1 1.5"))
     assert code == 1 and output.splitlines()[:-1] == [
-        "score higher than that of the line before (1):",
+        "scores higher than on the line before (1):",
         "  run.txt:2: score 2.0 comes after 1.5",
     ]
 

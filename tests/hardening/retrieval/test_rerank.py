@@ -86,7 +86,7 @@ def test_a_search_killed_during_reranking_resumes(tmp_path, invoke, files, bm25_
     assert list(tmp_path.glob("out.txt.partial/*/*/*.npy"))
     monkeypatch.setattr(engine, "pad", lambda *_: 1 / 0)  # nothing is left to compute
     caplog.set_level("INFO")
-    assert invoke(search.main, *words, tmp_path / "out.txt").exit_code == 0 and "were scored before" in caplog.text
+    assert invoke(search.main, *words, tmp_path / "out.txt").exit_code == 0 and "pairs are already scored" in caplog.text
     assert json.loads((tmp_path / "out.json").read_text())["resumed"] is True
     assert (tmp_path / "out.txt").read_bytes() == (tmp_path / "whole.txt").read_bytes()
     assert not list(tmp_path.glob("*.partial"))
