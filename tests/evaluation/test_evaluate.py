@@ -239,9 +239,7 @@ def report(correction="holm", corrected=0.04):
 
 def test_a_report_for_readers(monkeypatch):
     monkeypatch.setattr("sys.argv", ["pyserini-kd", "evaluate", "a -->\nb"])  # neither may end the comment
-    title = (
-        "paired t-test over 2 queries, Holm's correction for all 1 comparisons (* p < 0.05); d = Cohen's d; wins/ties/losses; "
-    )
+    title = "paired t-test over 2 queries, Holm's correction for all 1 comparisons (* p < 0.05); d = Cohen's d; W/T/L = wins/ties/losses; "
     title += "zeros = queries with value 0 in the run/in the baseline"
     assert report().readable("table").splitlines() == [
         "run       AP",

@@ -66,8 +66,8 @@ def test_per_query_values_replace_no_run(files):
         (["faulty.txt"], "faulty.txt:1: expected"),
         (["empty.txt"], "run file is empty: empty.txt"),
         (["blank.txt"], "run file is empty: blank.txt"),
-        (["one.txt", "--test", "t"], "--test: compares runs to a baseline; name one"),
-        (["one.txt", "--correction", "holm"], "--correction: compares runs to a baseline; name one"),
+        (["one.txt", "--test", "t"], "--test: compares runs to a baseline; give --baseline"),
+        (["one.txt", "--correction", "holm"], "--correction: compares runs to a baseline; give --baseline"),
         (["one.txt", "--per-query", "values.txt"], "--per-query: must end in .csv or .parquet, not 'values.txt'"),
     ],
 )

@@ -50,7 +50,7 @@ def test_a_file_of_somebody_else_s_is_no_record(text, given_files, invoke, monke
         (("other.txt",), "share no query"),
         (("elsewhere.txt", "lone.txt"), "share no judged query"),
         (("empty.txt",), "run file is empty: empty.txt"),
-        (("--test", "wilcoxon"), "name one"),
+        (("--test", "wilcoxon"), "give --baseline"),
     ],
 )
 def test_bad_input_is_one_line_and_leaves_nothing(words, message, given_files, invoke, monkeypatch):
