@@ -3,31 +3,30 @@
 A part is done when its seal lies there: the file `000007.done`, written last. It holds a digest of what the part was made
 from. `made_from.json` says what all parts were made from. A killed command that is started again makes only what is missing.
 
-Several processes may share a job. The kernel keeps who does what, and forgets it when a process dies: every process holds a
-shared lock on the file `users`; who makes part n holds byte n of the file `blocks`; who assembles the result holds the byte
-behind them all.
+Several processes may share a job. Locked files tell who does what, and the lock of a killed process is free at once. Every
+process holds a file of its own, beside `users` in name. Who makes part n holds `lock.n`. Who puts the result together holds
+`lock.assembly`. Who enters or removes the folder holds `lock`.
 """
 
 import contextlib
 import dataclasses
-import fcntl
 import logging
 import os
 import shutil
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import IO
 
 from pyserini_kd.storage.errors import InputError
-from pyserini_kd.storage.files import alone, atomic_file, is_at, put_back, replace_folder, sync
+from pyserini_kd.storage.files import alone, atomic_file, held_sibling, is_at, locked, put_back, replace_folder, siblings, sync
 from pyserini_kd.storage.records import Record, comparable, difference, read_json, write_json
 
 logger = logging.getLogger(__name__)
 
 RECORD = "made_from.json"
-LOCKS = ("lock", "users", "blocks")  # lock files of running processes
+USERS = "users"
+LOCKS = ("lock", f".{USERS}.")  # how the names of the lock files begin
 FINAL = "final"  # where the result is put together
-ASSEMBLY = 1 << 40  # the byte of `blocks` that stands for the assembly
+ASSEMBLY = "assembly"  # the lock of the process that puts the result together
 
 
 class Job:
@@ -65,7 +64,7 @@ class Job:
         for path in self.folder.iterdir():
             if path.is_dir():
                 shutil.rmtree(path)
-            elif path.name not in (*LOCKS, RECORD):
+            elif not path.name.startswith(LOCKS) and path.name != RECORD:
                 path.unlink()
         write_json(record, self.made_from)
         return 0
@@ -113,53 +112,53 @@ def open_job(folder: Path, made_from: Mapping[str, object], who: str, *, overwri
         try:
             yield job
         finally:
-            if all(path.name in (*LOCKS, RECORD) for path in folder.glob("*")):  # nothing that is worth keeping
+            if all(
+                path.name.startswith(LOCKS) or path.name == RECORD for path in folder.glob("*")
+            ):  # nothing that is worth keeping
                 (folder / RECORD).unlink(missing_ok=True)
 
 
 @dataclasses.dataclass
 class SharedJob:
-    """A job, and the files whose locks tell the processes that share it apart."""
+    """A job that several processes share. `user` is the locked file that shows that this process is at work."""
 
     job: Job
-    users: IO[bytes]
-    blocks: IO[bytes]
+    handle: int
+    user: Path
 
     @contextlib.contextmanager
-    def lock(self, part: int, wait: bool) -> Iterator[bool]:
-        """Hold a part; gives False where another process holds it and we do not wait."""
-        try:
-            fcntl.lockf(self.blocks, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB, 1, part)
-        except BlockingIOError:
-            yield False
-            return
-        try:
-            yield True
-        finally:
-            fcntl.lockf(self.blocks, fcntl.LOCK_UN, 1, part)
+    def lock(self, what: int | str, wait: bool) -> Iterator[bool]:
+        """Hold a part, or `ASSEMBLY`; gives False where another process holds it and we do not wait."""
+        with contextlib.ExitStack() as stack:
+            ours = True
+            try:
+                stack.enter_context(locked(self.job.folder / f"lock.{what}", wait=wait, make_folder=False))
+            except BlockingIOError:
+                ours = False
+            except FileNotFoundError:  # another process has moved the folder away: see `is_there`
+                pass
+            yield ours
 
     def is_there(self) -> bool:
-        """Whether the folder is still the one that we opened: another process moves it away with the complete result."""
-        return is_at(self.users.fileno(), self.job.folder / "users")
+        """Whether the folder is still the one that we opened. Another process moves it away with the complete result."""
+        return is_at(self.handle, self.user)
 
-    def is_ours_alone(self) -> bool:
-        """Whether no other process is at work here. None comes in afterwards."""
-        try:
-            fcntl.flock(self.users, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            return False
-        return True
+    def remove_if_alone(self) -> None:
+        """Remove the folder, unless another process is at work there."""
+        with locked(self.job.folder / "lock"):  # no process comes in now
+            self.user.unlink(missing_ok=True)  # so that the last of several processes that give up sees no other
+            if not siblings(self.job.folder / USERS):
+                os.replace(self.job.folder, _gone(self.job.folder))
+                shutil.rmtree(_gone(self.job.folder), ignore_errors=True)
 
-    def remove(self, result: Path | None = None) -> None:
-        """Take the folder away in one step; what it holds as `final` becomes the result. `mend` does the rest after a kill."""
-        folder = self.job.folder
-        gone = _gone(folder)
-        if result is not None:
-            sync(folder / FINAL)
-        os.replace(folder, gone)
-        if result is not None:
+    def turn_into(self, result: Path) -> None:
+        """Give `final` the name of the result and remove the rest of the folder. After a kill, `mend` does what is left."""
+        gone = _gone(self.job.folder)
+        sync(self.job.folder / FINAL)
+        with locked(self.job.folder / "lock"):
+            os.replace(self.job.folder, gone)
             replace_folder(gone / FINAL, result)
-        shutil.rmtree(gone, ignore_errors=True)
+            shutil.rmtree(gone, ignore_errors=True)
 
 
 @contextlib.contextmanager
@@ -169,32 +168,36 @@ def open_shared(
     """Begin or go on with the unfinished `result`, whose parts are made from `made_from`.
 
     While another process is at work there, `only_result` (what no part depends on) must be the same too.
-    InputError if there are parts made from something else, or another process makes a different result.
+
+    Raises:
+        InputError: there are parts that were made from something else, or another process makes a different result.
     """
-    folder, said = _work(result), comparable(dict(only_result))
-    job = Job(folder, made_from)
-    with contextlib.ExitStack() as stack:
-        while True:
-            folder.mkdir(parents=True, exist_ok=True)
-            try:
-                users = stack.enter_context(open(folder / "users", "ab"))
-            except FileNotFoundError:  # moved away by a process that has just finished
-                continue
-            try:
-                fcntl.flock(users, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                if is_at(users.fileno(), folder / "users"):
-                    job.begin(overwrite=overwrite)
-                    write_json(folder / "result.json", said)
-            except BlockingIOError:
+    job = Job(_work(result), made_from)
+    said = job.folder / "result.json"
+    wanted = {"parts": job.made_from, "result": comparable(dict(only_result))}
+    with contextlib.ExitStack() as at_work:
+        with locked(job.folder / "lock"):
+            shared = at_work.enter_context(_enter(job))
+            if siblings(job.folder / USERS) == [shared.user]:
+                job.begin(overwrite=overwrite)
+                write_json(said, wanted["result"])
+            else:
                 logger.info("another process is at work on %s", result)
-            fcntl.flock(users, fcntl.LOCK_SH)
-            if is_at(users.fileno(), folder / "users"):
-                break
-        found = {"parts": job.known(), "result": read_json(folder / "result.json", "record of unfinished work")}
-        wanted = {"parts": job.made_from, "result": said}
-        if found != wanted:
-            raise InputError(f"another process is writing {result} with {difference(wanted, found)}")
-        yield SharedJob(job, users, stack.enter_context(open(folder / "blocks", "ab")))
+                found = {"parts": job.known(), "result": read_json(said, "record of unfinished work")}
+                if found != wanted:
+                    raise InputError(f"another process is writing {result} with {difference(wanted, found)}")
+        yield shared
+
+
+@contextlib.contextmanager
+def _enter(job: Job) -> Iterator[SharedJob]:
+    """Show other processes that this one is at work, until the end."""
+    handle, user = held_sibling(job.folder / USERS)
+    try:
+        yield SharedJob(job, handle, user)
+    finally:
+        user.unlink(missing_ok=True)
+        os.close(handle)
 
 
 def mend(result: Path) -> None:
@@ -202,8 +205,8 @@ def mend(result: Path) -> None:
     work = _work(result)
     gone = _gone(work)
     with contextlib.ExitStack() as stack:
-        with contextlib.suppress(FileNotFoundError):  # there is nothing, or half of it has been removed
-            fcntl.flock(stack.enter_context(open(gone / "users", "r+b")), fcntl.LOCK_EX)  # wait for the other process
+        with contextlib.suppress(FileNotFoundError):  # there is no such folder
+            stack.enter_context(locked(gone / "lock", make_folder=False))  # wait for the process that removes it
         if (gone / FINAL).exists() and not work.exists():
             os.replace(gone, work)
         shutil.rmtree(gone, ignore_errors=True)

@@ -188,7 +188,7 @@ def test_what_a_kill_left_in_its_last_moment_goes_when_the_command_runs_again(tm
     assert invoke(index.main, *words).exit_code == 0
     gone = tmp_path / ".x.partial.gone"
     gone.mkdir()
-    (gone / "users").touch()
+    (gone / "lock").touch()
     (gone / "000000.npy").write_bytes(b"x")
     result = invoke(index.main, *words)
     assert result.exit_code == 2 and "exists; give --overwrite" in result.output
@@ -235,7 +235,7 @@ def test_a_kill_in_the_last_moment_is_mended_by_the_next_start(tmp_path, monkeyp
     with monkeypatch.context() as patch:
         patch.setattr(shutil, "rmtree", lambda *_, **__: None)  # killed before the blocks had gone
         build(docs(), tmp_path / "y")
-    (tmp_path / ".y.partial.gone" / "users").unlink()
+    (tmp_path / ".y.partial.gone" / "lock").unlink()
     with pytest.raises(InputError, match="exists; give --overwrite"):
         build(docs(), tmp_path / "y")
     assert same(tmp_path / "y", tmp_path / "whole") and not list(tmp_path.glob(".*"))
