@@ -11,16 +11,13 @@ import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import NoneType, UnionType
-from typing import TYPE_CHECKING, Any, Literal, Union, get_args, get_origin
+from typing import Any, Literal, Union, get_args, get_origin
 
 import click
 
 from pyserini_kd.storage.errors import InputError
 from pyserini_kd.storage.records import record_path
 from pyserini_kd.storage.settings import Bounds, Option, Settings
-
-if TYPE_CHECKING:
-    from click.parser import _OptionParser, _ParsingState
 
 DISK_FULL = ("No space left on device", "Disk quota exceeded")
 
@@ -75,7 +72,8 @@ class Command(click.Command):
                 raise UserError(f"{before if before.startswith('--') else 'an argument'} is empty; is a variable not set?")
             if word.startswith("--") and equals and not value and not flag.endswith("-prefix"):
                 raise UserError(f"{flag} is empty; is a variable not set?")
-        return super().parse_args(ctx, args)
+        runs = {flag for parameter in self.params if isinstance(parameter, Runs) for flag in parameter.opts}
+        return super().parse_args(ctx, list(_one_flag_each(args, runs)))
 
     def invoke(self, ctx: click.Context) -> object:
         """Run the function."""
@@ -200,14 +198,21 @@ def _click_type(kind: object, bounds: Bounds) -> click.ParamType[Any]:
 class Runs(click.Option):
     """An option that takes any number of values after one flag (`--runs A B C`), as Pyserini's argparse does."""
 
-    def add_to_parser(self, parser: _OptionParser, ctx: click.Context) -> None:
-        """Let the parser swallow the words that follow until the next flag."""
-        super().add_to_parser(parser, ctx)
-        for option in [parser._long_opt[flag] for flag in self.opts if flag in parser._long_opt]:
 
-            def swallow(value: str, state: _ParsingState, process: Callable[..., None] = option.process) -> None:
-                process(value, state)
-                while state.rargs and not state.rargs[0].startswith("-"):
-                    process(state.rargs.pop(0), state)
+def _one_flag_each(args: list[str], flags: set[str]) -> Iterator[str]:
+    """Words in which each value of a `Runs` option follows a flag of its own, as click reads them.
 
-            option.process = swallow  # type: ignore[method-assign]
+    >>> list(_one_flag_each(["--runs", "a", "b", "--depth", "9"], {"--runs"}))
+    ['--runs', 'a', '--runs', 'b', '--depth', '9']
+    """
+    flag, first = "", False
+    for number, word in enumerate(args):
+        if word == "--":
+            yield from args[number:]
+            return
+        if flag and not first and not word.startswith("-"):
+            yield flag
+        elif not first:
+            flag = name if (name := word.partition("=")[0]) in flags else ""
+        first = word in flags and not first
+        yield word

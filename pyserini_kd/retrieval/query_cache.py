@@ -1,6 +1,6 @@
 """Query vectors kept between searches: a folder with one SQLite database for each way of encoding.
 
-A database holds the SHA-256 of each text and its vector. Its name is a checksum of all that a vector depends on besides the text.
+A database holds the SHA-256 of each text and its vector. Its name is a checksum of all else that a vector depends on.
 """
 
 from __future__ import annotations
