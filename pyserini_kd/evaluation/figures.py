@@ -1,7 +1,7 @@
 """Figures for papers, from the data of the report page: PDF, SVG or PNG, the same bytes for the same data.
 
 Colours are those of Okabe and Ito (2008), without yellow, which is too pale on paper. Markers and line styles differ too, so
-that figures can be read in black and white. `report.html` uses the same order of colours, markers and styles.
+that figures can be read in black and white. `report.js` uses the same order of colours, markers and styles.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 Json = dict[str, Any]
-"""Data of the report page, or a part of them, as `page.collect` makes them and the script in `report.html` reads them."""
+"""Data of the report page, or a part of them, as `page.collect` makes them and `report.js` reads them."""
 
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 MARKERS = "os^Dv*PX"
