@@ -64,7 +64,7 @@ class Job:
         for path in self.folder.iterdir():
             if path.is_dir():
                 shutil.rmtree(path)
-            elif not path.name.startswith(LOCKS) and path.name != RECORD:
+            elif not path.name.startswith((*LOCKS, RECORD)):
                 path.unlink()
         write_json(record, self.made_from)
         return 0
@@ -112,9 +112,7 @@ def open_job(folder: Path, made_from: Mapping[str, object], who: str, *, overwri
         try:
             yield job
         finally:
-            if all(
-                path.name.startswith(LOCKS) or path.name == RECORD for path in folder.glob("*")
-            ):  # nothing that is worth keeping
+            if all(path.name.startswith((*LOCKS, RECORD)) for path in folder.glob("*")):  # nothing that is worth keeping
                 (folder / RECORD).unlink(missing_ok=True)
 
 
@@ -145,7 +143,8 @@ class SharedJob:
 
     def remove_if_alone(self) -> None:
         """Remove the folder, unless another process is at work there."""
-        with locked(self.job.folder / "lock"):  # no process comes in now
+        lock = locked(self.job.folder / "lock", make_folder=False)
+        with contextlib.suppress(FileNotFoundError), lock:  # no process comes in now
             self.user.unlink(missing_ok=True)  # so that the last of several processes that give up sees no other
             if not siblings(self.job.folder / USERS):
                 os.replace(self.job.folder, _gone(self.job.folder))
