@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import math
-import resource
 import shutil
 import statistics
 import subprocess
@@ -151,6 +150,8 @@ def encode_line(bench: Bench, count: int, name: str) -> list[str]:
             ids.unique_docs(generated(), places), load_encoder(name), Path(folder) / "index"
         )  # as the command does
         seconds = time.perf_counter() - begun
+    import resource  # only POSIX systems have it
+
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
     return [f"{count:,}", Path(name).name, f"{count / seconds:.0f}", f"{seconds:.0f}", f"{peak:.0f}"]
 

@@ -11,16 +11,13 @@ import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import NoneType, UnionType
-from typing import TYPE_CHECKING, Any, Literal, Union, get_args, get_origin
+from typing import Any, Literal, Union, get_args, get_origin
 
 import click
 
 from pyserini_kd.storage.errors import InputError
 from pyserini_kd.storage.records import record_path
 from pyserini_kd.storage.settings import Bounds, Option, Settings
-
-if TYPE_CHECKING:
-    from click.parser import _OptionParser, _ParsingState
 
 DISK_FULL = ("No space left on device", "Disk quota exceeded")
 
@@ -72,7 +69,8 @@ class Command(click.Command):
                 raise UserError(f"{before if before.startswith('--') else 'an argument'} is empty; is a shell variable unset?")
             if word.startswith("--") and equals and not value and not flag.endswith("-prefix"):
                 raise UserError(f"{flag} is empty; is a shell variable unset?")
-        return super().parse_args(ctx, args)
+        runs = {flag for parameter in self.params if isinstance(parameter, Runs) for flag in parameter.opts}
+        return super().parse_args(ctx, list(_one_flag_each(args, runs)))
 
     def invoke(self, ctx: click.Context) -> object:
         """Run the function; translate errors to messages and exit codes."""
@@ -197,14 +195,21 @@ def _click_type(kind: object, bounds: Bounds) -> click.ParamType[Any]:
 class Runs(click.Option):
     """An option with any number of values after one flag (`--runs A B C`), as in Pyserini."""
 
-    def add_to_parser(self, parser: _OptionParser, ctx: click.Context) -> None:
-        """Make the parser take all words up to the next flag."""
-        super().add_to_parser(parser, ctx)
-        for option in [parser._long_opt[flag] for flag in self.opts if flag in parser._long_opt]:
 
-            def take_all(value: str, state: _ParsingState, process: Callable[..., None] = option.process) -> None:
-                process(value, state)
-                while state.rargs and not state.rargs[0].startswith("-"):
-                    process(state.rargs.pop(0), state)
+def _one_flag_each(args: list[str], flags: set[str]) -> Iterator[str]:
+    """The same words, with the flag before each value of a `Runs` option, as click reads them.
 
-            option.process = take_all  # type: ignore[method-assign]
+    >>> list(_one_flag_each(["--runs", "a", "b", "--depth", "9"], {"--runs"}))
+    ['--runs', 'a', '--runs', 'b', '--depth', '9']
+    """
+    flag, first = "", False
+    for number, word in enumerate(args):
+        if word == "--":
+            yield from args[number:]
+            return
+        if flag and not first and not word.startswith("-"):
+            yield flag
+        elif not first:
+            flag = name if (name := word.partition("=")[0]) in flags else ""
+        first = word in flags and not first
+        yield word

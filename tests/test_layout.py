@@ -106,6 +106,11 @@ def test_foreign_packages_have_one_home(foreign, homes):
     assert users and all(name.startswith(homes) for name in users)
 
 
+def test_no_module_needs_a_module_that_only_posix_systems_have():
+    posix = {"fcntl", "grp", "pty", "pwd", "resource", "termios"}
+    assert not [name for name, path in modules().items() if posix & set(imported(path))]
+
+
 def test_only_one_module_starts_java():
     assert [name for name, path in modules().items() if "import jnius_config" in path.read_text()] == ["data.java"]
 

@@ -1,11 +1,14 @@
-"""Texts and teacher-scored triples on disk, read where a batch needs them: training data need not fit into memory.
+"""Texts and teacher-scored triples on disk. A batch reads what it needs, so training data need not fit into memory.
 
-A collection is converted once, as it streams by, into plain arrays in a folder. Afterwards a text is a few hundred bytes read
-from a file. Memory holds 8 bytes a document for its hash (24 more while they are sorted). Of the texts that candidates need,
-only those that they name are written.
+A collection is read once and written into plain arrays in a folder. After that, a text is a few hundred bytes of a file. Memory
+holds 8 bytes for the hash of each document (24 more bytes while the hashes are sorted). If there are candidates, only the texts
+that they name are written.
 
 The published score files of Hofstätter et al. 2020 hold 40 million triples in five tab-separated columns without a header:
-`pos_score neg_score query_id pos_id neg_id`. Such a file becomes an array in a file; a triple is 24 bytes read from there.
+`pos_score neg_score query_id pos_id neg_id`. Such a file becomes an array in a file, where a triple has 24 bytes.
+
+Arrow files are no better: after 200,000 random reads of 4 million texts, a memory map holds 1.4 GB of memory (here 0.1 GB), and
+`index_in` hashes all ids for each look-up, which takes 12 times as long.
 """
 
 from __future__ import annotations
@@ -36,16 +39,16 @@ from pyserini_kd.storage.records import read_json, write_json
 logger = logging.getLogger(__name__)
 
 BLOCK = 1 << 16  # groups whose ids are hashed, or triples converted or read, at a time
-DOCS = 1 << 12  # documents held while a collection streams by
+DOCS = 1 << 12  # documents of a collection that memory holds at a time
 RECORD = np.dtype("<i4, <i4, <i4, <f4, <f4, <i4")
 RECORD.names = ("query", "pos", "neg", "pos_score", "neg_score", "length")
-"""A triple: rows of its texts, its teacher scores, and the bytes of its longer document."""
+"""A triple: the rows of its texts, its teacher scores, and the number of bytes of its longer document."""
 
 NO_QUERY, NO_DOC = "query that is not among the topics", "document that is not in the collection"
 
 
 class Texts(Mapping[str, str]):
-    """id -> text, in a folder: `texts` (id, newline, text; one after the other), where each ends, 64-bit hashes of the ids."""
+    """id -> text, in a folder: `texts` (id, newline, text; one after the other), their ends, and 64-bit hashes of the ids."""
 
     def __init__(self, folder: Path) -> None:
         """Open a folder that `build` wrote."""
@@ -55,7 +58,7 @@ class Texts(Mapping[str, str]):
 
     @classmethod
     def build(cls, folder: Path, texts: Iterable[tuple[str, str]], label: str) -> Texts:
-        """Write (id, text) pairs, whose ids differ, as they stream by."""
+        """Write a stream of (id, text) pairs. All ids differ."""
         folder.mkdir(parents=True)
         ends, hashes, end = array("q"), array("Q"), 0
         with open(folder / "texts", "wb") as out:
@@ -69,31 +72,31 @@ class Texts(Mapping[str, str]):
         order = np.argsort(found)
         found = found[order]
         twice = np.flatnonzero(found[1:] == found[:-1])
-        if len(twice):  # for all of MS MARCO, once in 500,000 collections
+        if len(twice):  # one in 500,000 collections of the size of MS MARCO has such ids
             raise InputError(f"{label}: the {order[twice[0]] + 1}th id has the same 64-bit hash as another id; rename one")
         keep(folder / "hashes.npy", found)
         keep(folder / "rows.npy", order.astype(np.int32))
         return cls(folder)
 
     def rows(self, ids: Sequence[str]) -> Ints:
-        """Row of each id, -1 for an id that has no text."""
+        """The row of each id; -1 for an id that has no text."""
         found, places = look_up(self._hashes, hashes_of(ids))
         return np.where(found, self._rows[places], np.int32(-1)) if len(self) else np.full(len(ids), -1, np.int32)
 
     def lengths(self, rows: Ints) -> Ints:
-        """Bytes of the texts in these rows, ids included."""
+        """The number of bytes of the texts in these rows, with their ids."""
         starts = np.where(rows > 0, self._ends[rows - 1], 0)
         return (self._ends[rows] - starts).astype(np.int32)
 
     def record(self, row: int) -> tuple[str, str]:
-        """(id, text) of a row."""
+        """The (id, text) of a row."""
         start = int(self._ends[row - 1]) if row else 0
         data = os.pread(self._file.fileno(), int(self._ends[row]) - start, start)
         text_id, _, text = data.decode().partition("\n")
         return text_id, text
 
     def __getitem__(self, text_id: str) -> str:
-        """The text of an id; KeyError for an id that has none."""
+        """The text of an id; KeyError if it has none."""
         place = int(self._hashes.searchsorted(np.uint64(id_hash(text_id))))
         found, text = self.record(int(self._rows[place])) if place < len(self) else ("", "")
         if found != text_id:
@@ -115,7 +118,7 @@ class PlainTexts(Sequence[str]):
         self._texts, self._rows = texts, rows
 
     def lengths(self) -> Ints:
-        """Bytes of every text, its id included."""
+        """The number of bytes of every text, with its id."""
         return self._texts.lengths(self._rows)
 
     def __getitem__(self, row: int) -> str:  # type: ignore[override]
@@ -128,7 +131,7 @@ class PlainTexts(Sequence[str]):
 
 
 def wanted(groups: Iterable[Group]) -> tuple[Hashes, Hashes]:
-    """Sorted hashes of the distinct queries and of the distinct documents of groups."""
+    """The sorted hashes of the distinct queries, and of the distinct documents, of groups."""
     queries: list[Hashes] = [np.empty(0, np.uint64)]
     docs: list[Hashes] = [np.empty(0, np.uint64)]
     for some in chunks(groups, BLOCK):
@@ -138,7 +141,7 @@ def wanted(groups: Iterable[Group]) -> tuple[Hashes, Hashes]:
 
 
 def chosen(texts: Iterable[tuple[str, str]], hashes: Hashes) -> Iterator[tuple[str, str]]:
-    """Of (id, text) pairs that stream by those whose id's hash is among the sorted ones."""
+    """The (id, text) pairs of a stream whose id has one of these hashes, which are sorted."""
     for some in chunks(texts, DOCS):
         found, _ = look_up(hashes, hashes_of(text_id for text_id, _ in some))
         yield from itertools.compress(some, found.tolist())
@@ -147,7 +150,7 @@ def chosen(texts: Iterable[tuple[str, str]], hashes: Hashes) -> Iterator[tuple[s
 def load_texts(
     groups: Sequence[Group], queries: Iterable[Query], docs: Iterable[Doc], folder: Path | None = None
 ) -> tuple[Mapping[str, str], Mapping[str, str]]:
-    """Texts of the queries and documents of groups, in memory or in new folders of `folder`; InputError if some are missing."""
+    """The texts of the queries and documents of groups, in memory or in new folders of `folder`; InputError if one has none."""
     query_ids, doc_ids = wanted(groups)
     query_texts = _kept(chosen(((q.query_id, q.text) for q in queries), query_ids), folder, "queries")
     if missing := len(query_ids) - len(query_texts):
@@ -165,7 +168,7 @@ def _kept(texts: Iterator[tuple[str, str]], folder: Path | None, name: str) -> M
 
 
 def five_columns(path: Path) -> Iterator[tuple[float, float, str, str, str]]:
-    """Rows of a published score file."""
+    """The rows of a published score file."""
     for where, line in numbered_lines(path, "score file"):
         fields = line.split("\t")
         if len(fields) != 5:
@@ -180,7 +183,7 @@ def five_columns(path: Path) -> Iterator[tuple[float, float, str, str, str]]:
 
 
 def write_triples(scored: Iterable[tuple[Group, list[float]]], path: str | Path, *, overwrite: bool = False) -> int:
-    """Write groups with their scores as a published score file; returns the number of triples."""
+    """Write groups with their scores in the format of a published score file; returns the number of triples."""
     count = 0
     with atomic_file(path, overwrite=overwrite) as out:
         for group, own in scored:
@@ -192,7 +195,7 @@ def write_triples(scored: Iterable[tuple[Group, list[float]]], path: str | Path,
 
 
 class Triples(Groups):
-    """The rows of a published score file as groups of two, with their teacher scores. The block of a group is its row."""
+    """The rows of a published score file as groups of two documents, with teacher scores. The block of a group is its row."""
 
     unit = "triples"
 
@@ -204,9 +207,9 @@ class Triples(Groups):
 
     @classmethod
     def build(cls, path: Path, scores: Path, queries: Texts, docs: Texts) -> Triples:
-        """Convert a score file as it streams by. Triples with an id that has no text are left out; a warning counts them.
+        """Convert a score file. Triples with an id that has no text are left out; a warning says how many.
 
-        InputError if the file is malformed, or no triple has all its texts.
+        InputError if the file is malformed, or if no triple has all its texts.
         """
         rows = five_columns(require_file(scores, "score file"))
         total, kept, absent, examples = 0, 0, Counter[str](), dict[str, str]()
@@ -254,26 +257,26 @@ class Triples(Groups):
 
     @property
     def n_docs(self) -> int:
-        """Documents of all triples: two each."""
+        """The number of documents of all triples: two each."""
         return 2 * self._count
 
     def blocks(self) -> None:
-        """None: every triple is a block of its own."""
+        """Return None: every triple is a block of its own."""
 
     def lengths(self, docs: Mapping[str, str] | None = None) -> Ints:
-        """Bytes of the longer document of every triple. They were counted at the conversion; `docs` is not used."""
+        """The number of bytes of the longer document of every triple, as counted at the conversion. `docs` is not used."""
         lengths = np.empty(self._count, np.int32)
         for number, block in enumerate(self._every()):
             lengths[number * BLOCK :][: len(block)] = block["length"]
         return lengths
 
     def of(self, group: Group) -> list[float]:
-        """Teacher scores of a group's positive and negative: those of its own row."""
+        """The teacher scores of a group's positive and negative document, from its own row."""
         (record,) = self._read(group.block, 1)
         return [float(record["pos_score"]), float(record["neg_score"])]
 
     def missing(self) -> int:
-        """Number of pairs without a score: none, as every triple has its own."""
+        """The number of pairs without a score: 0, because every triple has its scores."""
         return 0
 
     def largest(self) -> float:
@@ -283,7 +286,7 @@ class Triples(Groups):
 
 
 def build_triples(folder: Path, scores: Path, queries: Iterable[tuple[str, str]], docs: Iterable[tuple[str, str]]) -> Triples:
-    """Write topics, a collection and a score file into a new folder."""
+    """Convert topics, a collection and a score file, and write them into a new folder."""
     topics = Texts.build(folder / "queries", queries, "topics")
     return Triples.build(folder / "triples", scores, topics, Texts.build(folder / "docs", docs, "collection"))
 
@@ -294,7 +297,7 @@ def load_triples(folder: Path) -> Triples:
 
 
 def build_once(folder: Path, made_from: Mapping[str, object], make: Callable[[], object]) -> None:
-    """Fill a folder with `make`, unless it is there already, complete and made from the same."""
+    """Fill a folder by `make`, unless the folder is already complete and made from the same."""
     record, made_from = folder / "made_from.json", json.loads(json.dumps(made_from))
     if record.exists() and read_json(record, "record of converted data") == made_from:
         logger.info("%s: converted before, by a run that was interrupted", folder)
@@ -302,7 +305,7 @@ def build_once(folder: Path, made_from: Mapping[str, object], make: Callable[[],
     shutil.rmtree(folder, ignore_errors=True)
     try:
         make()
-        write_json(record, dict(made_from))  # last: a folder without it is not complete
+        write_json(record, dict(made_from))  # written last: a folder without it is not complete
     except BaseException:
         shutil.rmtree(folder, ignore_errors=True)
         raise

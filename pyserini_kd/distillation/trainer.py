@@ -142,12 +142,19 @@ class _Trainer(transformers.Trainer):
         return loader
 
 
+class _Arguments(transformers.TrainingArguments):
+    @property
+    def n_gpu(self) -> int:
+        """At most one: Trainer would split batches over all GPUs by itself; torchrun does that right."""
+        return min(super().n_gpu, 1)
+
+
 def make_trainer(
     config: TrainConfig, stage: Stage, progress: Progress, batches: Batches[Group] | Batches[str], collator: Collate
 ) -> transformers.Trainer:
     """Return a Trainer for a stage, for one process of several or the only one."""
     steps = config.max_steps or max(1, math.ceil(math.ceil(len(batches) / config.accumulate) * stage.epochs))
-    arguments = transformers.TrainingArguments(
+    arguments = _Arguments(
         output_dir=str(progress.folder), seed=config.seed, data_seed=config.seed,
         bf16=precision_of(config) == "bf16", use_cpu=config.device == "cpu",
         per_device_train_batch_size=1,  # one item is one batch of groups
@@ -160,8 +167,6 @@ def make_trainer(
         remove_unused_columns=False, dataloader_pin_memory=False, label_names=[],
     )  # fmt: skip
     arguments.mixed_precision = "bf16" if arguments.bf16 else "no"  # overrides `accelerate launch`
-    if arguments.n_gpu > 1:
-        arguments._n_gpu = 1  # Trainer must not split batches over GPUs; torchrun does
     collate = cast(DataCollator, collator)  # batches are typed dictionaries
     trainer = _Trainer(model=progress.module, args=arguments, train_dataset=batches, data_collator=collate)
     trainer.share, trainer.learner = progress.share, progress.module

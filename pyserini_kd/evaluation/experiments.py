@@ -1,6 +1,6 @@
-"""Known experiments run again: their commands, the expected measures, and the results, in the manner of Pyserini's 2CR.
+"""Run known experiments again: their commands, the expected measures, and the results. Pyserini's 2CR does the same.
 
-The experiments are in `reproduce.yaml` beside this file, which also explains the fields of a row.
+`reproduce.yaml` beside this file lists the experiments and explains the fields of a row.
 """
 
 import difflib
@@ -30,12 +30,12 @@ from pyserini_kd.storage.records import write_json
 logger = logging.getLogger(__name__)
 
 MATRIX = Path(__file__).with_name("reproduce.yaml")
-OFF = 5  # a value within so many tolerances is off, but no failure: other versions and processors can cause it
-PLACES = {"directory": "DIRECTORY", "data": "DATA", "home": "HOME"}  # as shown if a place is not known
+OFF = 5  # a value within so many tolerances is off, but not a failure: other versions and processors can cause it
+PLACES = {"directory": "DIRECTORY", "data": "DATA", "home": "HOME"}  # the texts shown for places that are not known
 
 
 def fill(text: str, places: Mapping[str, str] = PLACES) -> str:
-    """The text with its places filled in; InputError for an unknown place."""
+    """Fill in the places of a text; InputError for an unknown place."""
     try:
         return text.format_map(places)
     except (KeyError, ValueError, IndexError, AttributeError, TypeError):
@@ -44,7 +44,7 @@ def fill(text: str, places: Mapping[str, str] = PLACES) -> str:
 
 
 def words(text: str, places: Mapping[str, str] = PLACES) -> list[str]:
-    """The words of a command. Places are filled in after the command is split, so that a path may hold blanks."""
+    """The words of a command. The command is split first and its places are filled in after that: a path may hold blanks."""
     try:
         found = shlex.split(text)
     except ValueError as error:
@@ -55,7 +55,7 @@ def words(text: str, places: Mapping[str, str] = PLACES) -> list[str]:
 
 
 def _flat(value: object) -> tuple[object, ...]:
-    """The items of a list that may hold lists, as YAML's aliases make them; none of null."""
+    """The items of a list that may hold lists (YAML's aliases make such lists); null has no items."""
     if not isinstance(value, list | None):
         raise ValueError(f"must be a list of texts, found {value!r:.60}")
     try:
@@ -87,7 +87,7 @@ class Condition(BaseModel):
 
 
 class Outcome(NamedTuple):
-    """The result of one measure of a condition: OK, off, FAIL, skipped, or new (no value was expected)."""
+    """The result of one measure of a condition. The verdict is OK, off, FAIL, skipped, or new (no value was expected)."""
 
     condition: str
     measure: str
@@ -101,7 +101,7 @@ def read_matrix(path: Path) -> list[Condition]:
     """The conditions of a matrix file.
 
     Raises:
-        InputError: the file is no YAML, or a row is wrong, or repeats a name.
+        InputError: the file is not YAML, or a row is wrong, or two rows have the same name.
     """
     import yaml
 
@@ -176,7 +176,7 @@ def _lack(need: str, places: Mapping[str, str]) -> str | None:
 
 @functools.cache
 def _no_hub() -> str | None:
-    """Why there is no network, if there is none."""
+    """Why there is no network; None if there is one."""
     finding = next(diagnosis.hub())
     return None if finding.mark == "OK" else f"network: {finding.found}"
 
@@ -243,7 +243,7 @@ def reproduce(conditions: Sequence[Condition], places: Mapping[str, str]) -> lis
 
 
 def script(conditions: Iterable[Condition], places: Mapping[str, str]) -> Iterator[str]:
-    """The commands of conditions, for a shell."""
+    """The commands of conditions, as lines for a shell."""
     for condition in conditions:
         yield f"# {condition.name}: {condition.about}"
         if lacks := missing(condition, places):

@@ -1,7 +1,7 @@
 """Figures for papers from the data of the report page, as PDF, SVG or PNG. The same data give the same bytes.
 
 Colours are those of Okabe and Ito (2008), without yellow, which is too pale on paper. Markers and line styles differ too, so
-figures stay readable in black and white. `report.html` uses the same order of colours, markers and styles.
+figures stay readable in black and white. `report.js` uses the same order of colours, markers and styles.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 Json = dict[str, Any]
-"""Data of the report page, or a part of them. `page.collect` makes them; the script in `report.html` reads them."""
+"""Data of the report page, or a part of them. `page.collect` makes them; `report.js` reads them."""
 
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 MARKERS = "os^Dv*PX"

@@ -1,7 +1,7 @@
 """One HTML page about runs: table, latency, wins and losses, rankings side by side, recall by depth, training.
 
-All that the page shows is one dictionary (`collect`). `report.html` beside this file holds the script that draws
-it. The page needs no network and shows foreign text as text, never as markup.
+`collect` puts all that the page shows into one dictionary. `report.html` beside this file is the page, and `report.js` is its
+script, which draws the dictionary. The page needs no network. It shows foreign text as text, never as markup.
 """
 
 import base64
@@ -31,18 +31,18 @@ from pyserini_kd.storage.records import read_json
 from pyserini_kd.storage.settings import option
 
 TEMPLATE = Path(__file__).with_name("report.html")
-DEPTHS = (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000)  # of recall
+DEPTHS = (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000)  # recall is shown at these depths
 TOP = 10  # documents of each ranking that can be read in the page
 # Limits that keep the page below 10 MB
-MAX_QUERIES = 200  # queries whose rankings can be read: those on which the runs differ most by the first measure
-MAX_DOCS = 4_000  # documents in the page; each is there once
+MAX_QUERIES = 200  # queries whose rankings can be read: the runs differ most on these, by the first measure
+MAX_DOCS = 4_000  # documents in the page; each is stored once
 MAX_TEXT, MAX_BYTES = 400, 600  # characters, and bytes in the page, of a document's text
 MAX_QUERY_TEXT, MAX_QUERY_TEXTS = 300, 600_000  # characters of a query, and of all queries together
 MAX_VALUES = 900_000  # queries x runs x measures; above it, evenly spaced queries are shown
 NOT_LOSSES = {"step", "lr", "grad_norm", "score_std"}  # other entries of a training log
 
 Fetch = Callable[[Sequence[str]], Mapping[str, Doc]]
-"""Document ids -> the documents among them that exist."""
+"""Takes document ids and gives the documents of those ids that exist."""
 
 
 class ReportConfig(RunFiles):
@@ -63,7 +63,7 @@ class ReportConfig(RunFiles):
 
     @model_validator(mode="after")
     def outputs_are_free(self) -> Self:
-        """The page can be written; texts have one source."""
+        """Check that the page can be written and that texts have one source."""
         refuse_existing(self.output, self.overwrite)
         if self.collection and self.index:
             raise InputError("texts come from a collection or from an index, not from both", "index")
@@ -71,7 +71,7 @@ class ReportConfig(RunFiles):
 
 
 def build(config: ReportConfig) -> list[str]:
-    """Measure runs and write the page about them, and figures; returns a line about each file written."""
+    """Measure runs, write the page about them, and figures; returns one line about each written file."""
     stages = [stage for path in config.training for stage in loss_curves(path)]
     qrels, names = sources.qrels(config.qrels), config.names()
     queries = sources.topics(config.topics) if config.topics else []
@@ -91,7 +91,7 @@ def build(config: ReportConfig) -> list[str]:
 
 
 def fetch_texts(doc_ids: Sequence[str], collection: str | None, index: str | None) -> dict[str, Doc]:
-    """The documents of these ids that exist, from an index or a collection; InputError if an index has none of them."""
+    """The documents with these ids, from an index or a collection. InputError if an index has none of them."""
     if not index:
         wanted = set(doc_ids)
         return {doc.doc_id: doc for doc in sources.collection(str(collection)) if doc.doc_id in wanted}
@@ -112,14 +112,14 @@ class System(NamedTuple):
     path: str
     results: dict[str, engines.PerQuery]
     recall: list[float | None]
-    """At DEPTHS; None if the run is not that deep."""
+    """Recall at each of DEPTHS; None if the run is not that deep."""
     top: Run
     depth: int
     notes: list[str]
 
 
 def read_system(measured: Measured, qrels: Qrels) -> System:
-    """What the page shows of a run; keeps only the top of its rankings."""
+    """What the page shows of a run. Only the top of its rankings is kept."""
     path, run, results, _, notes = measured
     recall = {f"R(rel={_level(results)})@{depth}": depth for depth in DEPTHS}
     by_depth = engines.evaluate(run, qrels, list(recall), "fast")
@@ -128,12 +128,12 @@ def read_system(measured: Measured, qrels: Qrels) -> System:
 
 
 def _level(measures: Iterable[str]) -> int:
-    """The lowest grade that counts as relevant: the highest level of all measures."""
+    """The lowest grade that all measures count as relevant."""
     return max(Measure.parse(name).rel for name in measures)
 
 
 def short_labels(paths: Sequence[str]) -> list[str]:
-    """File names without folder, ending, and the words that all share; whole paths if these are not unique.
+    """File names without folder and ending, and without the words that all names share; whole paths if those are not unique.
 
     >>> short_labels(["runs/run.docs.bm25.test.txt", "runs/run.docs.student.v2.test.txt"])
     ['bm25', 'student.v2']
@@ -150,7 +150,7 @@ def short_labels(paths: Sequence[str]) -> list[str]:
 
 
 def pareto_front(points: Mapping[int, tuple[float, float]]) -> list[int]:
-    """Keys of the (cost, value) points that no other point dominates, cheapest first.
+    """Keys of the (cost, value) points that no other point beats in both numbers, the cheapest first.
 
     >>> pareto_front({0: (1.0, 0.3), 1: (2.0, 0.5), 2: (3.0, 0.4), 3: (2.0, 0.4), 4: (9.0, 0.5)})
     [0, 1]
@@ -201,8 +201,8 @@ def collect(
 ) -> Json:
     """All that the page and the figures show of systems (`read_system`) and training stages (`loss_curves`).
 
-    `baseline` is the path of the run that the others are compared to; `names`, shown at the top, are those of qrels, topics and
-    collection. Queries stand in the order of the qrels.
+    `baseline` is the path of the run that the others are compared to. `names` are those of qrels, topics and collection, which
+    the page shows at the top. Queries are in the order of the qrels.
     """
     measures = list(systems[0].results)
     paths = [system.path for system in systems]
@@ -235,7 +235,7 @@ def collect(
         "level": _level(measures),
         "depths": DEPTHS,
         "queries": [[query_id, _cut(texts.get(query_id, ""), width)] for query_id in kept],
-        # in units of 1/10,000, to save bytes
+        # in units of 1/10,000: that saves bytes
         "values": [[[round(1e4 * s.results[m][q]) for q in kept] for m in measures] for s in systems],
         "rankings": rankings,
         "docs": docs,
@@ -270,7 +270,7 @@ def _numbers(found: significance.Comparison) -> dict[str, float | None]:
 def _rankings(
     systems: Sequence[System], qrels: Qrels, kept: Sequence[str], fetch: Fetch | None, notes: list[str]
 ) -> tuple[list[Json], list[list[str]]]:
-    """Rankings of the queries on which the runs differ most; the documents are rows of the second list."""
+    """Rankings of the queries on which the runs differ most. They name documents by their row in the second list."""
     measures = list(systems[0].results)
 
     def spread(query_id: str) -> float:
@@ -303,7 +303,7 @@ def _rankings(
 
 
 def _cut(text: str, characters: int) -> str:
-    """The head of a text on one line, with few characters and few bytes in the page."""
+    """The beginning of a text on one line, with few characters and few bytes in the page."""
     text = " ".join(text.split())
     short = text[:characters]
     while len(_embedded(short).encode()) > MAX_BYTES:
@@ -312,21 +312,22 @@ def _cut(text: str, characters: int) -> str:
 
 
 def page(data: Json) -> str:
-    """The HTML page. It names its script by checksum, so that a browser runs no script that came with the data."""
-    template = TEMPLATE.read_text(encoding="utf-8")
-    script = template.partition("<script>")[2].partition("</script>")[0]
-    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
-    return template.replace("@SCRIPT_SHA256@", digest).replace("@DATA@", _embedded(data))
+    """The HTML page. It allows its script by checksum, so that a browser runs no script that came with the data."""
+    from jinja2 import Environment, FileSystemLoader
+
+    pages = Environment(loader=FileSystemLoader(TEMPLATE.parent), autoescape=True, keep_trailing_newline=True)
+    pages.filters["sha256"] = lambda text: base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()
+    return pages.get_template(TEMPLATE.name).render(data=_embedded(data))
 
 
 def _embedded(data: object) -> str:
-    r"""JSON that can stand inside a script element: it contains no `</script>` or `<!--`.
+    r"""JSON for the inside of a script element: it contains no `</script>` and no `<!--`.
 
     >>> _embedded("</script><b>&")
     '"\\u003c/script\\u003e\\u003cb\\u003e\\u0026"'
     """
     text = json.dumps(data, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
-    text = text.encode("utf-8", "backslashreplace").decode()  # escapes half a surrogate pair
+    text = text.encode("utf-8", "backslashreplace").decode()  # half a surrogate pair is escaped
     for character in "<>&\u2028\u2029":
         text = text.replace(character, f"\\u{ord(character):04x}")
     return text

@@ -1,8 +1,6 @@
 """Write a collection's vectors as a FAISS or Lucene index, and log the expected size and time first."""
 
-import contextlib
 import logging
-import os
 import random
 import shutil
 import time
@@ -13,6 +11,7 @@ from typing import IO
 
 import faiss
 import numpy as np
+import psutil
 from tqdm import tqdm
 
 from pyserini_kd.retrieval import faiss_kinds, lucene_vectors
@@ -134,12 +133,8 @@ def _in_memory(size: int) -> str:
 
 
 def free_memory() -> int:
-    """Bytes of available memory on Linux, of all memory elsewhere."""
-    with contextlib.suppress(OSError):
-        for line in Path("/proc/meminfo").read_text().splitlines():
-            if line.startswith("MemAvailable"):
-                return int(line.split()[1]) * 1024
-    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    """Bytes of available memory."""
+    return int(psutil.virtual_memory().available)
 
 
 def _train(index: FaissIndex, kind: str, blocks: Sequence[Path]) -> None:

@@ -166,8 +166,8 @@ def build(
             if blocks.count == 0:
                 raise InputError("the collection has no documents")
         except InputError:
-            if not blocks.job.parts() and shared.is_ours_alone():  # nothing to resume
-                shared.remove()
+            if not blocks.job.parts():  # nothing to resume
+                shared.remove_if_alone()
             raise
         if shard[1] > 1 and (left := blocks.left()):
             logger.info("shard %d of %d is done; %d blocks are left to the other shards", *shard, left)
@@ -185,7 +185,7 @@ def build(
             record |= described | {"n_docs": blocks.count, "seconds": round(time.monotonic() - started, 1)}
             write_json(new / manifest.NAME, record | {"command": command_line(), **environment()})
             refuse_existing(folder, overwrite, folder=True)  # another process may have written it meanwhile
-            shared.remove(folder)
+            shared.turn_into(folder)
     return blocks.count
 
 

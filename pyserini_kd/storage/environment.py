@@ -57,13 +57,14 @@ def _commit() -> str | None:
 
 
 def _hardware() -> Hardware:
+    import psutil
+
     cpu = platform.processor()
     with contextlib.suppress(OSError, StopIteration):  # Linux
         lines = Path("/proc/cpuinfo").read_text().splitlines()
         cpu = next(line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
-    hardware: Hardware = {"machine": platform.machine(), "cpu": cpu, "cpus": os.cpu_count()}
-    with contextlib.suppress(ValueError, OSError):
-        hardware["memory_gib"] = round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30, 1)
+    memory = round(psutil.virtual_memory().total / 2**30, 1)
+    hardware: Hardware = {"machine": platform.machine(), "cpu": cpu, "cpus": os.cpu_count(), "memory_gib": memory}
     torch = sys.modules.get("torch")
     if torch is not None and torch.cuda.is_initialized():
         hardware["gpu"] = torch.cuda.get_device_name()

@@ -1,12 +1,11 @@
 """Write whole files and folders, and lock them.
 
-What is written goes into a temporary sibling first, which gets the final name only when it is complete. Locks keep two commands
-from writing the same thing at the same time.
+A command writes into a temporary file or folder beside the final path: the sibling. The sibling gets the final name only when
+it is complete. Locks prevent that two commands write the same thing at the same time.
 """
 
 import contextlib
 import errno
-import fcntl
 import gzip
 import io
 import os
@@ -17,10 +16,12 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Any
 
+from filelock import lock_descriptor
+
 from pyserini_kd.storage.errors import InputError
 
 OURS = ("manifest.json", "pyserini_kd.json", "config.json", "docid")
-"""A folder that holds one of these is an index or a checkpoint. Only such folders may be replaced."""
+"""A folder with one of these names in it is an index or a checkpoint. Only such folders may be replaced."""
 
 
 def home() -> Path:
@@ -29,7 +30,7 @@ def home() -> Path:
 
 
 def require_file(path: str | Path, what: str) -> Path:
-    """The path, if it is a file with something in it; otherwise InputError."""
+    """Return the path if it is a file that is not empty; otherwise raise InputError."""
     path = Path(path)
     if not path.exists():
         raise InputError(f"{what} not found: {path}")
@@ -42,9 +43,10 @@ def require_file(path: str | Path, what: str) -> Path:
 
 
 def refuse_existing(path: Path, overwrite: bool, *, folder: bool = False) -> None:
-    """InputError if `path` holds something that may not be replaced, or if no file (or `folder`) can be written there.
+    """Raise InputError if `path` holds something that may not be replaced, or if no file (or `folder`) can be written there.
 
-    Without `overwrite` nothing may be replaced; with it, files and our own folders. Commands ask before they start to work.
+    Without `overwrite`, nothing may be replaced. With it, files and our own folders may be replaced. Commands call this before
+    they start to work.
     """
     filled, ours = path.is_dir() and _holds_something(path), any((path / name).exists() for name in OURS)
     fixed = folder and (not path.name or os.path.ismount(path))
@@ -78,14 +80,14 @@ def _holds_something(folder: Path) -> bool:
 
 @contextlib.contextmanager
 def atomic_file(path: str | Path, *, overwrite: bool = True, binary: bool = False) -> Iterator[IO[Any]]:
-    """Open a temporary sibling for writing. It gets the final name only if the block ends without an error.
+    """Open a temporary file beside the path for writing. It gets the final name only if the block ends without an error.
 
-    Text is compressed if the name ends in `.gz`; the same text gives the same bytes.
+    Text is compressed if the name ends in `.gz`. The same text always gives the same bytes.
     """
     path = Path(path)
     refuse_existing(path, overwrite)
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, partial = _sibling(path)
+    handle, partial = held_sibling(path)
     try:
         with os.fdopen(handle, "wb") as out:
             if binary:
@@ -98,26 +100,26 @@ def atomic_file(path: str | Path, *, overwrite: bool = True, binary: bool = Fals
                     text.detach()
             out.flush()
             os.fsync(out.fileno())
-            refuse_existing(path, overwrite)  # another command may have written there meanwhile
+            refuse_existing(path, overwrite)  # another command may have written there in the meantime
             os.replace(partial, path)
     except BaseException as error:
         partial.unlink(missing_ok=True)
-        if isinstance(error, OSError) and error.filename is None:  # a full disk does not say which file
+        if isinstance(error, OSError) and error.filename is None:  # the error of a full disk does not name the file
             error.filename = str(path)
         raise
 
 
 @contextlib.contextmanager
 def atomic_folder(path: str | Path, *, overwrite: bool = False) -> Iterator[Path]:
-    """Give a temporary sibling folder. It gets the final name only if the block ends without an error."""
+    """Make a temporary folder beside the path. It gets the final name only if the block ends without an error."""
     path = Path(path)
     put_back(path)
     refuse_existing(path, overwrite, folder=True)
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, partial = _sibling(path, folder=True)
+    handle, partial = held_sibling(path, folder=True)
     try:
         yield partial
-        refuse_existing(path, overwrite, folder=True)  # another command may have written there meanwhile
+        refuse_existing(path, overwrite, folder=True)  # another command may have written there in the meantime
         replace_folder(partial, path)
     except BaseException:
         shutil.rmtree(partial, ignore_errors=True)
@@ -126,42 +128,45 @@ def atomic_folder(path: str | Path, *, overwrite: bool = False) -> Iterator[Path
         os.close(handle)
 
 
-def _sibling(path: Path, folder: bool = False) -> tuple[int, Path]:
-    """(open handle, path) of a new, locked file or folder beside a path. Those that killed commands have left are removed."""
-    for name in os.listdir(path.parent):
-        if re.fullmatch(rf"\.{re.escape(path.name)}\.\w{{8}}\.partial", name):
-            _remove_unlocked(path.parent / name)
+def held_sibling(path: Path, folder: bool = False) -> tuple[int, Path]:
+    """Make a new file or folder beside a path and lock it; returns its open handle and its own path.
+
+    The siblings that killed commands left are removed first. A sibling whose command is still at work is locked, and stays.
+    """
+    for left in siblings(path):
+        _remove_unlocked(left)
     while True:
         made = path.with_name(f".{path.name}.{secrets.token_hex(4)}.partial")
         if folder:
             made.mkdir()
-        with contextlib.suppress(FileNotFoundError):  # another command has taken it for one of those
+        with contextlib.suppress(FileNotFoundError):  # another command took it for a leftover and removed it
             handle = os.open(made, os.O_RDONLY if folder else os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o666)
-            with contextlib.suppress(BlockingIOError):  # or does so now
-                flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                if is_at(handle, made):
-                    return handle, made
-            os.close(handle)
+            if take(handle, wait=False) and is_at(handle, made):
+                return handle, made
+            os.close(handle)  # another command is about to remove it
+
+
+def siblings(path: Path) -> list[Path]:
+    """The siblings of a path that `held_sibling` made, those of killed commands too."""
+    pattern = re.compile(rf"\.{re.escape(path.name)}\.\w{{8}}\.partial")
+    return [path.parent / name for name in os.listdir(path.parent) if pattern.fullmatch(name)]
 
 
 def _remove_unlocked(left: Path) -> None:
-    with contextlib.suppress(OSError):  # its writer still holds it, or another command removes it
-        handle = os.open(left, os.O_RDONLY)
+    with contextlib.suppress(OSError):  # another command removes it, or the file system has no locks
+        handle = os.open(left, os.O_RDONLY if left.is_dir() else os.O_RDWR)
         try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            if left.is_dir():
-                shutil.rmtree(left)
-            else:
-                left.unlink()
+            if lock_descriptor(handle, blocking=False):  # otherwise its command is still at work
+                shutil.rmtree(left) if left.is_dir() else left.unlink()
         finally:
             os.close(handle)
 
 
 def replace_folder(new: Path, path: Path) -> None:
-    """Give the finished folder `new` its final name, then remove what lay there. After a kill `put_back` repairs the rest."""
+    """Give the finished folder `new` its final name, then remove the old folder. After a kill, `put_back` repairs the rest."""
     if path.exists() and not path.is_dir():
         raise InputError(f"{path} is a file, but the result is a folder")
-    sync(new)  # what it was made from may be removed next
+    sync(new)  # the caller may remove the sources of this folder next
     with locked(path.parent):
         _put_back(path)
         if path.exists():
@@ -173,7 +178,7 @@ def replace_folder(new: Path, path: Path) -> None:
 
 
 def sync(folder: Path) -> None:
-    """Force the files of a folder to the disk, so that they survive a loss of power."""
+    """Write the files of a folder to the disk, so that they survive a loss of power."""
     for written in folder.rglob("*"):
         if written.is_file():
             with open(written, "rb") as handle:
@@ -181,7 +186,7 @@ def sync(folder: Path) -> None:
 
 
 def put_back(path: Path) -> None:
-    """Repair a killed `replace_folder`: what it moved away gets its name back if nothing took its place; else it is removed."""
+    """Repair a killed `replace_folder`. The old folder gets its name back; if the new one has that name, the old is removed."""
     if os.path.lexists(_old(path)):
         with locked(path.parent):
             _put_back(path)
@@ -194,7 +199,7 @@ def _put_back(path: Path) -> None:
     if not path.exists():
         os.replace(old, path)
     elif old.is_symlink():
-        old.unlink()  # what it points to is the user's
+        old.unlink()  # the folder that the link points to belongs to the user
     else:
         shutil.rmtree(old, ignore_errors=True)
 
@@ -204,16 +209,17 @@ def _old(path: Path) -> Path:
 
 
 @contextlib.contextmanager
-def locked(path: Path, *, wait: bool = True) -> Iterator[None]:
-    """Hold the lock of a folder, or of a file that is made where there is no folder. The holder may remove what it locks.
+def locked(path: Path, *, wait: bool = True, make_folder: bool = True) -> Iterator[None]:
+    """Hold the lock of a folder or of a file. If nothing is at the path, a file is made there (and its folder: `make_folder`).
 
-    The lock of a folder holds on one machine. The lock of a file also holds on a network file system. A file system without
-    locks lets all processes in. BlockingIOError if another process holds the lock, and `wait` is False.
+    The holder may remove what it locks. The lock of a folder holds on one machine; the lock of a file also holds on a network
+    file system. BlockingIOError if another process holds the lock and `wait` is False.
     """
     while True:
-        handle = _open(path)
+        handle = _open(path) if make_folder else os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
         try:
-            flock(handle, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if not take(handle, wait=wait):
+                raise BlockingIOError(errno.EAGAIN, "locked by another process", str(path))
             if is_at(handle, path):  # otherwise the last holder has removed it
                 yield
                 return
@@ -223,9 +229,9 @@ def locked(path: Path, *, wait: bool = True) -> Iterator[None]:
 
 @contextlib.contextmanager
 def alone(work: Path, who: str) -> Iterator[None]:
-    """Be the only process in a folder of unfinished work; InputError if another (`who` says which command) works there.
+    """Be the only process in a folder of unfinished work. At the end the folder is removed, unless something is left in it.
 
-    The folder is removed at the end, unless something is left in it.
+    InputError if another process works there; `who` is the name of the command.
     """
     with contextlib.ExitStack() as stack:
         try:
@@ -243,18 +249,19 @@ def clear(work: Path, names: str = "") -> None:
     """Remove the folders under `work` that match a pattern, and then `work` itself if it is empty."""
     for folder in work.glob(names) if names else ():
         shutil.rmtree(folder, ignore_errors=True)
-    with contextlib.suppress(OSError):  # not there, or not empty
+    with contextlib.suppress(OSError):  # the folder does not exist, or is not empty
         work.rmdir()
 
 
-def flock(handle: int, how: int) -> None:
-    """Lock an open file. A file system without locks is no error."""
+def take(handle: int, *, wait: bool = True) -> bool:
+    """Lock an open file or folder until it is closed; False if another process holds it and `wait` is False.
+
+    The lock of a killed process is free at once. On a file system without locks, every process gets the lock.
+    """
     try:
-        fcntl.flock(handle, how)
-    except BlockingIOError:
-        raise
+        return lock_descriptor(handle, blocking=wait)
     except OSError:
-        pass
+        return True
 
 
 def _open(path: Path) -> int:
@@ -265,7 +272,7 @@ def _open(path: Path) -> int:
             with contextlib.suppress(FileExistsError):
                 path.parent.mkdir(parents=True)
             return os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
-    path.parent.mkdir(parents=True)  # the error says why nothing can be made here
+    path.parent.mkdir(parents=True)  # this error says why nothing can be made here
     raise FileNotFoundError(errno.ENOENT, "cannot be made", str(path))
 
 

@@ -3,30 +3,30 @@
 The file `000007.done` marks part 7 as done. It is written last and holds a digest of the input of the part. `made_from.json`
 records the input of all parts. A command that is started again after a kill makes only the missing parts.
 
-Several processes may share a job through kernel locks, which end with the process. Each process holds a shared lock on the
-file `users`. To make part n, a process locks byte n of the file `blocks`; to assemble the result, it locks byte ASSEMBLY.
+Several processes may share a job. They coordinate by lock files; the lock of a killed process is free at once. Each process
+holds its own lock file, whose name begins with `.users.`. A process holds `lock.n` while it makes part n, `lock.assembly` while
+it assembles the result, and `lock` while it enters or removes the folder.
 """
 
 import contextlib
 import dataclasses
-import fcntl
 import logging
 import os
 import shutil
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import IO
 
 from pyserini_kd.storage.errors import InputError
-from pyserini_kd.storage.files import alone, atomic_file, is_at, put_back, replace_folder, sync
+from pyserini_kd.storage.files import alone, atomic_file, held_sibling, is_at, locked, put_back, replace_folder, siblings, sync
 from pyserini_kd.storage.records import Record, comparable, difference, read_json, write_json
 
 logger = logging.getLogger(__name__)
 
 RECORD = "made_from.json"
-LOCKS = ("lock", "users", "blocks")  # lock files of running processes
+USERS = "users"
+LOCKS = ("lock", f".{USERS}.")  # prefixes of the lock files' names
 FINAL = "final"  # folder in which the result is assembled
-ASSEMBLY = 1 << 40  # the byte of `blocks` that is locked for the assembly
+ASSEMBLY = "assembly"  # name of the lock for assembling the result
 
 
 class Job:
@@ -63,7 +63,7 @@ class Job:
         for path in self.folder.iterdir():
             if path.is_dir():
                 shutil.rmtree(path)
-            elif path.name not in (*LOCKS, RECORD):
+            elif not path.name.startswith((*LOCKS, RECORD)):
                 path.unlink()
         write_json(record, self.made_from)
         return 0
@@ -111,53 +111,52 @@ def open_job(folder: Path, made_from: Mapping[str, object], who: str, *, overwri
         try:
             yield job
         finally:
-            if all(path.name in (*LOCKS, RECORD) for path in folder.glob("*")):  # no parts to keep
+            if all(path.name.startswith((*LOCKS, RECORD)) for path in folder.glob("*")):  # no parts to keep
                 (folder / RECORD).unlink(missing_ok=True)
 
 
 @dataclasses.dataclass
 class SharedJob:
-    """A job that several processes share, with its lock files."""
+    """A job that several processes share. `user` is the lock file of this process; `handle` is its open file."""
 
     job: Job
-    users: IO[bytes]
-    blocks: IO[bytes]
+    handle: int
+    user: Path
 
     @contextlib.contextmanager
-    def lock(self, part: int, wait: bool) -> Iterator[bool]:
-        """Lock a part; yields False if another process holds it and `wait` is false."""
-        try:
-            fcntl.lockf(self.blocks, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB, 1, part)
-        except BlockingIOError:
-            yield False
-            return
-        try:
-            yield True
-        finally:
-            fcntl.lockf(self.blocks, fcntl.LOCK_UN, 1, part)
+    def lock(self, what: int | str, wait: bool) -> Iterator[bool]:
+        """Lock a part or `ASSEMBLY`; yields False if another process holds it and `wait` is false."""
+        with contextlib.ExitStack() as stack:
+            ours = True
+            try:
+                stack.enter_context(locked(self.job.folder / f"lock.{what}", wait=wait, make_folder=False))
+            except BlockingIOError:
+                ours = False
+            except FileNotFoundError:  # another process moved the folder away; see `is_there`
+                pass
+            yield ours
 
     def is_there(self) -> bool:
         """Whether the folder is still the opened one; a process that completes the result moves it away."""
-        return is_at(self.users.fileno(), self.job.folder / "users")
+        return is_at(self.handle, self.user)
 
-    def is_ours_alone(self) -> bool:
-        """Whether no other process uses the job. If so, no process can join afterwards."""
-        try:
-            fcntl.flock(self.users, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            return False
-        return True
+    def remove_if_alone(self) -> None:
+        """Remove the folder unless another process uses the job."""
+        lock = locked(self.job.folder / "lock", make_folder=False)
+        with contextlib.suppress(FileNotFoundError), lock:  # now no process can join
+            self.user.unlink(missing_ok=True)  # so that the last of several failing processes sees no other
+            if not siblings(self.job.folder / USERS):
+                os.replace(self.job.folder, _trash(self.job.folder))
+                shutil.rmtree(_trash(self.job.folder), ignore_errors=True)
 
-    def remove(self, result: Path | None = None) -> None:
-        """Remove the folder in one step, after moving its `final` to `result`. `mend` completes this after a kill."""
-        folder = self.job.folder
-        trash = _trash(folder)
-        if result is not None:
-            sync(folder / FINAL)
-        os.replace(folder, trash)
-        if result is not None:
+    def turn_into(self, result: Path) -> None:
+        """Move `final` to the result and remove the rest of the folder. `mend` completes this after a kill."""
+        trash = _trash(self.job.folder)
+        sync(self.job.folder / FINAL)
+        with locked(self.job.folder / "lock"):
+            os.replace(self.job.folder, trash)
             replace_folder(trash / FINAL, result)
-        shutil.rmtree(trash, ignore_errors=True)
+            shutil.rmtree(trash, ignore_errors=True)
 
 
 @contextlib.contextmanager
@@ -167,32 +166,36 @@ def open_shared(
     """Start or resume the shared job of `result`; `made_from` is the input of its parts.
 
     While another process works on it, `only_result` (settings that affect no part) must be the same too.
-    InputError if existing parts have another input, or if another process makes a different result.
+
+    Raises:
+        InputError: existing parts have another input, or another process makes a different result.
     """
-    folder, settings = _work(result), comparable(dict(only_result))
-    job = Job(folder, made_from)
-    with contextlib.ExitStack() as stack:
-        while True:
-            folder.mkdir(parents=True, exist_ok=True)
-            try:
-                users = stack.enter_context(open(folder / "users", "ab"))
-            except FileNotFoundError:  # a process that finished moved it away
-                continue
-            try:
-                fcntl.flock(users, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                if is_at(users.fileno(), folder / "users"):
-                    job.begin(overwrite=overwrite)
-                    write_json(folder / "result.json", settings)
-            except BlockingIOError:
+    job = Job(_work(result), made_from)
+    settings = job.folder / "result.json"
+    wanted = {"parts": job.made_from, "result": comparable(dict(only_result))}
+    with contextlib.ExitStack() as at_work:
+        with locked(job.folder / "lock"):
+            shared = at_work.enter_context(_enter(job))
+            if siblings(job.folder / USERS) == [shared.user]:
+                job.begin(overwrite=overwrite)
+                write_json(settings, wanted["result"])
+            else:
                 logger.info("another process also works on %s", result)
-            fcntl.flock(users, fcntl.LOCK_SH)
-            if is_at(users.fileno(), folder / "users"):
-                break
-        found = {"parts": job.known(), "result": read_json(folder / "result.json", "record of unfinished work")}
-        wanted = {"parts": job.made_from, "result": settings}
-        if found != wanted:
-            raise InputError(f"another process is writing {result} with {difference(wanted, found)}")
-        yield SharedJob(job, users, stack.enter_context(open(folder / "blocks", "ab")))
+                found = {"parts": job.known(), "result": read_json(settings, "record of unfinished work")}
+                if found != wanted:
+                    raise InputError(f"another process is writing {result} with {difference(wanted, found)}")
+        yield shared
+
+
+@contextlib.contextmanager
+def _enter(job: Job) -> Iterator[SharedJob]:
+    """Hold the lock file that shows other processes that this one is at work."""
+    handle, user = held_sibling(job.folder / USERS)
+    try:
+        yield SharedJob(job, handle, user)
+    finally:
+        user.unlink(missing_ok=True)
+        os.close(handle)
 
 
 def mend(result: Path) -> None:
@@ -200,8 +203,8 @@ def mend(result: Path) -> None:
     work = _work(result)
     trash = _trash(work)
     with contextlib.ExitStack() as stack:
-        with contextlib.suppress(FileNotFoundError):  # nothing there, or partly removed
-            fcntl.flock(stack.enter_context(open(trash / "users", "r+b")), fcntl.LOCK_EX)  # wait for the other process
+        with contextlib.suppress(FileNotFoundError):  # there is no such folder
+            stack.enter_context(locked(trash / "lock", make_folder=False))  # wait for the process that removes it
         if (trash / FINAL).exists() and not work.exists():
             os.replace(trash, work)
         shutil.rmtree(trash, ignore_errors=True)

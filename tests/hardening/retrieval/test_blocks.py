@@ -1,6 +1,8 @@
 """Work in blocks against kills at any moment, full disks, other settings and changed collections: the bytes stay the same."""
 
 import contextlib
+import errno
+import fcntl
 import random
 import shutil
 import signal
@@ -160,6 +162,23 @@ def test_an_error_in_one_process_leaves_the_folder_to_the_others(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
+def test_an_error_after_another_process_has_finished_makes_no_new_folder(tmp_path):
+    with open_shared(tmp_path / "x", {}, {}) as late:
+        late.job.folder.rename(tmp_path / "gone")
+        late.remove_if_alone()
+        with late.lock(0, wait=True):
+            assert not late.is_there()
+    assert [path.name for path in tmp_path.iterdir()] == ["gone"]
+
+
+def test_a_file_system_without_locks_lets_shared_jobs_work(tmp_path, monkeypatch):
+    monkeypatch.setattr(fcntl, "flock", lambda *_: (_ for _ in ()).throw(OSError(errno.ENOLCK, "No locks available")))
+    with open_shared(tmp_path / "x", {"a": 1}, {}) as one, open_shared(tmp_path / "x", {"a": 1}, {}) as other:
+        with one.lock(0, wait=False) as ours, other.lock(0, wait=False) as theirs:
+            assert ours and theirs and one.is_there() and other.is_there()
+    assert build(docs(), tmp_path / "whole") == N and not list(tmp_path.glob(".whole*"))
+
+
 def test_a_full_disk_is_noticed_at_the_end_of_a_file(tmp_path):
     made = faiss_kinds.new(WIDTH, "HNSW8")
     made.add(np.stack([vector(n) for n in range(20)]))
@@ -186,7 +205,7 @@ def test_leftovers_of_a_late_kill_are_removed_by_the_next_run(tmp_path, invoke, 
     assert invoke(index.main, *words).exit_code == 0
     gone = tmp_path / ".x.partial.gone"
     gone.mkdir()
-    (gone / "users").touch()
+    (gone / "lock").touch()
     (gone / "000000.npy").write_bytes(b"x")
     result = invoke(index.main, *words)
     assert result.exit_code == 2 and "exists; give --overwrite" in result.output
@@ -233,7 +252,7 @@ def test_a_late_kill_is_repaired_by_the_next_run(tmp_path, monkeypatch):
     with monkeypatch.context() as patch:
         patch.setattr(shutil, "rmtree", lambda *_, **__: None)  # killed before the blocks were removed
         build(docs(), tmp_path / "y")
-    (tmp_path / ".y.partial.gone" / "users").unlink()
+    (tmp_path / ".y.partial.gone" / "lock").unlink()
     with pytest.raises(InputError, match="exists; give --overwrite"):
         build(docs(), tmp_path / "y")
     assert same(tmp_path / "y", tmp_path / "whole") and not list(tmp_path.glob(".*"))
