@@ -104,7 +104,7 @@ class Command(click.Command):
         """The message after the flag of the wrong parameter. Parameters in backquotes become flags too."""
         flags = {str(parameter.name): parameter.opts[0] for parameter in self.params if isinstance(parameter, click.Option)}
         message = re.sub(r"`(\w+)`", lambda match: flags.get(match[1], match[0]), error.message)
-        parameter = flags.get(error.parameter or "", error.parameter)
+        parameter = error.parameter and flags.get(error.parameter, error.parameter)
         return f"{parameter}: {message}" if parameter else message
 
 

@@ -27,7 +27,7 @@ def test_wrong_input_is_one_line_and_exit_code_2(invoke, dense, files, tmp_path,
     refused(*dense, "--encoder", tiny_cross, word="bert_dot")
     refused(*dense, "--encoder", "minilm", word="does not match index")
     refused(*dense, "--pooling", "cls", word="pooling is cls, the index was made with mean")
-    refused(*dense, "--index", tmp_path / "nowhere", word="not found")
+    refused(*dense, "--index", tmp_path / "nowhere", word=f"Error: index not found: {tmp_path / 'nowhere'}")
     refused(*dense, "--index", tmp_path, word="incomplete")
     refused(*dense, "--sparse-index", dense_index, word="not a Lucene index")
     refused(*dense, "--fusion", "rrf", word="--sparse-index")
