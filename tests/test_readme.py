@@ -39,7 +39,21 @@ def test_the_readme_shows_every_command():
     assert set(COMMANDS) <= set(re.findall(r"(?:pyserini-kd|make) (\w+)", text))
 
 
-def test_python_examples_run(tmp_path, monkeypatch, capsys, dense_index, bm25_index, tiny_dot, tiny_cross):
+def python_blocks(page):
+    return re.findall(r"```python\n(.*?)```", (ROOT / page).read_text(encoding="utf-8"), re.DOTALL)
+
+
+def test_the_readme_example_prints_what_it_shows(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    (code,) = python_blocks("README.md")
+    exec(code, names := {})
+    shown = re.search(r"```\n(\['T-1'.*?)\n```", PAGES[0].read_text(encoding="utf-8"))[1]
+    assert capsys.readouterr().out.split("]")[0] == shown.split("]")[0]
+    scores = [float(number) for number in re.findall(r"0\.\d+", shown)]
+    assert names["run"]["q1"].scores.tolist() == pytest.approx(scores, abs=1e-2)  # bf16 differs from fp32
+
+
+def test_python_examples_of_the_guide_run(tmp_path, monkeypatch, capsys, dense_index, bm25_index, tiny_dot, tiny_cross):
     """The examples, word for word, over small models and indexes of the names that they use."""
     places = {"indexes/pydocs.student": dense_index, "indexes/pydocs.bm25": bm25_index}
     places |= {"models/student": tiny_dot, "models/reranker": tiny_cross}
@@ -48,8 +62,24 @@ def test_python_examples_run(tmp_path, monkeypatch, capsys, dense_index, bm25_in
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("PYSERINI_KD_HOME", str(tmp_path))
     names = {}
-    for code in re.findall(r"```python\n(.*?)```", PAGES[0].read_text(encoding="utf-8"), re.DOTALL):
+    for code in python_blocks("docs/guide/search.md"):
         exec(code, names)
     run = Run.read("run.txt")
     assert run["1"].doc_ids == names["run"]["1"].doc_ids and len(run["1"].doc_ids) == 20
     assert [hit.docid for hit in names["hits"]] == names["dense"]["1"].doc_ids[:3]
+
+
+def test_the_readme_is_short():
+    lines = PAGES[0].read_text(encoding="utf-8").splitlines()
+    assert len(lines) <= 150
+    text = re.sub(r"```.*?```", "", PAGES[0].read_text(encoding="utf-8"), flags=re.DOTALL)
+    assert not [line for line in text.splitlines() if len(line) > 120 and not line.startswith("|")]
+
+
+def test_one_place_has_the_version():
+    from pyserini_kd import __version__
+
+    changes = (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
+    assert f"\n## {__version__} - " in changes
+    assert f"\nversion: {__version__}\n" in (ROOT / "CITATION.cff").read_text(encoding="utf-8")
+    assert f"changes-{__version__}-" in PAGES[0].read_text(encoding="utf-8")
