@@ -7,6 +7,7 @@ change what is learnt.
 from __future__ import annotations
 
 import logging
+from array import array
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Generic, NamedTuple, TypedDict, TypeVar, cast, overload
 
@@ -18,7 +19,7 @@ from pyserini_kd.distillation.candidates import Group, as_groups
 from pyserini_kd.distillation.teacher_scores import TeacherScores
 from pyserini_kd.distillation.text_store import PlainTexts
 from pyserini_kd.models.tokens import pad, tokenize
-from pyserini_kd.storage.arrays import Ints, Rows, column, let_go
+from pyserini_kd.storage.arrays import Ints, Rows, column, let_go, spans
 from pyserini_kd.storage.errors import InputError
 
 if TYPE_CHECKING:
@@ -43,6 +44,7 @@ class Batch(TypedDict, total=False):
     rows: Tensor  # (B, G): places among the P scores
     mask: Tensor  # (B, G): false where a group is shorter than the longest
     teacher: Tensor  # (B, G): scores from a file
+    vectors: Tensor  # (N, H): a teacher's vectors of plain texts, this process's share of them
     batch_labels: Tensor  # (B, N): of every query and every document of the batch
     batch_rows: Tensor  # (B, N)
 
@@ -92,6 +94,13 @@ class Batches(Sequence[list[T]], Generic[T]):
     def __len__(self) -> int:
         """Number of batches."""
         return len(self.ends)
+
+    def sample(self, count: int, seed: int) -> Batches[T]:
+        """So many of the batches, drawn at random, in their order."""
+        some = np.sort(np.random.default_rng(seed).choice(len(self), count, replace=False))
+        starts = np.where(some > 0, self.ends[some - 1], 0)
+        rows = np.concatenate([self.rows[a:b] for a, b in zip(starts, self.ends[some], strict=True)])
+        return Batches(self.items, rows, np.cumsum(self.ends[some] - starts))
 
 
 def cut_batches(
@@ -145,7 +154,30 @@ def _packed(sizes: Sequence[int], batch_size: int) -> list[int]:
 def cut_texts(texts: Sequence[str], batch_size: int, seed: int) -> Batches[str]:
     """Cut shuffled texts into batches of like length (in characters; in bytes where they lie on disk)."""
     lengths = texts.lengths() if isinstance(texts, PlainTexts) else [len(text) for text in texts]
-    return _cut(texts, _shuffled(len(texts), batch_size, seed, lengths), batch_size)
+    return cut_rows(texts, lengths, batch_size, seed)
+
+
+def cut_rows(items: Sequence[T], lengths: Sequence[int] | Ints, batch_size: int, seed: int) -> Batches[T]:
+    """Cut shuffled items into batches of like length."""
+    return _cut(items, _shuffled(len(items), batch_size, seed, lengths), batch_size)
+
+
+def cut_by_tokens(items: Sequence[T], tokens: Ints, budget: int, seed: int) -> Batches[T]:
+    """Cut shuffled items of so many tokens into batches of like length; padded, a batch has `budget` tokens at most.
+
+    An item of more tokens has a batch to itself.
+    """
+    order = _shuffled(len(items), max(1, int(budget // max(1.0, float(tokens.mean())))), seed, tokens)
+    ends, size, longest = array("q"), 0, 0
+    for some in spans(len(order)):
+        for place, length in enumerate(tokens[order[some]].tolist(), start=some.start):
+            longest = max(longest, length)
+            if size and (size + 1) * longest > budget:
+                ends.append(place)
+                size, longest = 0, length
+            size += 1
+    ends.append(len(order))
+    return Batches(items, order, np.array(ends))
 
 
 def _cut(items: Sequence[T], rows: Ints, batch_size: int) -> Batches[T]:

@@ -46,7 +46,7 @@ class TrainConfig(Settings):
     )
     start_stage: int = option("--start-stage", 1, "First stage; --init has been through those before.", ge=1)
     teacher: str | None = option(
-        "--teacher", None, "Live ranker: for layer losses, and for soft losses where there is no --scores."
+        "--teacher", None, "Live ranker: for layer and vector losses, and for soft losses where there is no --scores."
     )
     lm_teacher: str | None = option("--lm-teacher", None, "Language model to distil on the collection's plain text.")
     teacher_dropout: bool = option(
@@ -74,6 +74,9 @@ class TrainConfig(Settings):
     epochs: float | None = option("--epochs", None, "Of every stage [default: from the recipe].", gt=0)
     max_steps: int | None = option("--max-steps", None, "Optimiser steps of every stage, instead of --epochs.", ge=1)
     batch_size: int = option("--batch-size --batch", 32, "Queries (groups) a batch.", ge=1)
+    batch_tokens: int | None = option(
+        "--batch-tokens", None, "Tokens a batch of plain texts, instead of --batch-size [default: the recipe's].", ge=1
+    )
     length_buckets: bool = option("--length-buckets", False, "Triples of like length in a batch (quicker; another order).")
     accumulate: int = option("--accumulate", 1, "Batches an optimiser step.", ge=1)
     warmup: float | None = option("--warmup", None, "Share of steps [default: from the recipe].", ge=0, le=1)
@@ -104,6 +107,8 @@ class TrainConfig(Settings):
         """The recipe's stages from `start_stage` on: their numbers, and the stages with the settings given here."""
         names = ("lr", "schedule", "epochs", "warmup", "weight_decay", "match_scale")
         given = {name: getattr(self, name) for name in names if getattr(self, name) is not None}
+        if self.batch_tokens or self.given("batch_size"):
+            given["batch_tokens"] = self.batch_tokens
         numbered = list(enumerate(self.procedure.stages, start=1))[self.start_stage - 1 :]
         return [(number, stage._replace(**given)) for number, stage in numbered]
 
@@ -173,11 +178,12 @@ class TrainConfig(Settings):
                 f"recipe {recipe.name} multiplies cosines, which only a bert_dot has, not a {self.architecture}; the recipe "
                 "ranknet with the losses none and listwise_ce=1 takes the softmax over its scores"
             )
-        needs = {loss: "cross_encoder" for loss in recipes.LAYER_LOSSES} | {"in_batch": "bert_dot"}
+        needs = {loss: "cross_encoder" for loss in recipes.LAYER_LOSSES}
+        needs |= dict.fromkeys(("in_batch", *recipes.VECTOR_LOSSES), "bert_dot")
         for loss in (loss for stage in recipe.stages for loss in stage.losses):
             if needs.get(loss, self.architecture) != self.architecture:
                 every = recipes.RECIPES.values()
-                fit = [r.name for r in every if not (r.l2_norm or any(stage.needs_layers for stage in r.stages))]
+                fit = [r.name for r in every if not (r.l2_norm or needs.keys() & {x for s in r.stages for x in s.losses})]
                 raise InputError(
                     f"recipe {recipe.name} with the loss {loss} is for a {needs[loss]} student, not a {self.architecture}; "
                     f"for every student: {', '.join(fit)}"
@@ -211,7 +217,9 @@ class TrainConfig(Settings):
         """Whether every stage has what it learns from, and nothing is given that no stage uses."""
         name = self.recipe
         for stage in stages:
-            if stage.text and not self.lm_teacher:
+            if stage.needs_vectors and not self.teacher:
+                raise InputError(f"recipe {name} learns the vectors of a bi-encoder: name one", "teacher")
+            if stage.makes_lm and not self.lm_teacher:
                 other = ", or start with stage 2 if the student has been distilled already" if len(stages) > 1 else ""
                 raise InputError(f"recipe {name} distils a language model: name one{other}", "lm_teacher")
             if not stage.text and stage.needs_layers and not self.teacher:
@@ -220,9 +228,11 @@ class TrainConfig(Settings):
         tempered = ", ".join(recipes.TEMPERED)
         self.only("temperature", losses & set(recipes.TEMPERED), f"is of {tempered}; recipe {name} has none of them")
         scores = any(stage.needs_scores for stage in stages)
-        layers = any(stage.needs_layers for stage in stages if not stage.text)
+        layers = any(stage.needs_layers for stage in stages if not stage.text) or any(stage.needs_vectors for stage in stages)
         if self.teacher and not (scores or layers or self.starts_random):  # a random student is made like its teacher
             raise InputError(f"recipe {name}, as asked for, learns nothing from a ranker", "teacher")
+        plain = any(stage.text for stage in stages)
+        self.only("batch_tokens", plain and not self.given("batch_size"), "sizes batches of plain texts; so may batch_size")
         if self.match_scale and not scores:
             raise InputError(f"is for losses on teacher scores; recipe {name}, as asked for, has none", "match_scale")
 

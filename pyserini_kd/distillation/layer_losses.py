@@ -1,9 +1,11 @@
-"""Layer losses of TinyBERT: a student's hidden states and attention scores follow those of a deeper teacher.
+"""Layer losses of TinyBERT and MiniLM: a student's hidden states and attention follow those of a deeper teacher.
 
 Jiao et al. 2020 (arXiv 1909.10351), as used by Gao et al. 2020 (arXiv 2007.11088) and Chen et al. 2021 (arXiv 2009.07531).
 A student of M layers and a teacher of N = k M: hidden state j follows hidden state jk (0 is the output of the embeddings),
 attention layer i follows the last layer of its block, ik + k - 1. The means run over padded positions too, as in the
 published code, which pads every batch to one length. BERT-like and DistilBERT encoders.
+
+Wang et al. 2020 (MiniLM, arXiv 2002.10957) compare only the last layers, whose number may differ in any way.
 """
 
 import contextlib
@@ -28,6 +30,7 @@ class Layers(NamedTuple):
 
     hidden: list[Tensor]  # M + 1, each (P, T, H); the first is the output of the embeddings
     attention: list[Tensor]  # M, each (P, heads, T, T): scaled scores before the softmax, mask added
+    values: list[Tensor]  # M, of the same shape: scaled products of values, mask added; none unless asked for
 
 
 def block_size(student_layers: int, teacher_layers: int) -> int:
@@ -92,6 +95,21 @@ def attention_loss(student: Sequence[Tensor], teacher: Sequence[Tensor], length:
     return torch.stack(terms).sum() * (tokens / (length or tokens))
 
 
+def relation_loss(student: Layers, teacher: Layers) -> Tensor:
+    """KL(teacher || student) of the last layer's attention, plus the same of its value relations.
+
+    Both are distributions over keys: softmax(Q K^T / sqrt(d)) and softmax(V V^T / sqrt(d)). The mean runs over heads and over
+    the tokens of a text, padding left out, and over texts. Wang et al. 2020, arXiv 2002.10957, equations 2 to 6.
+    """
+    mask = (teacher.attention[-1][:, 0, 0] > CUT).float()  # (P, T)
+    terms = []
+    for own, theirs in ((student.attention[-1], teacher.attention[-1]), (student.values[-1], teacher.values[-1])):
+        logs = own.float().log_softmax(dim=-1), theirs.float().log_softmax(dim=-1)
+        divergence = F.kl_div(*logs, reduction="none", log_target=True).sum(dim=-1).mean(dim=1)  # (P, T)
+        terms.append(((divergence * mask).sum(dim=1) / mask.sum(dim=1)).mean())
+    return terms[0] + terms[1]
+
+
 def _unmasked(scores: Tensor) -> Tensor:
     scores = scores.float()
     return scores.masked_fill(scores <= CUT, 0.0)
@@ -105,18 +123,19 @@ def attention_scores(queries: Tensor, keys: Tensor, attention_mask: Tensor, head
 
 
 @contextlib.contextmanager
-def recorded(encoder: PreTrainedModel, every: int = 1) -> Iterator[Layers]:
+def recorded(encoder: PreTrainedModel, every: int = 1, values: bool = False) -> Iterator[Layers]:
     """Collect the layers of the one forward pass inside the block, with gradients; of each `every` layers only the last.
 
     transformers gives only probabilities, so the query and key projections are hooked and the scores are computed here. With
-    `block_size` for `every`, the layers of a teacher are those that the student's layers follow.
+    `block_size` for `every`, the layers of a teacher are those that the student's layers follow. With `values` the products of
+    values are kept too.
 
     Raises:
         InputError: the encoder is not built like BERT or DistilBERT.
     """
     layers = list(layers_of(encoder))[every - 1 :: every]
     heads = int(encoder.config.num_attention_heads)
-    found = Layers([], [])
+    found = Layers([], [], [])
     masks: list[Tensor] = []
     queries: list[Tensor] = []
 
@@ -135,10 +154,15 @@ def recorded(encoder: PreTrainedModel, every: int = 1) -> Iterator[Layers]:
         with torch.autocast(output.device.type, enabled=False):
             found.attention.append(attention_scores(queries[0], output, masks[0], heads))
 
+    def value(module: nn.Module, args: object, output: Tensor) -> None:
+        with torch.autocast(output.device.type, enabled=False):
+            found.values.append(attention_scores(output, output, masks[0], heads))
+
     handles = [encoder.register_forward_pre_hook(start, with_kwargs=True)]
     handles += [module.register_forward_hook(keep) for module in (encoder.get_submodule("embeddings"), *layers)]
-    for query_part, key_part in map(_projections, layers):
+    for query_part, key_part, value_part in map(_projections, layers):
         handles += [query_part.register_forward_hook(query), key_part.register_forward_hook(key)]
+        handles += [value_part.register_forward_hook(value)] if values else []
     try:
         yield found
     finally:
@@ -146,22 +170,25 @@ def recorded(encoder: PreTrainedModel, every: int = 1) -> Iterator[Layers]:
             handle.remove()
 
 
-def _projections(layer: nn.Module) -> tuple[nn.Module, nn.Module]:
-    """The query and key projections of a layer of a DistilBERT or BERT-like encoder; InputError where it has others."""
-    for query, key in (("q_lin", "k_lin"), ("self.query", "self.key")):
+def _projections(layer: nn.Module) -> tuple[nn.Module, nn.Module, nn.Module]:
+    """The projections of queries, keys and values of a layer of DistilBERT or its like; InputError where it has others."""
+    for names in (("q_lin", "k_lin", "v_lin"), ("self.query", "self.key", "self.value")):
         with contextlib.suppress(AttributeError):
-            return layer.get_submodule(f"attention.{query}"), layer.get_submodule(f"attention.{key}")
+            query, key, value = (layer.get_submodule(f"attention.{name}") for name in names)
+            return query, key, value
     raise InputError(f"the attention of a {type(layer).__name__} is not BERT's: its layers cannot be distilled")
 
 
-def check(student: PreTrainedModel, teacher: PreTrainedModel, attention: bool) -> None:
-    """InputError unless the teacher's layers can be mapped onto the student's; head counts matter for the attention loss."""
+def check(student: PreTrainedModel, teacher: PreTrainedModel, losses: Sequence[str]) -> None:
+    """InputError unless these losses can compare the layers of teacher and student: their number, their heads."""
     for encoder in (student, teacher):
         _projections(layers_of(encoder)[0])
         if getattr(encoder.config, "embedding_size", encoder.config.hidden_size) != encoder.config.hidden_size:
             raise InputError(f"layers of a {type(encoder).__name__} whose embeddings are narrower cannot be distilled")
-    block_size(student.config.num_hidden_layers, teacher.config.num_hidden_layers)
+    if list(losses) != ["relations"]:
+        block_size(student.config.num_hidden_layers, teacher.config.num_hidden_layers)
     heads = [int(encoder.config.num_attention_heads) for encoder in (student, teacher)]
-    if attention and heads[0] != heads[1]:
-        raise InputError(f"the student has {heads[0]} attention heads, the teacher {heads[1]}: the attention loss compares "
-                         f"head by head; leave it out (attention=0)", "losses")  # fmt: skip
+    by_head = [name for name in losses if name != "hidden"]
+    if by_head and heads[0] != heads[1]:
+        raise InputError(f"the student has {heads[0]} attention heads, the teacher {heads[1]}: the {by_head[0]} loss compares "
+                         f"head by head; leave it out ({by_head[0]}=0)", "losses")  # fmt: skip

@@ -37,9 +37,9 @@ class Teachers(NamedTuple):
     ranker: Model | None = None
     language_model: Model | None = None
 
-    def for_stage(self, text: bool) -> Model | None:
-        """The teacher of a stage: the language model for plain text, else the ranker."""
-        return self.language_model if text else self.ranker
+    def for_stage(self, stage: Stage) -> Model | None:
+        """The teacher of a stage: the language model where one is distilled, else the ranker."""
+        return self.language_model if stage.makes_lm else self.ranker
 
 
 def check_start(recipe: Recipe, stages: Sequence[Stage], config: TrainConfig) -> bool:
@@ -50,7 +50,7 @@ def check_start(recipe: Recipe, stages: Sequence[Stage], config: TrainConfig) ->
     Raises:
         InputError: the recipe must not start from a distilled language model, and this is one.
     """
-    becomes = any(stage.text for stage in stages)
+    becomes = any(stage.makes_lm for stage in stages)
     known = looks = False
     if not config.starts_random:
         teachers = [fingerprint(name) for name in (config.teacher, config.lm_teacher if becomes else None) if name]
@@ -65,7 +65,7 @@ def check_start(recipe: Recipe, stages: Sequence[Stage], config: TrainConfig) ->
         logger.warning("%s; with it this is not %s: %s", like_one, recipe.name, recipes.ADVICE)
     if looks and becomes:
         logger.warning("%s already; %s is meant to start from %s", like_one, recipe.name, recipe.start)
-    skipped = any(stage.text for stage in recipe.stages) and not becomes  # by start_stage
+    skipped = any(stage.makes_lm for stage in recipe.stages) and not becomes  # by start_stage
     if (recipe.start == recipes.DISTILLED or skipped) and not looks:
         logger.warning("%s is meant to start from %s; nothing says that %s is one", recipe.name, recipes.DISTILLED, config.init)
     return becomes or known
@@ -91,13 +91,16 @@ def load_teachers(config: TrainConfig, stages: Sequence[Stage]) -> Teachers:
         InputError: a teacher cannot teach what the stages learn.
     """
     ranker = language_model = None
-    if config.lm_teacher and any(stage.text for stage in stages):
+    if config.lm_teacher and any(stage.makes_lm for stage in stages):
         language_model = loading.load(config.lm_teacher, architecture="cross_encoder").to(device_of(config))
     ranking = [stage for stage in stages if not stage.text]
     layers, scores = (any(getattr(stage, need) for stage in ranking) for need in ("needs_layers", "needs_scores"))
-    if config.teacher and (layers or scores):
+    vectors = any(stage.needs_vectors for stage in stages)
+    if config.teacher and (layers or scores or vectors):
         inside = layers or config.teacher_dropout or config.starts_random
         ranker = loading.load(config.teacher, lean=not inside).to(device_of(config))
+        if vectors and not isinstance(ranker, BertDot):
+            raise InputError(f"{config.teacher} is a {ranker.architecture}; vectors are those of a bert_dot", "teacher")
         if layers and not isinstance(ranker, CrossEncoder):
             raise InputError(f"{config.teacher} is a {ranker.architecture}; layers are those of a cross-encoder", "teacher")
         if scores and checkpoint_folder.is_bounded(config.teacher) and not config.scaled:
@@ -113,6 +116,8 @@ def fingerprint(name: str) -> str:
 
 def load_student(config: TrainConfig, teachers: Teachers) -> Model:
     """The student as training begins, on its device, with the dropout that was asked for."""
+    if any(stage.needs_vectors for _, stage in config.stages()):
+        config = _like_teacher(config, teachers)
     model = _random(config, teachers) if config.starts_random else _from_checkpoint(config)
     if config.dropout is not None:
         for module in model.modules():
@@ -137,6 +142,14 @@ def _random(config: TrainConfig, teachers: Teachers) -> CrossEncoder:
     return fresh
 
 
+def _like_teacher(config: TrainConfig, teachers: Teachers) -> TrainConfig:
+    """A student of vectors pools and normalises as its teacher, where nothing else was asked for."""
+    assert isinstance(teachers.ranker, BertDot)
+    theirs = teachers.ranker.settings
+    l2_norm = theirs.l2_norm if config.l2_norm is None else config.l2_norm
+    return config.model_copy(update={"pooling": config.pooling or theirs.pooling, "l2_norm": l2_norm})
+
+
 def _from_checkpoint(config: TrainConfig) -> Model:
     overrides: Record = {"max_doc_len": config.max_doc_len}
     if config.architecture != "cross_encoder":
@@ -152,7 +165,8 @@ def _from_checkpoint(config: TrainConfig) -> Model:
     )
     if config.architecture != "tk":  # which has layers of its own
         layers_of(encoder_of(model))
-    if isinstance(model, BertDot) and model.settings.l2_norm and (config.score_scale or 1.0) == 1.0:
+    raw = any(not stage.needs_vectors for _, stage in config.stages())
+    if raw and isinstance(model, BertDot) and model.settings.l2_norm and (config.score_scale or 1.0) == 1.0:
         logger.warning("WARNING: the student's vectors have length 1, its scores lie in [-1, 1]; losses on raw scores need "
                        "vectors that are not normalised, or a score scale, say 20")  # fmt: skip
     return model

@@ -63,6 +63,10 @@ class TrainSettings(TrainConfig, Given):
         stages = [stage for _, stage in self.stages()]
         if self.candidates and self.scores and not any(stage.needs_scores for stage in stages):
             raise InputError(f"recipe {self.recipe}, as asked for, learns nothing from a ranker", "scores")
+        if all(stage.needs_vectors for stage in stages):
+            self.only(
+                "candidates scores qrels", False, f"recipe {self.recipe} learns from plain texts alone: collection and topics"
+            )
         if all(stage.text for stage in stages):
             return self
         if self.topics is None:

@@ -26,6 +26,7 @@ from pyserini_kd.distillation.config import TrainConfig
 from pyserini_kd.distillation.objective import Learner
 from pyserini_kd.distillation.processes import precision_of
 from pyserini_kd.distillation.recipes import Stage
+from pyserini_kd.distillation.vectors import Text, VectorCollator
 from pyserini_kd.models.tk import Tk
 from pyserini_kd.storage.records import read_json, write_json
 
@@ -34,7 +35,8 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-Collate = Collator | TextCollator
+Collate = Collator | TextCollator | VectorCollator
+Cut = Batches[Group] | Batches[str] | Batches[Text]
 
 FLAT = 1e-4  # warn when the scores of a query differ by less than this, relative to their size
 QUICK = 10.0  # TK's kernels learn ten times as fast as the rest (Hofstätter et al. 2020: 1e-4 and 1e-5)
@@ -143,7 +145,7 @@ class _Trainer(transformers.Trainer):
 
 
 def make_trainer(
-    config: TrainConfig, stage: Stage, progress: Progress, batches: Batches[Group] | Batches[str], collator: Collate
+    config: TrainConfig, stage: Stage, progress: Progress, batches: Cut, collator: Collate
 ) -> transformers.Trainer:
     """A Trainer for a stage: one process of several, or the only one."""
     steps = config.max_steps or max(1, math.ceil(math.ceil(len(batches) / config.accumulate) * stage.epochs))

@@ -74,7 +74,7 @@ def train(
     Args:
         config: the recipe and its settings.
         groups: candidates; queries with their documents and labels. Empty where every stage is on plain text.
-        queries: query_id -> text.
+        queries: query_id -> text; a recipe that learns vectors on plain text learns those of all queries too.
         docs: doc_id -> text.
         output: the checkpoint folder to write.
         scores: teacher scores, where the recipe needs them and no live teacher gives them; the groups themselves where they
@@ -114,7 +114,8 @@ def train_from_files(settings: TrainSettings) -> str:
             if sources.is_named(settings.collection):  # whose texts another release may change
                 known["texts_sha256"] = sha256(*sorted(data_folder(output).glob("*/texts")))
             run.finish(found._replace(dev=dev), known)
-    counts = [(len(found.groups), found.groups.unit), (len(found.texts), "plain texts")]
+    topics = 0 if found.groups else len(found.queries)
+    counts = [(len(found.groups), found.groups.unit), (len(found.texts), "plain texts"), (topics, "topics")]
     return " and ".join(f"{count} {what}" for count, what in counts if count)
 
 
@@ -140,7 +141,7 @@ class Training:
         transformers.set_seed(config.seed)
         self.model = load_student(self.config, self.teachers)
         for stage in self.stages:
-            teacher = self.teachers.for_stage(stage.text)
+            teacher = self.teachers.for_stage(stage)
             if stage.needs_layers and teacher is not None:
                 objective.check_layers(self.model, teacher, stage.losses)
                 if not stage.text:  # before the stages that come first are trained
@@ -192,7 +193,8 @@ class Training:
         """The scores, if the stages need them; InputError for what is missing of the material."""
         groups, scores = material.groups, material.scores
         if any(stage.text for stage in self.stages) and not material.texts:
-            raise InputError(f"recipe {self.recipe.name} distils a language model on plain text, and there is none")
+            what = "distils a language model" if any(stage.makes_lm for stage in self.stages) else "learns vectors"
+            raise InputError(f"recipe {self.recipe.name} {what} on plain text, and there is none")
         if any(not stage.text for stage in self.stages) and not groups:
             raise InputError("no query has both a positive in the collection and a negative")
         if scores is None or not any(stage.needs_scores for stage in self.stages):
@@ -230,7 +232,7 @@ def _export(model: Model, last: Stage, output: Path, record: dict[str, object], 
     """Write the checkpoint: a ranker, or the bare encoder where the last stage distilled a language model."""
     with torch.no_grad():
         model = model.cpu().eval()
-        if not last.text:
+        if not last.makes_lm:
             saving.save(model, output, record=record, overwrite=overwrite)
             return
         with atomic_folder(output, overwrite=overwrite) as folder, checkpoint_folder.quiet_transformers():
