@@ -11,7 +11,8 @@ from pyserini_kd.distillation.teaching_files import TeachConfig, teach_files
     example="pyserini-kd teach --candidates candidates.jsonl --collection docs.jsonl --topics train.tsv "
     "--teacher models/teacher --output scores.parquet",
     epilog="A weight follows @: `--teacher models/bi-encoder@40 --teacher-run runs/bm25.txt@0.4`. The ensemble's score is the "
-    "mean of weight x raw score. A teacher with scores in [-1, 1] (cosine) needs a weight. A killed `teach` that is started "
+    "mean of weight x raw score. A teacher with scores in [-1, 1] (cosine) needs a weight, or `--scale spread`, which divides "
+    "each teacher's scores by the mean standard deviation of a query's scores. A killed `teach` that is started "
     "again goes on where it was.",
     settings=TeachConfig,
 )

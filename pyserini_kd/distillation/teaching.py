@@ -1,4 +1,6 @@
-"""Teacher scores: each teacher scores the candidates once; the ensemble's score is the mean of their weighted raw scores.
+"""Teacher scores: each teacher scores the candidates once; the ensemble's score is the mean of their weighted scores.
+
+The weighted scores are raw ones, or such as `scaling` has brought to one scale.
 
 A teacher is a checkpoint, a run (BM25's, for one) or a file of scores.
 """
@@ -17,6 +19,7 @@ import numpy as np
 
 from pyserini_kd.data.runs import Run
 from pyserini_kd.distillation.candidates import Group
+from pyserini_kd.distillation.scaling import ScaleName, query_rows, scaled
 from pyserini_kd.distillation.teacher_scores import Block, Known, Pairs, ScoreStore, Taught, hashes_of_pairs, read_scores
 from pyserini_kd.models import rankers
 from pyserini_kd.retrieval.dense_index import DenseIndex
@@ -71,6 +74,7 @@ def teach(
     docs: Mapping[str, str],
     teachers: Sequence[Teacher],
     *,
+    scale: ScaleName = "none",
     index: DenseIndex | None = None,
     reuse: Sequence[Known] = (),
     work: Path | None = None,
@@ -83,6 +87,7 @@ def teach(
     """Score every distinct (query, document) pair of the groups once with each teacher.
 
     `queries` and `docs` are the texts by id. `device`, `precision`, `backend` and `batch_size` are those of `models.load`.
+    `scale` brings the raw scores of each teacher to one scale before its weight is applied (see `scaling`).
     `index` holds the document vectors of the checkpoint (one, a BERT_DOT), which need not be encoded again.
     `reuse` is what checkpoints have scored before. The same checkpoint, so set, does not score the same texts again.
     `work` is a folder for finished blocks of scores; a later call with the same texts and settings goes on from them.
@@ -99,14 +104,17 @@ def teach(
             _score_by_checkpoint(scorer, asked, scores, reuse, work, {"batch_size": batch_size, "device": device})
             record = scorer.record
         else:
-            record = _score_by_file(teacher, asked, scores)
+            record = _score_by_file(teacher, asked, scores, scale)
         weights[teacher.name] = 1.0 if teacher.weight is None else teacher.weight
         records.append({**record, "weight": weights[teacher.name]})
+    rows = np.empty(0, np.int32) if scale == "none" else query_rows(asked.pairs)
+    scales = {name: scaled(scale, rows, scores, name) for name, scores in raw.items()}
     score = column(scratch, len(asked.pairs), np.float32)
     for some in spans(len(score)):
-        score[some] = ensemble({name: scores[some] for name, scores in raw.items()}, weights)
+        score[some] = ensemble({name: own(some) for name, (own, _) in scales.items()}, weights)
         let_go(score, *raw.values())
-    about = {"teachers": records, "n_pairs": len(asked.pairs), "seconds": round(time.monotonic() - started, 1)}
+    about: Record = {"teachers": records, "scale": scale, "spreads": {name: spread for name, (_, spread) in scales.items()}}
+    about |= {"n_pairs": len(asked.pairs), "seconds": round(time.monotonic() - started, 1)}
     return Taught(asked.pairs, asked.texts, raw, score, {**about, "command": command_line(), **environment()})
 
 
@@ -144,9 +152,9 @@ class _Asked:
         return [queries[query_id] for query_id in block.query_ids], [self._docs[doc_id] for doc_id in block.doc_ids]
 
 
-def _score_by_file(teacher: Teacher, asked: _Asked, scores: Floats) -> Record:
+def _score_by_file(teacher: Teacher, asked: _Asked, scores: Floats, scale: ScaleName) -> Record:
     """Write the scores of a run (0 for documents that it did not return) or of a file, which must have them all."""
-    find = _in_run(teacher) if teacher.kind == "run" else _in_scores(teacher.name, asked)
+    find = _in_run(teacher, scale) if teacher.kind == "run" else _in_scores(teacher.name, asked)
     missing, largest = 0, 0.0
     for block in asked.pairs.blocks(BLOCK):
         own = find(block)
@@ -163,14 +171,14 @@ def _score_by_file(teacher: Teacher, asked: _Asked, scores: Floats) -> Record:
         record["absent"] = missing
     elif missing:
         raise InputError(f"score file {teacher.name} lacks {missing} of the candidates' {count} pairs, or knows other texts")
-    elif largest <= 1:
+    elif largest <= 1 and scale == "none":
         teacher.refuse_bounded("scores")
     return record
 
 
-def _in_run(teacher: Teacher) -> Callable[[Block], Floats]:
+def _in_run(teacher: Teacher, scale: ScaleName) -> Callable[[Block], Floats]:
     run = Run.read(teacher.name)
-    if all(np.abs(hits.scores).max(initial=0.0) <= 1 for hits in run.values()):
+    if scale == "none" and all(np.abs(hits.scores).max(initial=0.0) <= 1 for hits in run.values()):
         teacher.refuse_bounded("scores")
 
     def find(block: Block) -> Floats:
