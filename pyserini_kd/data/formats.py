@@ -40,7 +40,9 @@ def located_docs(path: str | Path) -> Iterator[tuple[str, Doc]]:
     for file in collection_files(path):
         kind = _kind(file)
         if not kind:
-            raise InputError(f"collection file {file}: expected .jsonl, .json or .tsv (.gz allowed); convert .csv to .jsonl first")
+            raise InputError(
+                f"collection file {file}: expected .jsonl, .json or .tsv (.gz allowed); convert .csv to .jsonl first"
+            )
         for where, line in numbered_lines(file, "collection"):
             yield where, _json_doc(line, where) if kind == "jsonl" else _tsv_doc(line, where)
 
