@@ -6,6 +6,7 @@ All processes see every batch. Each one tokenises its share of the pairs. The re
 from __future__ import annotations
 
 import logging
+from array import array
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Generic, NamedTuple, TypedDict, TypeVar, cast, overload
 
@@ -17,7 +18,7 @@ from pyserini_kd.distillation.candidates import Group, as_groups
 from pyserini_kd.distillation.teacher_scores import TeacherScores
 from pyserini_kd.distillation.text_store import PlainTexts
 from pyserini_kd.models.tokens import pad, tokenize
-from pyserini_kd.storage.arrays import Ints, Rows, column, let_go
+from pyserini_kd.storage.arrays import Ints, Rows, column, let_go, spans
 from pyserini_kd.storage.errors import InputError
 
 if TYPE_CHECKING:
@@ -42,6 +43,7 @@ class Batch(TypedDict, total=False):
     rows: Tensor  # (B, G): indices into the P scores
     mask: Tensor  # (B, G): False for padding
     teacher: Tensor  # (B, G): teacher scores from a file
+    vectors: Tensor  # (N, H): teacher vectors of this process's share of N plain texts
     batch_labels: Tensor  # (B, N): labels of all N documents of the batch for each query
     batch_rows: Tensor  # (B, N): indices into the P scores
 
@@ -91,6 +93,13 @@ class Batches(Sequence[list[T]], Generic[T]):
     def __len__(self) -> int:
         """Return the number of batches."""
         return len(self.ends)
+
+    def sample(self, count: int, seed: int) -> Batches[T]:
+        """Draw `count` batches at random, without replacement. Their order is kept."""
+        drawn = np.sort(np.random.default_rng(seed).choice(len(self), count, replace=False))
+        starts = np.where(drawn > 0, self.ends[drawn - 1], 0)
+        rows = np.concatenate([self.rows[a:b] for a, b in zip(starts, self.ends[drawn], strict=True)])
+        return Batches(self.items, rows, np.cumsum(self.ends[drawn] - starts))
 
 
 def cut_batches(
@@ -144,7 +153,30 @@ def _packed(sizes: Sequence[int], batch_size: int) -> list[int]:
 def cut_texts(texts: Sequence[str], batch_size: int, seed: int) -> Batches[str]:
     """Cut shuffled texts into batches of similar length (in characters; in bytes for texts on disk)."""
     lengths = texts.lengths() if isinstance(texts, PlainTexts) else [len(text) for text in texts]
-    return _cut(texts, _shuffled(len(texts), batch_size, seed, lengths), batch_size)
+    return cut_rows(texts, lengths, batch_size, seed)
+
+
+def cut_rows(items: Sequence[T], lengths: Sequence[int] | Ints, batch_size: int, seed: int) -> Batches[T]:
+    """Cut shuffled items into batches of similar length."""
+    return _cut(items, _shuffled(len(items), batch_size, seed, lengths), batch_size)
+
+
+def cut_by_tokens(items: Sequence[T], tokens: Ints, budget: int, seed: int) -> Batches[T]:
+    """Cut shuffled items into batches of similar length. `tokens` are the numbers of tokens of the items.
+
+    A batch has at most `budget` tokens, padding included. An item with more tokens is the only item of its batch.
+    """
+    order = _shuffled(len(items), max(1, int(budget // max(1.0, float(tokens.mean())))), seed, tokens)
+    ends, size, longest = array("q"), 0, 0
+    for part in spans(len(order)):
+        for place, length in enumerate(tokens[order[part]].tolist(), start=part.start):
+            longest = max(longest, length)
+            if size and (size + 1) * longest > budget:
+                ends.append(place)
+                size, longest = 0, length
+            size += 1
+    ends.append(len(order))
+    return Batches(items, order, np.array(ends))
 
 
 def _cut(items: Sequence[T], rows: Ints, batch_size: int) -> Batches[T]:

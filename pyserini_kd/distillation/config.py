@@ -45,7 +45,9 @@ class TrainConfig(Settings):
         words=True,
     )
     start_stage: int = option("--start-stage", 1, "First stage to run; --init must have completed the earlier stages.", ge=1)
-    teacher: str | None = option("--teacher", None, "Live ranker, for layer losses, and for soft losses without --scores.")
+    teacher: str | None = option(
+        "--teacher", None, "Live ranker, for layer and vector losses, and for soft losses without --scores."
+    )
     lm_teacher: str | None = option("--lm-teacher", None, "Language model teacher, for plain text of the collection.")
     teacher_dropout: bool = option(
         "--teacher-dropout", False, "Keep the dropout of the live teacher on, as TinyBERT's script does."
@@ -72,6 +74,9 @@ class TrainConfig(Settings):
     epochs: float | None = option("--epochs", None, "Epochs of every stage [default: from the recipe].", gt=0)
     max_steps: int | None = option("--max-steps", None, "Optimiser steps of every stage, instead of --epochs.", ge=1)
     batch_size: int = option("--batch-size --batch", 32, "Queries (groups) in a batch.", ge=1)
+    batch_tokens: int | None = option(
+        "--batch-tokens", None, "Tokens in a batch of plain texts, instead of --batch-size [default: from the recipe].", ge=1
+    )
     length_buckets: bool = option("--length-buckets", False, "Batch triples of similar length (faster; new order).")
     accumulate: int = option("--accumulate", 1, "Batches in an optimiser step.", ge=1)
     warmup: float | None = option("--warmup", None, "Share of the steps for warm-up [default: from the recipe].", ge=0, le=1)
@@ -102,6 +107,8 @@ class TrainConfig(Settings):
         """Return (number, stage) of each stage from `start_stage` on. Settings given here replace the defaults of the stage."""
         names = ("lr", "schedule", "epochs", "warmup", "weight_decay", "match_scale")
         given = {name: getattr(self, name) for name in names if getattr(self, name) is not None}
+        if self.batch_tokens or self.given("batch_size"):
+            given["batch_tokens"] = self.batch_tokens
         numbered = list(enumerate(self.procedure.stages, start=1))[self.start_stage - 1 :]
         return [(number, stage._replace(**given)) for number, stage in numbered]
 
@@ -171,11 +178,12 @@ class TrainConfig(Settings):
                 f"recipe {recipe.name} needs unit vectors, but a {self.architecture} is no bert_dot; use recipe ranknet "
                 "with the losses none and listwise_ce=1 (softmax over its scores)"
             )
-        needs = {loss: "cross_encoder" for loss in recipes.LAYER_LOSSES} | {"in_batch": "bert_dot"}
+        needs = {loss: "cross_encoder" for loss in recipes.LAYER_LOSSES}
+        needs |= dict.fromkeys(("in_batch", *recipes.VECTOR_LOSSES), "bert_dot")
         for loss in (loss for stage in recipe.stages for loss in stage.losses):
             if needs.get(loss, self.architecture) != self.architecture:
                 known = recipes.RECIPES.values()
-                fit = [r.name for r in known if not (r.l2_norm or any(stage.needs_layers for stage in r.stages))]
+                fit = [r.name for r in known if not (r.l2_norm or needs.keys() & {x for s in r.stages for x in s.losses})]
                 raise InputError(
                     f"recipe {recipe.name} with the loss {loss} is for a {needs[loss]} student, not a {self.architecture}; "
                     f"recipes for every student: {', '.join(fit)}"
@@ -209,7 +217,9 @@ class TrainConfig(Settings):
         """Check that every stage has its teacher and that every teacher setting is used."""
         name = self.recipe
         for stage in stages:
-            if stage.text and not self.lm_teacher:
+            if stage.needs_vectors and not self.teacher:
+                raise InputError(f"recipe {name} learns the vectors of a bi-encoder: name the teacher", "teacher")
+            if stage.makes_lm and not self.lm_teacher:
                 other = ", or set `start_stage` 2 for a distilled student" if len(stages) > 1 else ""
                 raise InputError(f"recipe {name} distils a language model: name the teacher{other}", "lm_teacher")
             if not stage.text and stage.needs_layers and not self.teacher:
@@ -218,9 +228,12 @@ class TrainConfig(Settings):
         tempered = ", ".join(recipes.TEMPERED)
         self.only("temperature", losses & set(recipes.TEMPERED), f"is for {tempered}; recipe {name} has none of them")
         scores = any(stage.needs_scores for stage in stages)
-        layers = any(stage.needs_layers for stage in stages if not stage.text)
+        layers = any(stage.needs_layers for stage in stages if not stage.text) or any(stage.needs_vectors for stage in stages)
         if self.teacher and not (scores or layers or self.starts_random):  # a random student copies its shape
             raise InputError(f"recipe {name} with these settings does not use a ranker teacher", "teacher")
+        plain = any(stage.text for stage in stages)
+        self.only("batch_tokens", plain, f"is for plain text; recipe {name} with these settings has none")
+        self.only("batch_tokens", not self.given("batch_size"), "conflicts with `batch_size`; give one of them")
         if self.match_scale and not scores:
             raise InputError(f"is for losses on teacher scores; recipe {name} with these settings has none", "match_scale")
 

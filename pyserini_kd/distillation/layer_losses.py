@@ -1,9 +1,11 @@
-"""Layer losses of TinyBERT: a student imitates the hidden states and attention scores of a deeper teacher.
+"""Layer losses of TinyBERT and MiniLM: a student imitates the hidden states and the attention of a deeper teacher.
 
 Source: Jiao et al. 2020 (arXiv 1909.10351), as used by Gao et al. 2020 (arXiv 2007.11088) and Chen et al. 2021 (arXiv
 2009.07531). The student has M layers, the teacher N = k M. Student hidden state j follows teacher hidden state jk (0: output
 of the embeddings). Student attention layer i follows teacher layer ik + k - 1, the last of its block. Means include padding,
 as in the published code, which pads every batch to one length. For BERT-like and DistilBERT encoders.
+
+The relation loss of Wang et al. 2020 (MiniLM, arXiv 2002.10957) compares only the last layers. M and N may be any numbers.
 """
 
 import contextlib
@@ -28,6 +30,7 @@ class Layers(NamedTuple):
 
     hidden: list[Tensor]  # M + 1, each (P, T, H); the first is the output of the embeddings
     attention: list[Tensor]  # M, each (P, heads, T, T): scaled scores before the softmax, mask added
+    values: list[Tensor]  # M, same shape: value relations before the softmax, mask added; empty if not recorded
 
 
 def block_size(student_layers: int, teacher_layers: int) -> int:
@@ -92,6 +95,21 @@ def attention_loss(student: Sequence[Tensor], teacher: Sequence[Tensor], length:
     return torch.stack(terms).sum() * (tokens / (length or tokens))
 
 
+def relation_loss(student: Layers, teacher: Layers) -> Tensor:
+    """KL(teacher || student) of the last layer's attention plus KL(teacher || student) of its value relations.
+
+    The attention is softmax(Q K^T / sqrt(d)). The value relations are softmax(V V^T / sqrt(d)). Each KL is averaged over the
+    heads, over the real tokens of a text, and over the texts. Source: Wang et al. 2020, arXiv 2002.10957, equations 2 to 6.
+    """
+    mask = (teacher.attention[-1][:, 0, 0] > CUT).float()  # (P, T)
+    terms = []
+    for scores, targets in ((student.attention[-1], teacher.attention[-1]), (student.values[-1], teacher.values[-1])):
+        logs = scores.float().log_softmax(dim=-1), targets.float().log_softmax(dim=-1)
+        divergence = F.kl_div(*logs, reduction="none", log_target=True).sum(dim=-1).mean(dim=1)  # (P, T)
+        terms.append(((divergence * mask).sum(dim=1) / mask.sum(dim=1)).mean())
+    return terms[0] + terms[1]
+
+
 def _unmasked(scores: Tensor) -> Tensor:
     scores = scores.float()
     return scores.masked_fill(scores <= CUT, 0.0)
@@ -105,18 +123,18 @@ def attention_scores(queries: Tensor, keys: Tensor, attention_mask: Tensor, head
 
 
 @contextlib.contextmanager
-def recorded(encoder: PreTrainedModel, every: int = 1) -> Iterator[Layers]:
+def recorded(encoder: PreTrainedModel, every: int = 1, values: bool = False) -> Iterator[Layers]:
     """Collect layer outputs of one forward pass inside the block, with gradients. Keeps the last of each `every` layers.
 
     transformers returns only probabilities, so hooks on the query and key projections compute the scores here. With
-    `every=block_size(...)`, the layers of a teacher match those of the student.
+    `every=block_size(...)`, the layers of a teacher match those of the student. `values` also collects the value relations.
 
     Raises:
         InputError: the encoder is not built like BERT or DistilBERT.
     """
     layers = list(layers_of(encoder))[every - 1 :: every]
     heads = int(encoder.config.num_attention_heads)
-    found = Layers([], [])
+    found = Layers([], [], [])
     masks: list[Tensor] = []
     queries: list[Tensor] = []
 
@@ -135,10 +153,15 @@ def recorded(encoder: PreTrainedModel, every: int = 1) -> Iterator[Layers]:
         with torch.autocast(output.device.type, enabled=False):
             found.attention.append(attention_scores(queries[0], output, masks[0], heads))
 
+    def value(module: nn.Module, args: object, output: Tensor) -> None:
+        with torch.autocast(output.device.type, enabled=False):
+            found.values.append(attention_scores(output, output, masks[0], heads))
+
     handles = [encoder.register_forward_pre_hook(start, with_kwargs=True)]
     handles += [module.register_forward_hook(keep) for module in (encoder.get_submodule("embeddings"), *layers)]
-    for query_part, key_part in map(_projections, layers):
+    for query_part, key_part, value_part in map(_projections, layers):
         handles += [query_part.register_forward_hook(query), key_part.register_forward_hook(key)]
+        handles += [value_part.register_forward_hook(value)] if values else []
     try:
         yield found
     finally:
@@ -146,22 +169,25 @@ def recorded(encoder: PreTrainedModel, every: int = 1) -> Iterator[Layers]:
             handle.remove()
 
 
-def _projections(layer: nn.Module) -> tuple[nn.Module, nn.Module]:
-    """Return the query and key projections of a DistilBERT or BERT-like layer; InputError for other layers."""
-    for query, key in (("q_lin", "k_lin"), ("self.query", "self.key")):
+def _projections(layer: nn.Module) -> tuple[nn.Module, nn.Module, nn.Module]:
+    """Return the query, key and value projections of a DistilBERT or BERT-like layer; InputError for other layers."""
+    for names in (("q_lin", "k_lin", "v_lin"), ("self.query", "self.key", "self.value")):
         with contextlib.suppress(AttributeError):
-            return layer.get_submodule(f"attention.{query}"), layer.get_submodule(f"attention.{key}")
+            query, key, value = (layer.get_submodule(f"attention.{name}") for name in names)
+            return query, key, value
     raise InputError(f"the attention of a {type(layer).__name__} is not BERT's; its layers cannot be distilled")
 
 
-def check(student: PreTrainedModel, teacher: PreTrainedModel, attention: bool) -> None:
-    """Raise InputError if the teacher's layers cannot be mapped onto the student's. `attention`: also compare head counts."""
+def check(student: PreTrainedModel, teacher: PreTrainedModel, losses: Sequence[str]) -> None:
+    """Raise InputError if these layer losses cannot compare the teacher with the student: numbers of layers and of heads."""
     for encoder in (student, teacher):
         _projections(layers_of(encoder)[0])
         if getattr(encoder.config, "embedding_size", encoder.config.hidden_size) != encoder.config.hidden_size:
             raise InputError(f"a {type(encoder).__name__} with narrower embeddings cannot be distilled by layers")
-    block_size(student.config.num_hidden_layers, teacher.config.num_hidden_layers)
+    if list(losses) != ["relations"]:
+        block_size(student.config.num_hidden_layers, teacher.config.num_hidden_layers)
     heads = [int(encoder.config.num_attention_heads) for encoder in (student, teacher)]
-    if attention and heads[0] != heads[1]:
-        raise InputError(f"the student has {heads[0]} attention heads, the teacher {heads[1]}: the attention loss needs equal "
-                         f"numbers; drop the loss (attention=0)", "losses")  # fmt: skip
+    by_head = [name for name in losses if name != "hidden"]
+    if by_head and heads[0] != heads[1]:
+        raise InputError(f"the student has {heads[0]} attention heads, the teacher {heads[1]}: the {by_head[0]} loss needs "
+                         f"equal numbers; drop the loss ({by_head[0]}=0)", "losses")  # fmt: skip

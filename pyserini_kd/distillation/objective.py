@@ -39,7 +39,7 @@ def check_layers(student: Model, teacher: Model, losses: Mapping[str, float]) ->
             raise InputError(f"the {who} is a {model.architecture}; layer losses need two cross-encoders")
     if student.tokenizer.get_vocab() != teacher.tokenizer.get_vocab():
         raise InputError("teacher and student have different vocabularies, but layer losses compare token by token")
-    layer_losses.check(encoder_of(student), encoder_of(teacher), attention="attention" in losses)
+    layer_losses.check(encoder_of(student), encoder_of(teacher), [name for name in LAYER_LOSSES if name in losses])
 
 
 def random_student(layers: int, width: int, like: Model | None) -> CrossEncoder:
@@ -109,8 +109,9 @@ class Learner(nn.Module):
         if teacher is not None:
             teacher.train(teacher_dropout).requires_grad_(False)
         if self.layers:
-            depths = (int(encoder_of(m).config.num_hidden_layers) for m in (model, teacher))
-            self.every = layer_losses.block_size(*depths)
+            depths = [int(encoder_of(m).config.num_hidden_layers) for m in (model, teacher)]
+            last_only = self.layers == ["relations"]
+            self.every = (depths[0], depths[1]) if last_only else (1, layer_losses.block_size(*depths))
         if "hidden" in self.layers:
             student_width, teacher_width = (int(encoder_of(m).config.hidden_size) for m in (model, teacher))
             self.projection = nn.Linear(student_width, teacher_width)  # shared by all layers, not exported
@@ -131,20 +132,17 @@ class Learner(nn.Module):
     def _terms(self, batch: Batch) -> dict[str, tuple[Tensor, Tensor]]:
         """Return for each loss: its value over the whole batch, and the part with this process's gradients."""
         count = int(batch["pairs"])
-        start, end = self.share.of(count)
         student_scores, own_layers, live, live_layers = self._run_both(batch)
         terms = {}
         with torch.autocast(student_scores.device.type, enabled=False):
             for name in self.layers:
                 if name == "hidden":
                     value = layer_losses.hidden_loss(own_layers.hidden, live_layers.hidden, self.projection)
+                elif name == "relations":
+                    value = layer_losses.relation_loss(own_layers, live_layers)
                 else:
                     value = layer_losses.attention_loss(own_layers.attention, live_layers.attention, self.length)
-                value = value * ((end - start) / count)
-                total = value.detach().clone() if self.share.world > 1 else value
-                if self.share.world > 1:
-                    dist.all_reduce(total)
-                terms[name] = (total, value)
+                terms[name] = self.shared_mean(value, count)
             if self.functions:
                 teacher_scores = batch.get("teacher")
                 if teacher_scores is None and live is not None:
@@ -152,6 +150,19 @@ class Learner(nn.Module):
                 scores = gathered(student_scores, count, self.share) * self.score_scale
                 terms |= self._score_terms(scores, teacher_scores, batch)
         return terms
+
+    def shared_mean(self, value: Tensor, count: int) -> tuple[Tensor, Tensor]:
+        """Turn the mean over this process's share of `count` texts or pairs into (mean over all, part of this process).
+
+        The part of this process carries its gradients. The parts of all processes add up to the mean.
+        """
+        start, end = self.share.of(count)
+        value = value * ((end - start) / count)
+        if self.share.world == 1:
+            return value, value
+        total = value.detach().clone()
+        dist.all_reduce(total)
+        return total, value
 
     def _score_terms(self, scores: Tensor, teacher_scores: Tensor | None, batch: Batch) -> dict[str, tuple[Tensor, Tensor]]:
         mask, terms = batch["mask"], {}
@@ -170,16 +181,17 @@ class Learner(nn.Module):
     def _run_both(self, batch: Batch) -> tuple[Tensor, Layers, Tensor | None, Layers]:
         """Return (student scores, student layers, teacher scores, teacher layers) of this process's pairs."""
         (teacher,) = self.teacher
-        none = Layers([], [])
+        none = Layers([], [], [])
         if teacher is None:
             return self._run(self.student, batch["student"]), none, None, none
         if not self.layers:
             scores = self._run(self.student, batch["student"])
             with torch.no_grad():
                 return scores, none, self._run(teacher, batch["live"]), none
-        with layer_losses.recorded(encoder_of(self.student)) as own_layers:
+        values = "relations" in self.layers
+        with layer_losses.recorded(encoder_of(self.student), self.every[0], values) as own_layers:
             scores = self._run(self.student, batch["student"])
-        with torch.no_grad(), layer_losses.recorded(encoder_of(teacher), self.every) as live_layers:
+        with torch.no_grad(), layer_losses.recorded(encoder_of(teacher), self.every[1], values) as live_layers:
             live = self._run(teacher, batch["live"])
         return scores, own_layers, live, live_layers
 

@@ -13,9 +13,11 @@ SOFT_LOSSES = ("margin_mse", "weighted_ranknet", "soft_ranknet", "pointwise_mse"
 """Losses on teacher scores, from a score file or a live teacher."""
 TEMPERED = ("soft_ranknet", "soft_ce", "soft_kl", "listwise_kl")
 """Soft losses with a temperature."""
-LAYER_LOSSES = ("hidden", "attention")
+LAYER_LOSSES = ("hidden", "attention", "relations")
 """Losses on the layers of a live teacher, for cross-encoders."""
-LOSSES = (*HARD_LOSSES, *SOFT_LOSSES, *LAYER_LOSSES)
+VECTOR_LOSSES = ("vector_mse", "vector_cosine")
+"""Losses on the vectors of a bi-encoder teacher, for bi-encoders."""
+LOSSES = (*HARD_LOSSES, *SOFT_LOSSES, *LAYER_LOSSES, *VECTOR_LOSSES)
 SCHEDULES = {"linear": "linear", "constant": "constant_with_warmup", "cosine": "cosine", "plateau": "constant_with_warmup"}
 """Schedule name -> name in transformers. `validation` lowers the learning rate of `plateau`."""
 
@@ -30,13 +32,14 @@ class Stage(NamedTuple):
 
     name: str
     losses: dict[str, float]
-    text: bool = False  # train on plain text with a language model teacher, not on candidates
+    text: bool = False  # train on plain text, not on candidates; the teacher is a language model or a bi-encoder
     lr: float = 1e-4
     epochs: float = 1.0
     warmup: float = 0.1  # warm-up share of the steps
     schedule: str = "linear"  # a key of SCHEDULES, after warm-up
     weight_decay: float = 0.0
     match_scale: bool = False  # first scale margins of a bert_dot or colbert to the teacher
+    batch_tokens: int | None = None  # tokens in a batch of plain texts; None: all batches have equally many texts
 
     @property
     def needs_scores(self) -> bool:
@@ -47,6 +50,16 @@ class Stage(NamedTuple):
     def needs_layers(self) -> bool:
         """Whether the stage needs a live teacher's layers."""
         return any(loss in LAYER_LOSSES for loss in self.losses)
+
+    @property
+    def needs_vectors(self) -> bool:
+        """Whether the stage needs the vectors of a bi-encoder teacher."""
+        return any(loss in VECTOR_LOSSES for loss in self.losses)
+
+    @property
+    def makes_lm(self) -> bool:
+        """Whether the stage distils a language model on plain text."""
+        return self.text and not self.needs_vectors
 
 
 @dataclasses.dataclass(frozen=True)
@@ -69,7 +82,7 @@ class Recipe:
             raise InputError(
                 f"recipe {self.name} must not start from a distilled language model, as {INIT} is; {ADVICE}", "init"
             )
-        if any(stage.text for stage in self.stages[start_stage - 1 : start_stage]):
+        if any(stage.makes_lm for stage in self.stages[start_stage - 1 : start_stage]):
             raise InputError(f"recipe {self.name} distils a language model: set the starting point of the student, "
                              f"random:LAYERS/WIDTH or the language model with `layers`", "init")  # fmt: skip
         return INIT
@@ -95,6 +108,7 @@ UNDERSTANDING = "Gao, Dai and Callan 2020, arXiv 2007.11088"
 CROSS_ARCHITECTURE = "Hofstätter et al. 2020, arXiv 2010.02666"
 SIMPLIFIED = "Chen et al. 2021, arXiv 2009.07531"
 UNIFORM = "Qin et al. 2023, arXiv 2302.04112"
+VECTORS = "Reimers and Gurevych 2020, arXiv 2004.09813, equation 1, with a cosine for the squared distance"
 LAYERS = {"hidden": 1.0, "attention": 1.0}
 DISTILLED = "a distilled language model (from lm-distill, or a general TinyBERT)"
 
@@ -127,6 +141,10 @@ _ALL = (
     Recipe("lm-distill", f"{UNDERSTANDING}: the first half of LM Distill; general distillation of TinyBERT",
            "a small language model from a large one on plain text; writes an encoder, not a ranker",
            (LM_STAGE,), student="cross_encoder", start="random (--init random:4/312) or layers of the --lm-teacher"),
+    Recipe("vectors", VECTORS,
+           "vectors of a bi-encoder teacher for plain text: documents and, if given, topics; no labels, no candidates",
+           (Stage("vectors", {"vector_cosine": 1.0}, text=True, lr=2e-4, epochs=2.0, batch_tokens=6144),),
+           start="layers of the --teacher, or any checkpoint; pooling and l2_norm as in the teacher"),
     Recipe("lm-distill+ft", f"{UNDERSTANDING}: LM Distill + Fine-Tuning",
            "distil the language model, then fine-tune on labels; no ranker teacher",
            (LM_STAGE, Stage("fine-tuning", {"bce": 1.0}, lr=3e-5, epochs=3.0, weight_decay=0.01)), student="cross_encoder",
@@ -182,10 +200,18 @@ def with_losses(recipe: Recipe, changes: Sequence[str]) -> Recipe:
     if not stages:
         raise InputError(f"recipe {recipe.name} has no loss left; add one as NAME=WEIGHT", "losses")
     for stage in stages:
-        foreign = [name for name in stage.losses if stage.text and name not in LAYER_LOSSES]
-        if foreign:
-            raise InputError(f"{foreign[0]}: a stage on plain text takes only {' and '.join(LAYER_LOSSES)}", "losses")
+        _check_text_losses(stage)
     return dataclasses.replace(recipe, stages=stages)
+
+
+def _check_text_losses(stage: Stage) -> None:
+    """Raise InputError if a loss does not fit the data of the stage: plain text or candidates."""
+    known = VECTOR_LOSSES if stage.needs_vectors else LAYER_LOSSES
+    foreign = [name for name in stage.losses if stage.text and name not in known]
+    if foreign:
+        raise InputError(f"{foreign[0]}: a stage on plain text takes only {' and '.join(known)}", "losses")
+    if stage.needs_vectors and not stage.text:
+        raise InputError(f"{' and '.join(VECTOR_LOSSES)} need plain text; use them with the recipe vectors only", "losses")
 
 
 def _parse(change: str) -> tuple[str, float]:

@@ -12,23 +12,34 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
+import numpy as np
 import transformers
 from safetensors.torch import load_file, load_model, save_file, save_model
 
 from pyserini_kd.distillation import recipes
-from pyserini_kd.distillation.batches import Batches, Collator, Share, TextCollator, cut_batches, cut_texts
-from pyserini_kd.distillation.candidates import Group, as_groups
+from pyserini_kd.distillation.batches import Collator, Share, TextCollator, cut_batches, cut_by_tokens, cut_texts, pair_length
+from pyserini_kd.distillation.candidates import as_groups
 from pyserini_kd.distillation.config import TrainConfig
 from pyserini_kd.distillation.objective import Learner, match_scale
 from pyserini_kd.distillation.processes import one_after_another, precision_of
 from pyserini_kd.distillation.recipes import Stage
 from pyserini_kd.distillation.student import Teachers
-from pyserini_kd.distillation.trainer import TERMS, Collate, Progress, clock, last_state, make_trainer
+from pyserini_kd.distillation.trainer import TERMS, Collate, Cut, Progress, clock, last_state, make_trainer
 from pyserini_kd.distillation.training_data import Material
 from pyserini_kd.distillation.validation import Watch
+from pyserini_kd.distillation.vectors import (
+    SidedTexts,
+    VectorCollator,
+    VectorLearner,
+    cut_sided,
+    encode_once,
+    estimated_tokens,
+    lengths_of,
+)
 from pyserini_kd.models.bert_dot import BertDot
 from pyserini_kd.models.checkpoint_folder import quiet_transformers
 from pyserini_kd.models.colbert import ColBert
+from pyserini_kd.models.rankers import Encoder, ranker
 from pyserini_kd.models.tokens import tokenize
 from pyserini_kd.storage.job import Job
 from pyserini_kd.storage.records import read_json, write_json
@@ -95,13 +106,7 @@ def _learn(work: Work, number: int, stage: Stage, folder: Path) -> Learnt:
     """Train until the stage ends, from the last saved state if there is one."""
     config, material, share = work.config, work.material, work.share
     transformers.set_seed(config.seed)
-    live = stage.needs_layers or (stage.needs_scores and material.scores is None)
-    teacher = work.teachers.for_stage(stage.text) if live else None
-    batches, collator, start_scale = _batches(work, stage, teacher)
-    module = Learner(
-        work.model, stage.losses, config.score_scale or 1.0, teacher=teacher, teacher_dropout=config.teacher_dropout,
-        temperature=config.temperature, text=stage.text, length=None if stage.text else collator.length, share=share,
-    )  # fmt: skip
+    module, batches, collator, start_scale = (_vectors if stage.needs_vectors else _candidates)(work, stage, folder)
     _take_projection(module, work.job, number)
     with one_after_another(share):
         resume = last_state(folder, share)
@@ -126,6 +131,45 @@ def _learn(work: Work, number: int, stage: Stage, folder: Path) -> Learnt:
     return module, watch, start_scale, steps, progress.log
 
 
+Prepared = tuple[Learner, Cut, Collate, float]
+"""Learner, batches, collator, factor of the starting scores."""
+
+
+def _candidates(work: Work, stage: Stage, folder: Path) -> Prepared:
+    """Prepare a stage on candidates, or a stage that distils a language model on plain text."""
+    config = work.config
+    live = stage.needs_layers or (stage.needs_scores and work.material.scores is None)
+    teacher = work.teachers.for_stage(stage) if live else None
+    batches, collator, start_scale = _batches(work, stage, teacher)
+    module = Learner(
+        work.model, stage.losses, config.score_scale or 1.0, teacher=teacher, teacher_dropout=config.teacher_dropout,
+        temperature=config.temperature, text=stage.text, length=None if stage.text else collator.length, share=work.share,
+    )  # fmt: skip
+    return module, batches, collator, start_scale
+
+
+def _vectors(work: Work, stage: Stage, folder: Path) -> Prepared:
+    """Prepare a stage on vectors of a bi-encoder. The teacher encodes each text of the batches once."""
+    config, model, teacher, share = work.config, work.model, work.teachers.for_stage(stage), work.share
+    assert isinstance(model, BertDot) and isinstance(teacher, BertDot)
+    if "vector_mse" not in stage.losses and not teacher.settings.l2_norm:
+        logger.warning("WARNING: teacher vectors differ in length, and vector_cosine ignores lengths; add the loss vector_mse")
+    texts, length = SidedTexts(work.material.queries, work.material.texts), pair_length(model, config.train_len)
+    limit = config.max_steps * config.accumulate if config.max_steps else None
+    batches = cut_sided(texts, model.tokenizer, length, config.seed,
+                        tokens=stage.batch_tokens, size=config.batch_size, limit=limit)  # fmt: skip
+    rows = np.sort(batches.rows)
+    logger.info("%d of %d texts (%d queries, %d documents) in %d batches", len(rows), len(texts), len(work.material.queries),
+                len(work.material.texts), len(batches))  # fmt: skip
+    _log_cut(model, [text.text for text in _sample(texts)], length, "; to keep whole texts, cut passages (segment)")
+    encoder = ranker(teacher, precision=config.precision)
+    assert isinstance(encoder, Encoder)
+    with one_after_another(share):
+        vectors = encode_once(folder / "vectors", encoder, texts, rows, share)
+    module = VectorLearner(model, stage.losses, teacher.width, share=share)
+    return module, batches, VectorCollator(model, vectors, config.train_len, share=share), 1.0
+
+
 def _take_projection(module: Learner, job: Job, number: int) -> None:
     """Start from the projection of the previous stage if the shape fits. In TinyBERT it is part of the model."""
     path = job.path(number - 1, "projection")
@@ -135,14 +179,17 @@ def _take_projection(module: Learner, job: Job, number: int) -> None:
             module.projection.load_state_dict(saved)
 
 
-def _batches(work: Work, stage: Stage, teacher: Model | None) -> tuple[Batches[Group] | Batches[str], Collate, float]:
+def _batches(work: Work, stage: Stage, teacher: Model | None) -> tuple[Cut, Collate, float]:
     """Return the batches of a stage, their collator, and the factor of the starting scores."""
     config, model, material = work.config, work.model, work.material
     if stage.text:
         assert teacher is not None
         text_collator = TextCollator(model, config.train_len, teacher, share=work.share)
         _log_cut(model, _sample(material.texts), text_collator.length, "; to keep whole texts, cut passages (segment)")
-        return cut_texts(material.texts, config.batch_size, config.seed), text_collator, 1.0
+        if stage.batch_tokens is None:
+            return cut_texts(material.texts, config.batch_size, config.seed), text_collator, 1.0
+        tokens = estimated_tokens(model.tokenizer, material.texts.__getitem__, lengths_of(material.texts), text_collator.length)
+        return cut_by_tokens(material.texts, tokens, stage.batch_tokens, config.seed), text_collator, 1.0
     groups, docs = material.groups, material.docs
     lengths = as_groups(groups).lengths(docs) if config.length_buckets else None
     batches = cut_batches(groups, config.batch_size, config.seed, lengths)

@@ -37,9 +37,9 @@ class Teachers(NamedTuple):
     ranker: Model | None = None
     language_model: Model | None = None
 
-    def for_stage(self, text: bool) -> Model | None:
-        """Return the teacher of a stage: the language model for plain text, otherwise the ranker."""
-        return self.language_model if text else self.ranker
+    def for_stage(self, stage: Stage) -> Model | None:
+        """Return the teacher of a stage: the language model if the stage distils one, otherwise the ranker."""
+        return self.language_model if stage.makes_lm else self.ranker
 
 
 def check_start(recipe: Recipe, stages: Sequence[Stage], config: TrainConfig) -> bool:
@@ -50,7 +50,7 @@ def check_start(recipe: Recipe, stages: Sequence[Stage], config: TrainConfig) ->
     Raises:
         InputError: the recipe must not start from a distilled language model, and this is one.
     """
-    becomes = any(stage.text for stage in stages)
+    becomes = any(stage.makes_lm for stage in stages)
     known = looks = False
     if not config.starts_random:
         teachers = [fingerprint(name) for name in (config.teacher, config.lm_teacher if becomes else None) if name]
@@ -65,7 +65,7 @@ def check_start(recipe: Recipe, stages: Sequence[Stage], config: TrainConfig) ->
         logger.warning("%s; recipe %s must not start from one: %s", warning, recipe.name, recipes.ADVICE)
     if looks and becomes:
         logger.warning("%s already; %s should start from %s", warning, recipe.name, recipe.start)
-    skipped = any(stage.text for stage in recipe.stages) and not becomes  # start_stage skips the language model
+    skipped = any(stage.makes_lm for stage in recipe.stages) and not becomes  # start_stage skips the language model
     if (recipe.start == recipes.DISTILLED or skipped) and not looks:
         logger.warning("%s should start from %s; %s does not look like one", recipe.name, recipes.DISTILLED, config.init)
     return becomes or known
@@ -87,13 +87,16 @@ def _is_distilled(name: str) -> tuple[bool, bool]:
 def load_teachers(config: TrainConfig, stages: Sequence[Stage]) -> Teachers:
     """Load the live teachers of the stages onto the device; InputError if one does not fit."""
     ranker = language_model = None
-    if config.lm_teacher and any(stage.text for stage in stages):
+    if config.lm_teacher and any(stage.makes_lm for stage in stages):
         language_model = loading.load(config.lm_teacher, architecture="cross_encoder").to(device_of(config))
     ranking = [stage for stage in stages if not stage.text]
     layers, scores = (any(getattr(stage, need) for stage in ranking) for need in ("needs_layers", "needs_scores"))
-    if config.teacher and (layers or scores):
+    vectors = any(stage.needs_vectors for stage in stages)
+    if config.teacher and (layers or scores or vectors):
         inside = layers or config.teacher_dropout or config.starts_random
         ranker = loading.load(config.teacher, lean=not inside).to(device_of(config))
+        if vectors and not isinstance(ranker, BertDot):
+            raise InputError(f"{config.teacher} is a {ranker.architecture}; vector losses need a bert_dot", "teacher")
         if layers and not isinstance(ranker, CrossEncoder):
             raise InputError(f"{config.teacher} is a {ranker.architecture}; layer losses need a cross-encoder", "teacher")
         if scores and checkpoint_folder.is_bounded(config.teacher) and not config.scaled:
@@ -109,6 +112,8 @@ def fingerprint(name: str) -> str:
 
 def load_student(config: TrainConfig, teachers: Teachers) -> Model:
     """Load or make the student, with the dropout of the settings, on its device."""
+    if any(stage.needs_vectors for _, stage in config.stages()):
+        config = _like_teacher(config, teachers)
     model = _random(config, teachers) if config.starts_random else _from_checkpoint(config)
     if config.dropout is not None:
         for module in model.modules():
@@ -133,6 +138,14 @@ def _random(config: TrainConfig, teachers: Teachers) -> CrossEncoder:
     return fresh
 
 
+def _like_teacher(config: TrainConfig, teachers: Teachers) -> TrainConfig:
+    """Take pooling and l2_norm from the bi-encoder teacher, unless they are given."""
+    assert isinstance(teachers.ranker, BertDot)
+    settings = teachers.ranker.settings
+    l2_norm = settings.l2_norm if config.l2_norm is None else config.l2_norm
+    return config.model_copy(update={"pooling": config.pooling or settings.pooling, "l2_norm": l2_norm})
+
+
 def _from_checkpoint(config: TrainConfig) -> Model:
     overrides: Record = {"max_doc_len": config.max_doc_len}
     if config.architecture != "cross_encoder":
@@ -148,7 +161,8 @@ def _from_checkpoint(config: TrainConfig) -> Model:
     )
     if config.architecture != "tk":  # a tk has its own layers
         layers_of(encoder_of(model))
-    if isinstance(model, BertDot) and model.settings.l2_norm and (config.score_scale or 1.0) == 1.0:
+    raw = any(not stage.needs_vectors for _, stage in config.stages())
+    if raw and isinstance(model, BertDot) and model.settings.l2_norm and (config.score_scale or 1.0) == 1.0:
         logger.warning("WARNING: student vectors have length 1, so scores lie in [-1, 1]; for losses on raw scores, turn off "
                        "l2_norm or set score_scale, e.g. 20")  # fmt: skip
     return model

@@ -1,6 +1,6 @@
 """Score candidates by teachers: checkpoints, runs (such as BM25) or score files.
 
-The ensemble's score is the mean of the weighted raw scores.
+The ensemble's score is the mean of the weighted scores. The scores are raw, or `scaling` brings them to one scale.
 """
 
 import contextlib
@@ -17,6 +17,7 @@ import numpy as np
 
 from pyserini_kd.data.runs import Run
 from pyserini_kd.distillation.candidates import Group
+from pyserini_kd.distillation.scaling import ScaleName, query_rows, scaled
 from pyserini_kd.distillation.teacher_scores import Block, Known, Pairs, ScoreStore, Taught, hashes_of_pairs, read_scores
 from pyserini_kd.models import rankers
 from pyserini_kd.retrieval.dense_index import DenseIndex
@@ -71,6 +72,7 @@ def teach(
     docs: Mapping[str, str],
     teachers: Sequence[Teacher],
     *,
+    scale: ScaleName = "none",
     index: DenseIndex | None = None,
     reuse: Sequence[Known] = (),
     work: Path | None = None,
@@ -83,6 +85,7 @@ def teach(
     """Score every distinct (query, document) pair of the groups once with each teacher.
 
     `queries` and `docs` are texts by id. `device`, `precision`, `backend` and `batch_size` are those of `models.load`.
+    `scale` brings the raw scores of all teachers to one scale before the weights apply (see `scaling`).
     `index` holds document vectors of the only checkpoint, a bert_dot; they are not encoded again.
     `reuse` holds earlier scores; the same checkpoint with the same settings does not score the same texts again.
     `work` is a folder for finished blocks; a later call with the same texts and settings resumes from them.
@@ -99,14 +102,17 @@ def teach(
             _score_by_checkpoint(scorer, request, scores, reuse, work, {"batch_size": batch_size, "device": device})
             record = scorer.record
         else:
-            record = _score_by_file(teacher, request, scores)
+            record = _score_by_file(teacher, request, scores, scale)
         weights[teacher.name] = 1.0 if teacher.weight is None else teacher.weight
         records.append({**record, "weight": weights[teacher.name]})
+    rows = np.empty(0, np.int32) if scale == "none" else query_rows(request.pairs)
+    scales = {name: scaled(scale, rows, scores, name) for name, scores in raw.items()}
     score = column(scratch, len(request.pairs), np.float32)
     for part in spans(len(score)):
-        score[part] = ensemble({name: scores[part] for name, scores in raw.items()}, weights)
+        score[part] = ensemble({name: scaled_scores(part) for name, (scaled_scores, _) in scales.items()}, weights)
         let_go(score, *raw.values())
-    about = {"teachers": records, "n_pairs": len(request.pairs), "seconds": round(time.monotonic() - started, 1)}
+    about: Record = {"teachers": records, "scale": scale, "spreads": {name: spread for name, (_, spread) in scales.items()}}
+    about |= {"n_pairs": len(request.pairs), "seconds": round(time.monotonic() - started, 1)}
     return Taught(request.pairs, request.texts, raw, score, {**about, "command": command_line(), **environment()})
 
 
@@ -144,9 +150,9 @@ class _Request:
         return [queries[query_id] for query_id in block.query_ids], [self._docs[doc_id] for doc_id in block.doc_ids]
 
 
-def _score_by_file(teacher: Teacher, request: _Request, scores: Floats) -> Record:
+def _score_by_file(teacher: Teacher, request: _Request, scores: Floats, scale: ScaleName) -> Record:
     """Fill scores from a run (0 for absent documents) or from a score file, which must have all pairs."""
-    find = _in_run(teacher) if teacher.kind == "run" else _in_scores(teacher.name, request)
+    find = _in_run(teacher, scale) if teacher.kind == "run" else _in_scores(teacher.name, request)
     missing, largest = 0, 0.0
     for block in request.pairs.blocks(BLOCK):
         found = find(block)
@@ -163,14 +169,14 @@ def _score_by_file(teacher: Teacher, request: _Request, scores: Floats) -> Recor
         record["absent"] = missing
     elif missing:
         raise InputError(f"score file {teacher.name} lacks {missing} of {count} candidate pairs or has other texts")
-    elif largest <= 1:
+    elif largest <= 1 and scale == "none":
         teacher.refuse_bounded("scores")
     return record
 
 
-def _in_run(teacher: Teacher) -> Callable[[Block], Floats]:
+def _in_run(teacher: Teacher, scale: ScaleName) -> Callable[[Block], Floats]:
     run = Run.read(teacher.name)
-    if all(np.abs(hits.scores).max(initial=0.0) <= 1 for hits in run.values()):
+    if scale == "none" and all(np.abs(hits.scores).max(initial=0.0) <= 1 for hits in run.values()):
         teacher.refuse_bounded("scores")
 
     def find(block: Block) -> Floats:

@@ -12,6 +12,7 @@ from pyserini_kd.data import passages, sources
 from pyserini_kd.data.runs import Run
 from pyserini_kd.data.types import Qrels, Query
 from pyserini_kd.distillation.candidates import Group, pairs, read_candidates
+from pyserini_kd.distillation.scaling import ScaleName
 from pyserini_kd.distillation.teacher_scores import Known, Scores, ScoreStore, Taught, write_scores
 from pyserini_kd.distillation.teaching import Teacher, teach
 from pyserini_kd.distillation.text_store import load_texts, write_triples
@@ -40,6 +41,9 @@ class TeachConfig(Settings):
     teacher_runs: Words = option("--teacher-run", (), "Runs as teachers: RUN or RUN@WEIGHT; absent = 0.", words=True)
     teacher_scores: Words = option(
         "--teacher-scores", (), "Score stores or 5-column files as teachers: FILE or FILE@WEIGHT.", words=True
+    )
+    scale: ScaleName = option(
+        "--scale", "none", "Scale teachers before weighting: by the spread of the scores, or to z-scores per query."
     )
     segment: Segment = None
     index: Path | None = option("--index", None, "Dense index of the teacher (one bert_dot), to reuse vectors.")
@@ -95,7 +99,7 @@ def teach_files(config: TeachConfig, say: Callable[[str], None] = logger.info) -
     for path in (output, config.triples or output):
         refuse_existing(path, config.overwrite)
     for teacher in teachers:
-        if teacher.kind == "checkpoint" and checkpoint_folder.is_bounded(teacher.name):
+        if config.scale == "none" and teacher.kind == "checkpoint" and checkpoint_folder.is_bounded(teacher.name):
             teacher.refuse_bounded("cosines")
     groups = read_candidates(config.candidates)
     check = _Check.read(config)
@@ -107,7 +111,7 @@ def teach_files(config: TeachConfig, say: Callable[[str], None] = logger.info) -
     def score(groups: Sequence[Group], topics: list[Query], known: list[Known], name: str, columns: Path | None) -> Taught:
         texts = load_texts(groups, topics, sources.collection(config.collection, config.segment), scratch / name)
         return teach(
-            groups, *texts, teachers, index=index, reuse=known, work=work, scratch=columns,
+            groups, *texts, teachers, scale=config.scale, index=index, reuse=known, work=work, scratch=columns,
             device=config.device, precision=config.precision, backend=config.backend, batch_size=config.batch_size,
         )  # fmt: skip
 

@@ -63,6 +63,8 @@ class TrainSettings(TrainConfig, Given):
         stages = [stage for _, stage in self.stages()]
         if self.candidates and self.scores and not any(stage.needs_scores for stage in stages):
             raise InputError(f"recipe {self.recipe} with these settings does not use teacher scores", "scores")
+        if all(stage.needs_vectors for stage in stages):
+            self.only("candidates scores qrels", False, f"recipe {self.recipe} does not use it; remove it")
         if all(stage.text for stage in stages):
             return self
         if self.topics is None:

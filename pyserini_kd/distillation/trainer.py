@@ -26,6 +26,7 @@ from pyserini_kd.distillation.config import TrainConfig
 from pyserini_kd.distillation.objective import Learner
 from pyserini_kd.distillation.processes import precision_of
 from pyserini_kd.distillation.recipes import Stage
+from pyserini_kd.distillation.vectors import Text, VectorCollator
 from pyserini_kd.models.tk import Tk
 from pyserini_kd.storage.records import read_json, write_json
 
@@ -34,7 +35,8 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-Collate = Collator | TextCollator
+Collate = Collator | TextCollator | VectorCollator
+Cut = Batches[Group] | Batches[str] | Batches[Text]
 
 COLLAPSED = 1e-4  # warn if scores of a query differ by less, relative to their mean
 KERNEL_LR = 10.0  # learning-rate factor of TK's kernels (Hofstätter et al. 2020: 1e-4 and 1e-5)
@@ -150,7 +152,7 @@ class _Arguments(transformers.TrainingArguments):
 
 
 def make_trainer(
-    config: TrainConfig, stage: Stage, progress: Progress, batches: Batches[Group] | Batches[str], collator: Collate
+    config: TrainConfig, stage: Stage, progress: Progress, batches: Cut, collator: Collate
 ) -> transformers.Trainer:
     """Return a Trainer for a stage, for one process of several or the only one."""
     steps = config.max_steps or max(1, math.ceil(math.ceil(len(batches) / config.accumulate) * stage.epochs))

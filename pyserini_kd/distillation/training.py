@@ -75,7 +75,7 @@ def train(
     Args:
         config: the recipe and its settings.
         groups: candidates; empty if every stage is on plain text.
-        queries: query_id -> text.
+        queries: query_id -> text. A stage on vectors also learns the vectors of all queries.
         docs: doc_id -> text.
         output: the checkpoint folder to write.
         scores: teacher scores, if the recipe needs them and has no live teacher. `Triples` serve as groups and as scores.
@@ -114,7 +114,8 @@ def train_from_files(settings: TrainSettings) -> str:
             if sources.is_named(settings.collection):  # another release may change the texts
                 known["texts_sha256"] = sha256(*sorted(data_folder(output).glob("*/texts")))
             run.finish(found._replace(dev=dev), known)
-    counts = [(len(found.groups), found.groups.unit), (len(found.texts), "plain texts")]
+    topics = 0 if found.groups else len(found.queries)
+    counts = [(len(found.groups), found.groups.unit), (len(found.texts), "plain texts"), (topics, "topics")]
     return " and ".join(f"{count} {what}" for count, what in counts if count)
 
 
@@ -140,7 +141,7 @@ class Training:
         transformers.set_seed(config.seed)
         self.model = load_student(self.config, self.teachers)
         for stage in self.stages:
-            teacher = self.teachers.for_stage(stage.text)
+            teacher = self.teachers.for_stage(stage)
             if stage.needs_layers and teacher is not None:
                 objective.check_layers(self.model, teacher, stage.losses)
                 if not stage.text:  # fail before earlier stages train
@@ -169,12 +170,13 @@ class Training:
             with one_after_another(share):
                 kept = self._keep_last_good(job, stage) if share.rank == 0 else "see the first process"
             raise InputError(f"{error} (lr {stage.lr:g}); try a lower learning rate; {kept}") from None
+        n_queries = len(material.queries) if self.stages[-1].needs_vectors else 0
         record = {
             "recipe": {"name": self.recipe.name, "source": self.recipe.source, "start": self.recipe.start},
             "config": config.record(),
             "made_from": self.made_from,
             "distilled_lm": self.distilled,
-            "data": {groups.unit: len(groups), "pairs": groups.n_docs, "texts": len(material.texts), **data},
+            "data": {groups.unit: len(groups) or n_queries, "pairs": groups.n_docs, "texts": len(material.texts), **data},
             "stages": records,
             "precision": self.precision,
             "processes": share.world,
@@ -192,7 +194,8 @@ class Training:
         """Return the scores if the stages need them; InputError if texts, groups or scores are missing."""
         groups, scores = material.groups, material.scores
         if any(stage.text for stage in self.stages) and not material.texts:
-            raise InputError(f"recipe {self.recipe.name} needs plain text to distil a language model; give texts")
+            purpose = "distil a language model" if any(stage.makes_lm for stage in self.stages) else "learn vectors"
+            raise InputError(f"recipe {self.recipe.name} needs plain text to {purpose}; give texts")
         if any(not stage.text for stage in self.stages) and not groups:
             raise InputError("no query has both a positive in the collection and a negative")
         if scores is None or not any(stage.needs_scores for stage in self.stages):
@@ -230,8 +233,8 @@ def _export(model: Model, last: Stage, output: Path, record: dict[str, object], 
     """Write the checkpoint: a ranker, or the bare encoder if the last stage distilled a language model."""
     with torch.no_grad():
         model = model.cpu().eval()
-        card = model_card(str(output), model, record, is_ranker=not last.text) if "recipe" in record else None
-        if not last.text:
+        card = model_card(str(output), model, record, is_ranker=not last.makes_lm) if "recipe" in record else None
+        if not last.makes_lm:
             saving.save(model, output, record=record, card=card, overwrite=overwrite)
             return
         with atomic_folder(output, overwrite=overwrite) as folder, checkpoint_folder.quiet_transformers():

@@ -85,7 +85,8 @@ def gather(given: TrainSettings) -> Iterator[Material]:
                 ScoreStore(given.scores).check_texts(queries, docs)
             yield Material(groups, queries, docs, scores, texts)
         else:
-            yield Material(groups, {}, {}, None, texts)
+            topics = Texts(folder / "queries") if (folder / "queries").exists() else {}
+            yield Material(groups, topics, {}, None, texts)
     except Exception:  # not Ctrl-C
         if share.rank == 0 and not state_folder(given.output).exists():
             shutil.rmtree(folder, ignore_errors=True)
@@ -126,13 +127,17 @@ def _convert(folder: Path, given: TrainSettings, groups: Groups, *, plain: bool,
         text_store.build_triples(
             folder, given.scores, sources.topics(str(given.topics)), ((d.doc_id, d.contents) for d in _docs(given))
         )
+    if given.topics and any(stage.needs_vectors for _, stage in given.stages()):
+        topics = ((query.query_id, query.text) for query in sources.topics(given.topics))
+        Texts.build(folder / "queries", topics, "topics")
     if plain:
         Texts.build(folder / "texts", ((doc.doc_id, doc.contents) for doc in _docs(given)), "plain texts")
 
 
 def _sample(texts: Texts, config: TrainSettings) -> PlainTexts:
-    """Return the texts; with `max_steps` a random sample of those that fit into the steps."""
-    limit = config.max_steps * config.batch_size * config.accumulate if config.max_steps else len(texts)
+    """Return the texts; with `max_steps` a random sample of those that fit into the steps, unless batches count tokens."""
+    by_tokens = any(stage.batch_tokens for _, stage in config.stages())
+    limit = config.max_steps * config.batch_size * config.accumulate if config.max_steps and not by_tokens else len(texts)
     rows = np.arange(len(texts), dtype=np.int32)
     if limit < len(rows):
         rows = np.sort(np.random.default_rng(config.seed).choice(rows, limit, replace=False))

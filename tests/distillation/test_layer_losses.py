@@ -148,3 +148,44 @@ def test_a_student_follows_the_mapped_layers_of_twelve(tokenizer, count):
         assert layer_losses.attention_loss(wrong, layers.attention) > 1e-6
         wrong = [*hidden[: row + 1], layers.hidden[row * block + 1], *hidden[row + 2 :]]
         assert layer_losses.hidden_loss(wrong, layers.hidden, torch.nn.Identity()) > 1e-6
+
+
+def test_relation_loss_by_hand():
+    """One head and two tokens. The second text has one token. KL of (1/2, 1/2) and (3/4, 1/4), without padding."""
+    masked = layer_losses.MASKED
+
+    def layers(attention, values):
+        return layer_losses.Layers([], [torch.zeros(2, 1, 2, 2), attention], [torch.zeros(2, 1, 2, 2), values])
+
+    flat = torch.tensor([[[[0.0, 0.0], [0.0, 0.0]]], [[[0.0, masked], [0.0, masked]]]])
+    log3 = float(torch.log(torch.tensor(3.0)))
+    steep = torch.tensor([[[[log3, 0.0], [0.0, 0.0]]], [[[5.0, masked], [7.0, masked]]]])
+    to_student = 0.75 * torch.tensor(1.5).log() + 0.25 * torch.tensor(0.5).log()  # KL(teacher 3/4, 1/4 || student 1/2, 1/2)
+    loss = layer_losses.relation_loss(layers(flat, flat), layers(steep, flat))
+    assert loss.item() == pytest.approx(float(to_student) / 2 / 2)  # one of two tokens differs, in one of two texts
+    from_student = 0.5 * torch.tensor(0.5 / 0.75).log() + 0.5 * torch.tensor(0.5 / 0.25).log()
+    loss = layer_losses.relation_loss(layers(flat, steep), layers(flat, flat))
+    assert loss.item() == pytest.approx(float(from_student) / 4)
+    assert layer_losses.relation_loss(layers(steep, flat), layers(steep, flat)).item() == 0.0
+
+
+def test_relations_use_values_and_ignore_padding(tokenizer):
+    student, teacher = (encoder.eval() for encoder in encoders(tokenizer))
+    words = ["what the cat eats", "at night the cow sleeps in the barn"]
+
+    def loss_of(texts):
+        batch, found = tokenizer(texts, padding=True, return_tensors="pt"), []
+        for encoder in (student, teacher):
+            with layer_losses.recorded(encoder, 2, True) as layers:
+                encoder(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"])
+            assert len(layers.attention) == len(layers.values) == 1  # only the last of two layers
+            found.append(layers)
+        return found, layer_losses.relation_loss(*found).item()
+
+    (of_student, _), together = loss_of(words)
+    assert together == pytest.approx((loss_of(words[:1])[1] + loss_of(words[1:])[1]) / 2, rel=1e-4)  # padding has no effect
+    batch = tokenizer(words[1:], return_tensors="pt")
+    with torch.no_grad():
+        states = student(**batch, output_hidden_states=True).hidden_states[1]
+        values = student.encoder.layer[1].attention.self.value(states).view(1, -1, 4, 8).transpose(1, 2)
+    assert torch.allclose(of_student.values[0][1:], values @ values.transpose(-1, -2) / 8**0.5, atol=1e-5)

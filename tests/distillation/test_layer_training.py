@@ -13,6 +13,7 @@ from pyserini_kd.distillation.config import TrainConfig
 from pyserini_kd.distillation.student import load_teachers
 from pyserini_kd.distillation.teacher_scores import Scores
 from pyserini_kd.models import checkpoint_folder, fast_bert, loading
+from pyserini_kd.storage.errors import InputError
 from tests.conftest import cross, save_cross, score, stages_of
 
 TOKENS = "input_ids", "token_type_ids", "attention_mask"
@@ -249,3 +250,19 @@ def test_accumulated_batches_do_not_shorten_an_epoch(tmp_path, data, tiny_cross)
     for accumulate in (1, 2, n_batches - 1):
         (stage,) = stages_of(training.train(config.but(accumulate=accumulate), *data, tmp_path / "out", overwrite=True))
         assert stage["steps"] == 3 * math.ceil(n_batches / accumulate)
+
+
+def test_the_relation_loss_joins_or_replaces_other_layer_losses(tmp_path, data, tokenizer, lm):
+    """Alone, it allows any numbers of layers and any widths."""
+    texts = list(data[2].values())
+    config = cross("lm-distill", "random:3/16", lm_teacher=lm, losses=("none", "relations=1"), max_steps=40, lr=3e-3)
+    (stage,) = stages_of(training.train(config, [], {}, {}, tmp_path / "alone", texts=texts))
+    assert set(stage["losses"]) == {"relations"} and stage["log"][-1]["relations"] < 0.8 * stage["log"][0]["relations"]
+    beside = cross("lm-distill", "random:2/16", lm_teacher=lm, losses=("relations=1",))
+    (stage,) = stages_of(training.train(beside, [], {}, {}, tmp_path / "beside", texts=texts))
+    assert {"hidden", "attention", "relations"} <= set(stage["log"][0])
+    same = cross("lm-distill", lm, lm_teacher=lm, losses=("none", "relations=1"), max_steps=1, lr=1e-9)
+    (stage,) = stages_of(training.train(same, [], {}, {}, tmp_path / "same", texts=texts))
+    assert stage["log"][0]["relations"] == pytest.approx(0.0, abs=1e-6)
+    with pytest.raises(InputError, match="4 layers cannot be mapped onto a student of 3"):
+        training.train(cross("lm-distill", "random:3/16", lm_teacher=lm), [], {}, {}, tmp_path / "x", texts=texts)

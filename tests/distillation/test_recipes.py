@@ -12,8 +12,8 @@ def stages(name):
     return [(stage.losses, stage.text) for stage in recipes.get(name).stages]
 
 
-def test_every_loss_has_a_function_or_is_a_layer_loss():
-    assert {*losses.LOSSES, "in_batch", *recipes.LAYER_LOSSES} == set(recipes.LOSSES)
+def test_every_loss_has_a_function_or_compares_layers_or_vectors():
+    assert {*losses.LOSSES, "in_batch", *recipes.LAYER_LOSSES, *recipes.VECTOR_LOSSES} == set(recipes.LOSSES)
     for recipe in recipes.RECIPES.values():
         for stage in recipe.stages:
             assert stage.losses and set(stage.losses) <= set(recipes.LOSSES) and stage.schedule in recipes.SCHEDULES
