@@ -1,5 +1,6 @@
 """README.md, docs/ and the pages of experiments/: every command in them has the flags it uses, examples run."""
 
+import ast
 import re
 import shlex
 import shutil
@@ -67,6 +68,33 @@ def test_python_examples_of_the_guide_run(tmp_path, monkeypatch, capsys, dense_i
     run = Run.read("run.txt")
     assert run["1"].doc_ids == names["run"]["1"].doc_ids and len(run["1"].doc_ids) == 20
     assert [hit.docid for hit in names["hits"]] == names["dense"]["1"].doc_ids[:3]
+
+
+def constants():
+    """All string constants of the code, without docstrings; of an f-string the constant parts."""
+    for path in sorted((ROOT / "pyserini_kd").rglob("*.py")):
+        nodes = list(ast.walk(ast.parse(path.read_text(encoding="utf-8"))))
+        docstrings = {id(node.value) for node in nodes if isinstance(node, ast.Expr)}
+        strings = (node for node in nodes if isinstance(node, ast.Constant) and isinstance(node.value, str))
+        yield from (node.value for node in strings if id(node) not in docstrings)
+
+
+def fixed_words(page):
+    """The parts of three words or more of the messages in a page's tables, without the variable parts.
+
+    Variable parts are capital words (N, FILE), `...` and flags, which the code writes as names of parameters.
+    """
+    for table in re.findall(r"^\| (?:message|warning) \|.*\n((?:\|.*\n?)+)", page.read_text(encoding="utf-8"), re.MULTILINE):
+        for _, quote in re.findall(r"^\| (`+)(.+?)\1", table, re.MULTILINE):
+            parts = (part.strip(" ,;:.?()'`") for part in re.split(r"\.{3}|--[a-z][\w.-]*|\b[A-Z]+\b", quote))
+            yield from (part for part in parts if len(part.split()) >= 3)
+
+
+def test_quoted_messages_have_the_words_of_the_code():
+    known = "\n".join(constants())
+    quoted = {part: page.name for page in sorted((ROOT / "docs").rglob("*.md")) for part in fixed_words(page)}
+    assert len(quoted) > 50
+    assert not {part: page for part, page in quoted.items() if part not in known}
 
 
 def test_the_readme_is_short():
