@@ -45,7 +45,7 @@ def check_layers(student: Model, teacher: Model, losses: Mapping[str, float]) ->
 def random_student(layers: int, width: int, like: Model | None) -> CrossEncoder:
     """Make a cross-encoder with random weights and the vocabulary, maximum length and number of heads of a teacher."""
     if like is None or like.architecture != "cross_encoder":
-        raise InputError("a random student copies vocabulary and heads of a cross-encoder teacher; name one", "init")
+        raise InputError("a random student copies vocabulary and heads of a cross-encoder; name that teacher", "init")
     teacher_config = encoder_of(like).config
     heads = int(teacher_config.num_attention_heads)
     if width % heads:

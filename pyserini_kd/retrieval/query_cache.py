@@ -59,7 +59,7 @@ class QueryCache:
                 return encoded
             self._write(found)
             vectors |= found
-        logger.info("%d of %d queries are encoded, the others come from %s", len(missing), len(vectors), self.path)
+        logger.info("query cache %s: %d queries found, %d encoded", self.path, len(vectors) - len(missing), len(missing))
         return np.stack([vectors[key] for key in keys])
 
     def _read(self, keys: Sequence[bytes]) -> dict[bytes, Floats]:
