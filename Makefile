@@ -29,6 +29,7 @@ lint: .venv/.installed
 	$(BIN)/mypy
 
 docs: .venv/.installed
+	$(BIN)/python docs/build_pages.py
 	NO_MKDOCS_2_WARNING=1 DISABLE_MKDOCS_2_WARNING=true $(BIN)/mkdocs build --quiet
 
 # The wheel is unpacked into a folder of its own and run from there, so that files missing from it are noticed

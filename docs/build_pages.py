@@ -1,7 +1,8 @@
-"""Generate pages of the documentation from data files.
+"""Generate pages of the documentation from data files and from the code.
 
-mkdocs runs this script through the plugin mkdocs-gen-files. `python docs/build_pages.py OUTPUT_DIR` writes the same pages to a
-folder. To add generated pages, write a function that yields `Page`s and add it to `SOURCES`.
+`python docs/build_pages.py` writes the pages that are committed (results, recipes, commands) into docs/. mkdocs runs this
+script through the plugin mkdocs-gen-files, which adds README, CONTRIBUTING, CHANGELOG and the notebooks to the site. To add
+a generated page, write a function that yields `Page`s and add it to COMMITTED or SITE_ONLY.
 """
 
 import csv
@@ -18,6 +19,7 @@ from typing import NamedTuple
 import jinja2
 
 ROOT = Path(__file__).resolve().parents[1]
+WIDTH = 100  # characters of a line of --help
 FIGURE = re.compile(r"-|[-+]?\.?\d[^A-Za-z]*([ ]?[A-Za-z/%]+)?")
 """A cell of figures: `-` for none, or a number, with anything but words behind it and at most one unit."""
 SEPARATOR = re.compile(r"\|([ ]*:?-+:?[ ]*\|)+")
@@ -139,6 +141,21 @@ This is what `pyserini-kd train --list` prints.
     yield Page("reference/recipes.md", "pyserini_kd/distillation/recipes.py", mark_generated(text, "the recipes"))
 
 
+def commands_page() -> Iterator[Page]:
+    """The text of `--help` of every command."""
+    import click
+
+    from pyserini_kd.__main__ import COMMANDS, main
+
+    parts = ["# Commands", "`pyserini-kd STAGE` and `python -m pyserini_kd.STAGE` are the same command."]
+    for name in COMMANDS:
+        command = main.get_command(click.Context(main), name)
+        assert command is not None
+        context = click.Context(command, info_name=f"pyserini-kd {name}", terminal_width=WIDTH, max_content_width=WIDTH)
+        parts.append(f"## {name}\n\n```\n{command.get_help(context)}\n```")
+    yield Page("reference/commands.md", "pyserini_kd/__main__.py", mark_generated("\n\n".join(parts) + "\n", "pyserini_kd"))
+
+
 def pages_of_the_repository() -> Iterator[Page]:
     """README, CONTRIBUTING and CHANGELOG as pages of the site. Their links into docs/ become links inside the site."""
     names = {"README.md": "index.md", "CONTRIBUTING.md": "contributing.md", "CHANGELOG.md": "changelog.md"}
@@ -161,35 +178,32 @@ def notebooks() -> Iterator[Page]:
         yield Page(source, source, notebook.read_text(encoding="utf-8"))
 
 
-SOURCES: Sequence[Callable[[], Iterator[Page]]] = (result_pages, recipes_page, pages_of_the_repository, notebooks)
-"""All functions that make pages."""
-
-
-def pages() -> Iterator[Page]:
-    """All generated pages."""
-    for source in SOURCES:
-        yield from source()
+COMMITTED: Sequence[Callable[[], Iterator[Page]]] = (result_pages, recipes_page, commands_page)
+"""Pages that are committed, so that they can be read without building the site."""
+SITE_ONLY: Sequence[Callable[[], Iterator[Page]]] = (pages_of_the_repository, notebooks)
+"""Copies of files outside docs/."""
 
 
 def write_to_folder(folder: Path) -> None:
-    """Write all pages below a folder."""
-    for page in pages():
-        path = folder / page.path
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(page.text, encoding="utf-8")
+    """Write the committed pages below a folder."""
+    for source in COMMITTED:
+        for page in source():
+            path = folder / page.path
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(page.text, encoding="utf-8")
 
 
 def write_to_site() -> None:
-    """Add all pages to the site that mkdocs builds."""
+    """Add the other pages to the site that mkdocs builds."""
     import mkdocs_gen_files
 
-    for page in pages():
+    for page in (page for source in SITE_ONLY for page in source()):
         with mkdocs_gen_files.open(page.path, "w", encoding="utf-8") as file:
             file.write(page.text)
         mkdocs_gen_files.set_edit_path(page.path, f"../{page.source}")  # edit paths begin in docs/
 
 
 if __name__ == "__main__":
-    write_to_folder(Path(sys.argv[1]))
+    write_to_folder(Path(sys.argv[1]) if len(sys.argv) > 1 else ROOT / "docs")
 elif __name__ == "<run_path>":  # what mkdocs-gen-files calls a script
     write_to_site()

@@ -7,7 +7,7 @@ import click
 from pyserini_kd import __version__
 
 COMMANDS = {
-    "demo": "Run and compare all systems on the embedded collection.",
+    "demo": "Train, index, search and measure on the embedded collection (about 20 minutes).",
     "search": "Search (sparse, dense or hybrid), rerank, write a TREC run.",
     "serve": "Serve searches over HTTP.",
     "index": "Index a collection: BM25 or dense.",

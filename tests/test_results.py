@@ -39,6 +39,13 @@ def test_every_page_renders(rendered):
         assert "\n## Summary\n" in text and "{{" not in text
 
 
+def test_the_committed_pages_are_those_of_the_data_and_the_code(build_pages):
+    for source in build_pages.COMMITTED:
+        for page in source():
+            committed = (ROOT / "docs" / page.path).read_text(encoding="utf-8")
+            assert committed == page.text, f"{page.path} is stale: run python docs/build_pages.py"
+
+
 def test_every_csv_is_used_by_its_page():
     files = sorted((ROOT / "experiments").rglob("*.csv"))
     assert files
@@ -98,16 +105,14 @@ def test_faults_of_a_page_are_errors(build_pages, tmp_path):
         build_pages.render(page)
 
 
-def test_pages_are_written_into_a_site_with_the_way_to_edit_them(tmp_path):
-    """mkdocs itself runs the script."""
+@pytest.mark.slow
+def test_the_site_is_built_without_a_warning(tmp_path):
     pytest.importorskip("mkdocs_gen_files")
-    (tmp_path / "docs").mkdir()
-    (tmp_path / "docs" / "index.md").write_text("# Home\n")
-    settings = ["site_name: test", "repo_url: https://example.org/repo", "edit_uri: edit/main/docs/", "plugins:"]
-    settings += ["- gen-files:", f"    scripts: [{ROOT / 'docs' / 'build_pages.py'}]"]
-    (tmp_path / "mkdocs.yml").write_text("\n".join(settings))
-    command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--quiet", "--theme", "mkdocs"]
-    subprocess.run(command, cwd=tmp_path, check=True)
-    html = (tmp_path / "site" / "results" / "demo" / "index.html").read_text(encoding="utf-8")
-    assert "<title>The demo: choices and measurements - test</title>" in html and "do not edit" not in html
-    assert "https://example.org/repo/edit/main/experiments/demo/page.md" in html
+    subprocess.run([sys.executable, "-m", "mkdocs", "build", "--strict", "--quiet", "-d", str(tmp_path)], cwd=ROOT, check=True)
+    html = {
+        name: (tmp_path / f"{name}.html").read_text(encoding="utf-8") for name in ("index", "results/demo", "reference/api")
+    }
+    assert "<title>pyserini_kd" in html["index"] and 'href="guide/distil.html"' in html["index"]
+    assert "<title>The demo: choices and measurements - pyserini_kd</title>" in html["results/demo"]
+    assert "do not edit" not in html["results/demo"] and 'id="pyserini_kd.models.rankers.load"' in html["reference/api"]
+    assert (tmp_path / "examples" / "comparison.html").stat().st_size > 100_000  # with its figures

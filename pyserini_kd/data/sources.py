@@ -55,7 +55,7 @@ def topics(spec: str) -> list[Query]:
         if found is not None:
             formats.write_topics(found, cached, overwrite=True)
             return found
-    raise InputError(f"topics not found: {spec} is neither a file, nor `ir_datasets:<id>`, `pydocs:SPLIT` or the name of a Pyserini topic set")
+    raise InputError(f"topics not found: {spec} is no file, `ir_datasets:<id>`, `pydocs:SPLIT` or name of a Pyserini topic set")
 
 
 def read_topic_set(name: str) -> list[Query] | None:

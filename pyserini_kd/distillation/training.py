@@ -203,7 +203,10 @@ class Training:
         if missing := scores.missing():
             pairs = ((g.query_id, d, score) for g in groups for d, score in zip(g.doc_ids, scores.of(g), strict=True))
             query_id, doc_id = next((query_id, doc_id) for query_id, doc_id, score in pairs if math.isnan(score))
-            raise InputError(f"{missing} candidate pairs have no teacher score, e.g. query {query_id}, document {doc_id}")
+            raise InputError(
+                f"{missing} candidate pairs have no teacher score, e.g. query {query_id}, "
+                f"document {doc_id}; run teach on these candidates"
+            )
         if not self.scaled and scores.largest() <= 1:  # cosines or probabilities, not logits
             raise InputError(
                 "all teacher scores lie in [-1, 1] (cosine or sigmoid), too small to teach much; give the teacher a weight "

@@ -44,7 +44,7 @@ def with_defaults(settings: SearchSettings, prepare: Callable[[], object]) -> Se
             raise InputError("`topics` (or `query`) is needed with `index`")
         return settings
     if settings.topics and not sources.is_pydocs(settings.topics):
-        raise InputError("`index` is needed with `topics`")
+        raise InputError("`index` is needed with these `topics`; the embedded index is for the topics of pydocs")
     index = embedded_index(settings, prepare if settings.query is None else None)
     topics = settings.topics or (None if settings.query is not None else f"{EMBEDDED}:test")
     return settings.but(index=(index,), topics=topics, qrels=settings.qrels or topics)
@@ -57,7 +57,7 @@ def embedded_index(settings: SystemSettings, prepare: Callable[[], object] | Non
     if encoder == "student" and prepare:
         prepare()
     elif encoder == "student" and not index.exists():
-        raise InputError("the embedded student does not exist yet; `python -m pyserini_kd.search --encoder student` creates it")
+        raise InputError("the embedded student does not exist yet; run `pyserini-kd demo` first (about 20 minutes on 2 cores)")
     elif not index.exists():
         fix = f"pyserini-kd index --collection {EMBEDDED} --encoder {encoder} --index {index}"
         raise InputError(f"no index given and {index} does not exist; create it: {fix}")
@@ -111,6 +111,10 @@ def _read_inputs(settings: SearchSettings) -> tuple[list[Query], Qrels | None]:
     """Queries and judgements, read first so that a wrong file costs no search."""
     if settings.query is not None:
         return [Query("1", " ".join(settings.query.split()))], None
+    for name in filter(None, (*settings.index, settings.sparse_index)):
+        if "/" in name and not Path(name).exists():  # topics can take a minute to read
+            there = f"; there is one in PYSERINI_KD_HOME: {home() / name}" if (home() / name).exists() else ""
+            raise InputError(f"index not found: {name} ({Path(name).absolute()}){there}")
     queries = sources.topics(settings.topics or "")
     judged = sources.qrels(settings.qrels) if settings.qrels else None
     if judged is not None and not any(query.query_id in judged for query in queries):

@@ -57,7 +57,7 @@ class Job:
             return done
         if done and not overwrite:
             raise InputError(f"{self.folder} holds {done} finished parts made with {difference(self.made_from, known)}; use "
-                             f"the same settings, or remove this folder (or give --overwrite) to start again")  # fmt: skip
+                             f"the same settings, or set `overwrite` (or remove this folder) to start again")  # fmt: skip
         for part in self.parts():  # first: a kill here must not leave parts that look finished
             self.start(part)
         for path in self.folder.iterdir():

@@ -427,7 +427,7 @@ def test_per_query_values_have_a_record_of_their_own(files):
     assert (files / "two.json").read_text() == "the record of the run two.txt"
     (files / "two.csv").unlink()
     result = run_command(*words)
-    assert result.exit_code == 2 and "two.csv.json exists; give --overwrite" in result.stderr
+    assert result.exit_code == 2 and "two.csv.json exists; set --overwrite" in result.stderr
     assert run_command(*words, "--overwrite").exit_code == 0
 
 

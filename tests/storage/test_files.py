@@ -89,7 +89,7 @@ def test_existing_folder_is_refused_but_an_empty_one_is_filled(tmp_path):
     (tmp_path / "index").mkdir()
     with atomic_folder(tmp_path / "index") as partial:
         (partial / "a").write_text("a")
-    with pytest.raises(InputError, match="index exists; give --overwrite"):
+    with pytest.raises(InputError, match="index exists; set `overwrite`"):
         with atomic_folder(tmp_path / "index"):
             pytest.fail("the block must not run")
     assert names(tmp_path / "index") == ["a"]

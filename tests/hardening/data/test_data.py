@@ -100,7 +100,7 @@ def test_missing_empty_and_truncated_collections(tmp_path):
 def test_writers_refuse_to_overwrite(tmp_path):
     (tmp_path / "f").write_text("old")
     for write, what in ((formats.write_collection, []), (formats.write_topics, []), (formats.write_qrels, {})):
-        with pytest.raises(InputError, match="give --overwrite"):
+        with pytest.raises(InputError, match="set `overwrite`"):
             write(what, tmp_path / "f")
     assert (tmp_path / "f").read_text() == "old"
 

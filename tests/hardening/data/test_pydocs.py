@@ -21,7 +21,7 @@ def test_command_refuses_to_overwrite_anything(fake_package, tmp_path, invoke):
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "qrels.dev.txt").write_text("mine")
     done = invoke(pydocs.main, "--output", tmp_path / "out")
-    assert done.exit_code == 2 and "qrels.dev.txt exists; give --overwrite" in done.output
+    assert done.exit_code == 2 and "qrels.dev.txt exists; set --overwrite" in done.output
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["qrels.dev.txt"]
     assert (tmp_path / "out" / "qrels.dev.txt").read_text() == "mine"
     assert invoke(pydocs.main, "--output", tmp_path / "out", "--overwrite").exit_code == 0

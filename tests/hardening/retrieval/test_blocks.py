@@ -107,10 +107,10 @@ def test_a_late_shard_checks_more_than_the_name_of_the_collection(tmp_path, segm
     assert build(docs(), folder / "index", **given) == N  # inside the collection's own folder
     assert build(docs(), folder / "index", **given, shard=(0, 3)) is None
     other = given | {"segment": "9:9"}
-    with pytest.raises(InputError, match="exists; give --overwrite"):
+    with pytest.raises(InputError, match="exists; set `overwrite`"):
         build(docs(7), folder / "index", **other, shard=(0, 3))
     (folder / "docs.jsonl").write_text("another")
-    with pytest.raises(InputError, match="exists; give --overwrite"):
+    with pytest.raises(InputError, match="exists; set `overwrite`"):
         build(docs(7), folder / "index", **given, shard=(0, 3))
 
 
@@ -208,7 +208,7 @@ def test_leftovers_of_a_late_kill_are_removed_by_the_next_run(tmp_path, invoke, 
     (gone / "lock").touch()
     (gone / "000000.npy").write_bytes(b"x")
     result = invoke(index.main, *words)
-    assert result.exit_code == 2 and "exists; give --overwrite" in result.output
+    assert result.exit_code == 2 and "exists; set --overwrite" in result.output
     assert not gone.exists()
 
 
@@ -253,7 +253,7 @@ def test_a_late_kill_is_repaired_by_the_next_run(tmp_path, monkeypatch):
         patch.setattr(shutil, "rmtree", lambda *_, **__: None)  # killed before the blocks were removed
         build(docs(), tmp_path / "y")
     (tmp_path / ".y.partial.gone" / "lock").unlink()
-    with pytest.raises(InputError, match="exists; give --overwrite"):
+    with pytest.raises(InputError, match="exists; set `overwrite`"):
         build(docs(), tmp_path / "y")
     assert same(tmp_path / "y", tmp_path / "whole") and not list(tmp_path.glob(".*"))
 

@@ -72,7 +72,7 @@ def test_a_file_whose_name_begins_with_pydocs_is_a_file(invoke, tmp_path, monkey
     (tmp_path / "pydocs").mkdir()
     (tmp_path / "pydocs" / "topics.tsv").write_text("q\ttext\n")
     result = invoke(search.main, "--encoder", "minilm", "--topics", "pydocs/topics.tsv")
-    assert result.exit_code == 2 and "--index is needed with --topics" in result.output
+    assert result.exit_code == 2 and "--index is needed with these --topics" in result.output
 
 
 def test_other_encoders_are_not_prepared_silently(invoke, tmp_path, monkeypatch):

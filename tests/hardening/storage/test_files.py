@@ -58,7 +58,7 @@ def test_a_name_that_is_no_text_stands_in_a_record(tmp_path):
 
 def test_existing_file_is_refused_before_anything_is_written(tmp_path):
     (tmp_path / "run.txt").write_text("old")
-    with pytest.raises(InputError, match="run.txt exists; give --overwrite"):
+    with pytest.raises(InputError, match="run.txt exists; set `overwrite`"):
         with atomic_file(tmp_path / "run.txt", overwrite=False):
             pytest.fail("the block must not run")
     assert (tmp_path / "run.txt").read_text() == "old"
@@ -131,11 +131,11 @@ def test_a_kill_while_a_folder_is_replaced_leaves_the_old_or_the_new(tmp_path, m
 
 
 def test_what_another_command_wrote_meanwhile_stays(tmp_path):
-    with pytest.raises(InputError, match="run.txt exists; give --overwrite"):
+    with pytest.raises(InputError, match="run.txt exists; set `overwrite`"):
         with atomic_file(tmp_path / "run.txt", overwrite=False) as out:
             out.write("ours")
             (tmp_path / "run.txt").write_text("theirs")
-    with pytest.raises(InputError, match="index exists; give --overwrite"):
+    with pytest.raises(InputError, match="index exists; set `overwrite`"):
         with atomic_folder(tmp_path / "index"):
             (tmp_path / "index").mkdir()
             (tmp_path / "index" / "docid").write_text("theirs")
