@@ -148,10 +148,11 @@ def commands_page() -> Iterator[Page]:
     from pyserini_kd.__main__ import COMMANDS, main
 
     parts = ["# Commands", "`pyserini-kd STAGE` and `python -m pyserini_kd.STAGE` are the same command."]
+    group = click.Context(main, info_name="pyserini-kd", terminal_width=WIDTH, max_content_width=WIDTH, **main.context_settings)
     for name in COMMANDS:
-        command = main.get_command(click.Context(main), name)
+        command = main.get_command(group, name)
         assert command is not None
-        context = click.Context(command, info_name=f"pyserini-kd {name}", terminal_width=WIDTH, max_content_width=WIDTH)
+        context = click.Context(command, parent=group, info_name=name)
         parts.append(f"## {name}\n\n```\n{command.get_help(context)}\n```")
     yield Page("reference/commands.md", "pyserini_kd/__main__.py", mark_generated("\n\n".join(parts) + "\n", "pyserini_kd"))
 

@@ -88,7 +88,7 @@ def test_an_existing_file_is_kept_without_overwrite(tmp_path):
     path = tmp_path / "run.txt"
     path.write_text("mine")
     run = Run.from_scores("t", {"q": {"a": 1.0}})
-    with pytest.raises(InputError, match="--overwrite"):
+    with pytest.raises(InputError, match="set `overwrite` to replace it"):
         run.write(path)
     assert path.read_text() == "mine"
     run.write(path, overwrite=True)

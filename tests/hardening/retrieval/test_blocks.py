@@ -137,7 +137,9 @@ def test_blocks_of_other_settings_are_refused_and_kept(tmp_path):
         ({"store_docs": False}, "store_docs True instead of False"),
         ({"encoder": {"name": "a", "sha256": "2"}}, "sha256 1 instead of 2"),
     ):
-        with pytest.raises(InputError, match=f"holds 1 finished parts made with {word}; use the same settings, or remove"):
+        with pytest.raises(
+            InputError, match=f"holds 1 finished parts made with {word}; use the same settings, or set `overwrite`"
+        ):
             with open_shared(folder, settings | change, {}):
                 pass
     with open_shared(folder, settings, {}) as work:

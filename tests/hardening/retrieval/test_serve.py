@@ -191,7 +191,7 @@ def test_wrong_options(invoke, dense_index, tiny_dot, tmp_path, monkeypatch):
         (["--index", dense_index, "--encoder", tiny_dot, "--fusion", "rrf"], "--sparse-index"),
         (["--port", 70000], "--port"),
         (["--host", "192.0.2.1"], "address 192.0.2.1, port 0: Cannot assign requested address"),
-        ([], "python -m pyserini_kd.search --encoder student"),
+        ([], "run `pyserini-kd demo` first"),
     ):
         result = invoke(serve.main, "--port", 0, *words)
         assert result.exit_code == 2 and word in result.output, result.output
