@@ -101,7 +101,8 @@ class TrainConfig(Settings):
     @property
     def procedure(self) -> Recipe:
         """The recipe with the losses of this configuration."""
-        return recipes.with_losses(recipes.get(self.recipe), self.losses)
+        recipe = recipes.get(self.recipe)
+        return recipes.with_losses(recipes.with_flops(recipe) if self.architecture == "splade" else recipe, self.losses)
 
     def stages(self) -> list[tuple[int, Stage]]:
         """The recipe's stages from `start_stage` on: their numbers, and the stages with the settings given here."""
@@ -179,7 +180,7 @@ class TrainConfig(Settings):
                 "ranknet with the losses none and listwise_ce=1 takes the softmax over its scores"
             )
         needs = {loss: "cross_encoder" for loss in recipes.LAYER_LOSSES}
-        needs |= dict.fromkeys(("in_batch", *recipes.VECTOR_LOSSES), "bert_dot")
+        needs |= dict.fromkeys(("in_batch", *recipes.VECTOR_LOSSES), "bert_dot") | dict.fromkeys(recipes.FLOPS_LOSSES, "splade")
         for loss in (loss for stage in recipe.stages for loss in stage.losses):
             if needs.get(loss, self.architecture) != self.architecture:
                 every = recipes.RECIPES.values()

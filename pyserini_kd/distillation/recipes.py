@@ -17,7 +17,12 @@ LAYER_LOSSES = ("hidden", "attention", "relations")
 """On the layers of a live teacher, for cross-encoders."""
 VECTOR_LOSSES = ("vector_mse", "vector_cosine")
 """On the vectors of a bi-encoder teacher, for bi-encoders."""
-LOSSES = (*HARD_LOSSES, *SOFT_LOSSES, *LAYER_LOSSES, *VECTOR_LOSSES)
+FLOPS_LOSSES = ("flops_query", "flops_doc")
+"""Regularisation of a splade's vectors; Paria et al. 2020, arXiv 2004.05665. Their weights grow in the first third of steps."""
+FLOPS = {True: (0.01, 0.008), False: (0.0008, 0.0006)}
+"""Whether a stage learns teacher scores -> the weights of FLOPS_LOSSES where none are given: those that NAVER LABS Europe lists
+for its SPLADE models, trained with Margin-MSE (DistilSPLADE-max) and on labels (SPLADE-max)."""
+LOSSES = (*HARD_LOSSES, *SOFT_LOSSES, *LAYER_LOSSES, *VECTOR_LOSSES, *FLOPS_LOSSES)
 SCHEDULES = {"linear": "linear", "constant": "constant_with_warmup", "cosine": "cosine", "plateau": "constant_with_warmup"}
 """Our name of a schedule -> transformers' name. `validation` lowers the learning rate of `plateau`."""
 
@@ -203,6 +208,16 @@ def with_losses(recipe: Recipe, changes: Sequence[str]) -> Recipe:
     for stage in stages:
         _check_text_losses(stage)
     return dataclasses.replace(recipe, stages=stages)
+
+
+def with_flops(recipe: Recipe) -> Recipe:
+    """The recipe with FLOPS regularisation, as a splade student needs it, in stages on candidates."""
+
+    def regularised(stage: Stage) -> Stage:
+        weights = dict(zip(FLOPS_LOSSES, FLOPS[stage.needs_scores], strict=True))
+        return stage if stage.text else stage._replace(losses={**stage.losses, **weights})
+
+    return dataclasses.replace(recipe, stages=tuple(map(regularised, recipe.stages)))
 
 
 def _check_text_losses(stage: Stage) -> None:

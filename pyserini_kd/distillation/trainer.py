@@ -96,6 +96,10 @@ class Progress(transformers.TrainerCallback):
         """Take up the log."""
         self.go_on(state.global_step)
 
+    def on_step_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: object) -> None:
+        """Tell the module how far training has come."""
+        self.module.done = state.global_step / state.max_steps
+
     def on_pre_optimizer_step(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: object) -> None:
         """FloatingPointError where a gradient is not finite."""
         sums = torch.stack([p.grad.sum().float() for p in self.module.parameters() if p.grad is not None])

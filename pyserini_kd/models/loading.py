@@ -68,6 +68,8 @@ def load(
         settings: of the architecture alone (`own_settings`), in place of the checkpoint's.
         overrides: fields of the settings that all share, in place of the checkpoint's (None: keep).
     """
+    from pyserini_kd.models import splade
+
     folder = resolve(name)
     own, known, by_onnx = architecture_of(folder), checkpoint_folder.ARCHITECTURES, checkpoint_folder.ONNX_ARCHITECTURES
     architecture = architecture or own
@@ -87,6 +89,8 @@ def load(
                 model = _load_cross_encoder(wanted)
             elif architecture == "tk":
                 model = _load_tk(wanted, glove)
+            elif architecture == "splade":
+                model = splade.read(folder, _tokenizer(folder), layers, given)
             else:
                 model = _load_encoder(wanted, architecture)
             return model.eval()

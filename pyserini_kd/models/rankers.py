@@ -1,6 +1,7 @@
 """Loaded rankers. Each knows its checkpoint, device, precision, backend and batch size, so that its callers need not.
 
-`load` gives an `Encoder` for a bi-encoder, a `PairScorer` for a cross-encoder, and a `TokenScorer` for ColBERT, PreTTR and TK.
+`load` gives an `Encoder` for a bi-encoder, a `SparseEncoder` for a SPLADE, a `PairScorer` for a cross-encoder, and a
+`TokenScorer` for ColBERT, PreTTR and TK.
 All of them score (query, document) pairs. Equal texts and equal pairs are computed once.
 """
 
@@ -18,6 +19,7 @@ from tqdm import tqdm
 
 from pyserini_kd.models import checkpoint_folder, engine, hardware, loading, tokens
 from pyserini_kd.models.engine import Scorer, SideScorer, dot_rows, unique
+from pyserini_kd.models.sparse_encoder import SparseEncoder
 from pyserini_kd.models.tokens import TokenRecord
 from pyserini_kd.storage.arrays import Floats, Rows
 from pyserini_kd.storage.errors import InputError
@@ -221,7 +223,8 @@ def _digest(queries: Sequence[str], docs: Sequence[str], keys: Rows) -> str:
 
 
 KINDS: dict[str, type[Scorer]] = {
-    "bert_dot": Encoder, "cross_encoder": PairScorer, "colbert": TokenScorer, "prettr": TokenScorer, "tk": TokenScorer
+    "bert_dot": Encoder, "cross_encoder": PairScorer, "colbert": TokenScorer, "prettr": TokenScorer, "splade": SparseEncoder,
+    "tk": TokenScorer,
 }  # fmt: skip
 
 

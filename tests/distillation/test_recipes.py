@@ -13,7 +13,9 @@ def stages(name):
 
 
 def test_every_loss_has_a_function_or_a_place():
-    assert {*losses.LOSSES, "in_batch", *recipes.LAYER_LOSSES, *recipes.VECTOR_LOSSES} == set(recipes.LOSSES)
+    assert {*losses.LOSSES, "in_batch", *recipes.LAYER_LOSSES, *recipes.VECTOR_LOSSES, *recipes.FLOPS_LOSSES} == set(
+        recipes.LOSSES
+    )
     for recipe in recipes.RECIPES.values():
         for stage in recipe.stages:
             assert stage.losses and set(stage.losses) <= set(recipes.LOSSES) and stage.schedule in recipes.SCHEDULES
