@@ -282,9 +282,11 @@ def load(
 def load_encoder(name: str, **settings: Any) -> Encoder:
     """A bi-encoder (see `load`); InputError for a checkpoint of another architecture."""
     saved = checkpoint_folder.architecture_of(checkpoint_folder.resolve(name))
+    if saved == "splade" and settings.get("pooling"):  # a language model that is to be read as a bi-encoder
+        saved = "bert_dot"
     if saved != "bert_dot":
         raise InputError(f"{name} is a {saved}; a dense index needs a bert_dot checkpoint")
-    loaded = load(name, **settings)
+    loaded = load(name, architecture=saved, **settings)
     assert isinstance(loaded, Encoder)
     return loaded
 

@@ -83,6 +83,8 @@ class BM25Index:
         manifest = Manifest.find(path)
         if manifest is not None and manifest.kind == "dense":
             raise InputError(f"{path} holds vectors, no words; search it with the encoder that made it")
+        if manifest is not None and manifest.kind == "impact":
+            raise InputError(f"{path} holds impacts of a splade; search it with the encoder that made it")
         start_jvm()
         with java_errors(f"{path} cannot be opened"):  # written by another Lucene, or damaged
             # the Java object inside Pyserini's LuceneSearcher; importing that class would take seven seconds

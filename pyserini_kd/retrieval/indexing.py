@@ -1,4 +1,4 @@
-"""Index a collection as the command `index` asks for it: BM25, dense vectors, or token representations."""
+"""Index a collection as the command `index` asks for it: BM25, dense vectors, impacts, or token representations."""
 
 import os
 from pathlib import Path
@@ -7,8 +7,9 @@ from typing import Literal, Self
 from pydantic import model_validator
 
 from pyserini_kd.data import passages, sources
-from pyserini_kd.models import hardware
-from pyserini_kd.models.rankers import load_encoder
+from pyserini_kd.models import checkpoint_folder, hardware
+from pyserini_kd.models.rankers import load, load_encoder
+from pyserini_kd.models.sparse_encoder import SparseEncoder
 from pyserini_kd.retrieval.index_folder import Options, Shard
 from pyserini_kd.storage import settings as shared
 from pyserini_kd.storage.errors import InputError
@@ -61,6 +62,13 @@ class IndexSettings(Settings):
         return "lucene-hnsw" if self.lucene_hnsw else "lucene-flat" if self.lucene_flat else self.faiss or "Flat"
 
     @property
+    def is_impact(self) -> bool:
+        """Whether the encoder is a splade, whose weights go into Lucene as impacts."""
+        if self.encoder in (None, "bm25") or self.vectors or self.architecture or self.pooling:
+            return False
+        return checkpoint_folder.architecture_of(checkpoint_folder.resolve(str(self.encoder))) == "splade"
+
+    @property
     def shard(self) -> Shard:
         """(I, N) from the options, else from what `torchrun` and `accelerate launch` tell each process."""
         if self.shard_num is None and self.shard_id is None:
@@ -105,9 +113,11 @@ class IndexSettings(Settings):
 
 def index(settings: IndexSettings) -> int | None:
     """Write the index; returns the number of documents, or None where other processes have work left."""
-    from pyserini_kd.retrieval import bm25_build, build, token_index  # only here: importing FAISS takes long
+    from pyserini_kd.retrieval import bm25_build, build, impact_build, token_index  # only here: importing FAISS takes long
 
     overwrite, folder = settings.overwrite, settings.index
+    if settings.is_impact:
+        settings.only("faiss lucene_hnsw lucene_flat l2_norm", False, "is for a dense index; a splade's is of impacts")
     mend(folder)
     if settings.shard[1] == 1:
         refuse_existing(folder, overwrite, folder=True)
@@ -137,6 +147,11 @@ def index(settings: IndexSettings) -> int | None:
         scorer = token_index.load_scorer(settings.encoder, settings.architecture, **loaded)
         docs = sources.collection(settings.collection, settings.segment)
         return token_index.build(docs, scorer, folder, dtype=settings.dtype, **options)
+    if settings.is_impact:
+        sparse = load(settings.encoder, **loaded)
+        assert isinstance(sparse, SparseEncoder)
+        docs = sources.collection(settings.collection, settings.segment)
+        return impact_build.build(docs, sparse, folder, threads=settings.threads or hardware.threads(), **options)
     encoder = load_encoder(settings.encoder, pooling=settings.pooling, **loaded)
     docs = sources.collection(settings.collection, settings.segment)
     return build.build(docs, encoder, folder, kind=settings.kind, **options)

@@ -17,7 +17,7 @@ class Manifest(BaseModel):
 
     Attributes:
         folder: the index folder; not in the file.
-        kind: `dense`, `tokens` or `bm25`.
+        kind: `dense`, `tokens`, `impact` or `bm25`.
         encoder: name, `sha256` of the weights, and how the checkpoint reads texts; only a name, or nothing, where the vectors
             were made elsewhere.
         collection: as it was named.
