@@ -14,7 +14,7 @@ from pyserini_kd.retrieval.indexing import IndexSettings, index
     settings=IndexSettings,
 )
 def main(settings: IndexSettings) -> None:
-    """Index a collection: dense with a BERT_DOT checkpoint (FAISS or Lucene), or sparse with BM25 (Lucene)."""
+    """Index a collection: dense with a BERT_DOT checkpoint (FAISS or Lucene), or sparse with BM25 or a SPLADE (Lucene)."""
     started = time.monotonic()
     count = index(settings)
     if settings.vectors:

@@ -100,8 +100,9 @@ class TrainConfig(Settings):
 
     @property
     def procedure(self) -> Recipe:
-        """The recipe with the loss changes of this configuration."""
-        return recipes.with_losses(recipes.get(self.recipe), self.losses)
+        """The recipe with the loss changes of this configuration. A splade student gets FLOPS regularisation."""
+        recipe = recipes.get(self.recipe)
+        return recipes.with_losses(recipes.with_flops(recipe) if self.architecture == "splade" else recipe, self.losses)
 
     def stages(self) -> list[tuple[int, Stage]]:
         """Return (number, stage) of each stage from `start_stage` on. Settings given here replace the defaults of the stage."""
@@ -179,7 +180,7 @@ class TrainConfig(Settings):
                 "with the losses none and listwise_ce=1 (softmax over its scores)"
             )
         needs = {loss: "cross_encoder" for loss in recipes.LAYER_LOSSES}
-        needs |= dict.fromkeys(("in_batch", *recipes.VECTOR_LOSSES), "bert_dot")
+        needs |= dict.fromkeys(("in_batch", *recipes.VECTOR_LOSSES), "bert_dot") | dict.fromkeys(recipes.FLOPS_LOSSES, "splade")
         for loss in (loss for stage in recipe.stages for loss in stage.losses):
             if needs.get(loss, self.architecture) != self.architecture:
                 known = recipes.RECIPES.values()
@@ -197,7 +198,7 @@ class TrainConfig(Settings):
         """Check that the student's settings fit its architecture."""
         student, reads = self.architecture, "reads pairs: it has one maximum length (`max_doc_len`) and no pooling"
         self.only("pooling max_query_len", student != "cross_encoder", f"a cross_encoder {reads}")
-        self.only("pooling", student == "bert_dot", f"is for a bert_dot; a {student} keeps one vector per token")
+        self.only("pooling", student == "bert_dot", f"is for a bert_dot, not for a {student}")
         if student not in ("bert_dot", "colbert") and self.l2_norm:
             raise InputError(f"is for a bert_dot or a colbert, not for a {student}", "l2_norm")
         if self.match_scale and (student not in recipes.SCALED or self.l2_norm):

@@ -16,12 +16,16 @@ TEMPLATE = Path(__file__).with_name("model_card.md.j2")
 WHAT = {
     "bert_dot": "A bi-encoder (BERT_DOT): one vector for a text, compared by dot product.",
     "colbert": "A late-interaction ranker (ColBERT): one vector for a token, compared by MaxSim.",
+    "splade": "A learned sparse encoder (SPLADE): one sparse vector over the vocabulary for a text, compared by dot product.",
     "prettr": "A ranker that encodes documents in its lower layers and joins them with the query above (PreTTR).",
     "tk": "A kernel-pooling ranker over contextualised word vectors (TK).",
     "cross_encoder": "A cross-encoder: it reads a query and a document together and gives one logit.",
     "language_model": "A small language model, distilled on plain text.",
 }
-LIBRARIES = {"bert_dot": "sentence-transformers", "cross_encoder": "sentence-transformers", "language_model": "transformers"}
+LIBRARIES = {
+    "bert_dot": "sentence-transformers", "cross_encoder": "sentence-transformers", "splade": "sentence-transformers",
+    "language_model": "transformers",
+}  # fmt: skip
 
 
 def model_card(name: str, model: Model, record: Record, *, is_ranker: bool = True) -> str:
@@ -40,7 +44,7 @@ def model_card(name: str, model: Model, record: Record, *, is_ranker: bool = Tru
     return template.render(
         name=name, architecture=architecture, what=WHAT[architecture], library=LIBRARIES.get(architecture), record=record,
         parameters=sum(weights.numel() for weights in model.parameters()), layers=_layers(model), lengths=model.lengths,
-        width=model.width if architecture in ("bert_dot", "colbert") else None,
+        width=model.width if architecture in ("bert_dot", "colbert", "splade") else None,
         metric=metric, measured=values, best=max(values, default=0.0),
     ) + "\n"  # fmt: skip
 

@@ -18,7 +18,7 @@ from pyserini_kd.distillation.batches import WHOLE, Batch, Collator, Share, wind
 from pyserini_kd.distillation.candidates import Group
 from pyserini_kd.distillation.layer_losses import Layers
 from pyserini_kd.distillation.losses import loss, margins
-from pyserini_kd.distillation.recipes import LAYER_LOSSES
+from pyserini_kd.distillation.recipes import FLOPS_LOSSES, LAYER_LOSSES
 from pyserini_kd.models import engine
 from pyserini_kd.models.cross_encoder import CrossEncoder
 from pyserini_kd.models.layers import encoder_of
@@ -103,8 +103,9 @@ class Learner(nn.Module):
         self.length = length
         self.layers = [name for name in LAYER_LOSSES if name in losses]
         self.functions = {name: loss("listwise_ce" if name == "in_batch" else name, temperature)
-                          for name in losses if name not in LAYER_LOSSES}  # fmt: skip
+                          for name in losses if name not in (*LAYER_LOSSES, *FLOPS_LOSSES)}  # fmt: skip
         self.terms: dict[str, list[float]] = {}
+        self.done = 0.0  # share of the finished steps
         self.teacher = (teacher,)  # a tuple hides it from torch
         if teacher is not None:
             teacher.train(teacher_dropout).requires_grad_(False)
@@ -116,16 +117,20 @@ class Learner(nn.Module):
             student_width, teacher_width = (int(encoder_of(m).config.hidden_size) for m in (model, teacher))
             self.projection = nn.Linear(student_width, teacher_width)  # shared by all layers, not exported
 
+    def weight_of(self, name: str) -> float:
+        """Current weight of a loss in the sum."""
+        return self.weights[name]
+
     def forward(self, **batch: Unpack[Batch]) -> dict[str, Tensor]:
         """Return {"loss": loss of the batch}."""
         terms = self._terms(batch)
-        total = sum((self.weights[name] * value for name, (value, _) in terms.items()), torch.zeros(()))
+        total = sum((self.weight_of(name) * value for name, (value, _) in terms.items()), torch.zeros(()))
         for name, (value, _) in terms.items():
             self.terms.setdefault(name, []).append(float(value.detach()))
         if not torch.isfinite(total):
             raise FloatingPointError("the loss is not finite")
         if self.share.world > 1:  # gradients are averaged later
-            part = sum((self.weights[name] * self.share.world * own for name, (_, own) in terms.items()), torch.zeros(()))
+            part = sum((self.weight_of(name) * self.share.world * own for name, (_, own) in terms.items()), torch.zeros(()))
             total = total.detach() + part - part.detach()
         return {"loss": total}
 

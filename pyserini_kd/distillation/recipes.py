@@ -17,7 +17,14 @@ LAYER_LOSSES = ("hidden", "attention", "relations")
 """Losses on the layers of a live teacher, for cross-encoders."""
 VECTOR_LOSSES = ("vector_mse", "vector_cosine")
 """Losses on the vectors of a bi-encoder teacher, for bi-encoders."""
-LOSSES = (*HARD_LOSSES, *SOFT_LOSSES, *LAYER_LOSSES, *VECTOR_LOSSES)
+FLOPS_LOSSES = ("flops_query", "flops_doc")
+"""Regularisation of the vectors of a splade (Paria et al. 2020, arXiv 2004.05665). `sparsity` raises their weights slowly."""
+FLOPS = {True: (0.01, 0.008), False: (0.0008, 0.0006)}
+"""Whether a stage uses teacher scores -> default weights of FLOPS_LOSSES.
+
+NAVER LABS Europe publishes these weights for DistilSPLADE-max (Margin-MSE) and for SPLADE-max (labels).
+"""
+LOSSES = (*HARD_LOSSES, *SOFT_LOSSES, *LAYER_LOSSES, *VECTOR_LOSSES, *FLOPS_LOSSES)
 SCHEDULES = {"linear": "linear", "constant": "constant_with_warmup", "cosine": "cosine", "plateau": "constant_with_warmup"}
 """Schedule name -> name in transformers. `validation` lowers the learning rate of `plateau`."""
 
@@ -202,6 +209,16 @@ def with_losses(recipe: Recipe, changes: Sequence[str]) -> Recipe:
     for stage in stages:
         _check_text_losses(stage)
     return dataclasses.replace(recipe, stages=stages)
+
+
+def with_flops(recipe: Recipe) -> Recipe:
+    """The recipe with the default weights of FLOPS_LOSSES in each stage on candidates. Splade students use it."""
+
+    def regularised(stage: Stage) -> Stage:
+        weights = dict(zip(FLOPS_LOSSES, FLOPS[stage.needs_scores], strict=True))
+        return stage if stage.text else stage._replace(losses={**stage.losses, **weights})
+
+    return dataclasses.replace(recipe, stages=tuple(map(regularised, recipe.stages)))
 
 
 def _check_text_losses(stage: Stage) -> None:

@@ -22,7 +22,8 @@ from pyserini_kd.distillation.candidates import as_groups
 from pyserini_kd.distillation.config import TrainConfig
 from pyserini_kd.distillation.objective import Learner, match_scale
 from pyserini_kd.distillation.processes import one_after_another, precision_of
-from pyserini_kd.distillation.recipes import Stage
+from pyserini_kd.distillation.recipes import FLOPS_LOSSES, Stage
+from pyserini_kd.distillation.sparsity import SparseLearner
 from pyserini_kd.distillation.student import Teachers
 from pyserini_kd.distillation.trainer import TERMS, Collate, Cut, Progress, clock, last_state, make_trainer
 from pyserini_kd.distillation.training_data import Material
@@ -41,6 +42,7 @@ from pyserini_kd.models.checkpoint_folder import quiet_transformers
 from pyserini_kd.models.colbert import ColBert
 from pyserini_kd.models.rankers import Encoder, ranker
 from pyserini_kd.models.tokens import tokenize
+from pyserini_kd.storage.errors import InputError
 from pyserini_kd.storage.job import Job
 from pyserini_kd.storage.records import read_json, write_json
 
@@ -141,7 +143,10 @@ def _candidates(work: Work, stage: Stage, folder: Path) -> Prepared:
     live = stage.needs_layers or (stage.needs_scores and work.material.scores is None)
     teacher = work.teachers.for_stage(stage) if live else None
     batches, collator, start_scale = _batches(work, stage, teacher)
-    module = Learner(
+    regularised = any(name in FLOPS_LOSSES for name in stage.losses)
+    if regularised and work.share.world > 1:
+        raise InputError(f"{' and '.join(FLOPS_LOSSES)} need the whole batch in one process; start one process")
+    module = (SparseLearner if regularised else Learner)(
         work.model, stage.losses, config.score_scale or 1.0, teacher=teacher, teacher_dropout=config.teacher_dropout,
         temperature=config.temperature, text=stage.text, length=None if stage.text else collator.length, share=work.share,
     )  # fmt: skip

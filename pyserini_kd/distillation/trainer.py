@@ -96,6 +96,10 @@ class Progress(transformers.TrainerCallback):
         """Load the log of an earlier session."""
         self.resume_from(state.global_step)
 
+    def on_step_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: object) -> None:
+        """Set the share of finished steps in the module."""
+        self.module.done = state.global_step / state.max_steps
+
     def on_pre_optimizer_step(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: object) -> None:
         """Raise FloatingPointError if a gradient is not finite."""
         sums = torch.stack([p.grad.sum().float() for p in self.module.parameters() if p.grad is not None])

@@ -17,12 +17,13 @@ from pyserini_kd.storage.records import Record, read_json
 
 logger = logging.getLogger(__name__)
 
-ARCHITECTURES = ("bert_dot", "colbert", "cross_encoder", "prettr", "tk")
+ARCHITECTURES = ("bert_dot", "colbert", "cross_encoder", "prettr", "splade", "tk")
 ONNX_ARCHITECTURES = ("bert_dot", "cross_encoder")
 PUBLISHED = {"ColBERT": "colbert", "BERT_Cat": "cross_encoder", "PreTTR": "prettr"}  # layouts of Hofstätter et al. 2020
 HEAD = "head.safetensors"
 OURS = "pyserini_kd.json"
 DEFAULT_DOC_LEN = 256
+SPLADE_QUERY_LEN = 256
 POOLINGS = ("cls", "mean")
 
 
@@ -83,8 +84,30 @@ class TkSettings(EncoderSettings):
             raise ValueError("layers, heads and feed_forward must be at least 1")
 
 
+@dataclasses.dataclass(frozen=True)
+class SpladeSettings(EncoderSettings):
+    """Settings of a SPLADE, named as in SpladePooling of sentence-transformers. `pooling` and `l2_norm` are ignored.
+
+    Attributes:
+        strategy: `max` or `sum` of a term's weights over the tokens of a text.
+        activation: `relu` or `log1p_relu`.
+    """
+
+    architecture: ClassVar[str] = "splade"
+    strategy: str = "max"
+    activation: str = "relu"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.strategy not in ("max", "sum") or self.activation not in ("relu", "log1p_relu"):
+            raise ValueError(
+                f"SPLADE needs strategy max or sum and activation relu or log1p_relu, found {self.strategy}, {self.activation}"
+            )
+
+
 SETTINGS: dict[str, type[EncoderSettings]] = {
-    "bert_dot": EncoderSettings, "colbert": ColBertSettings, "prettr": PreTtrSettings, "tk": TkSettings
+    "bert_dot": EncoderSettings, "colbert": ColBertSettings, "prettr": PreTtrSettings, "splade": SpladeSettings,
+    "tk": TkSettings,
 }  # fmt: skip
 S = TypeVar("S", bound=EncoderSettings)
 
@@ -107,6 +130,10 @@ KNOWN = {
     "distilbert-tas-b": Known(hub="sebastian-hofstaetter/distilbert-dot-tas_b-b256-msmarco"),
     "tinybert-4l-312": Known(hub="huawei-noah/TinyBERT_General_4L_312D"),
     "tinybert-6l-768": Known(hub="huawei-noah/TinyBERT_General_6L_768D"),
+    "splade-v3": Known(hub="naver/splade-v3"),
+    "splade-v3-distilbert": Known(hub="naver/splade-v3-distilbert"),
+    "splade-cocondenser-ensembledistil": Known(hub="naver/splade-cocondenser-ensembledistil"),
+    "splade-cocondenser-selfdistil": Known(hub="naver/splade-cocondenser-selfdistil"),
     "distilbert": Known(hub="distilbert-base-uncased"),
     "bert-base": Known(hub="bert-base-uncased"),
 }
@@ -186,7 +213,11 @@ def is_bounded(name: str) -> bool:
 
 
 def architecture_of(folder: Path) -> str:
-    """Architecture of a checkpoint: as recorded or published; else cross_encoder for sequence classifiers, else bert_dot."""
+    """Architecture of a checkpoint: as recorded or published; else by its modules or its class; else bert_dot.
+
+    A sentence-transformers folder with SpladePooling is a splade. A masked language model without modules is a splade too. A
+    sequence classifier is a cross_encoder.
+    """
     if (folder / OURS).exists():
         name = str(read_json(folder / OURS, "checkpoint settings").get("architecture"))
         if name not in ARCHITECTURES:
@@ -195,7 +226,10 @@ def architecture_of(folder: Path) -> str:
     if layout := published_layout(folder):
         return PUBLISHED[layout]
     classes = read_json(folder / "config.json", "checkpoint config").get("architectures") or [""]
-    return "cross_encoder" if "SequenceClassification" in classes[0] else "bert_dot"
+    if (folder / "modules.json").exists():
+        return "splade" if any(kind == "SpladePooling" for kind, _ in _modules(folder)) else "bert_dot"
+    kinds = {"SequenceClassification": "cross_encoder", "ForMaskedLM": "splade"}
+    return next((kind for end, kind in kinds.items() if classes[0].endswith(end)), "bert_dot")
 
 
 def published_layout(folder: Path) -> str | None:
@@ -211,9 +245,10 @@ def published_layout(folder: Path) -> str | None:
 
 
 def own_settings(architecture: str) -> list[str]:
-    """Names of the settings that only this architecture has."""
+    """Names of the numeric settings that only this architecture has."""
     shared = dataclasses.fields(EncoderSettings)
-    return [field.name for field in dataclasses.fields(SETTINGS.get(architecture, EncoderSettings))[len(shared) :]]
+    own = dataclasses.fields(SETTINGS.get(architecture, EncoderSettings))[len(shared) :]
+    return [field.name for field in own if field.type is not str]
 
 
 def settings_with(folder: Path, kind: type[S], window: int, overrides: Record) -> S:
@@ -224,7 +259,29 @@ def settings_with(folder: Path, kind: type[S], window: int, overrides: Record) -
     known = dataclasses.asdict(settings_of(folder, window))
     if (folder / OURS).exists() and architecture_of(folder) == kind.architecture:  # other architectures' settings do not apply
         known |= read_json(folder / OURS, "checkpoint settings")
+    if kind is SpladeSettings and not (folder / OURS).exists():
+        known |= _splade_settings(folder, window)
     return _made(kind, known | overrides)
+
+
+def _modules(folder: Path) -> list[tuple[str, Path]]:
+    """Modules in a sentence-transformers folder: (class name without package, folder of its settings)."""
+    listed = json.loads((folder / "modules.json").read_text(encoding="utf-8"))
+    return [(module["type"].rsplit(".", 1)[-1], folder / module["path"]) for module in listed]
+
+
+def _splade_settings(folder: Path, window: int) -> Record:
+    """Pooling and maximum lengths of a published SPLADE. The default lengths are those of Pyserini's encoders."""
+    found: Record = {"max_query_len": min(SPLADE_QUERY_LEN, window), "max_doc_len": window}
+    listed = dict(_modules(folder)) if (folder / "modules.json").exists() else {}
+    if "SpladePooling" not in listed:
+        return found
+    pooling = read_json(listed["SpladePooling"] / "config.json", "pooling config")
+    found |= {"strategy": pooling.get("pooling_strategy", "max"), "activation": pooling.get("activation_function", "relu")}
+    if (folder / "sentence_bert_config.json").exists():
+        max_len = read_json(folder / "sentence_bert_config.json", "config").get("max_seq_length") or window
+        found |= {name: min(max_len, found[name]) for name in ("max_query_len", "max_doc_len")}
+    return found
 
 
 def _made(kind: type[S], values: Record) -> S:
@@ -242,16 +299,15 @@ def settings_of(folder: Path, window: int = 512) -> EncoderSettings:
     if not (folder / "modules.json").exists():
         return EncoderSettings(max_doc_len=min(DEFAULT_DOC_LEN, window))
     pooling, l2_norm, max_len = "mean", False, DEFAULT_DOC_LEN
-    for module in json.loads((folder / "modules.json").read_text(encoding="utf-8")):
-        kind = module["type"].rsplit(".", 1)[-1]
+    for kind, path in _modules(folder):
         if kind == "Pooling":
-            record = read_json(folder / module["path"] / "config.json", "pooling config")
+            record = read_json(path / "config.json", "pooling config")
             pooling = record.get("pooling_mode") or ("cls" if record.get("pooling_mode_cls_token") else "mean")
             if record.get("pooling_mode_max_tokens") or record.get("pooling_mode_mean_sqrt_len_tokens"):
                 raise InputError(f"{folder}: only cls and mean pooling are supported")
         elif kind == "Normalize":
             l2_norm = True
-        elif kind != "Transformer":
+        elif kind not in ("Transformer", "MLMTransformer", "SpladePooling"):
             raise InputError(f"{folder}: sentence-transformers module {kind} is not supported")
     if (folder / "sentence_bert_config.json").exists():
         max_len = read_json(folder / "sentence_bert_config.json", "config").get("max_seq_length") or max_len

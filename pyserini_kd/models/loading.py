@@ -68,6 +68,8 @@ def load(
         settings: settings of this architecture only (`own_settings`); they replace the checkpoint's.
         overrides: shared settings (fields of EncoderSettings) that replace the checkpoint's; None keeps the checkpoint's.
     """
+    from pyserini_kd.models import splade
+
     folder = resolve(name)
     own, known, by_onnx = architecture_of(folder), checkpoint_folder.ARCHITECTURES, checkpoint_folder.ONNX_ARCHITECTURES
     architecture = architecture or own
@@ -88,6 +90,8 @@ def load(
                 model = _load_cross_encoder(wanted)
             elif architecture == "tk":
                 model = _load_tk(wanted, glove)
+            elif architecture == "splade":
+                model = splade.read(folder, _tokenizer(folder), layers, given)
             else:
                 model = _load_encoder(wanted, architecture)
             return model.eval()

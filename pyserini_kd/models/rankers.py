@@ -1,7 +1,7 @@
 """Loaded rankers. Each knows its checkpoint, device, precision, backend and batch size.
 
-`load` returns an `Encoder` for a bi-encoder, a `PairScorer` for a cross-encoder, and a `TokenScorer` for ColBERT, PreTTR and
-TK. All score (query, document) pairs. Equal texts and equal pairs are computed once.
+`load` returns an `Encoder` for a bi-encoder, a `SparseEncoder` for a SPLADE, a `PairScorer` for a cross-encoder, and a
+`TokenScorer` for ColBERT, PreTTR and TK. All score (query, document) pairs. Equal texts and equal pairs are computed once.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from tqdm import tqdm
 
 from pyserini_kd.models import checkpoint_folder, engine, hardware, loading, tokens
 from pyserini_kd.models.engine import Scorer, SideScorer, dot_rows, unique
+from pyserini_kd.models.sparse_encoder import SparseEncoder
 from pyserini_kd.models.tokens import TokenRecord
 from pyserini_kd.storage.arrays import Floats, Rows
 from pyserini_kd.storage.errors import InputError
@@ -221,7 +222,8 @@ def _digest(queries: Sequence[str], docs: Sequence[str], keys: Rows) -> str:
 
 
 KINDS: dict[str, type[Scorer]] = {
-    "bert_dot": Encoder, "cross_encoder": PairScorer, "colbert": TokenScorer, "prettr": TokenScorer, "tk": TokenScorer
+    "bert_dot": Encoder, "cross_encoder": PairScorer, "colbert": TokenScorer, "prettr": TokenScorer, "splade": SparseEncoder,
+    "tk": TokenScorer,
 }  # fmt: skip
 
 
@@ -279,9 +281,11 @@ def load(
 def load_encoder(name: str, **settings: Any) -> Encoder:
     """Load a bi-encoder (see `load`); InputError for other architectures."""
     saved = checkpoint_folder.architecture_of(checkpoint_folder.resolve(name))
+    if saved == "splade" and settings.get("pooling"):  # use the language model as a bi-encoder
+        saved = "bert_dot"
     if saved != "bert_dot":
         raise InputError(f"{name} is a {saved}; a dense index needs a bert_dot checkpoint")
-    loaded = load(name, **settings)
+    loaded = load(name, architecture=saved, **settings)
     assert isinstance(loaded, Encoder)
     return loaded
 

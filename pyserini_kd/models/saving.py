@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from pyserini_kd.models.bert_dot import BertDot
     from pyserini_kd.models.cross_encoder import CrossEncoder
     from pyserini_kd.models.loading import Model
+    from pyserini_kd.models.splade import Splade
     from pyserini_kd.models.two_sides import TwoSides
 
 
@@ -29,6 +30,7 @@ def save(
     """Write a complete checkpoint folder, or nothing on failure. `record` becomes its training.json, `card` its README.md."""
     from pyserini_kd.models.bert_dot import BertDot
     from pyserini_kd.models.cross_encoder import CrossEncoder
+    from pyserini_kd.models.splade import Splade
 
     folder = Path(folder)
     with atomic_folder(folder, overwrite=overwrite) as partial, quiet_transformers():
@@ -38,6 +40,8 @@ def save(
             _save_encoder(model, partial)
         if isinstance(model, BertDot):
             _describe_to_sentence_transformers(model, partial)
+        if isinstance(model, Splade):
+            _describe_splade(model, partial)
         if record is not None:
             write_json(partial / "training.json", record)
         if card is not None:
@@ -60,6 +64,8 @@ def _save_cross_encoder(model: CrossEncoder, folder: Path) -> None:
 def _save_encoder(model: TwoSides, folder: Path) -> None:
     from safetensors.torch import save_file
 
+    from pyserini_kd.models.splade import Splade
+
     model.tokenizer.model_max_length = model.settings.max_doc_len
     model.tokenizer.save_pretrained(folder)
     write_json(folder / OURS, {"architecture": model.architecture, **dataclasses.asdict(model.settings)})
@@ -67,7 +73,8 @@ def _save_encoder(model: TwoSides, folder: Path) -> None:
         save_file({name: tensor.contiguous() for name, tensor in model.state_dict().items()}, folder / "model.safetensors")
         write_json(folder / "config.json", {"model_type": "tk", "hidden_size": model.width})
         return
-    model.encoder.save_pretrained(folder)
+    network = model.network[0] if isinstance(model, Splade) else model.encoder
+    network.save_pretrained(folder)
     if model.head is not None:
         save_file({name: tensor.contiguous() for name, tensor in model.head.state_dict().items()}, folder / HEAD)
 
@@ -75,13 +82,7 @@ def _save_encoder(model: TwoSides, folder: Path) -> None:
 def _describe_to_sentence_transformers(model: BertDot, folder: Path) -> None:
     settings = model.settings
     modules = [("", "Transformer"), ("1_Pooling", "Pooling"), *([("2_Normalize", "Normalize")] if settings.l2_norm else [])]
-    listed = [
-        {"idx": i, "name": str(i), "path": path, "type": f"sentence_transformers.models.{kind}"}
-        for i, (path, kind) in enumerate(modules)
-    ]
-    for path, _ in modules[1:]:
-        (folder / path).mkdir()
-    (folder / "modules.json").write_text(json.dumps(listed, indent=2) + "\n", encoding="utf-8")
+    _list_modules(folder, "sentence_transformers.models", modules)
     modes = {"cls_token": settings.pooling == "cls", "mean_tokens": settings.pooling == "mean"}
     modes |= {"max_tokens": False, "mean_sqrt_len_tokens": False}
     pooling = {"word_embedding_dimension": model.width, **{f"pooling_mode_{name}": on for name, on in modes.items()}}
@@ -89,3 +90,23 @@ def _describe_to_sentence_transformers(model: BertDot, folder: Path) -> None:
     write_json(folder / "sentence_bert_config.json", {"max_seq_length": settings.max_doc_len, "do_lower_case": False})
     prompts = {"query": settings.query_prefix, "document": settings.doc_prefix}
     write_json(folder / "config_sentence_transformers.json", {"prompts": prompts, "similarity_fn_name": "dot"})
+
+
+def _describe_splade(model: Splade, folder: Path) -> None:
+    settings = model.settings
+    modules = [("", "MLMTransformer"), ("1_SpladePooling", "SpladePooling")]
+    _list_modules(folder, "sentence_transformers.sparse_encoder.models", modules)
+    pooling = {"pooling_strategy": settings.strategy, "activation_function": settings.activation}
+    write_json(folder / "1_SpladePooling" / "config.json", {**pooling, "word_embedding_dimension": model.width})
+    write_json(folder / "sentence_bert_config.json", {"max_seq_length": settings.max_doc_len, "do_lower_case": False})
+    prompts = {"query": settings.query_prefix, "document": settings.doc_prefix}
+    about = {"model_type": "SparseEncoder", "prompts": prompts, "similarity_fn_name": "dot"}
+    write_json(folder / "config_sentence_transformers.json", about)
+
+
+def _list_modules(folder: Path, package: str, modules: list[tuple[str, str]]) -> None:
+    """Write modules.json of sentence-transformers for (folder, class) pairs, and create the folders."""
+    listed = [{"idx": i, "name": str(i), "path": path, "type": f"{package}.{kind}"} for i, (path, kind) in enumerate(modules)]
+    for path, _ in modules[1:]:
+        (folder / path).mkdir()
+    (folder / "modules.json").write_text(json.dumps(listed, indent=2) + "\n", encoding="utf-8")

@@ -82,6 +82,8 @@ class BM25Index:
         manifest = Manifest.find(path)
         if manifest is not None and manifest.kind == "dense":
             raise InputError(f"{path} holds vectors, not text; search it with the encoder that made it")
+        if manifest is not None and manifest.kind == "impact":
+            raise InputError(f"{path} holds the impacts of a splade, not text; search it with the encoder that made it")
         start_jvm()
         with java_errors(f"{path} cannot be opened"):  # another Lucene version, or damaged
             # the Java object inside Pyserini's LuceneSearcher; importing that class takes seven seconds

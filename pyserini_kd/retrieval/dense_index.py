@@ -62,6 +62,8 @@ class DenseIndex:
                 raise InputError(f"{folder} is a text index; search it with the encoder bm25, or as a sparse index")
             raise InputError(f"index folder {folder} is incomplete: no file docid (expected index and docid)")
         manifest = Manifest.find(folder)
+        if manifest is not None and manifest.kind == "impact":
+            raise InputError(f"{folder} holds the impacts of a splade, not vectors; search it with the encoder that made it")
         store, doc_ids = open_store(folder, mmap, foreign=manifest is None), DocIds.read(folder)
         if store.count != len(doc_ids):
             raise InputError(f"index folder {folder} is inconsistent: {store.count} vectors but {len(doc_ids)} document ids")

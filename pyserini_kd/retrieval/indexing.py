@@ -1,4 +1,4 @@
-"""Settings and work of the command `index`: BM25, dense vectors, or token representations."""
+"""Settings and work of the command `index`: BM25, dense vectors, impacts, or token representations."""
 
 import os
 from pathlib import Path
@@ -7,8 +7,9 @@ from typing import Literal, Self
 from pydantic import model_validator
 
 from pyserini_kd.data import passages, sources
-from pyserini_kd.models import hardware
-from pyserini_kd.models.rankers import load_encoder
+from pyserini_kd.models import checkpoint_folder, hardware
+from pyserini_kd.models.rankers import load, load_encoder
+from pyserini_kd.models.sparse_encoder import SparseEncoder
 from pyserini_kd.retrieval.index_folder import Options, Shard
 from pyserini_kd.storage import settings as shared
 from pyserini_kd.storage.errors import InputError
@@ -63,6 +64,13 @@ class IndexSettings(Settings):
         return "lucene-hnsw" if self.lucene_hnsw else "lucene-flat" if self.lucene_flat else self.faiss or "Flat"
 
     @property
+    def is_impact(self) -> bool:
+        """Whether the encoder is a splade: Lucene then stores its weights as impacts."""
+        if self.encoder in (None, "bm25") or self.vectors or self.architecture or self.pooling:
+            return False
+        return checkpoint_folder.architecture_of(checkpoint_folder.resolve(str(self.encoder))) == "splade"
+
+    @property
     def shard(self) -> Shard:
         """(I, N) from the options, else from the variables of `torchrun` and `accelerate launch`."""
         if self.shard_num is None and self.shard_id is None:
@@ -103,9 +111,11 @@ class IndexSettings(Settings):
 
 def index(settings: IndexSettings) -> int | None:
     """Write the index; returns the number of documents, or None while other processes have work left."""
-    from pyserini_kd.retrieval import bm25_build, dense_build, token_index  # lazy: importing FAISS is slow
+    from pyserini_kd.retrieval import bm25_build, dense_build, impact_build, token_index  # lazy: importing FAISS is slow
 
     overwrite, folder = settings.overwrite, settings.index
+    if settings.is_impact:
+        settings.only("faiss lucene_hnsw lucene_flat l2_norm", False, "is for a dense index; a splade makes an impact index")
     mend(folder)
     if settings.shard[1] == 1:
         refuse_existing(folder, overwrite, folder=True)
@@ -135,6 +145,11 @@ def index(settings: IndexSettings) -> int | None:
         scorer = token_index.load_scorer(settings.encoder, settings.architecture, **loaded)
         docs = sources.collection(settings.collection, settings.segment)
         return token_index.build(docs, scorer, folder, dtype=settings.dtype, **options)
+    if settings.is_impact:
+        sparse = load(settings.encoder, **loaded)
+        assert isinstance(sparse, SparseEncoder)
+        docs = sources.collection(settings.collection, settings.segment)
+        return impact_build.index_impacts(docs, sparse, folder, threads=settings.threads or hardware.threads(), **options)
     encoder = load_encoder(settings.encoder, pooling=settings.pooling, **loaded)
     docs = sources.collection(settings.collection, settings.segment)
     return dense_build.index_dense(docs, encoder, folder, kind=settings.kind, **options)

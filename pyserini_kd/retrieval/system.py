@@ -13,9 +13,11 @@ from pyserini_kd.data.runs import Run, default_tag
 from pyserini_kd.data.types import Query
 from pyserini_kd.models import hardware, rankers
 from pyserini_kd.models.rankers import Encoder, Scorer
+from pyserini_kd.models.sparse_encoder import SparseEncoder
 from pyserini_kd.retrieval import fusion, lucene, reranking
 from pyserini_kd.retrieval.bm25_search import BM25Index
 from pyserini_kd.retrieval.dense_index import DenseIndex
+from pyserini_kd.retrieval.impact_index import ImpactIndex, is_impact_index
 from pyserini_kd.retrieval.open_index import open_with_encoder
 from pyserini_kd.retrieval.query_cache import QueryCache
 from pyserini_kd.retrieval.reranking import Source
@@ -38,8 +40,8 @@ class System:
 
     settings: SystemSettings
     index: DenseIndex | None
-    encoder: Encoder | None
-    sparse: BM25Index | None
+    encoder: Encoder | SparseEncoder | None
+    sparse: BM25Index | ImpactIndex | None
     reranker: Scorer | None
     source: Source | None  # of the reranker's documents
     fetch: Fetch | None
@@ -54,8 +56,15 @@ class System:
         """
         if settings.threads and (not settings.is_sparse or settings.rerank):
             hardware.use_threads(settings.threads)
-        index = encoder = sparse = cache = None
-        if not settings.is_sparse:
+        loading = settings.model_dump(include=MODEL)
+        index, cache = None, None
+        encoder: Encoder | SparseEncoder | None = None
+        sparse: BM25Index | ImpactIndex | None = None
+        only_impacts = not settings.is_sparse and any(is_impact_index(name, settings.encoder) for name in settings.index)
+        if only_impacts:
+            sparse = opened = _open_impacts(settings)
+            encoder = opened.encoder
+        elif not settings.is_sparse:
             index, encoder = open_with_encoder(
                 [name if Path(name).exists() else lucene.prebuilt_index(name, "FAISS") for name in settings.index],
                 settings.encoder,
@@ -64,13 +73,17 @@ class System:
                 max_query_len=settings.max_length,
                 **settings.model_dump(include={*MODEL, "pooling", "l2_norm", "query_prefix", "doc_prefix"}),
             )
-            cache = QueryCache.of(query_cache, encoder) if query_cache else None
+            cache = QueryCache.of(query_cache, encoder) if query_cache and isinstance(encoder, Encoder) else None
         sparse_index = settings.index[0] if settings.is_sparse else settings.sparse_index
-        if sparse_index:
-            sparse = BM25Index.open(sparse_index)
+        if sparse_index and not only_impacts:
+            has_impacts = is_impact_index(sparse_index)
+            if has_impacts:
+                settings.only("k1 b rm3", False, f"is for BM25; {sparse_index} holds impacts")
+            if has_impacts and settings.is_sparse:
+                raise InputError(f"{sparse_index} holds impacts, not text; search it with the encoder that made it", "encoder")
+            sparse = ImpactIndex.open(sparse_index, **loading) if has_impacts else BM25Index.open(sparse_index)
             if index is not None:
                 passages.refuse_mixture(index.manifest, Manifest.find(sparse_index))
-        loading = settings.model_dump(include=MODEL)
         reranker, source = None, None
         fetch = _fetch(settings, index) if texts or (settings.rerank and not settings.rerank_index) else None
         if settings.rerank and settings.rerank_index:
@@ -119,17 +132,16 @@ class System:
             return result
 
         run = None
-        if self.index is not None and self.encoder is not None:
+        if self.index is not None and isinstance(self.encoder, Encoder):
             run = timed("dense", partial(
                 dense, self.index, self.encoder, queries,
                 hits=deep, ef_search=settings.ef_search, nprobe=settings.nprobe, cache=self.cache, tag=first_tag,
             ))  # fmt: skip
         if self.sparse is not None:
             threads = settings.threads or hardware.threads()
-            sparse = timed("sparse", partial(
-                self.sparse.search, queries,
-                hits=deep, k1=settings.k1, b=settings.b, rm3=settings.rm3, threads=threads, tag=first_tag,
-            ))  # fmt: skip
+            bm25 = {"k1": settings.k1, "b": settings.b, "rm3": settings.rm3} if isinstance(self.sparse, BM25Index) else {}
+            find: Callable[..., Run] = self.sparse.search
+            sparse = timed("sparse", partial(find, queries, hits=deep, threads=threads, tag=first_tag, **bm25))
             run = sparse if run is None else timed("fuse", partial(self._fuse, sparse, run, deep, first_tag, one_query, timing))
         assert run is not None
         if remove_query:
@@ -149,6 +161,16 @@ class System:
             return fusion.rrf([sparse, run], rrf_k=rrf_k, k=k, tag=tag, engine="fast" if one_query else "auto")
         timing["fusion"] = f"{alpha} * sparse + {1 - alpha:g} * dense, missing = 0"
         return fusion.interpolation(sparse, run, alpha=alpha, k=k, tag=tag)
+
+
+def _open_impacts(settings: SystemSettings) -> ImpactIndex:
+    """Open an impact index for a search with a SPLADE; InputError for settings of other kinds of index."""
+    names = "sparse_index fusion alpha rrf_k k1 b rm3 ef_search nprobe mmap pooling l2_norm"
+    settings.only(names, False, f"has no effect on {settings.index[0]}, which is an impact index")
+    if len(settings.index) > 1:
+        raise InputError("a search takes one impact index only; fuse the runs of several with the command fuse", "index")
+    more = settings.model_dump(include={*MODEL, "query_prefix", "doc_prefix"}) | {"max_query_len": settings.max_length}
+    return ImpactIndex.open(settings.index[0], settings.encoder, ignore_mismatch=settings.ignore_encoder_mismatch, **more)
 
 
 def _fetch(settings: SystemSettings, index: DenseIndex | None) -> Fetch | None:

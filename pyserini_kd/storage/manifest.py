@@ -17,7 +17,7 @@ class Manifest(BaseModel):
 
     Attributes:
         folder: index folder; not in the file.
-        kind: `dense`, `tokens` or `bm25`.
+        kind: `dense`, `tokens`, `impact` or `bm25`.
         encoder: name, `sha256` of the weights and text settings; only a name or nothing for external vectors.
         collection: path or name, as the user gave it.
         collection_stamp: hash that changes when the files of the collection change.

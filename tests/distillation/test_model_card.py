@@ -6,9 +6,13 @@ import numpy as np
 import pytest
 import yaml
 
+from pyserini_kd.data.types import Query
 from pyserini_kd.distillation.model_card import LIBRARIES, WHAT, model_card
 from pyserini_kd.models import load
 from pyserini_kd.models.checkpoint_folder import ARCHITECTURES
+from pyserini_kd.retrieval.impact_build import index_impacts
+from pyserini_kd.retrieval.impact_index import ImpactIndex
+from tests.models.test_splade import masked_lm
 
 RECORD = {
     "recipe": {
@@ -65,6 +69,23 @@ def test_the_code_of_a_cross_encoder_runs(tiny_cross):
     names = {}
     exec(python_of(model_card(str(tiny_cross), scorer.module, RECORD))[0], names)
     np.testing.assert_allclose(names["scores"], scorer.score(["a query"], ["a document"]), rtol=1e-4, atol=1e-5)
+
+
+def test_the_code_of_a_splade_runs(tmp_path, tokenizer, corpus):
+    folder = masked_lm(tokenizer, tmp_path / "student")
+    encoder = load(str(folder), precision="fp32")
+    card = model_card(str(folder), encoder.module, RECORD)
+    assert yaml.safe_load(card.split("---\n")[1])["pipeline_tag"] == "feature-extraction"
+    assert f"sparse vectors of {len(tokenizer)} numbers" in card
+    sparse, pyserini = python_of(card)
+    names = {}
+    exec(sparse, names)
+    scores = names["scores"].to_dense() if names["scores"].is_sparse else names["scores"]
+    np.testing.assert_allclose(scores.numpy()[0], encoder.score(["a query"], ["a document"]), rtol=1e-4)
+    index_impacts(corpus, encoder, tmp_path / "index")
+    exec(pyserini.replace("INDEX", str(tmp_path / "index")).replace("a query", "the pig eats hay"), names)
+    run = ImpactIndex.open(tmp_path / "index", precision="fp32").search([Query("1", "the pig eats hay")], hits=10)
+    assert run["1"].doc_ids and [hit.docid for hit in names["hits"]] == run["1"].doc_ids
 
 
 def test_an_encoder_of_text_is_no_ranker(tiny_dot):
