@@ -58,7 +58,7 @@ class Splade(TwoSides):
         words = self.encoder.get_input_embeddings().weight if self.words is None else self.words
         states, mask = self.transform(states), attention_mask.bool()
         if self.settings.strategy == "max":
-            logits: Tensor = MaxLogits.apply(states, words, self.bias, mask)  # type: ignore[no-untyped-call]
+            logits: Tensor = MaxLogits.apply(states, words, self.bias, mask, torch.is_grad_enabled())  # type: ignore[no-untyped-call]
             return self._weights(logits)
         step, total = _at_once(states), []
         for start in range(0, self.width, step):
@@ -103,14 +103,17 @@ class MaxLogits(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx: Any, states: Tensor, words: Tensor, bias: Tensor, mask: Tensor) -> Tensor:
-        """Largest logits float32 (N, V) of states (N, T, H), words (V, H), bias (V,) and a mask bool (N, T)."""
+    def forward(ctx: Any, states: Tensor, words: Tensor, bias: Tensor, mask: Tensor, learns: bool) -> Tensor:
+        """Largest logits float32 (N, V) of states (N, T, H), words (V, H), bias (V,) and a mask bool (N, T).
+
+        `learns`: a backward pass will follow.
+        """
         best, places, padded = [], [], not bool(mask.all())
         step = _at_once(states)
         for start in range(0, len(words), step):
             logits = F.linear(states, words[start : start + step], bias[start : start + step])
             logits = logits.masked_fill_(~mask.unsqueeze(-1), -torch.inf) if padded else logits
-            if any(ctx.needs_input_grad):
+            if learns:
                 found, where = logits.max(dim=1)
                 places.append(where.int())
             else:
@@ -121,7 +124,7 @@ class MaxLogits(torch.autograd.Function):
         return torch.cat(best, dim=1)
 
     @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor, Tensor, None]:
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor, Tensor, None, None]:
         """Gradients of states, words and bias."""
         (gradient,) = gradients
         states, words, places = ctx.saved_tensors
@@ -133,7 +136,7 @@ class MaxLogits(torch.autograd.Function):
         flat = states.reshape(-1, width).to(gradient.dtype)
         to_states = torch.sparse.mm(sparse, words.to(gradient.dtype)).view(states.shape)
         to_words = torch.sparse.mm(sparse.t(), flat)
-        return to_states.to(states.dtype), to_words.to(words.dtype), gradient.sum(dim=0), None
+        return to_states.to(states.dtype), to_words.to(words.dtype), gradient.sum(dim=0), None, None
 
 
 def head_of(network: Any) -> tuple[nn.Module, nn.Linear]:

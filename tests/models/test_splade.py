@@ -156,12 +156,12 @@ def test_gradients_are_those_of_all_logits_at_once(tiny, monkeypatch, at_once, s
         return (torch.log1p(torch.relu(logits)) ** 2 * torch.arange(7)).sum()
 
     expected = torch.autograd.grad(weighed(whole()), (states, words, bias))
-    found = splade.MaxLogits.apply(states, words, bias, mask)
+    found = splade.MaxLogits.apply(states, words, bias, mask, True)
     assert torch.allclose(found, whole())
-    assert torch.allclose(splade.MaxLogits.apply(*(each.detach() for each in (states, words, bias)), mask), found)
+    assert torch.allclose(splade.MaxLogits.apply(*(each.detach() for each in (states, words, bias)), mask, False), found)
     for own, other in zip(torch.autograd.grad(weighed(found), (states, words, bias)), expected, strict=True):
         assert torch.allclose(own, other)
-    assert torch.autograd.gradcheck(splade.MaxLogits.apply, (states, words, bias, mask))
+    assert torch.autograd.gradcheck(splade.MaxLogits.apply, (states, words, bias, mask, True))
 
 
 def test_the_logits_of_a_batch_are_never_in_memory_at_once(tmp_path, tiny):
@@ -170,7 +170,7 @@ def test_the_logits_of_a_batch_are_never_in_memory_at_once(tmp_path, tiny):
     bias, mask = torch.zeros(30_000, requires_grad=True), torch.ones(64, 64, dtype=torch.bool)
     sizes = []
     with torch.autograd.graph.saved_tensors_hooks(lambda t: sizes.append(t.numel() * t.element_size()) or t, lambda t: t):
-        vectors = torch.log1p(torch.relu(splade.MaxLogits.apply(states, words, bias, mask)))
+        vectors = torch.log1p(torch.relu(splade.MaxLogits.apply(states, words, bias, mask, True)))
     vectors.sum().backward()
     assert sum(sizes) < 40_000_000 and words.grad is not None
 
