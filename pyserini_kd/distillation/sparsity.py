@@ -23,8 +23,7 @@ def flops(vectors: Tensor) -> Tensor:
 
     Paria et al. 2020, arXiv 2004.05665, as in Formal et al. 2021, arXiv 2109.10086.
 
-    >>> import torch
-    >>> float(flops(torch.tensor([[2.0, 0.0, 1.0], [4.0, 0.0, 0.0]])))  # 3^2 + 0.5^2
+    >>> float(flops(Tensor([[2.0, 0.0, 1.0], [4.0, 0.0, 0.0]])))  # 3^2 + 0.5^2
     9.25
     """
     return vectors.abs().mean(dim=0).square().sum()

@@ -183,7 +183,8 @@ def vector_mse(student: Tensor, teacher: Tensor) -> Tensor:
 def vector_cosine(student: Tensor, teacher: Tensor) -> Tensor:
     """Mean over texts of 1 - cosine of vectors (N, H). It ignores the lengths of the vectors.
 
-    >>> float(vector_cosine(torch.tensor([[3.0, 4.0], [2.0, 0.0]]), torch.tensor([[0.0, 2.0], [1.0, 0.0]])))  # (0.2 + 0) / 2
+    >>> student, teacher = torch.tensor([[3.0, 4.0], [2.0, 0.0]]), torch.tensor([[0.0, 2.0], [1.0, 0.0]])
+    >>> round(float(vector_cosine(student, teacher)), 4)  # (0.2 + 0) / 2
     0.1
     """
     return (1.0 - F.cosine_similarity(student, teacher, dim=-1)).mean()

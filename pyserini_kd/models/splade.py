@@ -2,7 +2,7 @@
 
 A masked language model computes a logit for each token of the text and each term of the vocabulary. The weight of a term is the
 maximum of log(1 + relu(logit)) over the tokens (SPLADE-max), or the sum over the tokens (SPLADE, arXiv 2107.05720). The logits
-of a batch (texts, tokens, vocabulary) can take gigabytes, so they are computed for a few tokens at a time.
+of a batch (texts, tokens, vocabulary) can take gigabytes, so they are computed for a slice of the vocabulary at a time.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ logger = logging.getLogger(__name__)
 
 __all__ = ["Splade", "SpladeSettings", "read"]
 
-AT_ONCE = 512  # tokens per block of logits: 60 MB with a vocabulary of 30,522
+AT_ONCE = {"cpu": 1 << 22, "cuda": 1 << 27}  # logits computed at a time; 16 MB fit into the caches of a CPU
 
 
 class Splade(TwoSides):
@@ -58,18 +58,17 @@ class Splade(TwoSides):
         words = self.encoder.get_input_embeddings().weight if self.words is None else self.words
         states, mask = self.transform(states), attention_mask.bool()
         if self.settings.strategy == "max":
-            logits: Tensor = MaxLogits.apply(states, words, self.bias, mask)  # type: ignore[no-untyped-call]
+            logits: Tensor = MaxLogits.apply(states, words, self.bias, mask, torch.is_grad_enabled())  # type: ignore[no-untyped-call]
             return self._weights(logits)
-        total = self.bias.new_zeros(len(states), self.width)
-        step = max(1, AT_ONCE // len(states))
-        for start in range(0, states.shape[1], step):
-            block = slice(start, start + step)
-            total = total + checkpoint(self._sum, states[:, block], words, mask[:, block], use_reentrant=False)
-        return total
+        step, total = _at_once(states), []
+        for start in range(0, self.width, step):
+            terms = slice(start, start + step)
+            total.append(checkpoint(self._sum, states, words[terms], self.bias[terms], mask, use_reentrant=False))
+        return torch.cat(total, dim=1)
 
-    def _sum(self, states: Tensor, words: Tensor, mask: Tensor) -> Tensor:
-        """Sum of weights (N, V) over the tokens of a block."""
-        weights = self._weights(F.linear(states, words, self.bias).float())
+    def _sum(self, states: Tensor, words: Tensor, bias: Tensor, mask: Tensor) -> Tensor:
+        """Sum of weights (N, V) over the tokens, for a slice of the vocabulary."""
+        weights = self._weights(F.linear(states, words, bias).float())
         return (weights * mask.unsqueeze(-1)).sum(dim=1)
 
     def _weights(self, logits: Tensor) -> Tensor:
@@ -92,6 +91,11 @@ def compare(query_vecs: Tensor, doc_vecs: Tensor, pairs: Tensor) -> Tensor:
         return (query_vecs @ doc_vecs.T)[pairs[:, 0], pairs[:, 1]]
 
 
+def _at_once(states: Tensor) -> int:
+    """Number of terms whose logits are computed together for states (N, T, H)."""
+    return max(1, AT_ONCE.get(states.device.type, AT_ONCE["cpu"]) // (len(states) * states.shape[1]))
+
+
 class MaxLogits(torch.autograd.Function):
     """Maximum logit of each term over the tokens of a text. Neither pass stores the logits of all tokens.
 
@@ -100,25 +104,28 @@ class MaxLogits(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx: Any, states: Tensor, words: Tensor, bias: Tensor, mask: Tensor) -> Tensor:
-        """Maximum logits float32 (N, V) of states (N, T, H), words (V, H), bias (V,) and a mask bool (N, T)."""
-        texts, length, _ = states.shape
-        kind = torch.promote_types(bias.dtype, torch.float32)
-        best = torch.full((texts, len(words)), -torch.inf, dtype=kind, device=states.device)
-        places = torch.zeros(best.shape, dtype=torch.int32, device=states.device)
-        step = max(1, AT_ONCE // texts)
-        for start in range(0, length, step):
-            block = slice(start, start + step)
-            logits = F.linear(states[:, block], words, bias)
-            found, tokens = logits.masked_fill_(~mask[:, block, None], -torch.inf).max(dim=1)
-            better = found > best
-            best = torch.where(better, found.to(kind), best)
-            places = torch.where(better, tokens.int() + start, places)
-        ctx.save_for_backward(states, words, places)
-        return best
+    def forward(ctx: Any, states: Tensor, words: Tensor, bias: Tensor, mask: Tensor, learns: bool) -> Tensor:
+        """Maximum logits float32 (N, V) of states (N, T, H), words (V, H), bias (V,) and a mask bool (N, T).
+
+        `learns` says that a backward pass follows.
+        """
+        best, places, padded = [], [], not bool(mask.all())
+        step = _at_once(states)
+        for start in range(0, len(words), step):
+            logits = F.linear(states, words[start : start + step], bias[start : start + step])
+            logits = logits.masked_fill_(~mask.unsqueeze(-1), -torch.inf) if padded else logits
+            if learns:
+                found, where = logits.max(dim=1)
+                places.append(where.int())
+            else:
+                found = logits.amax(dim=1)  # twice as fast
+            best.append(found.to(torch.promote_types(bias.dtype, torch.float32)))
+        if places:
+            ctx.save_for_backward(states, words, torch.cat(places, dim=1))
+        return torch.cat(best, dim=1)
 
     @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor, Tensor, None]:
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor, Tensor, None, None]:
         """Gradients of states, words and bias."""
         (gradient,) = gradients
         states, words, places = ctx.saved_tensors
@@ -130,7 +137,7 @@ class MaxLogits(torch.autograd.Function):
         flat = states.reshape(-1, width).to(gradient.dtype)
         to_states = torch.sparse.mm(sparse, words.to(gradient.dtype)).view(states.shape)
         to_words = torch.sparse.mm(sparse.t(), flat)
-        return to_states.to(states.dtype), to_words.to(words.dtype), gradient.sum(dim=0), None
+        return to_states.to(states.dtype), to_words.to(words.dtype), gradient.sum(dim=0), None, None
 
 
 def head_of(network: Any) -> tuple[nn.Module, nn.Linear]:

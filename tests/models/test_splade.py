@@ -137,13 +137,16 @@ def test_scores_are_dot_products_each_text_encoded_once(tiny, monkeypatch):
     assert encoder.score([], []).shape == (0,) and encoder.encode_docs([]).shape == (0, encoder.width)
 
 
-@pytest.mark.parametrize("at_once", [1, 3, 512])
-def test_gradients_equal_those_of_all_logits_at_once(tiny, monkeypatch, at_once):
-    monkeypatch.setattr(splade, "AT_ONCE", at_once)
+@pytest.mark.parametrize("at_once", [1, 45, 512])  # logits: one word, three words, all
+@pytest.mark.parametrize("shorter", [True, False])
+def test_gradients_equal_those_of_all_logits_at_once(tiny, monkeypatch, at_once, shorter):
+    monkeypatch.setitem(splade.AT_ONCE, "cpu", at_once)
     random = torch.Generator().manual_seed(0)
     states, words, bias = (torch.randn(*shape, generator=random, dtype=torch.float64, requires_grad=True)
                            for shape in ((3, 5, 4), (7, 4), (7,)))  # fmt: skip
     mask = torch.tensor([[1, 1, 1, 1, 1], [1, 1, 0, 0, 0], [1, 0, 0, 0, 0]], dtype=torch.bool)
+
+    mask = mask if shorter else torch.ones_like(mask)
 
     def whole():
         logits = states @ words.T + bias
@@ -153,11 +156,12 @@ def test_gradients_equal_those_of_all_logits_at_once(tiny, monkeypatch, at_once)
         return (torch.log1p(torch.relu(logits)) ** 2 * torch.arange(7)).sum()
 
     expected = torch.autograd.grad(objective(whole()), (states, words, bias))
-    found = splade.MaxLogits.apply(states, words, bias, mask)
-    assert torch.equal(found, whole())
-    for gradient, other in zip(torch.autograd.grad(objective(found), (states, words, bias)), expected, strict=True):
-        assert torch.allclose(gradient, other)
-    assert torch.autograd.gradcheck(splade.MaxLogits.apply, (states, words, bias, mask))
+    found = splade.MaxLogits.apply(states, words, bias, mask, True)
+    assert torch.allclose(found, whole())
+    assert torch.allclose(splade.MaxLogits.apply(*(each.detach() for each in (states, words, bias)), mask, False), found)
+    for own, other in zip(torch.autograd.grad(objective(found), (states, words, bias)), expected, strict=True):
+        assert torch.allclose(own, other)
+    assert torch.autograd.gradcheck(splade.MaxLogits.apply, (states, words, bias, mask, True))
 
 
 def test_the_logits_of_a_batch_are_never_in_memory_at_once(tmp_path, tiny):
@@ -166,7 +170,7 @@ def test_the_logits_of_a_batch_are_never_in_memory_at_once(tmp_path, tiny):
     bias, mask = torch.zeros(30_000, requires_grad=True), torch.ones(64, 64, dtype=torch.bool)
     sizes = []
     with torch.autograd.graph.saved_tensors_hooks(lambda t: sizes.append(t.numel() * t.element_size()) or t, lambda t: t):
-        vectors = torch.log1p(torch.relu(splade.MaxLogits.apply(states, words, bias, mask)))
+        vectors = torch.log1p(torch.relu(splade.MaxLogits.apply(states, words, bias, mask, True)))
     vectors.sum().backward()
     assert sum(sizes) < 40_000_000 and words.grad is not None
 
