@@ -103,7 +103,7 @@ def test_failed_indexing_leaves_nothing(tmp_path, cacm_folder):
         bm25_build.build_index_with_reader(tmp_path / "empty", "HtmlCollection", tmp_path / "index")
     for name, message in (
         ("b/CACM-0001.html", "1 of 2 documents of .* have duplicate ids"),
-        ("b/my guide.html", "the id 'my guide'"),
+        ("b/my guide.html", "the document id 'my guide'"),
     ):
         site = tmp_path / "site"
         for path in (site / "a" / "CACM-0001.html", site / name):
