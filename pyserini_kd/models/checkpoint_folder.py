@@ -275,6 +275,7 @@ def _splade_settings(folder: Path, window: int) -> Record:
     found: Record = {"max_query_len": min(SPLADE_QUERY_LEN, window), "max_doc_len": window}
     listed = dict(_modules(folder)) if (folder / "modules.json").exists() else {}
     if "SpladePooling" not in listed:
+        logger.info("%s is a masked language model without pooling settings; it is used as a SPLADE with max pooling", folder)
         return found
     pooling = read_json(listed["SpladePooling"] / "config.json", "pooling config")
     found |= {"strategy": pooling.get("pooling_strategy", "max"), "activation": pooling.get("activation_function", "relu")}
