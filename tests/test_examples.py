@@ -20,6 +20,7 @@ def code(notebook):
 def test_a_notebook_runs(path, tmp_path, monkeypatch):
     monkeypatch.setenv("PATH", f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}")
     monkeypatch.setenv("PYSERINI_KD_HOME", str(tmp_path))
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)  # `make` sets 1, for tests beside each other; these come last
     notebook = nbformat.read(path, as_version=4)
     NotebookClient(notebook, timeout=1200, kernel_name="python3", resources={"metadata": {"path": str(tmp_path)}}).execute()
     assert all(cell.execution_count for cell in code(notebook))
