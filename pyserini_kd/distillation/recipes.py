@@ -19,10 +19,10 @@ VECTOR_LOSSES = ("vector_mse", "vector_cosine")
 """Losses on the vectors of a bi-encoder teacher, for bi-encoders."""
 FLOPS_LOSSES = ("flops_query", "flops_doc")
 """Regularisation of the vectors of a splade (Paria et al. 2020, arXiv 2004.05665). `sparsity` raises their weights slowly."""
-FLOPS = {True: (0.01, 0.008), False: (0.0008, 0.0006)}
+FLOPS = {True: (0.1, 0.08), False: (0.0003, 0.0001)}
 """Whether a stage uses teacher scores -> default weights of FLOPS_LOSSES.
 
-NAVER LABS Europe publishes these weights for DistilSPLADE-max (Margin-MSE) and for SPLADE-max (labels).
+Source: the configurations `splade++_ensembledistil` (Margin-MSE) and `splade++_max` (labels) of the repository naver/splade.
 """
 LOSSES = (*HARD_LOSSES, *SOFT_LOSSES, *LAYER_LOSSES, *VECTOR_LOSSES, *FLOPS_LOSSES)
 SCHEDULES = {"linear": "linear", "constant": "constant_with_warmup", "cosine": "cosine", "plateau": "constant_with_warmup"}
