@@ -1,5 +1,6 @@
 """Shared fixtures: a corpus a reader can rank by eye, a tiny random BERT, and the real collections where they exist."""
 
+import contextlib
 import json
 import os
 import sys
@@ -225,6 +226,32 @@ def invoke():
 
 
 # ---------------------------------------------------------------------------------------------------- training
+
+
+def training_data(files):
+    """The options that name the collection and the topics of `files`."""
+    return ["--collection", files["docs"], "--topics", files["topics"]]
+
+
+@pytest.fixture
+def interrupted_at(monkeypatch):
+    """`with interrupted_at(5): train(...)`: training must end with a KeyboardInterrupt in the step after 5."""
+    import transformers
+
+    step = transformers.Trainer.training_step
+
+    @contextlib.contextmanager
+    def interrupted(after):
+        def training_step(self, *args, **kwargs):
+            if self.state.global_step == after:
+                raise KeyboardInterrupt
+            return step(self, *args, **kwargs)
+
+        with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+            patch.setattr(transformers.Trainer, "training_step", training_step)
+            yield
+
+    return interrupted
 
 
 @pytest.fixture(scope="session")

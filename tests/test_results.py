@@ -107,7 +107,6 @@ def test_faults_of_a_page_are_errors(build_pages, tmp_path):
 
 @pytest.mark.slow
 def test_the_site_is_built_without_a_warning(tmp_path):
-    pytest.importorskip("mkdocs_gen_files")
     subprocess.run([sys.executable, "-m", "mkdocs", "build", "--strict", "--quiet", "-d", str(tmp_path)], cwd=ROOT, check=True)
     html = {
         name: (tmp_path / f"{name}.html").read_text(encoding="utf-8") for name in ("index", "results/demo", "reference/api")

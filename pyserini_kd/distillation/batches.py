@@ -151,9 +151,13 @@ def _packed(sizes: Sequence[int], batch_size: int) -> list[int]:
 
 
 def cut_texts(texts: Sequence[str], batch_size: int, seed: int) -> Batches[str]:
-    """Cut shuffled texts into batches of similar length (in characters; in bytes for texts on disk)."""
-    lengths = texts.lengths() if isinstance(texts, PlainTexts) else [len(text) for text in texts]
-    return cut_rows(texts, lengths, batch_size, seed)
+    """Cut shuffled texts into batches of similar length."""
+    return cut_rows(texts, lengths_of(texts), batch_size, seed)
+
+
+def lengths_of(texts: Sequence[str]) -> Ints:
+    """Return the length of every text (in characters; in bytes for texts on disk)."""
+    return texts.lengths() if isinstance(texts, PlainTexts) else np.fromiter(map(len, texts), np.int32, len(texts))
 
 
 def cut_rows(items: Sequence[T], lengths: Sequence[int] | Ints, batch_size: int, seed: int) -> Batches[T]:

@@ -17,7 +17,16 @@ import transformers
 from safetensors.torch import load_file, load_model, save_file, save_model
 
 from pyserini_kd.distillation import recipes
-from pyserini_kd.distillation.batches import Collator, Share, TextCollator, cut_batches, cut_by_tokens, cut_texts, pair_length
+from pyserini_kd.distillation.batches import (
+    Collator,
+    Share,
+    TextCollator,
+    cut_batches,
+    cut_by_tokens,
+    cut_texts,
+    lengths_of,
+    pair_length,
+)
 from pyserini_kd.distillation.candidates import as_groups
 from pyserini_kd.distillation.config import TrainConfig
 from pyserini_kd.distillation.objective import Learner, match_scale
@@ -35,7 +44,6 @@ from pyserini_kd.distillation.vectors import (
     cut_sided,
     encode_once,
     estimated_tokens,
-    lengths_of,
 )
 from pyserini_kd.models.bert_dot import BertDot
 from pyserini_kd.models.checkpoint_folder import quiet_transformers

@@ -19,7 +19,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from pyserini_kd.distillation.batches import WHOLE, Batch, Batches, Share, cut_by_tokens, cut_rows, pair_length
+from pyserini_kd.distillation.batches import WHOLE, Batch, Batches, Share, cut_by_tokens, cut_rows, lengths_of, pair_length
 from pyserini_kd.distillation.objective import Learner
 from pyserini_kd.distillation.text_store import PlainTexts, Texts
 from pyserini_kd.models.bert_dot import BertDot
@@ -46,11 +46,11 @@ class SidedTexts(Sequence[Text]):
     """The texts of a stage: first all queries, then all documents."""
 
     def __init__(self, queries: Mapping[str, str], docs: Sequence[str]) -> None:
-        self._queries: Sequence[str] = (
-            list(queries.values())
-            if not isinstance(queries, Texts)
-            else PlainTexts(queries, np.arange(len(queries), dtype=np.int32))
-        )
+        self._queries: Sequence[str]
+        if isinstance(queries, Texts):  # on disk, where they stay
+            self._queries = PlainTexts(queries, np.arange(len(queries), dtype=np.int32))
+        else:
+            self._queries = list(queries.values())
         self._docs = docs
 
     def __getitem__(self, row: int) -> Text:  # type: ignore[override]
@@ -65,11 +65,6 @@ class SidedTexts(Sequence[Text]):
     def lengths(self) -> Ints:
         """Return the length of every text (in characters; in bytes for texts on disk)."""
         return np.concatenate([lengths_of(self._queries), lengths_of(self._docs)])
-
-
-def lengths_of(texts: Sequence[str]) -> Ints:
-    """Return the length of every text (in characters; in bytes for texts on disk)."""
-    return texts.lengths() if isinstance(texts, PlainTexts) else np.fromiter(map(len, texts), np.int32, len(texts))
 
 
 def estimated_tokens(tokenizer: Tokenizer, text_of: Callable[[int], str], lengths: Ints, most: int) -> Ints:

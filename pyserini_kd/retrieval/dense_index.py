@@ -18,6 +18,7 @@ from pyserini_kd.retrieval import lucene
 from pyserini_kd.retrieval.text_sources import shards
 from pyserini_kd.storage.arrays import Floats, Nearest
 from pyserini_kd.storage.errors import InputError
+from pyserini_kd.storage.files import require_path
 from pyserini_kd.storage.manifest import Manifest
 from pyserini_kd.storage.records import Record, comparable
 
@@ -54,9 +55,7 @@ class DenseIndex:
     def _open_one(cls, folder: Path, mmap: bool) -> DenseIndex:
         from pyserini_kd.retrieval.vector_store import open_store  # lazy: importing FAISS is slow
 
-        if not folder.is_dir():
-            raise InputError(f"index not found: {folder}")
-        opened = folder.stat().st_ino
+        opened = require_path(folder, "index").stat().st_ino
         if not (folder / "docid").is_file():
             if lucene.is_lucene_index(folder):
                 raise InputError(f"{folder} is a text index; search it with the encoder bm25, or as a sparse index")

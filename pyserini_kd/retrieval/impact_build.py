@@ -88,7 +88,10 @@ def _write(blocks: Blocks, new: Path, threads: int) -> None:
     shutil.rmtree(source, ignore_errors=True)
     source.mkdir()
     for path in blocks.paths("impacts"):
-        os.link(path, source / f"{path.stem}.jsonl")
+        try:
+            os.link(path, source / f"{path.stem}.jsonl")
+        except OSError:  # a file system without hard links
+            shutil.copyfile(path, source / f"{path.stem}.jsonl")
     start_jvm()
     args = java_class("io.anserini.index.IndexCollection$Args")()
     args.collectionClass, args.input, args.index = "JsonVectorCollection", str(source.resolve()), str(new.resolve())

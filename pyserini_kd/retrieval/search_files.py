@@ -15,7 +15,7 @@ from pyserini_kd.retrieval.search_settings import SearchSettings, SystemSettings
 from pyserini_kd.retrieval.system import System
 from pyserini_kd.retrieval.text_sources import Fetch
 from pyserini_kd.storage.errors import InputError
-from pyserini_kd.storage.files import home
+from pyserini_kd.storage.files import home, require_path
 from pyserini_kd.storage.records import refuse_existing_run
 
 EMBEDDED = "pydocs"
@@ -112,9 +112,8 @@ def _read_inputs(settings: SearchSettings) -> tuple[list[Query], Qrels | None]:
     if settings.query is not None:
         return [Query("1", " ".join(settings.query.split()))], None
     for name in filter(None, (*settings.index, settings.sparse_index)):
-        if "/" in name and not Path(name).exists():  # topics can take a minute to read
-            there = f"; there is one in PYSERINI_KD_HOME: {home() / name}" if (home() / name).exists() else ""
-            raise InputError(f"index not found: {name} ({Path(name).absolute()}){there}")
+        if "/" in name:  # no prebuilt index; topics can take a minute to read
+            require_path(name, "index")
     queries = sources.topics(settings.topics or "")
     judged = sources.qrels(settings.qrels) if settings.qrels else None
     if judged is not None and not any(query.query_id in judged for query in queries):

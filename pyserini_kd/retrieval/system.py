@@ -57,14 +57,18 @@ class System:
         if settings.threads and (not settings.is_sparse or settings.rerank):
             hardware.use_threads(settings.threads)
         loading = settings.model_dump(include=MODEL)
-        index, cache = None, None
+        index: DenseIndex | None = None
         encoder: Encoder | SparseEncoder | None = None
         sparse: BM25Index | ImpactIndex | None = None
-        only_impacts = not settings.is_sparse and any(is_impact_index(name, settings.encoder) for name in settings.index)
-        if only_impacts:
-            sparse = opened = _open_impacts(settings)
-            encoder = opened.encoder
-        elif not settings.is_sparse:
+        cache = None
+        if settings.is_sparse:
+            sparse = BM25Index.open(settings.index[0])
+        elif any(is_impact_index(name, settings.encoder) for name in settings.index):
+            if query_cache:
+                raise InputError(f"keeps vectors for dense indexes; {settings.index[0]} is an impact index", "query_cache")
+            sparse = impacts = _open_impacts(settings)
+            encoder = impacts.encoder
+        else:
             index, encoder = open_with_encoder(
                 [name if Path(name).exists() else lucene.prebuilt_index(name, "FAISS") for name in settings.index],
                 settings.encoder,
@@ -73,17 +77,8 @@ class System:
                 max_query_len=settings.max_length,
                 **settings.model_dump(include={*MODEL, "pooling", "l2_norm", "query_prefix", "doc_prefix"}),
             )
-            cache = QueryCache.of(query_cache, encoder) if query_cache and isinstance(encoder, Encoder) else None
-        sparse_index = settings.index[0] if settings.is_sparse else settings.sparse_index
-        if sparse_index and not only_impacts:
-            has_impacts = is_impact_index(sparse_index)
-            if has_impacts:
-                settings.only("k1 b rm3", False, f"is for BM25; {sparse_index} holds impacts")
-            if has_impacts and settings.is_sparse:
-                raise InputError(f"{sparse_index} holds impacts, not text; search it with the encoder that made it", "encoder")
-            sparse = ImpactIndex.open(sparse_index, **loading) if has_impacts else BM25Index.open(sparse_index)
-            if index is not None:
-                passages.refuse_mixture(index.manifest, Manifest.find(sparse_index))
+            cache = QueryCache.of(query_cache, encoder) if query_cache else None
+            sparse = _open_sparse(settings.sparse_index, settings, index) if settings.sparse_index else None
         reranker, source = None, None
         fetch = _fetch(settings, index) if texts or (settings.rerank and not settings.rerank_index) else None
         if settings.rerank and settings.rerank_index:
@@ -161,6 +156,17 @@ class System:
             return fusion.rrf([sparse, run], rrf_k=rrf_k, k=k, tag=tag, engine="fast" if one_query else "auto")
         timing["fusion"] = f"{alpha} * sparse + {1 - alpha:g} * dense, missing = 0"
         return fusion.interpolation(sparse, run, alpha=alpha, k=k, tag=tag)
+
+
+def _open_sparse(name: str, settings: SystemSettings, dense_index: DenseIndex) -> BM25Index | ImpactIndex:
+    """Open the sparse side of a hybrid: BM25, or impacts with the encoder that the manifest names."""
+    if is_impact_index(name):
+        settings.only("k1 b rm3", False, f"is for BM25; {name} holds impacts")
+        sparse: BM25Index | ImpactIndex = ImpactIndex.open(name, **settings.model_dump(include=MODEL))
+    else:
+        sparse = BM25Index.open(name)
+    passages.refuse_mixture(dense_index.manifest, Manifest.find(name))
+    return sparse
 
 
 def _open_impacts(settings: SystemSettings) -> ImpactIndex:

@@ -42,6 +42,16 @@ def require_file(path: str | Path, what: str) -> Path:
     return path
 
 
+def require_path(path: str | Path, what: str) -> Path:
+    """Return the path if it exists; otherwise raise InputError, with a hint if it exists under `home()`."""
+    path = Path(path)
+    if path.exists():
+        return path
+    there = home() / path
+    hint = f"; there is one in PYSERINI_KD_HOME: {there}" if there.exists() else ""
+    raise InputError(f"{what} not found: {path} ({path.absolute()}){hint}")
+
+
 def refuse_existing(path: Path, overwrite: bool, *, folder: bool = False) -> None:
     """Raise InputError if `path` holds something that may not be replaced, or if no file (or `folder`) can be written there.
 

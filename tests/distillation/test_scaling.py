@@ -14,6 +14,7 @@ from pyserini_kd.distillation.teacher_scores import Pairs, ScoreStore
 from pyserini_kd.distillation.teaching import Teacher
 from pyserini_kd.storage import arrays
 from pyserini_kd.storage.errors import InputError
+from tests.conftest import training_data
 
 GROUPS = [Group("q0", ["eat-cat", "eat-dog"], [1, 0], 0), Group("q1", ["eat-cat", "eat-cow", "eat-pig"], [1, 0, 0], 0),
           Group("q0", ["eat-cow", "eat-cat"], [1, 0], 1)]  # fmt: skip
@@ -106,16 +107,7 @@ def test_moments_of_pairs_in_files(tmp_path, monkeypatch):
 
 def test_the_command_records_the_scale_and_reuses_raw_scores(tmp_path, invoke, files, runs, tiny_dot):
     write_candidates(GROUPS, tmp_path / "c.jsonl")
-    base = [
-        "--candidates",
-        tmp_path / "c.jsonl",
-        "--collection",
-        files["docs"],
-        "--topics",
-        files["topics"],
-        "--precision",
-        "fp32",
-    ]
+    base = ["--candidates", tmp_path / "c.jsonl", *training_data(files), "--precision", "fp32"]
     teachers = ["--teacher", tiny_dot, "--teacher-run", runs[1]]
     result = invoke(teach.main, *base, *teachers, "--output", tmp_path / "none.parquet")
     assert result.exit_code == 2 and "[-1, 1]" in result.output

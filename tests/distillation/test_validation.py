@@ -5,7 +5,6 @@ import json
 import numpy as np
 import pytest
 import torch
-import transformers
 
 from pyserini_kd import train
 from pyserini_kd.data.passages import segment as segmented
@@ -18,7 +17,7 @@ from pyserini_kd.evaluation import engines
 from pyserini_kd.models import checkpoint_folder, loading
 from pyserini_kd.retrieval import reranking, text_sources
 from pyserini_kd.storage.errors import InputError
-from tests.conftest import as_ranker, encode, stages_of
+from tests.conftest import as_ranker, encode, stages_of, training_data
 
 
 def given(files, run=None, depth=5, qrels=None, **more):
@@ -83,16 +82,7 @@ def test_a_bert_dot_can_be_evaluated_by_its_own_retrieval(tmp_path, files, corpu
 
 def test_dev_retrieval_from_the_command_line(tmp_path, invoke, data, files, tiny_dot):
     candidates.write_candidates(data[0], tmp_path / "c.jsonl")
-    words = [
-        "--init",
-        tiny_dot,
-        "--candidates",
-        tmp_path / "c.jsonl",
-        "--collection",
-        files["docs"],
-        "--topics",
-        files["topics"],
-    ]
+    words = ["--init", tiny_dot, "--candidates", tmp_path / "c.jsonl", *training_data(files)]
     words += [
         "--recipe",
         "ranknet",
@@ -160,7 +150,9 @@ def test_plateaus_equal_those_of_torch():
     assert plateaus(values.tolist()) >= 5
 
 
-def test_the_learning_rate_falls_on_a_plateau_of_the_dev_measure(tmp_path, data, scores, tiny_dot, dev, monkeypatch):
+def test_the_learning_rate_falls_on_a_plateau_of_the_dev_measure(
+    tmp_path, data, scores, tiny_dot, dev, monkeypatch, interrupted_at
+):
     monkeypatch.setattr(validation, "PLATEAU", 1)
     monkeypatch.setattr("pyserini_kd.evaluation.engines.mean", lambda values: 0.5)  # never better than the first
     settings = {"lr": 1e-3, "max_steps": 8, "batch_size": 5, "precision": "fp32", "schedule": "plateau", "warmup": 0.0}
@@ -168,15 +160,7 @@ def test_the_learning_rate_falls_on_a_plateau_of_the_dev_measure(tmp_path, data,
     out = training.train(config, *data, tmp_path / "out", scores=scores, dev=dev)
     rates = [entry["lr"] for entry in stages_of(out)[0]["log"]]
     assert rates == pytest.approx([1e-3 * 0.25**n for n in (0, 0, 0, 0, 1, 1, 2, 2)])  # measures 3, 5 and 7, a step later
-    step = transformers.Trainer.training_step
-
-    def killed(self, *args, **kwargs):
-        if self.state.global_step == 5:
-            raise KeyboardInterrupt
-        return step(self, *args, **kwargs)
-
-    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(transformers.Trainer, "training_step", killed)
+    with interrupted_at(5):
         training.train(config, *data, tmp_path / "cut", scores=scores, dev=dev)
     resumed = training.train(config, *data, tmp_path / "cut", scores=scores, dev=dev)
     assert [entry["lr"] for entry in stages_of(resumed)[0]["log"]] == rates

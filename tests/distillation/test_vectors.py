@@ -188,21 +188,11 @@ def test_the_teacher_encodes_once_and_resumes_after_a_kill(tmp_path, bi_encoder,
     assert sorted(path.name for path in tmp_path.iterdir()) == ["out", "whole"]
 
 
-def test_training_resumes_to_the_same_weights(tmp_path, tokenizer, bi_encoder, texts, monkeypatch):
-    import transformers
-
+def test_training_resumes_to_the_same_weights(tmp_path, tokenizer, bi_encoder, texts, monkeypatch, interrupted_at):
     narrow = dot(tokenizer, tmp_path / "narrow", width=16)  # other width: the learner has a projection
     config = config_of(narrow, bi_encoder, max_steps=9, save_steps=2, dropout=0.2)
     whole = learn(config, texts, tmp_path / "whole")
-    step = transformers.Trainer.training_step
-
-    def killed(self, *args, **kwargs):
-        if self.state.global_step == 5:
-            raise KeyboardInterrupt
-        return step(self, *args, **kwargs)
-
-    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(transformers.Trainer, "training_step", killed)
+    with interrupted_at(5):
         learn(config, texts, tmp_path / "cut")
     monkeypatch.setattr(vectors, "_encoded", None)  # nothing is encoded again
     assert checkpoint_folder.fingerprint(learn(config, texts, tmp_path / "cut")) == checkpoint_folder.fingerprint(whole)

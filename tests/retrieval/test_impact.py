@@ -200,7 +200,7 @@ def test_errors_are_one_line(tmp_path, impact, files, mlm, tokenizer, tiny_dot, 
     refused(search.main, "holds the impacts of a splade", "--encoder", tiny_dot, "--index", impact, *topics)
     refused(
         search.main,
-        "holds impacts, not text; search it with the encoder that made it",
+        "holds the impacts of a splade, not text; search it with the encoder that made it",
         "--encoder",
         "bm25",
         "--index",
@@ -209,6 +209,10 @@ def test_errors_are_one_line(tmp_path, impact, files, mlm, tokenizer, tiny_dot, 
     )
     refused(search.main, "a dense index needs a bert_dot", "--encoder", mlm, "--index", dense_index, *topics)
     refused(search.main, "--ef-search: has no effect on", "--encoder", mlm, "--index", impact, "--ef-search", 9, *topics)
+    cached = ("--query-cache", tmp_path / "cache")
+    refused(
+        search.main, "--query-cache: keeps vectors for dense indexes", "--encoder", mlm, "--index", impact, *cached, *topics
+    )
     refused(
         search.main,
         "--index: a search takes one impact index only",

@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 import stat
+from pathlib import Path
 
 import pytest
 
@@ -170,3 +171,16 @@ def test_a_manifest_refuses_another_encoder(tmp_path):
     made.refuse_other(encoder | {"pooling": "mean"}, ("sha256",))
     made.refuse_other(encoder | {"prefix": "query: "}, ("sha256", "prefix"))  # of an older index, which does not say
     Manifest(folder=tmp_path, encoder={"name": "elsewhere"}).refuse_other(encoder, ("sha256",))
+
+
+def test_a_path_under_the_home_folder_is_hinted_at(tmp_path, monkeypatch):
+    monkeypatch.setenv("PYSERINI_KD_HOME", str(tmp_path / "home"))
+    (tmp_path / "home" / "indexes" / "x").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(
+        InputError, match=r"index not found: indexes/x \(.*/indexes/x\); there is one in PYSERINI_KD_HOME: .*/home/"
+    ):
+        files.require_path("indexes/x", "index")
+    with pytest.raises(InputError, match=r"index not found: indexes/y \([^;]*$"):
+        files.require_path("indexes/y", "index")
+    assert files.require_path("home", "index") == Path("home")

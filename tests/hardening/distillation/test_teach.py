@@ -16,7 +16,7 @@ from pyserini_kd.retrieval import dense_build
 from pyserini_kd.retrieval.dense_index import DenseIndex
 from pyserini_kd.storage.errors import InputError
 from pyserini_kd.storage.files import alone
-from tests.conftest import as_ranker
+from tests.conftest import as_ranker, training_data
 from tests.distillation.test_teach import checkpoints, counting, groups, scored, texts
 
 
@@ -190,16 +190,7 @@ def test_scores_of_other_texts_and_damaged_stores_are_refused_as_teachers(tmp_pa
 
 def test_two_teach_commands_at_once_are_refused(tmp_path, invoke, files, groups, tiny_cross):
     write_candidates(groups, tmp_path / "c.jsonl")
-    words = [
-        "--candidates",
-        tmp_path / "c.jsonl",
-        "--collection",
-        files["docs"],
-        "--topics",
-        files["topics"],
-        "--teacher",
-        tiny_cross,
-    ]
+    words = ["--candidates", tmp_path / "c.jsonl", *training_data(files), "--teacher", tiny_cross]
     with alone(tmp_path / "s.parquet.partial", "teach"):
         result = invoke(teach.main, *words, "--output", tmp_path / "s.parquet")
         assert result.exit_code == 2 and "another teach is at work in" in result.output
