@@ -45,7 +45,7 @@ bench: .venv/.installed-bench
 	$(BIN)/python -m benchmarks.table $(if $(DATA),--data $(DATA))
 
 .venv/.installed-bench: .venv/.installed
-	$(BIN)/pip install --disable-pip-version-check -c constraints.txt -e '.[bench,onnx]'
+	$(BIN)/pip install --disable-pip-version-check -c constraints.txt -e '.[bench,int8]'
 	touch $@
 
 # torch comes first and alone: pip then takes the CPU build if there is one, and the next command accepts it

@@ -336,8 +336,9 @@ def students(bench: Bench) -> list[Row]:
 
 def int8(bench: Bench) -> list[Row]:
     """int8 vs our fp32 torch engine: MiniLM reranks the DL19 BM25 top 100 in eight rounds; speed and nDCG@10."""
-    from pyserini_kd.evaluation import engines
     from pyserini_kd.models.onnx_export import export
+
+    from pyserini_kd.evaluation import engines
 
     assert bench.data is not None
     pairs = dl19_pairs(bench)[: bench.choose(1 << 30, 80)]

@@ -1,11 +1,17 @@
 """Shared fixtures: a corpus a reader can rank by eye, a tiny random BERT, and the real collections where they exist."""
 
+import atexit
 import contextlib
 import json
 import os
+import shutil
 import sys
+import tempfile
 from pathlib import Path
 
+if "PYSERINI_KD_CACHE" not in os.environ:  # processes of one test run share what OpenVINO's files cost
+    os.environ["PYSERINI_KD_CACHE"] = _made = tempfile.mkdtemp(prefix="pyserini-kd-tests-")
+    atexit.register(shutil.rmtree, _made, ignore_errors=True)
 os.environ["HF_HUB_OFFLINE"] = "1"  # no test asks a hub; the code that would is tested to say so clearly
 
 import hypothesis
@@ -20,14 +26,14 @@ ANIMALS = ["cat", "dog", "horse", "cow", "sheep", "goat", "duck", "goose", "hen"
 
 
 def as_ranker(model, folder=None, **how):
-    """A model, however it was loaded, as the ranker that computes in the way that is asked for."""
+    """A torch model as a ranker that computes in the given way; a ranker as it is."""
     from pyserini_kd.models.rankers import Scorer, ranker
 
     if isinstance(model, Scorer):
-        if not how and folder is None:
-            return model
-        how = {"precision": model.precision, "batch_size": model.batch_size} | how
-        model, folder = model.module, folder or model.folder
+        if batch_size := how.pop("batch_size", None):
+            model.batch_size = batch_size
+        assert how.get("precision", model.precision) == model.precision
+        return model
     return ranker(model, folder and Path(folder), **how)
 
 
@@ -171,7 +177,7 @@ def dense_index(tmp_path_factory, tiny_dot, corpus) -> Path:
     from pyserini_kd.retrieval import dense_build
 
     folder = tmp_path_factory.mktemp("indexes") / "corpus.tiny"
-    dense_build.index_dense(corpus, as_ranker(load_encoder(str(tiny_dot)), tiny_dot, precision="fp32"), folder)
+    dense_build.index_dense(corpus, load_encoder(str(tiny_dot), precision="fp32"), folder)
     return folder
 
 

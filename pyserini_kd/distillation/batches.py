@@ -304,6 +304,6 @@ class TextCollator:
         (texts,) = items
         records, _ = tokenize(self.tokenizer, texts, self.length)
         share = self.share.slice_of(len(texts))
-        padded = pad(records, self.tokenizer.pad_token_id or 0, "cpu")
+        padded = pad(records, self.tokenizer.pad_token_id or 0)
         tokens = {name: tensor[share] for name, tensor in padded.items()}
         return {"pairs": torch.tensor(len(texts)), "student": tokens, "live": tokens}

@@ -43,7 +43,7 @@ def model_card(name: str, model: Model, record: Record, *, is_ranker: bool = Tru
     template = jinja2.Environment(trim_blocks=True, undefined=jinja2.StrictUndefined).from_string(TEMPLATE.read_text("utf-8"))
     return template.render(
         name=name, architecture=architecture, what=WHAT[architecture], library=LIBRARIES.get(architecture), record=record,
-        parameters=sum(weights.numel() for weights in model.parameters()), layers=_layers(model), lengths=model.lengths,
+        parameters=sum(weights.numel() for weights in model.parameters()), layers=_layers(model), lengths=model.reader.lengths,
         width=model.width if architecture in ("bert_dot", "colbert", "splade") else None,
         metric=metric, measured=values, best=max(values, default=0.0),
     ) + "\n"  # fmt: skip

@@ -19,7 +19,7 @@ from pyserini_kd.distillation.candidates import Group
 from pyserini_kd.distillation.layer_losses import Layers
 from pyserini_kd.distillation.losses import loss, margins
 from pyserini_kd.distillation.recipes import FLOPS_LOSSES, LAYER_LOSSES
-from pyserini_kd.models import engine
+from pyserini_kd.models import torch_network
 from pyserini_kd.models.cross_encoder import CrossEncoder
 from pyserini_kd.models.layers import encoder_of
 from pyserini_kd.storage.errors import InputError
@@ -239,7 +239,7 @@ def match_scale(
     (cross-encoder, PreTTR, TK) cannot rank yet, so scaling would only increase their error.
     """
     student_margins, teacher_margins = [], []
-    with engine.running(model, "fp32") as device:
+    with torch_network.running(model, "fp32") as device:
         for groups in islice(batches, SCALE_BATCHES):
             batch: Batch = send_to_device(collator([groups]), device)
             scores = group_scores(model, batch) * score_scale

@@ -238,7 +238,7 @@ def _export(model: Model, last: Stage, output: Path, record: dict[str, object], 
         model = model.cpu().eval()
         card = model_card(str(output), model, record, is_ranker=not last.makes_lm) if "recipe" in record else None
         if not last.makes_lm:
-            saving.save(model, output, record=record, card=card, overwrite=overwrite)
+            saving.save(model, output, record=record, card=card, openvino=True, overwrite=overwrite)
             return
         with atomic_folder(output, overwrite=overwrite) as folder, checkpoint_folder.quiet_transformers():
             encoder_of(model).save_pretrained(folder)

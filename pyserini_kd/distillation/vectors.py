@@ -158,10 +158,10 @@ class VectorCollator:
         records = []
         for side in ("doc", "query"):
             if of_side := [text.text for text in part if text.side == side]:
-                records += self.model.side_records(of_side, side, self.length)[0]
+                records += self.model.reader.sides(of_side, side, self.length)[0]
         return {
             "pairs": torch.tensor(len(texts)),
-            "student": pad(records, self.model.tokenizer.pad_token_id or 0, "cpu"),
+            "student": pad(records, self.model.tokenizer.pad_token_id or 0),
             "vectors": torch.from_numpy(self.vectors.of([text.row for text in part])),
         }
 

@@ -42,12 +42,12 @@ def compare(before: Run, after: Run, qrels: Qrels) -> dict[str, float]:
 
 
 def quality(folder: Path, run: Run, queries: Sequence[Query], judged: Qrels, collection: str, depth: int) -> dict[str, float]:
-    """Rerank the top of a run in fp32 (torch) and in int8 (ONNX Runtime), and compare the two."""
+    """Rerank the top of a run in fp32 and in int8, and compare the two."""
     top = run.top(depth)
     wanted = list(dict.fromkeys(doc_id for hits in top.values() for doc_id in hits.doc_ids))
     texts = {doc.doc_id: doc for doc in text_sources.fetch_from(collection)(wanted)}
     runs = []
     for precision in ("fp32", "int8"):
-        scorer = rankers.load(str(folder), precision=precision, backend="onnx" if precision == "int8" else "torch")
+        scorer = rankers.load(str(folder), precision=precision)
         runs.append(reranking.rerank(top, scorer, queries, lambda ids: (texts[one] for one in ids), depth=depth))
     return compare(runs[0], runs[1], judged)

@@ -18,7 +18,6 @@ from pyserini_kd.storage.records import Record, read_json
 logger = logging.getLogger(__name__)
 
 ARCHITECTURES = ("bert_dot", "colbert", "cross_encoder", "prettr", "splade", "tk")
-ONNX_ARCHITECTURES = ("bert_dot", "cross_encoder")
 PUBLISHED = {"ColBERT": "colbert", "BERT_Cat": "cross_encoder", "PreTTR": "prettr"}  # layouts of Hofstätter et al. 2020
 HEAD = "head.safetensors"
 OURS = "pyserini_kd.json"
@@ -262,6 +261,17 @@ def settings_with(folder: Path, kind: type[S], window: int, overrides: Record) -
     if kind is SpladeSettings and not (folder / OURS).exists():
         known |= _splade_settings(folder, window)
     return _made(kind, known | overrides)
+
+
+def check_length(folder: Path, length: int, window: int) -> None:
+    """InputError if a length exceeds the network's window."""
+    if length > window:
+        raise InputError(f"{folder} reads at most {window} tokens, not {length}; choose a shorter length")
+
+
+def check_lengths(folder: Path, settings: EncoderSettings, window: int) -> None:
+    """InputError if the lengths of queries (with their [MASK] tokens) or documents exceed the network's window."""
+    check_length(folder, max(settings.max_doc_len, settings.max_query_len + getattr(settings, "masks", 0)), window)
 
 
 def _modules(folder: Path) -> list[tuple[str, Path]]:

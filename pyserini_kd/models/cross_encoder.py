@@ -6,8 +6,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from pyserini_kd.models.reader import PairSettings, Reader
 from pyserini_kd.models.tokens import Tokenizer, pad, tokenize
-from pyserini_kd.storage.records import Record
 
 
 class CrossEncoder(nn.Module):
@@ -25,13 +25,9 @@ class CrossEncoder(nn.Module):
         self.max_len = max_len
 
     @property
-    def lengths(self) -> tuple[int, int]:
-        """`max_len` twice: query and document share one sequence."""
-        return self.max_len, self.max_len
-
-    def described(self) -> Record:
-        """How the model reads pairs, for manifests and score stores."""
-        return {"max_len": self.max_len}
+    def reader(self) -> Reader:
+        """What turns pairs into the model's tokens."""
+        return Reader(self.tokenizer, PairSettings(self.max_len))
 
     def forward(self, **batch: Tensor) -> Tensor:
         """Raw logits float32 (P,) of tokenised pairs."""
@@ -45,7 +41,7 @@ class CrossEncoder(nn.Module):
         max_len = min(max_doc_len or self.max_len, self.max_len)
         texts, others = [queries[q] for q, _ in pairs], [docs[d] for _, d in pairs]
         records, _ = tokenize(self.tokenizer, texts, max_len, others)
-        return pad(records, self.tokenizer.pad_token_id or 0, "cpu")
+        return pad(records, self.tokenizer.pad_token_id or 0)
 
     def pair_scores(self, batch: Mapping[str, Tensor]) -> Tensor:
         """Raw logits float32 (P,) with gradients."""

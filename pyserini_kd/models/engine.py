@@ -6,57 +6,64 @@ chunk while the model runs on the current one.
 
 from __future__ import annotations
 
-import contextlib
 import logging
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Any, ClassVar
 
 import numpy as np
 from tqdm import tqdm
 
-from pyserini_kd.models import checkpoint_folder, hardware
-from pyserini_kd.models.tokens import TokenRecord, pad
+from pyserini_kd.models import checkpoint_folder
+from pyserini_kd.models.reader import Reader
+from pyserini_kd.models.tokens import TokenRecord, Tokens, pad_arrays
 from pyserini_kd.storage.arrays import Floats, Rows, keep
-from pyserini_kd.storage.errors import InputError
 from pyserini_kd.storage.job import Job
 from pyserini_kd.storage.records import Record
 
-if TYPE_CHECKING:
-    import torch
-
-    from pyserini_kd.models.loading import Model
-    from pyserini_kd.models.two_sides import TwoSides
-
 logger = logging.getLogger(__name__)
 
-BATCH_TOKENS = 2048  # tokens per batch, padding included: fits into CPU caches
-ONNX_BATCH_TOKENS = 1024
-GPU_BATCH_TOKENS = 1 << 15
+BATCH_TOKENS = 1024  # tokens per batch, padding included: fits into CPU caches
 CHUNK = 2048  # texts tokenised at a time
 
 Tokenise = Callable[[list[int]], tuple[list[TokenRecord], int]]
 """Rows of texts -> their token records, and how many texts were cut."""
-Use = Callable[[list[int], "torch.Tensor", "torch.Tensor"], None]
-"""Receives the rows of a batch, the model's output and the attention mask."""
+Batch = Tokens
+Use = Callable[[list[int], Floats, Rows], None]
+"""Receives the rows of a batch, the model's output float32 and the attention mask int64 (N, T)."""
+Join = tuple[list[int], Sequence[Floats], Sequence[Floats]]
+"""Rows of pairs, and representations (T, H): of their queries (of the one query, for late interaction), of their documents."""
 
 
-@contextlib.contextmanager
-def running(model: torch.nn.Module, precision: str) -> Iterator[torch.device]:
-    """Inference mode, eval mode and autocast to `precision` around a model; yields the model's device."""
-    import torch
+class Network(ABC):
+    """A model that maps batches of tokens to outputs, on one device in one precision.
 
-    device = next(model.parameters()).device
-    was_training = model.training
-    model.eval()
-    half = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(precision)
-    try:
-        with torch.inference_mode(), torch.autocast(device.type, half, enabled=half is not None):
-            yield device
-    finally:
-        model.train(was_training)
+    Attributes:
+        backend: torch or openvino.
+        device: cpu, cuda or cuda:N.
+        precision: fp32, bf16, fp16 or int8.
+        batch_tokens: token budget of a batch, used if there is no batch size.
+    """
+
+    backend: ClassVar[str]
+    device: str = "cpu"
+    precision: str
+    batch_tokens: int = BATCH_TOKENS
+
+    @property
+    @abstractmethod
+    def width(self) -> int:
+        """H: length of a text vector or a token vector."""
+
+    @abstractmethod
+    def run(self, batches: Iterable[tuple[list[int], Batch]], use: Use, kind: str | None) -> None:
+        """Run batches, given with their rows, and hand each output to `use`, in any order. Returns when all are used."""
+
+    @abstractmethod
+    def join(self, batches: Iterable[Join], use: Use) -> None:
+        """Score documents with queries, both as representations. Hands scores (N,) to `use`, like `run`."""
 
 
 def batches(lengths: Sequence[int], batch_size: int | None = None, budget: int | None = None) -> Iterator[list[int]]:
@@ -108,21 +115,6 @@ def dot_rows(query_vecs: Floats, query_rows: Rows, doc_vecs: Floats, doc_rows: R
     return np.concatenate(pieces).astype(np.float32) if pieces else np.empty(0, np.float32)
 
 
-def padded(states: list[torch.Tensor], device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
-    """Pad the states (T, H) of texts with zeros to (N, T, H); also returns the mask (N, T)."""
-    import torch
-
-    lengths = torch.tensor([len(vectors) for vectors in states])
-    mask = (torch.arange(int(lengths.max()))[None] < lengths[:, None]).long()
-    return torch.nn.utils.rnn.pad_sequence(states, batch_first=True).to(device), mask.to(device)
-
-
-def chunks_by_query(query_rows: Rows, docs: Sequence[str]) -> list[list[int]]:
-    """Rows of pairs grouped by query, longest documents first. Other queries do not change a query's order."""
-    order = np.array(sorted(range(len(docs)), key=lambda row: (query_rows[row], -len(docs[row]), docs[row])))
-    return [rows.tolist() for rows in np.split(order, np.flatnonzero(np.diff(query_rows[order])) + 1)]
-
-
 def resumed(folder: Path, chunks: list[list[int]], scores: Floats) -> tuple[list[list[int]], Callable[[int], None]]:
     """Load the scores of finished chunks; returns the other chunks and a callback that saves a newly finished one."""
     job = Job(folder, {"pairs": folder.name})
@@ -145,57 +137,45 @@ class Scorer(ABC):
     """A loaded ranker; `score` works the same for all architectures.
 
     Attributes:
-        module: the model, on its device. It stays usable for training.
+        architecture: bert_dot, colbert, cross_encoder, prettr, splade or tk.
+        reader: turns texts into tokens.
+        network: runs the tokens.
         folder: the checkpoint folder; None for a model that was never saved.
-        precision: fp32, bf16, fp16 or int8.
         batch_size: texts (or pairs) per batch; None: by token budget.
     """
 
     def __init__(
-        self, module: Model, folder: Path | None = None, *, precision: str = "auto", batch_size: int | None = None
+        self, architecture: str, reader: Reader, network: Network, folder: Path | None = None, *, batch_size: int | None = None
     ) -> None:
-        """Wrap a model; InputError if it was not loaded for this precision."""
-        from pyserini_kd.models import onnx_runtime
-
-        self.module: Model = module
+        self.architecture, self.reader, self.network = architecture, reader, network
         self.folder, self.batch_size = folder, batch_size
-        self.architecture = module.architecture
-        self.device: torch.device = next(module.parameters()).device
-        onnx = onnx_runtime.module_in(module)
-        self.backend = "torch" if onnx is None else "onnx"
-        self.precision = hardware.choose_precision(precision, str(self.device)) if onnx is None else onnx.precision
-        if onnx is None and self.precision == "int8":
-            raise InputError(f"this {self.architecture} was not loaded for int8; load a bert_dot or cross_encoder for it")
-        if precision not in ("auto", self.precision):
-            raise InputError(f"the model was loaded for {self.precision} in ONNX Runtime, not for {precision}")
+
+    @property
+    def precision(self) -> str:
+        """fp32, bf16, fp16 or int8."""
+        return self.network.precision
+
+    @property
+    def backend(self) -> str:
+        """Torch or openvino."""
+        return self.network.backend
 
     @property
     def max_doc_len(self) -> int:
         """Maximum tokens of a document (of a pair, for a cross-encoder)."""
-        return self.module.lengths[1]
-
-    @property
-    def depends_on_batch(self) -> bool:
-        """Whether a result depends on the rest of its batch: int8 scales activations per batch."""
-        return self.precision == "int8"
-
-    @property
-    def batch_tokens(self) -> int:
-        """Token budget of a batch, used if there is no batch size."""
-        by_backend = ONNX_BATCH_TOKENS if self.backend == "onnx" else BATCH_TOKENS
-        return GPU_BATCH_TOKENS if self.device.type == "cuda" else by_backend
+        return self.reader.lengths[1]
 
     def record(self) -> Record:
         """Name, weights and settings of the model, for manifests and score stores."""
         if self.folder is None:
             raise ValueError("an unsaved model has no record; save it first")
         weights = checkpoint_folder.fingerprint(self.folder)
-        return {"name": checkpoint_folder.name_of(self.folder), "sha256": weights, **self.module.described()}
+        return {"name": checkpoint_folder.name_of(self.folder), "sha256": weights, **self.reader.described()}
 
     def arithmetic(self) -> Record:
         """How the model computes. With weights and settings, this determines its outputs up to rounding."""
-        known = {"precision": self.precision, "backend": self.backend, "device": self.device.type}
-        return known | ({"batch_size": self.batch_size} if self.depends_on_batch else {})
+        network = self.network
+        return {"precision": network.precision, "backend": network.backend, "device": network.device.partition(":")[0]}
 
     def score(self, queries: Sequence[str], docs: Sequence[str], *, work: Path | None = None) -> Floats:
         """Raw scores float32 (P,) of (query, document) pairs.
@@ -221,7 +201,6 @@ class Scorer(ABC):
         use: Use,
         label: str,
         *,
-        one_by_one: bool = False,
         finished: Callable[[int], None] | None = None,
         kind: str | None = None,
     ) -> int:
@@ -229,18 +208,14 @@ class Scorer(ABC):
 
         `finished(n)` is called when chunk n is complete. `kind` is passed to models whose `forward` takes it.
         """
-        cut, more = 0, {"kind": kind} if kind else {}
-        batch_size = 1 if one_by_one else self.batch_size
-        bar = tqdm(total=sum(map(len, chunks)), desc=label, unit=" texts", disable=None)
-        with running(self.module, self.precision) as device, bar:
-            pad_id = self.module.tokenizer.pad_token_id or 0
+        cut, pad_id = 0, self.reader.pad_id
+        with tqdm(total=sum(map(len, chunks)), desc=label, unit=" texts", disable=None) as bar:
             for number, (rows, (records, n_cut)) in enumerate(_one_ahead(chunks, tokenise)):
                 cut += n_cut
-                for places in batches([len(record["input_ids"]) for record in records], batch_size, self.batch_tokens):
-                    batch = pad([records[i] for i in places], pad_id, device)
-                    output = self.module(**batch, **more).float().cpu()
-                    use([rows[i] for i in places], output, batch["attention_mask"].cpu())
-                    bar.update(len(places))
+                lengths = [len(record["input_ids"]) for record in records]
+                cuts = batches(lengths, self.batch_size, self.network.batch_tokens)
+                made = (([rows[i] for i in places], pad_arrays([records[i] for i in places], pad_id)) for places in cuts)
+                self.network.run(made, _counted(use, bar), kind)
                 if finished is not None:
                     finished(number)
         return cut
@@ -250,32 +225,38 @@ class Scorer(ABC):
         if cut is not None:
             cut.append(count)
         elif count:
-            length = self.module.lengths[0 if what == "query texts" else 1]
+            length = self.reader.lengths[0 if what == "query texts" else 1]
             of = f" of {total}" if total is not None else ""
             logger.info("%d%s %s are longer than %d tokens and were cut", count, of, what, length)
+
+
+def _counted(use: Use, bar: Any) -> Use:
+    """`use`, which then moves the progress bar."""
+
+    def used(rows: list[int], output: Floats, mask: Rows) -> None:
+        use(rows, output, mask)
+        bar.update(len(rows))
+
+    return used
 
 
 class SideScorer(Scorer):
     """A ranker that runs queries and documents separately."""
 
-    module: TwoSides
-
     @property
     def width(self) -> int:
         """H: length of a text vector or a token vector."""
-        return self.module.width
+        return self.network.width
 
     def run_side(
         self, texts: Sequence[str], side: str, use: Use, label: str, cut: list[int] | None, by_token: bool = False
     ) -> None:
         """Run the model over queries or documents, and count those that were cut (see `count_cut`)."""
-        first = int(self.module.joins and side == "doc")  # documents joined to a query drop their [CLS]
+        first = int(self.reader.drops_first and side == "doc")
 
         def tokenise(rows: list[int]) -> tuple[list[TokenRecord], int]:
-            records, n_cut = self.module.side_records([texts[row] for row in rows], side)
+            records, n_cut = self.reader.sides([texts[row] for row in rows], side)
             return [{"input_ids": record["input_ids"][first:]} for record in records], n_cut
 
-        one_by_one = side == "query" and self.depends_on_batch  # a query's vector must not depend on its batch
-        chunks, kind = text_chunks(texts), side if by_token else None
-        n_cut = self.run(chunks, tokenise, use, label, one_by_one=one_by_one, kind=kind)
+        n_cut = self.run(text_chunks(texts), tokenise, use, label, kind=side if by_token else None)
         self.count_cut(n_cut, len(texts), f"{side} texts", cut)

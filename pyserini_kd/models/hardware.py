@@ -5,6 +5,7 @@ import functools
 import logging
 import os
 import re
+import sys
 from pathlib import Path
 
 from pyserini_kd.storage.errors import InputError
@@ -22,9 +23,19 @@ def cpu_flags() -> set[str]:
     return set()
 
 
+def has_bf16() -> bool:
+    """Whether this processor has instructions for bf16."""
+    return not cpu_flags().isdisjoint({"avx512_bf16", "amx_bf16"})
+
+
+def has_vnni() -> bool:
+    """Whether this processor multiplies 8-bit integers without overflow; others need a narrower range of weights."""
+    return not cpu_flags().isdisjoint({"avx512_vnni", "avx_vnni"})
+
+
 def imitates_bf16() -> bool:
     """Whether this processor has no instructions for bf16 and emulates it, more slowly than fp32."""
-    return "avx2" in cpu_flags() and cpu_flags().isdisjoint({"avx512_bf16", "amx_bf16"})
+    return "avx2" in cpu_flags() and not has_bf16()
 
 
 @functools.cache
@@ -35,9 +46,8 @@ def _warn_of_imitation() -> None:
 def choose_precision(precision: str = "auto", device: str = "cpu", folder: Path | None = None) -> str:
     """Choose `fp32`, `bf16`, `fp16` or `int8`. `auto` decides by the processor and the folder's files, never by timing.
 
-    On a GPU, `auto` is bf16, or fp16 if the GPU is too old for bf16. On a CPU, it is bf16 if the CPU has AMX tiles; else int8
-    if the CPU has VNNI and `export --int8` put an int8 file beside the weights; else fp32. AVX-512 BF16 alone does not count:
-    in a measurement on such a processor, bf16 was slower than fp32.
+    On a GPU, `auto` is bf16, or fp16 if the GPU is too old for bf16. On a CPU, it is bf16 if the CPU has instructions for bf16
+    (AMX or AVX-512); else int8 if the CPU has VNNI and `export --int8` put an int8 file beside the weights; else fp32.
     """
     if precision not in PRECISIONS:
         raise InputError(f"must be one of {', '.join(PRECISIONS)}, not {precision!r}", "precision")
@@ -52,13 +62,12 @@ def choose_precision(precision: str = "auto", device: str = "cpu", folder: Path 
 
         with torch.cuda.device(device) if ":" in device else contextlib.nullcontext():
             return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp16"
-    if "amx_bf16" in cpu_flags():
+    if has_bf16():
         return "bf16"
-    if folder is not None:
-        from pyserini_kd.models import onnx_runtime
+    if folder is not None and has_vnni():
+        from pyserini_kd.models import openvino_files
 
-        if onnx_runtime.has(folder, "int8") and onnx_runtime.has_vnni(cpu_flags()):
-            return "int8"
+        return "int8" if openvino_files.has_int8(folder) else "fp32"
     return "fp32"
 
 
@@ -68,18 +77,24 @@ def own_device(device: str) -> str:
     return f"cuda:{local}" if device == "cuda" and local else device
 
 
+_chosen: list[int] = []  # the last argument of `use_threads`
+
+
 def threads() -> int:
-    """Number of processors that this process may use."""
+    """Number of threads to use: that of `use_threads`, else the number of processors that this process may use."""
+    if _chosen:
+        return _chosen[-1]
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def use_threads(count: int) -> None:
-    """Set the number of threads of torch and FAISS."""
+    """Set the number of threads of OpenVINO (for models loaded afterwards), FAISS and torch."""
     import faiss
-    import torch
 
-    torch.set_num_threads(count)
+    _chosen[:] = [count]
     faiss.omp_set_num_threads(count)
+    if "torch" in sys.modules:
+        sys.modules["torch"].set_num_threads(count)
 
 
 def check_device(device: str) -> str:

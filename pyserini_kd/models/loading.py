@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple, cast
 from pyserini_kd.models import checkpoint_folder
 from pyserini_kd.models.checkpoint_folder import (
     architecture_of,
-    fingerprint,
+    check_length,
+    check_lengths,
     published_layout,
     quiet_transformers,
     resolve,
@@ -41,8 +42,6 @@ class Wanted(NamedTuple):
     folder: Path
     layers: tuple[int, ...] | None
     overrides: Record
-    onnx: str | None
-    lean: bool
 
 
 def load(
@@ -51,8 +50,6 @@ def load(
     architecture: str | None = None,
     layers: tuple[int, ...] | None = None,
     glove: str | Path | None = None,
-    onnx: str | None = None,
-    lean: bool = False,
     settings: Mapping[str, object] | None = None,
     **overrides: object,
 ) -> Model:
@@ -63,25 +60,20 @@ def load(
         architecture: load it as this architecture instead of the saved one.
         layers: keep these Transformer layers (0-based) and drop the others.
         glove: for `tk`: read word vectors from this GloVe text file instead of the checkpoint's input embeddings.
-        onnx: run the exported file of this precision (`fp32` or `int8`) in ONNX Runtime; inference only.
-        lean: run a BERT with our own forward pass (`fast_bert`) instead of transformers'; inference only.
         settings: settings of this architecture only (`own_settings`); they replace the checkpoint's.
         overrides: shared settings (fields of EncoderSettings) that replace the checkpoint's; None keeps the checkpoint's.
     """
     from pyserini_kd.models import splade
 
     folder = resolve(name)
-    own, known, by_onnx = architecture_of(folder), checkpoint_folder.ARCHITECTURES, checkpoint_folder.ONNX_ARCHITECTURES
+    own, known = architecture_of(folder), checkpoint_folder.ARCHITECTURES
     architecture = architecture or own
     if architecture not in known:
         raise InputError(f"unknown architecture {architecture!r}; expected one of {', '.join(known)}")
     if architecture != own and (own == "tk" or published_layout(folder)):
         raise InputError(f"{name} is a {own} and cannot be read as a {architecture}")
-    if onnx and (architecture not in by_onnx or published_layout(folder)):
-        known_layouts = f"{' and '.join(by_onnx)} in our layout or that of transformers"
-        raise InputError(f"{name} is a {architecture}; only {known_layouts} run in ONNX Runtime and int8")
     given = {name: value for name, value in {**overrides, **(settings or {})}.items() if value is not None}
-    wanted = Wanted(folder, layers, given, onnx, lean)
+    wanted = Wanted(folder, layers, given)
     try:
         with quiet_transformers():
             if published_layout(folder):
@@ -108,21 +100,13 @@ def _tokenizer(folder: Path) -> Tokenizer:
     return cast("Tokenizer", AutoTokenizer.from_pretrained(folder))
 
 
-def _network(wanted: Wanted, architecture: str, **extra: bool | int) -> Any:
-    """The encoder, or a cross-encoder's classifier, run by ONNX Runtime, our own forward pass or transformers."""
+def _network(folder: Path, architecture: str, **extra: bool | int) -> Any:
+    """The encoder, or a cross-encoder's classifier, of transformers."""
     import torch
     from transformers import AutoConfig, AutoModel, AutoModelForSequenceClassification
     from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_NAMES
 
-    from pyserini_kd.models import fast_bert, onnx_runtime
-
-    folder, classifies = wanted.folder, architecture == "cross_encoder"
-    if wanted.onnx:
-        config = AutoConfig.from_pretrained(folder, **({"num_labels": 1} if classifies else {}))
-        output = "logits" if classifies else "last_hidden_state"
-        return onnx_runtime.open_module(folder, config, wanted.onnx, output, fingerprint(folder))
-    if wanted.lean and (found := fast_bert.read(folder, architecture)) is not None:
-        return found
+    classifies = architecture == "cross_encoder"
     kind = AutoConfig.from_pretrained(folder).model_type
     if kind not in MODEL_FOR_MASKED_LM_MAPPING_NAMES:  # a generative model: its first token attends to no other
         raise InputError(f"{folder} is a {kind}; a ranker needs an encoder like BERT")
@@ -132,16 +116,11 @@ def _network(wanted: Wanted, architecture: str, **extra: bool | int) -> Any:
     return auto.from_pretrained(folder, dtype=torch.float32, **extra)
 
 
-def _window_of(network: Any) -> int:
+def window_of(network: Any) -> int:
     """Maximum tokens of a network. RoBERTa-like models start positions after the padding position."""
     config = network.config
     first = config.pad_token_id + 1 if config.model_type in COUNT_FROM_PADDING else 0
     return int(config.max_position_embeddings) - first
-
-
-def _check_length(folder: Path, length: int, window: int) -> None:
-    if length > window:
-        raise InputError(f"{folder} reads at most {window} tokens, not {length}; choose a shorter length")
 
 
 def _load_encoder(wanted: Wanted, architecture: str) -> TwoSides:
@@ -149,23 +128,20 @@ def _load_encoder(wanted: Wanted, architecture: str) -> TwoSides:
 
     from pyserini_kd.models.bert_dot import BertDot
     from pyserini_kd.models.colbert import ColBert
-    from pyserini_kd.models.fast_bert import Bert
     from pyserini_kd.models.layers import keep_layers, layers_of
     from pyserini_kd.models.prettr import PreTtr
 
     folder, overrides, same = wanted.folder, wanted.overrides, architecture_of(wanted.folder) == architecture
-    encoder = _network(wanted._replace(lean=wanted.lean and architecture != "prettr"), architecture)
+    encoder = _network(folder, architecture)
     keep_layers(encoder, wanted.layers)
     if architecture == "prettr" and not same:
         overrides = {"join_layer": len(layers_of(encoder)) // 2} | overrides  # as published: 3 of 6
-    window = _window_of(encoder)
+    window = window_of(encoder)
     settings = settings_with(folder, checkpoint_folder.SETTINGS[architecture], window, overrides)
     query_len = settings.max_query_len + getattr(settings, "masks", 0)
     if architecture == "prettr" and not (folder / checkpoint_folder.HEAD).exists() and "max_doc_len" not in overrides:
         settings = dataclasses.replace(settings, max_doc_len=min(settings.max_doc_len, window - query_len))
-    _check_length(folder, max(settings.max_doc_len, query_len), window)
-    if isinstance(encoder, Bert):
-        encoder.first = architecture == "bert_dot" and settings.pooling == "cls"
+    check_lengths(folder, settings, window)
     classes: dict[str, type[TwoSides]] = {"bert_dot": BertDot, "colbert": ColBert, "prettr": PreTtr}
     model = classes[architecture](encoder, _tokenizer(folder), settings)
     if same and model.head is not None and (folder / checkpoint_folder.HEAD).exists():
@@ -202,24 +178,23 @@ def _load_tk(wanted: Wanted, glove: str | Path | None) -> Tk:
 
 def _load_cross_encoder(wanted: Wanted) -> CrossEncoder:
     from pyserini_kd.models.cross_encoder import CrossEncoder, fold_two_classes
-    from pyserini_kd.models.fast_bert import BertClassifier
     from pyserini_kd.models.layers import keep_layers
 
     folder = wanted.folder
     if architecture_of(folder) == "cross_encoder":
-        classifier = _network(wanted, "cross_encoder")
+        classifier = _network(folder, "cross_encoder")
     else:  # a plain encoder gets a new ranking head
-        classifier = _network(wanted._replace(lean=False), "cross_encoder", num_labels=1)
-    labels = 1 if isinstance(classifier, BertClassifier) else classifier.config.num_labels
+        classifier = _network(folder, "cross_encoder", num_labels=1)
+    labels = classifier.config.num_labels
     if labels == 2:
         fold_two_classes(classifier)
     elif labels != 1:
         raise InputError(f"checkpoint {folder} has {labels} labels; a ranker has one or two")
     if wanted.layers is not None:
         keep_layers(classifier.base_model, wanted.layers)
-    tokenizer, room = _tokenizer(folder), _window_of(classifier)
+    tokenizer, room = _tokenizer(folder), window_of(classifier)
     max_len = wanted.overrides.get("max_doc_len") or min(tokenizer.model_max_length, room)
-    _check_length(folder, max_len, room)
+    check_length(folder, max_len, room)
     return CrossEncoder(classifier, tokenizer, max_len)
 
 
@@ -261,7 +236,7 @@ def _load_published(wanted: Wanted) -> Model:
     if given.get("width", width) != width:
         raise InputError(f"checkpoint {folder} has token vectors of width {width}, not {given['width']}")
     doc_len = min(doc_len or PUBLISHED_DOC_LEN, window)
-    _check_length(folder, query_len + masks, window)
+    check_length(folder, query_len + masks, window)
     model = ColBert(encoder, tokenizer, ColBertSettings(max_query_len=query_len, max_doc_len=doc_len, masks=masks, width=width))
     assert model.head is not None
     model.head.load_state_dict({name: weights[f"compressor.{name}"].float() for name in ("weight", "bias")})

@@ -55,18 +55,19 @@ class PreTtr(TwoSides):
         if hasattr(self.encoder.embeddings, "token_type_embeddings"):
             extra["token_type_ids"] = torch.full_like(input_ids, int(kind == "doc"))
         states = self.encoder.embeddings(input_ids=input_ids, position_ids=positions, **extra)
-        return self._run(states, attention_mask, slice(0, self.settings.join_layer))
+        return self.run_layers(states, attention_mask, slice(0, self.settings.join_layer))
 
     def upper(self, query_states: Tensor, query_mask: Tensor, doc_states: Tensor, doc_mask: Tensor) -> Tensor:
         """Scores float32 (P,) from states at the join layer: queries (P, T, H), documents (P, D, H), each with its mask."""
         states = torch.cat([query_states, doc_states], dim=1)
         mask = torch.cat([query_mask, doc_mask], dim=1)
-        states = self._run(states, mask, slice(self.settings.join_layer, None))
+        states = self.run_layers(states, mask, slice(self.settings.join_layer, None))
         with torch.autocast(states.device.type, enabled=False):  # bf16 scores have two decimals and would tie
             scores: Tensor = self.head(states[:, 0].to(self.head.weight.dtype)).float()[:, 0]
         return scores
 
-    def _run(self, states: Tensor, attention_mask: Tensor, which: slice) -> Tensor:
+    def run_layers(self, states: Tensor, attention_mask: Tensor, which: slice) -> Tensor:
+        """Run the layers `which` on states (N, T, H) with a mask (N, T)."""
         from transformers.masking_utils import create_bidirectional_mask
 
         mask = create_bidirectional_mask(config=self.encoder.config, inputs_embeds=states, attention_mask=attention_mask)

@@ -25,13 +25,7 @@ from pyserini_kd.storage.errors import InputError
 from pyserini_kd.storage.settings import BACKENDS
 
 if TYPE_CHECKING:
-    import torch
-
-    from pyserini_kd.models.colbert import ColBert
-    from pyserini_kd.models.cross_encoder import CrossEncoder
     from pyserini_kd.models.loading import Model
-    from pyserini_kd.models.prettr import PreTtr
-    from pyserini_kd.models.tk import Tk
 
 __all__ = ["Encoder", "PairScorer", "QueryEncoder", "Scorer", "SideScorer", "TokenScorer", "load", "load_encoder", "ranker"]
 
@@ -40,7 +34,7 @@ logger = logging.getLogger(__name__)
 LATE_TOKENS = 1 << 14  # tokens per batch when token vectors are compared, not computed
 LATE_BYTES = 1 << 30  # memory for document representations while scoring
 
-Represented = Callable[[list[int]], "list[torch.Tensor]"]
+Represented = Callable[[list[int]], list[Floats]]
 """Document rows -> their representations, float32 (D, H) each."""
 
 
@@ -59,8 +53,8 @@ class Encoder(SideScorer):
         distinct, places = unique(texts)
         vectors = np.zeros((len(distinct), self.width), dtype=np.float32)
 
-        def use(rows: list[int], output: torch.Tensor, _: torch.Tensor) -> None:
-            vectors[rows] = output.numpy()
+        def use(rows: list[int], output: Floats, _: Rows) -> None:
+            vectors[rows] = output
 
         self.run_side(distinct, kind, use, label, cut)
         return vectors[places]
@@ -68,33 +62,12 @@ class Encoder(SideScorer):
     def _score(self, queries: Sequence[str], docs: Sequence[str], work: Path | None) -> Floats:
         texts, query_rows = unique(queries)
         query_vecs = self.encode_queries(texts)
-        if self.depends_on_batch:
-            return self._score_by_query(query_vecs, query_rows, docs)
         distinct, doc_rows = unique(docs)
         return dot_rows(query_vecs, query_rows, self.encode_docs(distinct), doc_rows)
-
-    def _score_by_query(self, query_vecs: Floats, query_rows: Rows, docs: Sequence[str]) -> Floats:
-        """Dot products float32 (P,). Documents are encoded again for each query, so queries do not affect each other."""
-        distinct, doc_rows = unique(docs)
-        keys, places = np.unique(query_rows * len(distinct) + doc_rows, return_inverse=True)
-        query_rows, texts = keys // len(distinct), [distinct[row] for row in (keys % len(distinct)).tolist()]
-        scores = np.zeros(len(keys), dtype=np.float32)
-
-        def use(rows: list[int], output: torch.Tensor, _: torch.Tensor) -> None:
-            scores[rows] = np.einsum("ph,ph->p", query_vecs[query_rows[rows]], output.numpy())
-
-        def tokenise(rows: list[int]) -> tuple[list[TokenRecord], int]:
-            return self.module.side_records([texts[row] for row in rows], "doc")
-
-        n_cut = self.run(engine.chunks_by_query(query_rows, texts), tokenise, use, "encode documents")
-        self.count_cut(n_cut, len(texts), "doc texts")
-        return scores[places]
 
 
 class PairScorer(Scorer):
     """A cross-encoder: query and document in one sequence."""
-
-    module: CrossEncoder
 
     def _score(self, queries: Sequence[str], docs: Sequence[str], work: Path | None) -> Floats:
         """Logits of pairs. Queries are tokenised once, documents once per chunk, and joined as the tokenizer joins pairs."""
@@ -105,18 +78,15 @@ class PairScorer(Scorer):
         rank[order] = np.arange(len(order))
         keys, places = np.unique(rank[doc_rows] * len(query_texts) + query_rows, return_inverse=True)  # longest docs first
         pair_docs, pair_queries = order[keys // len(query_texts)], keys % len(query_texts)
-        if self.depends_on_batch:
-            chunks = engine.chunks_by_query(pair_queries, [doc_texts[row] for row in pair_docs.tolist()])
-        else:
-            ends = np.append(np.flatnonzero(np.diff(pair_docs)) + 1, len(keys))  # a document's pairs stay in one chunk
-            cuts = np.unique(ends[np.searchsorted(ends, np.arange(engine.CHUNK, len(keys), engine.CHUNK))])
-            chunks = [rows.tolist() for rows in np.split(np.arange(len(keys)), cuts) if len(rows)]
-        tokenizer, max_len = self.module.tokenizer, self.max_doc_len
+        ends = np.append(np.flatnonzero(np.diff(pair_docs)) + 1, len(keys))  # a document's pairs stay in one chunk
+        cuts = np.unique(ends[np.searchsorted(ends, np.arange(engine.CHUNK, len(keys), engine.CHUNK))])
+        chunks = [rows.tolist() for rows in np.split(np.arange(len(keys)), cuts) if len(rows)]
+        tokenizer, max_len = self.reader.tokenizer, self.max_doc_len
         frame, query_ids = tokens.pair_frame(tokenizer), tokens.plain_ids(tokenizer, query_texts, max_len)
         scores = np.zeros(len(keys), dtype=np.float32)
 
-        def use(rows: list[int], output: torch.Tensor, _: torch.Tensor) -> None:
-            scores[rows] = output.numpy()
+        def use(rows: list[int], output: Floats, _: Rows) -> None:
+            scores[rows] = output
 
         def tokenise(rows: list[int]) -> tuple[list[TokenRecord], int]:
             distinct, inverse = np.unique(pair_docs[rows], return_inverse=True)
@@ -135,28 +105,26 @@ class PairScorer(Scorer):
 class TokenScorer(SideScorer):
     """ColBERT, PreTTR or TK: document representations do not depend on the query, so an index can store them."""
 
-    module: ColBert | PreTtr | Tk
-
-    def encode_queries(self, texts: Sequence[str], *, cut: list[int] | None = None) -> list[torch.Tensor]:
+    def encode_queries(self, texts: Sequence[str], *, cut: list[int] | None = None) -> list[Floats]:
         """Representations float32 (T, H) of queries, without padding."""
         return self._encode(texts, "query", cut, "encode queries")
 
     def encode_docs(
         self, texts: Sequence[str], *, cut: list[int] | None = None, label: str = "encode documents"
-    ) -> list[torch.Tensor]:
+    ) -> list[Floats]:
         """Representations float32 (D, H) of documents, without padding.
 
         These are token vectors. For PreTTR they are the states at the join layer, without the document's [CLS].
         """
         return self._encode(texts, "doc", cut, label)
 
-    def _encode(self, texts: Sequence[str], kind: str, cut: list[int] | None, label: str) -> list[torch.Tensor]:
+    def _encode(self, texts: Sequence[str], kind: str, cut: list[int] | None, label: str) -> list[Floats]:
         distinct, places = unique(texts)
-        found: dict[int, torch.Tensor] = {}
+        found: dict[int, Floats] = {}
 
-        def use(rows: list[int], output: torch.Tensor, mask: torch.Tensor) -> None:
-            for row, vectors, length in zip(rows, output, mask.sum(dim=1).tolist(), strict=True):
-                found[row] = vectors[:length].clone()
+        def use(rows: list[int], output: Floats, mask: Rows) -> None:
+            for row, vectors, length in zip(rows, output, mask.sum(axis=1).tolist(), strict=True):
+                found[row] = vectors[:length].copy()
 
         self.run_side(distinct, kind, use, label, cut, by_token=True)
         return [found[place] for place in places.tolist()]
@@ -175,6 +143,10 @@ class TokenScorer(SideScorer):
         """
         query_states = self.encode_queries(queries)
         scores = np.zeros(len(query_rows), dtype=np.float32)
+
+        def use(rows: list[int], output: Floats, _: Rows) -> None:
+            scores[rows] = output
+
         by_query = np.argsort(query_rows, kind="stable")
         order = list(dict.fromkeys(doc_rows[by_query].tolist()))
         limit = max(1, LATE_BYTES // (4 * self.max_doc_len * self.width))
@@ -182,9 +154,8 @@ class TokenScorer(SideScorer):
         part[order] = np.arange(len(order)) // limit
         by_part = by_query[np.argsort(part[doc_rows[by_query]], kind="stable")]
         counts = np.bincount(part[doc_rows], minlength=-(-len(order) // limit))
-        joined = self.module.joins
-        bar = tqdm(total=len(scores), desc="score pairs", unit=" pairs", disable=None)
-        with engine.running(self.module, self.precision), bar:
+        joined = self.reader.drops_first
+        with tqdm(total=len(scores), desc="score pairs", unit=" pairs", disable=None) as bar:
             for number, pairs in enumerate(np.split(by_part, np.cumsum(counts)[:-1])):
                 held = order[number * limit : (number + 1) * limit]
                 docs = dict(zip(held, represented(held), strict=True))
@@ -192,24 +163,18 @@ class TokenScorer(SideScorer):
                 for group in [pairs] if joined else np.split(pairs, ends):  # late interaction: one query at a time
                     ids = [(int(query_rows[pair]), int(doc_rows[pair])) for pair in group]
                     lengths = [len(query_states[q]) + len(docs[d]) for q, d in ids]
-                    for rows in engine.batches(lengths, self.batch_size, self.batch_tokens if joined else LATE_TOKENS):
-                        states = [query_states[ids[row][0]] for row in (rows if joined else rows[:1])]
-                        found = self._late([docs[ids[row][1]] for row in rows], states)
-                        scores[group[rows]] = found.float().cpu().numpy()
+                    cuts = engine.batches(lengths, self.batch_size, self.network.batch_tokens if joined else LATE_TOKENS)
+                    made = (
+                        (
+                            group[rows].tolist(),
+                            [query_states[ids[row][0]] for row in (rows if joined else rows[:1])],
+                            [docs[ids[row][1]] for row in rows],
+                        )
+                        for rows in cuts
+                    )
+                    self.network.join(made, use)
                 bar.update(len(pairs))
         return scores
-
-    def _late(self, docs: list[torch.Tensor], queries: list[torch.Tensor]) -> torch.Tensor:
-        """Scores (N,) of documents: PreTTR joins each with its own query, the others compare all with one query."""
-        import torch
-
-        from pyserini_kd.models.prettr import PreTtr
-
-        states, query = engine.padded(docs, self.device), engine.padded(queries, self.device)
-        if isinstance(self.module, PreTtr):
-            return self.module.upper(*query, *states)
-        with torch.autocast(self.device.type, enabled=False):  # sums around 100 need full float32
-            return self.module.late_scores(*query, *states)[0]
 
 
 def _digest(queries: Sequence[str], docs: Sequence[str], keys: Rows) -> str:
@@ -228,8 +193,11 @@ KINDS: dict[str, type[Scorer]] = {
 
 
 def ranker(module: Model, folder: Path | None = None, *, precision: str = "auto", batch_size: int | None = None) -> Scorer:
-    """Wrap a model of any architecture in its ranker."""
-    return KINDS[module.architecture](module, folder, precision=precision, batch_size=batch_size)
+    """Wrap a torch model of any architecture in its ranker, run by torch."""
+    from pyserini_kd.models.torch_network import TorchNetwork
+
+    network = TorchNetwork(module, precision)
+    return KINDS[module.architecture](module.architecture, module.reader, network, folder, batch_size=batch_size)
 
 
 def load(
@@ -242,13 +210,13 @@ def load(
     architecture: str | None = None,
     **overrides: Any,
 ) -> Scorer:
-    """Load a checkpoint onto a device, for torch, or for ONNX Runtime if requested or if the precision is int8.
+    """Load a checkpoint onto a device. OpenVINO runs it on a CPU, and torch runs what OpenVINO cannot, and GPUs.
 
     Args:
         name: a name, folder or hub id.
         device: cpu, cuda or cuda:N.
         precision: auto, fp32, bf16, fp16 (GPU) or int8; see `hardware.choose_precision`.
-        backend: auto, torch or onnx.
+        backend: auto, torch or openvino.
         batch_size: texts or pairs per batch; None: by token budget.
         architecture: load it as this architecture instead of the saved one.
         overrides: settings that replace the checkpoint's (see `loading.load`).
@@ -256,25 +224,29 @@ def load(
     Raises:
         InputError: the checkpoint is not found, or cannot run with these options.
     """
-    from pyserini_kd.models import onnx_runtime
+    from pyserini_kd.models import openvino_files
 
     if backend not in BACKENDS:
         raise InputError(f"must be one of {', '.join(BACKENDS)}, not {backend!r}", "backend")
     device = hardware.check_device(hardware.own_device(device))
     folder = checkpoint_folder.resolve(name)
     architecture = architecture or checkpoint_folder.architecture_of(folder)
-    can_onnx = backend != "torch" and architecture in checkpoint_folder.ONNX_ARCHITECTURES
-    chosen = hardware.choose_precision(precision, device, folder if can_onnx else None)
-    by_onnx = backend == "onnx" or chosen == "int8"
-    if by_onnx and (backend == "torch" or device != "cpu" or precision in ("bf16", "fp16")):
-        raise InputError("`backend`, `precision` and `device` clash: int8 needs ONNX Runtime, which runs fp32 or int8 on CPUs")
-    if by_onnx:
-        chosen = "fp32" if chosen == "bf16" else chosen
-        onnx_runtime.check_cpu(folder, hardware.cpu_flags())
-    onnx = chosen if by_onnx else None
-    module = loading.load(name, architecture=architecture, onnx=onnx, lean=True, **overrides).to(device)
+    chosen = hardware.choose_precision(precision, device, folder if backend != "torch" else None)
+    if chosen == "int8" and (backend == "torch" or device != "cpu"):
+        raise InputError("`precision` int8 needs OpenVINO on a CPU; `backend` and `device` say otherwise")
+    if backend == "openvino" and device != "cpu":
+        raise InputError("OpenVINO runs on CPUs here; use `device` cpu, or `backend` torch")
     why = ", chosen for this processor" if precision == "auto" else ""
-    logger.info("%s runs in %s by %s on %s%s", Path(name).name, chosen, "ONNX Runtime" if by_onnx else "torch", device, why)
+    if device == "cpu" and backend != "torch":
+        found = openvino_files.find(folder, architecture, chosen, overrides, required=backend == "openvino" or chosen == "int8")
+        if found is not None:
+            from pyserini_kd.models.openvino_network import OpenVinoNetwork
+
+            logger.info("%s runs in %s by OpenVINO%s", Path(name).name, chosen, why)
+            network = OpenVinoNetwork(found, chosen)
+            return KINDS[architecture](architecture, found.reader, network, folder, batch_size=batch_size)
+    module = loading.load(name, architecture=architecture, **overrides).to(device)
+    logger.info("%s runs in %s by torch on %s%s", Path(name).name, chosen, device, why)
     return ranker(module, folder, precision=chosen, batch_size=batch_size)
 
 

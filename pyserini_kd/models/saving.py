@@ -7,12 +7,17 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import logging
+import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pyserini_kd.models.checkpoint_folder import HEAD, OURS, quiet_transformers, resolve
+from pyserini_kd.storage.errors import InputError
 from pyserini_kd.storage.files import atomic_folder
 from pyserini_kd.storage.records import Record, write_json
+
+logger = logging.getLogger(__name__)
 
 CARD = "README.md"  # where model hubs look for it
 
@@ -25,9 +30,13 @@ if TYPE_CHECKING:
 
 
 def save(
-    model: Model, folder: str | Path, *, record: Record | None = None, card: str | None = None, overwrite: bool = False
-) -> Path:
-    """Write a complete checkpoint folder, or nothing on failure. `record` becomes its training.json, `card` its README.md."""
+    model: Model, folder: str | Path, *, record: Record | None = None, card: str | None = None, openvino: bool = False,
+    overwrite: bool = False,
+) -> Path:  # fmt: skip
+    """Write a complete checkpoint folder, or nothing on failure.
+
+    `record` becomes its training.json, `card` its README.md. `openvino` adds files for OpenVINO if it can run the model.
+    """
     from pyserini_kd.models.bert_dot import BertDot
     from pyserini_kd.models.cross_encoder import CrossEncoder
     from pyserini_kd.models.splade import Splade
@@ -46,10 +55,24 @@ def save(
             write_json(partial / "training.json", record)
         if card is not None:
             (partial / CARD).write_text(card, encoding="utf-8")
+        if openvino:
+            _write_openvino(model, partial)
         for written in partial.glob("*.safetensors"):  # safetensors makes files readable for their owner only
             written.chmod((partial / "config.json").stat().st_mode)
     resolve.cache_clear()
     return folder
+
+
+def _write_openvino(model: Model, folder: Path) -> None:
+    from pyserini_kd.models import openvino_export, openvino_files
+
+    if openvino_files.obstacle(folder, model.architecture, {}) is None:
+        (folder / openvino_files.FOLDER).mkdir()
+        try:
+            openvino_export.write(model, folder, folder / openvino_files.FOLDER)
+        except InputError as error:
+            shutil.rmtree(folder / openvino_files.FOLDER)
+            logger.warning("WARNING: the checkpoint has no OpenVINO files: %s", error)
 
 
 def _save_cross_encoder(model: CrossEncoder, folder: Path) -> None:

@@ -9,21 +9,16 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from pyserini_kd.models.engine import SideScorer, unique
-from pyserini_kd.storage.arrays import Floats
+from pyserini_kd.storage.arrays import Floats, Rows
 
 if TYPE_CHECKING:
-    import torch
     from scipy.sparse import csr_array
-
-    from pyserini_kd.models.splade import Splade
 
 STEP = 1 << 16  # pairs scored at a time
 
 
 class SparseEncoder(SideScorer):
     """A SPLADE with device, precision and batch size. Each text gets one sparse vector over the vocabulary."""
-
-    module: Splade
 
     def encode_queries(self, texts: Sequence[str], *, cut: list[int] | None = None, label: str = "encode queries") -> csr_array:
         """Vectors float32 (N, V) of queries. Column n belongs to token n. `cut` is an argument of `count_cut`."""
@@ -36,7 +31,7 @@ class SparseEncoder(SideScorer):
     def tokens(self) -> list[str]:
         """The token of each column; "" for a column without a token."""
         names = [""] * self.width
-        for token, column in self.module.tokenizer.get_vocab().items():
+        for token, column in self.reader.tokenizer.get_vocab().items():
             names[column] = token
         return names
 
@@ -46,8 +41,8 @@ class SparseEncoder(SideScorer):
         distinct, places = unique(texts)
         columns, weights = [np.empty(0, np.int32)] * len(distinct), [np.empty(0, np.float32)] * len(distinct)
 
-        def use(rows: list[int], output: torch.Tensor, _: torch.Tensor) -> None:
-            for row, vector in zip(rows, output.numpy(), strict=True):
+        def use(rows: list[int], output: Floats, _: Rows) -> None:
+            for row, vector in zip(rows, output, strict=True):
                 columns[row] = np.flatnonzero(vector).astype(np.int32)
                 weights[row] = vector[columns[row]]
 

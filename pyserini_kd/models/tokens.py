@@ -1,4 +1,4 @@
-"""Turn texts into padded tensors."""
+"""Turn texts into padded arrays or tensors."""
 
 from __future__ import annotations
 
@@ -8,23 +8,26 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 import numpy as np
+import numpy.typing as npt
 
 if TYPE_CHECKING:
+    import tokenizers
     import torch
 
 TokenRecord = dict[str, list[int]]
 """The `input_ids` of a text or pair, and its `token_type_ids` if the model takes them."""
+Tokens = dict[str, npt.NDArray[np.int64]]
+"""The arrays (N, T) of a batch: `input_ids`, `attention_mask` and maybe `token_type_ids`."""
 
 
 class Tokenizer(Protocol):
-    """The part of transformers' tokenizers that this package uses."""
+    """The part of transformers' fast tokenizers that this package uses. `SavedTokenizer` has it without transformers."""
 
+    backend_tokenizer: tokenizers.Tokenizer
+    model_input_names: Sequence[str]
     pad_token_id: int | None
     mask_token_id: int
     model_max_length: int
-
-    def __call__(self, text: str | list[str], text_pair: str | list[str] | None = None, **settings: object) -> Any:
-        """Tokenise texts or pairs; returns a BatchEncoding."""
 
     def get_vocab(self) -> dict[str, int]:
         """Map tokens to ids."""
@@ -33,15 +36,51 @@ class Tokenizer(Protocol):
         """Write the tokenizer's files into a folder."""
 
 
+class SavedTokenizer:
+    """A tokenizer read from the JSON file of the library tokenizers. Its vocabulary and rules are those of the file."""
+
+    def __init__(
+        self,
+        path: Path,
+        *,
+        pad_token_id: int | None,
+        mask_token_id: int,
+        model_max_length: int,
+        model_input_names: Sequence[str],
+    ) -> None:
+        import tokenizers
+
+        self.backend_tokenizer = tokenizers.Tokenizer.from_file(str(path))
+        self.pad_token_id, self.mask_token_id = pad_token_id, mask_token_id
+        self.model_max_length, self.model_input_names = model_max_length, model_input_names
+
+    def get_vocab(self) -> dict[str, int]:
+        """Map tokens to ids."""
+        return self.backend_tokenizer.get_vocab()
+
+    def save_pretrained(self, folder: Path) -> None:
+        """Write `tokenizer.json` into a folder."""
+        self.backend_tokenizer.save(str(folder / "tokenizer.json"))
+
+
 def tokenize(
     tokenizer: Tokenizer, texts: Sequence[str], max_len: int, pairs: Sequence[str] | None = None
 ) -> tuple[list[TokenRecord], int]:
     """Token records of texts (or text pairs, cut longest-first), and the number of texts cut to `max_len` tokens."""
-    others = list(pairs) if pairs is not None else None
-    batch = tokenizer(list(texts), others, truncation="longest_first", max_length=max_len, return_attention_mask=False)
-    cut = sum(bool(encoding.overflowing) for encoding in batch.encodings)
-    names = [name for name in ("input_ids", "token_type_ids") if name in batch and (pairs is not None or name == "input_ids")]
-    return [{name: batch[name][i] for name in names} for i in range(len(texts))], cut
+    first = plain_ids(tokenizer, texts, max_len)
+    if pairs is not None:
+        return join_pairs(pair_frame(tokenizer), list(zip(first, plain_ids(tokenizer, pairs, max_len), strict=True)), max_len)
+    start, end = text_frame(tokenizer)
+    room = max_len - len(start) - len(end)
+    records = [{"input_ids": [*start, *ids[:room], *end]} for ids, _ in first]
+    return records, sum(length > room for _, length in first)
+
+
+def text_frame(tokenizer: Tokenizer) -> tuple[list[int], list[int]]:
+    """The ids of the special tokens that a tokenizer adds before and after a text, found from its output for a short text."""
+    (found,) = _encodings(tokenizer, ["a"], special=True)
+    sides = found.sequence_ids
+    return found.ids[: sides.index(0)], found.ids[len(sides) - sides[::-1].index(0) :]
 
 
 class PairFrame(NamedTuple):
@@ -53,11 +92,11 @@ class PairFrame(NamedTuple):
 
 def pair_frame(tokenizer: Tokenizer) -> PairFrame:
     """Find the frame of a tokenizer from its output for a short pair."""
-    batch = tokenizer("a", "a")
-    sides, ids, types = batch.sequence_ids(0), batch["input_ids"], batch.get("token_type_ids")
+    (found,) = _encodings(tokenizer, [("a", "a")], special=True)
+    sides, ids, types = found.sequence_ids, found.ids, found.type_ids
     (begin, end), (begin_other, end_other) = ((sides.index(n), len(sides) - sides[::-1].index(n)) for n in (0, 1))
-    around = tuple(ids[slice(*bounds)] for bounds in ((0, begin), (end, begin_other), (end_other, None)))
-    if types is None:
+    around = ids[:begin], ids[end:begin_other], ids[end_other:]
+    if "token_type_ids" not in tokenizer.model_input_names:
         return PairFrame(around, None)
     return PairFrame(around, (types[:begin], types[begin], types[end:begin_other], types[begin_other], types[end_other:]))
 
@@ -70,11 +109,20 @@ class Plain(NamedTuple):
 
 
 def plain_ids(tokenizer: Tokenizer, texts: Sequence[str], max_len: int) -> list[Plain]:
-    """Token ids of texts, to be joined to pairs of at most `max_len` tokens."""
-    plain: dict[str, Any] = {"add_special_tokens": False, "return_attention_mask": False, "return_token_type_ids": False}
-    batch = tokenizer(list(texts), truncation=True, max_length=max_len, **plain)
-    beyond = (sum(map(len, encoding.overflowing)) if len(encoding) == max_len else 0 for encoding in batch.encodings)
-    return [Plain(ids, len(ids) + more) for ids, more in zip(batch["input_ids"], beyond, strict=True)]
+    """Token ids of texts, to be framed or joined to pairs of at most `max_len` tokens."""
+    return [Plain(found.ids[:max_len], len(found.ids)) for found in _encodings(tokenizer, list(texts), special=False)]
+
+
+def _encodings(tokenizer: Tokenizer, texts: list[Any], *, special: bool) -> list[tokenizers.Encoding]:
+    """Encode texts or pairs whole: without truncation and padding, threads that share a tokenizer do not disturb each other."""
+    core = tokenizer.backend_tokenizer
+    core.no_truncation()
+    core.no_padding()
+    return (
+        core.encode_batch(texts, add_special_tokens=special)
+        if special
+        else core.encode_batch_fast(texts, add_special_tokens=False)
+    )
 
 
 def join_pairs(frame: PairFrame, pairs: Sequence[tuple[Plain, Plain]], max_len: int) -> tuple[list[TokenRecord], int]:
@@ -113,14 +161,19 @@ def longest_first(first: int, second: int, room: int) -> tuple[int, int]:
     return (short, long) if first <= second else (long, short)
 
 
-def pad(records: Sequence[TokenRecord], pad_id: int, device: str | torch.device) -> dict[str, torch.Tensor]:
-    """Pad token records to int64 tensors (N, T), with an attention mask."""
-    import torch
-
+def pad_arrays(records: Sequence[TokenRecord], pad_id: int) -> Tokens:
+    """Pad token records to int64 arrays (N, T), with an attention mask."""
     lengths = np.array([len(record["input_ids"]) for record in records])
     mask = np.arange(lengths.max())[None, :] < lengths[:, None]
     batch = {"attention_mask": mask.astype(np.int64)}
     for name in records[0]:
         batch[name] = np.full(mask.shape, pad_id if name == "input_ids" else 0, dtype=np.int64)
         batch[name][mask] = np.fromiter(chain.from_iterable(record[name] for record in records), np.int64, lengths.sum())
-    return {name: torch.from_numpy(values).to(device) for name, values in batch.items()}
+    return batch
+
+
+def pad(records: Sequence[TokenRecord], pad_id: int) -> dict[str, torch.Tensor]:
+    """Pad token records to int64 tensors (N, T), with an attention mask."""
+    import torch
+
+    return {name: torch.from_numpy(values) for name, values in pad_arrays(records, pad_id).items()}

@@ -1,6 +1,5 @@
 """Base classes of architectures that run queries and documents separately: all except the cross-encoder."""
 
-import dataclasses
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
@@ -9,8 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from pyserini_kd.models.checkpoint_folder import EncoderSettings
-from pyserini_kd.models.tokens import Tokenizer, TokenRecord, pad, tokenize
-from pyserini_kd.storage.records import Record
+from pyserini_kd.models.reader import Reader
+from pyserini_kd.models.tokens import Tokenizer, pad
 
 
 class TwoSides(nn.Module, ABC):
@@ -40,25 +39,9 @@ class TwoSides(nn.Module, ABC):
         return int(self.encoder.config.hidden_size)
 
     @property
-    def lengths(self) -> tuple[int, int]:
-        """Maximum tokens of a query and of a document."""
-        return self.settings.max_query_len, self.settings.max_doc_len
-
-    def described(self) -> Record:
-        """How the model reads and scores texts, for manifests and score stores."""
-        return dataclasses.asdict(self.settings)
-
-    def side_records(self, texts: Sequence[str], kind: str, max_doc_len: int | None = None) -> tuple[list[TokenRecord], int]:
-        """Token records of queries or documents with the model's prefix, length and [MASK] tokens, and how many were cut."""
-        settings = self.settings
-        if kind == "query":
-            records, cut = tokenize(self.tokenizer, [settings.query_prefix + text for text in texts], settings.max_query_len)
-            masks = [self.tokenizer.mask_token_id] * getattr(settings, "masks", 0)
-            return [{**record, "input_ids": [*record["input_ids"], *masks]} for record in records], cut
-        if kind != "doc":
-            raise ValueError(f"kind must be query or doc, not {kind!r}")
-        length = min(max_doc_len or settings.max_doc_len, settings.max_doc_len)
-        return tokenize(self.tokenizer, [settings.doc_prefix + text for text in texts], length)
+    def reader(self) -> Reader:
+        """What turns texts into the model's tokens."""
+        return Reader(self.tokenizer, self.settings, self.joins)
 
     def pair_batch(
         self, queries: Sequence[str], docs: Sequence[str], pairs: Sequence[tuple[int, int]], max_doc_len: int | None = None
@@ -66,8 +49,8 @@ class TwoSides(nn.Module, ABC):
         """Tokenise each query and document once: `query_*` (Q, T), `doc_*` (N, D), and `pairs` int64 (P, 2) of rows."""
         batch = {"pairs": torch.tensor(list(pairs), dtype=torch.long).reshape(-1, 2)}
         for kind, texts in (("query", queries), ("doc", docs)):
-            records, _ = self.side_records(texts, kind, max_doc_len)
-            padded = pad(records, self.tokenizer.pad_token_id or 0, "cpu")
+            records, _ = self.reader.sides(texts, kind, max_doc_len)
+            padded = pad(records, self.tokenizer.pad_token_id or 0)
             batch |= {f"{kind}_{name}": tensor for name, tensor in padded.items()}
         return batch
 

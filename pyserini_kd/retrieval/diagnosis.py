@@ -16,7 +16,7 @@ from typing import NamedTuple
 
 import click
 
-from pyserini_kd.models import hardware
+from pyserini_kd.models import hardware, openvino_files
 from pyserini_kd.models.checkpoint_folder import KNOWN
 from pyserini_kd.storage.environment import sha256
 from pyserini_kd.storage.files import home
@@ -110,6 +110,9 @@ def _torch() -> Iterator[Finding]:
     flags = hardware.cpu_flags()
     features = ", ".join(f"{name} {'yes' if name in flags else 'no'}" for name in CPU_FEATURES)
     yield Finding("torch", "OK", f"{torch.__version__}, {torch.get_num_threads()} threads")
+    found = importlib.util.find_spec("openvino") is not None
+    version = importlib.metadata.version("openvino") if found else "not installed, so torch runs everything, more slowly"
+    yield Finding("openvino", "OK" if found else "note", version)
     yield Finding("cpu", "OK", f"{features}; --precision auto is {hardware.choose_precision('auto')}")
     names = [torch.cuda.get_device_name(n) for n in range(torch.cuda.device_count())] if torch.cuda.is_available() else []
     nothing = "no GPU that torch can use; everything runs on the CPU"
@@ -187,6 +190,7 @@ def _caches() -> Iterator[Finding]:
     user = Path.home()
     places = {
         "pyserini cache": Path(os.environ.get("PYSERINI_CACHE") or user / ".cache" / "pyserini"),
+        "openvino cache": openvino_files.cache(),
         "hub cache": Path(constants.HF_HUB_CACHE),
         "ir_datasets home": Path(os.environ.get("IR_DATASETS_HOME") or user / ".ir_datasets"),
     }

@@ -12,7 +12,7 @@ import shutil
 from bisect import bisect_right
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, Unpack
+from typing import Any, Literal, Unpack
 
 import numpy as np
 import numpy.typing as npt
@@ -31,10 +31,6 @@ from pyserini_kd.storage.files import atomic_file, require_file
 from pyserini_kd.storage.job import Job
 from pyserini_kd.storage.manifest import Manifest
 from pyserini_kd.storage.records import Record, comparable
-
-if TYPE_CHECKING:
-    import torch
-
 
 logger = logging.getLogger(__name__)
 
@@ -109,13 +105,9 @@ class TokenIndex:
 
     def score(self, scorer: TokenScorer, queries: Sequence[str], doc_ids: Sequence[str]) -> Floats:
         """Raw scores float32 (P,) of (query, stored document) pairs, as `Scorer.score` up to rounding by `dtype`."""
-        import torch
-
         self.parts(doc_ids, None)
         (texts, query_rows), (ids, doc_rows) = unique(queries), unique(doc_ids)
-        return scorer.score_represented(
-            texts, query_rows, doc_rows, lambda rows: [torch.from_numpy(self.of(ids[row])) for row in rows]
-        )
+        return scorer.score_represented(texts, query_rows, doc_rows, lambda rows: [self.of(ids[row]) for row in rows])
 
     def parts(self, doc_ids: Iterable[str], segment: str | None) -> dict[str, list[str]]:
         """The stored ids of each document: itself, or with `segment` its passages, in text order.
@@ -193,9 +185,9 @@ def build(
     return count
 
 
-def _stored(doc: Doc, states: torch.Tensor, dtype: Literal["fp16", "fp32"]) -> bytes:
+def _stored(doc: Doc, states: Floats, dtype: Literal["fp16", "fp32"]) -> bytes:
     with np.errstate(over="ignore"):
-        stored = states.numpy().astype(DTYPES[dtype])
+        stored = states.astype(DTYPES[dtype])
     if not np.isfinite(stored).all():
         raise InputError(f"document {doc.doc_id!r} has values that {dtype} cannot hold; set `dtype` to fp32")
     return stored.tobytes()

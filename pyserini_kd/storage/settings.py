@@ -12,7 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from pyserini_kd.storage.errors import InputError
 
 PrecisionName = Literal["auto", "fp32", "bf16", "fp16", "int8"]
-BackendName = Literal["auto", "torch", "onnx"]
+BackendName = Literal["auto", "torch", "openvino"]
 PRECISIONS, BACKENDS = get_args(PrecisionName), get_args(BackendName)
 
 
