@@ -27,13 +27,14 @@ ANIMALS = ["cat", "dog", "horse", "cow", "sheep", "goat", "duck", "goose", "hen"
 
 def as_ranker(model, folder=None, **how):
     """A torch model as a ranker that computes in the given way; a ranker as it is."""
-    from pyserini_kd.models.rankers import Scorer, ranker
+    from pyserini_kd.models.rankers import Scorer, load, ranker
 
     if isinstance(model, Scorer):
         if batch_size := how.pop("batch_size", None):
             model.batch_size = batch_size
-        assert how.get("precision", model.precision) == model.precision
-        return model
+        if how.get("precision", model.precision) == model.precision:
+            return model
+        return load(str(folder or model.folder), architecture=model.architecture, **how)
     return ranker(model, folder and Path(folder), **how)
 
 

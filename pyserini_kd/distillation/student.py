@@ -93,8 +93,7 @@ def load_teachers(config: TrainConfig, stages: Sequence[Stage]) -> Teachers:
     layers, scores = (any(getattr(stage, need) for stage in ranking) for need in ("needs_layers", "needs_scores"))
     vectors = any(stage.needs_vectors for stage in stages)
     if config.teacher and (layers or scores or vectors):
-        inside = layers or config.teacher_dropout or config.starts_random
-        ranker = loading.load(config.teacher, lean=not inside).to(device_of(config))
+        ranker = loading.load(config.teacher).to(device_of(config))
         if vectors and not isinstance(ranker, BertDot):
             raise InputError(f"{config.teacher} is a {ranker.architecture}; vector losses need a bert_dot", "teacher")
         if layers and not isinstance(ranker, CrossEncoder):

@@ -219,7 +219,7 @@ def _name(model: openvino.Model) -> None:
     """Name nodes by their place. The names of the converter count all nodes of the process, so equal networks differ."""
     model.set_friendly_name("pyserini_kd")
     for number, node in enumerate(model.get_ordered_ops()):
-        if node.get_type_name() not in ("Parameter", "Result"):
+        if node.get_type_name() != "Parameter":
             node.set_friendly_name(f"{node.get_type_name()}_{number}")
 
 

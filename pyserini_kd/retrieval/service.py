@@ -1,31 +1,38 @@
-"""The HTTP JSON API of `serve`: bounded requests, answered in turn by one thread that owns the models.
+"""The HTTP JSON API of `serve`: bounded requests, answered in batches by one thread that owns the models.
 
-GET and POST `/search` take the fields of `Asked`; `/health` describes the system. Invalid and too large requests get a 4xx and
-one line under `detail`. When the queue is full, requests get 429; disconnected clients are skipped. Queries are not logged or
-stored. There is no protection from deliberately slow clients: put a public service behind a reverse proxy.
+Requests that arrive while the thread works wait, and are then searched together. So no request waits for others to come, and a
+busy service encodes and searches many queries at once.
+
+GET and POST `/search` take the fields of `Asked`; `/health` describes the system, and `/docs` the interface. Invalid and too
+large requests get a 4xx and one line under `detail`. If the queue is full, requests get 429; disconnected clients are skipped.
+Queries are not logged or stored. There is no protection from deliberately slow clients: put a public service behind a reverse
+proxy.
 """
 
 from __future__ import annotations
 
 import asyncio
+import collections
 import concurrent.futures
 import functools
 import json
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Annotated
 
 import uvicorn
 from fastapi import FastAPI, HTTPException, Query, Request, Response
 from fastapi.exceptions import RequestValidationError
-from fastapi.responses import JSONResponse
+from fastapi.responses import HTMLResponse, JSONResponse
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StringConstraints, model_validator
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from tqdm import tqdm
 
 import pyserini_kd
 from pyserini_kd.data import types
+from pyserini_kd.data.runs import Run
 from pyserini_kd.models import hardware
+from pyserini_kd.retrieval import api_page
 from pyserini_kd.retrieval.search_settings import QUERY_HITS, SystemSettings
 from pyserini_kd.retrieval.system import System
 from pyserini_kd.storage.errors import InputError
@@ -39,7 +46,9 @@ MAX_PAIRS = 10_000  # documents reranked per request
 MAX_BODY = 1 << 20  # bytes
 LONGEST_NAME = 40  # characters of a wrong field's name in an error
 MAX_BODIES = 64 << 20  # bytes of all requests that are being received
-MAX_WAITING = 64  # requests
+MAX_WAITING = 128  # requests
+BATCH = 64  # queries searched together
+BATCH_PAIRS = 1000  # documents reranked together
 
 Text = Annotated[str, StringConstraints(strip_whitespace=True, min_length=1, max_length=MAX_CHARS)]
 Texts = Annotated[list[Text], BeforeValidator(lambda value: [value] if isinstance(value, str) else value)]
@@ -62,15 +71,22 @@ class Asked(BaseModel):
         return self
 
 
-def answer(system: System, asked: Asked) -> bytes:
-    """The JSON answer: the hits of each query, in request order, as the command `search` finds them."""
-    if asked.docs and system.fetch is None:
-        raise InputError("docs: this index stores no texts")
-    queries = [types.Query(str(row), " ".join(text.split())) for row, text in enumerate(asked.query)]
-    run, _ = system.search(queries, asked.hits, one_query=True)
+def answers(system: System, requests: Sequence[Asked]) -> list[bytes]:
+    """The JSON answer of each request: the hits of its queries, in their order, as the command `search` finds them.
+
+    All queries are searched together, with the most hits that a request asks for; the others take the top of the same lists.
+    """
+    texts = [" ".join(text.split()) for asked in requests for text in asked.query]
+    queries = [types.Query(str(row), text) for row, text in enumerate(texts)]
+    run, _ = system.search(queries, max(asked.hits for asked in requests), one_query=True)
+    found = iter(queries)
+    return [_json(system, asked, [(next(found), run) for _ in asked.query]) for asked in requests]
+
+
+def _json(system: System, asked: Asked, found: Sequence[tuple[types.Query, Run]]) -> bytes:
     results = []
-    for query in queries:
-        doc_ids, scores = run[query.query_id]
+    for query, run in found:
+        doc_ids, scores = run[query.query_id].doc_ids[: asked.hits], run[query.query_id].scores[: asked.hits]
         hits: list[dict[str, str | int | float]] = [
             {"rank": rank, "doc_id": doc_id, "score": score}
             for rank, (doc_id, score) in enumerate(zip(doc_ids, scores.tolist(), strict=True), start=1)
@@ -82,29 +98,66 @@ def answer(system: System, asked: Asked) -> bytes:
     return json.dumps({"results": results}, ensure_ascii=False).encode()
 
 
-class Worker:
-    """One thread that calls `function` in request order; at most MAX_WAITING requests wait."""
+class Batcher:
+    """One thread that answers waiting requests together, in their order; at most MAX_WAITING requests wait."""
 
-    def __init__(self, function: Callable[[Asked], bytes], threads: int | None) -> None:
-        self.function = function
+    def __init__(self, answer: Callable[[Sequence[Asked]], list[bytes]], threads: int | None, most: int = BATCH) -> None:
+        """`answer` maps requests to their answers; a batch has at most `most` queries, or one request."""
+        self.answer, self.most = answer, most
         prepare = functools.partial(hardware.use_threads, threads) if threads else None  # FAISS counts per thread
         self.pool = concurrent.futures.ThreadPoolExecutor(1, initializer=prepare)
-        self.turn = asyncio.Lock()
+        self.queue: collections.deque[tuple[Request, Asked, asyncio.Future[bytes | None]]] = collections.deque()
         self.waiting = 0  # only the event loop changes it
+        self.running: asyncio.Task[None] | None = None
 
     async def __call__(self, request: Request, asked: Asked) -> Response:
         """Answer one request; 429 if too many wait."""
         if self.waiting >= MAX_WAITING:
             raise HTTPException(429, f"{MAX_WAITING} requests are waiting; try again later", headers={"Retry-After": "1"})
+        loop = asyncio.get_running_loop()
+        future: asyncio.Future[bytes | None] = loop.create_future()
+        self.queue.append((request, asked, future))
         self.waiting += 1
+        if self.running is None or self.running.done():
+            self.running = loop.create_task(self._work())
         try:
-            async with self.turn:
-                if await request.is_disconnected():
-                    return Response(status_code=499)  # the client is gone
-                body = await asyncio.get_running_loop().run_in_executor(self.pool, self.function, asked)
+            body = await future
         finally:
             self.waiting -= 1
-        return Response(body, media_type="application/json")
+        return Response(status_code=499) if body is None else Response(body, media_type="application/json")
+
+    async def _work(self) -> None:
+        """Answer batches until no request waits."""
+        while self.queue:
+            batch = []
+            for request, asked, future in self._next():
+                if await request.is_disconnected():
+                    future.set_result(None)  # the client is gone
+                else:
+                    batch.append((asked, future))
+            if batch:
+                await self._answer(batch)
+
+    def _next(self) -> list[tuple[Request, Asked, asyncio.Future[bytes | None]]]:
+        taken, size = [self.queue.popleft()], 0
+        size = len(taken[0][1].query)
+        while self.queue and size + len(self.queue[0][1].query) <= self.most:
+            taken.append(self.queue.popleft())
+            size += len(taken[-1][1].query)
+        return taken
+
+    async def _answer(self, batch: Sequence[tuple[Asked, asyncio.Future[bytes | None]]]) -> None:
+        try:
+            asked = [one for one, _ in batch]
+            bodies = await asyncio.get_running_loop().run_in_executor(self.pool, self.answer, asked)
+        except Exception as error:  # each waiting request reports it
+            for _, future in batch:
+                if not future.done():
+                    future.set_exception(error)
+            return
+        for (_, future), body in zip(batch, bodies, strict=True):
+            if not future.done():
+                future.set_result(body)
 
 
 class BoundedBody:
@@ -167,25 +220,32 @@ def config(api: FastAPI) -> uvicorn.Config:
 def app(system: System) -> FastAPI:
     """The ASGI application for an open system."""
     settings = system.settings
-    worker = Worker(lambda asked: answer(system, asked), settings.threads)
+    most = max(1, min(BATCH, BATCH_PAIRS // settings.depth)) if settings.rerank else BATCH
+    worker = Batcher(lambda requests: answers(system, requests), settings.threads, most)
     api = FastAPI(title="pyserini-kd", version=pyserini_kd.__version__, docs_url=None, redoc_url=None)
     api.add_middleware(BoundedBody)
     served = {name: getattr(settings, name) for name in ("encoder", "sparse_index", "rerank", "rerank_index")}
     served |= {"index": settings.index[0], "more_indexes": settings.index[1:]}
 
-    @api.get("/health")
+    @api.get("/health", summary="What is served, and how many requests wait")
     async def health() -> dict[str, object]:
         return {"status": "ok", "version": pyserini_kd.__version__, "waiting": worker.waiting} | served
 
-    @api.get("/search")
+    @api.get("/search", summary="Search for one query, or for several (repeat `query`)")
     async def get(request: Request, asked: Annotated[Asked, Query()]) -> Response:
         return await search_for(request, asked)
 
-    @api.post("/search")
+    @api.post("/search", summary="Search for one query, or for a list of queries")
     async def post(request: Request, asked: Asked) -> Response:
         return await search_for(request, asked)
 
+    @api.get("/docs", include_in_schema=False)
+    async def docs() -> HTMLResponse:
+        return HTMLResponse(api_page.page(api.openapi()))
+
     async def search_for(request: Request, asked: Asked) -> Response:
+        if asked.docs and system.fetch is None:
+            raise InputError("docs: this index stores no texts")
         if settings.rerank and len(asked.query) * settings.depth > MAX_PAIRS:
             most = MAX_PAIRS // settings.depth
             raise InputError(

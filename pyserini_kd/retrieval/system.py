@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import time
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 
@@ -46,6 +47,8 @@ class System:
     source: Source | None  # of the reranker's documents
     fetch: Fetch | None
     cache: QueryCache | None
+    beside: ThreadPoolExecutor = dataclasses.field(default_factory=lambda: ThreadPoolExecutor(1), repr=False)
+    """One thread for sparse search beside dense search. It stays, as a JVM keeps what a thread attached to it."""
 
     @classmethod
     def open(cls, settings: SystemSettings, *, texts: bool = False, query_cache: str | None = None) -> System:
@@ -126,19 +129,12 @@ class System:
                 stages[stage] = result
             return result
 
-        run = None
-        if self.index is not None and isinstance(self.encoder, Encoder):
-            run = timed("dense", partial(
-                dense, self.index, self.encoder, queries,
-                hits=deep, ef_search=settings.ef_search, nprobe=settings.nprobe, cache=self.cache, tag=first_tag,
-            ))  # fmt: skip
-        if self.sparse is not None:
-            threads = settings.threads or hardware.threads()
-            bm25 = {"k1": settings.k1, "b": settings.b, "rm3": settings.rm3} if isinstance(self.sparse, BM25Index) else {}
-            find: Callable[..., Run] = self.sparse.search
-            sparse = timed("sparse", partial(find, queries, hits=deep, threads=threads, tag=first_tag, **bm25))
-            run = sparse if run is None else timed("fuse", partial(self._fuse, sparse, run, deep, first_tag, one_query, timing))
-        assert run is not None
+        finders = self._finders(queries, deep, first_tag)
+        later = self.beside.submit(timed, "sparse", finders["sparse"]) if len(finders) > 1 else None
+        first = "dense" if "dense" in finders else "sparse"
+        run = timed(first, finders[first])
+        if later is not None:
+            run = timed("fuse", partial(self._fuse, later.result(), run, deep, first_tag, one_query, timing))
         if remove_query:
             run = run.without_query_docs(max_passage[1] if max_passage else None)
         if self.reranker is not None and self.source is not None:
@@ -148,6 +144,21 @@ class System:
             ))  # fmt: skip
         run = run.top(hits)
         return (passages.max_passage(run, *max_passage) if max_passage else run), timing
+
+    def _finders(self, queries: Sequence[Query], deep: int, tag: str) -> dict[str, Callable[[], Run]]:
+        """The first stages: dense search, sparse search, or both."""
+        settings, finders = self.settings, dict[str, Callable[[], Run]]()
+        if self.index is not None and isinstance(self.encoder, Encoder):
+            finders["dense"] = partial(
+                dense, self.index, self.encoder, queries,
+                hits=deep, ef_search=settings.ef_search, nprobe=settings.nprobe, cache=self.cache, tag=tag,
+            )  # fmt: skip
+        if self.sparse is not None:
+            threads = settings.threads or hardware.threads()
+            bm25 = {"k1": settings.k1, "b": settings.b, "rm3": settings.rm3} if isinstance(self.sparse, BM25Index) else {}
+            find: Callable[..., Run] = self.sparse.search
+            finders["sparse"] = partial(find, queries, hits=deep, threads=threads, tag=tag, **bm25)
+        return finders
 
     def _fuse(self, sparse: Run, run: Run, k: int, tag: str, one_query: bool, timing: Timing) -> Run:
         rrf_k, alpha = self.settings.rrf_k, self.settings.alpha

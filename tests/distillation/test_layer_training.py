@@ -10,9 +10,8 @@ import torch
 from pyserini_kd import train
 from pyserini_kd.distillation import batches, candidates, layer_losses, objective, stages, training
 from pyserini_kd.distillation.config import TrainConfig
-from pyserini_kd.distillation.student import load_teachers
 from pyserini_kd.distillation.teacher_scores import Scores
-from pyserini_kd.models import checkpoint_folder, fast_bert, loading
+from pyserini_kd.models import checkpoint_folder, loading
 from pyserini_kd.storage.errors import InputError
 from tests.conftest import cross, save_cross, score, stages_of
 
@@ -33,16 +32,6 @@ def test_simplified_tinybert_learns_layers_scores_and_labels(tmp_path, data, tin
     assert not any("projection" in name for name in weights)
     assert weights.keys() == loading.load(str(tiny_cross)).classifier.state_dict().keys()
     assert loading.load(str(out)).classifier.config.hidden_size == 32
-
-
-@pytest.mark.parametrize(
-    ("recipe", "settings", "lean"),
-    [("standard-kd", {}, True), ("standard-kd", {"teacher_dropout": True}, False), ("simplified-tinybert", {}, False)],
-)
-def test_a_live_teacher_is_lean_if_only_its_scores_are_needed(tiny_cross, teacher, recipe, settings, lean):
-    config = cross(recipe, tiny_cross, teacher=teacher, **settings)
-    loaded = load_teachers(config, [stage for _, stage in config.stages()]).ranker
-    assert isinstance(loaded.classifier, fast_bert.BertClassifier) is lean
 
 
 def test_a_live_teacher_gives_the_scores_of_a_score_file(tmp_path, data, tiny_dot, teacher):

@@ -8,7 +8,7 @@ import yaml
 
 from pyserini_kd.data.types import Query
 from pyserini_kd.distillation.model_card import WHAT, model_card
-from pyserini_kd.models import load
+from pyserini_kd.models import load, loading
 from pyserini_kd.models.checkpoint_folder import ARCHITECTURES
 from pyserini_kd.retrieval.impact_build import index_impacts
 from pyserini_kd.retrieval.impact_index import ImpactIndex
@@ -36,7 +36,7 @@ def python_of(card):
 
 
 def test_the_card_says_what_the_training_record_says(tiny_dot):
-    module = load(str(tiny_dot)).module
+    module = loading.load(str(tiny_dot))
     card = model_card("models/student", module, RECORD)
     head, body = card.split("---\n")[1:3]
     assert yaml.safe_load(head)["library_name"] == "sentence-transformers"
@@ -52,14 +52,14 @@ def test_the_card_says_what_the_training_record_says(tiny_dot):
 
 def test_the_measure_is_the_best_of_the_checks(tiny_dot):
     record = {**RECORD, "stages": [{**RECORD["stages"][0], "dev": DEV}], "data": {**RECORD["data"], "dev_topics": "dev.tsv"}}
-    card = model_card("x", load(str(tiny_dot)).module, record)
+    card = model_card("x", loading.load(str(tiny_dot)), record)
     assert "RR@10 on the dev topics `dev.tsv`, best of 3 checks: 0.5000." in card and "it is optimistic" in card
 
 
 def test_the_code_of_a_bi_encoder_runs(tiny_dot):
     encoder = load(str(tiny_dot))
     names = {}
-    exec(python_of(model_card(str(tiny_dot), encoder.module, RECORD))[0], names)
+    exec(python_of(model_card(str(tiny_dot), loading.load(str(tiny_dot)), RECORD))[0], names)
     expected = encoder.encode_queries(["a query"]) @ encoder.encode_docs(["a document"]).T
     np.testing.assert_allclose(names["scores"].numpy(), expected, rtol=1e-4)
 
@@ -67,14 +67,14 @@ def test_the_code_of_a_bi_encoder_runs(tiny_dot):
 def test_the_code_of_a_cross_encoder_runs(tiny_cross):
     scorer = load(str(tiny_cross))
     names = {}
-    exec(python_of(model_card(str(tiny_cross), scorer.module, RECORD))[0], names)
+    exec(python_of(model_card(str(tiny_cross), loading.load(str(tiny_cross)), RECORD))[0], names)
     np.testing.assert_allclose(names["scores"], scorer.score(["a query"], ["a document"]), rtol=1e-4, atol=1e-5)
 
 
 def test_the_code_of_a_splade_runs(tmp_path, tokenizer, corpus):
     folder = masked_lm(tokenizer, tmp_path / "student")
     encoder = load(str(folder), precision="fp32")
-    card = model_card(str(folder), encoder.module, RECORD)
+    card = model_card(str(folder), loading.load(str(folder)), RECORD)
     assert yaml.safe_load(card.split("---\n")[1])["pipeline_tag"] == "feature-extraction"
     assert f"sparse vectors of {len(tokenizer)} numbers" in card
     sparse, pyserini = python_of(card)
@@ -89,7 +89,7 @@ def test_the_code_of_a_splade_runs(tmp_path, tokenizer, corpus):
 
 
 def test_an_encoder_of_text_is_no_ranker(tiny_dot):
-    card = model_card("models/lm", load(str(tiny_dot)).module, RECORD, is_ranker=False)
+    card = model_card("models/lm", loading.load(str(tiny_dot)), RECORD, is_ranker=False)
     assert "It is no ranker yet" in card and "library_name: transformers" in card
 
 

@@ -101,7 +101,7 @@ def test_a_student_with_fewer_layers_learns_the_vectors(tmp_path, bi_encoder, te
     student, teacher = (as_ranker(load_encoder(str(path), precision="fp32")) for path in (out, bi_encoder))
     a, b = (np.concatenate([e.encode_queries(list(queries.values())), e.encode_docs(docs)]) for e in (student, teacher))
     assert 1 - float((a * b).sum(axis=1).mean()) < 0.5 * first
-    settings = student.module.settings
+    settings = student.reader.settings
     assert (settings.pooling, settings.l2_norm, settings.query_prefix) == ("cls", True, "what the ")
     assert json.loads((out / "training.json").read_text())["distilled_lm"] is False
 
@@ -151,7 +151,7 @@ def test_queries_and_documents_keep_their_sides(tmp_path, bi_encoder, texts):
     assert np.allclose(
         found.of([12, 3]), [encoder.encode_docs([docs[2]])[0], encoder.encode_queries([queries["q3"]])[0]], atol=1e-5
     )
-    model = encoder.module
+    model = encoder.network.module
     collator = vectors.VectorCollator(model, found, None)
     batch = collator([[sided[row] for row in (3, 29, 12, 1)]])
     with torch.no_grad():
@@ -163,7 +163,9 @@ def test_queries_and_documents_keep_their_sides(tmp_path, bi_encoder, texts):
 def test_processes_share_a_batch(tmp_path, bi_encoder, texts, world):
     encoder, sided = as_ranker(loading.load(str(bi_encoder)), precision="fp32"), vectors.SidedTexts(*texts)
     found = vectors.encode_once(tmp_path / "v", encoder, sided, np.arange(30, dtype=np.int32))
-    parts = [vectors.VectorCollator(encoder.module, found, None, share=Share(n, world))([[*sided]]) for n in range(world)]
+    parts = [
+        vectors.VectorCollator(encoder.network.module, found, None, share=Share(n, world))([[*sided]]) for n in range(world)
+    ]
     assert sum(len(part["vectors"]) for part in parts) == 30 and {int(part["pairs"]) for part in parts} == {30}
 
 

@@ -180,7 +180,7 @@ def test_query_texts_manifest_and_service(by_command, tiny_dot, corpus, invoke):
     run = search_by_name([Query("q", "the goose"), Query("blank", " ")], str(by_command), str(tiny_dot), hits=30)
     assert len(run["q"].doc_ids) == 20 and run["blank"].doc_ids == []
     system = System.open(SystemSettings(encoder=str(tiny_dot), index=(str(by_command),)), texts=True)
-    body = service.answer(system, service.Asked(query="the goose", hits=20))
+    (body,) = service.answers(system, [service.Asked(query="the goose", hits=20)])
     assert [f'"{doc_id}"' in body.decode() for doc_id in run["q"].doc_ids] == [True] * 20
 
 

@@ -10,7 +10,9 @@ import socket
 import subprocess
 import sys
 import threading
+import time
 from urllib.parse import urlencode
+from urllib.request import urlopen
 
 import numpy as np
 import pytest
@@ -19,6 +21,7 @@ from pyserini_kd import cli, search, serve
 from pyserini_kd.data.runs import Run
 from pyserini_kd.retrieval import service
 from pyserini_kd.retrieval.system import System
+from pyserini_kd.storage.errors import InputError
 
 
 def opened(*words, texts=False):
@@ -55,6 +58,13 @@ def ask(port, path, body=None, method=None):
     text = response.read()
     connection.close()
     return response.status, json.loads(text)
+
+
+def wait_until(condition):
+    deadline = time.monotonic() + 20
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
 
 
 def hits_of(result):
@@ -120,22 +130,73 @@ def test_threads_bound_the_service_too(dense_index, tiny_dot, monkeypatch):
     import faiss
 
     system = opened("--index", dense_index, "--encoder", tiny_dot, "--threads", 1)
-    answer, counts = service.answer, []
-    monkeypatch.setattr(service, "answer", lambda *args: counts.append(faiss.omp_get_max_threads()) or answer(*args))
+    answer, counts = service.answers, []
+    monkeypatch.setattr(service, "answers", lambda *args: counts.append(faiss.omp_get_max_threads()) or answer(*args))
     with running(service.app(system)) as port:
         assert ask(port, "/search?query=goose")[0] == 200
     assert counts == [1]
 
 
 def test_many_clients_get_equal_answers(port, queries):
-    expected = {query.text: ask(port, "/search?" + urlencode({"query": query.text}))[1] for query in queries}
+    """Whatever other requests a request is answered with: each gets its own queries and its own number of hits."""
+    expected = {query.text: ask(port, "/search?" + urlencode({"query": query.text}))[1]["results"][0] for query in queries}
+
+    def same(text, hits):
+        status, found = ask(port, "/search?" + urlencode({"query": text, "hits": hits}))
+        (ids, scores), (wanted, close) = hits_of(found["results"][0]), hits_of(expected[text])
+        return status == 200 and ids == wanted[:hits] and np.allclose(scores, close[:hits], rtol=1e-5)
 
     def client(number):
-        texts = [queries[(number + step) % len(queries)].text for step in range(20)]
-        return all(ask(port, "/search?" + urlencode({"query": text})) == (200, expected[text]) for text in texts)
+        return all(same(queries[(number + step) % len(queries)].text, 3 + (number + step) % 8) for step in range(20))
 
     with concurrent.futures.ThreadPoolExecutor(8) as pool:
         assert all(pool.map(client, range(8)))
+
+
+def test_waiting_requests_are_searched_together(dense_index, tiny_dot, queries, monkeypatch):
+    system, go, sizes, original = opened("--index", dense_index, "--encoder", tiny_dot), threading.Event(), [], service.answers
+
+    def counted(system, requests):
+        sizes.append(len(requests))
+        go.wait(30)
+        return original(system, requests)
+
+    monkeypatch.setattr(service, "answers", counted)
+    monkeypatch.setattr(service, "BATCH", 5)
+    with running(service.app(system)) as port, concurrent.futures.ThreadPoolExecutor(8) as pool:
+        found = [pool.submit(ask, port, "/search?" + urlencode({"query": query.text})) for query in queries[:8]]
+        wait_until(lambda: ask(port, "/health")[1]["waiting"] == 8)
+        go.set()
+        assert [future.result()[1]["results"][0]["query"] for future in found] == [query.text for query in queries[:8]]
+    assert sum(sizes) == 8 and max(sizes) == 5
+
+
+def test_a_search_that_fails_fails_its_batch_only(dense_index, tiny_dot, monkeypatch):
+    system, original = opened("--index", dense_index, "--encoder", tiny_dot), service.answers
+
+    def fails(system, requests):
+        if any("goose" in asked.query for asked in requests):
+            raise InputError("the goose is out")
+        return original(system, requests)
+
+    monkeypatch.setattr(service, "answers", fails)
+    with running(service.app(system)) as port:
+        assert ask(port, "/search?query=goose") == (422, {"detail": "the goose is out"})
+        assert ask(port, "/search?query=hen")[0] == 200
+
+
+def test_the_interface_is_described(port):
+    with urlopen(f"http://127.0.0.1:{port}/docs") as answer:
+        page = answer.read().decode()
+    for part in (
+        "GET /search",
+        "POST /search",
+        "GET /health",
+        "<code>hits</code><td>integer<td>10<td>at least 1, at most 1000",
+    ):
+        assert part in page
+    assert "<script" not in page and "https:" not in page
+    assert set(ask(port, "/openapi.json")[1]["paths"]) == {"/search", "/health"}
 
 
 @pytest.mark.slow

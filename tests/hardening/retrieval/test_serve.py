@@ -15,14 +15,7 @@ from pyserini_kd import serve
 from pyserini_kd.models.rankers import load_encoder
 from pyserini_kd.retrieval import service
 from tests.conftest import as_ranker
-from tests.retrieval.test_serve import ask, opened, port, running
-
-
-def wait_until(condition):
-    deadline = time.monotonic() + 20
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
+from tests.retrieval.test_serve import ask, opened, port, running, wait_until
 
 
 @pytest.mark.parametrize(
@@ -86,14 +79,14 @@ def test_an_index_without_texts_says_so(tmp_path, corpus, tiny_dot):
 
 def test_a_full_queue_is_429_and_disconnected_clients_are_skipped(dense_index, tiny_dot, monkeypatch):
     system = opened("--index", dense_index, "--encoder", tiny_dot)
-    go, original, answered = threading.Event(), service.answer, []
+    go, original, answered = threading.Event(), service.answers, []
 
     def slow(*args):
         go.wait(30)
-        answered.extend(args[-1].query)
+        answered.extend(text for asked in args[-1] for text in asked.query)
         return original(*args)
 
-    monkeypatch.setattr(service, "answer", slow)
+    monkeypatch.setattr(service, "answers", slow)
     monkeypatch.setattr(service, "MAX_WAITING", 4)
     with running(service.app(system)) as port:
         leaving = socket.create_connection(("127.0.0.1", port))

@@ -132,8 +132,8 @@ def test_options_that_conflict_with_stored_states(saved, files, invoke, tmp_path
     words = ["--collection", files["docs"], "--encoder", saved["tk"], "--for", "tk", "--index", tmp_path / "x"]
     for wrong, word in (
         (["--faiss", "SQ8"], "conflicts with --for"),
-        (["--precision", "int8"], "only bert_dot and cross_encoder"),
-        (["--backend", "onnx"], "only bert_dot and cross_encoder"),
+        (["--precision", "int8"], "a tk does not run in OpenVINO"),
+        (["--backend", "openvino"], "a tk does not run in OpenVINO"),
     ):
         result = invoke(index.main, *words, *wrong)
         assert result.exit_code == 2 and word in result.output, (wrong, result.output)
