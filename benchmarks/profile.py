@@ -1,7 +1,7 @@
 """Profile: `python -m benchmarks.profile` prints the figures behind the explanations in experiments/benchmarks/page.md.
 
-Speed of matrix products in the shapes of MiniLM-L6; the cost of the first product of a new size; the time share of each
-operation in encoding, reranking and training; and a training step with the dropout and attention of PyTorch and with ours.
+Speed of matrix products in the shapes of MiniLM-L6; the time share of each operation in encoding and reranking by torch; and a
+training step with the dropout and attention of PyTorch and with ours.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from benchmarks.models import dl19_pairs, random_cross_encoder
 from benchmarks.table import about_this_machine, table
 from pyserini_kd.data import docstrings
 from pyserini_kd.distillation import cpu_training
-from pyserini_kd.models import fast_bert, hardware, loading, rankers
+from pyserini_kd.models import hardware, loading, rankers
 
 SHAPES = {"2048^3": (2048, 2048, 2048), "qkv": (2048, 384, 1152), "up": (2048, 384, 1536), "down": (2048, 1536, 384)}
 PRECISIONS = ("fp32", "bf16")
@@ -31,25 +31,6 @@ def products() -> str:
     """Table: GFLOP/s of plain matrix products in each precision."""
     rows = [[name, *(matmul_flops(*shape, precision) / 1e9 for precision in PRECISIONS)] for name, shape in SHAPES.items()]
     return table([[name, *(f"{speed:.0f}" for speed in speeds)] for name, *speeds in rows], ("GFLOP/s", *PRECISIONS))
-
-
-def new_sizes() -> str:
-    """Table: milliseconds of our bf16 product for a new and for a known number of rows."""
-    import torch
-
-    dense = fast_bert.Dense(torch.randn(1536, 384), torch.randn(1536))
-    rows = []
-    for name, options in (("plain", {}), ("with GELU", {"gelu": True})):
-        first, later = [], []
-        with torch.inference_mode():
-            dense(torch.zeros(32, 384, dtype=torch.bfloat16), **options)
-            for count in range(1800, 2048, 16):
-                states = torch.randn(count, 384).bfloat16()
-                found = [_seconds(lambda states=states, options=options: dense(states, **options)) for _ in range(4)]
-                first.append(found[0])
-                later.append(statistics.median(found[1:]))
-        rows.append([name, *(f"{1000 * statistics.median(times):.1f}" for times in (first, later))])
-    return table(rows, ("ms of a bf16 product", "of a new size", "of a known one"))
 
 
 def shares(work: Callable[[], Any]) -> str:
@@ -126,10 +107,8 @@ def main(data: Path) -> None:
 
     torch.set_num_threads(hardware.threads())
     click.echo(f"{about_this_machine()}\n\n{products()}\n")
-    if fast_bert.onednn_has_bf16():
-        click.echo(f"{new_sizes()}\n")
     click.echo(f"{training()}\n")
-    model: Any = rankers.load("minilm")
+    model: Any = rankers.load("minilm", backend="torch")
     texts = [doc.contents for doc in docstrings.docs()][::20]
     click.echo(f"encode, {len(texts)} docstrings: {shares(lambda: model.encode_docs(texts))}\n")
     if (data / "msmarco-dl19").is_dir():

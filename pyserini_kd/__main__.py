@@ -14,7 +14,7 @@ COMMANDS = {
     "mine": "Mine negatives for training.",
     "teach": "Score candidates with teachers.",
     "train": "Train a student with a published recipe.",
-    "export": "Export a checkpoint to ONNX, also in int8.",
+    "export": "Export a checkpoint to OpenVINO, also in int8.",
     "rerank": "Rerank a run.",
     "fuse": "Fuse runs.",
     "tune": "Tune a fusion on dev topics with cross-validation.",

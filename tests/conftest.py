@@ -2,6 +2,7 @@
 
 import atexit
 import contextlib
+import copy
 import json
 import os
 import shutil
@@ -33,6 +34,8 @@ def as_ranker(model, folder=None, **how):
         if batch_size := how.pop("batch_size", None):
             model.batch_size = batch_size
         if how.get("precision", model.precision) == model.precision:
+            model = copy.copy(model)
+            model.folder = Path(folder) if folder else model.folder
             return model
         return load(str(folder or model.folder), architecture=model.architecture, **how)
     return ranker(model, folder and Path(folder), **how)

@@ -57,7 +57,7 @@ def test_the_measure_is_the_best_of_the_checks(tiny_dot):
 
 
 def test_the_code_of_a_bi_encoder_runs(tiny_dot):
-    encoder = load(str(tiny_dot))
+    encoder = load(str(tiny_dot), precision="fp32")
     names = {}
     exec(python_of(model_card(str(tiny_dot), loading.load(str(tiny_dot)), RECORD))[0], names)
     expected = encoder.encode_queries(["a query"]) @ encoder.encode_docs(["a document"]).T
@@ -65,7 +65,7 @@ def test_the_code_of_a_bi_encoder_runs(tiny_dot):
 
 
 def test_the_code_of_a_cross_encoder_runs(tiny_cross):
-    scorer = load(str(tiny_cross))
+    scorer = load(str(tiny_cross), precision="fp32")
     names = {}
     exec(python_of(model_card(str(tiny_cross), loading.load(str(tiny_cross)), RECORD))[0], names)
     np.testing.assert_allclose(names["scores"], scorer.score(["a query"], ["a document"]), rtol=1e-4, atol=1e-5)

@@ -45,7 +45,7 @@ from tests.retrieval.test_serve import ask, opened, port, running, wait_until
         ("/search", '{"query": "' + "a" * (1 << 20) + '"}', 413, "more than 1048576 bytes"),
         ("/search", b"x" * (20 << 20), 413, "more than 1048576 bytes"),
         ("/nowhere", None, 404, "Not Found"),
-        ("/docs", None, 404, "Not Found"),
+        ("/redoc", None, 404, "Not Found"),
     ],
     ids=range(25),
 )
