@@ -90,6 +90,15 @@ def threads_as_before():
         getattr(sys.modules[name], places[name][1])(count)
 
 
+@pytest.fixture(autouse=True)
+def no_openvino_files_after_training(request, monkeypatch):
+    """Trained checkpoints get no OpenVINO files (a second each), except in tests marked `openvino_files`."""
+    from pyserini_kd.models import saving
+
+    if "openvino_files" not in request.keywords:
+        monkeypatch.setattr(saving, "_write_openvino", lambda model, folder: None)
+
+
 @pytest.fixture(scope="session")
 def shared_data() -> Path:
     folder = Path(__file__).parents[2] / "shared" / "data"

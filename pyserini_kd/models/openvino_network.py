@@ -7,6 +7,7 @@ network: bf16 scores have two decimals and would tie.
 
 from __future__ import annotations
 
+import functools
 import threading
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
@@ -30,12 +31,10 @@ class OpenVinoNetwork(Network):
     backend = "openvino"
 
     def __init__(self, files: openvino_files.Files, precision: str) -> None:
-        import openvino
-
         self.precision, self._architecture, self._width = precision, files.architecture, int(files.record["width"])
         self._settings = files.reader.settings
         self._head: dict[str, Floats] | None = None
-        core = openvino.Core()
+        core = _core()
         model = core.read_model(files.folder / (openvino_files.INT8 if precision == "int8" else openvino_files.MODEL))
         self._top: Any = None
         self._top_lock = threading.Lock()
@@ -101,6 +100,14 @@ class OpenVinoNetwork(Network):
         weight = self._head["weight"][0]
         made = ((rows, _joined(queries, docs)) for rows, queries, docs in batches)
         self._upper.run(made, lambda rows, first: use(rows, first @ weight, np.empty(0, np.int64)))
+
+
+@functools.cache
+def _core() -> openvino.Core:
+    """OpenVINO's library, opened once a process."""
+    import openvino
+
+    return openvino.Core()
 
 
 class _Workers:
