@@ -22,7 +22,7 @@ from pyserini_kd.data.types import Doc, Qrels, Query
 from pyserini_kd.distillation.candidates import Group
 from pyserini_kd.models import hardware
 from pyserini_kd.storage.errors import InputError
-from pyserini_kd.storage.settings import Collection, Overwrite, Segment, Settings, TrainingTopics, option
+from pyserini_kd.storage.settings import Collection, Fields, Overwrite, Segment, Settings, TrainingTopics, option
 
 logger = logging.getLogger(__name__)
 
@@ -107,6 +107,7 @@ class MineConfig(Settings):
     """Sources of queries, judgements and negatives, and sample sizes."""
 
     collection: Collection[str]
+    fields: Fields = None
     topics: TrainingTopics[str]
     qrels: str | None = option("--qrels", None, "Judgements of the topics: a file, ir_datasets:<id> or pydocs:train.")
     index: str | None = option("--index", None, "BM25 index for hard negatives: a folder or a prebuilt name.")
@@ -137,8 +138,8 @@ def mine_files(config: MineConfig) -> Mined:
     queries = sources.topics(config.topics)
     judged = sources.qrels(config.qrels) if config.qrels else None
     if config.segment and judged:
-        judged = passages.segment_qrels(judged, sources.collection(config.collection, config.segment))
-    docs = sources.collection(config.collection, config.segment)
+        judged = passages.segment_qrels(judged, sources.collection(config.collection, config.segment, config.fields))
+    docs = sources.collection(config.collection, config.segment, config.fields)
     runs = _runs(config, [q for q in queries if judged is None or q.query_id in judged])
     if judged is None:
         judged = first_hits(runs)
