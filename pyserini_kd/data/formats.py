@@ -7,6 +7,7 @@ import re
 from collections.abc import Iterable, Iterator, Mapping
 from itertools import chain
 from pathlib import Path
+from typing import IO
 
 from pyserini_kd.data import tables, trec
 from pyserini_kd.data.lines import (
@@ -142,15 +143,15 @@ def _has_header(file: Path) -> bool:
 
 def _record_doc(record: Record, where: str, fields: Mapping[str, str]) -> Doc:
     """The document of a JSON object or of a row; `fields` is the user's choice of names."""
-    for name in fields.values():
-        if name not in record:
-            raise InputError(f"{where}: no {name!r} among {', '.join(map(str, record))}", "fields")
+    for asked in fields.values():
+        if asked not in record:
+            raise InputError(f"{where}: no {asked!r} among {', '.join(map(str, record))}", "fields")
     record = record if fields else {str(name).lower(): value for name, value in record.items()}
     ids, titles, texts = ([fields[role]] if role in fields else known for role, known in ROLES.items())
     doc_id = json_id(record, ids, where, SAY_FIELDS)
     title = one_line(next((found for name in titles if (found := json_text(record, name, where))), ""))
-    name = next((name for name in texts if name in record), None)
-    if name is None:
+    name = next((name for name in texts if name in record), "")
+    if not name:
         raise InputError(f"{where}: a document needs `contents` or `text`, found {sorted(record)}{SAY_FIELDS}")
     text = json_text(record, name, where)
     if name == "contents" and not title and "text" not in fields:
@@ -189,13 +190,18 @@ def _tsv_doc(line: str, where: str) -> Doc:
 
 def write_collection(docs: Iterable[Doc], path: str | Path, *, overwrite: bool = False) -> int:
     """Write Pyserini JSONL (`id`; `contents` = title, newline, text). Returns the number of documents."""
-    count = 0
     with atomic_file(path, overwrite=overwrite) as out:
-        for doc in docs:
-            title = one_line(doc.title)
-            contents = f"{title}\n{doc.text}" if title or "\n" in doc.text else doc.text
-            out.write(json.dumps({"id": doc.doc_id, "contents": contents}, ensure_ascii=False) + "\n")
-            count += 1
+        return write_docs(docs, out)
+
+
+def write_docs(docs: Iterable[Doc], out: IO[str]) -> int:
+    """Write Pyserini JSONL to an open file; see `write_collection`."""
+    count = 0
+    for doc in docs:
+        title = one_line(doc.title)
+        contents = f"{title}\n{doc.text}" if title or "\n" in doc.text else doc.text
+        out.write(json.dumps({"id": doc.doc_id, "contents": contents}, ensure_ascii=False) + "\n")
+        count += 1
     return count
 
 

@@ -128,6 +128,7 @@ def index(settings: IndexSettings) -> int | None:
             settings.vectors, settings.ids, folder, kind=settings.kind, encoder=maker, overwrite=overwrite
         )
     assert settings.collection is not None and settings.encoder is not None
+    asked = settings.collection, settings.segment, settings.fields
     if settings.encoder == "bm25":
         threads = settings.threads or hardware.threads()
         if settings.collection_class:
@@ -136,7 +137,7 @@ def index(settings: IndexSettings) -> int | None:
             )
         stamp, docs = (
             sources.stamp(settings.collection),
-            sources.collection(settings.collection, settings.segment, settings.fields),
+            sources.collection(*asked),
         )
         return bm25_build.index_bm25(
             docs, folder, threads=threads, overwrite=overwrite, collection_stamp=stamp, segment=settings.segment
@@ -152,13 +153,13 @@ def index(settings: IndexSettings) -> int | None:
     }
     if settings.architecture:
         scorer = token_index.load_scorer(settings.encoder, settings.architecture, **loaded)
-        docs = sources.collection(settings.collection, settings.segment, settings.fields)
+        docs = sources.collection(*asked)
         return token_index.build(docs, scorer, folder, dtype=settings.dtype, **options)
     if settings.is_impact:
         sparse = load(settings.encoder, **loaded)
         assert isinstance(sparse, SparseEncoder)
-        docs = sources.collection(settings.collection, settings.segment, settings.fields)
+        docs = sources.collection(*asked)
         return impact_build.index_impacts(docs, sparse, folder, threads=settings.threads or hardware.threads(), **options)
     encoder = load_encoder(settings.encoder, pooling=settings.pooling, **loaded)
-    docs = sources.collection(settings.collection, settings.segment, settings.fields)
+    docs = sources.collection(*asked)
     return dense_build.index_dense(docs, encoder, folder, kind=settings.kind, **options)
