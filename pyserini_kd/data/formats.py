@@ -4,10 +4,10 @@ import contextlib
 import json
 import os
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import chain
 from pathlib import Path
-from typing import IO
+from typing import IO, NamedTuple, Self
 
 from pyserini_kd.data import tables, trec
 from pyserini_kd.data.lines import (
@@ -60,7 +60,7 @@ def read_collection(path: str | Path, fields: str | None = None) -> Iterator[Doc
 
 def located_docs(path: str | Path, fields: str | None = None) -> Iterator[tuple[str, Doc]]:
     """Stream (`file:line`, document) pairs; see `read_collection`."""
-    names = named_fields(fields) if fields else {}
+    names = Names.of(fields)
     for file in collection_files(path):
         kind = _kind(file)
         if kind == "tsv" and not fields and not _has_header(file):
@@ -75,7 +75,7 @@ def located_docs(path: str | Path, fields: str | None = None) -> Iterator[tuple[
             _, first = next(numbered_lines(file, "collection"), ("", ""))
             raise InputError(f"collection file {file}: expected {EXPECTED}{text_kind(first)}")
         else:
-            known = {*names.values()} or {*chain(*ROLES.values())}
+            known = {*names.ids, *names.titles, *names.texts}
             read = {"json": tables.json_records, "arrow": tables.arrow_records}.get(kind, tables.csv_records)
             records = tables.parquet_records(file, known) if kind == "parquet" else read(file)
             yield from ((where, _record_doc(record, where, names)) for where, record in records)
@@ -141,20 +141,36 @@ def _has_header(file: Path) -> bool:
     return is_header([name.strip().strip('"').lower() for name in first.split("\t")])
 
 
-def _record_doc(record: Record, where: str, fields: Mapping[str, str]) -> Doc:
-    """The document of a JSON object or of a row; `fields` is the user's choice of names."""
-    for asked in fields.values():
+class Names(NamedTuple):
+    """Names of the columns or JSON fields of documents, in order of preference; `fixed` are those that the user chose."""
+
+    ids: Sequence[str]
+    titles: Sequence[str]
+    texts: Sequence[str]
+    fixed: Mapping[str, str]
+
+    @classmethod
+    def of(cls, fields: str | None) -> Self:
+        """The names for the option `fields`: its own, and for other roles the usual ones."""
+        fixed = named_fields(fields) if fields else {}
+        usual = {role: [name for name in names if name not in fixed.values()] for role, names in ROLES.items()}
+        return cls(*([fixed[role]] if role in fixed else usual[role] for role in ROLES), fixed)
+
+
+def _record_doc(record: Record, where: str, names: Names) -> Doc:
+    """The document of a JSON object or of a row."""
+    for asked in names.fixed.values():
         if asked not in record:
             raise InputError(f"{where}: no {asked!r} among {', '.join(map(str, record))}", "fields")
-    record = record if fields else {str(name).lower(): value for name, value in record.items()}
-    ids, titles, texts = ([fields[role]] if role in fields else known for role, known in ROLES.items())
-    doc_id = json_id(record, ids, where, SAY_FIELDS)
-    title = one_line(next((found for name in titles if (found := json_text(record, name, where))), ""))
-    name = next((name for name in texts if name in record), "")
+    if not any(name in record for name in names.ids):
+        record = {str(name).lower(): value for name, value in record.items()} | record
+    doc_id = json_id(record, names.ids, where, SAY_FIELDS)
+    title = one_line(next((found for name in names.titles if (found := json_text(record, name, where))), ""))
+    name = next((name for name in names.texts if name in record), "")
     if not name:
         raise InputError(f"{where}: a document needs `contents` or `text`, found {sorted(record)}{SAY_FIELDS}")
     text = json_text(record, name, where)
-    if name == "contents" and not title and "text" not in fields:
+    if name == "contents" and not title and "text" not in names.fixed:
         return Doc(doc_id, *split_contents(text))
     return Doc(doc_id, title, text.strip())
 
@@ -184,7 +200,8 @@ def _tsv_doc(line: str, where: str) -> Doc:
     if len(columns) == 4:  # MS MARCO documents: id, url, title, body
         return Doc(one_word(columns[0], where), one_line(columns[2]), columns[3].strip())
     raise InputError(
-        f"{where}: expected `id<TAB>text` or `id<TAB>url<TAB>title<TAB>body`, found {len(columns)} columns{text_kind(line)}"
+        f"{where}: expected `id<TAB>text` or `id<TAB>url<TAB>title<TAB>body`, found {len(columns)} columns"
+        + (text_kind(line) or (SAY_FIELDS if where.endswith(":1") else ""))
     )
 
 

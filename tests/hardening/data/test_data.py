@@ -62,7 +62,7 @@ def test_windows_files(save):
         ("d.jsonl", '{"id": "1", "contents": 5}\n', r":1: `contents` must be a string, found int"),
         ("d.jsonl", '{"id": "1", "vector": [1]}\n', r":1: a document needs `contents` or `text`, found \['id', 'vector'\]"),
         ("d.jsonl", '{"id": "1", "contents": "\\ud83d"}\n', r":1: text contains half of a surrogate pair"),
-        ("d.tsv", "1\ta\n2\tb\tc\n", r":2: expected .* found 3 columns"),
+        ("d.tsv", "1\ta\n2\tb\tc\n", r":2: expected .* found 3 columns$"),
         ("d.tsv", "1\ta\n2\n", r":2: expected .* found 1 columns"),
         ("d.tsv", "id\ttitle\ttext\n1\ta\tb\n2\ta\n", r":3: found 2 columns, the header has 3"),
         ("d.csv", 'id,text\n1,"a\nb\n', r":2: wrong quotes"),
