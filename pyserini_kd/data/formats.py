@@ -11,6 +11,7 @@ from typing import IO, NamedTuple, Self
 
 from pyserini_kd.data import tables, trec
 from pyserini_kd.data.lines import (
+    JSON_START,
     WORD,
     header_columns,
     is_header,
@@ -75,9 +76,8 @@ def located_docs(path: str | Path, fields: str | None = None) -> Iterator[tuple[
             _, first = next(numbered_lines(file, "collection"), ("", ""))
             raise InputError(f"collection file {file}: expected {EXPECTED}{text_kind(first)}")
         else:
-            known = {*names.ids, *names.titles, *names.texts}
-            read = {"json": tables.json_records, "arrow": tables.arrow_records}.get(kind, tables.csv_records)
-            records = tables.parquet_records(file, known) if kind == "parquet" else read(file)
+            read = {"json": tables.json_records, "arrow": tables.arrow_records, "parquet": names.from_parquet}
+            records = read.get(kind, tables.csv_records)(file)
             yield from ((where, _record_doc(record, where, names)) for where, record in records)
 
 
@@ -153,8 +153,13 @@ class Names(NamedTuple):
     def of(cls, fields: str | None) -> Self:
         """The names for the option `fields`: its own, and for other roles the usual ones."""
         fixed = named_fields(fields) if fields else {}
-        usual = {role: [name for name in names if name not in fixed.values()] for role, names in ROLES.items()}
-        return cls(*([fixed[role]] if role in fixed else usual[role] for role in ROLES), fixed)
+        usual = ([name for name in names if name not in fixed.values()] for names in ROLES.values())
+        ids, titles, texts = ([fixed[role]] if role in fixed else names for role, names in zip(ROLES, usual, strict=True))
+        return cls(ids, titles, texts, fixed)
+
+    def from_parquet(self, path: Path) -> Iterator[tuple[str, Record]]:
+        """The rows of a Parquet file, with the columns of these names only."""
+        return tables.parquet_records(path, {*self.ids, *self.titles, *self.texts}, self.fixed.values())
 
 
 def _record_doc(record: Record, where: str, names: Names) -> Doc:
@@ -162,7 +167,7 @@ def _record_doc(record: Record, where: str, names: Names) -> Doc:
     for asked in names.fixed.values():
         if asked not in record:
             raise InputError(f"{where}: no {asked!r} among {', '.join(map(str, record))}", "fields")
-    if not any(name in record for name in names.ids):
+    if not any(name in record for name in names.ids) or not any(name in record for name in names.texts):
         record = {str(name).lower(): value for name, value in record.items()} | record
     doc_id = json_id(record, names.ids, where, SAY_FIELDS)
     title = one_line(next((found for name in names.titles if (found := json_text(record, name, where))), ""))
@@ -279,13 +284,13 @@ def read_qrels(path: str | Path) -> Qrels:
     A relevance may be written `1.0`.
     """
     qrels: Qrels = {}
-    for where, query_id, doc_id, relevance in _judgements(Path(path)):
+    for where, query_id, doc_id, relevance, line in _judgements(Path(path)):
         try:
             grade = float(relevance if relevance.isascii() and "_" not in relevance else "")  # float() accepts 1_0
             if not grade.is_integer():
                 raise ValueError
         except ValueError:
-            raise InputError(f"{where}: relevance must be a whole number, found {relevance!r}") from None
+            raise InputError(f"{where}: relevance must be a whole number, found {relevance!r}{text_kind(line)}") from None
         if not -(1 << 31) <= grade < 1 << 31:
             raise InputError(f"{where}: relevance must fit into 32 bits, found {relevance}")
         if qrels.setdefault(query_id, {}).setdefault(doc_id, int(grade)) != grade:
@@ -295,22 +300,20 @@ def read_qrels(path: str | Path) -> Qrels:
     return qrels
 
 
-def _judgements(path: Path) -> Iterator[tuple[str, str, str, str]]:
-    """Stream (`file:line`, query id, document id, relevance)."""
+def _judgements(path: Path) -> Iterator[tuple[str, str, str, str, str]]:
+    """Stream (`file:line`, query id, document id, relevance, line)."""
     lines = numbered_lines(path, "qrels file")
     start, first = next(lines, ("", ""))
-    if first.lstrip().startswith("{"):
-        yield from ((str(path), *cell[:2], str(cell[2])) for cell in json_cells(path, "qrels file"))
+    if JSON_START.match(first):
+        yield from ((str(path), *cell[:2], str(cell[2]), "") for cell in json_cells(path, "qrels file"))
         return
-    if kind := text_kind(first):
-        raise InputError(f"{start}: expected `qid 0 docid relevance`{kind}")
     width, header = len(WORD.findall(first)), header_columns(first, start)
     columns = header or {3: {"query": 0, "doc": 1, "score": 2}, 4: {"query": 0, "doc": 2, "score": 3}}.get(width, {})
     for where, line in lines if header else chain([(start, first)], lines):
         words = WORD.findall(line)
         if len(words) != width or "score" not in columns:
             raise InputError(f"{where}: expected `qid 0 docid relevance`, found {len(words)} columns{text_kind(line)}")
-        yield where, words[columns["query"]], words[columns["doc"]], words[columns["score"]]
+        yield where, words[columns["query"]], words[columns["doc"]], words[columns["score"]], line
 
 
 def write_qrels(qrels: Qrels, path: str | Path, *, overwrite: bool = False) -> None:

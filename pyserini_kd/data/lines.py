@@ -39,6 +39,7 @@ ID_COLUMNS |= {"qid", "query_id", "query-id", "topic_id"}
 TEXT_COLUMNS = {"text", "contents", "content", "body", "passage", "title", "subject", "abstract", "url", "description"}
 TEXT_COLUMNS |= {"query", "question"}
 TAB = "\t"
+JSON_START = re.compile(r'\s*\{\s*("|$)')
 HALF_PAIR = re.compile(r"\\u[dD][89a-fA-F]")
 
 

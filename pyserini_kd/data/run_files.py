@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import numpy.typing as npt
 
-from pyserini_kd.data.lines import WORD, header_columns, json_cells, numbered_lines, text_kind
+from pyserini_kd.data.lines import JSON_START, WORD, header_columns, json_cells, numbered_lines, text_kind
 from pyserini_kd.storage.arrays import Floats
 from pyserini_kd.storage.environment import command_line, environment
 from pyserini_kd.storage.errors import InputError
@@ -119,6 +119,8 @@ def read_batches(path: Path, columns: Sequence[str]) -> Iterator[pa.RecordBatch]
     import pyarrow as pa
     from pyarrow import csv
 
+    if header_columns(*next(((line, where) for where, line in numbered_lines(path, "run")), ("", ""))):
+        raise NotPlain
     reading = csv.ReadOptions(column_names=COLUMNS, block_size=BLOCK, skip_rows=_header(path))
     parsing = csv.ParseOptions(delimiter=" ", quote_char=False)
     types = dict.fromkeys(COLUMNS, pa.string()) | {"score": pa.float64()}
@@ -161,7 +163,7 @@ def read_slowly(path: Path) -> tuple[str, dict[str, dict[str, float]]]:
     start, head, first = next(rows, ("", [], ""))
     if not head:
         raise InputError(f"run file is empty: {path}")
-    if first.lstrip().startswith("{"):
+    if JSON_START.match(first):
         for query_id, doc_id, number in json_cells(path, "run"):
             hits.setdefault(query_id, {})[doc_id] = _number(str(number), str(path))
         return path.stem, hits

@@ -46,14 +46,15 @@ def _chained(first: str, rest: Iterable[str]) -> Iterator[str]:
     yield from rest
 
 
-def parquet_records(path: Path, names: Collection[str]) -> Iterator[tuple[str, Record]]:
-    """Stream (place, row) of a Parquet file. Columns other than `names` are not read, if it has any of them."""
+def parquet_records(path: Path, names: Collection[str], needed: Iterable[str]) -> Iterator[tuple[str, Record]]:
+    """Stream (place, row) of a Parquet file. Columns other than `names` are not read, unless one of `needed` is missing."""
     from pyarrow import parquet
 
     require_file(path, "collection")
     with _arrow_errors(path, "Parquet"), parquet.ParquetFile(path) as file:
-        columns = [name for name in file.schema_arrow.names if name.lower() in names or name in names]
-        yield from _rows(file.iter_batches(ROWS, columns=columns or None), path)
+        found = file.schema_arrow.names
+        columns = [name for name in found if name.lower() in names or name in names]
+        yield from _rows(file.iter_batches(ROWS, columns=columns if columns and {*needed} <= {*found} else None), path)
 
 
 def arrow_records(path: Path) -> Iterator[tuple[str, Record]]:
