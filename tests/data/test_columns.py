@@ -75,7 +75,10 @@ def test_only_ascii_blanks_separate(tmp_path, blank):
         ("q 0 d inf\n", r":1: relevance must be a whole number, found 'inf'"),
         ("q 0 d 1_0\n", r":1: relevance must be a whole number"),
         ("id\ttext\ttitle\n", r":1: .*; this is TSV with a header \(id, text, title\)"),
-        ("qid\tdocid\tsplit\nq\td\ttrain\n", r":1: the header \(qid, docid, split\) must name a query, a document, and a score"),
+        (
+            "qid\tdocid\tsplit\nq\td\ttrain\n",
+            r":1: the header \(qid, docid, split\) must name a query, a document, and a score",
+        ),
         ("qid docid rel\nq d\n", r":2: expected `qid 0 docid relevance`, found 2 columns"),
         ("q1,d1,1\n", r":1: expected .*; this is CSV; separate its columns by tabs"),
         ('{"q": {"d": "high"}}', r"expected a number for document d of query q, found 'high'"),
