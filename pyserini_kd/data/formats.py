@@ -167,17 +167,25 @@ def _record_doc(record: Record, where: str, names: Names) -> Doc:
     for asked in names.fixed.values():
         if asked not in record:
             raise InputError(f"{where}: no {asked!r} among {', '.join(map(str, record))}", "fields")
-    if not any(name in record for name in names.ids) or not any(name in record for name in names.texts):
+    name = _first(names.texts, record)
+    if not name or not _first(names.ids, record):
         record = {str(name).lower(): value for name, value in record.items()} | record
+        name = _first(names.texts, record)
     doc_id = json_id(record, names.ids, where, SAY_FIELDS)
-    title = one_line(next((found for name in names.titles if (found := json_text(record, name, where))), ""))
-    name = next((name for name in names.texts if name in record), "")
     if not name:
         raise InputError(f"{where}: a document needs `contents` or `text`, found {sorted(record)}{SAY_FIELDS}")
-    text = json_text(record, name, where)
+    titled, text = _first(names.titles, record), json_text(record, name, where)
+    title = one_line(json_text(record, titled, where)) if titled else ""  # pandas names a column ""
     if name == "contents" and not title and "text" not in names.fixed:
         return Doc(doc_id, *split_contents(text))
     return Doc(doc_id, title, text.strip())
+
+
+def _first(names: Sequence[str], record: Record) -> str:
+    for name in names:
+        if name in record:
+            return name
+    return ""
 
 
 def split_contents(contents: str) -> tuple[str, str]:

@@ -85,6 +85,9 @@ def _rows(batches: "Iterable[pa.RecordBatch]", path: Path) -> Iterator[tuple[str
 
 def json_records(path: Path) -> Iterator[tuple[str, Record]]:
     """Stream (`file:line`, object) of JSON lines, of an array of objects, or of objects printed over several lines."""
+    with reading(path, "collection") as raw:
+        if raw.peek(512).removeprefix(b"\xef\xbb\xbf").lstrip()[:1] == b"[":  # its first line may be all of it
+            return _array_records(path)
     _, first = next(numbered_lines(path, "collection"), ("", ""))
     try:
         one_a_line = isinstance(json.loads(first), dict)

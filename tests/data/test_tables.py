@@ -84,6 +84,11 @@ def test_fields_need_columns(tmp_path):
         sources.collection("pydocs", fields=FIELDS)
 
 
+def test_the_index_of_pandas_is_no_title(tmp_path):
+    frame("id", "note", "text").to_csv(tmp_path / "t.csv")
+    assert list(formats.read_collection(tmp_path / "t.csv")) == [Doc(doc_id, "", text) for doc_id, _, text in ROWS]
+
+
 def test_passages_of_wikipedia(tmp_path):
     """psgs_w100.tsv of DPR: a header, the title in the last column, quotes doubled."""
     path = tmp_path / "psgs_w100.tsv"
