@@ -173,7 +173,7 @@ def _record_doc(record: Record, where: str, names: Names) -> Doc:
         name = _first(names.texts, record)
     doc_id = json_id(record, names.ids, where, SAY_FIELDS)
     if not name:
-        raise InputError(f"{where}: a document needs `contents` or `text`, found {sorted(record)}{SAY_FIELDS}")
+        raise InputError(f"{where}: a document needs `contents` or `text`, found {sorted(record)[:12]}{SAY_FIELDS}")
     titled, text = _first(names.titles, record), json_text(record, name, where)
     title = one_line(json_text(record, titled, where)) if titled else ""  # pandas names a column ""
     if name == "contents" and not title and "text" not in names.fixed:

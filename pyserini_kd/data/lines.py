@@ -88,7 +88,7 @@ def text_kind(line: str) -> str:
         (start.startswith("<doc>"), "TREC SGML, which `collection` takes (queries in it: `topics`)"),
         (start.startswith("<"), "SGML or XML; `topics` takes the topics of TREC tracks"),
         (comma, f"CSV with a header ({line.strip()[:80]}); `collection` takes it, other data need tabs, not commas"),
-        ("," in line and len(WORD.findall(line)) == 1, "CSV; separate its columns by tabs"),
+        (re.match(r"[^\s,]+,\S", line), "CSV; separate its columns by tabs"),
         (tab, f"TSV with a header ({', '.join(_names(line, TAB))[:80]}), which `collection` and `qrels` take"),
         (len(line.split(TAB)) == 4 and " " in line.split(TAB)[3], "a top1000 file, which `rerank --run` takes"),
         (line.count(TAB) == 2 and " " in line.split(TAB)[2], "triples of texts, which `mine --triples` takes"),
@@ -176,7 +176,7 @@ def json_id(record: Record, names: Sequence[str], where: str, more: str = "") ->
     for name in names:
         if isinstance(record.get(name), (str, int)) and not isinstance(record[name], bool):
             return one_word(str(record[name]), where)
-    raise InputError(f"{where}: no id; expected one of {', '.join(names)} as a string, found {sorted(record)}{more}")
+    raise InputError(f"{where}: no id; expected one of {', '.join(names)} as a string, found {sorted(record)[:12]}{more}")
 
 
 def json_text(record: Record, name: str, where: str) -> str:

@@ -197,7 +197,7 @@ def _scores(hits: dict[str, dict[str, float]], path: Path) -> dict[str, dict[str
         falling = all(column == sorted(column, reverse=True) for column in columns)  # n to 1, best first: scores
         if not falling or all(len(column) == 1 for column in columns):
             return {query_id: {doc_id: 1 / rank for doc_id, rank in found.items()} for query_id, found in hits.items()}
-    elif all(column[0] in (0, 1) and column == sorted(map(round, column)) for column in columns):
+    elif all(column[0] in (0, 1) and column == sorted({*map(round, column)}) for column in columns):
         if any(len(column) > 1 for column in columns):
             raise InputError(f"{path}: column 3 ascends, but not from 1 to n: ranks or scores? Write all six columns")
     return hits

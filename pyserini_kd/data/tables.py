@@ -30,6 +30,7 @@ def csv_records(path: Path) -> Iterator[tuple[str, Record]]:
     number = 1
     try:
         names = next(rows)
+        names = [name if names.index(name) == place else f"{name}.{place}" for place, name in enumerate(names)]  # as pandas
         number = rows.line_num + 1
         for row in rows:
             if row:

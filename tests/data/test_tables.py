@@ -89,6 +89,12 @@ def test_the_index_of_pandas_is_no_title(tmp_path):
     assert list(formats.read_collection(tmp_path / "t.csv")) == [Doc(doc_id, "", text) for doc_id, _, text in ROWS]
 
 
+def test_the_first_of_two_columns_with_one_name_counts(tmp_path):
+    (tmp_path / "t.csv").write_text("id,text,text,Comment,Comment\n1,a,b,c,d\n")
+    theirs = pd.read_csv(tmp_path / "t.csv", dtype=str)
+    assert list(formats.read_collection(tmp_path / "t.csv")) == [Doc(theirs["id"][0], "", theirs["text"][0])]
+
+
 def test_passages_of_wikipedia(tmp_path):
     """psgs_w100.tsv of DPR: a header, the title in the last column, quotes doubled."""
     path = tmp_path / "psgs_w100.tsv"

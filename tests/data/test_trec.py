@@ -112,6 +112,8 @@ def test_topics_by_hand(tmp_path):
     assert read("<top>\n<num> C041 </num>\n<EN-title> Pesticides </EN-title>\n<EN-desc> d </EN-desc>\n</top>") == [
         Query("41", "Pesticides")
     ]
+    indri = "<parameters>\n<query>\n<number>701</number>\n<text>us oil</text>\n</query>\n</parameters>"
+    assert read(indri) == [Query("701", "us oil")]
     assert read("<topics><topic id='T-01'><title>a</title></topic></topics>") == [Query("T-01", "a")]
 
 
