@@ -184,18 +184,22 @@ def read_slowly(path: Path) -> tuple[str, dict[str, dict[str, float]]]:
         raise InputError(f"{path}: no line after the header")
     if width == 4 and not header and {doc_id for found in hits.values() for doc_id in found} <= {"0", "Q0"}:
         raise InputError(f"{path}: these are judgements (`qid 0 docid relevance`), not a run")
-    return tag, _scores(hits, path) if value == "rank" or (width == 3 and not header) else hits
+    if value == "rank" or (width == 3 and not header):
+        return tag, _scores(hits, path, is_named=bool(header))
+    return tag, hits
 
 
-def _scores(hits: dict[str, dict[str, float]], path: Path) -> dict[str, dict[str, float]]:
-    """The same hits, with ranks 1 to n turned into scores 1/rank. Other numbers are scores.
+def _scores(hits: dict[str, dict[str, float]], path: Path, is_named: bool) -> dict[str, dict[str, float]]:
+    """The same hits, with ranks 1 to n, or ranks that a header names, turned into scores 1/rank. Other numbers are scores.
 
     InputError for whole numbers that ascend from 0 or 1 with gaps, which may be ranks.
     """
     columns = [list(found.values()) for found in hits.values()]
-    if all(sorted(column) == list(range(1, len(column) + 1)) for column in columns):
+    if is_named and min(map(min, columns)) < 1:
+        raise InputError(f"{path}: ranks begin at 1, found {min(map(min, columns)):g}")
+    if is_named or all(sorted(column) == list(range(1, len(column) + 1)) for column in columns):
         falling = all(column == sorted(column, reverse=True) for column in columns)  # n to 1, best first: scores
-        if not falling or all(len(column) == 1 for column in columns):
+        if is_named or not falling or all(len(column) == 1 for column in columns):
             return {query_id: {doc_id: 1 / rank for doc_id, rank in found.items()} for query_id, found in hits.items()}
     elif all(column[0] in (0, 1) and column == sorted({*map(round, column)}) for column in columns):
         if any(len(column) > 1 for column in columns):

@@ -153,6 +153,12 @@ def test_a_third_column_is_ranks_only_if_it_is_1_to_n(tmp_path, columns, best):
     assert "".join(run["q"].doc_ids) == best
 
 
+@pytest.mark.parametrize("ranks", [(3, 1), (2, 1), (1, 7)])
+def test_a_header_says_that_a_column_is_ranks(tmp_path, ranks):
+    run = Run.read(written(tmp_path / "r", f"qid docid rank\nq a {ranks[0]}\nq b {ranks[1]}\n"))
+    assert scores(run)["q"] == pytest.approx({"a": 1 / ranks[0], "b": 1 / ranks[1]})
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [
@@ -162,6 +168,7 @@ def test_a_third_column_is_ranks_only_if_it_is_1_to_n(tmp_path, columns, best):
         ("1 0 23 1\n2 0 24 1\n", r"these are judgements"),
         ("qid docid\nq a\n", r":1: expected `qid Q0 docid rank score tag`, found 2 columns"),
         ("qid docid score\n", r"no line after the header"),
+        ("qid docid rank\nq a 0\n", r"ranks begin at 1, found 0"),
         ("qid docid rank\nq a first\n", r":2: expected a score, found 'first'"),
         ("1\t2\twhat is it\tA passage of text\n", r"; this is a top1000 file, which `rerank --run` takes"),
         ("what is it\tA passage\tAnother passage\n", r"; this is triples of texts, which `mine --triples` takes"),
