@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import numpy.typing as npt
 
-from pyserini_kd.data.lines import numbered_lines
+from pyserini_kd.data.lines import JSON_START, WORD, header_columns, json_cells, numbered_lines, text_kind
 from pyserini_kd.storage.arrays import Floats
 from pyserini_kd.storage.environment import command_line, environment
 from pyserini_kd.storage.errors import InputError
@@ -21,6 +21,12 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
 COLUMNS = ("query", "q0", "doc", "rank", "score", "tag")
+LAYOUTS = {
+    6: {"query": 0, "doc": 2, "score": 4},
+    4: {"query": 0, "doc": 1, "score": 3},  # ColBERT
+    3: {"query": 0, "doc": 1, "score": 2},  # or MS MARCO's ranks
+}
+"""Number of columns -> places of those that are read."""
 BLOCK = 1 << 20
 """Bytes of a run file read at once."""
 
@@ -113,6 +119,8 @@ def read_batches(path: Path, columns: Sequence[str]) -> Iterator[pa.RecordBatch]
     import pyarrow as pa
     from pyarrow import csv
 
+    if header_columns(*next(((line, where) for where, line in numbered_lines(path, "run")), ("", ""))):
+        raise NotPlain
     reading = csv.ReadOptions(column_names=COLUMNS, block_size=BLOCK, skip_rows=_header(path))
     parsing = csv.ParseOptions(delimiter=" ", quote_char=False)
     types = dict.fromkeys(COLUMNS, pa.string()) | {"score": pa.float64()}
@@ -144,36 +152,69 @@ def _header(path: Path) -> int:
 
 
 def read_slowly(path: Path) -> tuple[str, dict[str, dict[str, float]]]:
-    """(tag, query_id -> {doc_id: score}), read line by line with all checks; for malformed or unusual files."""
+    """(tag, query_id -> {doc_id: score}), read line by line with all checks; for malformed or unusual files.
+
+    Takes TREC's 6 columns, ColBERT's 4 (`qid docid rank score`), `qid docid rank`, `qid docid score`, columns with a header,
+    and JSON `{query_id: {doc_id: score}}`. Ranks become scores 1/rank.
+    """
     hits: dict[str, dict[str, float]] = {}
-    tag, columns = path.stem, 0
-    for where, line in islice(numbered_lines(path, "run", blank=True), _header(path), None):
-        fields = line.split()
-        if not fields:
-            continue
-        columns = columns or len(fields)
-        if len(fields) != columns or columns not in (3, 6):
-            raise InputError(f"{where}: expected `qid Q0 docid rank score tag`, found {len(fields)} columns")
-        if columns == 6:
-            query_id, _, doc_id, _, score, tag = fields
-        else:
-            query_id, doc_id, score = fields
-        if doc_id in (judged := hits.setdefault(query_id, {})):
-            raise InputError(f"{where}: duplicate document {doc_id} for query {query_id}")
-        judged[doc_id] = _score(score, where, is_rank=columns == 3)
-    if not hits:
+    lines = islice(numbered_lines(path, "run", blank=True), _header(path), None)
+    rows = ((where, words, line) for where, line in lines if (words := WORD.findall(line)))
+    start, head, first = next(rows, ("", [], ""))
+    if not head:
         raise InputError(f"run file is empty: {path}")
+    if JSON_START.match(first):
+        for query_id, doc_id, number in json_cells(path, "run"):
+            hits.setdefault(query_id, {})[doc_id] = _number(str(number), str(path))
+        return path.stem, hits
+    header = header_columns(first, start)
+    width, columns = len(head), header or LAYOUTS.get(len(head), {})
+    value = "score" if "score" in columns else "rank"
+    tag = path.stem if header or width != 6 else head[-1]
+    for where, words, line in rows if header else chain([(start, head, first)], rows):
+        if len(words) != width or not columns:
+            raise InputError(f"{where}: expected `qid Q0 docid rank score tag`, found {len(words)} columns{text_kind(line)}")
+        query_id, doc_id = words[columns["query"]], words[columns["doc"]]
+        if width == 4 and not header and not words[2].isdecimal():
+            raise InputError(f"{where}: expected a rank in column 3, found {words[2]!r}; are these judgements?")
+        if doc_id in (found := hits.setdefault(query_id, {})):
+            raise InputError(f"{where}: duplicate document {doc_id} for query {query_id}")
+        found[doc_id] = _number(words[columns[value]], where, line)
+    if not hits:
+        raise InputError(f"{path}: no line after the header")
+    if width == 4 and not header and {doc_id for found in hits.values() for doc_id in found} <= {"0", "Q0"}:
+        raise InputError(f"{path}: these are judgements (`qid 0 docid relevance`), not a run")
+    if value == "rank" or (width == 3 and not header):
+        return tag, _scores(hits, path, is_named=bool(header))
     return tag, hits
 
 
-def _score(text: str, where: str, is_rank: bool) -> float:
-    """The score of a line; 1/rank in an MS MARCO run."""
+def _scores(hits: dict[str, dict[str, float]], path: Path, is_named: bool) -> dict[str, dict[str, float]]:
+    """The same hits, with ranks 1 to n, or ranks that a header names, turned into scores 1/rank. Other numbers are scores.
+
+    InputError for whole numbers that ascend from 0 or 1 with gaps, which may be ranks.
+    """
+    columns = [list(found.values()) for found in hits.values()]
+    if is_named and min(map(min, columns)) < 1:
+        raise InputError(f"{path}: ranks begin at 1, found {min(map(min, columns)):g}")
+    if is_named or all(sorted(column) == list(range(1, len(column) + 1)) for column in columns):
+        falling = all(column == sorted(column, reverse=True) for column in columns)  # n to 1, best first: scores
+        if is_named or not falling or all(len(column) == 1 for column in columns):
+            return {query_id: {doc_id: 1 / rank for doc_id, rank in found.items()} for query_id, found in hits.items()}
+    elif all(column[0] in (0, 1) and column == sorted({*map(round, column)}) for column in columns):
+        if any(len(column) > 1 for column in columns):
+            raise InputError(f"{path}: column 3 ascends, but not from 1 to n: ranks or scores? Write all six columns")
+    return hits
+
+
+def _number(text: str, where: str, line: str = "") -> float:
+    """The score or rank of a line."""
     try:
-        if "_" in text or (is_rank and int(text) < 1):  # int() accepts 1_0
+        if "_" in text:  # float() accepts 1_0
             raise ValueError
-        score = 1.0 / int(text) if is_rank else float(text)
+        score = float(text)
     except ValueError:
-        raise InputError(f"{where}: expected a {'rank' if is_rank else 'score'}, found {text!r}") from None
+        raise InputError(f"{where}: expected a score, found {text!r}{text_kind(line)}") from None
     with np.errstate(over="ignore"):
         if not np.isfinite(np.float32(score)):
             raise InputError(f"{where}: score {text} is not finite (as float32)")

@@ -18,22 +18,29 @@ from pyserini_kd.storage.errors import InputError
 from pyserini_kd.storage.files import home
 
 IR_DATASETS = "ir_datasets:"
-FILE_ENDINGS = (".gz", ".tsv", ".jsonl", ".json", ".txt")
+FILE_ENDINGS = (".gz", ".tsv", ".csv", ".jsonl", ".json", ".txt", ".xml", ".parquet")
 
 
-def collection(spec: str, segment: str | None = None) -> Iterator[Doc]:
-    """Stream a collection; `segment` (`WORDS:STRIDE`) cuts it into passages. InputError for a duplicate id."""
+def collection(spec: str, segment: str | None = None, fields: str | None = None) -> Iterator[Doc]:
+    """Stream a collection; `segment` (`WORDS:STRIDE`) cuts it into passages, `fields` names columns of files.
+
+    InputError for a duplicate id.
+    """
+    if fields and is_named(spec):
+        raise InputError(f"names columns of files; {spec} is no file", "fields")
 
     def read() -> Iterator[Doc]:
         if spec == "pydocs":
             return docstrings.docs()
         if spec.startswith(IR_DATASETS):
             return map(_ir_doc, _ir_records(spec, "docs"))
-        return formats.read_collection(spec)
+        return formats.read_collection(spec, fields)
 
     def places(doc_id: str) -> Iterator[str]:
         numbered = ((f"{spec}, document {number}", doc) for number, doc in enumerate(read(), start=1))
-        return (where for where, doc in (numbered if is_named(spec) else formats.located_docs(spec)) if doc.doc_id == doc_id)
+        return (
+            where for where, doc in (numbered if is_named(spec) else formats.located_docs(spec, fields)) if doc.doc_id == doc_id
+        )
 
     found = unique_docs(read(), places)
     return passages.segment(found, segment) if segment else found
@@ -71,7 +78,7 @@ def read_topic_set(name: str) -> list[Query] | None:
         raise InputError(f"topic set {name} could not be read: {java_message(error)}") from error
     queries = []
     for query_id in topics.keySet().toArray():
-        text = topics.get(query_id).get("title")
+        text = topics.get(query_id).get("title") or topics.get(query_id).get("query")  # TREC-COVID
         if text is None:
             raise InputError(f"topic set {name} has no plain text (perhaps vectors or images)")
         queries.append(Query(str(query_id), one_line(text)))

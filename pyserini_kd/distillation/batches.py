@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from pyserini_kd.data.lines import one_line
 from pyserini_kd.distillation.candidates import Group, as_groups
 from pyserini_kd.distillation.teacher_scores import TeacherScores
 from pyserini_kd.distillation.text_store import PlainTexts
@@ -230,7 +231,7 @@ class Collator:
         places: dict[tuple[str, str], int] = {}
         for i, group in enumerate(groups):
             size = len(group.doc_ids)
-            labels[i, :size] = torch.tensor(group.labels)
+            labels[i, :size] = torch.tensor(_labels(group, self.docs))
             mask[i, :size] = True
             rows[i, :size] = torch.tensor([places.setdefault((group.query_id, d), len(places)) for d in group.doc_ids])
             if self.scores is not None:
@@ -240,7 +241,7 @@ class Collator:
             batch["teacher"] = teacher
         taught = len(places)
         if self.in_batch:
-            batch["batch_labels"], batch["batch_rows"] = _all_pairs(groups, places)
+            batch["batch_labels"], batch["batch_rows"] = _all_pairs(groups, places, self.docs)
         batch["pairs"] = torch.tensor(len(places))
         self._add_tokens(batch, list(places), taught)
         return batch
@@ -283,11 +284,23 @@ def pair_length(model: Model, train_len: int | None, same_for: Model | None = No
     return length
 
 
-def _all_pairs(groups: Sequence[Group], places: dict[tuple[str, str], int]) -> tuple[Tensor, Tensor]:
-    """Return labels and rows (B, N) of every query with every document of the batch. Add new pairs to `places`."""
+def _labels(group: Group, texts: Mapping[str, str]) -> list[int]:
+    """Return the labels of a group. A text equal to a positive's is no negative, unless the group has no other."""
+    contents = [one_line(texts[d]) for d in group.doc_ids]
+    positive = {text for text, label in zip(contents, group.labels, strict=True) if label > 0}
+    labels = [max(label, int(text in positive)) for text, label in zip(contents, group.labels, strict=True)]
+    return labels if min(labels) <= 0 else group.labels
+
+
+def _all_pairs(groups: Sequence[Group], places: dict[tuple[str, str], int], texts: Mapping[str, str]) -> tuple[Tensor, Tensor]:
+    """Return labels and rows (B, N) of every query with every document of the batch. Add new pairs to `places`.
+
+    A text that equals a positive of the query is relevant too, under any id.
+    """
     docs = list(dict.fromkeys(d for group in groups for d in group.doc_ids))
-    relevant = {(g.query_id, d) for g in groups for d, label in zip(g.doc_ids, g.labels, strict=True) if label > 0}
-    labels = [[int((group.query_id, d) in relevant) for d in docs] for group in groups]
+    contents = {d: one_line(texts[d]) for d in docs}
+    relevant = {(g.query_id, contents[d]) for g in groups for d, label in zip(g.doc_ids, g.labels, strict=True) if label > 0}
+    labels = [[int((group.query_id, contents[d]) in relevant) for d in docs] for group in groups]
     rows = [[places.setdefault((group.query_id, d), len(places)) for d in docs] for group in groups]
     return torch.tensor(labels), torch.tensor(rows)
 

@@ -14,7 +14,7 @@ from typing import IO, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from pyserini_kd.data.lines import numbered_lines
+from pyserini_kd.data.lines import numbered_lines, text_kind
 from pyserini_kd.storage.arrays import Ints
 from pyserini_kd.storage.errors import InputError
 from pyserini_kd.storage.files import atomic_file, require_file
@@ -181,8 +181,8 @@ def _group(line: str, where: str) -> Group:
     if line.lstrip().startswith("{"):
         return _json_group(line, where)
     fields = line.split("\t")
-    if len(fields) != 3:
-        raise InputError(f"{where}: expected `query_id<TAB>pos_id<TAB>neg_id`, found {len(fields)} columns")
+    if len(fields) != 3 or " " in line.strip():
+        raise InputError(f"{where}: expected `query_id<TAB>pos_id<TAB>neg_id`, found {len(fields)} columns{text_kind(line)}")
     return Group(fields[0], fields[1:], [1, 0], -1)
 
 

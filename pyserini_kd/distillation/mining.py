@@ -22,7 +22,7 @@ from pyserini_kd.data.types import Doc, Qrels, Query
 from pyserini_kd.distillation.candidates import Group
 from pyserini_kd.models import hardware
 from pyserini_kd.storage.errors import InputError
-from pyserini_kd.storage.settings import Collection, Overwrite, Segment, Settings, TrainingTopics, option
+from pyserini_kd.storage.settings import Collection, Fields, Overwrite, Segment, Settings, TrainingTopics, option
 
 logger = logging.getLogger(__name__)
 
@@ -106,8 +106,9 @@ def first_hits(runs: Sequence[Run]) -> Qrels:
 class MineConfig(Settings):
     """Sources of queries, judgements and negatives, and sample sizes."""
 
-    collection: Collection[str]
-    topics: TrainingTopics[str]
+    collection: Collection[str | None] = None
+    fields: Fields = None
+    topics: TrainingTopics[str | None] = None
     qrels: str | None = option("--qrels", None, "Judgements of the topics: a file, ir_datasets:<id> or pydocs:train.")
     index: str | None = option("--index", None, "BM25 index for hard negatives: a folder or a prebuilt name.")
     runs: tuple[str, ...] = option("--runs --run", (), "Runs for hard negatives, instead of an index.", words=True)
@@ -116,12 +117,24 @@ class MineConfig(Settings):
     shared: int = option("--shared", 0, "Queries in a block; they share their documents as negatives.", ge=0)
     segment: Segment = None
     seed: int = option("--seed", 42, "Random seed.", ge=0)
+    texts: Path | None = option(
+        "--triples", None, "Instead: triples of texts (triples.train.small.tsv); their topics and collection are written too."
+    )
     output: Path = option("--output", help="Groups (.jsonl) or triples (.tsv) to write.")
     overwrite: Overwrite = False
 
     @model_validator(mode="after")
     def rules(self) -> Self:
         """Raise InputError for contradictory settings, before any data are read."""
+        self.only("collection fields topics qrels index runs depth negatives shared segment seed", not self.texts,
+                  "conflicts with `texts`, which have their negatives and texts")  # fmt: skip
+        if self.texts:
+            if not str(self.output).removesuffix(".gz").endswith(".tsv"):
+                raise InputError(f"{self.output} must end in .tsv, because triples are written", "output")
+            return self
+        for name in ("collection", "topics"):
+            if getattr(self, name) is None:
+                raise InputError("missing; give it, or `texts` for triples of texts", name)
         has_runs = bool(self.index or self.runs)
         if self.index and self.runs:
             raise InputError("give an index or `runs`, not both", "index")
@@ -134,11 +147,12 @@ class MineConfig(Settings):
 
 def mine_files(config: MineConfig) -> Mined:
     """Mine candidates from files; InputError if there are none. Without qrels, the first hit of a query is its positive."""
+    assert config.collection is not None and config.topics is not None
     queries = sources.topics(config.topics)
     judged = sources.qrels(config.qrels) if config.qrels else None
     if config.segment and judged:
-        judged = passages.segment_qrels(judged, sources.collection(config.collection, config.segment))
-    docs = sources.collection(config.collection, config.segment)
+        judged = passages.segment_qrels(judged, sources.collection(config.collection, config.segment, config.fields))
+    docs = sources.collection(config.collection, config.segment, config.fields)
     runs = _runs(config, [q for q in queries if judged is None or q.query_id in judged])
     if judged is None:
         judged = first_hits(runs)

@@ -22,7 +22,7 @@ from pyserini_kd.retrieval.dense_index import DenseIndex
 from pyserini_kd.storage.environment import sha256
 from pyserini_kd.storage.errors import InputError
 from pyserini_kd.storage.files import alone, clear, refuse_existing
-from pyserini_kd.storage.settings import Backend, Candidates, Collection, Device, Precision, Segment, Settings, option
+from pyserini_kd.storage.settings import Backend, Candidates, Collection, Device, Fields, Precision, Segment, Settings, option
 
 logger = logging.getLogger(__name__)
 
@@ -36,6 +36,7 @@ class TeachConfig(Settings):
 
     candidates: Candidates[Path]
     collection: Collection[str]
+    fields: Fields = None
     topics: str = option("--topics", help="Topics of the candidates.")
     teachers: Words = option("--teacher", (), "Checkpoints as teachers: CHECKPOINT or CHECKPOINT@WEIGHT.", words=True)
     teacher_runs: Words = option("--teacher-run", (), "Runs as teachers: RUN or RUN@WEIGHT; absent = 0.", words=True)
@@ -109,7 +110,7 @@ def teach_files(config: TeachConfig, say: Callable[[str], None] = logger.info) -
     scratch = work / "scratch"
 
     def score(groups: Sequence[Group], topics: list[Query], known: list[Known], name: str, columns: Path | None) -> Taught:
-        texts = load_texts(groups, topics, sources.collection(config.collection, config.segment), scratch / name)
+        texts = load_texts(groups, topics, sources.collection(config.collection, config.segment, config.fields), scratch / name)
         return teach(
             groups, *texts, teachers, scale=config.scale, index=index, reuse=known, work=work, scratch=columns,
             device=config.device, precision=config.precision, backend=config.backend, batch_size=config.batch_size,

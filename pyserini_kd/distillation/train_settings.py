@@ -8,13 +8,23 @@ from pydantic import model_validator
 from pyserini_kd.data import passages
 from pyserini_kd.distillation.config import TrainConfig
 from pyserini_kd.storage.errors import InputError
-from pyserini_kd.storage.settings import Candidates, CheckpointFolder, Collection, Overwrite, Settings, TrainingTopics, option
+from pyserini_kd.storage.settings import (
+    Candidates,
+    CheckpointFolder,
+    Collection,
+    Fields,
+    Overwrite,
+    Settings,
+    TrainingTopics,
+    option,
+)
 
 
 class Given(Settings):
     """Data of a training run: candidates with texts and scores, and dev topics."""
 
     collection: Collection[str]
+    fields: Fields = None
     topics: TrainingTopics[str | None] = None
     candidates: Candidates[Path | None] = None
     scores: Path | None = option("--scores", None, "Teacher scores: a score store from teach or a 5-column file.")

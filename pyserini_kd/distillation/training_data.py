@@ -108,14 +108,15 @@ def state_folder(output: Path) -> Path:
 def _groups(given: TrainSettings) -> Groups:
     if given.candidates:
         return read_candidates(given.candidates)
-    mined = mine(sources.topics(str(given.topics)), sources.qrels(str(given.qrels)), [], sources.collection(given.collection),
-                 negatives=0, shared=given.batch_size, seed=given.seed)  # fmt: skip
+    topics, qrels = sources.topics(str(given.topics)), sources.qrels(str(given.qrels))
+    docs = sources.collection(given.collection, fields=given.fields)
+    mined = mine(topics, qrels, [], docs, negatives=0, shared=given.batch_size, seed=given.seed)
     logger.info("%d queries; %s", len(mined.groups), left_out(mined))
     return as_groups(mined.groups)
 
 
 def _docs(given: TrainSettings) -> Iterator[Doc]:
-    docs = sources.collection(given.collection)
+    docs = sources.collection(given.collection, fields=given.fields)
     return iter(passages.segment(docs, given.segment) if given.segment else docs)
 
 

@@ -75,7 +75,7 @@ def read_dev(given: Given) -> Dev | None:
     wanted = {doc_id for hits in first.values() for doc_id in hits.doc_ids}
     found = [judged.get(query_id, {}) for query_id in first] if given.dev_retrieval else []
     judged_ids = {doc_id for labels in found for doc_id in labels}
-    collection = sources.collection(given.collection)
+    collection = sources.collection(given.collection, fields=given.fields)
     docs = {doc.doc_id: doc for doc in collection if not path or doc.doc_id in wanted or doc.doc_id in judged_ids}
     if missing := wanted - docs.keys():
         raise InputError(f"{len(missing)} documents of {path} are not in the collection, e.g. {min(missing)}")

@@ -8,7 +8,7 @@ from itertools import pairwise, takewhile
 from pathlib import Path
 
 from pyserini_kd.data import sources
-from pyserini_kd.data.lines import numbered_lines
+from pyserini_kd.data.lines import WORD, numbered_lines
 from pyserini_kd.data.runs import Run
 from pyserini_kd.data.types import Qrels
 from pyserini_kd.evaluation.measures import KINDS, PRESETS, Measure
@@ -47,7 +47,7 @@ def of_run(run: Run, qrels: Qrels) -> list[str]:
 
 def of_ranks(path: str | Path) -> list[str]:
     """Ranks that contradict the scores, as in a file with distances. Only the first query is checked."""
-    lines = (line.split() for _, line in numbered_lines(Path(path), "run file") if not line.startswith("#"))
+    lines = (WORD.findall(line) for _, line in numbered_lines(Path(path), "run file") if not line.startswith("#"))
     first = next((words for words in lines if len(words) == 6), None)
     if first is None:
         return []

@@ -15,12 +15,12 @@ from typing import Literal, NamedTuple
 import numpy as np
 
 from pyserini_kd.data import sources
-from pyserini_kd.data.lines import numbered_lines
+from pyserini_kd.data.lines import WORD, numbered_lines
 from pyserini_kd.data.runs import Run, Scores
 from pyserini_kd.data.types import Qrels
 from pyserini_kd.storage.files import require_file
 from pyserini_kd.storage.records import refuse_existing_run, write_record
-from pyserini_kd.storage.settings import Settings, option
+from pyserini_kd.storage.settings import Fields, Settings, option
 
 LISTED = 5  # faults of each kind to show by default
 TAG = re.compile(r"[A-Za-z0-9._-]{1,20}")
@@ -71,6 +71,7 @@ class CheckConfig(Settings):
     collection: str | None = option(
         "--collection", None, "Also check that the run's documents exist in it: a path, ir_datasets:<id> or pydocs."
     )
+    fields: Fields = None
     output_format: Format = option("--format", "trec", "Target of the submission.")
     listed: int = option("--show", LISTED, "Faults to list per kind; the others are counted.", ge=1)
     fixed: Path | None = option("--fix", None, "Write a repaired copy.", metavar="OUT")
@@ -127,7 +128,7 @@ class Report:
         """(file:line, columns) of each hit. Other lines are added to the faults and left out."""
         width, top = WIDTH[self.config.output_format], True
         for where, line in numbered_lines(self.config.run, "run", blank=True):
-            row = line.split()
+            row = WORD.findall(line)
             top = top and row[:1] == ["#"]
             if top:
                 self.add("comment", where, line)
@@ -221,7 +222,7 @@ def check(config: CheckConfig, topics: set[str]) -> Report:
         if file.read(3) == b"\xef\xbb\xbf":
             report.add("mark", f"{config.run}:1", "byte order mark")
     if config.collection:
-        report.doc_ids.difference_update(doc.doc_id for doc in sources.collection(config.collection))
+        report.doc_ids.difference_update(doc.doc_id for doc in sources.collection(config.collection, fields=config.fields))
     for block in Report(config, topics).blocks() if report.doc_ids else ():
         for where, doc_id in zip(block.where, block.doc_ids, strict=True):
             if doc_id in report.doc_ids:

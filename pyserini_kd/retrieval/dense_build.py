@@ -208,7 +208,7 @@ def _jsonl(path: Path) -> Iterator[Embedded]:
 
 
 def _index(folder: Path) -> Iterator[Embedded]:
-    index = DenseIndex.open(folder, mmap=True)
+    index = DenseIndex.open(folder, mmap=True, any_metric=True)
     for start in range(0, len(index.doc_ids), STEP):
         chunk: list[str] = index.doc_ids[start : start + STEP]
         found = index.store.reconstruct(np.arange(start, start + len(chunk)))

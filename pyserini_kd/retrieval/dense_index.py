@@ -39,20 +39,21 @@ class DenseIndex:
     manifest: Manifest | None  # None for a folder from another program
 
     @classmethod
-    def open(cls, *folders: str | Path, mmap: bool = False) -> DenseIndex:
+    def open(cls, *folders: str | Path, mmap: bool = False, any_metric: bool = False) -> DenseIndex:
         """Open an index folder, or several as one (named, or listed as `shards`). Row numbers continue across folders.
 
         A folder without manifest is checked as far as possible. With `mmap`, vectors stay on disk until a search needs them.
+        With `any_metric`, an index with L2 distance is opened too, to read its vectors.
 
         Raises:
             InputError: a folder is missing, incomplete or inconsistent, its metric is not inner product, or the folders differ
                 in width or encoder, or share a document.
         """
-        parts = [cls._open_one(folder, mmap) for folder in shards(*folders)]
+        parts = [cls._open_one(folder, mmap, any_metric) for folder in shards(*folders)]
         return parts[0] if len(parts) == 1 else cls._join(parts)
 
     @classmethod
-    def _open_one(cls, folder: Path, mmap: bool) -> DenseIndex:
+    def _open_one(cls, folder: Path, mmap: bool, any_metric: bool) -> DenseIndex:
         from pyserini_kd.retrieval.vector_store import open_store  # lazy: importing FAISS is slow
 
         opened = require_path(folder, "index").stat().st_ino
@@ -63,7 +64,7 @@ class DenseIndex:
         manifest = Manifest.find(folder)
         if manifest is not None and manifest.kind == "impact":
             raise InputError(f"{folder} holds the impacts of a splade, not vectors; search it with the encoder that made it")
-        store, doc_ids = open_store(folder, mmap, foreign=manifest is None), DocIds.read(folder)
+        store, doc_ids = open_store(folder, mmap, manifest is None, any_metric), DocIds.read(folder)
         if store.count != len(doc_ids):
             raise InputError(f"index folder {folder} is inconsistent: {store.count} vectors but {len(doc_ids)} document ids")
         if manifest is None:

@@ -74,6 +74,15 @@ def inner_index(index: FaissIndex) -> FaissIndex:
     return index
 
 
+def layers(index: FaissIndex) -> Iterator[FaissIndex]:
+    """An index and all indexes inside it: below transforms, refinement, id maps, and a graph's storage."""
+    yield index
+    names = ("index", "base_index", "storage")
+    inside = next((inner for name in names if (inner := getattr(index, name, None)) is not None), None)
+    if inside is not None:
+        yield from layers(faiss.downcast_index(inside))
+
+
 def has_graph(index: FaissIndex) -> bool:
     """Whether the index is an HNSW graph."""
     return isinstance(index, faiss.IndexHNSW)

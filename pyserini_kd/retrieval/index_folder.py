@@ -44,6 +44,7 @@ class Options(TypedDict, total=False):
     shard: Shard  # make every N-th block; the last process writes the index, the others return None
     collection: str  # name, for the manifest
     segment: str | None  # passage size, for the manifest
+    fields: str | None  # names of columns, for the manifest
 
 
 class HasId(Protocol):
@@ -152,6 +153,7 @@ def build(
     collection = options.get("collection", "")
     made_from = made_from | {"block": size, "store_docs": store_docs}
     only_result = {"index": index, "collection": collection, "segment": options.get("segment")}
+    only_result["fields"] = options.get("fields")
     only_result["collection_stamp"] = sources.stamp(collection)
     described = made_from | {name: value for name, value in only_result.items() if value}
     mend(folder)

@@ -22,6 +22,7 @@ class IndexSettings(Settings):
     """Collection, encoder and output of an index."""
 
     collection: shared.Collection[str | None] = None
+    fields: shared.Fields = None
     encoder: str | None = option("--encoder", None, "Checkpoint (name, folder or hub id), or bm25 for a Lucene index.")
     vectors: Path | None = option(
         "--vectors", None, "Instead of --collection: existing vectors (.npy, Pyserini's embeddings.jsonl, an index)."
@@ -89,7 +90,7 @@ class IndexSettings(Settings):
         of_checkpoint = not sparse and not self.collection_class
         self.only("architecture", of_checkpoint, "needs a checkpoint; conflicts with bm25 and `collection_class`")
         self.only("collection_class", sparse or self.vectors, "is for `encoder` bm25")
-        self.only("segment", not self.collection_class, "conflicts with `collection_class`")
+        self.only("segment fields", not self.collection_class, "conflicts with `collection_class`")
         self.only("ids", self.vectors, "requires `vectors`")
         if self.segment:
             passages.parse(self.segment)
@@ -100,7 +101,7 @@ class IndexSettings(Settings):
             if sparse:
                 raise InputError("several processes can share the work of a checkpoint, but not of bm25")
         if self.vectors:
-            if self.collection or self.segment or tokens or self.collection_class or sparse or self.shard[1] > 1:
+            if self.collection or self.segment or self.fields or tokens or self.collection_class or sparse or self.shard[1] > 1:
                 raise InputError(
                     "goes only with `index`, `ids`, a kind of index and a checkpoint as `encoder`, in one process", "vectors"
                 )
@@ -127,29 +128,38 @@ def index(settings: IndexSettings) -> int | None:
             settings.vectors, settings.ids, folder, kind=settings.kind, encoder=maker, overwrite=overwrite
         )
     assert settings.collection is not None and settings.encoder is not None
+    asked = settings.collection, settings.segment, settings.fields
     if settings.encoder == "bm25":
         threads = settings.threads or hardware.threads()
         if settings.collection_class:
             return bm25_build.build_index_with_reader(
                 Path(settings.collection), settings.collection_class, folder, threads=threads, overwrite=overwrite
             )
-        stamp, docs = sources.stamp(settings.collection), sources.collection(settings.collection, settings.segment)
+        stamp, docs = (
+            sources.stamp(settings.collection),
+            sources.collection(*asked),
+        )
         return bm25_build.index_bm25(
             docs, folder, threads=threads, overwrite=overwrite, collection_stamp=stamp, segment=settings.segment
         )
     if settings.threads:
         hardware.use_threads(settings.threads)
     options: Options = {"store_docs": settings.store_docs, "overwrite": overwrite, "block": settings.block}
-    options |= {"shard": settings.shard, "collection": settings.collection, "segment": settings.segment}
+    options |= {
+        "shard": settings.shard,
+        "collection": settings.collection,
+        "segment": settings.segment,
+        "fields": settings.fields,
+    }
     if settings.architecture:
         scorer = token_index.load_scorer(settings.encoder, settings.architecture, **loaded)
-        docs = sources.collection(settings.collection, settings.segment)
+        docs = sources.collection(*asked)
         return token_index.build(docs, scorer, folder, dtype=settings.dtype, **options)
     if settings.is_impact:
         sparse = load(settings.encoder, **loaded)
         assert isinstance(sparse, SparseEncoder)
-        docs = sources.collection(settings.collection, settings.segment)
+        docs = sources.collection(*asked)
         return impact_build.index_impacts(docs, sparse, folder, threads=settings.threads or hardware.threads(), **options)
     encoder = load_encoder(settings.encoder, pooling=settings.pooling, **loaded)
-    docs = sources.collection(settings.collection, settings.segment)
+    docs = sources.collection(*asked)
     return dense_build.index_dense(docs, encoder, folder, kind=settings.kind, **options)

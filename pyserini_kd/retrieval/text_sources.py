@@ -95,10 +95,10 @@ class _Lines:
             raise InputError(f"{self._path} is damaged: no document at byte {start}") from None
 
 
-def fetch_from(source: str | Iterable[Doc], *more: str) -> Fetch:
+def fetch_from(source: str | Iterable[Doc], *more: str, fields: str | None = None) -> Fetch:
     """A function from ids to documents of an index folder (Lucene or ours), a prebuilt index, or a collection.
 
-    A collection is read once for each call. `more` are further index folders, all of ours.
+    A collection is read once for each call; `fields` names its columns. `more` are further index folders, all of ours.
     """
     if isinstance(source, str):
         folders = [Path(source), *map(Path, more)]
@@ -114,7 +114,7 @@ def fetch_from(source: str | Iterable[Doc], *more: str) -> Fetch:
             return BM25Index.open(source).fetch_docs
 
     def scan(doc_ids: Sequence[str]) -> Iterator[Doc]:
-        wanted, docs = set(doc_ids), sources.collection(source) if isinstance(source, str) else source
+        wanted, docs = set(doc_ids), sources.collection(source, fields=fields) if isinstance(source, str) else source
         found = {doc.doc_id: doc for doc in docs if doc.doc_id in wanted}
         missing = [doc_id for doc_id in doc_ids if doc_id not in found]
         if missing:

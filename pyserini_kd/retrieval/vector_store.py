@@ -8,7 +8,7 @@ import faiss
 import numpy as np
 
 from pyserini_kd.retrieval import lucene
-from pyserini_kd.retrieval.faiss_kinds import FaissIndex, has_graph, inner_index
+from pyserini_kd.retrieval.faiss_kinds import FaissIndex, has_graph, inner_index, layers
 from pyserini_kd.retrieval.lucene_vectors import LuceneStore
 from pyserini_kd.storage.arrays import Floats, Nearest, Rows
 from pyserini_kd.storage.errors import InputError
@@ -109,11 +109,11 @@ class JoinedStore:
         return vectors
 
 
-def open_store(folder: Path, mmap: bool = False, foreign: bool = True) -> VectorStore:
+def open_store(folder: Path, mmap: bool = False, foreign: bool = True, any_metric: bool = False) -> VectorStore:
     """Open the vectors of an index folder: `index` (FAISS) or a Lucene index.
 
     With `mmap`, FAISS's vectors stay on disk, as Lucene's always do. In a `foreign` folder, perhaps from another program, row
-    numbers are checked.
+    numbers are checked. With `any_metric`, an index with L2 distance is opened too, to read its vectors.
 
     Raises:
         InputError: there are no vectors, their metric is not inner product, or they have their own row numbers.
@@ -124,10 +124,14 @@ def open_store(folder: Path, mmap: bool = False, foreign: bool = True) -> Vector
             return LuceneStore(folder)
         raise InputError(f"index folder {folder} is incomplete: no file index (expected index and docid)")
     index = read_faiss(path, mmap)
-    if index.metric_type != faiss.METRIC_INNER_PRODUCT:
-        raise InputError(f"{path} uses L2 distance; only inner-product indexes can be searched")
-    if foreign and (isinstance(index, faiss.IndexIDMap) or _has_own_rows(index)):
+    parts = list(layers(index))
+    if foreign and (any(isinstance(part, faiss.IndexIDMap) for part in parts) or _has_own_rows(index)):
         raise InputError(f"{path} has its own ids; only rows in the order of the docid file can be searched")
+    if not any_metric and any(part.metric_type != faiss.METRIC_INNER_PRODUCT for part in parts):
+        raise InputError(
+            f"{path} uses L2 distance; only inner-product indexes can be searched, and "
+            f"`pyserini-kd index --vectors {folder} --index NEW` makes one of its vectors"
+        )
     return FaissStore(index, str(folder))
 
 

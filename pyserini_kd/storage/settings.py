@@ -7,7 +7,7 @@ import dataclasses
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self, TypedDict, TypeVar, Unpack, get_args
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
 from pyserini_kd.storage.errors import InputError
 
@@ -103,6 +103,31 @@ def _input_error(error: ValidationError) -> InputError:
 # Options that several commands share. Fields of type `T` are required in some commands and optional in others.
 
 T = TypeVar("T")
+
+
+def named_fields(text: str) -> dict[str, str]:
+    """The names in `id=ticket,title=subject,text=body`; InputError for another form.
+
+    >>> named_fields("id=ticket,text=body")
+    {'id': 'ticket', 'text': 'body'}
+    """
+    fields = dict(part.partition("=")[::2] for part in text.split(","))
+    if not fields.keys() <= {"id", "title", "text"} or not all(fields.values()) or len(fields) != text.count(",") + 1:
+        raise InputError(f"expected names of columns such as id=ticket,title=subject,text=body, found {text!r}", "fields")
+    return fields
+
+
+def _checked_fields(text: str | None) -> str | None:
+    if text is not None:
+        named_fields(text)
+    return text
+
+
+Fields = Annotated[
+    str | None,
+    AfterValidator(_checked_fields),
+    option("--fields", help="Columns or JSON fields of the collection [default: by name].", metavar="id=A,title=B,text=C"),
+]
 Collection = Annotated[T, option("--collection", help="Collection: a path, ir_datasets:<id> or pydocs.")]
 TrainingTopics = Annotated[T, option("--topics", help="Training topics: a file, ir_datasets:<id> or pydocs:train.")]
 Candidates = Annotated[T, option("--candidates", help="Candidates (groups or triples), from the command mine.")]

@@ -195,7 +195,7 @@ def test_trec_topics(save, newline):
     path = save("topics.trec", TREC.replace("\n", newline).encode())
     assert formats.read_topics(path) == [
         Query("303", "Hubble Telescope Achievements & costs, a < b"),
-        Query("007", "closed tags"),
+        Query("7", "closed tags"),
         Query("NA", "without an end tag"),
     ]
     path = save("t.trec", "<top><num> 1 <title> C++ <vector> resize <desc> no </top>")

@@ -5,9 +5,12 @@ import tracemalloc
 import pytest
 
 from pyserini_kd import mine
+from pyserini_kd.data.formats import read_collection, read_topics
 from pyserini_kd.data.runs import Run
 from pyserini_kd.data.types import Doc, Query
-from pyserini_kd.distillation import candidates, mining
+from pyserini_kd.distillation import candidates, mining, text_triples
+from pyserini_kd.distillation.candidates import read_candidates
+from pyserini_kd.storage.errors import InputError
 
 DOCS = [Doc(f"d{n}", "", f"text number {n}") for n in range(8)] + [Doc("twin", "", "text  number 0")]
 QUERIES = [Query("a", "x"), Query("b", "y"), Query("c", "z"), Query("none", "w")]
@@ -137,3 +140,55 @@ def test_whole_documents_are_refused_as_passage_negatives(tmp_path, invoke, file
     ]
     result = invoke(mine.main, *words, "--segment", "4:2", "--runs", tmp_path / "run.txt")
     assert result.exit_code == 2 and "negatives are whole documents, not passages" in result.output
+
+
+TRIPLES = [
+    ("what is a cat", "A cat is an animal.", "Dogs bark."),
+    ("what is a cat", "A cat  is an animal.", "Fish swim."),  # the same positive, but for blanks
+    ("what is a cat", "Cats purr.", "A cat is an animal."),  # another positive of the query
+    ("who barks", "Dogs bark.", "A cat is an animal."),
+    ("who barks", "Dogs bark.", "Dogs bark."),  # equal to its positive
+]
+
+
+@pytest.mark.parametrize("chunk", [1, 2, 100])
+@pytest.mark.parametrize("ending", [".tsv", ".tsv.gz"])
+def test_triples_of_texts_become_files_for_training(tmp_path, invoke, monkeypatch, chunk, ending):
+    monkeypatch.setattr(text_triples, "CHUNK", chunk)
+    (tmp_path / "triples.train.small.tsv").write_text("".join("\t".join(row) + "\n" for row in TRIPLES))
+    output = tmp_path / f"ids{ending}"
+    result = invoke(mine.main, "--triples", tmp_path / "triples.train.small.tsv", "--output", output)
+    assert result.exit_code == 0 and "3 triples" in result.output and "left out: 2 triples" in result.output, result.output
+    queries = {q.query_id: q.text for q in read_topics(tmp_path / "ids.topics.tsv")}
+    docs = {d.doc_id: d.contents for d in read_collection(tmp_path / "ids.docs.jsonl")}
+    again = [(queries[g.query_id], *(docs[d] for d in g.doc_ids)) for g in read_candidates(output)]
+    assert again == [tuple(" ".join(text.split()) for text in TRIPLES[row]) for row in (0, 1, 3)]
+    assert sorted(queries.values()) == ["what is a cat", "who barks"]
+    assert sorted(docs.values()) == ["A cat is an animal.", "Dogs bark.", "Fish swim."]  # each once
+    result = invoke(mine.main, "--triples", tmp_path / "triples.train.small.tsv", "--output", output)
+    assert result.exit_code == 2 and "exists" in result.output
+
+
+@pytest.mark.parametrize(
+    ("text", "words", "message"),
+    [
+        ("q\tp\n", [], ":1: expected texts"),
+        ("a query\tp\t\n", [], ":1: expected texts"),
+        ("q1\td1\td2\n", [], ":1: these triples have ids, not texts; `train --candidates` takes them"),
+        ("a query\tp\tn\n", ["--topics", "t.tsv"], "--topics: conflicts with --triples"),
+        ("a query\tp\tn\n", ["--negatives", "2"], "--negatives: conflicts with --triples"),
+    ],
+)
+def test_malformed_triples_of_texts(tmp_path, invoke, text, words, message):
+    (tmp_path / "t").write_text(text)
+    result = invoke(mine.main, "--triples", tmp_path / "t", "--output", tmp_path / "o.tsv", *words)
+    assert result.exit_code == 2 and message in result.output, result.output
+    assert [path.name for path in tmp_path.iterdir()] == ["t"]
+    result = invoke(mine.main, "--output", tmp_path / "o.tsv")
+    assert result.exit_code == 2 and "--collection: missing; give it, or --triples" in result.output
+
+
+def test_candidates_with_texts_are_named(tmp_path):
+    (tmp_path / "t.tsv").write_text("what is a cat\tA cat is\tDogs bark\n")
+    with pytest.raises(InputError, match="this is triples of texts, which `mine --triples` takes"):
+        read_candidates(tmp_path / "t.tsv")

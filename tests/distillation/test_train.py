@@ -88,6 +88,20 @@ def test_each_query_document_and_pair_is_tokenised_once(data):
         assert spy.asked[0][query] == queries[groups[0].query_id] and spy.asked[1][doc] == docs[groups[0].doc_ids[place]]
 
 
+@pytest.mark.parametrize("twin", ["X", " X\n"])
+def test_a_text_equal_to_a_positive_is_no_negative(twin):
+    """The passage is there under two ids: x and y. Neither may be a negative of the other's query (ids a and b)."""
+    texts = {"x": "X", "y": twin, "z": "Z"}
+    groups = [Group("a", ["x", "z"], [1, 0], 0), Group("b", ["y", "z"], [1, 0], 0), Group("c", ["z", "x"], [1, 0], 0)]
+    batch = batches.Collator(Spy(), {"a": "A", "b": "B", "c": "C"}, texts, in_batch=True)([groups])
+    assert batch["batch_labels"].tolist() == [[1, 0, 1], [1, 0, 1], [0, 1, 0]]  # columns x, z, y
+    assert batch["labels"].tolist() == [[1, 0], [1, 0], [1, 0]]
+    inside = [Group("a", ["x", "y", "z"], [1, 0, 0], -1)]
+    assert batches.Collator(Spy(), {"a": "A"}, texts)([inside])["labels"].tolist() == [[1, 1, 0]]
+    nothing_else = [Group("a", ["x", "y"], [1, 0], -1)]  # a pair of equal texts has no gradient
+    assert batches.Collator(Spy(), {"a": "A"}, texts)([nothing_else])["labels"].tolist() == [[1, 0]]
+
+
 def test_in_batch_negatives_pair_every_query_with_every_document():
     groups = [Group("a", ["x", "y"], [1, 0], 0), Group("b", ["z", "x"], [1, 0], 0), Group("a", ["z", "y"], [1, 0], 1)]
     spy = Spy()

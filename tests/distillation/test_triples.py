@@ -211,7 +211,7 @@ def test_texts_without_a_file_have_a_checksum(tmp_path, files, invoke, tiny_dot,
     from pyserini_kd.data import sources
 
     read = sources.collection
-    monkeypatch.setattr(sources, "collection", lambda name: iter(corpus) if name == "ir_datasets:ours" else read(name))
+    monkeypatch.setattr(sources, "collection", lambda name, **more: iter(corpus) if name == "ir_datasets:ours" else read(name))
     (tmp_path / "c.tsv").write_text("q0\teat-cat\teat-dog\n")
     words = [
         "--recipe",

@@ -1,15 +1,20 @@
 """Reranking: only the top, in the model's order; texts from wherever they are."""
 
+import csv
 import math
 
 import numpy as np
 import pytest
 
 from pyserini_kd import rerank
+from pyserini_kd.data import formats
 from pyserini_kd.data.runs import Run
+from pyserini_kd.data.texts import Top1000
+from pyserini_kd.data.types import Doc
 from pyserini_kd.models import hardware, loading, rankers
 from pyserini_kd.models.rankers import load_encoder
 from pyserini_kd.retrieval import dense_build, reranking, text_sources
+from pyserini_kd.storage.errors import InputError
 from tests.conftest import as_ranker, score
 
 
@@ -162,3 +167,62 @@ def test_segment_options(tmp_path, invoke, first, files, tiny_dot, dense_index):
     record = (tmp_path / "out.json").read_text()
     assert '"aggregate": "avgp"' in record
     assert all(f'"{stage}_seconds": ' in record for stage in ("open", "fetch", "score", "write"))
+
+
+# ---------------------------------------------------------------------------------- a top1000 file has its own texts
+
+
+def test_a_top1000_file_needs_no_collection(tmp_path, invoke, queries, corpus, tiny_cross):
+    """Its lines are in no order; all of them are rescored, as one sees from the same run with a collection."""
+    pairs = [(query, doc) for doc in corpus for query in queries[:3]]
+    (tmp_path / "top1000.tsv").write_text("".join(f"{q.query_id}\t{d.doc_id}\t{q.text}\t{d.contents}\n" for q, d in pairs))
+    formats.write_collection((Doc(doc.doc_id, "", doc.contents) for doc in corpus), tmp_path / "docs.jsonl")
+    formats.write_topics(queries, tmp_path / "topics.tsv")
+    Run.from_scores("t", {q.query_id: {d.doc_id: 1.0 for d in corpus} for q in queries[:3]}).write(tmp_path / "run.txt")
+    how = ["--encoder", tiny_cross, "--precision", "fp32"]
+    result = invoke(rerank.main, "--run", tmp_path / "top1000.tsv", *how, "--output", tmp_path / "a.txt")
+    assert result.exit_code == 0 and f"3 queries, {3 * len(corpus)} lines" in result.output, result.output
+    named = ["--collection", tmp_path / "docs.jsonl", "--topics", tmp_path / "topics.tsv", "--depth", len(corpus)]
+    assert invoke(rerank.main, "--run", tmp_path / "run.txt", *how, *named, "--output", tmp_path / "b.txt").exit_code == 0
+    assert (tmp_path / "a.txt").read_text() == (tmp_path / "b.txt").read_text()
+    for wrong in (["--depth", 5], ["--topics", tmp_path / "topics.tsv"], ["--collection", tmp_path / "docs.jsonl"]):
+        result = invoke(rerank.main, "--run", tmp_path / "top1000.tsv", *how, *wrong, "--output", tmp_path / "c.txt")
+        assert result.exit_code == 2 and f"{wrong[0]}: does not go with a top1000 file" in result.output
+    result = invoke(rerank.main, "--run", tmp_path / "run.txt", *how, *named[:2], "--output", tmp_path / "c.txt")
+    assert result.exit_code == 2 and "--topics: missing" in result.output
+
+
+@pytest.mark.parametrize(
+    ("lines", "message"),
+    [
+        ("q\td\ta query\ta text\nq\te\ta text\n", r":2: expected `qid<TAB>pid<TAB>query<TAB>passage`, found 3 columns"),
+        ("q\td\ta query\ta text\nq\td\ta query\ta text\n", "duplicate document d"),
+        ("q\td\ta query\ta text\nq x\td\ta query\ta text\n", ":2: an id must be one word"),
+    ],
+)
+def test_malformed_top1000_files(tmp_path, lines, message):
+    (tmp_path / "t.tsv").write_text(lines)
+    with pytest.raises(InputError, match=message):
+        Top1000(tmp_path / "t.tsv").read()
+
+
+@pytest.mark.parametrize("line", ["q Q0 d 1 2.5 t", "q\tQ0\td\t1\t2.5\tt", "q\td\t1", "q\td\t1\t2.5", "q\t0\td\t1"])
+def test_runs_are_no_top1000_files(tmp_path, line):
+    (tmp_path / "run").write_text(line + "\n")
+    assert not Top1000.is_at(tmp_path / "run")
+
+
+def test_columns_of_a_table_are_named(tmp_path, invoke, first, files, corpus, tiny_dot):
+    first.write(tmp_path / "first.txt")
+    with open(tmp_path / "docs.csv", "w", newline="") as out:
+        csv.writer(out).writerows([("nr", "subject", "inhalt"), *((doc.doc_id, doc.title, doc.text) for doc in corpus)])
+    outputs = []
+    for name, more in (("docs.jsonl", []), ("docs.csv", ["--fields", "id=nr,title=subject,text=inhalt"])):
+        base = ["--run", tmp_path / "first.txt", "--encoder", tiny_dot, "--topics", files["topics"], "--depth", 3]
+        output = tmp_path / f"{name}.txt"
+        result = invoke(rerank.main, *base, "--collection", tmp_path / name, *more, "--output", output)
+        assert result.exit_code == 0, result.output
+        outputs.append(output.read_text())
+    assert outputs[0] == outputs[1]
+    result = invoke(rerank.main, *base, "--collection", tmp_path / "docs.csv", "--fields", "nr", "--output", tmp_path / "x")
+    assert result.exit_code == 2 and "--fields: expected names of columns" in result.output

@@ -155,7 +155,9 @@ def test_an_error_in_one_process_leaves_the_folder_to_the_others(tmp_path):
         yield Doc("d0", "", "0")
         raise InputError("docs.jsonl:2: no")
 
-    with open_shared(folder, settings, {"index": "Flat", "collection": "", "segment": None, "collection_stamp": ""}) as other:
+    with open_shared(
+        folder, settings, {"index": "Flat", "collection": "", "segment": None, "fields": None, "collection_stamp": ""}
+    ) as other:
         with pytest.raises(InputError, match="jsonl:2"):
             build(broken(), folder)
         assert other.is_there()

@@ -95,6 +95,55 @@ def test_inconsistent_folders(tmp_path, dense_index, caplog):
     assert DenseIndex.open(foreign).search(np.ones((1, 4), np.float32), 1)[1].tolist() == [[1]]  # b before a
 
 
+def foreign_index(folder, index):
+    """A folder as Pyserini writes it, of 300 vectors with the ids d0 to d299."""
+    folder.mkdir()
+    faiss.write_index(index, str(folder / "index"))
+    (folder / "docid").write_text("".join(f"d{row}\n" for row in range(300)))
+    return folder
+
+
+@pytest.mark.parametrize(
+    "kind", ["IDMap,Flat", "PCA16,IDMap,Flat", "IDMap2,PCA16,Flat", "RR16,IDMap,Flat", "L2norm,IDMap,HNSW8"]
+)
+@pytest.mark.parametrize("add", [0, 10_000], ids=["small ids", "large ids"])
+def test_id_maps_below_transforms_are_refused(tmp_path, kind, add):
+    vectors = np.random.default_rng(0).standard_normal((300, 32)).astype(np.float32)
+    index = faiss.index_factory(32, kind, faiss.METRIC_INNER_PRODUCT)
+    index.train(vectors)
+    index.add_with_ids(vectors, np.arange(300)[::-1] + add)
+    folder = foreign_index(tmp_path / "x", index)
+    for mmap in (False, True):
+        with pytest.raises(InputError, match="has its own ids"):
+            DenseIndex.open(folder, mmap=mmap)
+
+
+@pytest.mark.parametrize("kind", ["Flat", "HNSW8", "IVF4,Flat", "RR32,Flat", "OPQ4,IVF4,Flat", "SQfp16"])
+def test_vectors_of_an_l2_index_make_an_inner_product_index(tmp_path, kind):
+    rng = np.random.default_rng(0)
+    vectors, queries = (rng.standard_normal((n, 32)).astype(np.float32) for n in (300, 5))
+    index = faiss.index_factory(32, kind, faiss.METRIC_L2)
+    index.train(vectors)
+    index.add(vectors)
+    folder = foreign_index(tmp_path / "x", index)
+    with pytest.raises(InputError, match=f"uses L2 distance.*`pyserini-kd index --vectors {folder} --index NEW`"):
+        DenseIndex.open(folder)
+    assert dense_build.build_from_vectors(folder, None, tmp_path / "new") == 300  # the command that the message names
+    found = DenseIndex.open(tmp_path / "new").search(queries, 10)[1]
+    assert np.array_equal(found, np.argsort(-(queries @ vectors.T), axis=1)[:, :10])  # numpy's brute force
+
+
+def test_a_graph_over_l2_codes_is_refused(tmp_path):
+    """Pyserini's `--hnsw --pq` builds an L2 index and then changes its metric only."""
+    vectors = np.random.default_rng(0).standard_normal((300, 32)).astype(np.float32)
+    index = faiss.IndexHNSWPQ(32, 4, 8, 4)
+    index.train(vectors)
+    index.add(vectors)
+    index.metric_type = faiss.METRIC_INNER_PRODUCT
+    with pytest.raises(InputError, match="uses L2 distance"):
+        DenseIndex.open(foreign_index(tmp_path / "x", index))
+
+
 def test_a_file_is_never_replaced_by_a_folder(tmp_path, encoder, tiny_dot, corpus):
     (tmp_path / "x").write_text("mine")
     with pytest.raises(InputError, match="is a file"):
