@@ -88,6 +88,8 @@ def threads_as_before():
     yield
     for name, count in before.items():
         getattr(sys.modules[name], places[name][1])(count)
+    if "pyserini_kd.models.hardware" in sys.modules:
+        sys.modules["pyserini_kd.models.hardware"]._chosen.clear()
 
 
 @pytest.fixture(autouse=True)

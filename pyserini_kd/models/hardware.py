@@ -81,9 +81,11 @@ _chosen: list[int] = []  # the last argument of `use_threads`
 
 
 def threads() -> int:
-    """Number of threads to use: that of `use_threads`, else the number of processors that this process may use."""
+    """Number of threads to use: of `use_threads`, else OMP_NUM_THREADS, else the processors that this process may use."""
     if _chosen:
         return _chosen[-1]
+    if (given := os.environ.get("OMP_NUM_THREADS", "")).isdecimal() and int(given):
+        return int(given)
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
@@ -94,7 +96,15 @@ def use_threads(count: int) -> None:
     _chosen[:] = [count]
     faiss.omp_set_num_threads(count)
     if "torch" in sys.modules:
-        sys.modules["torch"].set_num_threads(count)
+        apply_threads()
+
+
+def apply_threads() -> None:
+    """Tell torch the number of threads of `use_threads`, if that was called."""
+    import torch
+
+    if _chosen:
+        torch.set_num_threads(_chosen[-1])
 
 
 def check_device(device: str) -> str:

@@ -45,7 +45,7 @@ class TorchNetwork(Network):
         self.precision = hardware.choose_precision(precision, self.device)
         if self.precision == "int8":
             raise InputError("torch does not compute in int8; load a checkpoint that `export --int8` wrote, for a CPU")
-        torch.set_num_threads(hardware.threads())
+        hardware.apply_threads()
         if self.device != "cpu":
             self.batch_tokens = GPU_BATCH_TOKENS
 

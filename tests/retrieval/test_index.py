@@ -91,10 +91,10 @@ def test_encoder_must_match(dense_index, tiny_dot, tmp_path, encoder):
 
 
 def test_search_uses_the_prefixes_of_the_index(tmp_path, tiny_dot, corpus, queries):
-    made = load_encoder(str(tiny_dot), doc_prefix="barn ", pooling="cls")
-    dense_build.index_dense(corpus, as_ranker(made, tiny_dot, precision="fp32"), tmp_path / "x")
+    made = load_encoder(str(tiny_dot), precision="fp32", doc_prefix="barn ", pooling="cls")
+    dense_build.index_dense(corpus, made, tmp_path / "x")
     opened, encoder = open_with_encoder(tmp_path / "x", str(tiny_dot))
-    assert (encoder.module.settings.doc_prefix, encoder.module.settings.pooling) == ("barn ", "cls")
+    assert (encoder.reader.settings.doc_prefix, encoder.reader.settings.pooling) == ("barn ", "cls")
     with pytest.raises(InputError, match="pooling is mean, the index was made with cls"):
         open_with_encoder(tmp_path / "x", str(tiny_dot), pooling="mean")
 

@@ -41,7 +41,7 @@ def test_a_killed_reranking_resumes(tmp_path, invoke, first, files, tiny_cross, 
     words, work = [*base, "--depth", 10, "--output", tmp_path / "out.txt"], tmp_path / "out.txt.partial"
     monkeypatch.setattr(engine, "CHUNK", 7)
     assert invoke(rerank.main, *base, "--depth", 10, "--output", tmp_path / "whole.txt").exit_code == 0
-    computed, pad = [], engine.pad
+    computed, pad = [], engine.pad_arrays
 
     def counted(records, *more):
         if len(computed) == stop:
@@ -49,7 +49,7 @@ def test_a_killed_reranking_resumes(tmp_path, invoke, first, files, tiny_cross, 
         computed.append(len(records))
         return pad(records, *more)
 
-    monkeypatch.setattr(engine, "pad", counted)
+    monkeypatch.setattr(engine, "pad_arrays", counted)
     stop = 6
     assert isinstance(invoke(rerank.main, *words).exception, MemoryError)
     kept = sum(computed)
@@ -84,7 +84,7 @@ def test_a_search_killed_during_reranking_resumes(tmp_path, invoke, files, bm25_
         patch.setattr(Run, "write", lambda *_, **__: 1 / 0)  # fails last: everything is scored
         assert isinstance(invoke(search.main, *words, tmp_path / "out.txt").exception, ZeroDivisionError)
     assert list(tmp_path.glob("out.txt.partial/*/*/*.npy"))
-    monkeypatch.setattr(engine, "pad", lambda *_: 1 / 0)  # nothing is left to compute
+    monkeypatch.setattr(engine, "pad_arrays", lambda *_: 1 / 0)  # nothing is left to compute
     caplog.set_level("INFO")
     assert invoke(search.main, *words, tmp_path / "out.txt").exit_code == 0 and "pairs are already scored" in caplog.text
     assert json.loads((tmp_path / "out.json").read_text())["resumed"] is True

@@ -113,6 +113,7 @@ def test_a_full_queue_is_429_and_disconnected_clients_are_skipped(dense_index, t
         wait_until(lambda: ask(port, "/health")[1]["waiting"] == 20)
         for client in clients:
             client.close()
+        time.sleep(0.5)  # the service sees that they left
         go.set()
         assert ask(port, "/search?query=horse")[0] == 200
         assert "horse" in answered and len(answered) <= 3  # of the others, only those answered before they left
