@@ -114,10 +114,11 @@ class Batcher:
         """Answer one request; 429 if too many wait."""
         if self.waiting >= MAX_WAITING:
             raise HTTPException(429, f"{MAX_WAITING} requests are waiting; try again later", headers={"Retry-After": "1"})
+        self.waiting += 1
+        await request.is_disconnected()  # uvicorn reads on from here, and so sees later that the client left
         loop = asyncio.get_running_loop()
         future: asyncio.Future[bytes | None] = loop.create_future()
         self.queue.append((request, asked, future))
-        self.waiting += 1
         if self.running is None or self.running.done():
             self.running = loop.create_task(self._work())
         try:

@@ -79,9 +79,10 @@ def test_an_index_without_texts_says_so(tmp_path, corpus, tiny_dot):
 
 def test_a_full_queue_is_429_and_disconnected_clients_are_skipped(dense_index, tiny_dot, monkeypatch):
     system = opened("--index", dense_index, "--encoder", tiny_dot)
-    go, original, answered = threading.Event(), service.answers, []
+    go, begun, original, answered = threading.Event(), threading.Event(), service.answers, []
 
     def slow(*args):
+        begun.set()
         go.wait(30)
         answered.extend(text for asked in args[-1] for text in asked.query)
         return original(*args)
@@ -106,10 +107,11 @@ def test_a_full_queue_is_429_and_disconnected_clients_are_skipped(dense_index, t
         assert ask(port, "/health")[1]["waiting"] == 0 and ask(port, "/search?query=goose")[0] == 200
         go.clear()
         monkeypatch.setattr(service, "MAX_WAITING", 64)
-        answered.clear()
+        answered.clear(), begun.clear()
         clients = [socket.create_connection(("127.0.0.1", port)) for _ in range(20)]
         for number, client in enumerate(clients):
             client.sendall(b"GET /search?query=goose%d HTTP/1.1\r\nHost: x\r\n\r\n" % number)
+            assert begun.wait(20)  # the first request is a batch of its own
         wait_until(lambda: ask(port, "/health")[1]["waiting"] == 20)
         for client in clients:
             client.close()
