@@ -21,8 +21,9 @@ def version() -> str:
     return importlib.metadata.version("pyserini")
 
 
-def _release() -> tuple[int, ...]:
-    return tuple(int(part) for part in re.findall(r"\d+", version())[:2])
+def asks_for_names() -> bool:
+    """Whether it is 2.4 or newer, which downloads its lists of names."""
+    return tuple(int(part) for part in re.findall(r"\d+", version())[:2]) >= (2, 4)
 
 
 def cache_home() -> Path:
@@ -30,7 +31,7 @@ def cache_home() -> Path:
     if named := os.environ.get("PYSERINI_CACHE"):
         return Path(named)
     here = Path.cwd() / ".cache"
-    return (here if _release() >= (2, 4) and here.is_dir() else Path.home() / ".cache") / "pyserini"
+    return (here if asks_for_names() and here.is_dir() else Path.home() / ".cache") / "pyserini"
 
 
 @contextlib.contextmanager
