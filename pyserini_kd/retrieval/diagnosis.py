@@ -43,7 +43,7 @@ def diagnose() -> list[Finding]:
             findings += list(check())
         except Exception as error:  # any exception: the installation may be broken in any way
             name = check.__name__.removeprefix("_")
-            advice = "install again, as README.md says: `pip install -c constraints.txt .` in a checkout"
+            advice = "install again in a checkout, as README.md says"
             findings.append(Finding(name, "FAULT", f"{type(error).__name__}: {error}", advice))
     return findings
 
