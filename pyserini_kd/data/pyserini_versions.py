@@ -92,6 +92,8 @@ def explained(message: str) -> str:
     """Lucene's message, or what it means if another version of Lucene wrote the index."""
     if re.search(r"is in the future: 10\b", message):
         return "written by Pyserini 2 (Lucene 10); build it again or use Pyserini 2"
+    if (part := re.search(r": (\d+) \(needs to be between \d+ and (\d+)\)", message)) and int(part[1]) > int(part[2]):
+        return f"written by a newer Lucene than that of Pyserini {version()}; build it again or use a newer Pyserini"
     if old := re.search(r"initially created with Lucene (\d+)", message):
         return f"written by Lucene {old[1]}; build it again or use an older Pyserini"
     return message
