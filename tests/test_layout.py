@@ -95,7 +95,7 @@ def test_modules_and_functions_are_of_a_size_that_can_be_read():
 @pytest.mark.parametrize(
     ("foreign", "homes"),
     [
-        ("pyserini", ("data", "retrieval")),
+        ("pyserini", ("data.pyserini_versions",)),
         ("jnius", ("data", "retrieval")),
         ("trectools", ("data.trectools_adapter",)),
         ("matplotlib", ("evaluation.figures",)),

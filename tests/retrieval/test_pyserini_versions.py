@@ -1,6 +1,5 @@
 """Pyserini 1.6 and 2.x: indexes of one in the other, no import of Pyserini for BM25, its network, its cache, the JVM."""
 
-import importlib.util
 import subprocess
 import sys
 import tarfile
@@ -207,12 +206,13 @@ def test_deep_recursion_is_an_exception_while_java_runs():
     assert done.returncode == 0 and done.stdout.splitlines() == ["refused", "refused", "java.lang.StackOverflowError"], done
 
 
-def test_one_module_knows_the_versions():
-    """Only it and the module that starts Java name Pyserini's modules."""
-    package = Path(importlib.util.find_spec("pyserini_kd").origin).parent
-    users = {path.name for path in package.rglob("*.py") if {"from pyserini.", "from pyserini import"} & _starts(path)}
-    assert users == {"pyserini_versions.py"}
-
-
-def _starts(path):
-    return {start for start in ("from pyserini.", "from pyserini import") if start in path.read_text(encoding="utf-8")}
+def test_constraints_differ_in_pyserini_only():
+    """Each pins the versions that were tested. Some packages are needed with one of them only."""
+    root = HERE.parents[1]
+    one, two = (
+        dict(line.split("==") for line in (root / name).read_text().split())
+        for name in ("constraints.txt", "constraints-pyserini2.txt")
+    )
+    assert {name for name in one.keys() & two.keys() if one[name] != two[name]} == {"pyserini"}
+    assert one["pyserini"].startswith("1.6") and two["pyserini"].startswith("2.")
+    assert len(one.keys() ^ two.keys()) < 10
