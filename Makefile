@@ -6,34 +6,41 @@
 # make release    builds the sdist and the wheel into dist/, and checks both
 # make bench      a table of this package's speed beside its peers', side by side (experiments/benchmarks/page.md); DATA=folder of the collections
 # Each sets up .venv first if it is missing. Each can be run again and reuses what is there.
+# PYTHON=python3.13 names another Python; it gets .venv-3.13 if .venv has another version. Python 3.11 gets Pyserini 1.6, newer
+# Pythons get Pyserini 2. CONSTRAINTS=constraints.txt VENV=folder tries Pyserini 1.6 with a newer Python.
 
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
-BIN := .venv/bin
+SAY_VERSION := -c 'import sys; print("%d.%d" % sys.version_info[:2])'
+VERSION := $(shell $(PYTHON) $(SAY_VERSION))
+CONSTRAINTS ?= $(if $(filter 3.11,$(VERSION)),constraints.txt,constraints-pyserini2.txt)
+VENV ?= .venv$(if $(filter-out $(VERSION),$(shell .venv/bin/python $(SAY_VERSION) 2>/dev/null)),-$(VERSION))
+BIN := $(VENV)/bin
+PIP_INSTALL := $(BIN)/pip install --disable-pip-version-check -c $(CONSTRAINTS)
 # one thread per worker: the models of the tests are tiny, and threads of several workers would wait for each other
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n logical --maxprocesses 4 --dist loadfile
 
 .PHONY: demo test test-all lint docs release bench clean
 
-demo: .venv/.installed
+demo: $(VENV)/.installed
 	$(BIN)/python -m pyserini_kd.demo
 
-test: .venv/.installed
+test: $(VENV)/.installed
 	$(PYTEST) -m 'not slow'
 
-test-all: .venv/.installed
+test-all: $(VENV)/.installed
 	$(PYTEST)
 
-lint: .venv/.installed
+lint: $(VENV)/.installed
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-docs: .venv/.installed
+docs: $(VENV)/.installed
 	$(BIN)/python docs/build_pages.py
 	NO_MKDOCS_2_WARNING=1 DISABLE_MKDOCS_2_WARNING=true $(BIN)/mkdocs build --quiet
 
 # The wheel is unpacked into a folder of its own and run from there, so that files missing from it are noticed
-release: .venv/.installed
+release: $(VENV)/.installed
 	rm -rf dist build/wheel
 	$(BIN)/python -m build --no-isolation
 	$(BIN)/twine check --strict dist/*
@@ -41,20 +48,20 @@ release: .venv/.installed
 	cd build && PYTHONPATH=wheel ../$(BIN)/python -m pyserini_kd --version
 	cd build && PYTHONPATH=wheel ../$(BIN)/python -m pyserini_kd reproduce --list > /dev/null
 
-bench: .venv/.installed-bench
+bench: $(VENV)/.installed-bench
 	$(BIN)/python -m benchmarks.table $(if $(DATA),--data $(DATA))
 
-.venv/.installed-bench: .venv/.installed
-	$(BIN)/pip install --disable-pip-version-check -c constraints.txt -e '.[bench,int8]'
+$(VENV)/.installed-bench: $(VENV)/.installed
+	$(PIP_INSTALL) -e '.[bench,int8]'
 	touch $@
 
 # torch comes first and alone: pip then takes the CPU build if there is one, and the next command accepts it
-.venv/.installed: setup.cfg constraints.txt
+$(VENV)/.installed: setup.cfg $(CONSTRAINTS)
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed: make PYTHON=/path/to/python3.11")'
-	$(PYTHON) -m venv .venv
-	$(BIN)/pip install --disable-pip-version-check -c constraints.txt torch==2.13.0
-	$(BIN)/pip install --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	$(PYTHON) -m venv $(VENV)
+	$(PIP_INSTALL) torch==2.13.0
+	$(PIP_INSTALL) -e '.[dev]'
 	touch $@
 
 clean:
-	rm -rf .venv build dist *.egg-info
+	rm -rf .venv .venv-* build dist *.egg-info

@@ -16,7 +16,7 @@ MEASURES = ("RR@10", "nDCG@10", "AP", "R@100", "R@1000")
 ELSEWHERE = {
     "pyserini.search.lucene": (
         "--impact --qld --rocchio --rocchio-use-negative --pretokenized --dismax --remove-duplicates --prcl --dense --hnsw "
-        "--flat",
+        "--flat --rm3-py --rocchio-py",
         "--onnx-encoder --language --fields --tokenizer --stopwords --topics-format --min-idf --dismax.tiebreaker",
     ),
     "pyserini.search.faiss": (

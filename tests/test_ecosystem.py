@@ -13,7 +13,7 @@ from pyserini_kd.models import QueryEncoder
 from pyserini_kd.models.rankers import load_encoder
 from pyserini_kd.retrieval import bm25_search, searching
 from pyserini_kd.retrieval.dense_index import DenseIndex
-from tests.conftest import as_ranker
+from tests.conftest import EMPTY_LISTS, as_ranker
 
 LAUNCH = """
 import runpy, sys
@@ -27,7 +27,8 @@ runpy.run_module({module!r}, run_name="__main__")
 def pyserini(module, *words):
     """Run one of Pyserini's own commands, started so that it works with the Java of the wheel."""
     argv = [module, *map(str, words)]
-    done = subprocess.run([sys.executable, "-c", LAUNCH.format(argv=argv, module=module)], capture_output=True, text=True)
+    script = EMPTY_LISTS + LAUNCH.format(argv=argv, module=module)
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-2000:]
     return done.stdout
 

@@ -1,7 +1,7 @@
 """Start Java; no other module starts it.
 
-Works around two faults of Pyserini 1.6: it requests a JVM module that slim Java runtimes lack, which aborts the process; and
-it creates an OpenAI client at import, which fails without a key.
+Works around two faults of Pyserini: every version requests a JVM module that slim Java runtimes lack, which aborts the
+process; and 1.6 and 2.0 create an OpenAI client at import, which fails without a key.
 """
 
 import functools
@@ -13,12 +13,14 @@ import re
 import subprocess
 import sys
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from pyserini_kd.storage.errors import InputError
 
 logger = logging.getLogger(__name__)
 MIN_JAVA = 21
+JavaObject = Any
+"""A Java object, which jnius does not type."""
 
 
 class Java(NamedTuple):
@@ -81,7 +83,7 @@ def start_jvm() -> Java:
         logger.warning("%s", line)
     os.environ["JAVA_HOME"] = str(java.home)
     os.environ["PATH"] = f"{java.home / 'bin'}{os.pathsep}{os.environ.get('PATH', '')}"
-    os.environ.setdefault("OPENAI_API_KEY", "unused")  # Pyserini 1.6 creates a client at import
+    os.environ.setdefault("OPENAI_API_KEY", "unused")  # Pyserini 1.6 and 2.0 create a client at import
     import jnius_config
 
     if not jnius_config.vm_running:
@@ -95,7 +97,8 @@ def start_jvm() -> Java:
         if "jdk.incubator.vector" in _release(java.home):
             jnius_config.add_options("--add-modules=jdk.incubator.vector")
         # -Xrs: otherwise Java handles Ctrl-C itself and ends the process at once, with half-written files
-        jnius_config.add_options("-Xrs", "-Dslf4j.internal.verbosity=ERROR")
+        # -Xss8m: otherwise Java guards the main thread at 1 MiB of its stack, where Python 3.13 still parses nested JSON
+        jnius_config.add_options("-Xrs", "-Xss8m", "--enable-native-access=ALL-UNNAMED", "-Dslf4j.internal.verbosity=ERROR")
         if sys.flags.utf8_mode:  # e.g. LC_ALL=C: Java takes the encoding of file names from the environment
             os.environ["LC_ALL"] = "C.UTF-8"
         import jnius  # this import starts the JVM

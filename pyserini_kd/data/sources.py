@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from pyserini_kd.data import docstrings, formats, passages
+from pyserini_kd.data import docstrings, formats, passages, pyserini_versions
 from pyserini_kd.data.ids import unique_docs
 from pyserini_kd.data.java import java_message, start_jvm
 from pyserini_kd.data.lines import one_line, unique_queries
@@ -68,14 +68,17 @@ def topics(spec: str) -> list[Query]:
 def read_topic_set(name: str) -> list[Query] | None:
     """A Pyserini topic set by name (`dl19-passage`, ...), in Pyserini's order; None if there is no such set."""
     start_jvm()
-    from pyserini.search import _base
+    import jnius
 
-    if name not in _base.topics_mapping:
+    with pyserini_versions.needing_list(f"topics not found: {name} is no file", "topic sets"):
+        entry = pyserini_versions.topic_set(name)
+    if entry is None:
         return None
-    try:
-        topics = _base.JTopicReader.getTopicsWithStringIds(_base.topics_mapping[name])  # string ids: 007 stays 007
-    except Exception as error:
-        raise InputError(f"topic set {name} could not be read: {java_message(error)}") from error
+    try:  # string ids: 007 stays 007
+        topics = jnius.autoclass("io.anserini.search.topicreader.TopicReader").getTopicsWithStringIds(entry)
+    except jnius.JavaException as error:
+        message = java_message(error)
+        raise InputError(f"topic set {name} could not be read; the first time it needs the network: {message}") from error
     queries = []
     for query_id in topics.keySet().toArray():
         text = topics.get(query_id).get("title") or topics.get(query_id).get("query")  # TREC-COVID

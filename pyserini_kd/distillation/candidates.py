@@ -3,7 +3,6 @@
 import gzip
 import itertools
 import json
-import os
 import shutil
 import tempfile
 from array import array
@@ -17,7 +16,7 @@ import numpy.typing as npt
 from pyserini_kd.data.lines import numbered_lines, text_kind
 from pyserini_kd.storage.arrays import Ints
 from pyserini_kd.storage.errors import InputError
-from pyserini_kd.storage.files import atomic_file, require_file
+from pyserini_kd.storage.files import atomic_file, read_at, require_file
 
 READ_GROUPS = 4096  # groups read at a time; a multiple of STRIDE
 STRIDE = 16  # one line offset is kept for every STRIDE groups
@@ -131,7 +130,7 @@ class Candidates(Groups):
     def _lines(self, first: int, last: int) -> Iterator[str]:
         """Yield the lines of groups `first` (a multiple of STRIDE) to `last`, and possibly some more."""
         start, end = self._starts[first // STRIDE], self._starts[-(-last // STRIDE)]
-        text = os.pread(self._file.fileno(), end - start, start).decode("utf-8" if start else "utf-8-sig")
+        text = read_at(self._file.fileno(), end - start, start).decode("utf-8" if start else "utf-8-sig")
         return (line.rstrip("\r") for line in text.split("\n") if line.strip())
 
     def __getitem__(self, row: int) -> Group:  # type: ignore[override]

@@ -16,7 +16,6 @@ from __future__ import annotations
 import itertools
 import json
 import logging
-import os
 import shutil
 from array import array
 from collections import Counter
@@ -33,7 +32,7 @@ from pyserini_kd.data.types import Doc, Query
 from pyserini_kd.distillation.candidates import Group, Groups, pairs
 from pyserini_kd.storage.arrays import Hashes, Ints, chunks, keep
 from pyserini_kd.storage.errors import InputError
-from pyserini_kd.storage.files import atomic_file, require_file
+from pyserini_kd.storage.files import atomic_file, read_at, require_file
 from pyserini_kd.storage.records import read_json, write_json
 
 logger = logging.getLogger(__name__)
@@ -91,7 +90,7 @@ class Texts(Mapping[str, str]):
     def record(self, row: int) -> tuple[str, str]:
         """The (id, text) of a row."""
         start = int(self._ends[row - 1]) if row else 0
-        data = os.pread(self._file.fileno(), int(self._ends[row]) - start, start)
+        data = read_at(self._file.fileno(), int(self._ends[row]) - start, start)
         text_id, _, text = data.decode().partition("\n")
         return text_id, text
 
@@ -239,7 +238,7 @@ class Triples(Groups):
         return cls(path, queries, docs)
 
     def _read(self, row: int, count: int) -> npt.NDArray[np.void]:
-        return np.frombuffer(os.pread(self._file.fileno(), count * RECORD.itemsize, row * RECORD.itemsize), RECORD)
+        return np.frombuffer(read_at(self._file.fileno(), count * RECORD.itemsize, row * RECORD.itemsize), RECORD)
 
     def _every(self) -> Iterator[npt.NDArray[np.void]]:
         return (self._read(start, min(BLOCK, self._count - start)) for start in range(0, self._count, BLOCK))

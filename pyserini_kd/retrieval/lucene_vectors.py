@@ -16,9 +16,10 @@ import faiss
 import numpy as np
 import numpy.typing as npt
 
-from pyserini_kd.data import java
+from pyserini_kd.data import java, pyserini_versions
+from pyserini_kd.data.java import JavaObject
 from pyserini_kd.retrieval import lucene
-from pyserini_kd.retrieval.lucene import JavaObject, java_class, java_errors
+from pyserini_kd.retrieval.lucene import java_class, java_errors
 from pyserini_kd.storage.arrays import Floats, Nearest, Rows
 from pyserini_kd.storage.errors import InputError
 
@@ -181,12 +182,11 @@ class LuceneStore:
 
     def reconstruct(self, rows: Rows) -> Floats:
         """See `VectorStore.reconstruct`."""
-        values = self._leaf.getFloatVectorValues(FIELD)  # read forwards only
+        values = self._leaf.getFloatVectorValues(FIELD)
         distinct, places = np.unique(rows, return_inverse=True)
         vectors = np.empty((len(distinct), self.width), np.float32)
         for place, row in enumerate(distinct.tolist()):
-            values.advance(row)
-            vectors[place] = values.vectorValue()
+            vectors[place] = pyserini_versions.vector_of(values, row)
         return vectors[places]
 
 

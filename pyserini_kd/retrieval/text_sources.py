@@ -14,7 +14,7 @@ from pyserini_kd.data.types import Doc
 from pyserini_kd.retrieval import lucene
 from pyserini_kd.retrieval.bm25_search import BM25Index
 from pyserini_kd.storage.errors import InputError
-from pyserini_kd.storage.files import require_file
+from pyserini_kd.storage.files import read_at, require_file
 from pyserini_kd.storage.records import read_json
 
 Fetch = Callable[[Sequence[str]], Iterator[Doc]]
@@ -90,7 +90,7 @@ class _Lines:
         start = int(self._starts[row])
         end = int(self._starts[row + 1]) if row + 1 < len(self) else self._end
         try:
-            return Doc(*json.loads(os.pread(self._file.fileno(), end - start, start)))
+            return Doc(*json.loads(read_at(self._file.fileno(), end - start, start)))
         except (ValueError, OSError):
             raise InputError(f"{self._path} is damaged: no document at byte {start}") from None
 

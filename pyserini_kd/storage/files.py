@@ -12,6 +12,7 @@ import os
 import re
 import secrets
 import shutil
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Any
@@ -22,6 +23,7 @@ from pyserini_kd.storage.errors import InputError
 
 OURS = ("manifest.json", "pyserini_kd.json", "config.json", "docid")
 """A folder with one of these names in it is an index or a checkpoint. Only such folders may be replaced."""
+_reading = threading.Lock()
 
 
 def home() -> Path:
@@ -284,6 +286,15 @@ def _open(path: Path) -> int:
             return os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
     path.parent.mkdir(parents=True)  # this error says why nothing can be made here
     raise FileNotFoundError(errno.ENOENT, "cannot be made", str(path))
+
+
+def read_at(handle: int, size: int, start: int) -> bytes:
+    """At most `size` bytes of an open file from the byte `start` on; threads may share the file."""
+    if hasattr(os, "pread"):
+        return os.pread(handle, size, start)
+    with _reading:  # Windows
+        os.lseek(handle, start, os.SEEK_SET)
+        return os.read(handle, size)
 
 
 def is_at(handle: int, path: Path) -> bool:

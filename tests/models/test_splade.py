@@ -2,10 +2,12 @@
 
 import json
 import logging
+import shutil
 
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from pyserini_kd.data.java import start_jvm
 from pyserini_kd.models import checkpoint_folder, loading, rankers, saving, splade
@@ -33,6 +35,13 @@ def masked_lm(tokenizer, folder, kind="bert", *, tied=True, seed=3):
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return folder
+
+
+def for_pyserini(folder, copy):
+    """A copy of a SPLADE with its weights as `pytorch_model.bin`, too: Pyserini 2 reads only this file."""
+    shutil.copytree(folder, copy)
+    torch.save(load_file(copy / "model.safetensors"), copy / "pytorch_model.bin")
+    return str(copy)
 
 
 @pytest.fixture(scope="module")
@@ -112,7 +121,7 @@ def test_lengths_come_from_the_folder(tmp_path, tokenizer, tiny):
         sparse(tiny, max_doc_len=65)
 
 
-def test_splade_tiny_equals_sentence_transformers_and_pyserini(shared_data, queries):
+def test_splade_tiny_equals_sentence_transformers_and_pyserini(shared_data, queries, tmp_path):
     folder = shared_data / "splade-tiny"
     texts = [*TEXTS, "what is the capital of france?", "naïve cafés serve crêpes " * 30]
     encoder = sparse(folder)
@@ -121,7 +130,7 @@ def test_splade_tiny_equals_sentence_transformers_and_pyserini(shared_data, quer
     start_jvm()  # before the import of Pyserini starts it
     from pyserini.encode import SpladeQueryEncoder
 
-    query = SpladeQueryEncoder(str(folder)).encode(texts[4])
+    query = SpladeQueryEncoder(for_pyserini(folder, tmp_path / "splade")).encode(texts[4])
     names = encoder.tokens()
     impacts = {names[column]: round(float(weight) / 5 * 256) for column, weight in enumerate(found[4]) if weight}
     assert impacts == query

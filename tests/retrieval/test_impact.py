@@ -20,7 +20,7 @@ from pyserini_kd.storage.errors import InputError
 from pyserini_kd.storage.manifest import Manifest
 from pyserini_kd.storage.records import read_json, record_path
 from tests.conftest import search_by_name
-from tests.models.test_splade import masked_lm
+from tests.models.test_splade import for_pyserini, masked_lm
 
 
 @pytest.fixture(scope="module")
@@ -73,11 +73,11 @@ def test_scores_are_sums_of_products_of_impacts(impact, encoder, corpus, queries
         assert {d: round(s) for d, s in zip(hits.doc_ids, hits.scores.tolist(), strict=True)} == matched
 
 
-def test_pyserini_opens_the_index_and_ranks_like_us(impact, mlm, encoder, queries):
+def test_pyserini_opens_the_index_and_ranks_like_us(impact, mlm, encoder, queries, tmp_path):
     start_jvm()
     from pyserini.search.lucene import LuceneImpactSearcher
 
-    theirs = LuceneImpactSearcher(str(impact), str(mlm))
+    theirs = LuceneImpactSearcher(str(impact), for_pyserini(mlm, tmp_path / "splade"))
     everywhere = {token for token, idf in theirs.idf.items() if idf <= 0}
     assert everywhere & set(theirs.query_encoder.encode(queries[0].text))  # min_idf removes tokens here
     ours = ImpactIndex.open(impact, str(mlm), precision="fp32").search(queries, hits=15, threads=2)
@@ -268,7 +268,7 @@ def test_splade_tiny_ranks_like_pyserini(tmp_path, shared_data):
     queries = formats.read_topics(shared_data / "msmarco-dl19" / "queries.dl19.tsv")[:20]
     encoder = rankers.load(str(shared_data / "splade-tiny"), precision="fp32")
     impact_build.index_impacts(docs, encoder, tmp_path / "ix", threads=2)
-    theirs = LuceneImpactSearcher(str(tmp_path / "ix"), str(shared_data / "splade-tiny"))
+    theirs = LuceneImpactSearcher(str(tmp_path / "ix"), for_pyserini(shared_data / "splade-tiny", tmp_path / "splade"))
     ours = ImpactIndex.open(tmp_path / "ix", precision="fp32").search(queries, hits=100)
     for query in queries:
         other = theirs.search(query.text, 100)

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import pytrec_eval
 
-from pyserini_kd.data import formats, sources
+from pyserini_kd.data import formats, pyserini_versions, sources
 from pyserini_kd.data.java import _java_version, find_java, start_jvm
 from pyserini_kd.data.types import Doc, Query
 from pyserini_kd.retrieval import bm25_build, bm25_search
@@ -107,7 +107,8 @@ def test_cacm_topics_are_anserinis(shared_data):
 
     path = shared_data / "cacm" / "topics.cacm.txt"
     read = autoclass("io.anserini.search.topicreader.TopicReader").getTopicsWithStringIdsFromFileWithTopicReaderClass
-    theirs = read("io.anserini.search.topicreader.CacmTopicReader", str(path))
+    words = ["io.anserini.search.topicreader.CacmTopicReader", str(path)]
+    theirs = read(*words) or read(*reversed(words))  # Pyserini 2.4 has the file first
     ours = formats.read_topics(path)
     assert theirs.size() == len(ours) == 64
     assert [query.text for query in ours] == [" ".join(theirs.get(q.query_id).get("title").split()) for q in ours]
@@ -220,16 +221,16 @@ def test_a_rebuilt_index_is_not_read_from_memory(tmp_path):
 
 
 def test_prebuilt_index(monkeypatch, capsys, odd_index):
-    start_jvm()
-    import pyserini.util
-
     def download(name):
         sys.stdout.write("Downloading")  # as Pyserini does
         if name == "msmarco-v1-doc":
             raise ValueError("Unable to download prebuilt index at any known URLs.")
         return odd_index
 
-    monkeypatch.setattr(pyserini.util, "download_prebuilt_index", download)
+    known = {name: {"urls": [f"https://example.org/{name}.tar.gz"]} for name in ("msmarco-v1-passage", "msmarco-v1-doc")}
+    monkeypatch.setattr(pyserini_versions, "prebuilt_indexes", lambda kind: (known, download))
+    with pytest.raises(InputError, match="nor a prebuilt BM25 index .* did you mean .*msmarco-v1-passage"):
+        BM25Index.open("msmarco-v1-pasage")
     with pytest.raises(
         InputError, match="prebuilt index msmarco-v1-doc could not be downloaded from https://.*: Unable to download"
     ):
@@ -245,14 +246,29 @@ def test_prebuilt_index(monkeypatch, capsys, odd_index):
 QUIET = """
 import sys
 from pathlib import Path
+from pyserini_kd.data import pyserini_versions
+from pyserini_kd.data.java import start_jvm
 from pyserini_kd.data.sources import read_topic_set
 from pyserini_kd.data.types import Doc, Query
 from pyserini_kd.retrieval import bm25_build, bm25_search
+start_jvm()
+from jnius import autoclass
 bm25_build.index_bm25([Doc("1", "", "a apple")], "index", threads=2)
 bm25_build.build_index_with_reader(Path(sys.argv[1]), "HtmlCollection", "html")
 print(bm25_search.search("index", [Query("q", "apple")], rm3=True)["q"].doc_ids)
+if pyserini_versions.version() >= "2.4":  # its list of topic sets is on the network; this one stands for it
+    from jnius import JavaClass, JavaStaticField, JavaStaticMethod, MetaJavaClass
+    class Topics(JavaClass, metaclass=MetaJavaClass):
+        __javaclass__ = "io/anserini/search/topicreader/Topics"
+        __javaconstructor__ = [("(Ljava/lang/String;Ljava/lang/Class;Ljava/lang/String;)V", False)]
+        get = JavaStaticMethod("(Ljava/lang/String;)Lio/anserini/search/topicreader/Topics;")
+        registryCache = JavaStaticField("Ljava/util/Map;")
+    name, file = "dl19-passage", "topics.dl19-passage.txt"
+    reader = autoclass("java.lang.Class").forName("io.anserini.search.topicreader.TsvIntTopicReader")
+    listed = autoclass("java.util.HashMap")()
+    listed.put(name, Topics(name, reader, file))
+    Topics.registryCache = listed
 print(read_topic_set("dl19-passage"), read_topic_set("no-such-set"))
-from jnius import autoclass
 autoclass("java.lang.System").out.println("what Java prints")
 """
 

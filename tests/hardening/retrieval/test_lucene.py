@@ -118,7 +118,7 @@ def test_failed_indexing_leaves_nothing(tmp_path, cacm_folder):
 def test_index_errors(tmp_path):
     with pytest.raises(InputError, match="is not a Lucene index"):
         BM25Index.open(str(tmp_path))
-    with pytest.raises(InputError, match="nor a prebuilt BM25 index .* did you mean .*msmarco-v1-passage"):
+    with pytest.raises(InputError, match="neither a folder nor a prebuilt BM25 index of Pyserini"):
         BM25Index.open("msmarco-v1-pasage")
 
 

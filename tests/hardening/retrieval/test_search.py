@@ -33,6 +33,8 @@ def test_wrong_input_is_one_line_and_exit_code_2(invoke, dense, files, tmp_path,
     refused(*dense, "--fusion", "rrf", word="--sparse-index")
     refused(*dense, "--ef-search", 10, word="HNSW")
     refused(*dense, "--impact", word="pyserini.search.lucene")
+    refused(*dense, "--rm3-py", word="pyserini.search.lucene --rm3-py")
+    refused(*dense, "--rocchio-py", word="pyserini.search.lucene --rocchio-py")
     refused(*dense, "--prf-depth", 3, word="pyserini.search.faiss")
     refused(*dense, "--query", "x", word="not both")
     refused(*dense, "--hits", 0, word="--hits")
