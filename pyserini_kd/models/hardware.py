@@ -43,11 +43,11 @@ def _warn_of_imitation() -> None:
     logger.warning("WARNING: this processor has no instructions for bf16 and emulates it; fp32 is faster here")
 
 
-def choose_precision(precision: str = "auto", device: str = "cpu", folder: Path | None = None) -> str:
-    """Choose `fp32`, `bf16`, `fp16` or `int8`. `auto` decides by the processor and the folder's files, never by timing.
+def choose_precision(precision: str = "auto", device: str = "cpu", *, has_int8: bool = False) -> str:
+    """Choose `fp32`, `bf16`, `fp16` or `int8`. `auto` decides by the processor and the checkpoint's files, never by timing.
 
     On a GPU, `auto` is bf16, or fp16 if the GPU is too old for bf16. On a CPU, it is bf16 if the CPU has instructions for bf16
-    (AMX or AVX-512); else int8 if the CPU has VNNI and `export --int8` put an int8 file beside the weights; else fp32.
+    (AMX or AVX-512); else int8 if the CPU has VNNI and the checkpoint has an int8 file (`has_int8`); else fp32.
     """
     if precision not in PRECISIONS:
         raise InputError(f"must be one of {', '.join(PRECISIONS)}, not {precision!r}", "precision")
@@ -64,11 +64,7 @@ def choose_precision(precision: str = "auto", device: str = "cpu", folder: Path 
             return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp16"
     if has_bf16():
         return "bf16"
-    if folder is not None and has_vnni():
-        from pyserini_kd.models import openvino_files
-
-        return "int8" if openvino_files.has_int8(folder) else "fp32"
-    return "fp32"
+    return "int8" if has_int8 and has_vnni() else "fp32"
 
 
 def own_device(device: str) -> str:

@@ -22,14 +22,15 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from pyserini_kd.models import checkpoint_folder, hardware, openvino_files, rankers
-from pyserini_kd.models.engine import Scorer
+from pyserini_kd.models import checkpoint_folder, hardware, openvino_files
+from pyserini_kd.models.engine import Network
 from pyserini_kd.models.layers import layers_of
 from pyserini_kd.models.openvino_files import FOLDER, INT8, MODEL, RECORD, TOKENIZER, UPPER, made_from
 from pyserini_kd.models.openvino_network import OpenVinoNetwork
 from pyserini_kd.models.prettr import PreTtr
-from pyserini_kd.models.tokens import pad_arrays
-from pyserini_kd.storage.arrays import Floats
+from pyserini_kd.models.tokens import pad_arrays, tokenize
+from pyserini_kd.models.torch_network import TorchNetwork
+from pyserini_kd.storage.arrays import Floats, Rows
 from pyserini_kd.storage.environment import environment, sha256
 from pyserini_kd.storage.errors import InputError
 from pyserini_kd.storage.files import atomic_folder
@@ -254,8 +255,6 @@ def _write_int8(model: Model, folder: Path, pairs: Sequence[tuple[str, str]]) ->
 
     reader, queries, docs = model.reader, [query for query, _ in pairs], [doc for _, doc in pairs]
     if model.architecture == "cross_encoder":
-        from pyserini_kd.models.tokens import tokenize
-
         records, _ = tokenize(reader.tokenizer, queries, reader.lengths[1], docs)
     else:
         records, _ = reader.sides(docs, "doc")
@@ -276,16 +275,31 @@ def _write_int8(model: Model, folder: Path, pairs: Sequence[tuple[str, str]]) ->
 def _check(model: Model, checkpoint: Path, folder: Path) -> None:
     """InputError if OpenVINO's outputs differ from torch's."""
     files = openvino_files.opened(folder, checkpoint, model.architecture, {})
-    by_openvino = rankers.KINDS[model.architecture](model.architecture, files.reader, OpenVinoNetwork(files, "fp32"), None)
-    expected, found = _outputs(rankers.ranker(model, precision="fp32")), _outputs(by_openvino)
-    worst = float(np.abs(found - expected).max())
-    if not worst <= WORST_FP32 * max(1.0, float(np.abs(expected).max())):
+    expected, found = (_outputs(network, model) for network in (TorchNetwork(model, "fp32"), OpenVinoNetwork(files, "fp32")))
+    worst = max(float(np.abs(a - b).max() / max(1.0, np.abs(a).max())) for a, b in zip(expected, found, strict=True))
+    if not worst <= WORST_FP32:
         raise InputError(f"OpenVINO's outputs differ from torch's by {worst:.2g}; nothing was written")
 
 
-def _outputs(scorer: Scorer) -> Floats:
-    """Vectors or scores of CHECK_TEXTS."""
-    if isinstance(scorer, rankers.Encoder):
-        return np.concatenate([scorer.encode_docs(CHECK_TEXTS), scorer.encode_queries(CHECK_TEXTS)])
-    pairs = [(query, doc) for query in CHECK_TEXTS for doc in CHECK_TEXTS]
-    return scorer.score([q for q, _ in pairs], [d for _, d in pairs])
+def _outputs(network: Network, model: Model) -> list[Floats]:
+    """What a network gives for CHECK_TEXTS, without padding; for a PreTTR also the scores of documents with a query."""
+    reader, outputs = model.reader, list[Floats]()
+
+    def use(rows: list[int], output: Floats, mask: Rows) -> None:
+        by_token = output.ndim == 3
+        outputs.extend(one[: int(length)] if by_token else one for one, length in zip(output, mask.sum(axis=1), strict=True))
+
+    if model.architecture == "cross_encoder":
+        batches = [tokenize(reader.tokenizer, CHECK_TEXTS, reader.lengths[1], CHECK_TEXTS[::-1])[0]]
+        kinds: list[str | None] = [None]
+    else:
+        batches = [reader.sides(CHECK_TEXTS, side)[0] for side in ("query", "doc")]
+        kinds = [None, None] if model.architecture == "bert_dot" else ["query", "doc"]
+    for records, kind in zip(batches, kinds, strict=True):
+        network.run([([*range(len(records))], pad_arrays(records, reader.pad_id))], use, kind)
+    if model.architecture == "prettr":
+        queries, docs = outputs[: len(CHECK_TEXTS)], outputs[len(CHECK_TEXTS) :]
+        scores: list[Floats] = []
+        network.join([([*range(len(docs))], queries, docs)], lambda rows, output, mask: scores.append(output))
+        outputs += scores
+    return outputs

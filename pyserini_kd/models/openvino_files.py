@@ -14,7 +14,7 @@ import importlib.util
 import logging
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
@@ -37,6 +37,9 @@ GRAPHS = {"bert_dot": "encoder", "colbert": "encoder", "cross_encoder": "classif
 """Architecture -> what its file computes: last states, last states and logits, or states at the join layer."""
 INSIDE = ("layers", "join_layer", "width", "glove", "strategy", "activation")  # overrides that change the network itself
 READ = ("config.json", "tokenizer.json", "tokenizer_config.json", "vocab.txt", "special_tokens_map.json")
+
+
+Make = Callable[[Path, str, Path], None]
 
 
 class Files(NamedTuple):
@@ -66,9 +69,9 @@ def has_int8(checkpoint: Path) -> bool:
 
 
 def find(
-    checkpoint: Path, architecture: str, precision: str, overrides: Mapping[str, object], *, required: bool
+    checkpoint: Path, architecture: str, precision: str, overrides: Mapping[str, object], *, required: bool, make: Make
 ) -> Files | None:
-    """Find the files of a checkpoint, or make them; None if torch must run it.
+    """Find the files of a checkpoint, or make them with `make(checkpoint, architecture, folder)`; None if torch must run it.
 
     Raises:
         InputError: `required`, and OpenVINO cannot run the checkpoint; or the checkpoint has no int8 file for int8.
@@ -86,7 +89,10 @@ def find(
     try:
         with locked(kept.with_suffix(".lock")):
             if not is_valid(kept, wanted):
-                _make(checkpoint, architecture, kept)
+                logger.info("%s: OpenVINO's files are made once, in %s", checkpoint_folder.name_of(checkpoint), kept)
+                shutil.rmtree(kept, ignore_errors=True)
+                with atomic_folder(kept) as partial:
+                    make(checkpoint, architecture, partial)
     except (InputError, OSError) as error:
         if required:
             raise InputError(f"OpenVINO cannot run {checkpoint}: {error}") from error
@@ -139,16 +145,6 @@ def _int8(checkpoint: Path, wanted: Record) -> Path:
     if not is_valid(folder, wanted):
         raise InputError(f"{folder} is damaged or was made from other weights than this checkpoint's; export it again")
     return folder
-
-
-def _make(checkpoint: Path, architecture: str, folder: Path) -> None:
-    from pyserini_kd.models import loading
-    from pyserini_kd.models.openvino_export import write
-
-    logger.info("%s: OpenVINO's files are made once, in %s", checkpoint_folder.name_of(checkpoint), folder)
-    shutil.rmtree(folder, ignore_errors=True)
-    with atomic_folder(folder) as partial:
-        write(loading.load(str(checkpoint), architecture=architecture), checkpoint, partial)
 
 
 def opened(folder: Path, checkpoint: Path, architecture: str, overrides: Mapping[str, object]) -> Files:

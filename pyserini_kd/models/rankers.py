@@ -231,14 +231,16 @@ def load(
     device = hardware.check_device(hardware.own_device(device))
     folder = checkpoint_folder.resolve(name)
     architecture = architecture or checkpoint_folder.architecture_of(folder)
-    chosen = hardware.choose_precision(precision, device, folder if backend != "torch" else None)
+    has_int8 = backend != "torch" and openvino_files.has_int8(folder)
+    chosen = hardware.choose_precision(precision, device, has_int8=has_int8)
     if chosen == "int8" and (backend == "torch" or device != "cpu"):
         raise InputError("`precision` int8 needs OpenVINO on a CPU; `backend` and `device` say otherwise")
     if backend == "openvino" and device != "cpu":
         raise InputError("OpenVINO runs on CPUs here; use `device` cpu, or `backend` torch")
     why = ", chosen for this processor" if precision == "auto" else ""
     if device == "cpu" and backend != "torch":
-        found = openvino_files.find(folder, architecture, chosen, overrides, required=backend == "openvino" or chosen == "int8")
+        required = backend == "openvino" or chosen == "int8"
+        found = openvino_files.find(folder, architecture, chosen, overrides, required=required, make=_make_openvino)
         if found is not None:
             from pyserini_kd.models.openvino_network import OpenVinoNetwork
 
@@ -248,6 +250,12 @@ def load(
     module = loading.load(name, architecture=architecture, **overrides).to(device)
     logger.info("%s runs in %s by torch on %s%s", Path(name).name, chosen, device, why)
     return ranker(module, folder, precision=chosen, batch_size=batch_size)
+
+
+def _make_openvino(checkpoint: Path, architecture: str, folder: Path) -> None:
+    from pyserini_kd.models import openvino_export
+
+    openvino_export.write(loading.load(str(checkpoint), architecture=architecture), checkpoint, folder)
 
 
 def load_encoder(name: str, **settings: Any) -> Encoder:

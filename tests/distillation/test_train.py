@@ -453,12 +453,12 @@ def test_denormals_are_zero_only_during_training(tmp_path, data, tiny_dot, monke
 
 @pytest.mark.openvino_files
 def test_a_trained_checkpoint_carries_its_openvino_files(tmp_path, data, scores, tiny_dot, monkeypatch):
-    from pyserini_kd.models import openvino_files, rankers
+    from pyserini_kd.models import rankers
 
     config = TrainConfig(recipe="margin-mse", init=str(tiny_dot), max_steps=2, batch_size=5, precision="fp32")
     folder = training.train(config, *data, tmp_path / "student", scores=scores)
     assert (folder / "openvino" / "openvino_model.xml").is_file()
-    monkeypatch.setattr(openvino_files, "_make", lambda *_: pytest.fail("made again"))
+    monkeypatch.setattr(rankers, "_make_openvino", lambda *_: pytest.fail("made again"))
     texts = list(data[2].values())
     found = rankers.load(str(folder), precision="fp32", backend="openvino").encode_docs(texts)
     assert np.allclose(found, encode(loading.load(str(folder)), texts, "doc", precision="fp32"), atol=1e-5)

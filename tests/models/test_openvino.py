@@ -181,17 +181,17 @@ def test_the_same_files_twice(checkpoints, int8_folders, corpus, queries, tmp_pa
                 assert path.read_bytes() == (int8_folders["bert_dot"] / "openvino" / path.name).read_bytes()
 
 
-def test_auto_takes_int8_only_where_it_was_exported_and_the_processor_has_it(int8_folders, tiny_dot, vnni, monkeypatch, caplog):
+def test_auto_takes_int8_only_where_it_was_exported_and_the_processor_has_it(int8_folders, vnni, monkeypatch, caplog):
     folder = int8_folders["bert_dot"]
     caplog.set_level("INFO")
-    assert hardware.choose_precision("auto", "cpu", tiny_dot) == "fp32"
-    assert hardware.choose_precision("auto", "cpu", folder) == "int8"
+    assert hardware.choose_precision("auto", "cpu", has_int8=False) == "fp32"
+    assert hardware.choose_precision("auto", "cpu", has_int8=openvino_files.has_int8(folder)) == "int8"
     assert rankers.load(str(folder)).precision == "int8" and "runs in int8 by OpenVINO" in caplog.text
     assert rankers.load(str(folder), backend="torch").precision == "fp32"
     assert rankers.load(str(folder), precision="fp32").precision == "fp32"
     for flags, expected in (({"avx512_vnni", "amx_bf16"}, "bf16"), ({"avx2"}, "fp32"), (set(), "fp32")):
         monkeypatch.setattr(hardware, "cpu_flags", lambda flags=flags: flags)
-        assert hardware.choose_precision("auto", "cpu", folder) == expected
+        assert hardware.choose_precision("auto", "cpu", has_int8=openvino_files.has_int8(folder)) == expected
 
 
 def test_search_rerank_and_index_never_import_torch(checkpoints, files, tmp_path):
