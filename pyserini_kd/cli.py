@@ -22,6 +22,17 @@ from pyserini_kd.storage.settings import Bounds, Option, Settings
 DISK_FULL = ("No space left on device", "Disk quota exceeded")
 
 
+SPIN = "10000"
+"""How often an OpenMP thread looks for work before it sleeps (GOMP_SPINCOUNT).
+
+By default, threads spin for milliseconds. Beside another program they then wait for each other, on a processor that both need.
+OpenMP reads the value when torch or FAISS is imported, so it is set here, which every command imports first. A value of the
+user stays.
+"""
+if not os.environ.keys() & {"GOMP_SPINCOUNT", "OMP_WAIT_POLICY"}:
+    os.environ["GOMP_SPINCOUNT"] = SPIN
+
+
 class UserError(click.ClickException):
     """An error shown as one line on stderr, with exit code 2 and no traceback."""
 

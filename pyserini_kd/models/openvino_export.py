@@ -124,12 +124,12 @@ def _require_nncf() -> None:
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Silence warnings of the tracer and logs of the quantiser."""
+    """Silence warnings of the tracer and of transformers, and logs of the quantiser."""
     root = logging.getLogger()
     level = root.level
     root.setLevel(logging.ERROR)
     try:
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), checkpoint_folder.quiet_transformers():
             warnings.simplefilter("ignore")
             yield
     finally:
