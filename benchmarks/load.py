@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import http.client
 import json
+import math
 import signal
 import socket
 import statistics
@@ -17,6 +18,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator, Sequence
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -28,10 +30,10 @@ from benchmarks.measure import Bench, Row, score_tolerance
 from pyserini_kd.data import docstrings, formats
 from pyserini_kd.data.runs import Run
 from pyserini_kd.models.rankers import load_encoder
-from pyserini_kd.retrieval import dense_build
+from pyserini_kd.retrieval import bm25_build, dense_build
 
 HITS = 10
-DOCS = 2000  # few, to measure the service and not the index
+DOCS = 8861  # the embedded documents
 GROWTH = 2.0  # MiB that memory may grow from the middle third of the time to the last: allocator noise
 
 
@@ -177,40 +179,47 @@ def described(found: dict[str, Any], clients: int = 8) -> str:
     )
 
 
-def pydocs_index(bench: Bench) -> Path:
-    """The MiniLM index of the first embedded documents; built once."""
-    count = bench.choose(DOCS, 200)
-    folder = bench.work / f"pydocs.{count}.minilm"
+def dense_words(bench: Bench) -> list[str]:
+    """Options of a search with MiniLM over the embedded documents; the index is built once."""
+    count = bench.choose(1 << 30, 200)
+    folder = bench.work / f"pydocs.{'whole' if count > DOCS else count}.minilm"
     if not folder.exists():
-        docs = [doc for doc, _ in zip(docstrings.docs(), range(count), strict=False)]
-        dense_build.index_dense(docs, load_encoder("minilm"), folder)
-    return folder
+        dense_build.index_dense(islice(docstrings.docs(), count), load_encoder("minilm"), folder)
+    return ["--index", str(folder), "--encoder", "minilm"]
+
+
+def hybrid_words(bench: Bench) -> list[str]:
+    """Options of the same search with BM25 beside it."""
+    words = dense_words(bench)
+    sparse = Path(words[1]).with_suffix(".bm25")
+    if not sparse.exists():
+        bm25_build.index_bm25(islice(docstrings.docs(), bench.choose(1 << 30, 200)), sparse)
+    return [*words, "--sparse-index", str(sparse)]
+
+
+LOADS = (  # what, options, clients, share of a minute, least requests a second, most milliseconds (p95)
+    ("dense", dense_words, 8, 1.0, 300, 60.0), ("dense", dense_words, 64, 0.5, 0, math.inf),
+    ("hybrid", hybrid_words, 8, 0.5, 120, math.inf),
+)  # fmt: skip
 
 
 def served(bench: Bench) -> list[Row]:
-    """The service with MiniLM over 2,000 embedded documents, under load from 8 clients for a minute."""
-    seconds, topics = bench.choose(60, 3), bench.work / "pydocs.tsv"
-    folder = pydocs_index(bench)
+    """The service over the embedded documents under load: one query a request, clients on the same machine."""
+    rows, topics = [], bench.work / "pydocs.tsv"
     formats.write_topics(docstrings.topics("test")[: bench.choose(500, 20)], topics, overwrite=True)
-    words = ["--index", str(folder), "--encoder", "minilm"]
-    found = under_load(words, topics, bench.work, seconds)
-    good = not found["errors"] and found["growth"] < GROWTH
-    equal = f"{len(found['errors'])} errors or other results in {found['requests']} requests{''.join(found['errors'][:1])}"
-    bar = "no error, no growth in memory"
-    machine = _memory(found)
-    return [
-        Row(
-            f"serve, MiniLM over {DOCS} documents, {seconds} s of load",
-            described(found),
-            "",
-            None,
-            None,
-            equal,
-            bar,
-            good,
-            machine,
-        )
-    ]
+    for what, words, clients, share, least, most in LOADS:
+        seconds = bench.choose(60, 3) * share if not bench.quick else 3
+        found = under_load(words(bench), topics, bench.work, seconds, clients)
+        errors = found["errors"]
+        bar = ", ".join(filter(None, [
+            f">= {least} requests/s" if least else "", f"p95 <= {most:.0f} ms" if most < math.inf else "",
+            "no error, no growth in memory",
+        ]))  # fmt: skip
+        good = not errors and found["growth"] < GROWTH and found["rate"] >= least and found["together"][1] <= most
+        equal = f"{len(errors)} errors or other results in {found['requests']} requests{''.join(errors[:1])}"
+        name = f"serve, MiniLM {what}, {clients} clients for {seconds:.0f} s"
+        rows.append(Row(name, described(found, clients), "", equal=equal, bar=bar, passed=good, machine=_memory(found)))
+    return rows
 
 
 @click.command()

@@ -29,6 +29,8 @@ ROWS = {  # name -> module, function, and whether it needs the real collections
     "train": ("models", "trained", False),
     "evaluate": ("files", "evaluated", False),
     "fuse": ("files", "fused", False),
+    "beside": ("beside", "beside", False),
+    "start": ("beside", "started", False),
     "serve": ("load", "served", False),
     "help": ("files", "helped", False),
 }
@@ -113,7 +115,7 @@ def about_this_machine() -> str:
     flags = hardware.cpu_flags()
     known = [name for name in ("avx2", "avx512f", "avx512_vnni", "avx512_bf16", "amx_bf16", "amx_int8") if name in flags]
     lacking = [name for name in ("avx512_vnni", "amx_bf16") if name not in flags]
-    packages = ("pyserini", "sentence-transformers", "torch", "transformers", "onnxruntime", "faiss-cpu", "ranx", "trectools")
+    packages = ("pyserini", "sentence-transformers", "torch", "transformers", "openvino", "faiss-cpu", "ranx", "trectools")
     versions = ", ".join(f"{name} {metadata.version(name)}" for name in packages)
     cpu = environment()["hardware"]["cpu"]
     return (
