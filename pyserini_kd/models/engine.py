@@ -32,7 +32,7 @@ Tokenise = Callable[[list[int]], tuple[list[TokenRecord], int]]
 """Rows of texts -> their token records, and how many texts were cut."""
 Batch = Tokens
 Use = Callable[[list[int], Floats, Rows], None]
-"""Receives the rows of a batch, the model's output float32 and the attention mask int64 (N, T)."""
+"""Receives the rows of a batch, its output float32 (a buffer that the next batch reuses) and its mask int64 (N, T)."""
 Join = tuple[list[int], Sequence[Floats], Sequence[Floats]]
 """Rows of pairs, and representations (T, H): of their queries (of the one query, for late interaction), of their documents."""
 

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pyserini_kd.models import checkpoint_folder, hardware, openvino_files
@@ -167,10 +168,41 @@ def _graphs(model: Model) -> dict[str, openvino.Model]:
         logits = inner(**batch).logits
         return logits, states[-1]
 
+    with _first_token_only(inner):
+        made = _converted(_Network(inner, list(given), both), given, ["logits", "last_hidden_state"])
+    hook.remove()
+    return {MODEL: made}
+
+
+@contextlib.contextmanager
+def _first_token_only(classifier: Any) -> Iterator[None]:
+    """Run the last layer of a BERT for the first token alone, as the classifier reads no other. It attends to all tokens.
+
+    This saves five sixths of the layer. Other families stay as they are.
+    """
+    if classifier.config.model_type != "bert":
+        yield
+        return
+    layer = classifier.bert.encoder.layer[-1]
+    attention = layer.attention.self
+
+    def heads(linear: nn.Linear, states: Tensor) -> Tensor:
+        return linear(states).unflatten(-1, (attention.num_attention_heads, -1)).transpose(1, 2)
+
+    def forward(states: Tensor, mask: Tensor | None = None, *_: object, **__: object) -> Tensor:
+        first = states[:, :1]
+        query, key, value = heads(attention.query, first), heads(attention.key, states), heads(attention.value, states)
+        mask = None if mask is None else mask[:, :, :1]
+        mixed = F.scaled_dot_product_attention(query, key, value, attn_mask=mask).transpose(1, 2).flatten(2)
+        attended = layer.attention.output(mixed, first)
+        found: Tensor = layer.output(layer.intermediate(attended), attended)
+        return found
+
+    layer.forward = forward
     try:
-        return {MODEL: _converted(_Network(inner, list(given), both), given, ["logits", "last_hidden_state"])}
+        yield
     finally:
-        hook.remove()
+        del layer.forward
 
 
 def _prettr_graphs(model: PreTtr, tokens: dict[str, Tensor]) -> dict[str, openvino.Model]:
@@ -287,7 +319,7 @@ def _outputs(network: Network, model: Model) -> list[Floats]:
 
     def use(rows: list[int], output: Floats, mask: Rows) -> None:
         by_token = output.ndim == 3
-        outputs.extend(one[: int(length)] if by_token else one for one, length in zip(output, mask.sum(axis=1), strict=True))
+        outputs.extend(one[: int(n)].copy() if by_token else one.copy() for one, n in zip(output, mask.sum(axis=1), strict=True))
 
     if model.architecture == "cross_encoder":
         batches = [tokenize(reader.tokenizer, CHECK_TEXTS, reader.lengths[1], CHECK_TEXTS[::-1])[0]]

@@ -32,7 +32,7 @@ FOLDER = "openvino"
 MODEL, UPPER, INT8 = "openvino_model.xml", "openvino_upper.xml", "openvino_model_qint8_quantized.xml"
 """The model (of a PreTTR: its lower layers), a PreTTR's upper layers, the int8 model. A .bin file is beside each .xml file."""
 TOKENIZER, RECORD = "tokenizer.json", "pyserini_kd.json"
-FORMAT = 1  # number of this layout; files of another number are made again
+FORMAT = 2  # number of this layout; files of another number are made again
 GRAPHS = {"bert_dot": "encoder", "colbert": "encoder", "cross_encoder": "classifier", "prettr": "prettr"}
 """Architecture -> what its file computes: last states, last states and logits, or states at the join layer."""
 INSIDE = ("layers", "join_layer", "width", "glove", "strategy", "activation")  # overrides that change the network itself
