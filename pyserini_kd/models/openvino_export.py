@@ -318,8 +318,8 @@ def _outputs(network: Network, model: Model) -> list[Floats]:
     reader, outputs = model.reader, list[Floats]()
 
     def use(rows: list[int], output: Floats, mask: Rows) -> None:
-        by_token = output.ndim == 3
-        outputs.extend(one[: int(n)].copy() if by_token else one.copy() for one, n in zip(output, mask.sum(axis=1), strict=True))
+        for one, length in zip(output.copy(), mask.sum(axis=1).tolist(), strict=True):
+            outputs.append(one[:length] if output.ndim == 3 else one)
 
     if model.architecture == "cross_encoder":
         batches = [tokenize(reader.tokenizer, CHECK_TEXTS, reader.lengths[1], CHECK_TEXTS[::-1])[0]]
