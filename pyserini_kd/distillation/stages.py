@@ -30,7 +30,7 @@ from pyserini_kd.distillation.batches import (
 from pyserini_kd.distillation.candidates import as_groups
 from pyserini_kd.distillation.config import TrainConfig
 from pyserini_kd.distillation.objective import Learner, match_scale
-from pyserini_kd.distillation.processes import one_after_another, precision_of
+from pyserini_kd.distillation.processes import device_of, one_after_another, precision_of
 from pyserini_kd.distillation.recipes import FLOPS_LOSSES, Stage
 from pyserini_kd.distillation.sparsity import SparseLearner
 from pyserini_kd.distillation.student import Teachers
@@ -48,7 +48,7 @@ from pyserini_kd.distillation.vectors import (
 from pyserini_kd.models.bert_dot import BertDot
 from pyserini_kd.models.checkpoint_folder import quiet_transformers
 from pyserini_kd.models.colbert import ColBert
-from pyserini_kd.models.rankers import Encoder, ranker
+from pyserini_kd.models.rankers import load_encoder
 from pyserini_kd.models.tokens import tokenize
 from pyserini_kd.storage.errors import InputError
 from pyserini_kd.storage.job import Job
@@ -175,8 +175,7 @@ def _vectors(work: Work, stage: Stage, folder: Path) -> Prepared:
     logger.info("%d of %d texts (%d queries, %d documents) in %d batches", len(rows), len(texts), len(work.material.queries),
                 len(work.material.texts), len(batches))  # fmt: skip
     _log_cut(model, [text.text for text in _sample(texts)], length, "; to keep whole texts, cut passages (segment)")
-    encoder = ranker(teacher, precision=config.precision)
-    assert isinstance(encoder, Encoder)
+    encoder = load_encoder(str(config.teacher), device=device_of(config), precision=config.precision)
     with one_after_another(share):
         vectors = encode_once(folder / "vectors", encoder, texts, rows, share)
     module = VectorLearner(model, stage.losses, teacher.width, share=share)
