@@ -25,7 +25,6 @@ from pyserini_kd.storage.records import Record
 
 logger = logging.getLogger(__name__)
 
-BATCH_TOKENS = 1024  # tokens per batch, padding included: fits into CPU caches
 CHUNK = 2048  # texts tokenised at a time
 
 Tokenise = Callable[[list[int]], tuple[list[TokenRecord], int]]
@@ -44,18 +43,20 @@ class Network(ABC):
         backend: torch or openvino.
         device: cpu, cuda or cuda:N.
         precision: fp32, bf16, fp16 or int8.
-        batch_tokens: token budget of a batch, used if there is no batch size.
     """
 
     backend: ClassVar[str]
     device: str = "cpu"
     precision: str
-    batch_tokens: int = BATCH_TOKENS
 
     @property
     @abstractmethod
     def width(self) -> int:
         """H: length of a text vector or a token vector."""
+
+    @abstractmethod
+    def batch_size(self, longest: int) -> int:
+        """Number of texts or pairs in a batch, if the longest has so many tokens."""
 
     @abstractmethod
     def run(self, batches: Iterable[tuple[list[int], Batch]], use: Use, kind: str | None) -> None:
@@ -66,15 +67,12 @@ class Network(ABC):
         """Score documents with queries, both as representations. Hands scores (N,) to `use`, like `run`."""
 
 
-def batches(lengths: Sequence[int], batch_size: int | None = None, budget: int | None = None) -> Iterator[list[int]]:
-    """Rows in batches of similar length, longest first.
-
-    A batch holds `batch_size` rows. If that is None, it holds as many as fit into `budget` tokens (default: BATCH_TOKENS).
-    """
+def batches(lengths: Sequence[int], size_of: Callable[[int], int]) -> Iterator[list[int]]:
+    """Rows in batches of similar length, longest first. A batch has `size_of(longest length)` rows."""
     order = sorted(range(len(lengths)), key=lambda row: (-lengths[row], row))
     start = 0
     while start < len(order):
-        size = batch_size or max(1, (budget or BATCH_TOKENS) // max(1, lengths[order[start]]))
+        size = size_of(max(1, lengths[order[start]]))
         yield order[start : start + size]
         start += size
 
@@ -160,6 +158,10 @@ class Scorer(ABC):
         """Torch or openvino."""
         return self.network.backend
 
+    def size_of(self, longest: int) -> int:
+        """Number of texts or pairs in a batch, if the longest has so many tokens."""
+        return self.batch_size or self.network.batch_size(longest)
+
     @property
     def max_doc_len(self) -> int:
         """Maximum tokens of a document (of a pair, for a cross-encoder)."""
@@ -213,7 +215,7 @@ class Scorer(ABC):
             for number, (rows, (records, n_cut)) in enumerate(_one_ahead(chunks, tokenise)):
                 cut += n_cut
                 lengths = [len(record["input_ids"]) for record in records]
-                cuts = batches(lengths, self.batch_size, self.network.batch_tokens)
+                cuts = batches(lengths, self.size_of)
                 made = (([rows[i] for i in places], pad_arrays([records[i] for i in places], pad_id)) for places in cuts)
                 self.network.run(made, _counted(use, bar), kind)
                 if finished is not None:

@@ -22,6 +22,8 @@ from pyserini_kd.storage.arrays import Floats, Rows
 if TYPE_CHECKING:
     import openvino
 
+MOST, LEAST = 512, 128
+"""Tokens of a batch, padding included. Batches of few short texts are small, so that all workers get one."""
 HINTS = {"fp32": "f32", "bf16": "bf16", "int8": "f32"}
 
 
@@ -54,6 +56,10 @@ class OpenVinoNetwork(Network):
         """H: length of a text vector or a token vector."""
         own = self._settings.width if isinstance(self._settings, ColBertSettings) else None
         return own or self._width
+
+    def batch_size(self, longest: int) -> int:
+        """Four texts, or more if they are short; as many as MOST tokens hold at most."""
+        return max(1, min(MOST, max(LEAST, 4 * longest)) // longest)
 
     def run(self, batches: Iterable[tuple[list[int], Batch]], use: Use, kind: str | None) -> None:
         """Run batches on all workers."""
@@ -124,6 +130,10 @@ class _Workers:
         compiled = core.compile_model(model, "CPU", settings)
         self._inputs = [given.get_any_name() for given in compiled.inputs]
         self._queue, self._lock = openvino.AsyncInferQueue(compiled, count), threading.Lock()
+
+    def batch_size(self, longest: int) -> int:
+        """Four texts, or more if they are short; as many as MOST tokens hold at most."""
+        return max(1, min(MOST, max(LEAST, 4 * longest)) // longest)
 
     def run(self, batches: Iterable[tuple[Any, dict[str, Any]]], finished: Any) -> None:
         """Run the model on the inputs of each item, and call `finished(item, output)` in any order."""

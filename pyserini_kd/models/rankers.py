@@ -163,7 +163,7 @@ class TokenScorer(SideScorer):
                 for group in [pairs] if joined else np.split(pairs, ends):  # late interaction: one query at a time
                     ids = [(int(query_rows[pair]), int(doc_rows[pair])) for pair in group]
                     lengths = [len(query_states[q]) + len(docs[d]) for q, d in ids]
-                    cuts = engine.batches(lengths, self.batch_size, self.network.batch_tokens if joined else LATE_TOKENS)
+                    cuts = engine.batches(lengths, self.size_of if joined else self._late_size)
                     made = (
                         (
                             group[rows].tolist(),
@@ -175,6 +175,9 @@ class TokenScorer(SideScorer):
                     self.network.join(made, use)
                 bar.update(len(pairs))
         return scores
+
+    def _late_size(self, longest: int) -> int:
+        return self.batch_size or max(1, LATE_TOKENS // longest)
 
 
 def _digest(queries: Sequence[str], docs: Sequence[str], keys: Rows) -> str:

@@ -18,7 +18,7 @@ from pyserini_kd.storage.errors import InputError
 if TYPE_CHECKING:
     from pyserini_kd.models.loading import Model
 
-GPU_BATCH_TOKENS = 1 << 15
+BATCH_TOKENS = {"cpu": 1 << 11, "cuda": 1 << 15}
 
 
 @contextlib.contextmanager
@@ -46,13 +46,15 @@ class TorchNetwork(Network):
         if self.precision == "int8":
             raise InputError("torch does not compute in int8; load a checkpoint that `export --int8` wrote, for a CPU")
         hardware.apply_threads()
-        if self.device != "cpu":
-            self.batch_tokens = GPU_BATCH_TOKENS
 
     @property
     def width(self) -> int:
         """H: length of a text vector or a token vector."""
         return int(cast(Any, self.module).width)
+
+    def batch_size(self, longest: int) -> int:
+        """As many texts as BATCH_TOKENS tokens hold, padding included."""
+        return max(1, BATCH_TOKENS[self.device.partition(":")[0]] // longest)
 
     def run(self, batches: Iterable[tuple[list[int], Batch]], use: Use, kind: str | None) -> None:
         """Run batches one after another."""

@@ -16,6 +16,7 @@ import collections
 import concurrent.futures
 import functools
 import json
+import logging
 import socket
 from collections.abc import Callable, Sequence
 from typing import Annotated
@@ -31,7 +32,7 @@ from tqdm import tqdm
 import pyserini_kd
 from pyserini_kd.data import types
 from pyserini_kd.data.runs import Run
-from pyserini_kd.models import hardware
+from pyserini_kd.models import engine, hardware
 from pyserini_kd.retrieval import api_page
 from pyserini_kd.retrieval.search_settings import QUERY_HITS, SystemSettings
 from pyserini_kd.retrieval.system import System
@@ -206,6 +207,7 @@ def serve(settings: SystemSettings, listener: socket.socket, ready: Callable[[st
     if settings.rerank and settings.depth > MAX_PAIRS:
         raise InputError(f"{settings.depth}: at most {MAX_PAIRS} documents are reranked for a request", "depth")
     api = app(System.open(settings, texts=True))
+    logging.getLogger(engine.__name__).setLevel(logging.WARNING)  # no line per request whose query is cut
     tqdm.__init__ = functools.partialmethod(tqdm.__init__, delay=3600)  # no progress bar per request
     listener.listen()
     address, port = listener.getsockname()[:2]
