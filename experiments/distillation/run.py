@@ -400,7 +400,7 @@ def measure_costs(work: Work, seed: int) -> None:
     pace = {name: len(pairs) / float(np.median(some[1:])) for name, some in seconds.items()}  # the first warms up
     rows = [["student", "parameters", "pairs/s", "x teacher", "x BERT-base"]]
     for name, model in models.items():
-        size = sum(parameter.numel() for parameter in model.module.parameters())
+        size = model.parameters
         rows.append([name, f"{size / 1e6:.1f} M", f"{pace[name]:.0f}", f"{pace[name] / pace[TEACHER]:.2f}",
                      f"{pace[name] / pace[BASE]:.1f}"])  # fmt: skip
     with atomic_file(SPEEDS) as partial:

@@ -19,7 +19,7 @@ from tqdm import tqdm
 from pyserini_kd.models import checkpoint_folder
 from pyserini_kd.models.reader import Reader
 from pyserini_kd.models.tokens import TokenRecord, Tokens, pad_arrays
-from pyserini_kd.storage.arrays import Floats, Rows, keep
+from pyserini_kd.storage.arrays import Floats, Rows, count_numbers, keep
 from pyserini_kd.storage.job import Job
 from pyserini_kd.storage.records import Record
 
@@ -161,6 +161,13 @@ class Scorer(ABC):
     def size_of(self, longest: int) -> int:
         """Number of texts or pairs in a batch, if the longest has so many tokens."""
         return self.batch_size or self.network.batch_size(longest)
+
+    @property
+    def parameters(self) -> int:
+        """Number of weights in the checkpoint's files."""
+        if self.folder is None:
+            raise ValueError("an unsaved model has no files; save it first")
+        return count_numbers(self.folder)
 
     @property
     def max_doc_len(self) -> int:

@@ -1,6 +1,7 @@
 """Arrays in memory or in files. With files, memory holds only the rows in use."""
 
 import itertools
+import math
 import mmap
 import tempfile
 from collections.abc import Iterable, Iterator
@@ -10,6 +11,7 @@ from typing import IO, Any, TypeVar
 import numpy as np
 import numpy.typing as npt
 
+from pyserini_kd.storage.errors import InputError
 from pyserini_kd.storage.files import atomic_file
 
 Floats = npt.NDArray[np.float32]
@@ -72,3 +74,16 @@ def chunks(items: Iterable[T], size: int) -> Iterator[list[T]]:
     """
     rest = iter(items)
     return iter(lambda: list(itertools.islice(rest, size)), [])
+
+
+def count_numbers(folder: Path) -> int:
+    """How many numbers the safetensors files of a folder hold; InputError if there is no such file."""
+    from safetensors import safe_open
+
+    files, count = sorted(folder.glob("*.safetensors")), 0
+    if not files:
+        raise InputError(f"{folder} has no *.safetensors to count")
+    for path in files:
+        with safe_open(path, "np") as weights:
+            count += sum(math.prod(weights.get_slice(name).get_shape()) for name in weights.keys())  # noqa: SIM118
+    return count

@@ -260,3 +260,9 @@ def test_each_process_has_a_gpu_of_its_own(monkeypatch):
     assert hardware.own_device("cuda") == "cuda"
     monkeypatch.setenv("LOCAL_RANK", "1")
     assert [hardware.own_device(device) for device in ("cuda", "cuda:0", "cpu")] == ["cuda:1", "cuda:0", "cpu"]
+
+
+def test_parameters_are_those_of_the_module(tiny_dot, tiny_cross):
+    for folder in (tiny_dot, tiny_cross):
+        count = sum(weights.numel() for weights in loading.load(str(folder)).parameters())
+        assert rankers.load(str(folder)).parameters == count
