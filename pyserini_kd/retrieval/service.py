@@ -191,14 +191,20 @@ def bind(host: str, port: int) -> socket.socket:
 
 def serve(settings: SystemSettings, listener: socket.socket, ready: Callable[[str], object]) -> None:
     """Load the system and answer searches on a bound socket until Ctrl-C; `ready` is called with the URL."""
-    if settings.rerank and settings.depth > MAX_PAIRS:
-        raise InputError(f"{settings.depth}: at most {MAX_PAIRS} documents are reranked for a request", "depth")
-    api = app(System.open(settings, texts=True))
-    tqdm.__init__ = functools.partialmethod(tqdm.__init__, delay=3600)  # no progress bar per request
+    api = app(open_system(settings))
     listener.listen()
     address, port = listener.getsockname()[:2]
     ready(f"http://{f'[{address}]' if ':' in address else address}:{port}/search?query=")
     uvicorn.Server(config(api)).run(sockets=[listener])
+
+
+def open_system(settings: SystemSettings) -> System:
+    """Load the system for any number of requests, which show no progress; InputError if each would rerank too much."""
+    if settings.rerank and settings.depth > MAX_PAIRS:
+        raise InputError(f"{settings.depth}: at most {MAX_PAIRS} documents are reranked for a request", "depth")
+    system = System.open(settings, texts=True)
+    tqdm.__init__ = functools.partialmethod(tqdm.__init__, delay=3600)  # no progress bar per request
+    return system
 
 
 def config(api: FastAPI) -> uvicorn.Config:
