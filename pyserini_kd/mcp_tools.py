@@ -7,6 +7,8 @@ import dataclasses
 import functools
 import importlib.util
 import json
+import os
+import signal
 from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 
@@ -217,5 +219,6 @@ def serve(settings: SystemSettings, qrels: str | None, ready: Callable[[str], ob
         raise InputError("needs the package fastmcp: pip install 'pyserini-kd[mcp]'", "mcp")
     judged = sources.qrels(qrels) if qrels else None
     system = service.open_system(settings)
+    signal.signal(signal.SIGINT, lambda *_: os._exit(130))  # otherwise a thread that reads stdin keeps the process
     ready(pyserini_routes.name_of(settings))
     server(system, judged).run("stdio", show_banner=False, log_level="ERROR")

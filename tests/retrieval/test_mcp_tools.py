@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import signal
 import subprocess
 import sys
 import threading
@@ -232,6 +233,10 @@ def test_the_command_serves_a_client_on_stdio(bm25_index, tmp_path):
     assert qrels.data == {"eat-cat": "1"}
     done = subprocess.run([sys.executable, *words], input="", capture_output=True, text=True, timeout=100, check=False)
     assert done.returncode == 0 and done.stdout == "" and done.stderr == f"{bm25_index.name}: MCP tools on stdin and stdout\n"
+    with subprocess.Popen([sys.executable, *words], stdin=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as waiting:
+        assert waiting.stderr.readline().endswith("stdin and stdout\n")
+        waiting.send_signal(signal.SIGINT)
+        assert waiting.wait(20) == 130
 
 
 def test_wrong_options(invoke, bm25_index, monkeypatch):
