@@ -202,7 +202,7 @@ def test_tools_equal_those_of_pyserini(system, server, bm25_index, tmp_path):
         ("get_document", {"docid": "eat-cat", "index": bm25_index.name}),
         ("list_indexes", {"index_type": "tf"}),
         ("list_indexes", {"index_type": "impact"}),
-        ("fuse_search_results", {"results1": first, "results2": [{"docid": "b", "score": 3}, {"docid": "d", "score": 1}]}),
+        ("fuse_search_results", {"results1": first, "results2": [{"docid": "b", "score": 3}, {"docid": "a", "score": 1}]}),
     ]
     for ours, expected in zip(asked(server, *calls), asked(theirs, *calls), strict=True):
         assert not expected.is_error and said(ours) == said(expected)

@@ -87,10 +87,11 @@ def test_bm25s_parameters_are_those_of_the_request(bm25_port, bm25_index, querie
         ("search?query=a&ef_search=5", 400, "ef_search: Extra inputs are not permitted"),
         ("doc/nobody", 404, "document 'nobody' is not in"),
         ("doc/" + "x" * 5000, 404, "is not in"),
+        ("doc/%FF%00%0A", 404, "is not in"),
         ("doc/..%2F..%2Fetc%2Fpasswd", 404, "document '../../etc/passwd' is not in"),
         ("other", 404, "Not Found"),
     ],
-    ids=range(17),
+    ids=range(18),
 )
 def test_wrong_requests_have_one_line_under_both_names(port, name, path, status, word):
     found, said = ask(port, f"/v1/{name}/{path}")
