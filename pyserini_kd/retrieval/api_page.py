@@ -23,7 +23,8 @@ PAGE = """<!doctype html>
 {% if fields %}<table>
 <tr><th>field<th>type<th>default<th>limits
 {% for name, field in fields %}<tr><td><code>{{ name }}</code><td>{{ field.type }}<td>
-{{- field.default | tojson if field.default is defined else "" if field.required == false else "required" }}<td>{{ field.limits }}
+{{- field.default | tojson if field.default is defined else "" if field.required == false else "required" -}}
+<td>{{ field.limits }}
 {% endfor %}</table>{% endif %}
 {% endfor %}
 <h2>Example</h2>

@@ -3,10 +3,10 @@
 Requests that arrive while the thread works wait, and are then searched together. So no request waits for others to come, and a
 busy service encodes and searches many queries at once.
 
-GET and POST `/search` take the fields of `Asked`; `/health` describes the system, and `/docs` the interface. Invalid and too
-large requests get a 4xx and one line under `detail`. If the queue is full, requests get 429; disconnected clients are skipped.
-Queries are not logged or stored. There is no protection from deliberately slow clients: put a public service behind a reverse
-proxy.
+GET and POST `/search` take the fields of `Asked`; `/v1/...` are Pyserini's routes. `/health` describes the system, and `/docs`
+the interface. Invalid and too large requests get a 4xx and one line under `detail`. If the queue is full, requests get 429;
+disconnected clients are skipped. Queries are not logged or stored. There is no protection from deliberately slow clients: put a
+public service behind a reverse proxy.
 """
 
 from __future__ import annotations
