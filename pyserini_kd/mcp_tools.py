@@ -178,8 +178,22 @@ class Tools:
 def server(system: System, qrels: Qrels | None = None) -> "FastMCP":
     """The MCP server for an open system, by the package that Pyserini's own server uses."""
     from fastmcp import FastMCP
+    from fastmcp.exceptions import ToolError
+    from fastmcp.exceptions import ValidationError as WrongArguments
+    from fastmcp.server.middleware import CallNext, Middleware, MiddlewareContext
 
-    tools, made = Tools(system, qrels), FastMCP("pyserini-kd", version=pyserini_kd.__version__)
+    class OneLine(Middleware):
+        """Reports arguments of a wrong type in one line, as the tools report other wrong input."""
+
+        async def on_call_tool(self, context: MiddlewareContext[Any], call_next: CallNext[Any, Any]) -> Any:
+            try:
+                return await call_next(context)
+            except (WrongArguments, ValidationError) as error:
+                found = error if isinstance(error, ValidationError) else error.__cause__
+                raise ToolError(first_error(found) if isinstance(found, ValidationError) else "wrong arguments") from None
+
+    made = FastMCP("pyserini-kd", version=pyserini_kd.__version__, middleware=[OneLine()])
+    tools = Tools(system, qrels)
     for tool in (tools.search, tools.get_document):
         made.tool(_reporting(tool), output_schema=None)  # lists of texts and objects
     for other in (tools.list_indexes, tools.get_index, tools.fuse_search_results, tools.get_qrels, tools.eval_hits):

@@ -128,6 +128,9 @@ def test_judgements_and_measures(server, system):
         ("search", {"query": {}}, "query: Input should be a valid string"),
         ("search", {"query": {"query_img_path": "/etc/passwd"}}, "query: images are not searched"),
         ("search", {"query": "secret", "hits": 1001}, "hits: Input should be less than or equal to 1000"),
+        ("search", {"query": "secret", "hits": "many"}, "hits: Input should be a valid integer"),
+        ("search", {}, "query: Missing required argument"),
+        ("search", {"query": "secret", "first": 1, "second": 2}, "first: Unexpected keyword argument"),
         ("search", {"query": "secret", "index": "/etc"}, "index '/etc' is not served here; served: "),
         ("search", {"query": "secret", "ef_search": 7}, "ef_search: is fixed when the service starts"),
         ("search", {"query": "secret", "query_generator": "dismax"}, "query_generator: is fixed"),
@@ -139,7 +142,7 @@ def test_judgements_and_measures(server, system):
         ("eval_hits", {"index_name": "", "metric": "mrr", "query_id": "q1", "hits": {"a": 1}}, "metric: must be one of ndcg"),
         ("get_qrels", {"index_name": "NAME", "query_id": "q1"}, "start it with --qrels"),
     ],
-    ids=range(15),
+    ids=range(18),
 )
 def test_wrong_requests_are_one_line_and_not_logged(system, tool, given, word, caplog, capfd):
     name = system.settings.index[0].rpartition("/")[2]
