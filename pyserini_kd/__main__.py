@@ -9,7 +9,7 @@ from pyserini_kd import __version__
 COMMANDS = {
     "demo": "Train, index, search and measure on the embedded collection (about 20 minutes).",
     "search": "Search (sparse, dense or hybrid), rerank, write a TREC run.",
-    "serve": "Serve searches over HTTP.",
+    "serve": "Serve searches over HTTP or MCP.",
     "index": "Index a collection: BM25 or dense.",
     "mine": "Mine negatives for training.",
     "teach": "Score candidates with teachers.",

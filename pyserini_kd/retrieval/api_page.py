@@ -23,7 +23,8 @@ PAGE = """<!doctype html>
 {% if fields %}<table>
 <tr><th>field<th>type<th>default<th>limits
 {% for name, field in fields %}<tr><td><code>{{ name }}</code><td>{{ field.type }}<td>
-{{- field.default | tojson if field.default is defined else "required" }}<td>{{ field.limits }}
+{{- field.default | tojson if field.default is defined else "" if field.required == false else "required" -}}
+<td>{{ field.limits }}
 {% endfor %}</table>{% endif %}
 {% endfor %}
 <h2>Example</h2>
@@ -53,10 +54,12 @@ def _fields(schema: Mapping[str, Any], operation: Mapping[str, Any]) -> list[tup
         body = operation["requestBody"]["content"]["application/json"]["schema"]
         model = schema["components"]["schemas"][body["$ref"].rpartition("/")[2]]
         return [(name, _described(field)) for name, field in model["properties"].items()]
-    return [(field["name"], _described(field["schema"])) for field in operation.get("parameters", [])]
+    fields = operation.get("parameters", [])
+    return [(field["name"], _described(field["schema"] | {"required": field["required"]})) for field in fields]
 
 
 def _described(field: Mapping[str, Any]) -> dict[str, Any]:
+    field = {**field, **field.get("anyOf", [{}])[0]}  # the type of an optional field
     kind = f"list of {field['items']['type']}" if field.get("type") == "array" else field.get("type", "")
     units = {"Length": " characters", "Items": " items"}
     limits = [

@@ -29,7 +29,7 @@ from pyserini_kd.retrieval.lucene import (
     json_mapper,
     prebuilt_index,
 )
-from pyserini_kd.storage.errors import InputError
+from pyserini_kd.storage.errors import InputError, NotFound
 from pyserini_kd.storage.manifest import Manifest
 
 Found = tuple[list[str], Scores]
@@ -151,11 +151,11 @@ class BM25Index:
         return found
 
     def fetch_docs(self, doc_ids: Iterable[str]) -> Iterator[Doc]:
-        """Stored documents in the order of the ids; InputError for an unknown id or a document without stored text."""
+        """Stored documents in the order of the ids; NotFound for an unknown id, InputError for a document without text."""
         for doc_id in doc_ids:
             document = self._searcher.doc(doc_id)
             if document is None:
-                raise InputError(f"document {doc_id!r} is not in the index {self.name}")
+                raise NotFound(f"document {doc_id!r} is not in the index {self.name}")
             if (raw := document.get("raw")) is not None:
                 yield _stored_doc(doc_id, raw)
             elif (contents := document.get("contents")) is not None:

@@ -3,10 +3,10 @@
 Requests that arrive while the thread works wait, and are then searched together. So no request waits for others to come, and a
 busy service encodes and searches many queries at once.
 
-GET and POST `/search` take the fields of `Asked`; `/health` describes the system, and `/docs` the interface. Invalid and too
-large requests get a 4xx and one line under `detail`. If the queue is full, requests get 429; disconnected clients are skipped.
-Queries are not logged or stored. There is no protection from deliberately slow clients: put a public service behind a reverse
-proxy.
+GET and POST `/search` take the fields of `Asked`; `/v1/...` are Pyserini's routes. `/health` describes the system, and `/docs`
+the interface. Invalid and too large requests get a 4xx and one line under `detail`. If the queue is full, requests get 429;
+disconnected clients are skipped. Queries are not logged or stored. There is no protection from deliberately slow clients: put a
+public service behind a reverse proxy.
 """
 
 from __future__ import annotations
@@ -14,144 +14,132 @@ from __future__ import annotations
 import asyncio
 import collections
 import concurrent.futures
+import dataclasses
 import functools
-import json
 import logging
 import socket
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Annotated
 
 import uvicorn
 from fastapi import FastAPI, HTTPException, Query, Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import HTMLResponse, JSONResponse
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StringConstraints, model_validator
+from starlette.exceptions import HTTPException as StarletteHTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from tqdm import tqdm
 
 import pyserini_kd
 from pyserini_kd.data import types
-from pyserini_kd.data.runs import Run
+from pyserini_kd.data.runs import Hits
 from pyserini_kd.models import engine, hardware
-from pyserini_kd.retrieval import api_page
-from pyserini_kd.retrieval.search_settings import QUERY_HITS, SystemSettings
+from pyserini_kd.retrieval import api_page, pyserini_routes
+from pyserini_kd.retrieval.questions import Asked, Question, one_line
+from pyserini_kd.retrieval.search_settings import SystemSettings
 from pyserini_kd.retrieval.system import System
-from pyserini_kd.storage.errors import InputError
+from pyserini_kd.storage.errors import InputError, NotFound
 
-MAX_QUERIES = 64  # per request
-MAX_CHARS = 8192  # per query
-MAX_HITS = 1000  # per query
-MAX_ANSWERS = 10_000  # hits per request, over all its queries
-MAX_DOCS = 1000  # hits per request with texts
 MAX_PAIRS = 10_000  # documents reranked per request
 MAX_BODY = 1 << 20  # bytes
-LONGEST_NAME = 40  # characters of a wrong field's name in an error
 MAX_BODIES = 64 << 20  # bytes of all requests that are being received
 MAX_WAITING = 128  # requests
 BATCH = 64  # queries searched together
 BATCH_PAIRS = 1000  # documents reranked together
 
-Text = Annotated[str, StringConstraints(strip_whitespace=True, min_length=1, max_length=MAX_CHARS)]
-Texts = Annotated[list[Text], BeforeValidator(lambda value: [value] if isinstance(value, str) else value)]
 
+def answers(system: System, requests: Sequence[Question]) -> list[bytes | InputError]:
+    """The JSON answer of each request, or its error: the hits of its queries, in their order, as `search` finds them.
 
-class Asked(BaseModel):
-    """A request: queries, hits per query, and whether to return titles and texts."""
-
-    model_config = ConfigDict(extra="forbid")
-
-    query: Texts = Field(min_length=1, max_length=MAX_QUERIES)
-    hits: int = Field(QUERY_HITS, ge=1, le=MAX_HITS)
-    docs: bool = False
-
-    @model_validator(mode="after")
-    def _bounded(self) -> Asked:
-        most, what = (MAX_DOCS, "hits with their texts") if self.docs else (MAX_ANSWERS, "hits")
-        if len(self.query) * self.hits > most:
-            raise ValueError(f"{len(self.query)} queries with {self.hits} hits each; at most {most} {what} in all")
-        return self
-
-
-def answers(system: System, requests: Sequence[Asked]) -> list[bytes]:
-    """The JSON answer of each request: the hits of its queries, in their order, as the command `search` finds them.
-
-    All queries are searched together, with the most hits that a request asks for; the others take the top of the same lists.
+    All queries are searched together (once for each choice of BM25's parameters), with the most hits that a request asks for;
+    the others take the top of the same lists.
     """
-    texts = [" ".join(text.split()) for asked in requests for text in asked.query]
-    queries = [types.Query(str(row), text) for row, text in enumerate(texts)]
-    run, _ = system.search(queries, max(asked.hits for asked in requests), one_query=True)
-    found = iter(queries)
-    return [_json(system, asked, [(next(found), run) for _ in asked.query]) for asked in requests]
+    found: dict[int, list[Hits]] = {}
+    for bm25 in {asked.bm25: None for asked in requests}:
+        settings = system.settings.but(k1=bm25[0], b=bm25[1]) if bm25 else system.settings
+        together = [asked for asked in requests if asked.bm25 == bm25]
+        found |= _search(dataclasses.replace(system, settings=settings), together)
+    return [_answer(system, asked, found[id(asked)]) for asked in requests]
 
 
-def _json(system: System, asked: Asked, found: Sequence[tuple[types.Query, Run]]) -> bytes:
-    results = []
-    for query, run in found:
-        doc_ids, scores = run[query.query_id].doc_ids[: asked.hits], run[query.query_id].scores[: asked.hits]
-        hits: list[dict[str, str | int | float]] = [
-            {"rank": rank, "doc_id": doc_id, "score": score}
-            for rank, (doc_id, score) in enumerate(zip(doc_ids, scores.tolist(), strict=True), start=1)
-        ]
-        if asked.docs and system.fetch is not None:
-            for hit, doc in zip(hits, system.fetch(doc_ids), strict=True):
-                hit |= {"title": doc.title, "text": doc.text}
-        results.append({"query": query.text, "hits": hits})
-    return json.dumps({"results": results}, ensure_ascii=False).encode()
+def _search(system: System, requests: Sequence[Question]) -> dict[int, list[Hits]]:
+    """The hits of each request's queries, by the identity of the request."""
+    queries = [types.Query(str(row), text) for row, text in enumerate(text for asked in requests for text in asked.texts)]
+    run = system.search(queries, max(asked.hits for asked in requests), one_query=True)[0] if queries else {}
+    found = (run[query.query_id] for query in queries)
+    return {id(asked): [next(found) for _ in asked.texts] for asked in requests}
+
+
+def _answer(system: System, asked: Question, found: Sequence[Hits]) -> bytes | InputError:
+    try:
+        return asked.answer(system, found)
+    except InputError as error:
+        return error
+
+
+Waiting = tuple[Callable[[], Awaitable[bool]], Question, asyncio.Future[bytes | None]]
+"""Whether the client left, the request, and the future answer, which is None if the client left."""
 
 
 class Batcher:
     """One thread that answers waiting requests together, in their order; at most MAX_WAITING requests wait."""
 
-    def __init__(self, answer: Callable[[Sequence[Asked]], list[bytes]], threads: int | None, most: int = BATCH) -> None:
-        """`answer` maps requests to their answers; a batch has at most `most` queries, or one request."""
-        self.answer, self.most = answer, most
-        prepare = functools.partial(hardware.use_threads, threads) if threads else None  # FAISS counts per thread
+    def __init__(self, system: System) -> None:
+        self.system, settings = system, system.settings
+        self.most = max(1, min(BATCH, BATCH_PAIRS // settings.depth)) if settings.rerank else BATCH  # queries in a batch
+        prepare = (
+            functools.partial(hardware.use_threads, settings.threads) if settings.threads else None
+        )  # FAISS counts per thread
         self.pool = concurrent.futures.ThreadPoolExecutor(1, initializer=prepare)
-        self.queue: collections.deque[tuple[Request, Asked, asyncio.Future[bytes | None]]] = collections.deque()
+        self.queue: collections.deque[Waiting] = collections.deque()
         self.waiting = 0  # only the event loop changes it
         self.running: asyncio.Task[None] | None = None
 
-    async def __call__(self, request: Request, asked: Asked) -> Response:
-        """Answer one request; 429 if too many wait."""
+    async def __call__(self, request: Request, asked: Question) -> Response:
+        """Answer one HTTP request."""
+        body = await self.ask(asked, request.is_disconnected)
+        return Response(status_code=499) if body is None else Response(body, media_type="application/json")
+
+    async def ask(self, asked: Question, gone: Callable[[], Awaitable[bool]]) -> bytes | None:
+        """The JSON of the answer, or None if the client is gone; HTTPException 429 if too many wait."""
         if self.waiting >= MAX_WAITING:
             raise HTTPException(429, f"{MAX_WAITING} requests are waiting; try again later", headers={"Retry-After": "1"})
         self.waiting += 1
-        await request.is_disconnected()  # uvicorn reads on from here, and so sees later that the client left
+        await gone()  # uvicorn reads on from here, and so sees later that the client left
         loop = asyncio.get_running_loop()
         future: asyncio.Future[bytes | None] = loop.create_future()
-        self.queue.append((request, asked, future))
+        self.queue.append((gone, asked, future))
         if self.running is None or self.running.done():
             self.running = loop.create_task(self._work())
         try:
-            body = await future
+            return await future
         finally:
             self.waiting -= 1
-        return Response(status_code=499) if body is None else Response(body, media_type="application/json")
 
     async def _work(self) -> None:
         """Answer batches until no request waits."""
         while self.queue:
             batch = []
-            for request, asked, future in self._next():
-                if await request.is_disconnected():
-                    future.set_result(None)  # the client is gone
+            for gone, asked, future in self._next():
+                if await gone():
+                    future.set_result(None)
                 else:
                     batch.append((asked, future))
             if batch:
                 await self._answer(batch)
 
-    def _next(self) -> list[tuple[Request, Asked, asyncio.Future[bytes | None]]]:
-        taken, size = [self.queue.popleft()], 0
-        size = len(taken[0][1].query)
-        while self.queue and size + len(self.queue[0][1].query) <= self.most:
+    def _next(self) -> list[Waiting]:
+        """Requests with at most `most` queries in all, or one request."""
+        taken = [self.queue.popleft()]
+        size = len(taken[0][1].texts)
+        while self.queue and size + len(self.queue[0][1].texts) <= self.most:
             taken.append(self.queue.popleft())
-            size += len(taken[-1][1].query)
+            size += len(taken[-1][1].texts)
         return taken
 
-    async def _answer(self, batch: Sequence[tuple[Asked, asyncio.Future[bytes | None]]]) -> None:
+    async def _answer(self, batch: Sequence[tuple[Question, asyncio.Future[bytes | None]]]) -> None:
         try:
             asked = [one for one, _ in batch]
-            bodies = await asyncio.get_running_loop().run_in_executor(self.pool, self.answer, asked)
+            bodies = await asyncio.get_running_loop().run_in_executor(self.pool, lambda: answers(self.system, asked))
         except Exception as error:  # each waiting request reports it
             for _, future in batch:
                 if not future.done():
@@ -159,7 +147,7 @@ class Batcher:
             return
         for (_, future), body in zip(batch, bodies, strict=True):
             if not future.done():
-                future.set_result(body)
+                future.set_exception(body) if isinstance(body, InputError) else future.set_result(body)
 
 
 class BoundedBody:
@@ -204,15 +192,21 @@ def bind(host: str, port: int) -> socket.socket:
 
 def serve(settings: SystemSettings, listener: socket.socket, ready: Callable[[str], object]) -> None:
     """Load the system and answer searches on a bound socket until Ctrl-C; `ready` is called with the URL."""
-    if settings.rerank and settings.depth > MAX_PAIRS:
-        raise InputError(f"{settings.depth}: at most {MAX_PAIRS} documents are reranked for a request", "depth")
-    api = app(System.open(settings, texts=True))
-    logging.getLogger(engine.__name__).setLevel(logging.WARNING)  # no line per request whose query is cut
-    tqdm.__init__ = functools.partialmethod(tqdm.__init__, delay=3600)  # no progress bar per request
+    api = app(open_system(settings))
     listener.listen()
     address, port = listener.getsockname()[:2]
     ready(f"http://{f'[{address}]' if ':' in address else address}:{port}/search?query=")
     uvicorn.Server(config(api)).run(sockets=[listener])
+
+
+def open_system(settings: SystemSettings) -> System:
+    """Load the system for any number of requests, which show no progress; InputError if each would rerank too much."""
+    if settings.rerank and settings.depth > MAX_PAIRS:
+        raise InputError(f"{settings.depth}: at most {MAX_PAIRS} documents are reranked for a request", "depth")
+    system = System.open(settings, texts=True)
+    logging.getLogger(engine.__name__).setLevel(logging.WARNING)  # no line per request whose query is cut
+    tqdm.__init__ = functools.partialmethod(tqdm.__init__, delay=3600)  # no progress bar per request
+    return system
 
 
 def config(api: FastAPI) -> uvicorn.Config:
@@ -222,17 +216,15 @@ def config(api: FastAPI) -> uvicorn.Config:
 
 def app(system: System) -> FastAPI:
     """The ASGI application for an open system."""
-    settings = system.settings
-    most = max(1, min(BATCH, BATCH_PAIRS // settings.depth)) if settings.rerank else BATCH
-    worker = Batcher(lambda requests: answers(system, requests), settings.threads, most)
+    settings, worker = system.settings, Batcher(system)
     api = FastAPI(title="pyserini-kd", version=pyserini_kd.__version__, docs_url=None, redoc_url=None)
     api.add_middleware(BoundedBody)
-    served = {name: getattr(settings, name) for name in ("encoder", "sparse_index", "rerank", "rerank_index")}
-    served |= {"index": settings.index[0], "more_indexes": settings.index[1:]}
+    pyserini_routes.add_routes(api, system, worker)
+    _add_refusals(api)
 
     @api.get("/health", summary="What is served, and how many requests wait")
     async def health() -> dict[str, object]:
-        return {"status": "ok", "version": pyserini_kd.__version__, "waiting": worker.waiting} | served
+        return {"status": "ok", "version": pyserini_kd.__version__, "waiting": worker.waiting} | served(settings)
 
     @api.get("/search", summary="Search for one query, or for several (repeat `query`)")
     async def get(request: Request, asked: Annotated[Asked, Query()]) -> Response:
@@ -256,14 +248,34 @@ def app(system: System) -> FastAPI:
             )
         return await worker(request, asked)
 
+    return api
+
+
+def served(settings: SystemSettings) -> dict[str, object]:
+    """What is served, for people and for clients that choose an index by its name."""
+    parts = {name: getattr(settings, name) for name in ("encoder", "sparse_index", "rerank", "rerank_index")}
+    return {"name": pyserini_routes.name_of(settings), **parts, "index": settings.index[0], "more_indexes": settings.index[1:]}
+
+
+def _add_refusals(api: FastAPI) -> None:
+    """Answer errors with one line under `detail`."""
+
+    def refusal(request: Request, status: int, message: str, headers: Mapping[str, str] | None = None) -> JSONResponse:
+        """On Pyserini's routes, the line is under `error` too, and wrong parameters are 400, as there."""
+        said = {"detail": message}
+        if request.url.path.startswith(f"/{pyserini_routes.API}/"):
+            said, status = said | {"error": message}, 400 if status == 422 else status
+        return JSONResponse(said, status, headers)
+
+    @api.exception_handler(StarletteHTTPException)
+    async def failed(request: Request, error: StarletteHTTPException) -> JSONResponse:
+        return refusal(request, error.status_code, error.detail, error.headers)
+
     @api.exception_handler(RequestValidationError)
-    async def invalid(_: Request, error: RequestValidationError) -> JSONResponse:
+    async def invalid(request: Request, error: RequestValidationError) -> JSONResponse:
         first = error.errors()[0]  # without its `input`, which may be as large as the request
-        where = ".".join(str(part)[:LONGEST_NAME] for part in first["loc"][1:] if first["type"] != "json_invalid")
-        return JSONResponse({"detail": f"{where}: {first['msg']}" if where else first["msg"]}, 422)
+        return refusal(request, 422, one_line(first["loc"][1:] if first["type"] != "json_invalid" else (), first["msg"]))
 
     @api.exception_handler(InputError)
-    async def refused(_: Request, error: InputError) -> JSONResponse:
-        return JSONResponse({"detail": str(error)}, 422)
-
-    return api
+    async def refused(request: Request, error: InputError) -> JSONResponse:
+        return refusal(request, 404 if isinstance(error, NotFound) else 422, str(error))

@@ -13,7 +13,7 @@ from pyserini_kd.data.doc_ids import DocIds
 from pyserini_kd.data.types import Doc
 from pyserini_kd.retrieval import lucene
 from pyserini_kd.retrieval.bm25_search import BM25Index
-from pyserini_kd.storage.errors import InputError
+from pyserini_kd.storage.errors import InputError, NotFound
 from pyserini_kd.storage.files import read_at, require_file
 from pyserini_kd.storage.records import read_json
 
@@ -64,7 +64,7 @@ def stored_docs(*paths: Path, known: DocIds | None = None) -> Fetch:
         for doc_id in doc_ids:
             row = ids.row(doc_id)
             if row < 0:
-                raise InputError(f"document {doc_id!r} is not in the index {' or '.join(map(str, folders))}")
+                raise NotFound(f"document {doc_id!r} is not in the index {' or '.join(map(str, folders))}")
             part = bisect_right(starts, row) - 1
             doc = texts[part].doc(row - starts[part])
             if doc.doc_id != doc_id:

@@ -17,3 +17,7 @@ class InputError(ValueError):
     def __str__(self) -> str:
         """The message, after the name of the parameter if there is one."""
         return f"{self.parameter}: {self.message}" if self.parameter else self.message
+
+
+class NotFound(InputError):
+    """A document or an index of that name does not exist; over HTTP the status is 404."""

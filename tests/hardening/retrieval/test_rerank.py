@@ -50,7 +50,7 @@ def test_a_killed_reranking_resumes(tmp_path, invoke, first, files, tiny_cross, 
         return pad(records, *more)
 
     monkeypatch.setattr(engine, "pad_arrays", counted)
-    stop = 6
+    stop = 12  # two batches a chunk
     assert isinstance(invoke(rerank.main, *words).exception, MemoryError)
     kept = sum(computed)
     assert not (tmp_path / "out.txt").exists() and len(list(work.glob("*/*/*.npy"))) == 6 and kept < 100
