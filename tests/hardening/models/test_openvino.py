@@ -98,6 +98,7 @@ def test_a_cache_that_cannot_be_written_leaves_the_work_to_torch(tiny_dot, tmp_p
         rankers.load(str(tiny_dot), backend="openvino")
 
 
+@pytest.mark.openvino_files
 def test_files_that_do_not_give_the_outputs_are_not_used(tiny_dot, tmp_path, monkeypatch, caplog):
     converted = openvino_export._converted
 
