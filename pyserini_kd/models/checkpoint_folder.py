@@ -4,12 +4,13 @@ import contextlib
 import dataclasses
 import functools
 import importlib.util
-import json
 import logging
 from collections.abc import Iterator
 from pathlib import Path
 from typing import ClassVar, NamedTuple, TypeVar
 
+from pyserini_kd.models import sentence_folder, weights
+from pyserini_kd.models.pooling import POOLINGS
 from pyserini_kd.storage.environment import sha256
 from pyserini_kd.storage.errors import InputError
 from pyserini_kd.storage.files import home
@@ -18,17 +19,22 @@ from pyserini_kd.storage.records import Record, read_json
 logger = logging.getLogger(__name__)
 
 ARCHITECTURES = ("bert_dot", "colbert", "cross_encoder", "prettr", "splade", "tk")
-PUBLISHED = {"ColBERT": "colbert", "BERT_Cat": "cross_encoder", "PreTTR": "prettr"}  # layouts of Hofstätter et al. 2020
+PUBLISHED = {"ColBERT": "colbert", "BERT_Cat": "cross_encoder", "PreTTR": "prettr", "HF_ColBERT": "colbert"}
+"""Layouts of Hofstätter et al. 2020, and that of Stanford's ColBERT."""
 HEAD = "head.safetensors"
 OURS = "pyserini_kd.json"
 DEFAULT_DOC_LEN = 256
 SPLADE_QUERY_LEN = 256
-POOLINGS = ("cls", "mean")
+HEADS = ("classifier.weight", "classifier.out_proj.weight")  # of sequence classifiers
 
 
 @dataclasses.dataclass(frozen=True)
 class EncoderSettings:
-    """How an encoder reads texts, besides its weights. Lengths count tokens, special tokens included."""
+    """How an encoder reads texts, besides its weights. Lengths count tokens, special tokens included.
+
+    Attributes:
+        pooling: a name in POOLINGS, or several with + between them.
+    """
 
     architecture: ClassVar[str] = "bert_dot"
     pooling: str = "cls"
@@ -39,19 +45,32 @@ class EncoderSettings:
     doc_prefix: str = ""
 
     def __post_init__(self) -> None:
-        if self.pooling not in POOLINGS:
-            raise ValueError(f"pooling must be one of {', '.join(POOLINGS)}, not {self.pooling!r}")
+        if not set(self.pooling.split("+")) <= set(POOLINGS):
+            raise ValueError(f"pooling must be one of {', '.join(POOLINGS)}, or several joined by +, not {self.pooling!r}")
         if min(self.max_query_len, self.max_doc_len) < 3:
             raise ValueError("max_query_len and max_doc_len must be at least 3 tokens")
 
 
 @dataclasses.dataclass(frozen=True)
 class ColBertSettings(EncoderSettings):
-    """Settings of a ColBERT. It does not use `pooling`."""
+    """Settings of a ColBERT. It does not use `pooling`. The last four are those of Stanford's ColBERT.
+
+    Attributes:
+        masks: number of [MASK] tokens appended to each query, beyond max_query_len.
+        width: of a token vector, by a learned projection; None: the encoder's width, no projection.
+        query_marker: a token put behind a query's first token; empty: none.
+        doc_marker: the same for documents.
+        fill: fill queries with [MASK] tokens to max_query_len: `no`, `yes`, or `attended` (other tokens attend to them).
+        skip: `punctuation`: these tokens of documents do not count; empty: all count.
+    """
 
     architecture: ClassVar[str] = "colbert"
-    masks: int = 0  # [MASK] tokens appended to each query, beyond max_query_len
-    width: int | None = None  # of a token vector, by a learned projection; None: the encoder's width, no projection
+    masks: int = 0
+    width: int | None = None
+    query_marker: str = ""
+    doc_marker: str = ""
+    fill: str = "no"
+    skip: str = ""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -154,9 +173,9 @@ def resolve(name: str) -> Path:
     """
     tried = []
     for folder in (Path(name), home() / "models" / name) if "/" in name else (home() / "models" / name, Path(name)):
-        if (folder / "config.json").is_file():
+        if (folder / "config.json").is_file() or (folder / sentence_folder.MODULES).is_file():
             return folder
-        tried.append(f"folder {folder} has no config.json" if folder.is_dir() else f"no folder {folder}")
+        tried.append(f"folder {folder} has no config.json or modules.json" if folder.is_dir() else f"no folder {folder}")
     by_hub_id = (known for known in KNOWN.values() if known.hub and known.hub.lower() == name.lower())
     known = KNOWN.get(name.lower()) or next(by_hub_id, Known())
     if known.package:
@@ -184,19 +203,19 @@ def _checked(folder: Path, known: Known) -> Path:
 def _download(hub: str) -> Path:
     from huggingface_hub import snapshot_download
 
-    wanted = ["*.json", "*.txt", "*.model", "*.safetensors"]
+    wanted = ["*.json", "*.txt", "*.model", "*.safetensors", "artifact.metadata"]
     folder = Path(snapshot_download(hub, allow_patterns=wanted))
-    if not list(folder.glob("*.safetensors")):  # old repository with torch files; transformers reads them weights-only
-        folder = Path(snapshot_download(hub, allow_patterns=[*wanted, "pytorch_model*.bin"]))
+    parts = [sentence_folder.root(folder), *sentence_folder.dense_folders(folder)]
+    if not all(list(part.glob("*.safetensors")) for part in parts):  # torch files, which are read weights-only
+        folder = Path(snapshot_download(hub, allow_patterns=[*wanted, "*pytorch_model*.bin"]))
     return folder
 
 
 def fingerprint(folder: Path) -> str:
     """SHA-256 over a checkpoint's weights. Indexes and score stores record it to identify their model."""
-    weights = sorted(folder.glob("*.safetensors")) or sorted(folder.glob("pytorch_model*.bin"))
-    if not weights:
-        raise InputError(f"checkpoint {folder} has no weights (*.safetensors or pytorch_model*.bin)")
-    return _sha256(*((path, path.stat().st_size, path.stat().st_mtime_ns) for path in weights))
+    parts = [sentence_folder.root(folder), *sentence_folder.dense_folders(folder)]
+    found = [path for part in parts for path in weights.files(part)]
+    return _sha256(*((path, path.stat().st_size, path.stat().st_mtime_ns) for path in found))
 
 
 @functools.cache
@@ -212,10 +231,10 @@ def is_bounded(name: str) -> bool:
 
 
 def architecture_of(folder: Path) -> str:
-    """Architecture of a checkpoint: as recorded or published; else by its modules or its class; else bert_dot.
+    """Architecture of a checkpoint: as recorded or published; else by its modules, weights or class; else bert_dot.
 
     A sentence-transformers folder with SpladePooling is a splade. A masked language model without modules is a splade too. A
-    sequence classifier is a cross_encoder.
+    sequence classifier is a cross_encoder. Weights with the head of one are enough if the config names no other task.
     """
     if (folder / OURS).exists():
         name = str(read_json(folder / OURS, "checkpoint settings").get("architecture"))
@@ -224,11 +243,15 @@ def architecture_of(folder: Path) -> str:
         return name
     if layout := published_layout(folder):
         return PUBLISHED[layout]
-    classes = read_json(folder / "config.json", "checkpoint config").get("architectures") or [""]
-    if (folder / "modules.json").exists():
-        return "splade" if any(kind == "SpladePooling" for kind, _ in _modules(folder)) else "bert_dot"
-    kinds = {"SequenceClassification": "cross_encoder", "ForMaskedLM": "splade"}
-    return next((kind for end, kind in kinds.items() if classes[0].endswith(end)), "bert_dot")
+    if sentence_folder.kind(folder) == "CrossEncoder":
+        return "cross_encoder"
+    if listed := sentence_folder.modules(folder):
+        return "splade" if any(kind == "SpladePooling" for kind, _ in listed) else "bert_dot"
+    name = (read_json(folder / "config.json", "checkpoint config").get("architectures") or [""])[0]
+    others = name.endswith(("ForTokenClassification", "ForMultipleChoice"))  # their heads have the same names
+    if name.endswith("ForSequenceClassification") or (not others and weights.has(folder, *HEADS)):
+        return "cross_encoder"
+    return "splade" if name.endswith("ForMaskedLM") else "bert_dot"
 
 
 def published_layout(folder: Path) -> str | None:
@@ -238,7 +261,7 @@ def published_layout(folder: Path) -> str | None:
     """
     if (folder / OURS).exists():
         return None
-    config = read_json(folder / "config.json", "checkpoint config")
+    config = read_json(sentence_folder.root(folder) / "config.json", "checkpoint config")
     names = [config.get("model_type"), *(config.get("architectures") or [])]
     return next((name for name in names if name in PUBLISHED), None)
 
@@ -252,7 +275,7 @@ def own_settings(architecture: str) -> list[str]:
 
 def settings_with(folder: Path, kind: type[S], window: int, overrides: Record) -> S:
     """Settings of a checkpoint for the architecture of `kind`, with overrides; `window` is the encoder's maximum length."""
-    has_pooling = (folder / OURS).exists() or (folder / "modules.json").exists() or "pooling" in overrides
+    has_pooling = (folder / OURS).exists() or (folder / sentence_folder.MODULES).exists() or "pooling" in overrides
     if kind.architecture == "bert_dot" and not has_pooling:
         logger.warning("%s has no pooling settings; using the [CLS] vector without normalisation", folder)
     known = dataclasses.asdict(settings_of(folder, window))
@@ -260,7 +283,10 @@ def settings_with(folder: Path, kind: type[S], window: int, overrides: Record) -
         known |= read_json(folder / OURS, "checkpoint settings")
     if kind is SpladeSettings and not (folder / OURS).exists():
         known |= _splade_settings(folder, window)
-    return _made(kind, known | overrides)
+    made = _made(kind, known | overrides)
+    if kind.architecture == "bert_dot" and sentence_folder.by_cosine(folder) and not made.l2_norm:
+        logger.warning("%s compares by cosine and has no Normalize; scores here are dot products, unless l2_norm is on", folder)
+    return made
 
 
 def check_length(folder: Path, length: int, window: int) -> None:
@@ -274,30 +300,26 @@ def check_lengths(folder: Path, settings: EncoderSettings, window: int) -> None:
     check_length(folder, max(settings.max_doc_len, settings.max_query_len + getattr(settings, "masks", 0)), window)
 
 
-def _modules(folder: Path) -> list[tuple[str, Path]]:
-    """Modules in a sentence-transformers folder: (class name without package, folder of its settings)."""
-    listed = json.loads((folder / "modules.json").read_text(encoding="utf-8"))
-    return [(module["type"].rsplit(".", 1)[-1], folder / module["path"]) for module in listed]
-
-
 def _splade_settings(folder: Path, window: int) -> Record:
-    """Pooling and maximum lengths of a published SPLADE. The default lengths are those of Pyserini's encoders."""
-    found: Record = {"max_query_len": min(SPLADE_QUERY_LEN, window), "max_doc_len": window}
-    listed = dict(_modules(folder)) if (folder / "modules.json").exists() else {}
-    if "SpladePooling" not in listed:
+    """Pooling of a published SPLADE, and maximum lengths of one without modules: those of Pyserini's encoders."""
+    path = dict(sentence_folder.modules(folder)).get("SpladePooling")
+    if path is None:
         logger.info("%s is a masked language model without pooling settings; it is used as a SPLADE with max pooling", folder)
-        return found
-    pooling = read_json(listed["SpladePooling"] / "config.json", "pooling config")
-    found |= {"strategy": pooling.get("pooling_strategy", "max"), "activation": pooling.get("activation_function", "relu")}
-    if (folder / "sentence_bert_config.json").exists():
-        max_len = read_json(folder / "sentence_bert_config.json", "config").get("max_seq_length") or window
-        found |= {name: min(max_len, found[name]) for name in ("max_query_len", "max_doc_len")}
-    return found
+        return {"max_query_len": min(SPLADE_QUERY_LEN, window), "max_doc_len": window}
+    pooling = read_json(path / "config.json", "pooling config")
+    return {"strategy": pooling.get("pooling_strategy", "max"), "activation": pooling.get("activation_function", "relu")}
 
 
 def _made(kind: type[S], values: Record) -> S:
     """Settings of a kind from those values that are its fields."""
     return kind(**{field.name: values[field.name] for field in dataclasses.fields(kind) if field.name in values})
+
+
+def lower_cases(folder: Path) -> bool:
+    """Whether texts are lower-cased before the tokenizer's own rules."""
+    if (folder / OURS).exists():
+        return bool(read_json(folder / OURS, "checkpoint settings").get("lower_case"))
+    return bool(sentence_folder.text_config(folder).get("do_lower_case"))
 
 
 def settings_of(folder: Path, window: int = 512) -> EncoderSettings:
@@ -307,22 +329,9 @@ def settings_of(folder: Path, window: int = 512) -> EncoderSettings:
     """
     if (folder / OURS).exists():
         return _made(EncoderSettings, read_json(folder / OURS, "checkpoint settings"))  # shared fields only
-    if not (folder / "modules.json").exists():
+    if not (folder / sentence_folder.MODULES).exists():
         return EncoderSettings(max_doc_len=min(DEFAULT_DOC_LEN, window))
-    pooling, l2_norm, max_len = "mean", False, DEFAULT_DOC_LEN
-    for kind, path in _modules(folder):
-        if kind == "Pooling":
-            record = read_json(path / "config.json", "pooling config")
-            pooling = record.get("pooling_mode") or ("cls" if record.get("pooling_mode_cls_token") else "mean")
-            if record.get("pooling_mode_max_tokens") or record.get("pooling_mode_mean_sqrt_len_tokens"):
-                raise InputError(f"{folder}: only cls and mean pooling are supported")
-        elif kind == "Normalize":
-            l2_norm = True
-        elif kind not in ("Transformer", "MLMTransformer", "SpladePooling"):
-            raise InputError(f"{folder}: sentence-transformers module {kind} is not supported")
-    if (folder / "sentence_bert_config.json").exists():
-        max_len = read_json(folder / "sentence_bert_config.json", "config").get("max_seq_length") or max_len
-    return EncoderSettings(pooling, l2_norm, max_query_len=min(64, max_len), max_doc_len=min(max_len, window))
+    return EncoderSettings(**sentence_folder.encoder_settings(folder, window))
 
 
 @contextlib.contextmanager

@@ -31,7 +31,7 @@ Tokenise = Callable[[list[int]], tuple[list[TokenRecord], int]]
 """Rows of texts -> their token records, and how many texts were cut."""
 Batch = Tokens
 Use = Callable[[list[int], Floats, Rows], None]
-"""Receives the rows of a batch, its output float32 (a buffer that the next batch reuses) and its mask int64 (N, T)."""
+"""Receives the rows of a batch, its output float32 (the next batch reuses the buffer) and which tokens count, int64 (N, T)."""
 Join = tuple[list[int], Sequence[Floats], Sequence[Floats]]
 """Rows of pairs, and representations (T, H): of their queries (of the one query, for late interaction), of their documents."""
 
@@ -65,6 +65,11 @@ class Network(ABC):
     @abstractmethod
     def join(self, batches: Iterable[Join], use: Use) -> None:
         """Score documents with queries, both as representations. Hands scores (N,) to `use`, like `run`."""
+
+
+def counted(batch: Batch) -> Rows:
+    """Which tokens of a batch count (N, T): all but padding, unless the reader says otherwise."""
+    return batch.get("counts", batch["attention_mask"])
 
 
 def batches(lengths: Sequence[int], size_of: Callable[[int], int]) -> Iterator[list[int]]:
@@ -224,7 +229,7 @@ class Scorer(ABC):
                 lengths = [len(record["input_ids"]) for record in records]
                 cuts = batches(lengths, self.size_of)
                 made = (([rows[i] for i in places], pad_arrays([records[i] for i in places], pad_id)) for places in cuts)
-                self.network.run(made, _counted(use, bar), kind)
+                self.network.run(made, _shown(use, bar), kind)
                 if finished is not None:
                     finished(number)
         return cut
@@ -239,7 +244,7 @@ class Scorer(ABC):
             logger.info("%d%s %s are longer than %d tokens and were cut", count, of, what, length)
 
 
-def _counted(use: Use, bar: Any) -> Use:
+def _shown(use: Use, bar: Any) -> Use:
     """`use`, which then moves the progress bar."""
 
     def used(rows: list[int], output: Floats, mask: Rows) -> None:
@@ -265,7 +270,7 @@ class SideScorer(Scorer):
 
         def tokenise(rows: list[int]) -> tuple[list[TokenRecord], int]:
             records, n_cut = self.reader.sides([texts[row] for row in rows], side)
-            return [{"input_ids": record["input_ids"][first:]} for record in records], n_cut
+            return [{name: values[first:] for name, values in record.items()} for record in records], n_cut
 
         n_cut = self.run(text_chunks(texts), tokenise, use, label, kind=side if by_token else None)
         self.count_cut(n_cut, len(texts), f"{side} texts", cut)

@@ -23,7 +23,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from pyserini_kd.models import checkpoint_folder, hardware, openvino_files
+from pyserini_kd.models import backbone, checkpoint_folder, hardware, openvino_files
+from pyserini_kd.models.bert_dot import BertDot
 from pyserini_kd.models.engine import Network
 from pyserini_kd.models.layers import layers_of
 from pyserini_kd.models.openvino_files import FOLDER, INT8, MODEL, RECORD, TOKENIZER, UPPER, made_from
@@ -76,16 +77,28 @@ def write(model: Model, checkpoint: Path, folder: Path, *, calibration: Sequence
     tokenizer.backend_tokenizer.no_truncation()
     tokenizer.backend_tokenizer.no_padding()
     tokenizer.backend_tokenizer.save(str(folder / TOKENIZER))
-    if checkpoint_folder.published_layout(checkpoint) and (head := getattr(model, "head", None)) is not None:
-        from safetensors.torch import save_file
-
-        save_file({name: tensor.contiguous() for name, tensor in head.state_dict().items()}, folder / checkpoint_folder.HEAD)
+    _write_tensors(model, checkpoint, folder)
     _record(model, checkpoint, folder)
     _check(model, checkpoint, folder)
     if calibration is not None:
         with _quiet():
             _write_int8(model, folder, calibration)
         _record(model, checkpoint, folder)
+
+
+def _write_tensors(model: Model, checkpoint: Path, folder: Path) -> None:
+    """Write what comes after the network, in float32, if the checkpoint has it in a file of another layout."""
+    from safetensors.torch import save_file
+
+    if checkpoint_folder.published_layout(checkpoint) and (head := getattr(model, "head", None)) is not None:
+        save_file({name: tensor.contiguous() for name, tensor in head.state_dict().items()}, folder / checkpoint_folder.HEAD)
+    dense = model.dense if isinstance(model, BertDot) else []
+    tensors = {
+        f"{n}.{name}": value for n, one in enumerate(dense) for name, value in (("weight", one.weight), ("bias", one.bias))
+    }
+    if tensors:
+        found = {name: value.detach().cpu().contiguous() for name, value in tensors.items() if value is not None}
+        save_file(found, folder / openvino_files.DENSE)
 
 
 def export(
@@ -258,14 +271,12 @@ def _name(model: openvino.Model) -> None:
 
 
 def _record(model: Model, checkpoint: Path, folder: Path) -> None:
-    from pyserini_kd.models.loading import window_of
-
     tokenizer, published = model.tokenizer, checkpoint_folder.published_layout(checkpoint)
     classifies = model.architecture == "cross_encoder"
     network: Any = model.classifier if classifies else model.encoder
     record: Record = {
         "made_from": made_from(checkpoint, model.architecture),
-        "window": window_of(network),
+        "window": backbone.window_of(network),
         "width": int(network.config.hidden_size),
         "max_len": getattr(model, "max_len", None),
         "settings": dataclasses.asdict(model.reader.settings) if published and not classifies else None,
@@ -318,8 +329,8 @@ def _outputs(network: Network, model: Model) -> list[Floats]:
     reader, outputs = model.reader, list[Floats]()
 
     def use(rows: list[int], output: Floats, mask: Rows) -> None:
-        for one, length in zip(output.copy(), mask.sum(axis=1).tolist(), strict=True):
-            outputs.append(one[:length] if output.ndim == 3 else one)
+        for one, counts in zip(output.copy(), mask.astype(bool), strict=True):
+            outputs.append(one[counts] if output.ndim == 3 else one)
 
     if model.architecture == "cross_encoder":
         batches = [tokenize(reader.tokenizer, CHECK_TEXTS, reader.lengths[1], CHECK_TEXTS[::-1])[0]]

@@ -18,7 +18,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
-from pyserini_kd.models import checkpoint_folder, hardware
+from pyserini_kd.models import checkpoint_folder, hardware, sentence_folder
 from pyserini_kd.models.reader import PairSettings, Reader
 from pyserini_kd.models.tokens import SavedTokenizer
 from pyserini_kd.storage.environment import sha256
@@ -31,12 +31,12 @@ logger = logging.getLogger(__name__)
 FOLDER = "openvino"
 MODEL, UPPER, INT8 = "openvino_model.xml", "openvino_upper.xml", "openvino_model_qint8_quantized.xml"
 """The model (of a PreTTR: its lower layers), a PreTTR's upper layers, the int8 model. A .bin file is beside each .xml file."""
-TOKENIZER, RECORD = "tokenizer.json", "pyserini_kd.json"
+TOKENIZER, RECORD, DENSE = "tokenizer.json", "pyserini_kd.json", "dense.safetensors"
 FORMAT = 2  # number of this layout; files of another number are made again
 GRAPHS = {"bert_dot": "encoder", "colbert": "encoder", "cross_encoder": "classifier", "prettr": "prettr"}
 """Architecture -> what its file computes: last states, last states and logits, or states at the join layer."""
 INSIDE = ("layers", "join_layer", "width", "glove", "strategy", "activation")  # overrides that change the network itself
-READ = ("config.json", "tokenizer.json", "tokenizer_config.json", "vocab.txt", "special_tokens_map.json")
+READ = ("config.json", "tokenizer.json", "tokenizer_config.json", "vocab.txt", "special_tokens_map.json", "artifact.metadata")
 
 
 Make = Callable[[Path, str, Path], None]
@@ -59,7 +59,10 @@ def cache() -> Path:
 
 def made_from(checkpoint: Path, architecture: str) -> Record:
     """What determines the files of a checkpoint: weights, configuration, tokenizer, and what they compute."""
-    parts = {name: sha256(checkpoint / name) for name in READ if (checkpoint / name).is_file()}
+    files = sentence_folder.root(checkpoint)
+    parts = {name: sha256(files / name) for name in READ if (files / name).is_file()}
+    if checkpoint_folder.lower_cases(checkpoint):
+        parts["lower_case"] = "yes"
     return {"weights": checkpoint_folder.fingerprint(checkpoint), **parts, "graph": GRAPHS[architecture], "format": FORMAT}
 
 
@@ -119,7 +122,8 @@ def _name(wanted: Record) -> str:
     import hashlib
     import json
 
-    return hashlib.sha256(json.dumps(wanted, sort_keys=True).encode()).hexdigest()[:32]
+    named = {**wanted, "checked": "weights"}  # files of older versions may hold random weights in place of missing ones
+    return hashlib.sha256(json.dumps(named, sort_keys=True).encode()).hexdigest()[:32]
 
 
 def is_valid(folder: Path, wanted: Record) -> bool:
@@ -155,7 +159,10 @@ def opened(folder: Path, checkpoint: Path, architecture: str, overrides: Mapping
     window = record["window"]
     settings: checkpoint_folder.EncoderSettings | PairSettings
     if architecture == "cross_encoder":
-        longest = int(str(given.get("max_doc_len") or min(record["max_len"], window)))
+        sentence_folder.check_pairs(checkpoint)
+        listed = sentence_folder.modules(checkpoint)
+        most = sentence_folder.lengths(checkpoint, window)[1] if listed else min(record["max_len"], window)
+        longest = int(str(given.get("max_doc_len") or most))
         checkpoint_folder.check_length(checkpoint, longest, window)
         settings = PairSettings(longest)
     elif record["settings"] is not None:

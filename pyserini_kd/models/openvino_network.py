@@ -14,9 +14,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from pyserini_kd.models import checkpoint_folder, hardware, openvino_files
+from pyserini_kd.models import checkpoint_folder, hardware, openvino_files, pooling, sentence_folder
 from pyserini_kd.models.checkpoint_folder import ColBertSettings, EncoderSettings, PreTtrSettings
-from pyserini_kd.models.engine import Batch, Join, Network, Use
+from pyserini_kd.models.engine import Batch, Join, Network, Use, counted
 from pyserini_kd.storage.arrays import Floats, Rows
 
 if TYPE_CHECKING:
@@ -46,6 +46,7 @@ class OpenVinoNetwork(Network):
             self._top = core.compile_model(top, "CPU", alone).create_infer_request()
         elif files.architecture in ("colbert", "prettr"):
             self._head = _head(files)
+        self._dense = _dense(files) if files.architecture == "bert_dot" else []
         self._workers = _Workers(core, model, precision)
         self._upper: _Workers | None = None
         if files.architecture == "prettr":
@@ -54,6 +55,8 @@ class OpenVinoNetwork(Network):
     @property
     def width(self) -> int:
         """H: length of a text vector or a token vector."""
+        if self._architecture == "bert_dot" and isinstance(self._settings, EncoderSettings):
+            return pooling.width(self._width, self._settings.pooling, self._dense)
         own = self._settings.width if isinstance(self._settings, ColBertSettings) else None
         return own or self._width
 
@@ -69,9 +72,7 @@ class OpenVinoNetwork(Network):
             rows, mask = given
             use(rows, self._output(states, mask), mask)
 
-        self._workers.run(
-            (((rows, batch["attention_mask"]), _complete(batch, kind, first)) for rows, batch in batches), finished
-        )
+        self._workers.run((((rows, counted(batch)), _complete(batch, kind, first)) for rows, batch in batches), finished)
 
     def _first_position(self, kind: str | None) -> int:
         """Position of the first token. A PreTTR's documents come after the longest query."""
@@ -80,7 +81,7 @@ class OpenVinoNetwork(Network):
         return 0
 
     def _output(self, states: Floats, mask: Rows) -> Floats:
-        """What the architecture gives for states (N, T, H) and a mask (N, T)."""
+        """What the architecture gives for states (N, T, H) and the tokens that count (N, T)."""
         settings = self._settings
         if self._top is not None:
             with self._top_lock:
@@ -88,13 +89,14 @@ class OpenVinoNetwork(Network):
         assert isinstance(settings, EncoderSettings)
         if self._architecture == "prettr":
             return states
+        weights = mask.astype(np.float32)
         if self._architecture == "bert_dot":
-            states = _pooled(states, mask, settings.pooling)
-        elif self._head is not None:
+            vectors: Floats = pooling.text_vectors(np, states, weights, settings.pooling, self._dense, settings.l2_norm)
+            return vectors
+        if self._head is not None:
             states = states @ self._head["weight"].T + self._head["bias"]
-        if settings.l2_norm:
-            states = states / np.maximum(np.linalg.norm(states, axis=-1, keepdims=True), 1e-12)
-        return states if self._architecture == "bert_dot" else states * mask[..., None].astype(np.float32)
+        states = pooling.unit(np, states) if settings.l2_norm else states
+        return states * weights[..., None]
 
     def join(self, batches: Iterable[Join], use: Use) -> None:
         """Score documents with queries: a PreTTR's upper layers on all workers, or MaxSim of token vectors."""
@@ -156,15 +158,6 @@ def _complete(batch: Batch, kind: str | None, first: int) -> dict[str, Any]:
     return {"token_type_ids": np.full(shape, int(first > 0)), "position_ids": positions, **batch}
 
 
-def _pooled(states: Floats, mask: Rows, pooling: str) -> Floats:
-    """Vectors float32 (N, H): the first token's state, or the mean over tokens that are not padding."""
-    if pooling == "cls":
-        return states[:, 0].copy()
-    weights = mask[:, None, :].astype(np.float32)
-    mean: Floats = (weights @ states)[:, 0] / np.maximum(weights.sum(axis=2), 1.0)
-    return mean
-
-
 def _max_sim(query: Floats, docs: Sequence[Floats]) -> Floats:
     """MaxSim float32 (N,): sum over the query's tokens (T, H) of the best dot product with a token of each document (D, H)."""
     starts = np.cumsum([0, *(len(doc) for doc in docs[:-1])])
@@ -196,6 +189,17 @@ def _cut(model: openvino.Model) -> tuple[openvino.Model, openvino.Model]:
         if target.get_node().get_type_name() != "Result":
             target.replace_source_output(start.output(0))
     return below, openvino.Model([ends["logits"]], [start], "head")
+
+
+def _dense(files: openvino_files.Files) -> list[pooling.Dense]:
+    """The Dense layers behind a bi-encoder's pooling."""
+    from safetensors.numpy import load_file
+
+    if not (folders := sentence_folder.dense_folders(files.checkpoint)):
+        return []
+    tensors = load_file(files.folder / openvino_files.DENSE)
+    names = [sentence_folder.activation_of(files.checkpoint, folder) for folder in folders]
+    return [pooling.Dense(tensors[f"{n}.weight"], tensors.get(f"{n}.bias"), name) for n, name in enumerate(names)]
 
 
 def _head(files: openvino_files.Files) -> dict[str, Floats] | None:

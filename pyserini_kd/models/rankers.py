@@ -106,13 +106,13 @@ class TokenScorer(SideScorer):
     """ColBERT, PreTTR or TK: document representations do not depend on the query, so an index can store them."""
 
     def encode_queries(self, texts: Sequence[str], *, cut: list[int] | None = None) -> list[Floats]:
-        """Representations float32 (T, H) of queries, without padding."""
+        """Representations float32 (T, H) of queries: of the tokens that count."""
         return self._encode(texts, "query", cut, "encode queries")
 
     def encode_docs(
         self, texts: Sequence[str], *, cut: list[int] | None = None, label: str = "encode documents"
     ) -> list[Floats]:
-        """Representations float32 (D, H) of documents, without padding.
+        """Representations float32 (D, H) of documents: of the tokens that count.
 
         These are token vectors. For PreTTR they are the states at the join layer, without the document's [CLS].
         """
@@ -123,8 +123,8 @@ class TokenScorer(SideScorer):
         found: dict[int, Floats] = {}
 
         def use(rows: list[int], output: Floats, mask: Rows) -> None:
-            for row, vectors, length in zip(rows, output, mask.sum(axis=1).tolist(), strict=True):
-                found[row] = vectors[:length].copy()
+            for row, vectors, counts in zip(rows, output, mask.astype(bool), strict=True):
+                found[row] = vectors[counts]
 
         self.run_side(distinct, kind, use, label, cut, by_token=True)
         return [found[place] for place in places.tolist()]

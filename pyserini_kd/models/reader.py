@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+import string
 from collections.abc import Sequence
 
-from pyserini_kd.models.checkpoint_folder import EncoderSettings
-from pyserini_kd.models.tokens import Tokenizer, TokenRecord, tokenize
+from pyserini_kd.models.checkpoint_folder import ColBertSettings, EncoderSettings
+from pyserini_kd.models.tokens import Tokenizer, TokenRecord, plain_ids, tokenize
 from pyserini_kd.storage.records import Record
 
 
@@ -49,6 +50,8 @@ class Reader:
         """Token records of queries or documents with their prefix, length and [MASK] tokens, and how many were cut."""
         settings = self.settings
         assert isinstance(settings, EncoderSettings)
+        if isinstance(settings, ColBertSettings) and settings.query_marker:
+            return self._stanford(settings, texts, kind, max_doc_len)
         if kind == "query":
             records, cut = tokenize(self.tokenizer, [settings.query_prefix + text for text in texts], settings.max_query_len)
             masks = [self.tokenizer.mask_token_id] * getattr(settings, "masks", 0)
@@ -57,3 +60,27 @@ class Reader:
             raise ValueError(f"kind must be query or doc, not {kind!r}")
         length = min(max_doc_len or settings.max_doc_len, settings.max_doc_len)
         return tokenize(self.tokenizer, [settings.doc_prefix + text for text in texts], length)
+
+    def _stanford(
+        self, settings: ColBertSettings, texts: Sequence[str], kind: str, max_doc_len: int | None
+    ) -> tuple[list[TokenRecord], int]:
+        """Token records as Stanford's ColBERT makes them; `counts` says which tokens' vectors are compared.
+
+        The marker takes the place of a full stop before the text, so words behind it are tokenised as in a sentence.
+        """
+        is_query, words = kind == "query", self.tokenizer.get_vocab()
+        prefix = settings.query_prefix if is_query else settings.doc_prefix
+        longest = settings.max_query_len if is_query else min(max_doc_len or settings.max_doc_len, settings.max_doc_len)
+        records, cut = tokenize(self.tokenizer, [f". {prefix}{text}" for text in texts], longest)
+        marker = words[settings.query_marker if is_query else settings.doc_marker]
+        plain = plain_ids(self.tokenizer, string.punctuation, longest) if settings.skip and not is_query else []
+        skipped = {words.get(sign) for sign in string.punctuation if plain} | {one.ids[0] for one in plain if one.ids}
+        made: list[TokenRecord] = []
+        for record in records:
+            ids = [record["input_ids"][0], marker, *record["input_ids"][2:]]
+            masks = longest - len(ids) if is_query and settings.fill != "no" else 0
+            attended = [1] * len(ids) + [int(settings.fill == "attended")] * masks
+            counts = [int(token not in skipped) for token in ids] + [1] * masks
+            ids += [self.tokenizer.mask_token_id] * masks
+            made.append({"input_ids": ids, "attention_mask": attended, "counts": counts})
+        return made, cut

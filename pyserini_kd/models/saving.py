@@ -13,6 +13,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pyserini_kd.models.checkpoint_folder import HEAD, OURS, quiet_transformers, resolve
+from pyserini_kd.models.pooling import Dense
+from pyserini_kd.models.sentence_folder import OLD_POOLINGS
+from pyserini_kd.models.tokens import lower_cases
 from pyserini_kd.storage.errors import InputError
 from pyserini_kd.storage.files import atomic_folder
 from pyserini_kd.storage.records import Record, write_json
@@ -81,7 +84,12 @@ def _save_cross_encoder(model: CrossEncoder, folder: Path) -> None:
     model.classifier.save_pretrained(folder)
     model.tokenizer.model_max_length = model.max_len
     model.tokenizer.save_pretrained(folder)
-    write_json(folder / OURS, {"architecture": model.architecture, "max_doc_len": model.max_len})
+    write_json(folder / OURS, {"architecture": model.architecture, "max_doc_len": model.max_len, **_lower(model)})
+
+
+def _lower(model: Model) -> Record:
+    """What `pyserini_kd.json` says about lower-casing: transformers does not save it with every tokenizer."""
+    return {"lower_case": True} if lower_cases(model.tokenizer.backend_tokenizer) else {}
 
 
 def _save_encoder(model: TwoSides, folder: Path) -> None:
@@ -91,7 +99,7 @@ def _save_encoder(model: TwoSides, folder: Path) -> None:
 
     model.tokenizer.model_max_length = model.settings.max_doc_len
     model.tokenizer.save_pretrained(folder)
-    write_json(folder / OURS, {"architecture": model.architecture, **dataclasses.asdict(model.settings)})
+    write_json(folder / OURS, {"architecture": model.architecture, **dataclasses.asdict(model.settings), **_lower(model)})
     if model.architecture == "tk":
         save_file({name: tensor.contiguous() for name, tensor in model.state_dict().items()}, folder / "model.safetensors")
         write_json(folder / "config.json", {"model_type": "tk", "hidden_size": model.width})
@@ -104,15 +112,35 @@ def _save_encoder(model: TwoSides, folder: Path) -> None:
 
 def _describe_to_sentence_transformers(model: BertDot, folder: Path) -> None:
     settings = model.settings
-    modules = [("", "Transformer"), ("1_Pooling", "Pooling"), *([("2_Normalize", "Normalize")] if settings.l2_norm else [])]
+    kinds = ["Pooling", *["Dense"] * len(model.dense), *["Normalize"] * settings.l2_norm]
+    modules = [("", "Transformer"), *((f"{n}_{kind}", kind) for n, kind in enumerate(kinds, 1))]
     _list_modules(folder, "sentence_transformers.models", modules)
-    modes = {"cls_token": settings.pooling == "cls", "mean_tokens": settings.pooling == "mean"}
-    modes |= {"max_tokens": False, "mean_sqrt_len_tokens": False}
-    pooling = {"word_embedding_dimension": model.width, **{f"pooling_mode_{name}": on for name, on in modes.items()}}
+    modes = settings.pooling.split("+")
+    pooling: Record = {"word_embedding_dimension": model.encoder.config.hidden_size}
+    if len(modes) == 1:  # older versions know only these keys
+        pooling |= {f"pooling_mode_{old}": new in modes for old, new in OLD_POOLINGS.items()}
+    else:
+        pooling["pooling_mode"] = modes
     write_json(folder / "1_Pooling" / "config.json", pooling)
-    write_json(folder / "sentence_bert_config.json", {"max_seq_length": settings.max_doc_len, "do_lower_case": False})
+    for n, layer in enumerate(model.dense, 2):
+        _save_dense(layer, folder / f"{n}_Dense")
+    write_json(
+        folder / "sentence_bert_config.json", {"max_seq_length": settings.max_doc_len, "do_lower_case": bool(_lower(model))}
+    )
     prompts = {"query": settings.query_prefix, "document": settings.doc_prefix}
     write_json(folder / "config_sentence_transformers.json", {"prompts": prompts, "similarity_fn_name": "dot"})
+
+
+def _save_dense(layer: Dense, folder: Path) -> None:
+    from safetensors.torch import save_file
+
+    width, before = layer.weight.shape
+    sizes = {"in_features": before, "out_features": width, "bias": layer.bias is not None}
+    place = "linear.Identity" if layer.activation == "Identity" else f"activation.{layer.activation}"
+    write_json(folder / "config.json", {**sizes, "activation_function": f"torch.nn.modules.{place}"})
+    tensors = {"linear.weight": layer.weight, "linear.bias": layer.bias}
+    found = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items() if tensor is not None}
+    save_file(found, folder / "model.safetensors")
 
 
 def _describe_splade(model: Splade, folder: Path) -> None:
@@ -121,7 +149,9 @@ def _describe_splade(model: Splade, folder: Path) -> None:
     _list_modules(folder, "sentence_transformers.sparse_encoder.models", modules)
     pooling = {"pooling_strategy": settings.strategy, "activation_function": settings.activation}
     write_json(folder / "1_SpladePooling" / "config.json", {**pooling, "word_embedding_dimension": model.width})
-    write_json(folder / "sentence_bert_config.json", {"max_seq_length": settings.max_doc_len, "do_lower_case": False})
+    write_json(
+        folder / "sentence_bert_config.json", {"max_seq_length": settings.max_doc_len, "do_lower_case": bool(_lower(model))}
+    )
     prompts = {"query": settings.query_prefix, "document": settings.doc_prefix}
     about = {"model_type": "SparseEncoder", "prompts": prompts, "similarity_fn_name": "dot"}
     write_json(folder / "config_sentence_transformers.json", about)

@@ -18,6 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from pyserini_kd.models import backbone, sentence_folder
 from pyserini_kd.models.checkpoint_folder import SpladeSettings, settings_with
 from pyserini_kd.models.layers import keep_layers
 from pyserini_kd.models.tokens import Tokenizer
@@ -160,10 +161,13 @@ def read(folder: Path, tokenizer: Tokenizer, layers: tuple[int, ...] | None, ove
     """
     from transformers import AutoModelForMaskedLM
 
-    network, info = AutoModelForMaskedLM.from_pretrained(folder, dtype=torch.float32, output_loading_info=True)
+    files = sentence_folder.root(folder)
+    network, info = AutoModelForMaskedLM.from_pretrained(files, dtype=torch.float32, output_loading_info=True)
     transform, decoder = head_of(network)
     first = next(module for module in transform.modules() if isinstance(module, nn.Linear))
-    if any("transform" in name for name in info["missing_keys"]):
+    new_head = any("transform" in name for name in info["missing_keys"])
+    backbone.check_complete(folder, network, info["missing_keys"], new_head=new_head)
+    if new_head:
         logger.warning("%s has no language model head; the new head needs training", folder)
         with torch.no_grad():
             nn.init.eye_(first.weight)

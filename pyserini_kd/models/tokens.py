@@ -63,6 +63,20 @@ class SavedTokenizer:
         self.backend_tokenizer.save(str(folder / "tokenizer.json"))
 
 
+def lower_case(core: tokenizers.Tokenizer) -> None:
+    """Make a tokenizer lower-case texts first."""
+    from tokenizers.normalizers import Lowercase, Sequence
+
+    core.normalizer = Sequence([Lowercase(), *([core.normalizer] if core.normalizer else [])])
+
+
+def lower_cases(core: tokenizers.Tokenizer) -> bool:
+    """Whether `lower_case` changed a tokenizer."""
+    from tokenizers.normalizers import Lowercase, Sequence
+
+    return isinstance(core.normalizer, Sequence) and isinstance(core.normalizer[0], Lowercase)
+
+
 def tokenize(
     tokenizer: Tokenizer, texts: Sequence[str], max_len: int, pairs: Sequence[str] | None = None
 ) -> tuple[list[TokenRecord], int]:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from pyserini_kd.models import hardware
-from pyserini_kd.models.engine import Batch, Join, Network, Use
+from pyserini_kd.models.engine import Batch, Join, Network, Use, counted
 from pyserini_kd.models.prettr import PreTtr
 from pyserini_kd.storage.arrays import Floats
 from pyserini_kd.storage.errors import InputError
@@ -62,7 +62,7 @@ class TorchNetwork(Network):
         with running(self.module, self.precision) as device:
             for rows, batch in batches:
                 tensors = {name: torch.from_numpy(values).to(device) for name, values in batch.items()}
-                use(rows, self.module(**tensors, **more).float().cpu().numpy(), batch["attention_mask"])
+                use(rows, self.module(**tensors, **more).float().cpu().numpy(), counted(batch))
 
     def join(self, batches: Iterable[Join], use: Use) -> None:
         """Score documents' representations with those of queries, one batch after another."""

@@ -70,7 +70,8 @@ class LateInteraction(TwoSides):
         """Scores float32 (P,) with gradients. Each query is compared only with its own documents."""
         query_vecs = self(**part(batch, "query_"), kind="query")
         doc_vecs = self(**part(batch, "doc_"), kind="doc")
-        pairs, query_mask, doc_mask = batch["pairs"], batch["query_attention_mask"], batch["doc_attention_mask"]
+        pairs = batch["pairs"]
+        query_mask, doc_mask = (batch.get(f"{kind}_counts", batch[f"{kind}_attention_mask"]) for kind in ("query", "doc"))
         with torch.autocast(query_vecs.device.type, enabled=False):  # sums around 100 need full float32
             if len(pairs) == len(query_vecs) * len(doc_vecs):  # every pair is in the batch
                 return self.late_scores(query_vecs, query_mask, doc_vecs, doc_mask)[pairs[:, 0], pairs[:, 1]]

@@ -8,8 +8,9 @@ import pytest
 import torch
 
 from pyserini_kd.models import checkpoint_folder, loading, saving
-from pyserini_kd.models.bert_dot import EncoderSettings, pool
+from pyserini_kd.models.bert_dot import EncoderSettings
 from pyserini_kd.models.cross_encoder import fold_two_classes
+from pyserini_kd.models.pooling import pool
 from pyserini_kd.storage.errors import InputError
 from tests.conftest import encode, score, tiny_config
 
@@ -64,11 +65,13 @@ def test_two_class_head_folds_to_the_difference_of_logits(tmp_path, tokenizer):
             assert torch.allclose(loaded(input_ids=ids), before[:, 1] - before[:, 0], atol=1e-6)
 
 
-def test_pooling_by_hand():
-    states = torch.tensor([[[1.0, 2.0], [3.0, 4.0], [100.0, 100.0]]])
-    mask = torch.tensor([[1, 1, 0]])
-    assert pool(states, mask, "cls").tolist() == [[1, 2]]
-    assert pool(states, mask, "mean").tolist() == [[2, 3]]
+@pytest.mark.parametrize(("library", "array"), [(torch, torch.tensor), (np, np.array)])
+def test_pooling_by_hand(library, array):
+    states, mask = array([[[1.0, 5.0], [3.0, 4.0], [100.0, 100.0]]]), array([[1.0, 1.0, 0.0]])
+    expected = {"cls": [1, 5], "mean": [2, 4.5], "max": [3, 5], "lasttoken": [3, 4], "weightedmean": [7 / 3, 13 / 3],
+                "mean_sqrt_len_tokens": [4 / 2**0.5, 9 / 2**0.5], "max+cls": [3, 5, 1, 5]}  # fmt: skip
+    for pooling, vector in expected.items():
+        assert pool(library, states, mask, pooling)[0].tolist() == pytest.approx(vector), pooling
 
 
 def test_layers_are_taken_in_order(tiny_dot):
@@ -82,7 +85,7 @@ def test_layers_are_taken_in_order(tiny_dot):
 
 
 def test_settings_come_from_the_checkpoint(tiny_dot, tmp_path, caplog):
-    assert checkpoint_folder.settings_of(checkpoint_folder.resolve("minilm")) == EncoderSettings("mean", True, 64, 256)
+    assert checkpoint_folder.settings_of(checkpoint_folder.resolve("minilm")) == EncoderSettings("mean", True, 256, 256)
     assert checkpoint_folder.settings_of(tiny_dot) == EncoderSettings("mean", False, 16, 24)
     foreign = tmp_path / "foreign"
     shutil.copytree(tiny_dot, foreign)

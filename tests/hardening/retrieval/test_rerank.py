@@ -50,7 +50,7 @@ def test_a_killed_reranking_resumes(tmp_path, invoke, first, files, tiny_cross, 
         return pad(records, *more)
 
     monkeypatch.setattr(engine, "pad_arrays", counted)
-    stop = 12  # two batches a chunk
+    stop = 12  # two batches in each of six chunks
     assert isinstance(invoke(rerank.main, *words).exception, MemoryError)
     kept = sum(computed)
     assert not (tmp_path / "out.txt").exists() and len(list(work.glob("*/*/*.npy"))) == 6 and kept < 100
@@ -59,7 +59,7 @@ def test_a_killed_reranking_resumes(tmp_path, invoke, first, files, tiny_cross, 
         assert result.exit_code == 2 and f"another rerank is at work in {work}" in result.output
     for other in (["--batch-size", 7], ["--depth", 9]):
         computed.clear()
-        assert isinstance(invoke(rerank.main, *words, *other).exception, MemoryError) and len(computed) == 6
+        assert isinstance(invoke(rerank.main, *words, *other).exception, MemoryError) and len(computed) == 12
     assert len(list(work.glob("*"))) == 2 and len(list(work.glob("*/*"))) == 3
     computed.clear()
     stop = None
