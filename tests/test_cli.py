@@ -1,5 +1,9 @@
 """Exit codes of commands: one line and code 2 for user errors, a traceback only for bugs."""
 
+import os
+import subprocess
+import sys
+
 import click
 import pytest
 
@@ -50,3 +54,14 @@ def test_an_option_with_many_values_takes_all_words_up_to_the_next_flag(invoke):
         click.echo(f"{runs} {k}")
 
     assert invoke(show, "--runs", "a", "b", "--k", 3, "--runs", "c").output == "('a', 'b', 'c') 3\n"
+
+
+@pytest.mark.parametrize(
+    ("given", "found"), [({}, "10000"), ({"GOMP_SPINCOUNT": "7"}, "7"), ({"OMP_WAIT_POLICY": "active"}, None)]
+)
+def test_openmp_threads_of_commands_sleep_soon_unless_the_user_said_otherwise(given, found):
+    code = "import os, pyserini_kd, pyserini_kd.models; before = dict(os.environ); import pyserini_kd.search; "
+    code += "print(before.get('GOMP_SPINCOUNT'), os.environ.get('GOMP_SPINCOUNT'))"
+    plain = {name: value for name, value in os.environ.items() if name not in ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY")}
+    done = subprocess.run([sys.executable, "-c", code], env=plain | given, capture_output=True, text=True, check=True)
+    assert done.stdout.split() == [str(given.get("GOMP_SPINCOUNT")), str(found)]
