@@ -157,6 +157,7 @@ def _load_cross_encoder(wanted: Wanted) -> CrossEncoder:
 
     folder = wanted.folder
     if architecture_of(folder) == "cross_encoder":
+        sentence_folder.check_pairs(folder)
         classifier = backbone.network(folder, "cross_encoder")
     else:  # a plain encoder gets a new ranking head
         classifier = backbone.network(folder, "cross_encoder", new_head=True, num_labels=1)
@@ -167,7 +168,6 @@ def _load_cross_encoder(wanted: Wanted) -> CrossEncoder:
         raise InputError(f"checkpoint {folder} has {labels} labels; a ranker has one or two")
     if wanted.layers is not None:
         keep_layers(classifier.base_model, wanted.layers)
-    sentence_folder.check_pairs(folder)
     tokenizer, room = backbone.tokenizer(folder), backbone.window_of(classifier)
     max_len = wanted.overrides.get("max_doc_len") or sentence_folder.lengths(folder, room)[1]
     check_length(folder, max_len, room)

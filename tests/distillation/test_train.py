@@ -158,7 +158,7 @@ def test_texts_are_cut_into_batches_of_similar_length():
 def test_recipes_learn(tmp_path, data, scores, tiny_dot, tiny_cross, recipe, architecture):
     init = tiny_cross if architecture == "cross_encoder" else tiny_dot
     settings = {"prettr": ("join_layer=1",), "tk": ("heads=4",)}.get(architecture, ())
-    lr = 3e-2 if architecture == "tk" else 3e-3
+    lr = 1e-2 if architecture == "tk" else 3e-3
     config = TrainConfig(
         recipe=recipe,
         init=str(init),
@@ -173,7 +173,8 @@ def test_recipes_learn(tmp_path, data, scores, tiny_dot, tiny_cross, recipe, arc
     record = json.loads((out / "training.json").read_text())
     (stage,) = record["stages"]
     (loss,) = stage["losses"]
-    assert stage["log"][-1][loss] < 0.5 * stage["log"][0][loss]
+    share = 0.6 if architecture == "tk" else 0.5  # a TK starts from random layers
+    assert stage["log"][-1][loss] < share * stage["log"][0][loss]
     assert stage["steps"] == 40 and record["config"]["lr"] == lr
     groups, queries, docs = data
     model = loading.load(str(out))
