@@ -52,11 +52,12 @@ def main(settings: ServeSettings) -> None:
     if listener is not None:
         service.serve(settings, listener, ready=click.echo)
     else:
-        from pyserini_kd import mcp_tools
+        from pyserini_kd.data import sources
+        from pyserini_kd.evaluation import engines
+        from pyserini_kd.retrieval import mcp_tools
 
-        mcp_tools.serve(
-            settings, settings.qrels, ready=lambda name: click.echo(f"{name}: MCP tools on stdin and stdout", err=True)
-        )
+        judgements = mcp_tools.Judgements(sources.qrels(settings.qrels), engines.evaluate) if settings.qrels else None
+        mcp_tools.serve(settings, judgements, ready=lambda name: click.echo(f"{name}: MCP tools on stdin and stdout", err=True))
 
 
 if __name__ == "__main__":

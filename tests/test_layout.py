@@ -99,7 +99,7 @@ def test_modules_and_functions_are_of_a_size_that_can_be_read():
         ("jnius", ("data", "retrieval")),
         ("trectools", ("data.trectools_adapter",)),
         ("matplotlib", ("evaluation.figures",)),
-        ("fastmcp", ("mcp_tools",)),
+        ("fastmcp", ("retrieval.mcp_tools",)),
         ("pyterrier", ("pyterrier",)),
     ],
 )

@@ -11,6 +11,7 @@ from typing import IO, NamedTuple, Self
 
 from pyserini_kd.data import tables, trec
 from pyserini_kd.data.lines import (
+    DOC_FIELDS,
     JSON_START,
     WORD,
     header_columns,
@@ -38,12 +39,6 @@ NOT_DOCS = re.compile(r"^\.|^(queries|topics|qrels)|[._-](queries|qrels)\b|\.top
 OF_DATASETS = {"state.json", "dataset_info.json", "dataset_infos.json", "dataset_dict.json"}
 KINDS = {".jsonl": "json", ".json": "json", ".ndjson": "json", ".tsv": "tsv", ".csv": "csv", ".parquet": "parquet"}
 EXPECTED = ".jsonl, .json, .tsv, .csv (.gz allowed) or .parquet"
-ROLES = {
-    "id": ("id", "_id", "pid", "docid", "doc_id", "docno", "passage_id", "document_id", "ticket", "ticket_id"),
-    "title": ("title", "subject"),
-    "text": ("contents", "text", "body", "segment", "passage", "content", "abstract", "description"),
-}
-"""Names of the columns or JSON fields of documents, in order of preference."""
 SAY_FIELDS = "; or say which: `fields` id=NAME,title=NAME,text=NAME"
 
 
@@ -153,8 +148,8 @@ class Names(NamedTuple):
     def of(cls, fields: str | None) -> Self:
         """The names for the option `fields`: its own, and for other roles the usual ones."""
         fixed = named_fields(fields) if fields else {}
-        usual = ([name for name in names if name not in fixed.values()] for names in ROLES.values())
-        ids, titles, texts = ([fixed[role]] if role in fixed else names for role, names in zip(ROLES, usual, strict=True))
+        usual = ([name for name in names if name not in fixed.values()] for names in DOC_FIELDS.values())
+        ids, titles, texts = ([fixed[role]] if role in fixed else names for role, names in zip(DOC_FIELDS, usual, strict=True))
         return cls(ids, titles, texts, fixed)
 
     def from_parquet(self, path: Path) -> Iterator[tuple[str, Record]]:

@@ -34,10 +34,15 @@ FOREIGN = (  # first byte, bytes there, what such a file is
     (0, b"SQLite format 3", "an SQLite database; export its table as CSV for `collection`"),
     (0, b"\x80\x04", "a pickle, which can run code; save the data as text"),
 )
-ID_COLUMNS = {"id", "_id", "doc", "docid", "doc_id", "docno", "document_id", "pid", "passage_id", "ticket", "ticket_id"}
-ID_COLUMNS |= {"qid", "query_id", "query-id", "topic_id"}
-TEXT_COLUMNS = {"text", "contents", "content", "body", "passage", "title", "subject", "abstract", "url", "description"}
-TEXT_COLUMNS |= {"query", "question"}
+DOC_FIELDS = {
+    "id": ("id", "_id", "pid", "docid", "doc_id", "docno", "passage_id", "document_id", "ticket", "ticket_id"),
+    "title": ("title", "subject"),
+    "text": ("contents", "text", "body", "segment", "passage", "content", "abstract", "description"),
+}
+"""Names of the columns or JSON fields of documents, in order of preference."""
+ID_COLUMNS = {*DOC_FIELDS["id"], "doc", "qid", "query_id", "query-id", "topic_id"}
+TEXT_COLUMNS = {*DOC_FIELDS["title"], *DOC_FIELDS["text"], "url", "query", "question"}
+"""Names by which a header of documents or topics is recognised."""
 TAB = "\t"
 JSON_START = re.compile(r'\s*\{\s*("|$)')
 HALF_PAIR = re.compile(r"\\u[dD][89a-fA-F]")
@@ -112,7 +117,7 @@ def is_header(names: list[str]) -> bool:
     return len(names) > 1 and bool(ID_COLUMNS & set(names)) and bool(TEXT_COLUMNS & set(names))
 
 
-ROLES = {
+RUN_COLUMNS = {
     "query": {"query", "qid", "query_id", "query-id", "queryid", "topic", "topic_id", "q_id"},
     "doc": {"doc", "docid", "doc_id", "corpus-id", "corpus_id", "docno", "document", "document_id", "pid", "passage_id", "did"},
     "rank": {"rank", "ranking", "position"},
@@ -126,7 +131,7 @@ def header_columns(line: str, where: str) -> dict[str, int]:
     InputError for a header without a column for queries, for documents, or for ranks and scores.
     """
     names = [name.lower() for name in WORD.findall(line)]
-    found = {role: place for role, known in ROLES.items() for place, name in enumerate(names) if name in known}
+    found = {role: place for role, known in RUN_COLUMNS.items() for place, name in enumerate(names) if name in known}
     if len(found) < 2 or len(names) < 3 or not where.endswith(":1") or any(name.lstrip("+-").isdigit() for name in names):
         return {}
     if not {"query", "doc"} <= found.keys() or not {"rank", "score"} & found.keys():

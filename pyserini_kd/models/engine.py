@@ -245,7 +245,7 @@ class Scorer(ABC):
 
 
 def _shown(use: Use, bar: Any) -> Use:
-    """`use`, which then moves the progress bar."""
+    """Return a function that calls `use` and then moves the progress bar."""
 
     def used(rows: list[int], output: Floats, mask: Rows) -> None:
         use(rows, output, mask)

@@ -27,7 +27,7 @@ from pyserini_kd.models import backbone, checkpoint_folder, hardware, openvino_f
 from pyserini_kd.models.bert_dot import BertDot
 from pyserini_kd.models.engine import Network
 from pyserini_kd.models.layers import layers_of
-from pyserini_kd.models.openvino_files import FOLDER, INT8, MODEL, RECORD, TOKENIZER, UPPER, made_from
+from pyserini_kd.models.openvino_files import FOLDER, INT8, MODEL, RECORD, TOKENIZER, UPPER, CannotRun, made_from
 from pyserini_kd.models.openvino_network import OpenVinoNetwork
 from pyserini_kd.models.prettr import PreTtr
 from pyserini_kd.models.tokens import pad_arrays, tokenize
@@ -61,7 +61,7 @@ def write(model: Model, checkpoint: Path, folder: Path, *, calibration: Sequence
     """Write the files of a loaded model into an existing folder; with (query, document) texts for `calibration`, also in int8.
 
     Raises:
-        InputError: OpenVINO cannot convert the model, or its outputs differ from torch's.
+        CannotRun: OpenVINO cannot convert the model, or its outputs differ from torch's.
     """
     import openvino
 
@@ -70,7 +70,7 @@ def write(model: Model, checkpoint: Path, folder: Path, *, calibration: Sequence
             graphs = _graphs(model)
         except Exception as error:  # the tracer and the converter raise many kinds
             said = " ".join(str(error).split())[:300]
-            raise InputError(f"OpenVINO cannot convert this {model.architecture}: {said}") from error
+            raise CannotRun(f"OpenVINO cannot convert this {model.architecture}: {said}") from error
         for name, graph in graphs.items():
             openvino.save_model(graph, folder / name, compress_to_fp16=False)
     tokenizer: Any = model.tokenizer
@@ -151,7 +151,7 @@ def _quiet() -> Iterator[None]:
 
 
 class _Network(nn.Module):
-    """What is traced: a function of the tensors `names`, and the module that it runs."""
+    """The module that torch traces. It calls `compute` with the tensors `names`; `inner` holds the weights."""
 
     def __init__(self, inner: Any, names: Sequence[str], compute: Any) -> None:
         super().__init__()
@@ -181,17 +181,18 @@ def _graphs(model: Model) -> dict[str, openvino.Model]:
         logits = inner(**batch).logits
         return logits, states[-1]
 
-    with _first_token_only(inner):
-        made = _converted(_Network(inner, list(given), both), given, ["logits", "last_hidden_state"])
-    hook.remove()
-    return {MODEL: made}
+    try:
+        with _first_token_only(inner):
+            return {MODEL: _converted(_Network(inner, list(given), both), given, ["logits", "last_hidden_state"])}
+    finally:
+        hook.remove()
 
 
 @contextlib.contextmanager
 def _first_token_only(classifier: Any) -> Iterator[None]:
-    """Run the last layer of a BERT for the first token alone, as the classifier reads no other. It attends to all tokens.
+    """Inside the block, the last layer of a BERT computes the first token only. The classifier reads no other token.
 
-    This saves five sixths of the layer. Other families stay as they are.
+    The first token still attends to all tokens. This saves five sixths of the layer. Other model families do not change.
     """
     if classifier.config.model_type != "bert":
         yield
@@ -263,7 +264,10 @@ def _converted(network: _Network, given: dict[str, Tensor], outputs: Sequence[st
 
 
 def _name(model: openvino.Model) -> None:
-    """Name nodes by their place. The names of the converter count all nodes of the process, so equal networks differ."""
+    """Name each node by its place in the network, so that equal networks give equal files.
+
+    The converter's own names contain a counter of all nodes of the process.
+    """
     model.set_friendly_name("pyserini_kd")
     for number, node in enumerate(model.get_ordered_ops()):
         if node.get_type_name() != "Parameter":
@@ -316,16 +320,16 @@ def _write_int8(model: Model, folder: Path, pairs: Sequence[tuple[str, str]]) ->
 
 
 def _check(model: Model, checkpoint: Path, folder: Path) -> None:
-    """InputError if OpenVINO's outputs differ from torch's."""
+    """CannotRun if OpenVINO's outputs differ from torch's."""
     files = openvino_files.opened(folder, checkpoint, model.architecture, {})
     expected, found = (_outputs(network, model) for network in (TorchNetwork(model, "fp32"), OpenVinoNetwork(files, "fp32")))
     worst = max(float(np.abs(a - b).max() / max(1.0, np.abs(a).max())) for a, b in zip(expected, found, strict=True))
     if not worst <= WORST_FP32:
-        raise InputError(f"OpenVINO's outputs differ from torch's by {worst:.2g}; nothing was written")
+        raise CannotRun(f"OpenVINO's outputs differ from torch's by {worst:.2g}; nothing was written")
 
 
 def _outputs(network: Network, model: Model) -> list[Floats]:
-    """What a network gives for CHECK_TEXTS, without padding; for a PreTTR also the scores of documents with a query."""
+    """Outputs of a network for CHECK_TEXTS, without padding. For a PreTTR, the scores of (query, document) pairs follow."""
     reader, outputs = model.reader, list[Floats]()
 
     def use(rows: list[int], output: Floats, mask: Rows) -> None:

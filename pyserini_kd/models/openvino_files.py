@@ -37,9 +37,12 @@ GRAPHS = {"bert_dot": "encoder", "colbert": "encoder", "cross_encoder": "classif
 """Architecture -> what its file computes: last states, last states and logits, or states at the join layer."""
 INSIDE = ("layers", "join_layer", "width", "glove", "strategy", "activation")  # overrides that change the network itself
 READ = ("config.json", "tokenizer.json", "tokenizer_config.json", "vocab.txt", "special_tokens_map.json", "artifact.metadata")
-
-
 Make = Callable[[Path, str, Path], None]
+"""Writes the files of (checkpoint, architecture) into a folder; CannotRun if OpenVINO cannot run the model."""
+
+
+class CannotRun(InputError):
+    """OpenVINO cannot run a model, and torch can."""
 
 
 class Files(NamedTuple):
@@ -74,7 +77,7 @@ def has_int8(checkpoint: Path) -> bool:
 def find(
     checkpoint: Path, architecture: str, precision: str, overrides: Mapping[str, object], *, required: bool, make: Make
 ) -> Files | None:
-    """Find the files of a checkpoint, or make them with `make(checkpoint, architecture, folder)`; None if torch must run it.
+    """Find the files of a checkpoint, or make them with `make`; None if torch must run the checkpoint.
 
     Raises:
         InputError: `required`, and OpenVINO cannot run the checkpoint; or the checkpoint has no int8 file for int8.
@@ -96,7 +99,7 @@ def find(
                 shutil.rmtree(kept, ignore_errors=True)
                 with atomic_folder(kept) as partial:
                     make(checkpoint, architecture, partial)
-    except (InputError, OSError) as error:
+    except (CannotRun, OSError) as error:
         if required:
             raise InputError(f"OpenVINO cannot run {checkpoint}: {error}") from error
         logger.warning("WARNING: OpenVINO cannot run %s, so torch does: %s", checkpoint.name, error)

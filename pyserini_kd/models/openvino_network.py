@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     import openvino
 
 MOST, LEAST = 512, 128
-"""Tokens of a batch, padding included. Batches of few short texts are small, so that all workers get one."""
+"""Maximum and minimum number of tokens of a batch, padding included. Small batches keep all workers busy if texts are few."""
 HINTS = {"fp32": "f32", "bf16": "bf16", "int8": "f32"}
 
 
@@ -61,7 +61,7 @@ class OpenVinoNetwork(Network):
         return own or self._width
 
     def batch_size(self, longest: int) -> int:
-        """Four texts, or more if they are short; as many as MOST tokens hold at most."""
+        """Number of texts in a batch: four, or as many as fill LEAST tokens, but never more than fit into MOST tokens."""
         return max(1, min(MOST, max(LEAST, 4 * longest)) // longest)
 
     def run(self, batches: Iterable[tuple[list[int], Batch]], use: Use, kind: str | None) -> None:
@@ -119,7 +119,7 @@ def _core() -> openvino.Core:
 
 
 class _Workers:
-    """A compiled model with one request per thread. Callers in several threads take turns."""
+    """A compiled model with one request per thread. If several threads call `run`, they take turns."""
 
     def __init__(self, core: openvino.Core, model: openvino.Model, precision: str) -> None:
         import openvino
@@ -132,10 +132,6 @@ class _Workers:
         compiled = core.compile_model(model, "CPU", settings)
         self._inputs = [given.get_any_name() for given in compiled.inputs]
         self._queue, self._lock = openvino.AsyncInferQueue(compiled, count), threading.Lock()
-
-    def batch_size(self, longest: int) -> int:
-        """Four texts, or more if they are short; as many as MOST tokens hold at most."""
-        return max(1, min(MOST, max(LEAST, 4 * longest)) // longest)
 
     def run(self, batches: Iterable[tuple[Any, dict[str, Any]]], finished: Any) -> None:
         """Run the model on the inputs of each item, and call `finished(item, output)` in any order."""
@@ -167,7 +163,7 @@ def _max_sim(query: Floats, docs: Sequence[Floats]) -> Floats:
 
 
 def _joined(queries: Sequence[Floats], docs: Sequence[Floats]) -> dict[str, Any]:
-    """Inputs of a PreTTR's upper layers: states of query and document behind each other, and the mask."""
+    """Inputs of a PreTTR's upper layers: the states of the query, followed by those of the document, and the mask."""
     length = max(len(query) + len(doc) for query, doc in zip(queries, docs, strict=True))
     states = np.zeros((len(docs), length, docs[0].shape[1]), np.float32)
     mask = np.zeros((len(docs), length), np.int64)

@@ -16,7 +16,6 @@ from pyserini_kd.models.checkpoint_folder import HEAD, OURS, quiet_transformers,
 from pyserini_kd.models.pooling import Dense
 from pyserini_kd.models.sentence_folder import OLD_POOLINGS
 from pyserini_kd.models.tokens import lower_cases
-from pyserini_kd.storage.errors import InputError
 from pyserini_kd.storage.files import atomic_folder
 from pyserini_kd.storage.records import Record, write_json
 
@@ -73,7 +72,7 @@ def _write_openvino(model: Model, folder: Path) -> None:
         (folder / openvino_files.FOLDER).mkdir()
         try:
             openvino_export.write(model, folder, folder / openvino_files.FOLDER)
-        except InputError as error:
+        except openvino_files.CannotRun as error:
             shutil.rmtree(folder / openvino_files.FOLDER)
             logger.warning("WARNING: the checkpoint has no OpenVINO files: %s", error)
 

@@ -77,7 +77,7 @@ def _answer(system: System, asked: Question, found: Sequence[Hits]) -> bytes | I
 
 
 Waiting = tuple[Callable[[], Awaitable[bool]], Question, asyncio.Future[bytes | None]]
-"""Whether the client left, the request, and the future answer, which is None if the client left."""
+"""A function that says whether the client has left; the request; and the future answer, None if the client has left."""
 
 
 class Batcher:
@@ -86,10 +86,8 @@ class Batcher:
     def __init__(self, system: System) -> None:
         self.system, settings = system, system.settings
         self.most = max(1, min(BATCH, BATCH_PAIRS // settings.depth)) if settings.rerank else BATCH  # queries in a batch
-        prepare = (
-            functools.partial(hardware.use_threads, settings.threads) if settings.threads else None
-        )  # FAISS counts per thread
-        self.pool = concurrent.futures.ThreadPoolExecutor(1, initializer=prepare)
+        prepare = functools.partial(hardware.use_threads, settings.threads) if settings.threads else None
+        self.pool = concurrent.futures.ThreadPoolExecutor(1, initializer=prepare)  # FAISS has a number of threads per thread
         self.queue: collections.deque[Waiting] = collections.deque()
         self.waiting = 0  # only the event loop changes it
         self.running: asyncio.Task[None] | None = None
@@ -100,7 +98,11 @@ class Batcher:
         return Response(status_code=499) if body is None else Response(body, media_type="application/json")
 
     async def ask(self, asked: Question, gone: Callable[[], Awaitable[bool]]) -> bytes | None:
-        """The JSON of the answer, or None if the client is gone; HTTPException 429 if too many wait."""
+        """Return the answer as JSON, or None if the client has left.
+
+        Raises:
+            HTTPException: with status 429, if too many requests wait.
+        """
         if self.waiting >= MAX_WAITING:
             raise HTTPException(429, f"{MAX_WAITING} requests are waiting; try again later", headers={"Retry-After": "1"})
         self.waiting += 1

@@ -10,8 +10,9 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from pyserini_kd import mcp_tools, serve
-from pyserini_kd.retrieval import service
+from pyserini_kd import serve
+from pyserini_kd.evaluation import engines
+from pyserini_kd.retrieval import mcp_tools, service
 from pyserini_kd.storage.errors import InputError
 from tests.retrieval.test_serve import opened
 
@@ -45,7 +46,8 @@ def system(bm25_index):
 
 @pytest.fixture(scope="module")
 def server(system):
-    return mcp_tools.server(system, {"q1": {"eat-cat": 2, "eat-dog": 0, "eat-cow": 1}, "q2": {"eat-cat": 0}})
+    qrels = {"q1": {"eat-cat": 2, "eat-dog": 0, "eat-cow": 1}, "q2": {"eat-cat": 0}}
+    return mcp_tools.server(system, mcp_tools.Judgements(qrels, engines.evaluate))
 
 
 def test_search_and_documents_are_those_of_the_service(server, system, corpus):

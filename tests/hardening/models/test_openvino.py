@@ -7,6 +7,7 @@ import sys
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from pyserini_kd.models import hardware, loading, openvino_export, openvino_files, rankers, saving
 from pyserini_kd.storage.errors import InputError
@@ -127,6 +128,17 @@ def test_an_operation_that_cannot_be_converted_leaves_the_work_to_torch(tiny_dot
     monkeypatch.setenv("PYSERINI_KD_CACHE", str(tmp_path / "cache"))
     assert rankers.load(str(tiny_dot)).backend == "torch"
     assert "OpenVINO cannot convert this bert_dot: no conversion rule for aten::novel" in caplog.text
+
+
+def test_a_checkpoint_that_cannot_be_loaded_is_no_fault_of_openvino(tiny_dot, tmp_path, monkeypatch, caplog):
+    folder = shutil.copytree(tiny_dot, tmp_path / "cut")
+    weights = load_file(folder / "model.safetensors")
+    save_file(
+        {name: one for name, one in weights.items() if "layer.1" not in name}, folder / "model.safetensors", {"format": "pt"}
+    )
+    with pytest.raises(InputError, match="lacks weights that a BertModel needs"):
+        rankers.load(str(folder))
+    assert "OpenVINO cannot run" not in caplog.text
 
 
 def test_without_openvino_torch_does_the_work(tiny_dot, monkeypatch):

@@ -9,17 +9,15 @@ import importlib.util
 import json
 import os
 import signal
-from collections.abc import Awaitable, Callable
-from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple, ParamSpec, TypeVar
 
 from fastapi import HTTPException
 from pydantic import ValidationError
 
 import pyserini_kd
-from pyserini_kd.data import sources
 from pyserini_kd.data.runs import Run
 from pyserini_kd.data.types import Qrels
-from pyserini_kd.evaluation import engines
 from pyserini_kd.retrieval import fusion, pyserini_routes, service
 from pyserini_kd.retrieval.impact_index import ImpactIndex
 from pyserini_kd.retrieval.pyserini_routes import PyseriniDoc, PyseriniSearch, Shown
@@ -38,6 +36,17 @@ INDEX_TYPES = ("tf", "lucene_flat", "lucene_hnsw", "impact", "faiss")
 EF_SEARCH = 100  # Pyserini's default, which its clients send
 
 
+Evaluate = Callable[[Run, Qrels, Sequence[str], str], Mapping[str, Mapping[str, float]]]
+"""`evaluation.engines.evaluate`: (run, judgements, measures, engine) -> measure -> {query id: value}."""
+
+
+class Judgements(NamedTuple):
+    """Judgements of a collection, and the function that evaluates a run against them."""
+
+    qrels: Qrels
+    evaluate: Evaluate
+
+
 @dataclasses.dataclass
 class Result:
     """A hit of a ranking to be fused."""
@@ -49,8 +58,8 @@ class Result:
 class Tools:
     """The tools. Their docstrings are for the program that chooses a tool."""
 
-    def __init__(self, system: System, qrels: Qrels | None) -> None:
-        self.system, self.qrels, self.worker = system, qrels, service.Batcher(system)
+    def __init__(self, system: System, judgements: Judgements | None) -> None:
+        self.system, self.judgements, self.worker = system, judgements, service.Batcher(system)
         self.name = pyserini_routes.name_of(system.settings)
 
     async def search(
@@ -146,7 +155,7 @@ class Tools:
             index_name: name of the index (see list_indexes).
             query_id: id of the query.
         """
-        return {doc_id: str(grade) for doc_id, grade in self._judged(index_name).get(query_id, {}).items()}
+        return {doc_id: str(grade) for doc_id, grade in self._judged(index_name).qrels.get(query_id, {}).items()}
 
     async def eval_hits(self, index_name: str, metric: str, query_id: str, hits: dict[str, float], cutoff: int = 10) -> float:
         """Evaluate the results of a query against its judgements.
@@ -162,20 +171,21 @@ class Tools:
             raise InputError(f"must be one of {', '.join(METRICS)}", "metric")
         if cutoff < 1 or not 0 < len(hits) <= MAX_ANSWERS:
             raise InputError(f"cutoff must be at least 1, and hits have 1 to {MAX_ANSWERS} documents")
-        judged = self._judged(index_name).get(query_id)
+        qrels, evaluate = self._judged(index_name)
+        judged = qrels.get(query_id)
         if judged is None:
             raise InputError("this query has no judgements", "query_id")
         measure, run = f"{METRICS[metric]}@{cutoff}", Run.from_scores("hits", {query_id: hits})
-        return engines.evaluate(run, {query_id: judged}, [measure], "fast")[measure][query_id]
+        return evaluate(run, {query_id: judged}, [measure], "fast")[measure][query_id]
 
-    def _judged(self, index: str) -> Qrels:
+    def _judged(self, index: str) -> Judgements:
         pyserini_routes.check(self.system, index)
-        if self.qrels is None:
+        if self.judgements is None:
             raise InputError("the service has no judgements; start it with --qrels")
-        return self.qrels
+        return self.judgements
 
 
-def server(system: System, qrels: Qrels | None = None) -> "FastMCP":
+def server(system: System, judgements: Judgements | None = None) -> "FastMCP":
     """The MCP server for an open system, by the package that Pyserini's own server uses."""
     from fastmcp import FastMCP
     from fastmcp.exceptions import ToolError
@@ -193,7 +203,7 @@ def server(system: System, qrels: Qrels | None = None) -> "FastMCP":
                 raise ToolError(first_error(found) if isinstance(found, ValidationError) else "wrong arguments") from None
 
     made = FastMCP("pyserini-kd", version=pyserini_kd.__version__, middleware=[OneLine()])
-    tools = Tools(system, qrels)
+    tools = Tools(system, judgements)
     for tool in (tools.search, tools.get_document):
         made.tool(_reporting(tool), output_schema=None)  # lists of texts and objects
     for other in (tools.list_indexes, tools.get_index, tools.fuse_search_results, tools.get_qrels, tools.eval_hits):
@@ -224,15 +234,15 @@ async def _stays() -> bool:
     return False
 
 
-def serve(settings: SystemSettings, qrels: str | None, ready: Callable[[str], object]) -> None:
-    """Load the system and answer on stdin and stdout until stdin ends or Ctrl-C; `ready` is called with the system's name.
+def serve(settings: SystemSettings, judgements: Judgements | None, ready: Callable[[str], object]) -> None:
+    """Load the system and answer on stdin and stdout, until stdin ends or Ctrl-C. `ready` is called with the system's name.
 
-    InputError if the package is missing.
+    Raises:
+        InputError: the package fastmcp is missing.
     """
     if importlib.util.find_spec("fastmcp") is None:
         raise InputError("needs the package fastmcp: pip install 'pyserini-kd[mcp]'", "mcp")
-    judged = sources.qrels(qrels) if qrels else None
     system = service.open_system(settings)
     signal.signal(signal.SIGINT, lambda *_: os._exit(130))  # otherwise a thread that reads stdin keeps the process
     ready(pyserini_routes.name_of(settings))
-    server(system, judged).run("stdio", show_banner=False, log_level="ERROR")
+    server(system, judgements).run("stdio", show_banner=False, log_level="ERROR")
