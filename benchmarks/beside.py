@@ -69,7 +69,7 @@ def beside(bench: Bench) -> list[Row]:
 
 
 def started(bench: Bench) -> list[Row]:
-    """One query in a new process: from its start to the end of its answer."""
+    """The time of one query in a new process, from the start of the process to its end."""
     words = [sys.executable, "-m", "pyserini_kd", "search", *dense_words(bench), "--query", "merge two sorted arrays"]
     found = [_seconds(lambda: subprocess.run(words, check=True, capture_output=True)) for _ in range(1 + RUNS)][1:]
     middle = statistics.median(found)

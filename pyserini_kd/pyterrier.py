@@ -95,7 +95,7 @@ def reranker(system: System) -> "pt.Transformer":
 
 
 def _scores(scorer: Scorer, source: Source, qids: list[str], queries: list[str], doc_ids: list[str]) -> list[float]:
-    """The score of each row, by what the system has of the documents."""
+    """The score of each row. Texts or stored representations come from the system."""
     asked, wanted = dict(zip(qids, queries, strict=True)), dict[str, list[str]]()
     for qid, doc_id in zip(qids, doc_ids, strict=True):
         wanted.setdefault(qid, []).append(doc_id)
@@ -106,7 +106,7 @@ def _scores(scorer: Scorer, source: Source, qids: list[str], queries: list[str],
 
 
 def _column(values: list[Any], dtype: str) -> "pd.Series[Any]":
-    """A column whose type does not depend on whether it has values."""
+    """Make a column of a given type, even if it has no values."""
     import pandas as pd
 
     return pd.Series(values, dtype=dtype)

@@ -31,7 +31,7 @@ def listed(url, *more, **options):
     return io.BytesIO(json.dumps(records if "/lucene/" in url else {}).encode())
 urllib.request.urlopen = listed
 """
-"""Pyserini 2.4 downloads its lists of prebuilt indexes at import. After this code they hold only what its import needs."""
+"""Pyserini 2.4 downloads its lists of prebuilt indexes at import. This code replaces them by the entries that the import needs."""
 exec(EMPTY_LISTS, {})
 
 hypothesis.settings.register_profile("same", derandomize=True)  # the same examples in every run
@@ -270,7 +270,7 @@ def training_data(files):
 
 @pytest.fixture
 def interrupted_at(monkeypatch):
-    """`with interrupted_at(5): train(...)`: training must end with a KeyboardInterrupt in the step after 5."""
+    """In `with interrupted_at(5): train(...)`, training must end with a KeyboardInterrupt in the step after 5."""
     import transformers
 
     step = transformers.Trainer.training_step

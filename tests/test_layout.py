@@ -112,12 +112,12 @@ POSIX = {"fcntl", "grp", "pty", "pwd", "resource", "syslog", "termios"}
 
 
 def test_no_module_needs_a_module_that_only_posix_systems_have():
-    """Also inside functions; the next test imports every module without them."""
+    """This includes imports inside functions. The next test imports every module without them."""
     assert not [name for name, path in modules().items() if POSIX & set(imported(path))]
 
 
 def test_every_module_imports_where_posix_modules_are_missing():
-    """Without `os.pread` too, which Windows lacks. Libraries have their own ways on each system: ours alone may not import."""
+    """`os.pread` is removed too, because Windows lacks it. Only our own imports are blocked: libraries choose theirs by system."""
     code = f"""
 import builtins, importlib, os
 original = builtins.__import__

@@ -22,7 +22,7 @@ COMMON = set(
 
 
 def words(text: str) -> list[str]:
-    """Lower-case words without common ones; a plural s is removed, which is enough to compare."""
+    """Lower-case words without common words. A final s is removed, so that plurals match."""
     return [word.rstrip("s") for word in re.findall(r"[a-z0-9]+", text.lower()) if word not in COMMON]
 
 
@@ -56,7 +56,7 @@ def main(data: Path, work: Path) -> None:
 
 
 def keywords(text: str, count: collections.Counter[str], total: int, draw: random.Random) -> str:
-    """Three to six rare words of one or two neighbouring sentences, in their order."""
+    """Three to six rare words of one sentence or two neighbouring ones, in their order."""
     sentences = [part for part in re.split(r"(?<=[.!?])\s+", text) if len(part.split()) >= 5]
     if not sentences:
         return ""

@@ -79,12 +79,12 @@ def numbered_lines(path: Path, what: str, blank: bool = False) -> Iterator[tuple
 
 
 def foreign(head: bytes) -> str:
-    """What the first 512 bytes of a file say that it is, if it is no text file."""
+    """Describe a file that is not a text file by its first 512 bytes; "" for a text file."""
     return next((what for place, mark, what in FOREIGN if head[place:].startswith(mark)), "")
 
 
 def text_kind(line: str) -> str:
-    """What the first line of a text file says that it is, and what takes such a file; "" if it says nothing."""
+    """Describe the kind of a text file by its first line, and say which option reads it; "" for an unknown kind."""
     start = line.lstrip()[:200].lower()
     comma, tab = (sep in line and set(_names(line, sep)) & ID_COLUMNS for sep in ",\t")
     kinds = [
@@ -165,7 +165,7 @@ def json_line(line: str, where: str) -> Record:
 
 
 def check_record(record: object, text: str, where: str) -> Record:
-    """The JSON object that `text` says; InputError if it is no object, or has half of a surrogate pair."""
+    """Return a parsed JSON value. InputError if it is not an object, or if `text` has half of a surrogate pair."""
     try:
         if HALF_PAIR.search(text):
             json.dumps(record, ensure_ascii=False).encode()

@@ -1,4 +1,4 @@
-"""What differs between Pyserini 1.6 (Lucene 9) and 2.x (Lucene 10). No other module knows it.
+"""The differences between Pyserini 1.6 (Lucene 9) and 2.x (Lucene 10). No other module depends on them.
 
 Pyserini 2.4 downloads its lists of prebuilt indexes and topic sets, the former at import. So Pyserini is imported only to
 look up such a name. Java must be running for the functions that take or return Java objects.
@@ -22,12 +22,12 @@ def version() -> str:
 
 
 def asks_for_names() -> bool:
-    """Whether it is 2.4 or newer, which downloads its lists of names."""
+    """Whether the installed Pyserini is 2.4 or newer. These versions download their lists of names."""
     return tuple(int(part) for part in re.findall(r"\d+", version())[:2]) >= (2, 4)
 
 
 def cache_home() -> Path:
-    """Pyserini's folder of downloads. From 2.4 on, a folder `.cache` in the working folder holds it."""
+    """Pyserini's folder of downloads. Since 2.4, it is in the folder `.cache` of the working folder if that exists."""
     if named := os.environ.get("PYSERINI_CACHE"):
         return Path(named)
     here = Path.cwd() / ".cache"
@@ -36,7 +36,7 @@ def cache_home() -> Path:
 
 @contextlib.contextmanager
 def needing_list(problem: str, names: str) -> Iterator[None]:
-    """InputError that begins with `problem` if Pyserini cannot download its list of `names`."""
+    """Raise an InputError that begins with `problem` if Pyserini cannot download its list of `names` in the block."""
     try:
         yield
     except OSError as error:
@@ -89,7 +89,7 @@ def is_lucene8(searcher: JavaObject) -> bool:
 
 
 def explained(message: str) -> str:
-    """Lucene's message, or what it means if another version of Lucene wrote the index."""
+    """Explain a message of Lucene if another version of Lucene wrote the index; else return the message."""
     if re.search(r"is in the future: 10\b", message):
         return "written by Pyserini 2 (Lucene 10); build it again or use Pyserini 2"
     if (part := re.search(r": (\d+) \(needs to be between \d+ and (\d+)\)", message)) and int(part[1]) > int(part[2]):

@@ -190,7 +190,7 @@ def read_slowly(path: Path) -> tuple[str, dict[str, dict[str, float]]]:
 
 
 def _scores(hits: dict[str, dict[str, float]], path: Path, is_named: bool) -> dict[str, dict[str, float]]:
-    """The same hits, with ranks 1 to n, or ranks that a header names, turned into scores 1/rank. Other numbers are scores.
+    """Turn ranks into scores 1/rank. Numbers are ranks if they are 1 to n, or if a header says so. Other numbers are scores.
 
     InputError for whole numbers that ascend from 0 or 1 with gaps, which may be ranks.
     """

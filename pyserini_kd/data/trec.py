@@ -17,7 +17,7 @@ NUM = re.compile(r"<num>\s*(?:Number:)?\s*([^\s<]+)\s*(?=<|\n|$)", re.IGNORECASE
 OTHER_ID = re.compile(r"<(?:docno|number|qid|id|topic_?id|query_?id)>\s*([^\s<]+)\s*(?=<)", re.IGNORECASE)
 ATTRIBUTE = re.compile(r"\b(?:number|num|qid|id|topic_?id|query_?id)\s*=\s*[\"']?\s*([^\"'>]*?)\s*(?:[\"']|$)", re.IGNORECASE)
 TEXTS = ("title", "query", "content", "docid", "text", "description", "desc")
-"""Fields with the text of a topic; the first that it has is its query."""
+"""Fields that can hold the text of a topic. The first of them in the topic is its query."""
 FIELDS = "title|desc|narr|num|dom|smry|con|fac|def|head|top|doc|docno|question|query|concept|subtopic|aspect|url|docid"
 
 

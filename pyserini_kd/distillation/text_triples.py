@@ -60,7 +60,7 @@ def text_id(text: str) -> str:
 
 
 def _new(texts: Iterable[str], known: list[Hashes]) -> list[str]:
-    """The texts that are not known yet, each once; now they are."""
+    """Return the new texts, each once, and add them to `known`."""
     distinct = list(dict.fromkeys(texts))
     if not distinct:
         return []

@@ -1,4 +1,4 @@
-"""The tokenizer and the network of transformers in a checkpoint folder. A weight that the files lack is an error."""
+"""Load the tokenizer and the network of a checkpoint folder by transformers. A missing weight is an error."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ COUNT_FROM_PADDING = ("roberta", "xlm-roberta", "camembert", "mpnet", "longforme
 
 
 def tokenizer(folder: Path) -> Tokenizer:
-    """The tokenizer of a folder, which lower-cases if sentence-transformers' settings say so.
+    """Load the tokenizer of a folder. It lower-cases texts if the settings of sentence-transformers say so.
 
     Raises:
         InputError: it is written in Python only, or cuts the beginning of long texts.
@@ -53,7 +53,7 @@ def network(folder: Path, architecture: str, *, new_head: bool = False, **extra:
 
 
 def check_complete(folder: Path, found: Any, missing: Iterable[str], *, new_head: bool = False) -> None:
-    """InputError that names the missing weights of a network. Poolers of encoders do not count: nothing here uses them."""
+    """Raise an InputError that names the missing weights of a network. An encoder may lack its pooler, which is not used."""
     body = "" if found.base_model is found else f"{found.base_model_prefix}."
     lacking = sorted(name for name in missing if name.startswith(body) or not new_head)
     if not body or new_head:

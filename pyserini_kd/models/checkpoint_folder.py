@@ -231,7 +231,7 @@ def is_bounded(name: str) -> bool:
 
 
 def architecture_of(folder: Path) -> str:
-    """Architecture of a checkpoint: as recorded or published; else by its modules, weights or class; else bert_dot.
+    """Architecture of a checkpoint: the recorded or published one; else the one that its modules, weights or class show.
 
     A sentence-transformers folder with SpladePooling is a splade. A masked language model without modules is a splade too. A
     sequence classifier is a cross_encoder. Weights with the head of one are enough if the config names no other task.

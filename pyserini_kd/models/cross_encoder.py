@@ -26,7 +26,7 @@ class CrossEncoder(nn.Module):
 
     @property
     def reader(self) -> Reader:
-        """What turns pairs into the model's tokens."""
+        """Reads pairs: it turns them into the model's tokens."""
         return Reader(self.tokenizer, PairSettings(self.max_len))
 
     def forward(self, **batch: Tensor) -> Tensor:

@@ -68,7 +68,7 @@ class Network(ABC):
 
 
 def counted(batch: Batch) -> Rows:
-    """Which tokens of a batch count (N, T): all but padding, unless the reader says otherwise."""
+    """A mask of the tokens that count (N, T): all except padding, unless the batch has its own mask."""
     return batch.get("counts", batch["attention_mask"])
 
 

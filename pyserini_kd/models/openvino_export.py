@@ -1,7 +1,7 @@
 """Write OpenVINO's files of a model: the network in fp32, in int8 if wanted, the tokenizer, and a record.
 
-torch traces the network, and OpenVINO's PyTorch frontend converts the trace. (`openvino.convert_model` does the same and sends
-usage statistics.) Before a file counts as made, its outputs are compared with torch's on a few texts.
+torch traces the network, and OpenVINO converts the trace. Before a file counts as made, its outputs are compared with torch's
+on a few texts.
 """
 
 from __future__ import annotations
@@ -10,7 +10,6 @@ import contextlib
 import dataclasses
 import inspect
 import logging
-import os
 import shutil
 import sys
 import warnings
@@ -46,7 +45,6 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 WORST_FP32 = 1e-3  # largest allowed difference between OpenVINO's and torch's fp32 outputs, relative if these exceed 1
-UNCHECKED = {"check_trace": False}  # `_check` compares outputs, which takes half the time
 CHECK_TEXTS = (
     "sort an array in place",
     "How to merge two sorted lists without building a third one?",
@@ -63,8 +61,6 @@ def write(model: Model, checkpoint: Path, folder: Path, *, calibration: Sequence
     Raises:
         CannotRun: OpenVINO cannot convert the model, or its outputs differ from torch's.
     """
-    import openvino
-
     with _quiet():
         try:
             graphs = _graphs(model)
@@ -72,7 +68,7 @@ def write(model: Model, checkpoint: Path, folder: Path, *, calibration: Sequence
             said = " ".join(str(error).split())[:300]
             raise CannotRun(f"OpenVINO cannot convert this {model.architecture}: {said}") from error
         for name, graph in graphs.items():
-            openvino.save_model(graph, folder / name, compress_to_fp16=False)
+            openvino_files.library().save_model(graph, folder / name, compress_to_fp16=False)
     tokenizer: Any = model.tokenizer
     tokenizer.backend_tokenizer.no_truncation()
     tokenizer.backend_tokenizer.no_padding()
@@ -87,7 +83,7 @@ def write(model: Model, checkpoint: Path, folder: Path, *, calibration: Sequence
 
 
 def _write_tensors(model: Model, checkpoint: Path, folder: Path) -> None:
-    """Write what comes after the network, in float32, if the checkpoint has it in a file of another layout."""
+    """Write the layers after the network in float32, if the checkpoint stores them in another layout."""
     from safetensors.torch import save_file
 
     if checkpoint_folder.published_layout(checkpoint) and (head := getattr(model, "head", None)) is not None:
@@ -130,6 +126,7 @@ def export(
 
 
 def _require_nncf() -> None:
+    openvino_files.library()  # first, as it turns off NNCF's usage statistics too
     try:
         import nncf  # noqa: F401
     except ImportError:
@@ -243,19 +240,15 @@ def _prettr_graphs(model: PreTtr, tokens: dict[str, Tensor]) -> dict[str, openvi
 
 def _converted(network: _Network, given: dict[str, Tensor], outputs: Sequence[str]) -> openvino.Model:
     """Trace a network with example tensors and convert it, with dynamic shapes and named inputs and outputs."""
-    import openvino
-    from openvino.frontend import FrontEndManager
-    from openvino.frontend.pytorch.ts_decoder import TorchScriptPythonDecoder
-
+    ov, inputs = openvino_files.library(), tuple(given.values())
     with torch.no_grad():
-        decoder = TorchScriptPythonDecoder(network.eval(), example_input=tuple(given.values()), trace_kwargs=UNCHECKED)
-        frontend = FrontEndManager().load_by_framework("pytorch")
-        model = frontend.convert(frontend.load(decoder))
+        traced = torch.jit.trace(network.eval(), inputs, check_trace=False, strict=False)  # `_check` compares outputs
+        model: openvino.Model = ov.convert_model(traced, example_input=inputs)
     for parameter, (name, tensor) in zip(model.inputs, given.items(), strict=True):
         parameter.get_tensor().set_names({name})
         parameter.get_node().set_friendly_name(name)
-        parameter.get_node().set_partial_shape(openvino.PartialShape([-1, -1, *tensor.shape[2:]]))
-        parameter.get_node().set_element_type(openvino.Type.f32 if tensor.is_floating_point() else openvino.Type.i64)
+        parameter.get_node().set_partial_shape(ov.PartialShape([-1, -1, *tensor.shape[2:]]))
+        parameter.get_node().set_element_type(ov.Type.f32 if tensor.is_floating_point() else ov.Type.i64)
     for result, name in zip(model.outputs, outputs, strict=True):
         result.get_tensor().set_names({name})
     model.validate_nodes_and_infer_types()
@@ -296,16 +289,15 @@ def _record(model: Model, checkpoint: Path, folder: Path) -> None:
 
 def _write_int8(model: Model, folder: Path, pairs: Sequence[tuple[str, str]]) -> None:
     """Quantise the network: weights per channel, activations with the ranges found on real texts."""
-    os.environ.setdefault("NNCF_CI", "1")  # no usage statistics
+    ov = openvino_files.library()
     import nncf
-    import openvino
 
     reader, queries, docs = model.reader, [query for query, _ in pairs], [doc for _, doc in pairs]
     if model.architecture == "cross_encoder":
         records, _ = tokenize(reader.tokenizer, queries, reader.lengths[1], docs)
     else:
         records, _ = reader.sides(docs, "doc")
-    graph = openvino.Core().read_model(folder / MODEL)
+    graph = ov.Core().read_model(folder / MODEL)
     names = [given.get_any_name() for given in graph.inputs]
     zeros = [{"token_type_ids": [0] * len(record["input_ids"]), **record} for record in records]
     batches = [{name: array for name, array in pad_arrays([one], reader.pad_id).items() if name in names} for one in zeros]
@@ -316,7 +308,7 @@ def _write_int8(model: Model, folder: Path, pairs: Sequence[tuple[str, str]]) ->
             advanced_parameters=nncf.AdvancedQuantizationParameters(overflow_fix=fix),
         )  # fmt: skip
     _name(quantised)
-    openvino.save_model(quantised, folder / INT8, compress_to_fp16=False)
+    ov.save_model(quantised, folder / INT8, compress_to_fp16=False)
 
 
 def _check(model: Model, checkpoint: Path, folder: Path) -> None:

@@ -14,8 +14,10 @@ import importlib.util
 import logging
 import os
 import shutil
+import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from types import ModuleType
 from typing import NamedTuple
 
 from pyserini_kd.models import checkpoint_folder, hardware, sentence_folder
@@ -55,13 +57,21 @@ class Files(NamedTuple):
     reader: Reader
 
 
+def library() -> ModuleType:
+    """Import OpenVINO without its usage statistics. Otherwise its import sends a message to its makers."""
+    sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type] # as if this package were not installed
+    import openvino
+
+    return openvino
+
+
 def cache() -> Path:
-    """Folder of files made for checkpoints that carry none: PYSERINI_KD_CACHE, or `~/.cache/pyserini_kd`."""
+    """The folder for files of checkpoints that have none of their own, in PYSERINI_KD_CACHE or `~/.cache/pyserini_kd`."""
     return Path(os.environ.get("PYSERINI_KD_CACHE") or Path.home() / ".cache" / "pyserini_kd").expanduser() / FOLDER
 
 
 def made_from(checkpoint: Path, architecture: str) -> Record:
-    """What determines the files of a checkpoint: weights, configuration, tokenizer, and what they compute."""
+    """Everything that determines the files of a checkpoint: weights, configuration, tokenizer, and the kind of network."""
     files = sentence_folder.root(checkpoint)
     parts = {name: sha256(files / name) for name in READ if (files / name).is_file()}
     if checkpoint_folder.lower_cases(checkpoint):

@@ -81,7 +81,7 @@ class OpenVinoNetwork(Network):
         return 0
 
     def _output(self, states: Floats, mask: Rows) -> Floats:
-        """What the architecture gives for states (N, T, H) and the tokens that count (N, T)."""
+        """The architecture's output for states (N, T, H) and a mask of the tokens that count (N, T)."""
         settings = self._settings
         if self._top is not None:
             with self._top_lock:
@@ -113,17 +113,14 @@ class OpenVinoNetwork(Network):
 @functools.cache
 def _core() -> openvino.Core:
     """OpenVINO's library, opened once a process."""
-    import openvino
-
-    return openvino.Core()
+    found: openvino.Core = openvino_files.library().Core()
+    return found
 
 
 class _Workers:
     """A compiled model with one request per thread. If several threads call `run`, they take turns."""
 
     def __init__(self, core: openvino.Core, model: openvino.Model, precision: str) -> None:
-        import openvino
-
         count = hardware.threads()
         settings = {
             "INFERENCE_PRECISION_HINT": HINTS[precision], "NUM_STREAMS": count, "INFERENCE_NUM_THREADS": count,
@@ -131,7 +128,7 @@ class _Workers:
         }  # fmt: skip
         compiled = core.compile_model(model, "CPU", settings)
         self._inputs = [given.get_any_name() for given in compiled.inputs]
-        self._queue, self._lock = openvino.AsyncInferQueue(compiled, count), threading.Lock()
+        self._queue, self._lock = openvino_files.library().AsyncInferQueue(compiled, count), threading.Lock()
 
     def run(self, batches: Iterable[tuple[Any, dict[str, Any]]], finished: Any) -> None:
         """Run the model on the inputs of each item, and call `finished(item, output)` in any order."""
@@ -175,16 +172,14 @@ def _joined(queries: Sequence[Floats], docs: Sequence[Floats]) -> dict[str, Any]
 
 def _cut(model: openvino.Model) -> tuple[openvino.Model, openvino.Model]:
     """Cut a classifier behind its last states: (tokens -> states, states -> logits)."""
-    import openvino
-    from openvino import opset13
-
+    ov = openvino_files.library()
     ends = {name: result for result in model.get_results() for name in result.output(0).names}
-    states, start = ends["last_hidden_state"].input_value(0), opset13.parameter([-1, -1, -1], openvino.Type.f32, "states")
-    below = openvino.Model([ends["last_hidden_state"]], model.get_parameters(), "encoder")
+    states, start = ends["last_hidden_state"].input_value(0), ov.opset13.parameter([-1, -1, -1], ov.Type.f32, "states")
+    below = ov.Model([ends["last_hidden_state"]], model.get_parameters(), "encoder")
     for target in states.get_target_inputs():
         if target.get_node().get_type_name() != "Result":
             target.replace_source_output(start.output(0))
-    return below, openvino.Model([ends["logits"]], [start], "head")
+    return below, ov.Model([ends["logits"]], [start], "head")
 
 
 def _dense(files: openvino_files.Files) -> list[pooling.Dense]:

@@ -1,4 +1,4 @@
-"""From the states of tokens to the vector of a text, as in sentence-transformers: pooling, Dense layers, unit length.
+"""Compute the vector of a text from its tokens' states as sentence-transformers does: pooling, Dense layers, unit length.
 
 Each function takes numpy or torch as its first argument, and arrays of that library. So OpenVINO's path, which has no torch,
 and torch's path, which keeps gradients, share one definition.
@@ -15,7 +15,7 @@ Array = Any
 """An array of numpy, or a tensor of torch."""
 
 POOLINGS = ("cls", "max", "mean", "mean_sqrt_len_tokens", "weightedmean", "lasttoken")
-"""Names as in Pooling of sentence-transformers. Several names with + between them give vectors behind each other."""
+"""Names as in Pooling of sentence-transformers. Names joined by + give the concatenation of their vectors."""
 ACTIVATIONS: dict[str, Callable[[Library, Array], Array]] = {
     "Identity": lambda xp, values: values,
     "Tanh": lambda xp, values: xp.tanh(values),

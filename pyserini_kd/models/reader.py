@@ -64,7 +64,7 @@ class Reader:
     def _stanford(
         self, settings: ColBertSettings, texts: Sequence[str], kind: str, max_doc_len: int | None
     ) -> tuple[list[TokenRecord], int]:
-        """Token records as Stanford's ColBERT makes them; `counts` says which tokens' vectors are compared.
+        """Token records as in Stanford's ColBERT. `counts` marks the tokens whose vectors are compared.
 
         The marker takes the place of a full stop before the text, so words behind it are tokenised as in a sentence.
         """

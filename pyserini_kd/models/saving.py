@@ -87,7 +87,7 @@ def _save_cross_encoder(model: CrossEncoder, folder: Path) -> None:
 
 
 def _lower(model: Model) -> Record:
-    """What `pyserini_kd.json` says about lower-casing: transformers does not save it with every tokenizer."""
+    """The entry of `pyserini_kd.json` about lower-casing. transformers does not save this with every tokenizer."""
     return {"lower_case": True} if lower_cases(model.tokenizer.backend_tokenizer) else {}
 
 

@@ -1,6 +1,6 @@
-"""Folders of sentence-transformers: what their files say about a model. What this package does not compute is refused.
+"""Read what the files of a sentence-transformers folder say about its model. Parts that cannot be computed here are refused.
 
-The rules are those of version 6: `encode_query` and `encode_document` of a SentenceTransformer are the measure.
+The reference is version 6: vectors must equal those of `encode_query` and `encode_document` of a SentenceTransformer.
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ def modules(folder: Path) -> list[tuple[str, Path]]:
 
 
 def root(folder: Path) -> Path:
-    """Where configuration, weights and tokenizer are: the folder, or that of its first module, such as `0_Transformer`.
+    """The folder of configuration, weights and tokenizer: the given one, or that of its first module, such as `0_Transformer`.
 
     Raises:
         InputError: the weights are only part of a network's (an adapter).
@@ -73,7 +73,7 @@ def root(folder: Path) -> Path:
 
 
 def kind(folder: Path) -> str:
-    """The class that saved a folder: SentenceTransformer, CrossEncoder or SparseEncoder.
+    """The class of sentence-transformers that saved a folder: SentenceTransformer, CrossEncoder or SparseEncoder.
 
     Raises:
         InputError: another class.
@@ -89,7 +89,7 @@ def _about(folder: Path) -> Record:
 
 
 def text_config(folder: Path) -> Record:
-    """How the first module reads texts: `sentence_bert_config.json`, or an older name; empty without modules.json."""
+    """Settings of the first module for reading texts, from `sentence_bert_config.json` or a file of an older name."""
     listed = modules(folder)
     paths = [listed[0][1] / name for name in TEXT_CONFIGS] if listed else []
     found = next((read_json(path, "config") for path in paths if path.is_file()), {})
@@ -106,7 +106,7 @@ def text_config(folder: Path) -> Record:
 
 
 def lengths(folder: Path, window: int) -> tuple[int, int]:
-    """Maximum tokens of a query and a document: as configured, else as the tokenizer says, at most `window`."""
+    """Maximum tokens of a query and a document: from the configuration, else from the tokenizer, but at most `window`."""
     config, path = text_config(folder), root(folder) / "tokenizer_config.json"
     tokenizer = read_json(path, "tokenizer config") if path.is_file() else {}
     given = [config.get("max_seq_length"), *((config.get(name) or {}).get("model_max_length") for name in TOKENIZER_SETTINGS)]
@@ -116,7 +116,7 @@ def lengths(folder: Path, window: int) -> tuple[int, int]:
 
 
 def prompts(folder: Path) -> Record:
-    """The prefixes of queries and documents. As there, `default_prompt_name` does not change them."""
+    """The prefixes of queries and documents. As in sentence-transformers, `default_prompt_name` does not change them."""
     about = _about(folder)
     found, default = about.get("prompts") or {}, about.get("default_prompt_name")
     if default is not None and default not in {"query", "document", *found}:
@@ -162,7 +162,7 @@ def encoder_settings(folder: Path, window: int) -> Record:
 
 
 def _pooling(folder: Path, path: Path) -> str:
-    """The modes of a Pooling module, with + between them."""
+    """The modes of a Pooling module, joined by +."""
     config = read_json(path / "config.json", "pooling config")
     if not config.get("include_prompt", True):
         raise unsupported(folder, "pooling without the prompt (`include_prompt`)")

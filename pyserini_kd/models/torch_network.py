@@ -23,7 +23,7 @@ BATCH_TOKENS = {"cpu": 1 << 11, "cuda": 1 << 15}
 
 @contextlib.contextmanager
 def running(module: torch.nn.Module, precision: str) -> Iterator[torch.device]:
-    """Inference mode, eval mode and autocast to `precision` around a module; yields its device."""
+    """Run a block with a module in inference mode, eval mode and autocast to `precision`; yields the module's device."""
     device, was_training = next(module.parameters()).device, module.training
     half = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(precision)
     module.eval()

@@ -40,7 +40,7 @@ class TwoSides(nn.Module, ABC):
 
     @property
     def reader(self) -> Reader:
-        """What turns texts into the model's tokens."""
+        """Reads texts: it turns them into the model's tokens."""
         return Reader(self.tokenizer, self.settings, self.joins)
 
     def pair_batch(

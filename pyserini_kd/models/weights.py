@@ -21,7 +21,7 @@ def files(folder: Path) -> list[Path]:
 
 
 def load(folder: Path) -> dict[str, Tensor]:
-    """All tensors of a folder in float32; torch files are read weights-only."""
+    """All tensors of a folder in float32. Torch files are read with `weights_only`."""
     import torch
     from safetensors.torch import load_file
 

@@ -1,4 +1,4 @@
-"""The page that describes an HTTP interface to people, made from its OpenAPI schema. It needs no network and no script."""
+"""Make a page that describes an HTTP interface, from its OpenAPI schema. The page needs no network and no script."""
 
 from collections.abc import Mapping
 from typing import Any

@@ -56,7 +56,7 @@ class Result:
 
 
 class Tools:
-    """The tools. Their docstrings are for the program that chooses a tool."""
+    """The tools. MCP clients show their docstrings to the model that chooses a tool."""
 
     def __init__(self, system: System, judgements: Judgements | None) -> None:
         self.system, self.judgements, self.worker = system, judgements, service.Batcher(system)
@@ -212,7 +212,7 @@ def server(system: System, judgements: Judgements | None = None) -> "FastMCP":
 
 
 def _reporting(tool: Callable[P, Awaitable[T]]) -> Callable[P, Awaitable[T]]:
-    """The tool, with wrong input reported in one line, without the request."""
+    """Wrap a tool so that it reports wrong input in one line, without the text of the request."""
     from fastmcp.exceptions import ToolError
 
     @functools.wraps(tool)
@@ -230,7 +230,7 @@ def _reporting(tool: Callable[P, Awaitable[T]]) -> Callable[P, Awaitable[T]]:
 
 
 async def _stays() -> bool:
-    """Whether the client is gone: the one at stdin stays as long as the process."""
+    """Always false: the client at stdin stays until the process ends."""
     return False
 
 

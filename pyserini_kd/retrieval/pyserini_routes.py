@@ -111,7 +111,7 @@ class PyseriniDoc:
 
 
 def check(system: System, index: str, asked: PyseriniSearch | None = None) -> None:
-    """NotFound for another name than the system's; InputError for BM25's parameters where BM25 does not search alone."""
+    """Raise NotFound for a name other than the system's, and InputError for k1 and b unless the system is BM25 alone."""
     name = name_of(system.settings)
     if index != name:
         raise NotFound(f"index {index[:LONGEST_NAME]!r} is not served here; served: {name}")

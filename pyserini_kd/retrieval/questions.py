@@ -1,4 +1,4 @@
-"""What a request may ask of the service: bounds, queries, and the JSON of the answer."""
+"""Requests to the service: their limits, their queries, and the JSON of their answers."""
 
 import json
 from collections.abc import Sequence
@@ -50,7 +50,7 @@ class Question(Protocol):
         """BM25's k1 and b, if they are not those of the service."""
 
     def answer(self, system: System, found: Sequence[Hits]) -> bytes:
-        """The JSON of the answer, from the hits of each query (or more); InputError if only this request fails."""
+        """Return the answer as JSON. `found` has at least the hits of each query. An InputError concerns this request only."""
 
 
 class Asked(BaseModel):
@@ -101,12 +101,12 @@ def to_json(answer: object) -> bytes:
 
 
 def first_error(error: ValidationError) -> str:
-    """The first error, in one line without the value, which may be as large as the request."""
+    """Describe the first error in one line. The wrong value is left out, because it may be as large as the request."""
     first = error.errors(include_url=False, include_input=False)[0]
     return one_line(first["loc"], first["msg"])
 
 
 def one_line(place: Sequence[str | int], message: str) -> str:
-    """A message after the name of its field; long names are cut."""
+    """Put the name of a field before a message; long names are cut."""
     where = ".".join(str(part)[:LONGEST_NAME] for part in place)
     return f"{where}: {message}" if where else message

@@ -62,7 +62,7 @@ def answers(system: System, requests: Sequence[Question]) -> list[bytes | InputE
 
 
 def _search(system: System, requests: Sequence[Question]) -> dict[int, list[Hits]]:
-    """The hits of each request's queries, by the identity of the request."""
+    """Map the identity of each request to the hits of its queries."""
     queries = [types.Query(str(row), text) for row, text in enumerate(text for asked in requests for text in asked.texts)]
     run = system.search(queries, max(asked.hits for asked in requests), one_query=True)[0] if queries else {}
     found = (run[query.query_id] for query in queries)
@@ -202,7 +202,7 @@ def serve(settings: SystemSettings, listener: socket.socket, ready: Callable[[st
 
 
 def open_system(settings: SystemSettings) -> System:
-    """Load the system for any number of requests, which show no progress; InputError if each would rerank too much."""
+    """Load the system for any number of requests. InputError if a request would rerank too many documents."""
     if settings.rerank and settings.depth > MAX_PAIRS:
         raise InputError(f"{settings.depth}: at most {MAX_PAIRS} documents are reranked for a request", "depth")
     system = System.open(settings, texts=True)
@@ -254,7 +254,7 @@ def app(system: System) -> FastAPI:
 
 
 def served(settings: SystemSettings) -> dict[str, object]:
-    """What is served, for people and for clients that choose an index by its name."""
+    """Describe the served system: its name, its indexes and its models."""
     parts = {name: getattr(settings, name) for name in ("encoder", "sparse_index", "rerank", "rerank_index")}
     return {"name": pyserini_routes.name_of(settings), **parts, "index": settings.index[0], "more_indexes": settings.index[1:]}
 
@@ -263,7 +263,7 @@ def _add_refusals(api: FastAPI) -> None:
     """Answer errors with one line under `detail`."""
 
     def refusal(request: Request, status: int, message: str, headers: Mapping[str, str] | None = None) -> JSONResponse:
-        """On Pyserini's routes, the line is under `error` too, and wrong parameters are 400, as there."""
+        """As in Pyserini, its routes have the line under `error` too, and status 400 for wrong parameters."""
         said = {"detail": message}
         if request.url.path.startswith(f"/{pyserini_routes.API}/"):
             said, status = said | {"error": message}, 400 if status == 422 else status

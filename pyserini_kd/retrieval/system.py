@@ -48,7 +48,7 @@ class System:
     fetch: Fetch | None
     cache: QueryCache | None
     beside: ThreadPoolExecutor = dataclasses.field(default_factory=lambda: ThreadPoolExecutor(1), repr=False)
-    """One thread for sparse search beside dense search. It stays, as a JVM keeps what a thread attached to it."""
+    """The thread for sparse search during dense search. It is kept, as the JVM remembers each thread that called it."""
 
     @classmethod
     def open(cls, settings: SystemSettings, *, texts: bool = False, query_cache: str | None = None) -> System:
@@ -114,7 +114,7 @@ class System:
             tag: the run's tag; by default the encoder's (or reranker's) name.
             remove_query: drop the document with the query's id.
             max_passage: (documents, delimiter) returns documents instead of passages.
-            one_query: the search is interactive: do not load trectools.
+            one_query: the search is interactive: do not load trectools, and run dense and sparse search at the same time.
             stages: gets the run of each stage.
             work: folder for a reranker's finished scores.
         """
@@ -130,11 +130,14 @@ class System:
             return result
 
         finders = self._finders(queries, deep, first_tag)
-        later = self.beside.submit(timed, "sparse", finders["sparse"]) if len(finders) > 1 else None
-        first = "dense" if "dense" in finders else "sparse"
-        run = timed(first, finders[first])
-        if later is not None:
-            run = timed("fuse", partial(self._fuse, later.result(), run, deep, first_tag, one_query, timing))
+        if len(finders) == 1:
+            ((stage, find),) = finders.items()
+            run = timed(stage, find)
+        else:  # a file of queries keeps all processors busy in each stage, and the record needs the time of each stage
+            later = self.beside.submit(timed, "sparse", finders["sparse"]) if one_query else None
+            dense_run = timed("dense", finders["dense"])
+            sparse_run = later.result() if later else timed("sparse", finders["sparse"])
+            run = timed("fuse", partial(self._fuse, sparse_run, dense_run, deep, first_tag, one_query, timing))
         if remove_query:
             run = run.without_query_docs(max_passage[1] if max_passage else None)
         if self.reranker is not None and self.source is not None:

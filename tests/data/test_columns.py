@@ -1,4 +1,4 @@
-"""Columns of qrels and runs are understood, not counted. Right values by pytrec_eval, pandas and hand."""
+"""Columns of qrels and runs are recognised by their content. pytrec_eval and pandas give the right values, or they are worked by hand."""
 
 import gzip
 import json

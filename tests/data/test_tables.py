@@ -1,4 +1,4 @@
-"""Collections of other programs: tables, datasets, JSON arrays, text files. Right values by pandas, datasets and json."""
+"""Collections of other programs: tables, datasets, JSON arrays, text files. pandas, datasets and json give the right values."""
 
 import csv
 import gzip

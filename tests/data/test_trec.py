@@ -15,7 +15,7 @@ from pyserini_kd.storage.errors import InputError
 
 
 def anserini(path, reader):
-    """id -> text, by a reader of Anserini."""
+    """Map ids to texts, read by a reader of Anserini."""
     start_jvm()
     from jnius import autoclass
 

@@ -90,7 +90,7 @@ def test_each_query_document_and_pair_is_tokenised_once(data):
 
 @pytest.mark.parametrize("twin", ["X", " X\n"])
 def test_a_text_equal_to_a_positive_is_no_negative(twin):
-    """The passage is there under two ids: x and y. Neither may be a negative of the other's query (ids a and b)."""
+    """One passage has the ids x and y. Query a has x and query b has y as a positive. Neither id may be a negative of the other query."""
     texts = {"x": "X", "y": twin, "z": "Z"}
     groups = [Group("a", ["x", "z"], [1, 0], 0), Group("b", ["y", "z"], [1, 0], 0), Group("c", ["z", "x"], [1, 0], 0)]
     batch = batches.Collator(Spy(), {"a": "A", "b": "B", "c": "C"}, texts, in_batch=True)([groups])

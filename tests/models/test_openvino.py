@@ -1,4 +1,4 @@
-"""OpenVINO runs checkpoints: torch's outputs in fp32, near them in bf16 and int8, without torch, whatever the workers."""
+"""OpenVINO runs checkpoints without torch. It gives torch's outputs in fp32 and near ones in bf16 and int8, with any number of workers."""
 
 import json
 import subprocess
@@ -44,7 +44,7 @@ def vnni(monkeypatch):
 
 
 def outputs(model, corpus, queries, **settings):
-    """Vectors of a bi-encoder, else scores."""
+    """Vectors if the model is a bi-encoder, else scores."""
     texts = [doc.contents for doc in corpus]
     if model.architecture == "bert_dot":
         return np.concatenate([encode(model, texts, "doc", **settings), encode(model, texts, "query", **settings)])
@@ -195,7 +195,7 @@ def test_auto_takes_int8_only_where_it_was_exported_and_the_processor_has_it(int
 
 
 def test_search_rerank_and_index_never_import_torch(checkpoints, files, tmp_path):
-    """Not even for the first query: OpenVINO and the library tokenizers do the work."""
+    """This includes the first query. OpenVINO and the library tokenizers do the work."""
     for folder in checkpoints.values():
         rankers.load(str(folder))  # makes the files, by torch
     dot, cross, late = (checkpoints[name] for name in ("bert_dot", "cross_encoder", "colbert"))
@@ -215,10 +215,24 @@ run("rerank", "--run", "run.txt", "--collection", {str(files["docs"])!r}, "--top
     "--encoder", {str(cross)!r}, "--output", "run.cross.txt")
 run("rerank", "--run", "run.txt", "--index", "tokens", "--topics", {str(files["topics"])!r},
     "--encoder", {str(late)!r}, "--output", "run.late.txt")
-found = [name for name in ("torch", "transformers") if name in sys.modules]
+found = [name for name in ("torch", "transformers") if name in sys.modules] + ["telemetry"] * bool(sys.modules["openvino_telemetry"])
 assert not found, found
 """
     done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert not done.returncode, done.stderr[-2000:]
+
+
+def test_no_usage_statistics_are_sent(tiny_dot, tmp_path):
+    """Importing OpenVINO sends a message by the package openvino_telemetry, and NNCF another. Neither gets the package."""
+    code = f"""
+import sys
+from pyserini_kd.models import openvino_export
+pairs = [("the cat", "the cat eats hay")] * 3
+openvino_export.export({str(tiny_dot)!r}, {str(tmp_path / "out")!r}, calibration=pairs)
+assert "nncf" in sys.modules and "openvino" in sys.modules
+assert sys.modules["openvino_telemetry"] is None and not [name for name in sys.modules if name.startswith("openvino_telemetry.")]
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert not done.returncode, done.stderr[-2000:]
 
 

@@ -77,7 +77,7 @@ def check(folder, texts=TEXTS):
 
 
 def check_pairs(folder):
-    """Both paths give the logits of CrossEncoder; for two labels their difference."""
+    """Both paths give the logits of CrossEncoder. For two labels, they give the difference of the logits."""
     from sentence_transformers import CrossEncoder
 
     theirs = CrossEncoder(str(folder), device="cpu", model_kwargs={"dtype": torch.float32})
@@ -200,7 +200,7 @@ def test_an_old_layout_has_the_network_in_a_folder(tmp_path, tokenizer):
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_families(tmp_path, tokenizer, family):
-    """Encoders as mean pooling there, and classifiers with one and two labels."""
+    """Encoders are compared with mean pooling there. Classifiers have one or two labels."""
     from sentence_transformers import SentenceTransformer
 
     folder = save_network(tmp_path / "encoder", tokenizer, family)
@@ -391,7 +391,7 @@ def stanford(folder, tokenizer, **about):
 
 @pytest.mark.parametrize("about", [{}, {"attend_to_mask_tokens": True, "mask_punctuation": False, "query_maxlen": 12}], ids=str)
 def test_stanford_s_colbert(tmp_path, corpus, about):
-    """Against a direct transcription of its `query`, `doc` and MaxSim."""
+    """Compare with a direct transcription of its `query`, `doc` and MaxSim."""
     import string
 
     from transformers import BertModel, BertTokenizer

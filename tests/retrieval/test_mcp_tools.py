@@ -34,7 +34,7 @@ def said(result):
 
 
 def listed(result):
-    """What search and get_document return: a list, as one JSON text."""
+    """The list that search and get_document return, as one JSON text."""
     (text,) = said(result)
     return json.loads(text)
 
@@ -180,7 +180,7 @@ def test_calls_wait_in_the_queue_of_the_service(system, monkeypatch):
 
 
 def test_tools_equal_those_of_pyserini(system, server, bm25_index, tmp_path):
-    """Pyserini 1.6 has other tools, so that this runs with Pyserini 2.4 and later only."""
+    """This needs Pyserini 2.4 or later: Pyserini 1.6 has other tools."""
     from pyserini_kd.data.java import start_jvm
 
     start_jvm()

@@ -2,7 +2,6 @@
 
 import concurrent.futures
 import json
-import threading
 from urllib.parse import quote, urlencode
 
 import pytest
@@ -10,7 +9,7 @@ import pytest
 from pyserini_kd.models.rankers import load_encoder
 from pyserini_kd.retrieval import dense_build, service
 from tests.conftest import as_ranker
-from tests.retrieval.test_serve import ask, opened, running, wait_until
+from tests.retrieval.test_serve import ask, held, opened, running, wait_until
 
 
 @pytest.fixture(scope="module")
@@ -60,7 +59,7 @@ def test_documents(port, name, corpus):
 
 
 def test_bm25s_parameters_are_those_of_the_request(bm25_port, bm25_index, queries):
-    """Requests with others wait beside each other, and each gets its own."""
+    """Requests of different kinds wait in one queue, and each gets its own answer."""
     text, where = queries[0].text, f"/v1/{bm25_index.name}/search?"
     plain = ask(bm25_port, where + urlencode({"query": text}))[1]["candidates"]
     assert ask(bm25_port, where + urlencode({"query": text, "k1": 0.9, "b": 0.4}))[1]["candidates"] == plain
@@ -120,20 +119,8 @@ def test_without_texts_documents_are_null(tmp_path, corpus, tiny_dot):
         assert ask(port, "/v1/bare/doc/d1")[1]["error"] == "bare stores no texts"
 
 
-def test_these_requests_wait_in_the_same_queue(port, dense_index, tiny_dot, monkeypatch):
-    system, go, sizes, original = (
-        opened("--index", dense_index, "--encoder", tiny_dot, texts=True),
-        threading.Event(),
-        [],
-        service.answers,
-    )
-
-    def counted(system, requests):
-        sizes.append(len(requests))
-        go.wait(30)
-        return original(system, requests)
-
-    monkeypatch.setattr(service, "answers", counted)
+def test_these_requests_wait_in_the_same_queue(port, dense_index, tiny_dot, monkeypatch, held):
+    (sizes, go), system = held, opened("--index", dense_index, "--encoder", tiny_dot, texts=True)
     monkeypatch.setattr(service, "MAX_WAITING", 5)
     where = f"/v1/{dense_index.name}"
     paths = ["/search?query=goose", f"{where}/search?query=hen", f"{where}/doc/nobody", f"{where}/search?query=goose&hits=2"]
@@ -152,7 +139,7 @@ def test_these_requests_wait_in_the_same_queue(port, dense_index, tiny_dot, monk
 
 
 def test_answers_equal_those_of_pyserinis_own_server(bm25_port, bm25_index, queries, corpus, tmp_path):
-    """Pyserini 1.6 has other routes, so that this runs with Pyserini 2.4 and later only."""
+    """This needs Pyserini 2.4 or later: Pyserini 1.6 has other routes."""
     from pyserini_kd.data.java import start_jvm
 
     start_jvm()

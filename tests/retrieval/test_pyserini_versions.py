@@ -136,7 +136,7 @@ def test_names_say_that_they_need_the_network(monkeypatch):
     ],
 )
 def test_pyserini_2_4_offline(tmp_path, words, names):
-    """A proxy that does not answer stands for a machine without network."""
+    """A proxy that does not answer simulates a machine without a network."""
     script = "import os; os.environ['https_proxy'] = 'http://127.0.0.1:9'; from pyserini_kd.search import main; main()"
     done = subprocess.run([sys.executable, "-c", script, *words], cwd=tmp_path, capture_output=True, text=True, check=False)
     assert done.returncode == 2, done.stderr
@@ -201,13 +201,13 @@ except JavaException as error:
 
 
 def test_deep_recursion_is_an_exception_while_java_runs():
-    """In Python 3.13 with Java's default stack size, the first is a segmentation fault."""
+    """With Java's default stack size, the first input causes a segmentation fault in Python 3.13."""
     done = subprocess.run([sys.executable, "-c", NESTED], capture_output=True, text=True, check=False)
     assert done.returncode == 0 and done.stdout.splitlines() == ["refused", "refused", "java.lang.StackOverflowError"], done
 
 
 def test_constraints_differ_in_pyserini_only():
-    """Each pins the versions that were tested. Some packages are needed with one of them only."""
+    """Each file pins the tested versions. Some packages are needed with one version of Pyserini only."""
     root = HERE.parents[1]
     one, two = (
         dict(line.split("==") for line in (root / name).read_text().split())

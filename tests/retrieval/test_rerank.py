@@ -173,7 +173,7 @@ def test_segment_options(tmp_path, invoke, first, files, tiny_dot, dense_index):
 
 
 def test_a_top1000_file_needs_no_collection(tmp_path, invoke, queries, corpus, tiny_cross):
-    """Its lines are in no order; all of them are rescored, as one sees from the same run with a collection."""
+    """The lines have no order, so all are rescored. The result equals that of the same run with a collection."""
     pairs = [(query, doc) for doc in corpus for query in queries[:3]]
     (tmp_path / "top1000.tsv").write_text("".join(f"{q.query_id}\t{d.doc_id}\t{q.text}\t{d.contents}\n" for q, d in pairs))
     formats.write_collection((Doc(doc.doc_id, "", doc.contents) for doc in corpus), tmp_path / "docs.jsonl")

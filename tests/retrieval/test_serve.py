@@ -138,7 +138,7 @@ def test_threads_bound_the_service_too(dense_index, tiny_dot, monkeypatch):
 
 
 def test_many_clients_get_equal_answers(port, queries):
-    """Whatever other requests a request is answered with: each gets its own queries and its own number of hits."""
+    """Requests are answered in batches, but each gets the hits of its own queries, and its own number of hits."""
     expected = {query.text: ask(port, "/search?" + urlencode({"query": query.text}))[1]["results"][0] for query in queries}
 
     def same(text, hits):
@@ -153,8 +153,10 @@ def test_many_clients_get_equal_answers(port, queries):
         assert all(pool.map(client, range(8)))
 
 
-def test_waiting_requests_are_searched_together(dense_index, tiny_dot, queries, monkeypatch):
-    system, go, sizes, original = opened("--index", dense_index, "--encoder", tiny_dot), threading.Event(), [], service.answers
+@pytest.fixture
+def held(monkeypatch):
+    """The sizes of the batches so far, and the event that lets them be answered."""
+    sizes, go, original = [], threading.Event(), service.answers
 
     def counted(system, requests):
         sizes.append(len(requests))
@@ -162,6 +164,11 @@ def test_waiting_requests_are_searched_together(dense_index, tiny_dot, queries, 
         return original(system, requests)
 
     monkeypatch.setattr(service, "answers", counted)
+    return sizes, go
+
+
+def test_waiting_requests_are_searched_together(dense_index, tiny_dot, queries, monkeypatch, held):
+    (sizes, go), system = held, opened("--index", dense_index, "--encoder", tiny_dot)
     monkeypatch.setattr(service, "BATCH", 5)
     with running(service.app(system)) as port, concurrent.futures.ThreadPoolExecutor(8) as pool:
         paths = ["/search?" + urlencode({"query": query.text}) for query in queries[:8]]

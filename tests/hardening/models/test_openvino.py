@@ -1,4 +1,4 @@
-"""OpenVINO's files against damage, other weights, wrong outputs, a missing package, and what cannot be converted."""
+"""OpenVINO's files: damage, other weights, wrong outputs, a missing package, and models that cannot be converted."""
 
 import copy
 import shutil
