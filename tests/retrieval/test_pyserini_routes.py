@@ -9,7 +9,7 @@ import pytest
 from pyserini_kd.models.rankers import load_encoder
 from pyserini_kd.retrieval import dense_build, service
 from tests.conftest import as_ranker
-from tests.retrieval.test_serve import ask, held, opened, running, wait_until
+from tests.retrieval.test_serve import ask, opened, running, wait_until
 
 
 @pytest.fixture(scope="module")

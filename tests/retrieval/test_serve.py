@@ -153,20 +153,6 @@ def test_many_clients_get_equal_answers(port, queries):
         assert all(pool.map(client, range(8)))
 
 
-@pytest.fixture
-def held(monkeypatch):
-    """The sizes of the batches so far, and the event that lets them be answered."""
-    sizes, go, original = [], threading.Event(), service.answers
-
-    def counted(system, requests):
-        sizes.append(len(requests))
-        go.wait(30)
-        return original(system, requests)
-
-    monkeypatch.setattr(service, "answers", counted)
-    return sizes, go
-
-
 def test_waiting_requests_are_searched_together(dense_index, tiny_dot, queries, monkeypatch, held):
     (sizes, go), system = held, opened("--index", dense_index, "--encoder", tiny_dot)
     monkeypatch.setattr(service, "BATCH", 5)
