@@ -7,10 +7,12 @@ import click
 from pyserini_kd import __version__
 
 COMMANDS = {
+    "distill": "Turn a collection into a search system with small students.",
     "demo": "Train, index, search and measure on the embedded collection (about 20 minutes).",
     "search": "Search (sparse, dense or hybrid), rerank, write a TREC run.",
     "serve": "Serve searches over HTTP or MCP.",
     "index": "Index a collection: BM25 or dense.",
+    "queries": "Make training queries from documents.",
     "mine": "Mine negatives for training.",
     "teach": "Score candidates with teachers.",
     "train": "Train a student with a published recipe.",

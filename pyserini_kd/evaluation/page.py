@@ -56,6 +56,7 @@ class ReportConfig(RunFiles):
     training: tuple[str, ...] = option(
         "--training", (), "A training.json, for its loss curves; may be repeated.", metavar="FILE"
     )
+    notes: tuple[str, ...] = option("--note", (), "A sentence to show with the results; may be repeated.", metavar="TEXT")
     output: Path = option("--output", Path("report.html"), "Page to write.")
     figures_folder: Path | None = option("--figures", None, "Also write figures for a paper here.")
     figure_format: Literal["pdf", "svg", "png"] = option("--figure-format", "pdf", "Format of the figures.")
@@ -81,6 +82,7 @@ def build(config: ReportConfig) -> list[str]:
     said = {"qrels": config.qrels, "topics": config.topics, "collection": documents}
     tests: significance.CompareSettings = {"test": config.test, "correction": config.correction}
     data = collect(systems, qrels, queries, fetch, baseline=config.baseline, training=stages, names=said, tests=tests)
+    data["notes"] = [*config.notes, *data["notes"]]
     data["notes"] += [f"{config.qrels}: {line}" for line in caveats.of_levels(qrels, names, config.preset)]
     text, folder, overwrite = page(data), config.figures_folder, config.overwrite
     drawn = figures.draw(data, folder, config.figure_format, overwrite=overwrite) if folder is not None else []

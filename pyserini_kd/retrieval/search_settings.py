@@ -1,11 +1,12 @@
 """Search settings and their rules."""
 
 from pathlib import Path
-from typing import Literal, Self
+from typing import Any, Literal, Self
 
 from pydantic import model_validator
 
 from pyserini_kd.data.run_files import check_tag
+from pyserini_kd.retrieval import system_file
 from pyserini_kd.storage import settings as shared
 from pyserini_kd.storage.errors import InputError
 from pyserini_kd.storage.settings import Settings, option
@@ -16,6 +17,9 @@ QUERY_HITS, RUN_HITS = 10, 1000  # defaults for `query`, and for each topic
 class SystemSettings(Settings):
     """The options that `search` and `serve` share."""
 
+    system: str | None = option(
+        "--system", None, "Folder of a whole system, from distill; other options replace its settings.", metavar="DIR"
+    )
     encoder: str = option("--encoder", "student", "Checkpoint (name, folder or hub id), or bm25 for sparse search.")
     index: tuple[str, ...] = option(
         "--index",
@@ -36,6 +40,9 @@ class SystemSettings(Settings):
         "--rerank-index", None, "Index of that checkpoint's document representations (index --for).", metavar="DIR"
     )
     depth: int = option("--depth", 100, "Documents reranked per query; the others are dropped.", ge=1)
+    rerank_alpha: float | None = option(
+        "--rerank-alpha", None, "Rank by alpha first stage + (1-alpha) reranker [default: by the reranker alone].", ge=0, le=1
+    )
     batch_size: shared.BatchSize = None
     threads: shared.Threads = None
     device: shared.Device = "cpu"
@@ -62,6 +69,14 @@ class SystemSettings(Settings):
         """Whether dense and sparse results are fused."""
         return bool(self.sparse_index) and not self.is_sparse
 
+    @model_validator(mode="before")
+    @classmethod
+    def from_system(cls, values: dict[str, Any]) -> dict[str, Any]:
+        """Add the settings of `system`, except those that are given."""
+        if values.get("system") is None:
+            return values
+        return system_file.read(values["system"], set(SystemSettings.model_fields) - {"system"}) | values
+
     @model_validator(mode="after")
     def rules(self) -> Self:
         """InputError if settings conflict."""
@@ -73,7 +88,7 @@ class SystemSettings(Settings):
                   "is for a dense `encoder`")  # fmt: skip
         self.only("device precision backend", dense or self.rerank, "is for a dense `encoder` or `rerank`")
         self.only("rm3 k1 b", not dense or fused, "is for `encoder` bm25 or a `sparse_index`")
-        self.only("rerank_index depth", self.rerank, "is for `rerank`")
+        self.only("rerank_index rerank_alpha depth", self.rerank, "is for `rerank`")
         if not dense and len(self.index) > 1:
             raise InputError("several indexes need a dense `encoder`", "index")
         return self

@@ -97,7 +97,7 @@ class System:
     def search(
         self,
         queries: Sequence[Query],
-        hits: int,
+        hits: int = 1000,
         *,
         tag: str | None = None,
         remove_query: bool = False,
@@ -142,9 +142,7 @@ class System:
             run = run.without_query_docs(max_passage[1] if max_passage else None)
         if self.reranker is not None and self.source is not None:
             rerank_tag = tag or default_tag(settings.rerank or "")
-            run = timed("rerank", partial(
-                reranking.rerank, run, self.reranker, queries, self.source, depth=settings.depth, tag=rerank_tag, work=work
-            ))  # fmt: skip
+            run = timed("rerank", partial(self._rerank, run, queries, rerank_tag, work))
         run = run.top(hits)
         return (passages.max_passage(run, *max_passage) if max_passage else run), timing
 
@@ -162,6 +160,12 @@ class System:
             find: Callable[..., Run] = self.sparse.search
             finders["sparse"] = partial(find, queries, hits=deep, threads=threads, tag=tag, **bm25)
         return finders
+
+    def _rerank(self, run: Run, queries: Sequence[Query], tag: str, work: Path | None) -> Run:
+        assert self.reranker is not None and self.source is not None
+        depth, alpha = self.settings.depth, self.settings.rerank_alpha
+        reranked = reranking.rerank(run, self.reranker, queries, self.source, depth=depth, tag=tag, work=work)
+        return reranked if alpha is None else fusion.interpolation(run.top(depth), reranked, alpha=alpha, tag=tag)
 
     def _fuse(self, sparse: Run, run: Run, k: int, tag: str, one_query: bool, timing: Timing) -> Run:
         rrf_k, alpha = self.settings.rrf_k, self.settings.alpha

@@ -89,6 +89,31 @@ class Settings(BaseModel):
         """A copy with some values replaced, without another check."""
         return self.model_copy(update=values)
 
+    def words(self) -> list[str]:
+        """The command-line words of the given values, e.g. ["--runs", "a.txt", "b.txt", "--depth", "10"]."""
+        found = list[str]()
+        for name, field in type(self).model_fields.items():
+            shown = next((piece for piece in field.metadata if isinstance(piece, Option)), None)
+            value = getattr(self, name)
+            if shown is None or not self.given(name) or value is None:
+                continue
+            flag, _, negative = shown.flags[0].partition("/")
+            if isinstance(value, bool):
+                found += [flag] if value else [negative] if negative else []
+                continue
+            values = [f"{part:g}" if isinstance(part, float) else str(part) for part in _several(value)]
+            values = [",".join(values)] if shown.plain else values
+            found += [*([flag] if flag.startswith("-") else []), *values] if shown.words else _each(flag, values)
+        return found
+
+
+def _several(value: object) -> tuple[object, ...]:
+    return value if isinstance(value, tuple) else (value,)
+
+
+def _each(flag: str, values: list[str]) -> list[str]:
+    return [word for value in values for word in ((flag, value) if flag.startswith("-") else (value,))]
+
 
 def _input_error(error: ValidationError) -> InputError:
     """The first validation error, as one line."""

@@ -1,0 +1,211 @@
+"""The plan of `distill`: the single commands that turn a collection into a system, and their sizes.
+
+Each step has the settings of one command and makes one file or folder. Later steps read the outputs of earlier ones.
+"""
+
+import dataclasses
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from pyserini_kd.distillation.mining import MineConfig
+from pyserini_kd.distillation.query_files import QueryConfig, QueryFiles
+from pyserini_kd.distillation.system_config import STUDENTS, DistillConfig, StudentName
+from pyserini_kd.distillation.system_sizes import BLOCK, NEGATIVES, STUDENT_SPEED, Sizes
+from pyserini_kd.distillation.teaching_files import TeachConfig
+from pyserini_kd.distillation.train_settings import TrainSettings
+from pyserini_kd.retrieval.indexing import IndexSettings
+from pyserini_kd.retrieval.search_settings import SearchSettings
+from pyserini_kd.storage.settings import Settings
+
+TRAIN_LENGTH = 128  # tokens read in training; students read more in use
+HITS = 100  # hits per query that are compared and mined
+DEPTH = 20  # documents reranked per query
+SCORES: dict[str, dict[str, Any]] = {  # what suits the student's scores against an ensemble with a spread near 1
+    "bert_dot": {"l2_norm": True, "score_scale": 6.0, "lr": 3e-5},
+    "colbert": {"settings": ("width=128",), "lr": 5e-5},
+    "cross_encoder": {"lr": 5e-5},
+    "splade": {"lr": 5e-5},
+}
+
+
+class Step(NamedTuple):
+    """One command of the plan.
+
+    Attributes:
+        name: short name, unique in the plan.
+        what: what it does, for the user.
+        settings: settings of the command.
+        output: the file or folder that it makes.
+        needs: names of the steps whose outputs it reads.
+        seconds: estimated time.
+    """
+
+    name: str
+    what: str
+    settings: Settings
+    output: Path
+    needs: tuple[str, ...] = ()
+    seconds: float = 0.0
+
+    @property
+    def command(self) -> str:
+        """The name of its command."""
+        return COMMANDS[type(self.settings)]
+
+
+COMMANDS: Mapping[type[Settings], str] = {
+    QueryConfig: "queries", IndexSettings: "index", SearchSettings: "search", MineConfig: "mine", TeachConfig: "teach",
+    TrainSettings: "train",
+}  # fmt: skip
+
+
+@dataclasses.dataclass(frozen=True)
+class Folder:
+    """The folder of a system and its files."""
+
+    path: Path
+
+    @property
+    def queries(self) -> QueryFiles:
+        """Queries and documents for training and measuring."""
+        return QueryFiles(self.path / "queries")
+
+    def index(self, name: str) -> Path:
+        """An index of the whole collection."""
+        return self.path / "indexes" / name
+
+    def model(self, name: str) -> Path:
+        """A student."""
+        return self.path / "models" / name
+
+    def work(self, name: str) -> Path:
+        """A file or folder that only training and measuring need."""
+        return self.path / "training" / name
+
+    def dev_run(self, name: str) -> Path:
+        """A run of the held-out queries over the documents for training."""
+        return self.path / "runs" / f"dev.{name}.txt"
+
+
+def steps(config: DistillConfig, sizes: Sizes) -> list[Step]:
+    """The plan in order, with estimates of time."""
+    at = Folder(config.output)
+    found = [*_data(config, sizes, at), *_teaching(config, at), *_vectors(config, sizes, at)]
+    for name in config.wanted:
+        found.append(_student(config, sizes, at, name))
+    found += _indexes(config, at)
+    return [step._replace(seconds=_seconds(step, sizes)) for step in found]
+
+
+def untrained(config: DistillConfig) -> list[Step]:
+    """The plan for a collection that is too small to learn from: BM25 and the teacher's vectors."""
+    at = Folder(config.output)
+    of_collection = {"collection": config.collection, "fields": config.fields, "segment": config.segment}
+    plan = [
+        ("bm25", "bm25", "index the documents with BM25"),
+        ("dense", config.init, f"index the documents with {config.init}"),
+    ]
+    return [
+        Step(name, what, IndexSettings(**only_set(**of_collection, encoder=encoder, index=at.index(name))), at.index(name))
+        for name, encoder, what in plan
+    ]
+
+
+def _seconds(step: Step, sizes: Sizes) -> float:
+    """Estimated seconds of a step."""
+    settings = step.settings
+    if isinstance(settings, TrainSettings):
+        return sizes.vectors() if settings.recipe == "vectors" else sizes.scores()
+    if isinstance(settings, IndexSettings):
+        if settings.encoder == "bm25":
+            return 3.0 + sizes.n_docs / 5000
+        whole, by_student = step.output.parent.name == "indexes", step.name != "teacher"
+        return sizes.encoding(sizes.n_docs if whole else sizes.sample, STUDENT_SPEED if by_student else 1.0)
+    return 5.0 + sizes.sample / 2000
+
+
+def _data(config: DistillConfig, sizes: Sizes, at: Folder) -> Iterator[Step]:
+    of_collection = {"collection": config.collection, "fields": config.fields, "segment": config.segment}
+    given = {"topics": config.topics, "qrels": config.qrels, "generator": config.query_generator}
+    yield Step("queries", "make queries, and hold some out", QueryConfig(**only_set(
+        **of_collection, **given, docs=sizes.sample, train=sizes.train_queries, seed=config.seed, output=at.queries.folder
+    )), at.queries.folder)  # fmt: skip
+    yield Step("bm25", "index the documents with BM25", IndexSettings(**only_set(
+        **of_collection, encoder="bm25", index=at.index("bm25")
+    )), at.index("bm25"))  # fmt: skip
+
+
+def _teaching(config: DistillConfig, at: Folder) -> Iterator[Step]:
+    queries, index = at.queries, at.work("teacher")
+    yield Step("teacher", "encode the documents for training with the teacher", IndexSettings(**how(
+        config, collection=str(queries.docs), encoder=config.init, index=index
+    )), index, ("queries",))  # fmt: skip
+    runs = {"train": at.work("teacher.train.txt"), "dev": at.dev_run("teacher")}
+    for split, run in runs.items():
+        yield Step(f"teacher-{split}", f"search the {split} queries with the teacher", SearchSettings(**how(
+            config, encoder=config.init, index=(str(index),), topics=str(queries.topics(split)), hits=HITS, output=run
+        )), run, ("queries", "teacher"))  # fmt: skip
+    candidates, scores = at.work("candidates.jsonl"), at.work("scores.parquet")
+    topics = str(queries.topics("train"))
+    yield Step("candidates", "choose documents to compare", MineConfig(
+        collection=str(queries.docs), topics=topics, qrels=str(queries.qrels("train")), seed=config.seed, output=candidates,
+        runs=(str(queries.run("train")), str(runs["train"])), negatives=NEGATIVES, depth=30, shared=BLOCK,
+    ), candidates, ("queries", "teacher-train"))  # fmt: skip
+    more = {"index": index} if not config.teachers else {}  # its vectors serve one teacher alone
+    yield Step("scores", "score them with the teachers", TeachConfig(**how(
+        config, candidates=candidates, collection=str(queries.docs), topics=topics, teachers=(config.init, *config.teachers),
+        teacher_runs=(str(queries.run("train")),), scale="spread", output=scores, **more,
+    )), scores, ("queries", "teacher", "candidates"))  # fmt: skip
+
+
+def _vectors(config: DistillConfig, sizes: Sizes, at: Folder) -> Iterator[Step]:
+    output = at.work("vectors")
+    yield Step("vectors", f"train layers {config.layers} to give the teacher's vectors", TrainSettings(**_training(
+        config, recipe="vectors", teacher=config.init, init=config.init, layers=config.layers, output=output,
+        collection=str(at.queries.docs), topics=str(at.queries.texts), max_steps=sizes.vector_steps, max_doc_len=None,
+    )), output, ("queries",))  # fmt: skip
+
+
+def _student(config: DistillConfig, sizes: Sizes, at: Folder, name: StudentName) -> Step:
+    queries, architecture, output = at.queries, STUDENTS[name], at.model(name)
+    return Step(name, f"train the student {name} ({architecture}) by Margin-MSE", TrainSettings(**_training(
+        config, recipe="margin-mse", architecture=architecture, init=str(at.work("vectors")), **SCORES[architecture],
+        collection=str(queries.docs), topics=str(queries.topics("train")), candidates=at.work("candidates.jsonl"),
+        scores=at.work("scores.parquet"), max_steps=sizes.score_steps, output=output,
+    )), output, ("queries", "candidates", "scores", "vectors"))  # fmt: skip
+
+
+def _indexes(config: DistillConfig, at: Folder) -> Iterator[Step]:
+    of_collection = {"collection": config.collection, "fields": config.fields, "segment": config.segment}
+    dev = {"topics": str(at.queries.topics("dev")), "hits": HITS}
+    for name in config.wanted:
+        model = str(at.model(name))
+        if name == "dense":
+            yield Step("dense-dev", "encode the documents for training with the student", IndexSettings(**how(
+                config, collection=str(at.queries.docs), encoder=model, index=at.work("dense")
+            )), at.work("dense"), ("queries", "dense"))  # fmt: skip
+            yield Step("dense-search", "search the held-out queries with the student", SearchSettings(**how(
+                config, encoder=model, index=(str(at.work("dense")),), **dev, output=at.dev_run("dense")
+            )), at.dev_run("dense"), ("queries", "dense", "dense-dev"))  # fmt: skip
+        if name != "reranker":
+            kind = {"architecture": "colbert"} if name == "colbert" else {}
+            yield Step(f"{name}-index", f"index all documents with the student {name}", IndexSettings(**only_set(**how(
+                config, **of_collection, encoder=model, index=at.index(name), **kind
+            ))), at.index(name), (name,))  # fmt: skip
+
+
+def only_set(**values: Any) -> dict[str, Any]:
+    """The values that are not None, so that the command line shows only what is set."""
+    return {name: value for name, value in values.items() if value is not None}
+
+
+def how(config: DistillConfig, **values: Any) -> dict[str, Any]:
+    """Add precision and device if the user set them."""
+    return values | {name: getattr(config, name) for name in ("precision", "device") if config.given(name)}
+
+
+def _training(config: DistillConfig, **values: Any) -> dict[str, Any]:
+    """Add what all trainings share."""
+    shared = {"dropout": 0.0, "train_len": TRAIN_LENGTH, "seed": config.seed}
+    return how(config, **(shared | only_set(**values)))

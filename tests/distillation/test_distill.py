@@ -1,0 +1,329 @@
+"""`distill`: the whole way from documents to a system, what it skips and makes again, its choices, updates, wrong input."""
+
+import json
+import logging
+import shutil
+
+import numpy as np
+import pytest
+
+from pyserini_kd import distillation
+from pyserini_kd.data import formats, sources
+from pyserini_kd.data.runs import Run
+from pyserini_kd.data.types import Doc, Query
+from pyserini_kd.distill import main
+from pyserini_kd.distillation import distilling, system_choice, system_plan, system_sizes, system_steps
+from pyserini_kd.distillation.made_queries import sample
+from pyserini_kd.distillation.system_config import DistillConfig
+from pyserini_kd.distillation.system_sizes import Sizes
+from pyserini_kd.evaluation import engines
+from pyserini_kd.retrieval import fusion, system_file
+from pyserini_kd.retrieval.search_settings import SystemSettings
+from pyserini_kd.retrieval.system import System
+from pyserini_kd.search import main as search
+from pyserini_kd.storage.errors import InputError
+from tests.distillation.test_queries import doc_of
+from tests.distillation.test_vectors import dot
+
+N_DOCS = 230
+DOCS = [doc_of(number) for number in range(N_DOCS)]
+
+
+@pytest.fixture(scope="module")
+def bi_encoder(tmp_path_factory):
+    """A random bi-encoder of 4 layers that knows the words of the documents."""
+    from transformers import BertTokenizer
+
+    folder = tmp_path_factory.mktemp("models")
+    words = sorted({word for doc in DOCS for word in doc.contents.lower().replace(".", " . ").split()})
+    vocab = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *words]
+    tokenizer = BertTokenizer(vocab={word: row for row, word in enumerate(vocab)}, do_lower_case=True)
+    return dot(tokenizer, folder / "dot", layers=4, max_doc_len=60, max_query_len=24)
+
+
+@pytest.fixture
+def few_steps(monkeypatch):
+    """Trainings of a few steps, without a measurement of speed."""
+    made = Sizes(15.0, 1000.0, N_DOCS, 50.0, N_DOCS, 96, 4, 3)
+    monkeypatch.setattr(Sizes, "choose", classmethod(lambda cls, config, found: made))
+
+
+@pytest.fixture(scope="module")
+def system(bi_encoder, tmp_path_factory):
+    """A finished system; tests that change it take a copy."""
+    folder = tmp_path_factory.mktemp("systems")
+    formats.write_collection(DOCS, folder / "docs.jsonl")
+    with pytest.MonkeyPatch.context() as patch:
+        made = Sizes(15.0, 1000.0, N_DOCS, 50.0, N_DOCS, 96, 4, 3)
+        patch.setattr(Sizes, "choose", classmethod(lambda cls, config, found: made))
+        said = []
+        distilling.run(config_of(folder, bi_encoder), said.append)
+    return folder, said
+
+
+def config_of(folder, init, **settings):
+    return DistillConfig(
+        collection=str(folder / "docs.jsonl"), output=folder / "sys", init=str(init), layers="0,2", precision="fp32", **settings
+    )
+
+
+def test_one_command_makes_a_system_that_searches(system):
+    folder, said = system
+    out = folder / "sys"
+    assert {path.name for path in out.iterdir()} >= {
+        "models",
+        "indexes",
+        "search.yaml",
+        "report.html",
+        "commands.sh",
+        "distill.json",
+    }
+    opened = System.open(SystemSettings(system=str(out)), texts=True)
+    run, _ = opened.search([Query("1", "mend the valve of a library number7")])
+    assert run["1"].doc_ids[0] == "d7"
+    assert any("230 documents" in line for line in said) and any("dense" in line and "R@100" in line for line in said)
+    assert "made-up queries" in (out / "report.html").read_text()
+    record = json.loads((out / "distill.json").read_text())
+    assert record["chosen"]["settings"] == system_file.yaml.safe_load((out / "search.yaml").read_text())
+
+
+def test_the_commands_in_the_folder_make_the_same_files(system, tmp_path, monkeypatch):
+    """Every line of commands.sh is a valid command with the settings of its step."""
+    folder, _ = system
+    import shlex
+
+    from pyserini_kd.__main__ import main as program
+
+    lines = [line for line in (folder / "sys" / "commands.sh").read_text().splitlines() if line.startswith("pyserini-kd")]
+    record = json.loads((folder / "sys" / "distill.json").read_text())
+    assert lines == [step["command"] for step in record["steps"].values()]
+    one = next(line for line in lines if " mine " in line)
+    words = shlex.split(one)[1:]
+    words[words.index("--output") + 1] = str(tmp_path / "candidates.jsonl")
+    program.main(words, standalone_mode=False)
+    assert (tmp_path / "candidates.jsonl").read_bytes() == (folder / "sys" / "training" / "candidates.jsonl").read_bytes()
+
+
+@pytest.fixture
+def ran(monkeypatch):
+    """The names of the commands whose work was done."""
+    names = []
+
+    def note(kind, work):
+        def noted(settings):
+            names.append(getattr(settings, "recipe", None) or system_plan.COMMANDS[kind])
+            return work(settings)
+
+        return noted
+
+    monkeypatch.setattr(system_steps, "WORK", {kind: note(kind, work) for kind, work in system_steps.WORK.items()})
+    return names
+
+
+@pytest.fixture
+def copy(system, tmp_path):
+    """A copy of the system, whose collection is the same file."""
+    shutil.copytree(system[0] / "sys", tmp_path / "sys")
+    return tmp_path / "sys"
+
+
+def again(system, bi_encoder, output, **settings):
+    said = []
+    distilling.run(config_of(system[0], bi_encoder, **settings).but(output=output), said.append)
+    return said
+
+
+def test_a_second_call_makes_nothing_again_also_in_a_moved_folder(system, bi_encoder, copy, few_steps, ran):
+    before = (copy / "search.yaml").read_bytes()
+    again(system, bi_encoder, copy)
+    assert ran == [] and (copy / "search.yaml").read_bytes() == before
+
+
+def test_what_is_missing_is_made_again_with_the_same_bytes(system, bi_encoder, copy, few_steps, ran):
+    shutil.rmtree(copy / "models" / "dense")
+    again(system, bi_encoder, copy)
+    assert ran == ["margin-mse"]
+    weights = [(folder / "models" / "dense" / "model.safetensors").read_bytes() for folder in (system[0] / "sys", copy)]
+    assert weights[0] == weights[1]
+
+
+def test_an_output_replaced_by_hand_is_used_and_what_depends_on_it_is_made_again(
+    system, bi_encoder, copy, few_steps, ran, caplog
+):
+    caplog.set_level(logging.INFO)
+    shutil.rmtree(copy / "models" / "dense")
+    shutil.copytree(copy / "training" / "vectors", copy / "models" / "dense")
+    again(system, bi_encoder, copy)
+    assert "models/dense was not made by this command; it is used as it is" in caplog.text
+    assert ran == ["index", "search", "index"]
+    ran.clear()
+    again(system, bi_encoder, copy)
+    assert ran == []
+
+
+def test_another_budget_trains_again(system, bi_encoder, copy, monkeypatch, ran):
+    made = Sizes(30.0, 1000.0, N_DOCS, 50.0, N_DOCS, 96, 4, 4)
+    monkeypatch.setattr(Sizes, "choose", classmethod(lambda cls, config, found: made))
+    again(system, bi_encoder, copy, minutes=30)
+    assert ran == ["margin-mse", "margin-mse", "index", "search", "index", "index"]
+
+
+def test_a_changed_collection_is_refused_unless_it_is_an_update(bi_encoder, system, tmp_path, few_steps, ran):
+    folder = tmp_path / "other"
+    shutil.copytree(system[0], folder)
+    record = folder / "sys" / "distill.json"
+    record.write_text(record.read_text().replace(str(system[0]), str(folder)))
+    formats.write_collection([*DOCS, doc_of(5000), doc_of(5001)], folder / "docs.jsonl", overwrite=True)
+    with pytest.raises(InputError, match="changed since .* was made"):
+        distilling.run(config_of(folder, bi_encoder), print)
+    said = []
+    config = DistillConfig(collection=str(folder / "docs.jsonl"), output=folder / "sys", update=True)
+    distilling.run(config, said.append)
+    assert said[0].endswith("2 new documents, 232 in all") and len(said) == 1
+    assert ran == ["index", "index", "index"]
+    opened = System.open(SystemSettings(system=str(folder / "sys")), texts=True)
+    assert "d5001" in opened.search([Query("1", "number5001")])[0]["1"].doc_ids[:3]
+    whole = System.open(SystemSettings(system=str(system[0] / "sys")))
+    assert len(opened.index.doc_ids) == len(whole.index.doc_ids) + 2
+    distilling.run(config, said.append)
+    assert said[1].endswith("has no new documents")
+    formats.write_collection(
+        [*DOCS[1:], doc_of(5000)._replace(text="changed"), doc_of(5001)], folder / "docs.jsonl", overwrite=True
+    )
+    with pytest.raises(InputError, match="1 documents of the system changed and 1 are gone"):
+        distilling.run(config, print)
+
+
+def test_few_documents_give_an_untrained_system_and_say_so(bi_encoder, tmp_path, caplog):
+    formats.write_collection(DOCS[:50], tmp_path / "docs.jsonl")
+    distilling.run(config_of(tmp_path, bi_encoder), print)
+    assert "50 different documents are too few to learn from" in caplog.text
+    run, _ = System.open(SystemSettings(system=str(tmp_path / "sys"))).search([Query("1", "violin number3")], 5)
+    assert run["1"].doc_ids[0] == "d3"
+
+
+def test_documents_all_alike_are_few(bi_encoder, tmp_path, caplog):
+    formats.write_collection([doc_of(1)._replace(doc_id=str(number)) for number in range(300)], tmp_path / "docs.jsonl")
+    said = []
+    distilling.run(config_of(tmp_path, bi_encoder), said.append)
+    assert "299 duplicates" in said[0] and "1 different documents are too few" in caplog.text
+
+
+def test_dry_run_prints_the_plan_and_writes_nothing(bi_encoder, tmp_path, few_steps):
+    formats.write_collection(DOCS, tmp_path / "docs.jsonl")
+    said = []
+    distilling.run(config_of(tmp_path, bi_encoder, dry_run=True), said.append)
+    assert "train the student colbert" in said[-1] and "together" in said[-1]
+    assert not (tmp_path / "sys" / "queries").exists() and not (tmp_path / "sys" / "distill.json").exists()
+
+
+def test_another_language_is_named(tmp_path):
+    text = "Der Motor läuft nicht mehr und niemand weiß warum das so ist, denn gestern lief er noch ohne Fehler"
+    lines = distilling.describe(sample([Doc(str(n), "", f"{text} {n}") for n in range(300)], 100))
+    assert "do not look English" in lines[1] and "--init" in lines[1]
+
+
+def test_a_full_disk_is_noticed_before_the_work(tmp_path, monkeypatch):
+    monkeypatch.setattr(system_sizes.shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(10**9, 10**9, 10**6))
+    found = sample(DOCS, 1000)
+    with pytest.raises(InputError, match=r"needs about 0\.\d GB, but only 0\.0 GB are free"):
+        system_sizes.refuse_full_disk(DistillConfig(collection="docs.jsonl", output=tmp_path / "a" / "b"), found)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"qrels": "q.txt"}, "judges the topics"),
+        ({"students": ("dense", "dense")}, "named twice"),
+        ({"init": "random:2/32"}, "must be a bi-encoder"),
+        ({"precision": "int8"}, "trained in fp32 or bf16"),
+        ({"update": True, "minutes": 3}, "keeps the settings"),
+    ],
+)
+def test_wrong_settings(settings, message, tmp_path):
+    with pytest.raises(InputError, match=message):
+        DistillConfig(collection="docs.jsonl", output=tmp_path, **settings)
+
+
+def test_update_needs_a_finished_system(tmp_path, invoke):
+    formats.write_collection(DOCS, tmp_path / "docs.jsonl")
+    result = invoke(main, "--collection", tmp_path / "docs.jsonl", "--output", tmp_path / "sys", "--update")
+    assert result.exit_code == 2 and "--update:" in result.output and "holds no finished system" in result.output
+
+
+# ------------------------------------------------------------------------------------------------------ choices
+
+
+def test_raw_alpha_gives_both_runs_the_same_influence():
+    a = Run.from_scores("a", {"q": {"x": 30.0, "y": 10.0}})  # standard deviation 10
+    b = Run.from_scores("b", {"q": {"x": 0.1, "y": 0.5}})  # 0.2
+    assert system_choice.spread(a) == pytest.approx(10) and system_choice.spread(b) == pytest.approx(0.2)
+    alpha = system_choice.raw_alpha(a, b, 0.5)  # (0.5 / 10) / (0.5 / 10 + 0.5 / 0.2)
+    assert alpha == pytest.approx(0.05 / 2.55, rel=1e-5)
+    margins = alpha * 20, (1 - alpha) * 0.4
+    assert margins[0] == pytest.approx(margins[1], rel=1e-4)
+
+
+def runs_of(rng, good_a, good_b, n=60):
+    """Two runs in which the relevant document has the largest score with these probabilities."""
+    found = [{}, {}]
+    for query in range(n):
+        for run, good in zip(found, (good_a, good_b), strict=True):
+            scores = dict(zip("abcdef", rng.permutation(6) / 6, strict=True))
+            run[str(query)] = scores | {"rel": 2.0 if rng.random() < good else -1.0}
+    qrels = {str(query): {"rel": 1} for query in range(n)}
+    return Run.from_scores("a", found[0]), Run.from_scores("b", found[1]), qrels
+
+
+def test_made_up_queries_choose_only_among_cautious_shares_unless_one_run_is_clearly_better():
+    a, b, qrels = runs_of(np.random.default_rng(0), 0.6, 0.6)
+    assert system_choice.weigh(a, b, qrels, made_up=True) in system_choice.CAUTIOUS
+    a, b, qrels = runs_of(np.random.default_rng(0), 1.0, 0.0)
+    assert system_choice.weigh(a, b, qrels, made_up=True) in (0.7, 0.8, 1.0)
+    assert system_choice.weigh(b, a, qrels, made_up=True) in (0.0, 0.2, 0.3)
+
+
+# ------------------------------------------------------------------------------------------------------ one folder
+
+
+def test_search_opens_a_system_and_options_replace_its_settings(system, invoke):
+    out = system[0] / "sys"
+    result = invoke(search, "--system", out, "--query", "mend the valve of a library number7", "--hits", 3)
+    assert result.exit_code == 0 and "d7" in result.output
+    chosen = SystemSettings(system=str(out))
+    assert chosen.index == (str(out / "indexes" / "dense"),) and chosen.sparse_index == str(out / "indexes" / "bm25")
+    assert SystemSettings(system=str(out), alpha=0.25).alpha == 0.25
+    with pytest.raises(InputError, match="needs a dense"):
+        SystemSettings(system=str(out), encoder="bm25")
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [("[1, 2", "is not YAML"), ("- a", "must hold settings"), ("colour: blue", "unknown setting colour"), (None, "not found")],
+)
+def test_a_wrong_system_file_is_one_line(tmp_path, text, message, invoke):
+    if text is not None:
+        (tmp_path / "search.yaml").write_text(text)
+    result = invoke(search, "--system", tmp_path, "--query", "a")
+    assert result.exit_code == 2 and message in result.output and len(result.output.strip().splitlines()) == 1
+
+
+def test_rerank_alpha_mixes_both_stages(system):
+    out = system[0] / "sys"
+    query = [Query("1", "mend the handle of a violin number39")]
+    base = {"encoder": "bm25", "index": (str(out / "indexes" / "bm25"),)}
+    first = System.open(SystemSettings(**base)).search(query, 20)[0]
+    how = {"rerank": str(out / "models" / "colbert"), "rerank_index": str(out / "indexes" / "colbert"), "depth": 20}
+    late = System.open(SystemSettings(**base, **how)).search(query, 20)[0]
+    both = System.open(SystemSettings(**base, **how, rerank_alpha=0.3)).search(query, 20)[0]
+    expected = fusion.interpolation(first, late, alpha=0.3)
+    assert both["1"].doc_ids == expected["1"].doc_ids
+    np.testing.assert_allclose(both["1"].scores, expected["1"].scores, rtol=1e-6)
+
+
+def test_distill_from_python_returns_an_open_system(system, bi_encoder, copy, few_steps):
+    opened = distillation.distill(str(system[0] / "docs.jsonl"), copy, init=str(bi_encoder), layers="0,2", precision="fp32")
+    run, _ = opened.search([Query("1", "violin number3")])
+    qrels = sources.qrels(str(copy / "queries" / "dev.qrels.txt"))
+    assert run["1"].doc_ids[0] == "d3" and len(qrels) > 20
+    assert engines.mean(engines.evaluate(run, {"1": {"d3": 1}}, ["RR@10"])["RR@10"]) == 1
