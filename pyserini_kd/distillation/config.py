@@ -87,6 +87,9 @@ class TrainConfig(Settings):
         "Scale a bert_dot or colbert to the teacher's margins first (not in the papers) [default: from the recipe].",
     )
     dropout: float | None = option("--dropout", None, "Dropout rate; 0 saves 10 to 25% time [default: as saved].", ge=0, lt=1)
+    freeze_embeddings: bool = option(
+        "--freeze-embeddings", False, "Keep the embeddings of --init: of words, positions and segments."
+    )
     max_grad_norm: float = option("--max-grad-norm", 1.0, "Gradients are clipped to this norm.", gt=0)
     save_steps: int = option("--save-steps", 200, "Steps between saved states (to resume after a crash).", ge=1)
     metric: str = option("--metric", "nDCG@10", "Measure on dev topics.")

@@ -82,6 +82,10 @@ def run(config: DistillConfig, say: Say) -> None:
         steps.run(plan)
         at = Folder(config.output)
         chosen = system_choice.untrained(config) if few else system_choice.choose(config, at, say)
+        if "rerank_index" in chosen.settings:
+            stored = system_plan.token_index(config, at, sizes)
+            steps.run([stored], after=plan)
+            plan.append(stored)
         system_file.write(config.output, chosen.settings)
         _write_commands(config.output / COMMANDS, plan, chosen.settings)
         steps.save(chosen=chosen.record | {"settings": chosen.settings})

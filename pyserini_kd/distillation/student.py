@@ -118,6 +118,8 @@ def load_student(config: TrainConfig, teachers: Teachers) -> Model:
         for module in model.modules():
             if isinstance(module, nn.Dropout):  # attention reads its rate from such a module
                 module.p = config.dropout
+    if config.freeze_embeddings:
+        encoder_of(model).embeddings.requires_grad_(False)
     if config.device == "cpu":
         cpu_training.fit(model)
     return model.to(device_of(config))

@@ -15,11 +15,12 @@ from pyserini_kd.data import formats
 from pyserini_kd.data.runs import Run
 from pyserini_kd.data.types import Qrels, Query
 from pyserini_kd.distillation.system_config import DistillConfig
-from pyserini_kd.distillation.system_plan import DEPTH, Folder
+from pyserini_kd.distillation.system_plan import DEPTH, Folder, colbert_folder
 from pyserini_kd.evaluation import engines, tuning
 from pyserini_kd.evaluation.tables import table
 from pyserini_kd.models import rankers
-from pyserini_kd.retrieval import fusion, reranking
+from pyserini_kd.models.rankers import Scorer
+from pyserini_kd.retrieval import fusion, reranking, token_index
 from pyserini_kd.retrieval.text_sources import fetch_from
 from pyserini_kd.storage.records import Record, write_record
 
@@ -80,8 +81,9 @@ def choose(config: DistillConfig, at: Folder, say: Callable[[str], None]) -> Cho
         record |= {"reranking": {"gain": gain, "p": p_value, "used": pays, "share of the first stage": share}}
         say(f"reranking by {name}: {MEASURE} {gain:+.4f} (p = {p_value:.2g}), so it is {'used' if pays else 'not used'}")
         if pays:
+            model = colbert_folder(config, at) if name == "colbert" else at.model(name)
             stored = {"rerank_index": "indexes/colbert"} if name == "colbert" else {}
-            settings |= {"rerank": f"models/{name}", **stored, "depth": DEPTH, "rerank_alpha": alpha}
+            settings |= {"rerank": str(model.relative_to(at.path)), **stored, "depth": DEPTH, "rerank_alpha": alpha}
     means = {name: _means(Run.read(path), qrels) for name, path in runs.items()}
     say(table(["held-out queries", *MEASURES], [[name, *values] for name, values in means.items()]))
     return Chosen(settings, record | {"measures": {name: dict(zip(MEASURES, v, strict=True)) for name, v in means.items()}},
@@ -128,7 +130,11 @@ def _warn_of_weak_teacher(bm25: Run, teacher: Run, qrels: Qrels, name: str) -> N
 
 
 def _rerank(at: Folder, name: str, run: Run, queries: list[Query], config: DistillConfig) -> Run:
-    model = rankers.load(str(at.model(name)), device=config.device, precision=config.precision)
+    how: dict[str, Any] = {"device": config.device, "precision": config.precision}
+    if name == "colbert":
+        model: Scorer = token_index.load_scorer(str(colbert_folder(config, at)), "colbert", **how)
+    else:
+        model = rankers.load(str(at.model(name)), **how)
     return reranking.rerank(run, model, queries, fetch_from(str(at.queries.docs)), depth=DEPTH, tag=name)
 
 

@@ -61,5 +61,10 @@ class DistillConfig(Settings):
 
     @property
     def wanted(self) -> tuple[StudentName, ...]:
-        """The students to train."""
+        """The students of the system."""
         return self.students or DEFAULT
+
+    @property
+    def scored(self) -> tuple[StudentName, ...]:
+        """The students that learn scores by Margin-MSE."""
+        return tuple(name for name in self.wanted if self.topics or name in ("reranker", "sparse"))

@@ -89,13 +89,42 @@ class Folder:
 
 
 def steps(config: DistillConfig, sizes: Sizes) -> list[Step]:
-    """The plan in order, with estimates of time."""
+    """The plan in order, with estimates of time.
+
+    A bi-encoder learns the teacher's vectors. Where there are real queries, students then learn scores by Margin-MSE. Without,
+    Margin-MSE made a bi-encoder and a ColBERT worse (docs/results/distill.md), so only students without vectors use it.
+    """
     at = Folder(config.output)
-    found = [*_data(config, sizes, at), *_teaching(config, at), *_vectors(config, sizes, at)]
-    for name in config.wanted:
-        found.append(_student(config, sizes, at, name))
+    found = [*_data(config, sizes, at), *_teacher(config, at)]
+    if config.scored:
+        found += _scores(config, at)
+    found.append(_vectors(config, sizes, at))
+    found += [_student(config, sizes, at, name) for name in config.scored]
     found += _indexes(config, at)
     return [step._replace(seconds=_seconds(step, sizes)) for step in found]
+
+
+def vectors_folder(config: DistillConfig, at: Folder) -> Path:
+    """Where the student of the teacher's vectors is: it is the dense student, unless that one learns scores afterwards."""
+    return at.work("vectors") if "dense" in config.scored else at.model("dense")
+
+
+def colbert_folder(config: DistillConfig, at: Folder) -> Path:
+    """The checkpoint whose token vectors rerank: a trained ColBERT, or the student of the teacher's vectors."""
+    return at.model("colbert") if "colbert" in config.scored else vectors_folder(config, at)
+
+
+def token_index(config: DistillConfig, at: Folder, sizes: Sizes) -> Step:
+    """The step that stores token vectors of all documents, for reranking."""
+    model, index = str(colbert_folder(config, at)), at.index("colbert")
+    step = Step("colbert-index", "store the token vectors of all documents", IndexSettings(**only_set(**how(
+        config, **_collection(config), encoder=model, index=index, architecture="colbert"
+    ))), index, ("colbert" if "colbert" in config.scored else "vectors",))  # fmt: skip
+    return step._replace(seconds=_seconds(step, sizes))
+
+
+def _collection(config: DistillConfig) -> dict[str, Any]:
+    return {"collection": config.collection, "fields": config.fields, "segment": config.segment}
 
 
 def untrained(config: DistillConfig) -> list[Step]:
@@ -126,73 +155,75 @@ def _seconds(step: Step, sizes: Sizes) -> float:
 
 
 def _data(config: DistillConfig, sizes: Sizes, at: Folder) -> Iterator[Step]:
-    of_collection = {"collection": config.collection, "fields": config.fields, "segment": config.segment}
     given = {"topics": config.topics, "qrels": config.qrels, "generator": config.query_generator}
     yield Step("queries", "make queries, and hold some out", QueryConfig(**only_set(
-        **of_collection, **given, docs=sizes.sample, train=sizes.train_queries, seed=config.seed, output=at.queries.folder
+        **_collection(config), **given, docs=sizes.sample, train=sizes.train_queries, seed=config.seed, output=at.queries.folder
     )), at.queries.folder)  # fmt: skip
     yield Step("bm25", "index the documents with BM25", IndexSettings(**only_set(
-        **of_collection, encoder="bm25", index=at.index("bm25")
+        **_collection(config), encoder="bm25", index=at.index("bm25")
     )), at.index("bm25"))  # fmt: skip
 
 
-def _teaching(config: DistillConfig, at: Folder) -> Iterator[Step]:
+def _teacher(config: DistillConfig, at: Folder) -> Iterator[Step]:
     queries, index = at.queries, at.work("teacher")
     yield Step("teacher", "encode the documents for training with the teacher", IndexSettings(**how(
         config, collection=str(queries.docs), encoder=config.init, index=index
     )), index, ("queries",))  # fmt: skip
-    runs = {"train": at.work("teacher.train.txt"), "dev": at.dev_run("teacher")}
+    runs = {"dev": at.dev_run("teacher")} | ({"train": at.work("teacher.train.txt")} if config.scored else {})
     for split, run in runs.items():
         yield Step(f"teacher-{split}", f"search the {split} queries with the teacher", SearchSettings(**how(
             config, encoder=config.init, index=(str(index),), topics=str(queries.topics(split)), hits=HITS, output=run
         )), run, ("queries", "teacher"))  # fmt: skip
-    candidates, scores = at.work("candidates.jsonl"), at.work("scores.parquet")
+
+
+def _scores(config: DistillConfig, at: Folder) -> Iterator[Step]:
+    queries, candidates, scores = at.queries, at.work("candidates.jsonl"), at.work("scores.parquet")
     topics = str(queries.topics("train"))
     yield Step("candidates", "choose documents to compare", MineConfig(
         collection=str(queries.docs), topics=topics, qrels=str(queries.qrels("train")), seed=config.seed, output=candidates,
-        runs=(str(queries.run("train")), str(runs["train"])), negatives=NEGATIVES, depth=30, shared=BLOCK,
+        runs=(str(queries.run("train")), str(at.work("teacher.train.txt"))), negatives=NEGATIVES, depth=30, shared=BLOCK,
     ), candidates, ("queries", "teacher-train"))  # fmt: skip
-    more = {"index": index} if not config.teachers else {}  # its vectors serve one teacher alone
+    more = {"index": at.work("teacher")} if not config.teachers else {}  # its vectors serve one teacher alone
     yield Step("scores", "score them with the teachers", TeachConfig(**how(
         config, candidates=candidates, collection=str(queries.docs), topics=topics, teachers=(config.init, *config.teachers),
         teacher_runs=(str(queries.run("train")),), scale="spread", output=scores, **more,
     )), scores, ("queries", "teacher", "candidates"))  # fmt: skip
 
 
-def _vectors(config: DistillConfig, sizes: Sizes, at: Folder) -> Iterator[Step]:
-    output = at.work("vectors")
-    yield Step("vectors", f"train layers {config.layers} to give the teacher's vectors", TrainSettings(**_training(
+def _vectors(config: DistillConfig, sizes: Sizes, at: Folder) -> Step:
+    output = vectors_folder(config, at)
+    return Step("vectors", f"train layers {config.layers} to give the teacher's vectors", TrainSettings(**_training(
         config, recipe="vectors", teacher=config.init, init=config.init, layers=config.layers, output=output,
-        collection=str(at.queries.docs), topics=str(at.queries.texts), max_steps=sizes.vector_steps, max_doc_len=None,
+        collection=str(at.queries.docs), topics=str(at.queries.texts), max_steps=sizes.vector_steps,
     )), output, ("queries",))  # fmt: skip
 
 
 def _student(config: DistillConfig, sizes: Sizes, at: Folder, name: StudentName) -> Step:
     queries, architecture, output = at.queries, STUDENTS[name], at.model(name)
     return Step(name, f"train the student {name} ({architecture}) by Margin-MSE", TrainSettings(**_training(
-        config, recipe="margin-mse", architecture=architecture, init=str(at.work("vectors")), **SCORES[architecture],
+        config, recipe="margin-mse", architecture=architecture, init=str(vectors_folder(config, at)), **SCORES[architecture],
         collection=str(queries.docs), topics=str(queries.topics("train")), candidates=at.work("candidates.jsonl"),
-        scores=at.work("scores.parquet"), max_steps=sizes.score_steps, output=output,
+        scores=at.work("scores.parquet"), max_steps=sizes.score_steps, train_len=TRAIN_LENGTH, output=output,
     )), output, ("queries", "candidates", "scores", "vectors"))  # fmt: skip
 
 
 def _indexes(config: DistillConfig, at: Folder) -> Iterator[Step]:
-    of_collection = {"collection": config.collection, "fields": config.fields, "segment": config.segment}
-    dev = {"topics": str(at.queries.topics("dev")), "hits": HITS}
-    for name in config.wanted:
-        model = str(at.model(name))
-        if name == "dense":
-            yield Step("dense-dev", "encode the documents for training with the student", IndexSettings(**how(
-                config, collection=str(at.queries.docs), encoder=model, index=at.work("dense")
-            )), at.work("dense"), ("queries", "dense"))  # fmt: skip
-            yield Step("dense-search", "search the held-out queries with the student", SearchSettings(**how(
-                config, encoder=model, index=(str(at.work("dense")),), **dev, output=at.dev_run("dense")
-            )), at.dev_run("dense"), ("queries", "dense", "dense-dev"))  # fmt: skip
-        if name != "reranker":
-            kind = {"architecture": "colbert"} if name == "colbert" else {}
+    """Index and search with the dense student, and index with the sparse one."""
+    queries, model = at.queries, at.model("dense")
+    trained = "dense" if "dense" in config.scored else "vectors"
+    if "dense" in config.wanted:
+        yield Step("dense-dev", "encode the documents for training with the student", IndexSettings(**how(
+            config, collection=str(queries.docs), encoder=str(model), index=at.work("dense")
+        )), at.work("dense"), ("queries", trained))  # fmt: skip
+        yield Step("dense-search", "search the held-out queries with the student", SearchSettings(**how(
+            config, encoder=str(model), index=(str(at.work("dense")),), topics=str(queries.topics("dev")), hits=HITS,
+            output=at.dev_run("dense"),
+        )), at.dev_run("dense"), ("queries", trained, "dense-dev"))  # fmt: skip
+    for name in ("dense", "sparse"):
+        if name in config.wanted:
             yield Step(f"{name}-index", f"index all documents with the student {name}", IndexSettings(**only_set(**how(
-                config, **of_collection, encoder=model, index=at.index(name), **kind
-            ))), at.index(name), (name,))  # fmt: skip
+                config, **_collection(config), encoder=str(at.model(name)), index=at.index(name)
+            ))), at.index(name), (trained if name == "dense" else name,))  # fmt: skip
 
 
 def only_set(**values: Any) -> dict[str, Any]:
@@ -207,5 +238,5 @@ def how(config: DistillConfig, **values: Any) -> dict[str, Any]:
 
 def _training(config: DistillConfig, **values: Any) -> dict[str, Any]:
     """Add what all trainings share."""
-    shared = {"dropout": 0.0, "train_len": TRAIN_LENGTH, "seed": config.seed}
+    shared = {"dropout": 0.0, "seed": config.seed}
     return how(config, **(shared | only_set(**values)))

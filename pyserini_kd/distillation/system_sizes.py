@@ -28,7 +28,7 @@ TOKENS = 1.35  # tokens of a word
 STUDENT_SPEED = 1.9  # encoding by 3 layers
 TRAINING_SPEED = 0.3  # training 3 layers
 START = 3.0  # seconds to load models and texts for a step
-VECTOR_SHARE = 0.5  # share of the training time for vectors; the rest is for Margin-MSE
+VECTOR_SHARE = 0.5  # share of the training time for vectors, if students learn scores too
 MAX_VECTOR_EPOCHS, MAX_SCORE_EPOCHS = 4.0, 2.0
 MIN_STEPS = 10
 QUERIES_PER_DOC = 3.0  # texts made from a document, on average
@@ -64,14 +64,15 @@ class Sizes:
         speed = measure(config, found)
         words = min(found.words, WINDOW)
         sample = min(found.n_docs, MAX_SAMPLE, max(1000, round(0.15 * config.minutes * 60 * speed / words)))
-        n_students = len(config.wanted)
-        fixed = (2.3 * sample + n_students * found.n_docs / STUDENT_SPEED) * words / speed + 12 * START
+        n_scored = len(config.scored)
+        fixed = (2.5 * sample + len(config.wanted) * found.n_docs / STUDENT_SPEED) * words / speed + 12 * START
         left = max(config.minutes * 60 - fixed, 0.4 * config.minutes * 60) * speed * TRAINING_SPEED  # in words
         texts = sample * (words + QUERIES_PER_DOC * QUERY_WORDS)
         vector_step, score_step = VECTOR_TOKENS / TOKENS, _score_words(words)
-        vector_steps = min(VECTOR_SHARE * left, MAX_VECTOR_EPOCHS * texts) / vector_step
+        share = VECTOR_SHARE if n_scored else 1.0
+        vector_steps = min(share * left, MAX_VECTOR_EPOCHS * texts) / vector_step
         queries = 0.8 * sample * QUERIES_PER_DOC
-        score_steps = min((1 - VECTOR_SHARE) * left / n_students / score_step, MAX_SCORE_EPOCHS * queries / BLOCK)
+        score_steps = min((1 - share) * left / max(1, n_scored) / score_step, MAX_SCORE_EPOCHS * queries / BLOCK)
         train_queries = max(BLOCK, min(round(queries), BLOCK * round(score_steps)))
         return cls(config.minutes, round(speed, 1), found.n_docs, round(words, 1), sample, train_queries,
                    max(MIN_STEPS, round(vector_steps)), max(MIN_STEPS, round(score_steps)))  # fmt: skip
@@ -109,7 +110,8 @@ def measure(config: DistillConfig, found: Found) -> float:
 def disk_bytes(config: DistillConfig, found: Found) -> float:
     """Estimated size of the folder: vectors, token vectors, texts in two indexes, and checkpoints."""
     words, n_docs = min(found.words, WINDOW), found.n_docs
-    tokens = 128 * 2 * words * TOKENS if "colbert" in config.wanted else 0
+    width = 0 if "colbert" not in config.wanted else 128 if "colbert" in config.scored else 384
+    tokens = 2 * width * words * TOKENS
     return n_docs * (384 * 4 + tokens + 3 * 6 * found.words) + 200e6 * (1 + len(config.wanted))
 
 

@@ -72,10 +72,10 @@ class Steps:
         self.record = record
         self.known: Record = read_json(record, "record of a system") if record.exists() else {}
 
-    def run(self, steps: Iterable[Step]) -> None:
-        """Make the outputs that are missing or stale."""
+    def run(self, steps: Iterable[Step], after: Iterable[Step] = ()) -> None:
+        """Make the outputs that are missing or stale. The steps in `after` are finished; others may need their outputs."""
         listed = list(steps)
-        outputs = {step.name: step.output for step in listed}
+        outputs = {step.name: step.output for step in (*after, *listed)}
         for number, step in enumerate(listed, start=1):
             made_from = self._made_from(step, outputs)
             what = f"[{number}/{len(listed)}] {step.what}"
