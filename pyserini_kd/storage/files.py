@@ -31,6 +31,11 @@ def home() -> Path:
     return Path(os.environ.get("PYSERINI_KD_HOME") or ".").expanduser()
 
 
+def cache() -> Path:
+    """The folder for files that can be made again: PYSERINI_KD_CACHE or `~/.cache/pyserini_kd`."""
+    return Path(os.environ.get("PYSERINI_KD_CACHE") or Path.home() / ".cache" / "pyserini_kd").expanduser()
+
+
 def require_file(path: str | Path, what: str) -> Path:
     """Return the path if it is a file that is not empty; otherwise raise InputError."""
     path = Path(path)

@@ -214,6 +214,17 @@ def test_a_cross_encoder_and_a_splade_learn_from_made_up_queries(bi_encoder, tmp
     assert ran.count("margin-mse") == 1 and (tmp_path / "sys" / "models" / "reranker").exists()
 
 
+def test_an_update_cuts_new_documents_into_the_same_passages(bi_encoder, tmp_path, few_steps):
+    formats.write_collection(DOCS, tmp_path / "docs.jsonl")
+    distilling.run(config_of(tmp_path, bi_encoder, segment="20:10"), print)
+    formats.write_collection([*DOCS, doc_of(5000)], tmp_path / "docs.jsonl", overwrite=True)
+    said = []
+    distilling.run(DistillConfig(collection=str(tmp_path / "docs.jsonl"), output=tmp_path / "sys", update=True), said.append)
+    assert "1 new documents" in said[0]
+    run, _ = System.open(SystemSettings(system=str(tmp_path / "sys"))).search([Query("1", "number5000")])
+    assert run["1"].doc_ids[0].startswith("d5000#")
+
+
 def test_few_documents_give_an_untrained_system_and_say_so(bi_encoder, tmp_path, caplog):
     formats.write_collection(DOCS[:50], tmp_path / "docs.jsonl")
     distilling.run(config_of(tmp_path, bi_encoder), print)
