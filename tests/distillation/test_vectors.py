@@ -7,6 +7,7 @@ import re
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from pyserini_kd import train
 from pyserini_kd.data import formats
@@ -104,6 +105,18 @@ def test_a_student_with_fewer_layers_learns_the_vectors(tmp_path, bi_encoder, te
     settings = student.reader.settings
     assert (settings.pooling, settings.l2_norm, settings.query_prefix) == ("cls", True, "what the ")
     assert json.loads((out / "training.json").read_text())["distilled_lm"] is False
+
+
+def test_frozen_embeddings_stay_and_the_layers_learn(tmp_path, bi_encoder, texts):
+    how = {"layers": (0, 3), "max_steps": 5}
+    out = learn(config_of(bi_encoder, bi_encoder, freeze_embeddings=True, **how), texts, tmp_path / "frozen")
+    free = learn(config_of(bi_encoder, bi_encoder, **how), texts, tmp_path / "free")
+    before, frozen, moved = (load_file(path / "model.safetensors") for path in (bi_encoder, out, free))
+    names = [name for name in before if "embeddings" in name]
+    assert len(names) == 5 and all(torch.equal(before[name], frozen[name]) for name in names)
+    assert not torch.equal(before[names[0]], moved[names[0]])
+    weights = "encoder.layer.0.attention.self.query.weight"
+    assert not torch.equal(before[weights], frozen[weights])
 
 
 def test_the_model_card_describes_a_ranker_and_its_code_runs(tmp_path, bi_encoder, texts):
