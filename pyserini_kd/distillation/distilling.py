@@ -4,6 +4,7 @@ Wang et al. 2022 (GPL, arXiv 2112.07577) showed that a collection alone is enoug
 Margin-MSE. Here the students are small and the work fits a CPU.
 """
 
+import contextlib
 import dataclasses
 import logging
 import time
@@ -55,7 +56,7 @@ def distill(collection: str, output: str | Path, **settings: Any) -> System:
 def run(config: DistillConfig, say: Say) -> None:
     """Make or update the system in `config.output`. `say` gets what was found, the plan and the results, line by line."""
     begun = time.monotonic()
-    with alone(config.output / ".distill", "distill"):
+    with contextlib.nullcontext() if config.dry_run else alone(config.output / ".distill", "distill"):
         steps = Steps(config.output / RECORD)
         if config.update:
             system_update.update(config, steps, say)

@@ -26,7 +26,7 @@ VECTOR_TOKENS = 6144  # tokens in a step of the recipe `vectors`
 TOKENS = 1.35  # tokens of a word
 # Measured beside the encoding by a teacher of 6 layers (docs/results/distill.md)
 STUDENT_SPEED = 1.9  # encoding by 3 layers
-TRAINING_SPEED = 0.3  # training 3 layers
+TRAINING_SPEED = 0.5  # training 3 layers
 START = 3.0  # seconds to load models and texts for a step
 VECTOR_SHARE = 0.5  # share of the training time for vectors, if students learn scores too
 MAX_VECTOR_EPOCHS, MAX_SCORE_EPOCHS = 4.0, 2.0
