@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-STUDIES = {"benchmarks", "demo", "distillation", "fusion", "reproduce"}
+STUDIES = {"benchmarks", "demo", "distill", "distillation", "fusion", "reproduce"}
 
 
 def load(path):

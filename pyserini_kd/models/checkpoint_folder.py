@@ -183,18 +183,16 @@ def resolve(name: str) -> Path:
         return minilm_3.folder(resolve("minilm"))
     if known.package:
         spec = importlib.util.find_spec(known.package)
-        if spec is not None and spec.origin is not None:
+        if spec and spec.origin:
             return _checked(Path(spec.origin).parent / "model", known)
         tried.append(f"package {known.package} is not installed")
     is_hub_id = name.count("/") == 1 and not name.startswith((".", "/")) and not Path(name).parent.exists()
-    hub = known.hub or (name if is_hub_id else None)
-    if hub:
+    if hub := known.hub or (name if is_hub_id else None):
         try:
             return _download(hub)
         except Exception as error:  # the hub client raises many kinds: offline, unknown id, gated, disk full
             tried.append(f"hub id {hub}: {str(error).splitlines()[0]}")
-    names = sorted({*KNOWN, "student", "teacher"})
-    raise InputError(f"checkpoint {name!r} not found; tried: {'; '.join(tried)}. Known names: {', '.join(names)}")
+    raise InputError(f"checkpoint {name!r} not found; tried: {'; '.join(tried)}. Known: student, teacher, {', '.join(KNOWN)}")
 
 
 def _checked(folder: Path, known: Known) -> Path:

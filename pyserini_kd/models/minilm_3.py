@@ -20,7 +20,7 @@ OTHERS = ("*.safetensors", "README.md", "data_config.json", ".gitattributes")  #
 
 def folder(minilm: Path) -> Path:
     """The checkpoint's folder; it is made from MiniLM's folder if it is missing."""
-    made = cache() / "checkpoints" / f"{NAME}-{sha256(WEIGHTS)[:16]}"
+    made = cache() / "checkpoints" / sha256(WEIGHTS)[:16] / NAME
     if not made.exists():
         layers = {name: weights.astype("float32") for name, weights in load_file(WEIGHTS).items()}
         embeddings = {name: found for name, found in load_file(minilm / "model.safetensors").items() if "embeddings" in name}

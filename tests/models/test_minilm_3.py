@@ -52,6 +52,6 @@ def test_the_second_call_makes_nothing(folder):
     before = (folder / "model.safetensors").stat().st_mtime_ns
     assert checkpoint_folder.architecture_of(folder) == "bert_dot"
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("PYSERINI_KD_CACHE", str(folder.parents[1]))
+        patch.setenv("PYSERINI_KD_CACHE", str(folder.parents[2]))
         assert minilm_3.folder(checkpoint_folder.resolve("minilm")) == folder
     assert (folder / "model.safetensors").stat().st_mtime_ns == before
