@@ -4,6 +4,8 @@ import json
 import logging
 import shlex
 import shutil
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -358,3 +360,30 @@ def test_distill_from_python_returns_an_open_system(system, bi_encoder, copy, fe
     qrels = sources.qrels(str(copy / "queries" / "dev.qrels.txt"))
     assert run["1"].doc_ids[0] == "d3" and len(qrels) > 20
     assert engines.mean(engines.evaluate(run, {"1": {"d3": 1}}, ["RR@10"])["RR@10"]) == 1
+
+
+@pytest.mark.slow
+def test_after_kill_9_the_same_command_ends_with_the_same_bytes(bi_encoder, tmp_path):
+    formats.write_collection(DOCS, tmp_path / "docs.jsonl")
+    how = ["--init", str(bi_encoder), "--layers", "0,2", "--minutes", "0.02", "--precision", "fp32"]
+    words = [sys.executable, "-m", "pyserini_kd", "distill", "--collection", "docs.jsonl", *how, "--output"]
+    whole = subprocess.run([*words, "whole"], cwd=tmp_path, capture_output=True, text=True, check=True)
+    assert "Next: pyserini-kd search --system whole" in whole.stdout
+    record = json.loads((tmp_path / "whole" / "distill.json").read_text())
+    (tmp_path / "killed").mkdir()
+    kept = {name: record[name] for name in ("collection", "sizes", "stamp")}
+    (tmp_path / "killed" / "distill.json").write_text(json.dumps(kept))  # the same sizes, which are measured otherwise
+    kills = 0
+    for seconds in (4, 6, 8, 10, 12, 14):  # the start alone takes some seconds
+        with subprocess.Popen(
+            [*words, "killed"], cwd=tmp_path, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL
+        ) as process:
+            try:
+                process.wait(seconds)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                kills += 1
+    subprocess.run([*words, "killed"], cwd=tmp_path, capture_output=True, check=True)
+    assert kills > 1
+    for name in ("models/dense/model.safetensors", "indexes/dense/index", "search.yaml", "runs/dev.dense.txt"):
+        assert (tmp_path / "killed" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes(), name
