@@ -160,6 +160,7 @@ def test_an_output_replaced_by_hand_is_used_and_what_depends_on_it_is_made_again
     assert ran == []
 
 
+@pytest.mark.slow
 def test_another_budget_trains_again(system, bi_encoder, copy, monkeypatch, ran):
     made = Sizes(30.0, 1000.0, N_DOCS, 50.0, N_DOCS, 96, 5, 3)
     monkeypatch.setattr(Sizes, "choose", classmethod(lambda cls, config, found: made))
@@ -216,6 +217,7 @@ def test_a_cross_encoder_and_a_splade_learn_from_made_up_queries(bi_encoder, tmp
     assert ran.count("margin-mse") == 1 and (tmp_path / "sys" / "models" / "reranker").exists()
 
 
+@pytest.mark.slow
 def test_an_update_cuts_new_documents_into_the_same_passages(bi_encoder, tmp_path, few_steps):
     formats.write_collection(DOCS, tmp_path / "docs.jsonl")
     distilling.run(config_of(tmp_path, bi_encoder, segment="20:10"), print)
