@@ -90,7 +90,6 @@ def runs_of(name: str, test: Test, work: Path, options: list[str]) -> tuple[dict
     """Runs of the test topics, and the minutes of `distill`."""
     system, folder = work / name, work / f"{name}.runs"
     if not (system / "search.yaml").exists():
-        shutil.rmtree(system, ignore_errors=True)
         kd("distill", "--collection", test.collection, "--output", system, *options)
     minutes = sum(step["seconds"] for step in read_json(system / "distill.json", "record")["steps"].values()) / 60
     minilm, search = work / f"{name}.minilm", ["search", "--topics", test.topics, "--hits", HITS, "--output"]

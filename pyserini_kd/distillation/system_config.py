@@ -80,4 +80,4 @@ class DistillConfig(Settings):
     @property
     def scored(self) -> tuple[StudentName, ...]:
         """The students that learn scores by Margin-MSE."""
-        return tuple(name for name in self.wanted if self.topics or name in ("reranker", "sparse"))
+        return tuple(name for name in self.wanted if name in ("reranker", "sparse") or (self.topics and name == "colbert"))

@@ -22,7 +22,6 @@ TRAIN_LENGTH = 128  # tokens read in training; students read more in use
 HITS = 100  # hits per query that are compared and mined
 DEPTH = 20  # documents reranked per query
 SCORES: dict[str, dict[str, Any]] = {  # what suits the student's scores against an ensemble with a spread near 1
-    "bert_dot": {"l2_norm": True, "score_scale": 6.0, "lr": 3e-5},
     "colbert": {"settings": ("width=128",), "lr": 5e-5},
     "cross_encoder": {"lr": 5e-5},
     "splade": {"lr": 5e-5},
@@ -91,8 +90,8 @@ class Folder:
 def steps(config: DistillConfig, sizes: Sizes) -> list[Step]:
     """The plan in order, with estimates of time.
 
-    A bi-encoder learns the teacher's vectors. Where there are real queries, students then learn scores by Margin-MSE. Without,
-    Margin-MSE made a bi-encoder and a ColBERT worse (docs/results/distill.md), so only students without vectors use it.
+    The dense student learns the teacher's vectors. Margin-MSE made it worse, and a ColBERT too with made-up queries
+    (docs/results/distill.md). So a ColBERT learns scores from real queries only, and students without vectors from any.
     """
     at = Folder(config.output)
     found = [*_data(config, sizes, at), *_teacher(config, at)]
@@ -104,14 +103,9 @@ def steps(config: DistillConfig, sizes: Sizes) -> list[Step]:
     return [step._replace(seconds=_seconds(step, sizes)) for step in found]
 
 
-def vectors_folder(config: DistillConfig, at: Folder) -> Path:
-    """Where the student of the teacher's vectors is: it is the dense student, unless that one learns scores afterwards."""
-    return at.work("vectors") if "dense" in config.scored else at.model("dense")
-
-
 def colbert_folder(config: DistillConfig, at: Folder) -> Path:
-    """The checkpoint whose token vectors rerank: a trained ColBERT, or the student of the teacher's vectors."""
-    return at.model("colbert") if "colbert" in config.scored else vectors_folder(config, at)
+    """The checkpoint whose token vectors rerank: a trained ColBERT, or the dense student."""
+    return at.model("colbert" if "colbert" in config.scored else "dense")
 
 
 def token_index(config: DistillConfig, at: Folder, sizes: Sizes) -> Step:
@@ -191,7 +185,7 @@ def _scores(config: DistillConfig, at: Folder) -> Iterator[Step]:
 
 
 def _vectors(config: DistillConfig, sizes: Sizes, at: Folder) -> Step:
-    output = vectors_folder(config, at)
+    output = at.model("dense")
     return Step("vectors", "train the student to give the teacher's vectors", TrainSettings(**_training(
         config, recipe="vectors", teacher=config.init, **config.start, output=output,
         collection=str(at.queries.docs), topics=str(at.queries.texts), max_steps=sizes.vector_steps,
@@ -201,7 +195,7 @@ def _vectors(config: DistillConfig, sizes: Sizes, at: Folder) -> Step:
 def _student(config: DistillConfig, sizes: Sizes, at: Folder, name: StudentName) -> Step:
     queries, architecture, output = at.queries, STUDENTS[name], at.model(name)
     return Step(name, f"train the student {name} ({architecture}) by Margin-MSE", TrainSettings(**_training(
-        config, recipe="margin-mse", architecture=architecture, init=str(vectors_folder(config, at)), **SCORES[architecture],
+        config, recipe="margin-mse", architecture=architecture, init=str(at.model("dense")), **SCORES[architecture],
         collection=str(queries.docs), topics=str(queries.topics("train")), candidates=at.work("candidates.jsonl"),
         scores=at.work("scores.parquet"), max_steps=sizes.score_steps, train_len=TRAIN_LENGTH, output=output,
     )), output, ("queries", "candidates", "scores", "vectors"))  # fmt: skip
@@ -210,20 +204,19 @@ def _student(config: DistillConfig, sizes: Sizes, at: Folder, name: StudentName)
 def _indexes(config: DistillConfig, at: Folder) -> Iterator[Step]:
     """Index and search with the dense student, and index with the sparse one."""
     queries, model = at.queries, at.model("dense")
-    trained = "dense" if "dense" in config.scored else "vectors"
     if "dense" in config.wanted:
         yield Step("dense-dev", "encode the documents for training with the student", IndexSettings(**how(
             config, collection=str(queries.docs), encoder=str(model), index=at.work("dense")
-        )), at.work("dense"), ("queries", trained))  # fmt: skip
+        )), at.work("dense"), ("queries", "vectors"))  # fmt: skip
         yield Step("dense-search", "search the held-out queries with the student", SearchSettings(**how(
             config, encoder=str(model), index=(str(at.work("dense")),), topics=str(queries.topics("dev")), hits=HITS,
             output=at.dev_run("dense"),
-        )), at.dev_run("dense"), ("queries", trained, "dense-dev"))  # fmt: skip
+        )), at.dev_run("dense"), ("queries", "vectors", "dense-dev"))  # fmt: skip
     for name in ("dense", "sparse"):
         if name in config.wanted:
             yield Step(f"{name}-index", f"index all documents with the student {name}", IndexSettings(**only_set(**how(
                 config, **_collection(config), encoder=str(at.model(name)), index=at.index(name)
-            ))), at.index(name), (trained if name == "dense" else name,))  # fmt: skip
+            ))), at.index(name), ("vectors" if name == "dense" else name,))  # fmt: skip
 
 
 def only_set(**values: Any) -> dict[str, Any]:

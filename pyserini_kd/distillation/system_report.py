@@ -19,7 +19,7 @@ MADE_UP = (
 
 def write(config: DistillConfig, at: Folder, chosen: Chosen) -> str:
     """Write `report.html`; return a line about it."""
-    trainings = [at.work("vectors"), *(at.model(name) for name in config.wanted)]
+    trainings = [at.model(name) for name in dict.fromkeys(("dense", *config.wanted))]
     settings = ReportConfig(
         runs=tuple(map(str, chosen.runs)), qrels=str(at.queries.qrels("dev")), measures=MEASURES,
         baseline=str(chosen.runs[0]), topics=str(at.queries.topics("dev")), collection=str(at.queries.docs),
