@@ -17,7 +17,7 @@ from tqdm import tqdm
 from pyserini_kd.data import sources
 from pyserini_kd.distillation import made_queries, system_choice, system_plan, system_report, system_sizes, system_update
 from pyserini_kd.distillation.made_queries import Found
-from pyserini_kd.distillation.system_config import DistillConfig
+from pyserini_kd.distillation.system_config import MINILM, DistillConfig
 from pyserini_kd.distillation.system_plan import Folder, Step
 from pyserini_kd.distillation.system_sizes import Sizes
 from pyserini_kd.distillation.system_steps import Steps, command_of
@@ -26,6 +26,7 @@ from pyserini_kd.retrieval.search_settings import SystemSettings
 from pyserini_kd.retrieval.system import System
 from pyserini_kd.storage.errors import InputError
 from pyserini_kd.storage.files import alone, atomic_file
+from pyserini_kd.storage.records import Record
 
 logger = logging.getLogger(__name__)
 
@@ -62,48 +63,61 @@ def run(config: DistillConfig, say: Say) -> None:
             system_update.update(config, steps, say)
             return
         _refuse_another(config, steps)
-        docs = sources.collection(config.collection, config.segment, config.fields)
-        found = made_queries.sample(tqdm(docs, desc="read collection", unit=" docs", disable=None), system_sizes.MAX_SAMPLE)
-        for line in describe(found):
-            say(line)
-        if not found.docs:
-            raise InputError(f"{config.collection} has no document with text", "collection")
+        found = _read(config, say)
         few = len(found.docs) < FEW
-        if few:
-            logger.warning("WARNING: %d different documents are too few to learn from; the system is BM25 and %s, untrained",
-                           len(found.docs), config.init)  # fmt: skip
         sizes = _sizes(config, found, steps)
         plan = system_plan.untrained(config) if few else system_plan.steps(config, sizes)
         system_sizes.refuse_full_disk(config, found)
-        say(system_sizes.plan_table(plan))
+        say(system_plan.table(plan))
         if config.dry_run:
             return
         steps.save(collection=config.collection, stamp=sources.stamp(config.collection), sizes=dataclasses.asdict(sizes),
                    n_docs=found.n_docs, config=config.model_dump(mode="json", include=KEPT))  # fmt: skip
-        steps.run(plan)
-        at = Folder(config.output)
-        chosen = system_choice.untrained(config) if few else system_choice.choose(config, at, say)
-        if "rerank_index" in chosen.settings:
-            stored = system_plan.token_index(config, at, sizes)
-            steps.run([stored], after=plan)
-            plan.append(stored)
-        system_file.write(config.output, chosen.settings)
-        _write_commands(config.output / COMMANDS, plan, chosen.settings)
-        steps.save(chosen=chosen.record | {"settings": chosen.settings})
         if not few:
-            say(system_report.write(config, at, chosen))
+            steps.run(plan, until=system_plan.TEACHER_SEARCHED)
+            system_choice.check_teacher(config, Folder(config.output))
+        steps.run(plan)
+        _finish(config, steps, plan, sizes, say, few=few)
         say(f"{config.output}: {time.monotonic() - begun:.0f} s. Next: pyserini-kd search --system {config.output} --query ...")
 
 
-def describe(found: Found) -> list[str]:
-    """What the collection holds, line by line, with a warning if its language may not suit the teacher."""
+def _read(config: DistillConfig, say: Say) -> Found:
+    """Read the collection once and say what it holds; InputError if it has no text."""
+    docs = sources.collection(config.collection, config.segment, config.fields)
+    found = made_queries.sample(tqdm(docs, desc="read collection", unit=" docs", disable=None), system_sizes.MAX_SAMPLE)
+    if not found.docs:
+        raise InputError(f"{config.collection} has no document with text", "collection")
     counts = f"{found.n_duplicates} duplicates, {found.n_empty} empty"
-    lines = [f"{found.n_docs} documents, {found.words:.0f} words on average, {counts}"]
-    if not found.is_english:
-        share = f"{found.english:.0%} function words of English"
-        lines.append(f"WARNING: the documents do not look English ({share}). minilm is an English model: name a bi-encoder for "
-                     "your language with --init")  # fmt: skip
-    return lines
+    say(f"{found.n_docs} documents, {found.words:.0f} words on average, {counts}")
+    if not found.is_english and config.init == MINILM:
+        logger.warning("WARNING: the documents do not look English: %.0f%% of the words are function words of English. %s is "
+                       "an English model: name a bi-encoder for your language with --init", 100 * found.english,
+                       MINILM)  # fmt: skip
+    if len(found.docs) < FEW:
+        logger.warning("WARNING: %d different documents are too few to learn from; the system is BM25 and %s, untrained",
+                       len(found.docs), config.init)  # fmt: skip
+    return found
+
+
+def _finish(config: DistillConfig, steps: Steps, plan: list[Step], sizes: Sizes, say: Say, *, few: bool) -> None:
+    """Choose the settings, and write search.yaml, the report and the commands.
+
+    If the steps are those of the last choice, its settings stay, also where someone changed search.yaml by hand.
+    """
+    made_from, known = steps.identities(plan), steps.known.get("chosen", {})
+    if known.get("made_from") == made_from and (config.output / system_file.NAME).exists():
+        say(f"{config.output / system_file.NAME}: chosen before")
+        return
+    held_out = None if few else system_choice.HeldOut.open(config, Folder(config.output))
+    chosen = system_choice.choose(config, held_out, say) if held_out else system_choice.untrained(config)
+    if "rerank_index" in chosen.settings:
+        plan.append(system_plan.token_index(config, Folder(config.output), sizes))
+        steps.run(plan)
+    system_file.write(config.output, chosen.settings)
+    _write_commands(config.output / COMMANDS, plan, chosen.settings)
+    if held_out:
+        say(system_report.write(config, held_out))
+    steps.save(chosen={**chosen.record, "settings": chosen.settings, "made_from": made_from})
 
 
 def _refuse_another(config: DistillConfig, steps: Steps) -> None:
@@ -122,14 +136,14 @@ def _refuse_another(config: DistillConfig, steps: Steps) -> None:
 
 
 def _sizes(config: DistillConfig, found: Found, steps: Steps) -> Sizes:
-    """Sizes of the training: those of an earlier run with the same budget, so that its results serve; else from the budget."""
+    """Sizes of the training: those of an earlier run for the same students, so that its results serve; else by the budget."""
     known = steps.known.get("sizes")
-    if known and known["minutes"] == config.minutes:
+    if known and known["made_for"] == system_sizes.made_for(config):
         return Sizes(**known)
     return Sizes.choose(config, found)
 
 
-def _write_commands(path: Path, plan: list[Step], settings: dict[str, object]) -> None:
+def _write_commands(path: Path, plan: list[Step], settings: Record) -> None:
     """Write the single commands that make the same models and indexes."""
     with atomic_file(path) as out:
         out.write("# The commands that `pyserini-kd distill` ran. Each can be run by hand, also with other settings.\n")

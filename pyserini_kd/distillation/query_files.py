@@ -114,6 +114,9 @@ def make_files(config: QueryConfig) -> Record:
     given = Judged(sources.topics(config.topics) if config.topics else [], sources.qrels(config.qrels) if config.qrels else {})
     if config.qrels and not any(query.query_id in given.qrels for query in given.queries):
         raise InputError(f"qrels {config.qrels} and topics {config.topics} share no query", "qrels")
+    if config.segment:
+        docs = sources.collection(config.collection, config.segment, config.fields)
+        given = given._replace(qrels=passages.segment_qrels(given.qrels, docs))
     found = _read(config, given)
     cut, made = made_queries.make(found, remove=not given.qrels)
     if config.generator:
@@ -155,9 +158,7 @@ def _splits(made: Sequence[MadeQuery], given: Judged, doc_ids: Sequence[str], co
     At most a fifth of the topics or documents is held out.
     """
     rng = np.random.default_rng(config.seed)
-    judged = (
-        [query for query in given.queries if any(g > 0 for g in given.qrels.get(query.query_id, {}).values())] if given else []
-    )
+    judged = [query for query in given.queries if any(grade > 0 for grade in given.qrels.get(query.query_id, {}).values())]
     held = _draw(rng, [query.query_id for query in judged] or doc_ids, config.dev)
     train, dev = Judged([], {}), Judged([], {})
     for query in given.queries:

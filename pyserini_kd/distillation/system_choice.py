@@ -3,11 +3,12 @@
 Held-out queries that were made from documents are not quite like those of users.
 """
 
+import dataclasses
 import logging
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple, Self
 
 import numpy as np
 
@@ -36,58 +37,116 @@ SIGNIFICANT = 0.05
 
 
 class Chosen(NamedTuple):
-    """Settings of the system with paths relative to its folder, what they rest on, and the runs of the held-out queries."""
+    """Settings of the system with paths relative to its folder, and what they rest on."""
 
-    settings: dict[str, Any]
+    settings: Record
     record: Record
-    runs: list[Path]
+
+
+@dataclasses.dataclass(frozen=True)
+class HeldOut:
+    """The held-out queries, and the runs that are compared on them: name -> file.
+
+    Attributes:
+        made_up: whether the queries were made from documents.
+    """
+
+    at: Folder
+    queries: list[Query]
+    qrels: Qrels
+    made_up: bool
+    runs: dict[str, Path]
+
+    @classmethod
+    def open(cls, config: DistillConfig, at: Folder) -> Self:
+        """The held-out queries with the runs of BM25, of the teacher and of the first stages among the students."""
+        files = at.queries
+        names = ("teacher", *(name for name in ("dense", "sparse") if name in config.wanted))
+        runs = {"bm25": files.run("dev")} | {name: at.dev_run(name) for name in names}
+        queries, qrels = formats.read_topics(files.topics("dev")), formats.read_qrels(files.qrels("dev"))
+        return cls(at, queries, qrels, not config.qrels, runs)
+
+    def run(self, name: str) -> Run:
+        """The run of a system."""
+        return Run.read(self.runs[name])
+
+    def add(self, name: str, run: Run, made_of: Sequence[str], seconds: float = 0.0) -> None:
+        """Write a run that was made of others, and of further work of some seconds."""
+        self.runs[name] = path = self.at.dev_run(name)
+        run.write(path, overwrite=True)
+        write_record(path, config={"runs": [str(self.runs[other]) for other in made_of]}, seconds=round(seconds, 2))
 
 
 def untrained(config: DistillConfig) -> Chosen:
     """Settings of a system without a student: BM25 and the teacher by RRF."""
-    settings = {"encoder": config.init, "index": ["indexes/dense"], "sparse_index": "indexes/bm25"}
-    return Chosen(settings, {"why": "too few documents to learn from"}, [])
+    settings: Record = {"encoder": config.init, "index": ["indexes/dense"], "sparse_index": "indexes/bm25"}
+    return Chosen(settings, {"why": "too few documents to learn from"})
 
 
-def choose(config: DistillConfig, at: Folder, say: Callable[[str], None]) -> Chosen:
-    """Choose the hybrid's weight and whether to rerank; write the runs of the held-out queries; say what they measure."""
-    queries, qrels = formats.read_topics(at.queries.topics("dev")), formats.read_qrels(at.queries.qrels("dev"))
+def check_teacher(config: DistillConfig, at: Folder) -> None:
+    """Warn if BM25 and the teacher together do not beat BM25 on the held-out queries."""
+    qrels = formats.read_qrels(at.queries.qrels("dev"))
     bm25, teacher = Run.read(at.queries.run("dev")), Run.read(at.dev_run("teacher"))
-    runs = {"bm25": at.queries.run("dev"), "teacher": at.dev_run("teacher")}
-    _warn_of_weak_teacher(bm25, teacher, qrels, config.init)
-    settings: dict[str, Any] = {"encoder": "bm25", "index": ["indexes/bm25"]}
-    best, record = bm25, Record()
-    if "dense" in config.wanted:
-        runs["dense"] = at.dev_run("dense")
-        dense = Run.read(runs["dense"])
-        share = weigh(bm25, dense, qrels, made_up=not config.qrels)
-        alpha = raw_alpha(bm25, dense, share)
-        best = fusion.interpolation(bm25, dense, alpha=alpha, k=None, tag="hybrid")
-        runs["hybrid"] = _write(best, at, "hybrid", [runs["bm25"], runs["dense"]])
-        record |= {"share of BM25": share, "alpha": alpha}
-        settings = {"encoder": "models/dense", "index": ["indexes/dense"], "sparse_index": "indexes/bm25",
-                    "fusion": "interpolation", "alpha": alpha}  # fmt: skip
+    together = fusion.interpolation(bm25, teacher, alpha=raw_alpha(bm25, teacher, 0.5), k=None)
+    gain, p_value = _compare(together, bm25, qrels)
+    if gain <= 0:
+        logger.warning("WARNING: the teachers (BM25 and %s) do not beat BM25 on held-out queries (%+.4f, p = %.2g); a student "
+                       "can be faster than they are, but hardly better", config.init, gain, p_value)  # fmt: skip
+
+
+def choose(config: DistillConfig, held_out: HeldOut, say: Callable[[str], None]) -> Chosen:
+    """Choose the first stage, its weight and whether to rerank; write runs of the held-out queries; say what they measure."""
+    settings, record = _first_stage(held_out, say)
     if name := next((name for name in ("colbert", "reranker") if name in config.wanted), None):
-        begun = time.monotonic()
-        top = best.top(DEPTH)
-        reranked = _rerank(at, name, top, queries, config)
-        share = weigh(top, reranked, qrels, made_up=not config.qrels)
-        alpha = raw_alpha(top, reranked, share)
-        together = fusion.interpolation(top, reranked, alpha=alpha, tag="reranked")
-        first = runs.get("hybrid", runs["bm25"])
-        runs["reranked"] = _write(together, at, "reranked", [first], time.monotonic() - begun)
-        gain, p_value = _compare(together, best, qrels)
-        pays = _is_better(together, best, qrels)
-        record |= {"reranking": {"gain": gain, "p": p_value, "used": pays, "share of the first stage": share}}
-        say(f"reranking by {name}: {MEASURE} {gain:+.4f} (p = {p_value:.2g}), so it is {'used' if pays else 'not used'}")
-        if pays:
-            model = colbert_folder(config, at) if name == "colbert" else at.model(name)
-            stored = {"rerank_index": "indexes/colbert"} if name == "colbert" else {}
-            settings |= {"rerank": str(model.relative_to(at.path)), **stored, "depth": DEPTH, "rerank_alpha": alpha}
-    means = {name: _means(Run.read(path), qrels) for name, path in runs.items()}
+        _choose_reranker(name, config, held_out, settings, record, say)
+    means = {name: _means(held_out.run(name), held_out.qrels) for name in held_out.runs}
     say(table(["held-out queries", *MEASURES], [[name, *values] for name, values in means.items()]))
-    return Chosen(settings, record | {"measures": {name: dict(zip(MEASURES, v, strict=True)) for name, v in means.items()}},
-                  list(runs.values()))  # fmt: skip
+    record["measures"] = {name: dict(zip(MEASURES, values, strict=True)) for name, values in means.items()}
+    return Chosen(settings, record)
+
+
+def _first_stage(held_out: HeldOut, say: Callable[[str], None]) -> tuple[Record, Record]:
+    """Settings of the first stage, and what was chosen. It is BM25 or the sparse student, in a hybrid with the dense one."""
+    words = "bm25"
+    if "sparse" in held_out.runs:
+        gain, p_value = _compare(held_out.run("sparse"), held_out.run("bm25"), held_out.qrels)
+        words = "sparse" if gain > 0 and p_value < SIGNIFICANT else "bm25"
+        say(f"sparse instead of BM25: {MEASURE} {gain:+.4f} (p = {p_value:.2g}), so {words} is used")
+    if "dense" not in held_out.runs:
+        encoder = "bm25" if words == "bm25" else "models/sparse"
+        return {"encoder": encoder, "index": [f"indexes/{words}"]}, {"first stage": words}
+    share, alpha, hybrid = _mixed(held_out.run(words), held_out.run("dense"), held_out, "hybrid")
+    held_out.add("hybrid", hybrid, [words, "dense"])
+    settings: Record = {"encoder": "models/dense", "index": ["indexes/dense"], "sparse_index": f"indexes/{words}"}
+    settings |= {"fusion": "interpolation", "alpha": alpha}
+    return settings, {"first stage": "hybrid", "words": words, "share of words": share, "alpha": alpha}
+
+
+def _choose_reranker(
+    name: str, config: DistillConfig, held_out: HeldOut, settings: Record, record: Record, say: Callable[[str], None]
+) -> None:
+    """Add a reranker to the settings if it makes the first stage significantly better."""
+    first = record["first stage"]
+    before, begun = held_out.run(first), time.monotonic()
+    top = before.top(DEPTH)
+    reranked = _rerank(name, top, config, held_out)
+    share, alpha, together = _mixed(top, reranked, held_out, "reranked")
+    held_out.add("reranked", together, [first], time.monotonic() - begun)
+    gain, p_value = _compare(together, before, held_out.qrels)
+    pays = gain > 0 and p_value < SIGNIFICANT
+    record["reranking"] = {"gain": gain, "p": p_value, "used": pays, "share of the first stage": share}
+    say(f"reranking by {name}: {MEASURE} {gain:+.4f} (p = {p_value:.2g}), so it is {'used' if pays else 'not used'}")
+    if pays:
+        model = colbert_folder(config, held_out.at) if name == "colbert" else held_out.at.model(name)
+        stored = {"rerank_index": "indexes/colbert"} if name == "colbert" else {}
+        settings |= {"rerank": str(model.relative_to(held_out.at.path)), **stored, "depth": DEPTH, "rerank_alpha": alpha}
+
+
+def _mixed(a: Run, b: Run, held_out: HeldOut, tag: str) -> tuple[float, float, Run]:
+    """(share of `a`, weight of its raw scores, fused run)."""
+    share = weigh(a, b, held_out.qrels, made_up=held_out.made_up)
+    alpha = raw_alpha(a, b, share)
+    return share, alpha, fusion.interpolation(a, b, alpha=alpha, k=None, tag=tag)
 
 
 def weigh(a: Run, b: Run, qrels: Qrels, *, made_up: bool) -> float:
@@ -120,29 +179,14 @@ def spread(run: Run) -> float:
     return float(np.mean(deviations)) if deviations and max(deviations) > 0 else 1.0
 
 
-def _warn_of_weak_teacher(bm25: Run, teacher: Run, qrels: Qrels, name: str) -> None:
-    alpha = raw_alpha(bm25, teacher, 0.5)
-    together = fusion.interpolation(bm25, teacher, alpha=alpha, k=None)
-    gain, p_value = _compare(together, bm25, qrels)
-    if gain <= 0:
-        logger.warning("WARNING: the teachers (BM25 and %s) do not beat BM25 on held-out queries (%+.4f, p = %.2g); a student "
-                       "can be faster than they are, but hardly better", name, gain, p_value)  # fmt: skip
-
-
-def _rerank(at: Folder, name: str, run: Run, queries: list[Query], config: DistillConfig) -> Run:
-    how: dict[str, Any] = {"device": config.device, "precision": config.precision}
+def _rerank(name: str, run: Run, config: DistillConfig, held_out: HeldOut) -> Run:
     if name == "colbert":
-        model: Scorer = token_index.load_scorer(str(colbert_folder(config, at)), "colbert", **how)
+        folder = str(colbert_folder(config, held_out.at))
+        model: Scorer = token_index.load_scorer(folder, "colbert", device=config.device, precision=config.precision)
     else:
-        model = rankers.load(str(at.model(name)), **how)
-    return reranking.rerank(run, model, queries, fetch_from(str(at.queries.docs)), depth=DEPTH, tag=name)
-
-
-def _write(run: Run, at: Folder, name: str, made_of: list[Path], seconds: float = 0.0) -> Path:
-    path = at.dev_run(name)
-    run.write(path, overwrite=True)
-    write_record(path, config={"runs": list(map(str, made_of))}, seconds=round(seconds, 2))
-    return path
+        model = rankers.load(str(held_out.at.model(name)), device=config.device, precision=config.precision)
+    docs = fetch_from(str(held_out.at.queries.docs))
+    return reranking.rerank(run, model, held_out.queries, docs, depth=DEPTH, tag=name)
 
 
 def _is_better(run: Run, other: Run, qrels: Qrels) -> bool:

@@ -55,6 +55,8 @@ class DistillConfig(Settings):
         self.only("qrels", self.topics, "judges the topics of `topics`")
         names = "minutes topics qrels students init layers teachers query_generator fields segment dry_run seed"
         self.only(names, not self.update, "does not go with `update`, which keeps the settings of the system")
+        why = "teaches students that learn scores: colbert with `topics`, reranker, sparse"
+        self.only("teachers", self.scored, why)
         if len(set(self.students)) < len(self.students):
             raise InputError("a student is named twice; name it once", "students")
         if self.init.startswith(RANDOM):

@@ -1,12 +1,12 @@
-"""The plan of `distill`: the single commands that turn a collection into a system, and their sizes.
+"""The plan of `distill`: the single commands that turn a collection into a system.
 
 Each step has the settings of one command and makes one file or folder. Later steps read the outputs of earlier ones.
 """
 
 import dataclasses
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from pyserini_kd.distillation.mining import MineConfig
 from pyserini_kd.distillation.query_files import QueryConfig, QueryFiles
@@ -14,14 +14,17 @@ from pyserini_kd.distillation.system_config import STUDENTS, DistillConfig, Stud
 from pyserini_kd.distillation.system_sizes import BLOCK, NEGATIVES, STUDENT_SPEED, Sizes
 from pyserini_kd.distillation.teaching_files import TeachConfig
 from pyserini_kd.distillation.train_settings import TrainSettings
+from pyserini_kd.evaluation import tables
 from pyserini_kd.retrieval.indexing import IndexSettings
 from pyserini_kd.retrieval.search_settings import SearchSettings
+from pyserini_kd.storage.records import Record
 from pyserini_kd.storage.settings import Settings
 
 TRAIN_LENGTH = 128  # tokens read in training; students read more in use
+TEACHER_SEARCHED = "teacher-dev"  # the step after which the teacher can be checked
 HITS = 100  # hits per query that are compared and mined
 DEPTH = 20  # documents reranked per query
-SCORES: dict[str, dict[str, Any]] = {  # what suits the student's scores against an ensemble with a spread near 1
+SCORES: dict[str, Record] = {  # what suits the student's scores against an ensemble with a spread near 1
     "colbert": {"settings": ("width=128",), "lr": 5e-5},
     "cross_encoder": {"lr": 5e-5},
     "splade": {"lr": 5e-5},
@@ -46,17 +49,6 @@ class Step(NamedTuple):
     output: Path
     needs: tuple[str, ...] = ()
     seconds: float = 0.0
-
-    @property
-    def command(self) -> str:
-        """The name of its command."""
-        return COMMANDS[type(self.settings)]
-
-
-COMMANDS: Mapping[type[Settings], str] = {
-    QueryConfig: "queries", IndexSettings: "index", SearchSettings: "search", MineConfig: "mine", TeachConfig: "teach",
-    TrainSettings: "train",
-}  # fmt: skip
 
 
 @dataclasses.dataclass(frozen=True)
@@ -117,22 +109,27 @@ def token_index(config: DistillConfig, at: Folder, sizes: Sizes) -> Step:
     return step._replace(seconds=_seconds(step, sizes))
 
 
-def _collection(config: DistillConfig) -> dict[str, Any]:
+def _collection(config: DistillConfig) -> Record:
     return {"collection": config.collection, "fields": config.fields, "segment": config.segment}
 
 
 def untrained(config: DistillConfig) -> list[Step]:
     """The plan for a collection that is too small to learn from: BM25 and the teacher's vectors."""
     at = Folder(config.output)
-    of_collection = {"collection": config.collection, "fields": config.fields, "segment": config.segment}
-    plan = [
-        ("bm25", "bm25", "index the documents with BM25"),
-        ("dense", config.init, f"index the documents with {config.init}"),
-    ]
     return [
-        Step(name, what, IndexSettings(**only_set(**of_collection, encoder=encoder, index=at.index(name))), at.index(name))
-        for name, encoder, what in plan
-    ]
+        Step(name, f"index the documents with {encoder}", IndexSettings(**only_set(
+            **_collection(config), encoder=encoder, index=at.index(name)
+        )), at.index(name))
+        for name, encoder in (("bm25", "bm25"), ("dense", config.init))
+    ]  # fmt: skip
+
+
+def table(plan: Sequence[Step]) -> str:
+    """The plan with estimated minutes."""
+    numbered = enumerate(plan, start=1)
+    rows = [[str(number), step.what, f"{step.seconds / 60:.1f}", str(step.output)] for number, step in numbered]
+    rows.append(["", "together", f"{sum(step.seconds for step in plan) / 60:.1f}", ""])
+    return tables.table(["step", "what", "minutes", "result"], rows)
 
 
 def _seconds(step: Step, sizes: Sizes) -> float:
@@ -202,34 +199,34 @@ def _student(config: DistillConfig, sizes: Sizes, at: Folder, name: StudentName)
 
 
 def _indexes(config: DistillConfig, at: Folder) -> Iterator[Step]:
-    """Index and search with the dense student, and index with the sparse one."""
-    queries, model = at.queries, at.model("dense")
-    if "dense" in config.wanted:
-        yield Step("dense-dev", "encode the documents for training with the student", IndexSettings(**how(
-            config, collection=str(queries.docs), encoder=str(model), index=at.work("dense")
-        )), at.work("dense"), ("queries", "vectors"))  # fmt: skip
-        yield Step("dense-search", "search the held-out queries with the student", SearchSettings(**how(
-            config, encoder=str(model), index=(str(at.work("dense")),), topics=str(queries.topics("dev")), hits=HITS,
-            output=at.dev_run("dense"),
-        )), at.dev_run("dense"), ("queries", "vectors", "dense-dev"))  # fmt: skip
-    for name in ("dense", "sparse"):
-        if name in config.wanted:
-            yield Step(f"{name}-index", f"index all documents with the student {name}", IndexSettings(**only_set(**how(
-                config, **_collection(config), encoder=str(at.model(name)), index=at.index(name)
-            ))), at.index(name), ("vectors" if name == "dense" else name,))  # fmt: skip
+    """For the dense and the sparse student: search the held-out queries in the documents for training, index all documents."""
+    queries = at.queries
+    for name, trained in (("dense", "vectors"), ("sparse", "sparse")):
+        if name not in config.wanted:
+            continue
+        model, index, run = str(at.model(name)), at.work(name), at.dev_run(name)
+        yield Step(f"{name}-dev", f"index the documents for training with the student {name}", IndexSettings(**how(
+            config, collection=str(queries.docs), encoder=model, index=index
+        )), index, ("queries", trained))  # fmt: skip
+        yield Step(f"{name}-search", f"search the held-out queries with the student {name}", SearchSettings(**how(
+            config, encoder=model, index=(str(index),), topics=str(queries.topics("dev")), hits=HITS, output=run
+        )), run, ("queries", trained, f"{name}-dev"))  # fmt: skip
+        yield Step(f"{name}-index", f"index all documents with the student {name}", IndexSettings(**only_set(**how(
+            config, **_collection(config), encoder=model, index=at.index(name)
+        ))), at.index(name), (trained,))  # fmt: skip
 
 
-def only_set(**values: Any) -> dict[str, Any]:
+def only_set(**values: object) -> Record:
     """The values that are not None, so that the command line shows only what is set."""
     return {name: value for name, value in values.items() if value is not None}
 
 
-def how(config: DistillConfig, **values: Any) -> dict[str, Any]:
+def how(config: DistillConfig, **values: object) -> Record:
     """Add precision and device if the user set them."""
     return values | {name: getattr(config, name) for name in ("precision", "device") if config.given(name)}
 
 
-def _training(config: DistillConfig, **values: Any) -> dict[str, Any]:
+def _training(config: DistillConfig, **values: object) -> Record:
     """Add what all trainings share."""
     shared = {"dropout": 0.0, "seed": config.seed}
     return how(config, **(shared | only_set(**values)))

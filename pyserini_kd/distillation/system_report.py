@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 
-from pyserini_kd.distillation.system_choice import MEASURES, Chosen
+from pyserini_kd.distillation.system_choice import MEASURES, HeldOut
 from pyserini_kd.distillation.system_config import DistillConfig
 from pyserini_kd.distillation.system_plan import Folder
 from pyserini_kd.evaluation import page
@@ -17,14 +17,15 @@ MADE_UP = (
 )
 
 
-def write(config: DistillConfig, at: Folder, chosen: Chosen) -> str:
+def write(config: DistillConfig, held_out: HeldOut) -> str:
     """Write `report.html`; return a line about it."""
+    at, paths = held_out.at, list(map(str, held_out.runs.values()))
     trainings = [at.model(name) for name in dict.fromkeys(("dense", *config.wanted))]
     settings = ReportConfig(
-        runs=tuple(map(str, chosen.runs)), qrels=str(at.queries.qrels("dev")), measures=MEASURES,
-        baseline=str(chosen.runs[0]), topics=str(at.queries.topics("dev")), collection=str(at.queries.docs),
+        runs=tuple(paths), qrels=str(at.queries.qrels("dev")), measures=MEASURES,
+        baseline=paths[0], topics=str(at.queries.topics("dev")), collection=str(at.queries.docs),
         training=tuple(str(folder / "training.json") for folder in trainings if (folder / "training.json").exists()),
-        notes=(*(() if config.qrels else (MADE_UP,)), *_sizes(config, at)), output=at.path / "report.html", overwrite=True,
+        notes=(*((MADE_UP,) if held_out.made_up else ()), *_sizes(config, at)), output=at.path / "report.html", overwrite=True,
     )  # fmt: skip
     return page.build(settings)[0]
 

@@ -3,17 +3,14 @@
 import dataclasses
 import shutil
 import time
-from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Self
+from typing import Self
 
 from pyserini_kd.distillation.made_queries import Found
 from pyserini_kd.distillation.system_config import DistillConfig
 from pyserini_kd.models.rankers import load_encoder
 from pyserini_kd.storage.errors import InputError
-
-if TYPE_CHECKING:
-    from pyserini_kd.distillation.system_plan import Step
+from pyserini_kd.storage.records import Record
 
 MAX_SAMPLE = 20_000  # documents for training
 PROBE = 64  # documents encoded to measure the speed
@@ -39,7 +36,7 @@ class Sizes:
     """How much work the steps do. `distill` keeps them, so that a second call makes the same steps.
 
     Attributes:
-        minutes: the time budget.
+        made_for: the settings that they depend on.
         words_a_second: measured speed of the teacher.
         n_docs: documents in the collection.
         words: words of a document that a model reads, on average.
@@ -49,7 +46,7 @@ class Sizes:
         score_steps: steps of Margin-MSE, for each student.
     """
 
-    minutes: float
+    made_for: Record
     words_a_second: float
     n_docs: int
     words: float
@@ -74,7 +71,7 @@ class Sizes:
         queries = 0.8 * sample * QUERIES_PER_DOC
         score_steps = min((1 - share) * left / max(1, n_scored) / score_step, MAX_SCORE_EPOCHS * queries / BLOCK)
         train_queries = max(BLOCK, min(round(queries), BLOCK * round(score_steps)))
-        return cls(config.minutes, round(speed, 1), found.n_docs, round(words, 1), sample, train_queries,
+        return cls(made_for(config), round(speed, 1), found.n_docs, round(words, 1), sample, train_queries,
                    max(MIN_STEPS, round(vector_steps)), max(MIN_STEPS, round(score_steps)))  # fmt: skip
 
     def encoding(self, docs: int, speed: float = 1.0) -> float:
@@ -90,6 +87,11 @@ class Sizes:
     def scores(self) -> float:
         """Seconds of Margin-MSE for one student."""
         return self.score_steps * _score_words(self.words) / (self.words_a_second * TRAINING_SPEED) + 2 * START
+
+
+def made_for(config: DistillConfig) -> Record:
+    """The settings that sizes depend on."""
+    return {"minutes": config.minutes, "init": config.init, "students": list(config.wanted), "scored": list(config.scored)}
 
 
 def _score_words(words: float) -> float:
@@ -122,13 +124,3 @@ def refuse_full_disk(config: DistillConfig, found: Found) -> None:
     free = shutil.disk_usage(parent).free
     if needed > free:
         raise InputError(f"the system needs about {needed / 1e9:.1f} GB, but only {free / 1e9:.1f} GB are free", "output")
-
-
-def plan_table(steps: "Sequence[Step]") -> str:
-    """The plan as a table with estimated minutes."""
-    from pyserini_kd.evaluation.tables import table
-
-    numbered = enumerate(steps, start=1)
-    rows = [[str(number), step.what, f"{step.seconds / 60:.1f}", str(step.output)] for number, step in numbered]
-    rows.append(["", "together", f"{sum(step.seconds for step in steps) / 60:.1f}", ""])
-    return table(["step", "what", "minutes", "result"], rows)

@@ -1,13 +1,12 @@
 """Add new documents to a distilled system, without another training.
 
-The new documents get indexes of their own, which are searched together with the earlier ones. BM25's index is built again,
-because its weights depend on all documents.
+The new documents get vectors in indexes of their own, which are searched together with the earlier ones. Lucene indexes are
+built again: BM25's weights depend on all documents.
 """
 
 import logging
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 from tqdm import tqdm
 
@@ -19,13 +18,15 @@ from pyserini_kd.distillation.system_steps import Steps
 from pyserini_kd.retrieval import system_file
 from pyserini_kd.retrieval.indexing import IndexSettings
 from pyserini_kd.retrieval.search_settings import SystemSettings
-from pyserini_kd.retrieval.text_sources import shards, stored_docs
+from pyserini_kd.retrieval.text_sources import stored_docs
 from pyserini_kd.storage.errors import InputError
 from pyserini_kd.storage.files import atomic_file
-from pyserini_kd.storage.records import write_json
+from pyserini_kd.storage.records import Record, write_json
 
 logger = logging.getLogger(__name__)
 
+PARTS = {"dense": "index", "colbert": "rerank_index"}
+"""Index of a student's representations -> the setting that names it."""
 GROWN = 1.25  # a collection that grew by this factor since the training has probably changed its subjects
 
 
@@ -37,36 +38,40 @@ def update(config: DistillConfig, steps: Steps, say: Callable[[str], None]) -> N
     known, at = steps.known, Folder(config.output)
     if "chosen" not in known:
         raise InputError(f"{config.output} holds no finished system; run distill without it first", "update")
-    settings = system_file.read(config.output, set(SystemSettings.model_fields))
+    names = set(SystemSettings.model_fields)
+    settings, written = system_file.read(at.path, names), system_file.raw(at.path, names)
     made = config.but(**known["config"])
-    dense = shards(*settings["index"]) if settings["encoder"] != "bm25" else []
+    parts = {name: key for name, key in PARTS.items() if key in settings and at.index(name).exists()}
+    if not parts:
+        raise InputError(f"{at.path} has no dense student, whose index would know the earlier documents; make the system again "
+                         "in another folder", "update")  # fmt: skip
     number = len(known.get("updates", [])) + 1
     new = at.work(f"update.{number}.jsonl")
-    count = _write_new(made, dense, new) if dense else None
+    count = _write_new(made, [folder for name in list(parts)[:1] for folder in _folders(at, name, number - 1)], new)
     if count == 0:
         say(f"{config.collection} has no new documents")
         return
-    names = [name for name, key in (("dense", "index"), ("colbert", "rerank_index")) if count and dense and key in settings]
-    plan = [_index(made, name, settings, new, at.index(f"{name}.{number}")) for name in names]
-    whole = how(made, collection=made.collection, fields=made.fields, segment=made.segment, encoder="bm25")
-    again = IndexSettings(**only_set(**whole), index=at.index("bm25"))
-    steps.run([*plan, Step("bm25", "index all documents with BM25", again, at.index("bm25"))])
-    for name in names:
-        parts = [name, *(f"{name}.{part}" for part in range(1, number + 1) if at.index(f"{name}.{part}").exists())]
-        write_json(at.index(f"{name}.json"), {"shards": parts})
-    written = known["chosen"]["settings"]
-    joined: dict[str, Any] = {"index": ["indexes/dense.json"]} if "dense" in names else {}
-    joined |= {"rerank_index": "indexes/colbert.json"} if "colbert" in names and "rerank_index" in written else {}
-    system_file.write(config.output, written | joined)
-    total = known["n_docs"] + sum(known.get("updates", [])) + (count or 0)
-    steps.save(stamp=sources.stamp(config.collection), updates=[*known.get("updates", []), count or 0])
-    say(f"{config.output}: {count or 0} new documents, {total} in all")
-    if total > GROWN * known["n_docs"]:
-        before = known["n_docs"]
+    plan = [_index(made, name, settings, new, at.index(f"{name}.{number}")) for name in parts]
+    plan += [_whole(made, name, encoder, at.index(name)) for name, encoder in (("bm25", "bm25"), ("sparse", at.model("sparse")))
+             if at.index(name).exists()]  # fmt: skip
+    steps.run(plan)
+    for name, key in parts.items():
+        write_json(at.index(f"{name}.json"), {"shards": [folder.name for folder in _folders(at, name, number)]})
+        written[key] = [f"indexes/{name}.json"] if key == "index" else f"indexes/{name}.json"
+    system_file.write(config.output, written)
+    before, total = known["n_docs"], known["n_docs"] + sum(known.get("updates", [])) + count
+    steps.save(stamp=sources.stamp(config.collection), updates=[*known.get("updates", []), count])
+    say(f"{config.output}: {count} new documents, {total} in all")
+    if total > GROWN * before:
         say(f"the collection grew from {before} documents to {total} since the training: train again, in another folder")
 
 
-def _index(config: DistillConfig, name: str, settings: dict[str, Any], docs: Path, output: Path) -> Step:
+def _folders(at: Folder, name: str, updates: int) -> list[Path]:
+    """The index of a student, and those of its updates."""
+    return [at.index(name), *(at.index(f"{name}.{number}") for number in range(1, updates + 1))]
+
+
+def _index(config: DistillConfig, name: str, settings: Record, docs: Path, output: Path) -> Step:
     """The step that indexes the new documents with a student."""
     model = settings["encoder" if name == "dense" else "rerank"]
     kind = {"architecture": "colbert"} if name == "colbert" else {}
@@ -74,6 +79,13 @@ def _index(config: DistillConfig, name: str, settings: dict[str, Any], docs: Pat
         **only_set(**how(config, collection=str(docs), segment=config.segment, encoder=str(model), index=output, **kind))
     )
     return Step(f"{output.name}-index", f"index the new documents with the student {name}", values, output)
+
+
+def _whole(config: DistillConfig, name: str, encoder: str | Path, output: Path) -> Step:
+    """The step that builds a Lucene index of all documents again."""
+    given = {"collection": config.collection, "fields": config.fields, "segment": config.segment}
+    settings = IndexSettings(**only_set(**how(config, **given, encoder=str(encoder), index=output)))
+    return Step("bm25" if name == "bm25" else f"{name}-index", f"index all documents with {name}", settings, output)
 
 
 def _write_new(config: DistillConfig, folders: list[Path], path: Path) -> int:

@@ -1,7 +1,7 @@
 """Search settings and their rules."""
 
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Literal, Self
 
 from pydantic import model_validator
 
@@ -9,6 +9,7 @@ from pyserini_kd.data.run_files import check_tag
 from pyserini_kd.retrieval import system_file
 from pyserini_kd.storage import settings as shared
 from pyserini_kd.storage.errors import InputError
+from pyserini_kd.storage.records import Record
 from pyserini_kd.storage.settings import Settings, option
 
 QUERY_HITS, RUN_HITS = 10, 1000  # defaults for `query`, and for each topic
@@ -71,7 +72,7 @@ class SystemSettings(Settings):
 
     @model_validator(mode="before")
     @classmethod
-    def from_system(cls, values: dict[str, Any]) -> dict[str, Any]:
+    def from_system(cls, values: Record) -> Record:
         """Add the settings of `system`, except those that are given."""
         if values.get("system") is None:
             return values

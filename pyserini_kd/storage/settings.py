@@ -101,7 +101,7 @@ class Settings(BaseModel):
             if isinstance(value, bool):
                 found += [flag] if value else [negative] if negative else []
                 continue
-            values = [f"{part:g}" if isinstance(part, float) else str(part) for part in _several(value)]
+            values = [str(part) for part in _several(value)]
             values = [",".join(values)] if shown.plain else values
             found += [*([flag] if flag.startswith("-") else []), *values] if shown.words else _each(flag, values)
         return found

@@ -1,5 +1,6 @@
 """`distill`: the whole way from documents to a system, what it skips and makes again, its choices, updates, wrong input."""
 
+import dataclasses
 import json
 import logging
 import shlex
@@ -45,11 +46,15 @@ def bi_encoder(tmp_path_factory):
     return dot(tokenizer, folder / "dot", layers=4, max_doc_len=60, max_query_len=24)
 
 
+def sizes_of(config, vector_steps=4):
+    """Trainings of a few steps, without a measurement of speed."""
+    return Sizes(system_sizes.made_for(config), 1000.0, N_DOCS, 50.0, N_DOCS, 96, vector_steps, 3)
+
+
 @pytest.fixture
 def few_steps(monkeypatch):
     """Trainings of a few steps, without a measurement of speed."""
-    made = Sizes(15.0, 1000.0, N_DOCS, 50.0, N_DOCS, 96, 4, 3)
-    monkeypatch.setattr(Sizes, "choose", classmethod(lambda cls, config, found: made))
+    monkeypatch.setattr(Sizes, "choose", classmethod(lambda cls, config, found: sizes_of(config)))
 
 
 @pytest.fixture(scope="module")
@@ -58,8 +63,7 @@ def system(bi_encoder, tmp_path_factory):
     folder = tmp_path_factory.mktemp("systems")
     formats.write_collection(DOCS, folder / "docs.jsonl")
     with pytest.MonkeyPatch.context() as patch:
-        made = Sizes(15.0, 1000.0, N_DOCS, 50.0, N_DOCS, 96, 4, 3)
-        patch.setattr(Sizes, "choose", classmethod(lambda cls, config, found: made))
+        patch.setattr(Sizes, "choose", classmethod(lambda cls, config, found: sizes_of(config)))
         said = []
         distilling.run(config_of(folder, bi_encoder), said.append)
     return folder, said
@@ -108,14 +112,14 @@ def ran(monkeypatch):
     """The names of the commands whose work was done."""
     names = []
 
-    def note(kind, work):
+    def note(command):
         def noted(settings):
-            names.append(getattr(settings, "recipe", None) or system_plan.COMMANDS[kind])
-            return work(settings)
+            names.append(getattr(settings, "recipe", None) or command.name)
+            return command.work(settings)
 
-        return noted
+        return command._replace(work=noted)
 
-    monkeypatch.setattr(system_steps, "WORK", {kind: note(kind, work) for kind, work in system_steps.WORK.items()})
+    monkeypatch.setattr(system_steps, "COMMANDS", {kind: note(command) for kind, command in system_steps.COMMANDS.items()})
     return names
 
 
@@ -162,8 +166,7 @@ def test_an_output_replaced_by_hand_is_used_and_what_depends_on_it_is_made_again
 
 @pytest.mark.slow
 def test_another_budget_trains_again(system, bi_encoder, copy, monkeypatch, ran):
-    made = Sizes(30.0, 1000.0, N_DOCS, 50.0, N_DOCS, 96, 5, 3)
-    monkeypatch.setattr(Sizes, "choose", classmethod(lambda cls, config, found: made))
+    monkeypatch.setattr(Sizes, "choose", classmethod(lambda cls, config, found: sizes_of(config, vector_steps=5)))
     again(system, bi_encoder, copy, minutes=30)
     assert ran[:4] == ["vectors", "index", "search", "index"]
 
@@ -229,6 +232,62 @@ def test_an_update_cuts_new_documents_into_the_same_passages(bi_encoder, tmp_pat
     assert run["1"].doc_ids[0].startswith("d5000#")
 
 
+def test_search_yaml_changed_by_hand_stays_in_a_second_call_and_in_an_update(bi_encoder, tmp_path, few_steps):
+    folder, names, said = tmp_path, set(SystemSettings.model_fields), []
+    formats.write_collection(DOCS, folder / "docs.jsonl")
+    distilling.run(config_of(folder, bi_encoder), print)
+    system_file.write(folder / "sys", system_file.raw(folder / "sys", names) | {"alpha": 0.125})
+    distilling.run(config_of(folder, bi_encoder), said.append)
+    assert system_file.raw(folder / "sys", names)["alpha"] == 0.125 and any("chosen before" in line for line in said)
+    formats.write_collection([*DOCS, doc_of(5000)], folder / "docs.jsonl", overwrite=True)
+    distilling.run(DistillConfig(collection=str(folder / "docs.jsonl"), output=folder / "sys", update=True), said.append)
+    found = system_file.raw(folder / "sys", names)
+    assert found["alpha"] == 0.125 and found["index"] == ["indexes/dense.json"]
+
+
+def test_a_changed_query_log_makes_the_queries_again(bi_encoder, tmp_path, few_steps, ran):
+    formats.write_collection(DOCS, tmp_path / "docs.jsonl")
+    (tmp_path / "log.tsv").write_text("1\tbroken violin handle\n")
+    config = config_of(tmp_path, bi_encoder, topics=str(tmp_path / "log.tsv"), students=("dense",))
+    distilling.run(config, print)
+    ran.clear()
+    distilling.run(config, print)
+    assert ran == []
+    (tmp_path / "log.tsv").write_text("1\tbroken garden window\n")
+    distilling.run(config, print)
+    assert ran[0] == "queries" and "vectors" in ran
+
+
+def test_sizes_of_an_earlier_run_serve_only_the_same_students(system, bi_encoder, copy):
+    steps = system_steps.Steps(copy / "distill.json")
+    config = config_of(system[0], bi_encoder)
+    assert distilling._sizes(config, None, steps) == sizes_of(config)
+    for other in ({"minutes": 20}, {"students": ("reranker",)}, {"topics": "log.tsv"}):
+        made_for = system_sizes.made_for(config_of(system[0], bi_encoder, **other))
+        assert made_for != steps.known["sizes"]["made_for"], other
+
+
+def test_a_splade_that_beats_bm25_takes_its_place(bi_encoder, tmp_path, few_steps):
+    formats.write_collection(DOCS, tmp_path / "docs.jsonl")
+    said = []
+    config = config_of(tmp_path, bi_encoder, students=("dense", "sparse"))
+    distilling.run(config, said.append)
+    out, at = tmp_path / "sys", system_plan.Folder(tmp_path / "sys")
+    assert any("sparse instead of BM25" in line and "bm25 is used" in line for line in said)  # three steps are too few
+    assert system_file.raw(out, set(SystemSettings.model_fields))["sparse_index"] == "indexes/bm25"
+    held_out = system_choice.HeldOut.open(config, at)
+    held_out.runs["sparse"], held_out.runs["bm25"] = held_out.runs["bm25"], held_out.runs["sparse"]  # BM25 is the better one
+    chosen = system_choice.choose(config, held_out, said.append).settings
+    assert chosen["sparse_index"] == "indexes/sparse" and chosen["encoder"] == "models/dense"
+    system_file.write(out, chosen)
+    run, _ = System.open(SystemSettings(system=str(out))).search([Query("1", "violin number3")], 10)
+    assert len(run["1"].doc_ids) == 10
+    only = system_choice.choose(config.but(students=("sparse",)), dataclasses.replace(
+        held_out, runs={name: path for name, path in held_out.runs.items() if name in ("bm25", "sparse", "teacher")}
+    ), said.append).settings  # fmt: skip
+    assert only == {"encoder": "models/sparse", "index": ["indexes/sparse"]}
+
+
 def test_few_documents_give_an_untrained_system_and_say_so(bi_encoder, tmp_path, caplog):
     formats.write_collection(DOCS[:50], tmp_path / "docs.jsonl")
     distilling.run(config_of(tmp_path, bi_encoder), print)
@@ -252,10 +311,14 @@ def test_dry_run_prints_the_plan_and_writes_nothing(bi_encoder, tmp_path, few_st
     assert not (tmp_path / "sys").exists()
 
 
-def test_another_language_is_named(tmp_path):
+def test_another_language_is_named(tmp_path, few_steps, bi_encoder, caplog):
     text = "Der Motor läuft nicht mehr und niemand weiß warum das so ist, denn gestern lief er noch ohne Fehler"
-    lines = distilling.describe(sample([Doc(str(n), "", f"{text} {n}") for n in range(300)], 100))
-    assert "do not look English" in lines[1] and "--init" in lines[1]
+    formats.write_collection([Doc(str(n), "", f"{text} {n}") for n in range(300)], tmp_path / "docs.jsonl")
+    distilling.run(DistillConfig(collection=str(tmp_path / "docs.jsonl"), output=tmp_path / "sys", dry_run=True), print)
+    assert "do not look English" in caplog.text and "--init" in caplog.text
+    caplog.clear()
+    distilling.run(config_of(tmp_path, bi_encoder, dry_run=True), print)  # another model may know the language
+    assert "English" not in caplog.text
 
 
 def test_a_full_disk_is_noticed_before_the_work(tmp_path, monkeypatch):
@@ -272,6 +335,7 @@ def test_a_full_disk_is_noticed_before_the_work(tmp_path, monkeypatch):
         ({"students": ("dense", "dense")}, "named twice"),
         ({"init": "random:2/32"}, "must be a bi-encoder"),
         ({"precision": "int8"}, "trained in fp32 or bf16"),
+        ({"teachers": ("models/other",)}, "teaches students that learn scores"),
         ({"update": True, "minutes": 3}, "keeps the settings"),
     ],
 )

@@ -177,6 +177,16 @@ def test_judged_topics_are_split_and_the_documents_stay_whole(made, tmp_path):
     assert all(docs[f"d{number}"] == DOCS[number] for number in range(20))
 
 
+def test_judgements_of_documents_hold_for_their_passages(made, tmp_path):
+    files, _ = made
+    formats.write_topics([Query(str(number), f"violin number{number}") for number in range(20)], tmp_path / "t.tsv")
+    formats.write_qrels({str(number): {f"d{number}": 1} for number in range(20)}, tmp_path / "q.txt")
+    make_files(QueryConfig(collection=str(files.folder.parent / "docs.jsonl"), segment="20:10", topics=str(tmp_path / "t.tsv"),
+                           qrels=str(tmp_path / "q.txt"), output=tmp_path / "q"))  # fmt: skip
+    for grades in sources.qrels(str(QueryFiles(tmp_path / "q").qrels("dev"))).values():
+        assert len(grades) > 1 and all("#" in doc_id and grade == 1 for doc_id, grade in grades.items())
+
+
 def test_the_same_seed_writes_the_same_bytes(made, tmp_path):
     files, _ = made
     make_files(QueryConfig(collection=str(files.folder.parent / "docs.jsonl"), output=tmp_path / "again", dev=8))
