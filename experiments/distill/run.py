@@ -92,19 +92,18 @@ def runs_of(name: str, test: Test, work: Path, options: list[str]) -> tuple[dict
     if not (system / "search.yaml").exists():
         kd("distill", "--collection", test.collection, "--output", system, *options)
     minutes = sum(step["seconds"] for step in read_json(system / "distill.json", "record")["steps"].values()) / 60
-    minilm, search = work / f"{name}.minilm", ["search", "--topics", test.topics, "--hits", HITS, "--output"]
-    if not minilm.exists():
-        kd("index", "--collection", test.collection, "--encoder", "minilm", "--index", minilm)
-    bm25, model = system / "indexes" / "bm25", system / "models" / "dense"
-    if not (folder / "system.txt").exists():
-        kd(*search, folder / "bm25.txt", "--encoder", "bm25", "--index", bm25)
-        kd(*search, folder / "minilm.txt", "--encoder", "minilm", "--index", minilm)
-        kd(*search, folder / "dense.txt", "--encoder", model, "--index", system / "indexes" / "dense")
-        kd(*search, folder / "system.txt", "--system", system)
-    runs = {system: Run.read(folder / f"{system}.txt") for system in ("bm25", "minilm", "dense", "system")}
-    alpha = read_json(system / "distill.json", "record")["chosen"]["alpha"]
+    bm25, model, zero_shot = system / "indexes" / "bm25", system / "models" / "dense", ("minilm", "minilm-3")
+    for encoder in zero_shot:
+        if not (index := work / f"{name}.{encoder}").exists():
+            kd("index", "--collection", test.collection, "--encoder", encoder, "--index", index)
+    search = {encoder: ["--encoder", encoder, "--index", work / f"{name}.{encoder}"] for encoder in zero_shot}
+    search |= {"bm25": ["--encoder", "bm25", "--index", bm25], "system": ["--system", system]}
+    search["dense"] = ["--encoder", model, "--index", system / "indexes" / "dense"]
+    for one, words in search.items():
+        if not (folder / f"{one}.txt").exists():
+            kd("search", *words, "--topics", test.topics, "--hits", HITS, "--output", folder / f"{one}.txt")
+    runs = {one: Run.read(folder / f"{one}.txt") for one in search}
     runs["rrf"] = fusion.rrf([runs["bm25"], runs["minilm"]], engine="fast")
-    runs["hybrid"] = fusion.interpolation(runs["bm25"], runs["dense"], alpha=alpha)
     return runs, minutes
 
 
@@ -124,9 +123,10 @@ def main(data: Path, work: Path, names: list[str], options: list[str]) -> None:
         better = max(("bm25", "dense"), key=lambda system: means[system])
         rows[name] = {
             "collection": name, "documents": record["n_docs"], "minutes": f"{minutes:.1f}",
-            **{system: f"{means[system]:.4f}" for system in ("bm25", "minilm", "rrf", "dense", "hybrid", "system")},
+            **{system: f"{means[system]:.4f}" for system in ("bm25", "minilm", "rrf", "minilm-3", "dense", "system")},
+            "minilm-3 / MiniLM": f"{means['minilm-3'] / means['minilm']:.3f}",
             "dense / MiniLM": f"{means['dense'] / means['minilm']:.3f}",
-            "hybrid - better one": f"{means['hybrid'] - means[better]:+.4f}",
+            "system - better one": f"{means['system'] - means[better]:+.4f}",
             "system - RRF": "{:+.4f} (p = {:.2g})".format(*engines.compare(values["system"], values["rrf"])),
             "reranks": "yes" if "rerank" in record["chosen"]["settings"] else "no",
         }  # fmt: skip

@@ -24,7 +24,7 @@ TRAIN_LENGTH = 128  # tokens read in training; students read more in use
 TEACHER_SEARCHED = "teacher-dev"  # the step after which the teacher can be checked
 HITS = 100  # hits per query that are compared and mined
 DEPTH = 20  # documents reranked per query
-SCORES: dict[str, Record] = {  # what suits the student's scores against an ensemble with a spread near 1
+SCORES: dict[str, Record] = {  # settings that suit teacher scores with a spread near 1
     "colbert": {"settings": ("width=128",), "lr": 5e-5},
     "cross_encoder": {"lr": 5e-5},
     "splade": {"lr": 5e-5},

@@ -26,6 +26,7 @@ STUDENT_SPEED = 1.9  # encoding by 3 layers
 TRAINING_SPEED = 0.5  # training 3 layers
 START = 3.0  # seconds to load models and texts for a step
 VECTOR_SHARE = 0.5  # share of the training time for vectors, if students learn scores too
+LEAST_SHARE = 0.4  # of the budget, for training
 MAX_VECTOR_EPOCHS, MAX_SCORE_EPOCHS = 4.0, 2.0
 MIN_STEPS = 10
 QUERIES_PER_DOC = 3.0  # texts made from a document, on average
@@ -57,13 +58,16 @@ class Sizes:
 
     @classmethod
     def choose(cls, config: DistillConfig, found: Found) -> Self:
-        """Measure the teacher's speed and fit the training into the budget. Indexing all documents takes what it takes."""
+        """Measure the teacher's speed, and fit the training into the time that indexing leaves of the budget.
+
+        Training gets at least 40 % of the budget, also if the indexing of all documents needs more than the rest.
+        """
         speed = measure(config, found)
         words = min(found.words, WINDOW)
         sample = min(found.n_docs, MAX_SAMPLE, max(1000, round(0.15 * config.minutes * 60 * speed / words)))
         n_scored = len(config.scored)
         fixed = (2.5 * sample + len(config.wanted) * found.n_docs / STUDENT_SPEED) * words / speed + 12 * START
-        left = max(config.minutes * 60 - fixed, 0.4 * config.minutes * 60) * speed * TRAINING_SPEED  # in words
+        left = max(config.minutes * 60 - fixed, LEAST_SHARE * config.minutes * 60) * speed * TRAINING_SPEED  # in words
         texts = sample * (words + QUERIES_PER_DOC * QUERY_WORDS)
         vector_step, score_step = VECTOR_TOKENS / TOKENS, _score_words(words)
         share = VECTOR_SHARE if n_scored else 1.0

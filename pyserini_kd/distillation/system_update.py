@@ -27,7 +27,7 @@ logger = logging.getLogger(__name__)
 
 PARTS = {"dense": "index", "colbert": "rerank_index"}
 """Index of a student's representations -> the setting that names it."""
-GROWN = 1.25  # a collection that grew by this factor since the training has probably changed its subjects
+GROWN = 1.25  # advise a new training if the collection grew by this factor; it may have new subjects
 
 
 def update(config: DistillConfig, steps: Steps, say: Callable[[str], None]) -> None:

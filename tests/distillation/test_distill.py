@@ -438,7 +438,9 @@ def test_after_kill_9_the_same_command_ends_with_the_same_bytes(bi_encoder, tmp_
     record = json.loads((tmp_path / "whole" / "distill.json").read_text())
     (tmp_path / "killed").mkdir()
     kept = {name: record[name] for name in ("collection", "sizes", "stamp")}
-    (tmp_path / "killed" / "distill.json").write_text(json.dumps(kept))  # the same sizes, which are measured otherwise
+    (tmp_path / "killed" / "distill.json").write_text(
+        json.dumps(kept)
+    )  # without these sizes, the command would measure the speed again
     kills = 0
     for seconds in (4, 6, 8, 10, 12, 14):  # the start alone takes some seconds
         with subprocess.Popen(
